@@ -1,0 +1,233 @@
+"""Every key of ``stages.toml``, once: its type, default, unit, range and line of documentation.
+
+The loader, the command-line flags, the environment variables and docs/reference.md are all derived from these classes;
+nothing else in the project knows what keys exist. The values are frozen: a deployment is read once and passed around.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, Field, dataclass, field, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+
+from engine.core.routing import Route, Topology
+
+
+class Unit(Enum):
+    """How a number is written in the file and what a bare one means."""
+
+    SECONDS = "s"
+    MILLISECONDS = "ms"
+    BYTES = "bytes"
+    COUNT = "count"
+    NONE = ""
+
+
+@dataclass(frozen=True)
+class Key:
+    """What the loader and the reference need to know about one key, beyond its Python type."""
+
+    doc: str
+    unit: Unit = Unit.NONE
+    least: float | None = None
+    most: float | None = None
+    choices: tuple[str, ...] = ()
+    flag: bool = False  # also a command-line flag and an ENGINE_ variable of this name
+
+
+def key(default: Any = MISSING, doc: str = "", **about: Any) -> Any:
+    """A dataclass field with its Key; mutable defaults are given as a factory."""
+    metadata = {"key": Key(doc, **about)}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    if default is MISSING:
+        return field(metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def key_of(item: Field[Any]) -> Key:
+    about: Key = item.metadata["key"]
+    return about
+
+
+@dataclass(frozen=True)
+class EngineSection:
+    """``[engine]``: the deployment as a whole."""
+
+    name: str = key(
+        "", "Name of the deployment; default: the folder of the file. One of a name runs at a time."
+    )
+    grace: float = key(
+        10.0,
+        "Time to finish what is running when stopping.",
+        unit=Unit.SECONDS,
+        least=0,
+        most=3600,
+        flag=True,
+    )
+    bind: str = key(
+        "",
+        "tcp://HOST:PORT the broker listens on, for processes started by hand or on other hosts; "
+        "empty: private ipc sockets in the run directory. Ports from PORT upwards are used.",
+    )
+    run_dir: str = key(
+        "",
+        "Private directory for sockets and the pid file; default: under $XDG_RUNTIME_DIR or /tmp.",
+        flag=True,
+    )
+    namespace: str = key("engine", "Prefix of every metric's name.", flag=True)
+    log_level: str = key(
+        "info",
+        "Least severe log level that is written.",
+        choices=("debug", "info", "warning", "error"),
+        flag=True,
+    )
+    max_attempts: int = key(
+        3, "How often an item is tried when workers die under it.", unit=Unit.COUNT, least=1, most=100
+    )
+
+
+@dataclass(frozen=True)
+class FrontendSection:
+    """``[frontend]``: the HTTP side."""
+
+    address: str = key("0.0.0.0", "Host name, IPv4 or IPv6 address to listen on.", flag=True)
+    port: int = key(8000, "TCP port to listen on; 0 takes a free one.", least=0, most=65535, flag=True)
+    workers: int = key(1, "gunicorn worker processes.", unit=Unit.COUNT, least=1, most=256)
+    timeout: float = key(
+        3.0,
+        "Default deadline of a request, and of one forward.",
+        unit=Unit.SECONDS,
+        least=0.001,
+        most=86400,
+        flag=True,
+    )
+    capacity: int = key(
+        1024, "Requests admitted at once; past it 429.", unit=Unit.COUNT, least=1, most=10_000_000, flag=True
+    )
+    capacity_bytes: int = key(
+        1 << 30, "Bytes of request bodies held at once; past it 429.", unit=Unit.BYTES, least=1
+    )
+    max_request_size: int = key(
+        10 << 20, "Largest request body; past it 413.", unit=Unit.BYTES, least=1, flag=True
+    )
+    max_header_size: int = key(
+        64 << 10, "Largest total of request headers; past it 431.", unit=Unit.BYTES, least=1024, most=1 << 20
+    )
+    header_timeout: float = key(
+        10.0, "Time for a client to send its request headers.", unit=Unit.SECONDS, least=0.1, most=3600
+    )
+    body_timeout: float = key(
+        30.0, "Longest pause while a client sends its body.", unit=Unit.SECONDS, least=0.1, most=3600
+    )
+    keepalive: float = key(
+        75.0, "How long an idle connection is kept open.", unit=Unit.SECONDS, least=0, most=3600
+    )
+    compression: bool = key(False, "Accept and send gzip and zstd bodies.", flag=True)
+
+
+@dataclass(frozen=True)
+class StageSection:
+    """``[[stage]]``: one Worker class and how it runs."""
+
+    name: str = key(doc="Name of the stage, unique in the file.")
+    worker: str = key(doc="module:Class, found beside the file or installed.")
+    num: int = key(1, "Worker processes.", unit=Unit.COUNT, least=1, most=4096)
+    max_batch_size: int = key(
+        1, "Most items of one batch; 1 passes single values to forward.", unit=Unit.COUNT, least=1, most=65536
+    )
+    max_batch_bytes: int = key(64 << 20, "Most payload bytes of one batch.", unit=Unit.BYTES, least=1)
+    max_wait_time: float = key(
+        10.0,
+        "Longest wait of the oldest item for its batch to fill, while a worker could take it.",
+        unit=Unit.MILLISECONDS,
+        least=0,
+        most=600_000,
+    )
+    eager: bool = key(
+        True, "An idle worker gets what there is at once; false waits for a full batch or max_wait_time."
+    )
+    max_queue_bytes: int = key(
+        1 << 30, "Payload bytes waiting at this stage; past it 429.", unit=Unit.BYTES, least=1
+    )
+    timeout: float = key(
+        0.0,
+        "Time for one forward, then its items get 408; 0: the frontend's timeout.",
+        unit=Unit.SECONDS,
+        least=0,
+        most=86400,
+    )
+    kill_after: float = key(
+        0.0,
+        "Further time before a worker stuck in forward is killed; 0: the timeout again.",
+        unit=Unit.SECONDS,
+        least=0,
+        most=86400,
+    )
+    start_timeout: float = key(
+        600.0, "Time for a worker to load and warm up.", unit=Unit.SECONDS, least=1, most=86400
+    )
+    idempotent: bool = key(
+        True, "Items may be computed again after a worker died; false answers them 500 instead."
+    )
+    isolate: bool | None = key(
+        None, "Narrow an exception of a whole batch down by halving it; default: as idempotent."
+    )
+    device: Any = key(
+        "auto", '"cpu", "cuda", "cuda:0", ["cuda:0", "cuda:1"] (dealt out to the workers), or "auto".'
+    )
+    cpus: Any = key(
+        "auto",
+        '"auto" shares the machine\'s CPUs out, "all" pins nothing, or a list of CPU numbers, or one list per worker.',
+    )
+    env: Any = key(
+        dict, "Environment variables of the workers: a table, or a list with one table per worker."
+    )
+    args: Any = key(dict, "Keyword arguments of the class's __init__.")
+
+
+@dataclass(frozen=True)
+class RouteSection:
+    """``[[route]]``: an HTTP path and the stages that serve it, in order."""
+
+    path: str = key(doc="HTTP path, beginning with a slash.")
+    stages: tuple[str, ...] = key(doc="Names of the stages, in order; a stage may serve several routes.")
+
+
+DEFAULT_ROUTE: Final = "/inference"
+RESERVED_PATHS: Final = ("/", "/healthz", "/readyz", "/metrics", "/openapi")  # and everything below /openapi
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A whole, valid ``stages.toml``: defaults filled in, times in seconds, sizes in bytes."""
+
+    file: Path  # absolute; the folder is where worker modules are looked for
+    engine: EngineSection
+    frontend: FrontendSection
+    stages: tuple[StageSection, ...]
+    routes: tuple[RouteSection, ...]
+
+    @property
+    def topology(self) -> Topology:
+        index = {stage.name: position for position, stage in enumerate(self.stages)}
+        routes = tuple(
+            Route(route.path, tuple(index[name] for name in route.stages)) for route in self.routes
+        )
+        return Topology(tuple(index), routes)
+
+    def stage(self, name: str) -> StageSection:
+        return next(stage for stage in self.stages if stage.name == name)
+
+
+SECTIONS: Final = {
+    "engine": EngineSection,
+    "frontend": FrontendSection,
+    "stage": StageSection,
+    "route": RouteSection,
+}
+
+
+def keys(section: type) -> dict[str, Key]:
+    return {item.name: key_of(item) for item in fields(section)}

@@ -1,0 +1,288 @@
+"""Every message that crosses a socket, as frozen values. This file *is* the protocol.
+
+A message is the first frame of a parcel (:mod:`engine.core.wire`). A message about many items carries them as packed
+columns - one list per field, position *i* of each is item *i* - because encoding one list of 32 integers costs a tenth of
+encoding 32 small maps. ``layout`` says where item *i*'s payload lies in the frames after the header.
+
+Which socket carries what (the broker's side binds, see :mod:`engine.transport`):
+
+    front    frontend -> broker   Submit, Cancel, FrontendBeat           broker -> frontend   Answers, Events, FrontendPulse
+    control  worker   -> broker   Hello, Ready, WorkerBeat, Leave, Bye   broker -> worker     Welcome, Refused, Pulse, Dismiss,
+                                                                                              Revoke, CancelItems
+    lane     broker   -> worker   Batch
+    intake   worker   -> broker   Results (input of the next stage)
+    egress   worker   -> broker   Results (final, failed or skipped), StreamEvents
+    admin    anyone   -> broker   Ask                                    broker -> asker      Report
+
+Units: ``*_us`` are microseconds of *remaining* or *elapsed* time, never an instant. ``uid`` is the broker's number for an
+admitted request, unique over epochs; ``seq`` the frontend's own. ``worker`` is the key the broker gave in Welcome.
+A new field goes at the end of a struct with a default: older peers ignore it.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Annotated, Final, TypeAlias
+
+import msgspec
+
+PROTOCOL: Final = 1  # raised when a peer of the previous number could misread a message
+
+Id: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=256)]
+Layout: TypeAlias = list[int]
+
+
+class Status(IntEnum):
+    """What became of one item. Values from 100 up are the HTTP status of its answer."""
+
+    SKIPPED = 0  # not computed (revoked, expired or cancelled); settles the batch entry, answers nobody
+    OK = 200
+    BAD_REQUEST = 400
+    TIMEOUT = 408
+    UNPROCESSABLE = 422
+    OVERLOADED = 429
+    FAILED = 500
+    UNAVAILABLE = 503
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=False):
+    """Base of all messages: encoded as one msgpack array that begins with the type's tag."""
+
+
+# --- front ---------------------------------------------------------------------------------------------------------
+
+
+class Submit(Message, frozen=True, tag=1):
+    """Requests for admission. ``metas`` are opaque here: see :func:`engine.core.wire.pack_meta`."""
+
+    seqs: list[Id]
+    routes: list[int]
+    budgets_us: list[int]  # time remaining until the deadline
+    request_ids: list[str]
+    metas: list[bytes]
+    layout: Layout = []
+
+
+class Cancel(Message, frozen=True, tag=2):
+    """The clients of these requests have gone."""
+
+    seqs: list[Id]
+
+
+class FrontendBeat(Message, frozen=True, tag=3):
+    """A frontend lives; ``families`` are its metrics (:mod:`engine.metrics`)."""
+
+    name: Name
+    pid: int
+    pending: int
+    families: bytes = b""
+
+
+class Answers(Message, frozen=True, tag=4):
+    """Final answers; the payload is the body, or for a failure the UTF-8 message the client may see.
+
+    ``trails`` holds for each hop three little-endian u32 of microseconds: queue, batch, compute. ``hops`` names the stages
+    of a trail by index. ``headers`` is sparse: item position -> extra response headers.
+    """
+
+    epoch: int
+    seqs: list[Id]
+    statuses: list[int]
+    mimes: list[str]
+    trails: list[bytes]
+    headers: dict[int, dict[str, str]] = {}
+    layout: Layout = []
+
+
+class Events(Message, frozen=True, tag=5):
+    """Stream events of running requests, in order; the payload is the event's bytes."""
+
+    epoch: int
+    seqs: list[Id]
+    layout: Layout = []
+
+
+class StageState(Message, frozen=True, tag=50):
+    """How one stage stands, for readiness and ``engine status``."""
+
+    name: Name
+    wanted: int
+    ready: int
+    starting: int
+    queued: int
+    in_flight: int
+    mime: str = "application/json"
+
+
+class FrontendPulse(Message, frozen=True, tag=6):
+    """The broker's answer to a FrontendBeat, also sent when readiness or draining changes."""
+
+    epoch: int
+    draining: bool
+    headroom: int  # requests that could be admitted now
+    stages: list[StageState]
+
+
+# --- control -------------------------------------------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True, tag=10):
+    """A worker process exists (before it loads its model). ``host`` identifies machine and process namespace."""
+
+    protocol: int
+    fingerprint: str
+    stage: Name
+    slot: int  # 1..num, fixed over restarts
+    pid: int
+    host: Name
+
+
+class Welcome(Message, frozen=True, tag=11):
+    """``lane`` is the endpoint to connect a PULL socket to; ``same_host``: monotonic clocks may be compared."""
+
+    epoch: int
+    worker: int
+    lane: str
+    same_host: bool
+
+
+class Refused(Message, frozen=True, tag=12):
+    """The worker cannot join, and trying again will not help."""
+
+    reason: str
+
+
+class Ready(Message, frozen=True, tag=13):
+    """Warm-up is done: batches may come."""
+
+    worker: int
+    mime: str
+    warmup_ms: int = 0
+
+
+class WorkerBeat(Message, frozen=True, tag=14):
+    """A worker lives. ``families`` are the user's own metrics; empty when unchanged."""
+
+    worker: int
+    families: bytes = b""
+
+
+class Pulse(Message, frozen=True, tag=15):
+    """The broker lives. ``known`` false: say hello again, this epoch does not know you."""
+
+    epoch: int
+    known: bool
+
+
+class Leave(Message, frozen=True, tag=16):
+    """The worker wants to stop: give it nothing more, dismiss it when its batches are settled."""
+
+    worker: int
+
+
+class Dismiss(Message, frozen=True, tag=17):
+    """Nothing is in flight at this worker and nothing more will come: it may exit."""
+
+
+class Revoke(Message, frozen=True, tag=18):
+    """These batches were given to somebody else: skip them if they have not begun."""
+
+    batches: list[Id]
+
+
+class CancelItems(Message, frozen=True, tag=19):
+    """Nobody waits for these items any more."""
+
+    uids: list[Id]
+
+
+class Bye(Message, frozen=True, tag=20):
+    """The worker leaves now; whatever it held may be given to others."""
+
+    worker: int
+
+
+# --- lane, intake, egress ------------------------------------------------------------------------------------------
+
+
+class Batch(Message, frozen=True, tag=30):
+    """Work for one worker. ``sent_ns`` is the broker's monotonic clock, meaningful only where Welcome said so."""
+
+    batch: Id
+    sent_ns: int
+    reason: str  # why it left the queue: full, idle, wait, deadline, drain, replay
+    uids: list[Id]
+    routes: list[int]
+    budgets_us: list[int]
+    attempts: list[int]
+    request_ids: list[str]
+    metas: list[bytes]
+    trails: list[bytes]
+    layout: Layout = []
+
+
+class Results(Message, frozen=True, tag=31):
+    """What became of some items of one batch; always names worker and batch, so that the credit can be freed."""
+
+    stage: int
+    worker: int
+    batch: Id
+    uids: list[Id]
+    statuses: list[int]
+    trails: list[bytes]
+    mime: str = ""
+    compute_us: int = 0  # of the whole batch; once per batch, else 0
+    headers: dict[int, dict[str, str]] = {}
+    layout: Layout = []
+
+
+class StreamEvents(Message, frozen=True, tag=32):
+    """Events of items that are still being computed."""
+
+    stage: int
+    worker: int
+    uids: list[Id]
+    layout: Layout = []
+
+
+# --- admin ---------------------------------------------------------------------------------------------------------
+
+
+class Ask(Message, frozen=True, tag=40):
+    """``what``: ``status`` (JSON) or ``metrics`` (families); ``drain`` stops admission for good."""
+
+    what: Name
+
+
+class Report(Message, frozen=True, tag=41):
+    """The answer to an Ask: its bytes are the parcel's only payload."""
+
+    what: Name
+    layout: Layout = []
+
+
+AnyMessage: TypeAlias = (
+    Submit
+    | Cancel
+    | FrontendBeat
+    | Answers
+    | Events
+    | FrontendPulse
+    | Hello
+    | Welcome
+    | Refused
+    | Ready
+    | WorkerBeat
+    | Pulse
+    | Leave
+    | Dismiss
+    | Revoke
+    | CancelItems
+    | Bye
+    | Batch
+    | Results
+    | StreamEvents
+    | Ask
+    | Report
+)

@@ -1,0 +1,55 @@
+"""Which stage comes next. Frontends, broker and workers derive the same table from the same file.
+
+Stages and routes travel as small integers: their positions in the file. :attr:`Topology.fingerprint` lets the broker
+refuse a worker that was started from a different file, in which the integers would mean something else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+FINAL: Final = -1  # "the next hop is the egress"
+
+
+@dataclass(frozen=True)
+class Route:
+    path: str
+    stages: tuple[int, ...]  # positions of the stages that serve it, in order; none twice
+
+
+@dataclass(frozen=True)
+class Topology:
+    stages: tuple[str, ...]  # names
+    routes: tuple[Route, ...]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        text = repr((self.stages, [(route.path, route.stages) for route in self.routes]))
+        return hashlib.blake2s(text.encode(), digest_size=8).hexdigest()
+
+    @cached_property
+    def _next(self) -> tuple[dict[int, int], ...]:
+        return tuple(
+            dict(zip(route.stages, (*route.stages[1:], FINAL), strict=True)) for route in self.routes
+        )
+
+    @cached_property
+    def _hop(self) -> tuple[dict[int, int], ...]:
+        return tuple({stage: hop for hop, stage in enumerate(route.stages)} for route in self.routes)
+
+    def first(self, route: int) -> int:
+        return self.routes[route].stages[0]
+
+    def next_hop(self, route: int, stage: int) -> int:
+        """The stage after ``stage`` on ``route``, or FINAL. KeyError when the route does not pass there."""
+        return self._next[route][stage]
+
+    def hop(self, route: int, stage: int) -> int:
+        """Position of ``stage`` on ``route``, from 0. KeyError when the route does not pass there."""
+        return self._hop[route][stage]
+
+    def stage_names(self, route: int) -> tuple[str, ...]:
+        return tuple(self.stages[stage] for stage in self.routes[route].stages)

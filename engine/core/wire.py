@@ -1,0 +1,196 @@
+"""Parcels: how messages and payloads become ZeroMQ frames and come back. Pure; the only place that knows the format.
+
+A parcel is ``[header, blob, frame, frame, ...]``. The header is one msgpack array (:mod:`engine.core.messages`). Payloads
+below ``INLINE_MAX`` are joined into ``blob``, because a frame of its own costs about a microsecond on each side and a
+parcel may carry hundreds of small ones; larger payloads, and payloads of several parts (a pickle with out-of-band
+buffers), are frames of their own, so that nobody copies them. ``layout[i] >= 0`` is the number of bytes of payload *i* in
+the blob, ``layout[i] < 0`` the number of frames it takes, negated.
+
+Bytes come from peers that may be broken or hostile: :func:`decode` accepts exactly what :func:`encode` can produce and
+raises :class:`~engine.errors.ProtocolError` for anything else.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Final, TypeAlias
+
+import msgspec
+
+from engine.core.messages import AnyMessage, Message
+from engine.errors import ProtocolError
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+Payload: TypeAlias = Buffer | tuple[Buffer, ...]  # one part, or several
+
+INLINE_MAX: Final = 32 * 1024  # bytes; above it joining costs more than a frame
+HEADER_MAX: Final = 16 * 1024 * 1024  # bytes; 1,000 requests with 8 KiB of HTTP headers each are half of it
+FRAMES_MAX: Final = 65_536  # frames of one parcel
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
+
+# Columns that must be as long as the first one, per message type: computed once from the type annotations.
+_columns: dict[type, tuple[str, ...]] = {}
+
+
+def payload_size(payload: Payload) -> int:
+    """Bytes of a payload over all its parts."""
+    if type(payload) is tuple:
+        return sum(_nbytes(part) for part in payload)
+    return _nbytes(payload)  # type: ignore[arg-type]  # not a tuple here
+
+
+def _nbytes(part: Buffer) -> int:
+    return part.nbytes if type(part) is memoryview else len(part)
+
+
+def encode(message: Message, payloads: Sequence[Payload] = ()) -> list[Buffer]:
+    """Frames of a parcel. A message with payloads must have a ``layout`` field, which is filled in here."""
+    if not payloads:
+        return [_encoder.encode(message)]
+    layout: list[int] = []
+    small: list[Buffer] = []
+    large: list[Buffer] = []
+    for payload in payloads:
+        if type(payload) is tuple:
+            layout.append(-len(payload))
+            large.extend(payload)
+        elif (size := _nbytes(payload)) <= INLINE_MAX:  # type: ignore[arg-type]
+            layout.append(size)
+            small.append(payload)  # type: ignore[arg-type]
+        else:
+            layout.append(-1)
+            large.append(payload)  # type: ignore[arg-type]
+    header = _encoder.encode(_with_layout(message, layout))
+    return [header, b"".join(small), *large]
+
+
+def _with_layout(message: Message, layout: list[int]) -> Message:
+    # The struct is frozen for its readers. Here it was made one line ago by the caller and has none yet; a copy
+    # (msgspec.structs.replace) would cost as much as encoding the header.
+    msgspec.structs.force_setattr(message, "layout", layout)
+    return message
+
+
+def decode(frames: Sequence[Buffer]) -> tuple[AnyMessage, list[Payload]]:
+    """The message and its payloads. Raises ProtocolError for malformed, oversize or inconsistent parcels.
+
+    Inlined payloads come back as ``bytes``; framed ones as the frame itself (or a tuple of frames), uncopied.
+    """
+    if not frames or len(frames) > FRAMES_MAX:
+        raise ProtocolError(f"a parcel of {len(frames)} frames")
+    header = frames[0]
+    if _nbytes(header) > HEADER_MAX:
+        raise ProtocolError(f"a header of {_nbytes(header)} bytes")
+    try:
+        message = _decoder.decode(header)
+    except (msgspec.DecodeError, RecursionError) as error:  # ValidationError is a DecodeError
+        raise ProtocolError(f"unreadable header: {error}") from error
+    kind = type(message)
+    columns = _columns.get(kind)
+    if columns is None:
+        columns = _columns[kind] = _column_names(kind)
+    if not columns:
+        if len(frames) != 1 and not hasattr(message, "layout"):
+            raise ProtocolError(f"{kind.__name__} with {len(frames) - 1} extra frames")
+    else:
+        n = len(getattr(message, columns[0]))
+        for name in columns:
+            if len(getattr(message, name)) != n:
+                raise ProtocolError(f"{kind.__name__}.{name} does not have {n} entries")
+    if not hasattr(message, "layout"):
+        if len(frames) != 1:
+            raise ProtocolError(f"{kind.__name__} with {len(frames) - 1} extra frames")
+        return message, []
+    layout: list[int] = message.layout
+    if len(frames) == 1:
+        if layout:
+            raise ProtocolError(f"{kind.__name__} without its payloads")
+        if columns and n:
+            raise ProtocolError(f"{kind.__name__} of {n} items without payloads")
+        return message, []
+    if columns and len(layout) != n:
+        raise ProtocolError(f"{kind.__name__} of {n} items with {len(layout)} payloads")
+    return message, _split(frames, layout)
+
+
+def _split(frames: Sequence[Buffer], layout: list[int]) -> list[Payload]:
+    blob = bytes(frames[1])  # no copy when it is bytes already
+    payloads: list[Payload] = []
+    offset, frame, total = 0, 2, len(frames)
+    for entry in layout:
+        if entry >= 0:
+            payloads.append(blob[offset : offset + entry])
+            offset += entry
+        elif entry == -1:
+            if frame >= total:
+                raise ProtocolError("layout names more frames than came")
+            payloads.append(frames[frame])
+            frame += 1
+        else:
+            end = frame - entry
+            if end > total:
+                raise ProtocolError("layout names more frames than came")
+            payloads.append(tuple(frames[frame:end]))
+            frame = end
+    if offset != len(blob) or frame != total:
+        raise ProtocolError(
+            f"layout accounts for {offset} of {len(blob)} bytes and {frame} of {total} frames"
+        )
+    return payloads
+
+
+def _column_names(kind: type) -> tuple[str, ...]:
+    """The list fields of a per-item message; a message whose first field is no list may still be per item."""
+    from engine.core import messages
+
+    per_item = {
+        messages.Submit: ("seqs", "routes", "budgets_us", "request_ids", "metas"),
+        messages.Answers: ("seqs", "statuses", "mimes", "trails"),
+        messages.Events: ("seqs",),
+        messages.Batch: ("uids", "routes", "budgets_us", "attempts", "request_ids", "metas", "trails"),
+        messages.Results: ("uids", "statuses", "trails"),
+        messages.StreamEvents: ("uids",),
+    }
+    return per_item.get(kind, ())
+
+
+# --- what rides inside a message as opaque bytes --------------------------------------------------------------------
+
+Pairs: TypeAlias = list[tuple[bytes, bytes]]
+_meta_decoder: msgspec.msgpack.Decoder[tuple[bytes, Pairs]] = msgspec.msgpack.Decoder(tuple[bytes, Pairs])
+
+
+def pack_meta(query: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """Query string and header pairs of an HTTP request, for ``Worker.context(i)``; opened only if it is asked for."""
+    return _encoder.encode((query, headers))
+
+
+def unpack_meta(meta: bytes) -> tuple[bytes, Pairs]:
+    """Inverse of :func:`pack_meta`; an empty meta is an empty query without headers."""
+    if not meta:
+        return b"", []
+    try:
+        return _meta_decoder.decode(meta)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"unreadable request metadata: {error}") from error
+
+
+_step = struct.Struct("<III")
+STEP_BYTES: Final = _step.size
+_U32_MAX: Final = 2**32 - 1
+
+
+def pack_step(queue_us: int, batch_us: int, compute_us: int) -> bytes:
+    """One hop of a trail: microseconds in the queue, from release to ``forward``, and in ``forward``."""
+    return _step.pack(
+        min(max(queue_us, 0), _U32_MAX), min(max(batch_us, 0), _U32_MAX), min(max(compute_us, 0), _U32_MAX)
+    )
+
+
+def unpack_trail(trail: bytes) -> list[tuple[int, int, int]]:
+    """The hops of a trail in order; a torn tail is dropped, for a trail only informs."""
+    whole = len(trail) - len(trail) % STEP_BYTES
+    return list(_step.iter_unpack(trail[:whole]))

@@ -1,0 +1,91 @@
+"""Every error of the project, split by who broke the rule. Imports nothing.
+
+* raised by *user code* to answer one request: :class:`EngineError` and its subclasses, each with its HTTP status;
+* broken by the *operator*: :class:`ConfigError`, :class:`StartError`;
+* broken by a *peer* on a socket: :class:`ProtocolError`;
+* met by a *caller* of the broker client: :class:`Unavailable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+class EngineError(Exception):
+    """Base of the errors a worker raises on purpose; fails one request, never its batch.
+
+    A subclass may set ``status`` (the HTTP status of the answer), ``prefix`` (what stands before the message)
+    and ``headers`` (extra response headers) to make an answer of its own.
+    """
+
+    status: int = 500
+    prefix: str = "internal error"
+    headers: Mapping[str, str] = {}
+
+    @property
+    def text(self) -> str:
+        """The line a client sees: prefix and message, newlines folded into spaces."""
+        message = " ".join(str(self).split())
+        return f"{self.prefix}: {message}" if message else self.prefix
+
+
+class ClientError(EngineError):
+    """The request is wrong: 400 ``bad request: ...``."""
+
+    status = 400
+    prefix = "bad request"
+
+
+class DecodingError(ClientError):
+    """The request's bytes cannot be decoded: 400 ``decoding error: ...``."""
+
+    prefix = "decoding error"
+
+
+class ValidationError(EngineError):
+    """The request decodes but breaks its schema: 422 ``request validation error: ...``."""
+
+    status = 422
+    prefix = "request validation error"
+
+
+class ServerError(EngineError):
+    """The service failed and says why: 500 ``internal error: ...``."""
+
+
+class EncodingError(ServerError):
+    """The result cannot be encoded: 500 ``encoding error: ...``."""
+
+    prefix = "encoding error"
+
+
+class EngineTimeoutError(BaseException):
+    """Raised inside ``forward`` when it exceeds the stage's timeout (408 ``inference timeout``).
+
+    A ``BaseException``, so that an ``except Exception`` in user code does not swallow the interruption.
+    """
+
+
+class ConfigError(Exception):
+    """A deployment cannot be read as meant. ``problems`` holds every finding, one line each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class StartError(Exception):
+    """A process of the deployment cannot start; the message says what to do next."""
+
+
+class ProtocolError(Exception):
+    """A peer sent what the wire protocol does not allow; the message is for the log, never for the peer."""
+
+
+class Unavailable(Exception):
+    """The broker did not take a request: ``status`` is 429 or 503, ``retry_after_s`` a hint in seconds."""
+
+    def __init__(self, status: int, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after_s = retry_after_s

@@ -1,0 +1,233 @@
+"""The only module that knows ZeroMQ: endpoints, sockets with their options, and moving parcels.
+
+Every option is set once, here, with its reason (:func:`_common` and the makers below). Rules its users keep: a context is
+made after fork; a socket is made, used and closed by one thread; a socket under credit or admission has no high-water
+mark of its own, because marks do not bound TCP buffers and the broker's own books do.
+
+Ports when ``bind`` is ``tcp://HOST:PORT``: front PORT, admin +1, egress +2, then two per stage in file order (control,
+intake); lanes take free ports, which the broker tells each worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket as stdsocket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+import zmq
+
+from engine.core.wire import HEADER_MAX, Buffer
+from engine.errors import StartError
+
+COPY_BELOW: Final = 64 * 1024  # bytes; below it a copy is cheaper than pyzmq's zero-copy bookkeeping
+MAX_FRAME: Final = 4 << 30  # bytes of one frame on a bound socket; larger ones cut the connection
+LANES: Final = 0  # "take a free port"
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Where the broker of a deployment listens. ``base`` is a run directory (ipc) or ``tcp://host:port``."""
+
+    base: str
+    stages: tuple[str, ...]
+
+    @property
+    def is_tcp(self) -> bool:
+        return self.base.startswith("tcp://")
+
+    @property
+    def front(self) -> str:
+        return self._named("front", 0)
+
+    @property
+    def admin(self) -> str:
+        return self._named("admin", 1)
+
+    @property
+    def egress(self) -> str:
+        return self._named("egress", 2)
+
+    def control(self, stage: int) -> str:
+        return self._named(f"control-{stage}", 3 + 2 * stage)
+
+    def intake(self, stage: int) -> str:
+        return self._named(f"intake-{stage}", 4 + 2 * stage)
+
+    def lane(self, stage: int, worker: int) -> str:
+        """What to bind a lane to; the endpoint to connect to is :func:`bound`."""
+        if self.is_tcp:
+            return f"tcp://{_bracket(self._host)}:*"
+        return f"ipc://{self.base}/lane-{stage}-{worker}"
+
+    @property
+    def _host(self) -> str:
+        return urlsplit(self.base).hostname or ""
+
+    def _named(self, name: str, offset: int) -> str:
+        if self.is_tcp:
+            return f"tcp://{_bracket(self._host)}:{(urlsplit(self.base).port or 0) + offset}"
+        return f"ipc://{self.base}/{name}"
+
+
+def _bracket(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+# --- sockets ---------------------------------------------------------------------------------------------------------
+
+
+def context() -> zmq.Context[zmq.Socket[bytes]]:
+    """A context of this process. Linger 0 at once: the default makes ``term()`` hang for ever on an undelivered message."""
+    made = zmq.Context(io_threads=1)
+    made.linger = 0
+    return made
+
+
+def _common(sock: zmq.Socket[bytes]) -> None:
+    # Books are kept by the broker in items and bytes; a mark would only drop or block without telling anybody.
+    sock.sndhwm = 0
+    sock.rcvhwm = 0
+    # Half-open TCP connections (a host that lost power) end after about a minute instead of two hours.
+    sock.tcp_keepalive = 1
+    sock.tcp_keepalive_idle = 20
+    sock.tcp_keepalive_intvl = 10
+    sock.tcp_keepalive_cnt = 4
+    # A peer that connects and never speaks does not hold a slot for the default 30 s.
+    sock.handshake_ivl = 5_000
+    # Come back fast, then back off: without a maximum there is no back-off at all.
+    sock.reconnect_ivl = 20
+    sock.reconnect_ivl_max = 1_000
+    sock.ipv6 = 1
+
+
+def router(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+    """A bound ROUTER: front, admin, control. Mandatory, so that an answer to a vanished peer is an error, not silence."""
+    sock = ctx.socket(zmq.ROUTER)
+    _common(sock)
+    sock.router_mandatory = 1
+    sock.maxmsgsize = MAX_FRAME
+    _bind(sock, endpoint)
+    return sock
+
+
+def pull(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+    """A bound PULL: intake, egress."""
+    sock = ctx.socket(zmq.PULL)
+    _common(sock)
+    sock.maxmsgsize = MAX_FRAME
+    _bind(sock, endpoint)
+    return sock
+
+
+def lane(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+    """A bound PUSH for exactly one worker."""
+    sock = ctx.socket(zmq.PUSH)
+    _common(sock)
+    _bind(sock, endpoint)
+    return sock
+
+
+def lane_end(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+    """The worker's PULL end of its lane."""
+    sock = ctx.socket(zmq.PULL)
+    _common(sock)
+    sock.connect(endpoint)
+    return sock
+
+
+def dealer(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+    """A connecting DEALER: frontends, workers' control, admin questions.
+
+    IMMEDIATE: with no connection a send says EAGAIN instead of queueing for a broker that may never come. The routing id
+    is left to the ROUTER, which draws a random one per connection: a fixed one would be ignored while its predecessor's
+    connection lingers.
+    """
+    sock = ctx.socket(zmq.DEALER)
+    _common(sock)
+    sock.immediate = 1
+    sock.connect(endpoint)
+    return sock
+
+
+def push(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+    """A worker's PUSH to an intake or the egress. IMMEDIATE for the same reason as :func:`dealer`."""
+    sock = ctx.socket(zmq.PUSH)
+    _common(sock)
+    sock.immediate = 1
+    sock.connect(endpoint)
+    return sock
+
+
+def _bind(sock: zmq.Socket[bytes], endpoint: str) -> None:
+    if endpoint.startswith("ipc://"):
+        path = endpoint.removeprefix("ipc://")
+        if len(path.encode()) > 100:  # sun_path holds 108 bytes, and libzmq needs a few
+            raise StartError(f"the socket path {path} is too long; set a shorter run_dir")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)  # left by a broker that was killed; the run directory's lock says it is gone
+    try:
+        sock.bind(endpoint)
+    except zmq.ZMQError as error:
+        raise StartError(f"cannot listen on {endpoint}: {error}") from error
+
+
+def bound(sock: zmq.Socket[bytes]) -> str:
+    """The endpoint that a peer connects to, with the port that the system chose."""
+    return sock.last_endpoint.rstrip(b"\0").decode()
+
+
+# --- parcels ---------------------------------------------------------------------------------------------------------
+
+
+def send(sock: zmq.Socket[bytes], frames: Sequence[Buffer], *, to: bytes | None = None) -> bool:
+    """Send a parcel without blocking. False when there is no connection or the peer has gone; then nothing was sent.
+
+    Large frames are handed over without a copy: the caller must not change them afterwards.
+    """
+    parts: Sequence[Buffer] = frames if to is None else [to, *frames]
+    last = len(parts) - 1
+    try:
+        for index, part in enumerate(parts):
+            size = part.nbytes if type(part) is memoryview else len(part)
+            flags = zmq.NOBLOCK if index == last else zmq.NOBLOCK | zmq.SNDMORE
+            sock.send(part, flags, copy=size < COPY_BELOW)
+    except zmq.Again:
+        return False
+    except zmq.ZMQError as error:
+        if error.errno == zmq.EHOSTUNREACH:  # ROUTER_MANDATORY: the peer has gone
+            return False
+        raise
+    return True
+
+
+def recv(sock: zmq.Socket[bytes]) -> list[Buffer] | None:
+    """The next parcel, or None when there is none now. A ROUTER's parcel begins with the peer's identity.
+
+    Frames of COPY_BELOW bytes and more stay in ZeroMQ's memory (a memoryview keeps them alive); smaller ones are bytes.
+    """
+    frames: list[Buffer] = []
+    try:
+        while True:
+            frame = sock.recv(zmq.NOBLOCK, copy=False)
+            frames.append(frame.bytes if len(frame) < COPY_BELOW else frame.buffer)
+            if not frame.more:
+                return frames
+    except zmq.Again:
+        return None
+
+
+def host_token() -> str:
+    """Equal in two processes only if they share a machine and a process namespace: one can watch the other's pid."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            boot = file.read().strip()
+        return f"{boot}:{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return f"{stdsocket.gethostname()}:{os.getppid()}"
+
+
+assert HEADER_MAX < MAX_FRAME
