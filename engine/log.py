@@ -1,0 +1,204 @@
+"""Logging of every process: one line per event on stderr, as JSON or, on a terminal, readable and in colour.
+
+:func:`setup` is called once by each entry point and by nobody else; everything else only asks for a logger. Fields go in
+``extra=``: ``log.info("batch done", extra={"request_id": ...})``. Lines carry the process (and stage and worker, where
+there is one), so that the interleaved output of a whole deployment can be taken apart again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any, Final
+
+# What logging itself puts into a record; every other attribute came in through ``extra``.
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+_LEVELS: Final = {
+    logging.DEBUG: "debug",
+    logging.INFO: "info",
+    logging.WARNING: "warning",
+    logging.ERROR: "error",
+    logging.CRITICAL: "critical",
+}
+_COLOURS: Final = {
+    "debug": "2",
+    "info": "32",
+    "warning": "33",
+    "error": "31",
+    "critical": "1;31",
+}  # ECMA-48 SGR
+
+# On a terminal a client's text must not move the cursor or change the title: control characters are shown, not sent.
+_VISIBLE: Final = {
+    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"
+}
+
+GUNICORN: Final = ("gunicorn", "gunicorn.error", "gunicorn.access")
+
+
+def get_logger(name: str | None = None) -> logging.Logger:
+    """The project's logger ``stageline``, or the one called ``name``. May be called before :func:`setup`."""
+    return logging.getLogger(name or "stageline")
+
+
+def setup(process: str, *, level: str = "info", stage: str | None = None, worker: int | None = None) -> None:
+    """Send all logging of this process to stderr; calling it again replaces the previous set-up.
+
+    ``process`` names the kind of process (``supervisor``, ``broker``, ``frontend``, ``worker``), ``level`` is the least
+    severe one written: debug, info, warning or error (ValueError otherwise). JSON unless stderr is a terminal; no colour
+    when ``NO_COLOR`` is set to anything (https://no-color.org).
+    """
+    numbers = {name: number for number, name in _LEVELS.items()}
+    if level not in numbers:
+        raise ValueError(f"log level {level!r} is none of {', '.join(numbers)}")
+    origin: dict[str, Any] = {"process": process}
+    if stage is not None:
+        origin["stage"] = stage
+    if worker is not None:
+        origin["worker"] = worker
+    handler = _Stderr()
+    if _is_terminal():
+        handler.setFormatter(ReadableFormatter(origin, colour=not os.environ.get("NO_COLOR")))
+    else:
+        handler.setFormatter(JSONFormatter(origin))
+    root = logging.getLogger()
+    for old in [item for item in root.handlers if isinstance(item, _Stderr)]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(numbers[level])
+    logging.captureWarnings(True)
+    adopt(*GUNICORN)
+
+
+def adopt(*names: str) -> None:
+    """Make these loggers write as ours do: drop their own handlers and let their records reach the root.
+
+    gunicorn builds its handlers when its ``Logger`` class is made, which is after :func:`setup`: its application calls
+    this once more then.
+    """
+    for name in names:
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:  # closed
+        return False
+
+
+class _Stderr(logging.Handler):
+    """Writes to whatever ``sys.stderr`` is now. A stderr that is closed or broken costs the line, never the process."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stream = sys.stderr
+        if stream is None:  # the process was started with descriptor 2 closed
+            return
+        try:
+            # One write per record: lines of several processes on one pipe do not tear below PIPE_BUF.
+            stream.write(self.format(record) + "\n")
+            stream.flush()
+        except (
+            OSError,
+            ValueError,
+        ):  # reader gone, disk full; or closed: there is nowhere left to complain to
+            return
+
+
+class JSONFormatter(logging.Formatter):
+    """One JSON object per line: time, level, process, pid, stage, worker, logger, message, the fields, exception."""
+
+    def __init__(self, origin: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._origin = dict(origin)
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": _time(record),
+            "level": _level(record),
+            **self._origin,
+            "pid": record.process,
+            "logger": record.name,
+            "message": _message(record),
+        }
+        # A field may say more about stage or worker than the process does (the broker logs about all of them), but
+        # it cannot take the place of what makes a line a log line.
+        fixed = ("time", "level", "logger", "message", "exception", "stack")
+        line.update((f"{name}_" if name in fixed else name, value) for name, value in _fields(record).items())
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            line["stack"] = self.formatStack(record.stack_info)
+        try:
+            return json.dumps(line, default=_text, allow_nan=False)
+        except (TypeError, ValueError):  # keys that are no strings, NaN, a list that holds itself
+            return json.dumps({name: _text(value) for name, value in line.items()})
+
+
+class ReadableFormatter(logging.Formatter):
+    """``time level process stage-worker message field=value``, with the traceback on the lines below."""
+
+    def __init__(self, origin: Mapping[str, Any], *, colour: bool) -> None:
+        super().__init__()
+        self._colour = colour
+        self._who = str(origin["process"])
+        if "stage" in origin:
+            self._who += f" {origin['stage']}" + (f"-{origin['worker']}" if "worker" in origin else "")
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = _level(record)
+        parts = [
+            self._paint(_time(record), "2"),
+            self._paint(f"{level:<7}", _COLOURS.get(level, "0")),
+            self._paint(self._who, "36"),
+            _message(record).translate(_VISIBLE),
+        ]
+        parts += [
+            self._paint(f"{name}={_text(value).translate(_VISIBLE)}", "2")
+            for name, value in _fields(record).items()
+        ]
+        text = " ".join(parts)
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info).translate(_VISIBLE)
+        if record.stack_info:
+            text += "\n" + self.formatStack(record.stack_info)
+        return text
+
+    def _paint(self, text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self._colour else text
+
+
+def _time(record: logging.LogRecord) -> str:
+    moment = datetime.fromtimestamp(record.created, tz=timezone.utc)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _level(record: logging.LogRecord) -> str:
+    return _LEVELS.get(record.levelno, record.levelname.lower())
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except (
+        Exception
+    ) as error:  # a user's format string and arguments that do not fit: show both, lose nothing
+        return f"{record.msg} {_text(record.args)} (cannot be formatted: {error})"
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+
+
+def _text(value: object) -> str:
+    try:
+        return str(value)
+    except Exception as error:  # a user's __str__; the line is worth more than this field
+        return f"<{type(value).__name__}: {error!r}>"
