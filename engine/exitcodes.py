@@ -1,7 +1,8 @@
-"""The exit codes of every command, by name. Only ``engine.cli`` (and the last line of a script) exits a process.
+"""The exit codes of every command, by name. Only ``engine.cli``, or the last line of a script, exits a
+process.
 
-2 is argparse's own code for bad flags, so the codes of this project start beside it and stay below 64, where the
-conventions of sysexits and, from 126, those of shells begin.
+2 is argparse's own code for bad flags, so the codes of this project start beside it and stay below 64, where
+the conventions of sysexits and, from 126, those of shells begin.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Logging of every process: one line per event on stderr, as JSON or, on a terminal, readable and in colour.
 
-:func:`setup` is called once by each entry point and by nobody else; everything else only asks for a logger. Fields go in
-``extra=``: ``log.info("batch done", extra={"request_id": ...})``. Lines carry the process (and stage and worker, where
-there is one), so that the interleaved output of a whole deployment can be taken apart again.
+:func:`setup` is called once by each entry point and by nobody else; everything else only asks for a logger.
+Fields go in ``extra=``: ``log.info("batch done", extra={"request_id": ...})``. Lines carry the process (and
+stage and worker, where there is one), so that the interleaved output of a whole deployment can be taken
+apart again.
 """
 
 from __future__ import annotations
@@ -25,18 +26,11 @@ _LEVELS: Final = {
     logging.ERROR: "error",
     logging.CRITICAL: "critical",
 }
-_COLOURS: Final = {
-    "debug": "2",
-    "info": "32",
-    "warning": "33",
-    "error": "31",
-    "critical": "1;31",
-}  # ECMA-48 SGR
+# SGR parameters of ECMA-48.
+_COLOURS: Final = {"debug": "2", "info": "32", "warning": "33", "error": "31", "critical": "1;31"}
 
-# On a terminal a client's text must not move the cursor or change the title: control characters are shown, not sent.
-_VISIBLE: Final = {
-    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"
-}
+# On a terminal a client's text must not move the cursor or change the title: control characters are shown.
+_VISIBLE: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 
 GUNICORN: Final = ("gunicorn", "gunicorn.error", "gunicorn.access")
 
@@ -49,9 +43,9 @@ def get_logger(name: str | None = None) -> logging.Logger:
 def setup(process: str, *, level: str = "info", stage: str | None = None, worker: int | None = None) -> None:
     """Send all logging of this process to stderr; calling it again replaces the previous set-up.
 
-    ``process`` names the kind of process (``supervisor``, ``broker``, ``frontend``, ``worker``), ``level`` is the least
-    severe one written: debug, info, warning or error (ValueError otherwise). JSON unless stderr is a terminal; no colour
-    when ``NO_COLOR`` is set to anything (https://no-color.org).
+    ``process`` names the kind of process (``supervisor``, ``broker``, ``frontend``, ``worker``), ``level``
+    is the least severe one written: debug, info, warning or error (ValueError otherwise). JSON unless
+    stderr is a terminal; no colour when ``NO_COLOR`` is set to anything (https://no-color.org).
     """
     numbers = {name: number for number, name in _LEVELS.items()}
     if level not in numbers:
@@ -78,8 +72,8 @@ def setup(process: str, *, level: str = "info", stage: str | None = None, worker
 def adopt(*names: str) -> None:
     """Make these loggers write as ours do: drop their own handlers and let their records reach the root.
 
-    gunicorn builds its handlers when its ``Logger`` class is made, which is after :func:`setup`: its application calls
-    this once more then.
+    gunicorn builds its handlers when its ``Logger`` class is made, which is after :func:`setup`: its
+    application calls this once more then.
     """
     for name in names:
         logger = logging.getLogger(name)
@@ -95,25 +89,22 @@ def _is_terminal() -> bool:
 
 
 class _Stderr(logging.Handler):
-    """Writes to whatever ``sys.stderr`` is now. A stderr that is closed or broken costs the line, never the process."""
+    """Writes to whatever ``sys.stderr`` is now. A closed or broken one costs the line, never the process."""
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr
         if stream is None:  # the process was started with descriptor 2 closed
             return
+        line = self.format(record) + "\n"
         try:
-            # One write per record: lines of several processes on one pipe do not tear below PIPE_BUF.
-            stream.write(self.format(record) + "\n")
+            stream.write(line)  # one write per record: lines of several processes do not tear below PIPE_BUF
             stream.flush()
-        except (
-            OSError,
-            ValueError,
-        ):  # reader gone, disk full; or closed: there is nowhere left to complain to
-            return
+        except (OSError, ValueError):
+            return  # its reader has gone, the disk is full, or it is closed: nowhere is left to complain to
 
 
 class JSONFormatter(logging.Formatter):
-    """One JSON object per line: time, level, process, pid, stage, worker, logger, message, the fields, exception."""
+    """One JSON object per line: time, level, process, stage, worker, pid, logger, message, fields, exception."""
 
     def __init__(self, origin: Mapping[str, Any]) -> None:
         super().__init__()
@@ -128,8 +119,8 @@ class JSONFormatter(logging.Formatter):
             "logger": record.name,
             "message": _message(record),
         }
-        # A field may say more about stage or worker than the process does (the broker logs about all of them), but
-        # it cannot take the place of what makes a line a log line.
+        # A field may say more about stage or worker than the process does (the broker logs about all of
+        # them), but it cannot take the place of what makes a line a log line.
         fixed = ("time", "level", "logger", "message", "exception", "stack")
         line.update((f"{name}_" if name in fixed else name, value) for name, value in _fields(record).items())
         if record.exc_info:
@@ -161,8 +152,7 @@ class ReadableFormatter(logging.Formatter):
             _message(record).translate(_VISIBLE),
         ]
         parts += [
-            self._paint(f"{name}={_text(value).translate(_VISIBLE)}", "2")
-            for name, value in _fields(record).items()
+            self._paint(f"{name}={_text(value).translate(_VISIBLE)}", "2") for name, value in _fields(record).items()
         ]
         text = " ".join(parts)
         if record.exc_info:
@@ -187,9 +177,7 @@ def _level(record: logging.LogRecord) -> str:
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except (
-        Exception
-    ) as error:  # a user's format string and arguments that do not fit: show both, lose nothing
+    except Exception as error:  # a user's format string and arguments that do not fit: show both, lose nothing
         return f"{record.msg} {_text(record.args)} (cannot be formatted: {error})"
 
 
