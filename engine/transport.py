@@ -25,7 +25,6 @@ from engine.errors import StartError
 
 COPY_BELOW: Final = 64 * 1024  # bytes; below it a copy is cheaper than pyzmq's zero-copy bookkeeping
 MAX_FRAME: Final = 4 << 30  # bytes of one frame on a bound socket; larger ones cut the connection
-LANES: Final = 0  # "take a free port"
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def _bracket(host: str) -> str:
 
 
 def context() -> zmq.Context[zmq.Socket[bytes]]:
-    """A context of this process. Linger 0 at once: the default makes ``term()`` hang for ever on an undelivered message."""
+    """A context of this process. Linger 0: the default makes ``term()`` hang on an undelivered message."""
     made = zmq.Context(io_threads=1)
     made.linger = 0
     return made
@@ -105,7 +104,7 @@ def _common(sock: zmq.Socket[bytes]) -> None:
 
 
 def router(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
-    """A bound ROUTER: front, admin, control. Mandatory, so that an answer to a vanished peer is an error, not silence."""
+    """A bound ROUTER: front, admin, control. Mandatory: an answer to a vanished peer is an error, not silence."""
     sock = ctx.socket(zmq.ROUTER)
     _common(sock)
     sock.router_mandatory = 1
@@ -142,9 +141,9 @@ def lane_end(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[b
 def dealer(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
     """A connecting DEALER: frontends, workers' control, admin questions.
 
-    IMMEDIATE: with no connection a send says EAGAIN instead of queueing for a broker that may never come. The routing id
-    is left to the ROUTER, which draws a random one per connection: a fixed one would be ignored while its predecessor's
-    connection lingers.
+    IMMEDIATE: with no connection a send says EAGAIN instead of queueing for a broker that may never come. The routing
+    id is left to the ROUTER, which draws a random one per connection: a fixed one would be ignored while its
+    predecessor's connection lingers.
     """
     sock = ctx.socket(zmq.DEALER)
     _common(sock)
@@ -177,7 +176,9 @@ def _bind(sock: zmq.Socket[bytes], endpoint: str) -> None:
 
 def bound(sock: zmq.Socket[bytes]) -> str:
     """The endpoint that a peer connects to, with the port that the system chose."""
-    return sock.last_endpoint.rstrip(b"\0").decode()
+    endpoint = sock.getsockopt(zmq.LAST_ENDPOINT)
+    assert isinstance(endpoint, bytes)
+    return endpoint.rstrip(b"\0").decode()
 
 
 # --- parcels ---------------------------------------------------------------------------------------------------------

@@ -71,12 +71,13 @@ class Cancel(Message, frozen=True, tag=2):
 
 
 class FrontendBeat(Message, frozen=True, tag=3):
-    """A frontend lives; ``families`` are its metrics (:mod:`engine.metrics`)."""
+    """A frontend lives; ``families`` are its metrics (:mod:`engine.metrics`), ``host`` as in Hello."""
 
     name: Name
     pid: int
     pending: int
     families: bytes = b""
+    host: Name = ""
 
 
 class Answers(Message, frozen=True, tag=4):
@@ -250,7 +251,7 @@ class StreamEvents(Message, frozen=True, tag=32):
 
 
 class Ask(Message, frozen=True, tag=40):
-    """``what``: ``status`` (JSON) or ``metrics`` (families); ``drain`` stops admission for good."""
+    """``what``: ``status`` (JSON) or ``metrics`` (:class:`engine.metrics.Sources`)."""
 
     what: Name
 

@@ -32,9 +32,7 @@ class Topology:
 
     @cached_property
     def _next(self) -> tuple[dict[int, int], ...]:
-        return tuple(
-            dict(zip(route.stages, (*route.stages[1:], FINAL), strict=True)) for route in self.routes
-        )
+        return tuple(dict(zip(route.stages, (*route.stages[1:], FINAL), strict=True)) for route in self.routes)
 
     @cached_property
     def _hop(self) -> tuple[dict[int, int], ...]:

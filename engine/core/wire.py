@@ -92,10 +92,8 @@ def decode(frames: Sequence[Buffer]) -> tuple[AnyMessage, list[Payload]]:
     columns = _columns.get(kind)
     if columns is None:
         columns = _columns[kind] = _column_names(kind)
-    if not columns:
-        if len(frames) != 1 and not hasattr(message, "layout"):
-            raise ProtocolError(f"{kind.__name__} with {len(frames) - 1} extra frames")
-    else:
+    n = -1  # items, for a message about items
+    if columns:
         n = len(getattr(message, columns[0]))
         for name in columns:
             if len(getattr(message, name)) != n:
@@ -108,10 +106,10 @@ def decode(frames: Sequence[Buffer]) -> tuple[AnyMessage, list[Payload]]:
     if len(frames) == 1:
         if layout:
             raise ProtocolError(f"{kind.__name__} without its payloads")
-        if columns and n:
+        if n > 0:
             raise ProtocolError(f"{kind.__name__} of {n} items without payloads")
         return message, []
-    if columns and len(layout) != n:
+    if n >= 0 and len(layout) != n:
         raise ProtocolError(f"{kind.__name__} of {n} items with {len(layout)} payloads")
     return message, _split(frames, layout)
 
@@ -136,9 +134,7 @@ def _split(frames: Sequence[Buffer], layout: list[int]) -> list[Payload]:
             payloads.append(tuple(frames[frame:end]))
             frame = end
     if offset != len(blob) or frame != total:
-        raise ProtocolError(
-            f"layout accounts for {offset} of {len(blob)} bytes and {frame} of {total} frames"
-        )
+        raise ProtocolError(f"layout accounts for {offset} of {len(blob)} bytes and {frame} of {total} frames")
     return payloads
 
 
@@ -146,7 +142,7 @@ def _column_names(kind: type) -> tuple[str, ...]:
     """The list fields of a per-item message; a message whose first field is no list may still be per item."""
     from engine.core import messages
 
-    per_item = {
+    per_item: dict[type, tuple[str, ...]] = {
         messages.Submit: ("seqs", "routes", "budgets_us", "request_ids", "metas"),
         messages.Answers: ("seqs", "statuses", "mimes", "trails"),
         messages.Events: ("seqs",),

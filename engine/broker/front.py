@@ -1,0 +1,236 @@
+"""The thread at the door: carries out what :class:`engine.core.front.FrontMachine` decides.
+
+Owns the ROUTER of the frontends, the PULL on which all workers deliver final results, failures and stream events, and the
+ROUTER for questions. Answers leave once per pass, one parcel per frontend, however many parcels they came in.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import zmq
+
+from engine import transport
+from engine.broker import report
+from engine.broker.letters import Drain, Look, Seen, Stop, ToFront, ToStage
+from engine.broker.loop import BrokerThread, letters_from, parcels
+from engine.broker.mailbox import Mailbox
+from engine.broker.watch import Watch
+from engine.clock import now as clock
+from engine.core.front import FrontMachine, FrontSpec
+from engine.core.messages import (
+    Ask,
+    Cancel,
+    FrontendBeat,
+    FrontendPulse,
+    Message,
+    Report,
+    Results,
+    StreamEvents,
+    Submit,
+)
+from engine.core.routing import Topology
+from engine.core.stage import Fail, News
+from engine.core.wire import Payload, encode
+from engine.metrics import Family, fold, unpack
+from engine.transport import Endpoints
+
+log: Final = logging.getLogger("stageline.broker")
+
+CHECK_S: Final = 1.0  # between two looks for silent frontends
+ANSWER_S: Final = 2.0  # for the stages to show themselves; a question that takes longer is forgotten
+
+
+@dataclass(slots=True)
+class Question:
+    """An Ask that waits for the stages' parts."""
+
+    peer: bytes
+    what: str
+    until: float
+    parts: dict[int, object] = field(default_factory=dict)
+
+
+class FrontThread(BrokerThread[ToFront]):
+    def __init__(
+        self,
+        spec: FrontSpec,
+        topology: Topology,
+        *,
+        name: str,
+        epoch: int,
+        endpoints: Endpoints,
+        context: zmq.Context[zmq.Socket[bytes]],
+        failed: Callable[[], None],
+    ) -> None:
+        super().__init__("front", failed)
+        self.machine = FrontMachine(spec, topology, epoch)
+        self.stages: Sequence[Mailbox[ToStage]] = ()  # set before start
+        self._name = name
+        self._began = clock()
+        self._endpoints = endpoints
+        self._context = context
+        self._host = transport.host_token()
+        self._front: zmq.Socket[bytes] | None = None
+        self._egress: zmq.Socket[bytes] | None = None
+        self._admin: zmq.Socket[bytes] | None = None
+        self._watch = Watch()
+        self._watched: dict[int, bytes] = {}  # pid -> frontend
+        self._questions: dict[int, Question] = {}
+        self._asked = 0
+        self._check_at = 0.0
+        self._retired: list[Family] = []  # metrics of frontends that are gone
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        self._front = transport.router(self._context, self._endpoints.front)
+        self._egress = transport.pull(self._context, self._endpoints.egress)
+        self._admin = transport.router(self._context, self._endpoints.admin)
+        for sock in (self._front, self._egress, self._admin):
+            self.poller.register(sock, zmq.POLLIN)
+        if (fd := self._watch.fileno()) is not None:
+            self.poller.register(fd, zmq.POLLIN)
+
+    def _pass(self, events: dict[object, int]) -> float:
+        now = clock()
+        for letter in self.mailbox.take():
+            self._handle_letter(letter)
+        if self._egress in events:
+            for message, payloads in parcels(self._egress):
+                self._handle_egress(message, payloads, now)
+        if self._front in events:
+            for peer, message, payloads in letters_from(self._front):
+                self._handle_front(peer, message, payloads, now)
+        if self._admin in events:
+            for peer, message, _ in letters_from(self._admin):
+                self._handle_admin(peer, message, now)
+        if events and self._watch.fileno() in events:
+            for pid in self._watch.ended():
+                self._lose(self._watched.pop(pid, b""))
+        if now >= self._check_at:
+            self._check(now)
+        next_deadline = self.machine.expire(now)
+        self._carry_out()
+        self._send_answers()
+        return min(next_deadline, self._check_at)
+
+    def _check(self, now: float) -> None:
+        self._check_at = now + CHECK_S
+        for peer in self.machine.silent(now):
+            self._lose(peer)
+        for token in [token for token, question in self._questions.items() if question.until < now]:
+            del self._questions[token]
+
+    def _close(self) -> None:
+        for sock in (self._front, self._egress, self._admin):
+            if sock is not None:
+                sock.close()
+        self._watch.close()
+
+    # --- events in ---------------------------------------------------------------------------------------------------
+
+    def _handle_letter(self, letter: ToFront) -> None:
+        machine = self.machine
+        if type(letter) is Fail:
+            machine.fail(letter)
+        elif type(letter) is News:
+            view = machine.stages[letter.stage]
+            view.state, view.absent_at, view.full = letter.state, letter.absent_at, letter.full
+            self._pulse_all()
+        elif type(letter) is Seen:
+            question = self._questions.get(letter.token)
+            if question is not None:
+                question.parts[letter.stage] = letter.part
+                if len(question.parts) == len(self.stages):
+                    del self._questions[letter.token]
+                    self._answer_question(question)
+        elif type(letter) is Drain:
+            machine.draining = True
+            self._pulse_all()
+        elif type(letter) is Stop:
+            self.stop()
+
+    def _handle_egress(self, message: Message, payloads: list[Payload], now: float) -> None:
+        if isinstance(message, Results) and 0 <= message.stage < len(self.stages):
+            self.machine.results(message, payloads, now)
+        elif isinstance(message, StreamEvents):
+            for peer, (events, bodies) in self.machine.events(message, payloads).items():
+                self._send(peer, events, bodies)
+        else:
+            log.warning("unexpected message dropped", extra={"kind": type(message).__name__})
+
+    def _handle_front(self, peer: bytes, message: Message, payloads: list[Payload], now: float) -> None:
+        machine = self.machine
+        if isinstance(message, Submit):
+            machine.submit(peer, message, payloads, now)
+        elif isinstance(message, Cancel):
+            machine.cancel(peer, message.seqs)
+        elif isinstance(message, FrontendBeat):
+            machine.beat(peer, message, now)
+            if message.host == self._host and message.pid not in self._watched and self._watch.add(message.pid, message.pid):
+                self._watched[message.pid] = peer
+            self._send(peer, self._pulse())
+        else:
+            log.warning("unexpected message dropped", extra={"kind": type(message).__name__})
+
+    def _handle_admin(self, peer: bytes, message: Message, now: float) -> None:
+        if not isinstance(message, Ask) or message.what not in ("status", "metrics"):
+            log.warning("unexpected question dropped", extra={"kind": type(message).__name__})
+            return
+        self._asked += 1
+        self._questions[self._asked] = Question(peer, message.what, now + ANSWER_S)
+        for stage in self.stages:
+            stage.post(Look(self._asked, message.what))
+
+    def _answer_question(self, question: Question) -> None:
+        assert self._admin is not None
+        parts = [question.parts[stage] for stage in range(len(self.stages))]
+        if question.what == "status":
+            body = report.status(self.machine, parts, name=self._name, uptime_s=clock() - self._began)
+        else:
+            body = report.metrics(self.machine, parts, self._retired)
+        transport.send(self._admin, encode(Report(question.what), [body]), to=question.peer)
+
+    def _lose(self, peer: bytes) -> None:
+        frontend = self.machine.gone(peer)
+        if frontend is None:
+            return
+        log.info("frontend gone", extra={"frontend": frontend.name, "requests": len(frontend.requests)})
+        if self._watched.pop(frontend.pid, None) is not None:
+            self._watch.remove(frontend.pid)
+        if frontend.families:
+            self._retired = fold(self._retired, unpack(frontend.families))
+
+    # --- actions out -------------------------------------------------------------------------------------------------
+
+    def _carry_out(self) -> None:
+        actions = self.machine.actions
+        if not actions:
+            return
+        self.machine.actions = []
+        for action in actions:
+            self.stages[action.stage].post(action)
+
+    def _send_answers(self) -> None:
+        for peer, answers, payloads in self.machine.take_answers():
+            self._send(peer, answers, payloads)
+
+    def _send(self, peer: bytes, message: Message, payloads: Sequence[Payload] = ()) -> None:
+        assert self._front is not None
+        if not transport.send(self._front, encode(message, payloads), to=peer):
+            self._lose(peer)  # its connection is gone, and whoever waited there with it
+
+    def _pulse(self) -> FrontendPulse:
+        machine = self.machine
+        return FrontendPulse(machine.epoch, machine.draining, machine.headroom, [view.state for view in machine.stages])
+
+    def _pulse_all(self) -> None:
+        pulse = self._pulse()
+        for peer in list(self.machine.frontends):
+            self._send(peer, pulse)
+
+

@@ -1,0 +1,40 @@
+"""What broker threads write to each other, beside the actions of the machines (Admit, Drop, Settle, Fail, News)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from engine.core.front import Admit, Drop
+from engine.core.stage import Fail, News, Settle
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Show yourself, for question ``token``."""
+
+    token: int
+    what: str  # status or metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One stage's part of the answer to question ``token``."""
+
+    token: int
+    stage: int
+    part: object  # report.StageStatus or report.StageFamilies, by the question
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Admit nothing more (front); release what there is without waiting for more (stage)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Leave the loop and close the sockets."""
+
+
+ToStage: TypeAlias = Admit | Drop | Settle | Look | Drain | Stop
+ToFront: TypeAlias = Fail | News | Seen | Drain | Stop

@@ -1,0 +1,176 @@
+"""The broker process: makes the threads, waits for a signal, drains, ends.
+
+Order of start: all stages and the front bind before anybody is told "ready", so that a port in use fails the start and
+not a request. Order of stop: the front stops admitting; what is admitted finishes, within ``grace``; then the stages stop
+(nobody may hand them work any more), then the front (it sends the last answers), then the context is ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import sys
+import threading
+from typing import Final
+
+from engine import transport
+from engine.broker.front import FrontThread
+from engine.broker.letters import Drain, Stop
+from engine.broker.stage import StageThread
+from engine.clock import Deadline
+from engine.config import Deployment, StageSection, run_dir
+from engine.core.batching import Policy
+from engine.core.front import EPOCHS, FrontSpec
+from engine.core.stage import StageSpec
+from engine.errors import StartError
+from engine.exitcodes import ExitCode
+from engine.process import Notifier
+
+log: Final = logging.getLogger("stageline.broker")
+
+SWITCH_INTERVAL_S: Final = 0.0005  # a thread with work waits at most this long for one that computes, not 5 ms
+JOIN_S: Final = 2.0
+
+
+def stage_spec(stage: StageSection, *, max_attempts: int) -> StageSpec:
+    """What the machine needs of a stage's section."""
+    return StageSpec(
+        name=stage.name,
+        num=stage.num,
+        policy=Policy(stage.max_batch_size, stage.max_batch_bytes, stage.max_wait_time / 1000, stage.eager),
+        timeout_s=stage.timeout,
+        kill_after_s=stage.kill_after,
+        max_queue_bytes=stage.max_queue_bytes,
+        idempotent=stage.idempotent,
+        max_attempts=max_attempts,
+    )
+
+
+class Broker:
+    """All threads of one broker. ``start`` and ``stop`` are called by one thread, which owns none of the sockets."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        topology = deployment.topology
+        base = deployment.engine.bind or str(run_dir(deployment))
+        self.endpoints = transport.Endpoints(base, topology.stages)
+        self.failed = threading.Event()
+        self.epoch = secrets.randbelow(EPOCHS - 1) + 1
+        self._wake = threading.Event()
+        self._context = transport.context()
+        self.front = FrontThread(
+            FrontSpec(deployment.frontend.capacity, deployment.frontend.capacity_bytes),
+            topology,
+            name=deployment.engine.name,
+            epoch=self.epoch,
+            endpoints=self.endpoints,
+            context=self._context,
+            failed=self._fail,
+        )
+        self.stages = [
+            StageThread(
+                index,
+                stage_spec(stage, max_attempts=deployment.engine.max_attempts),
+                topology,
+                ledger=self.front.machine.ledger,
+                epoch=self.epoch,
+                endpoints=self.endpoints,
+                context=self._context,
+                failed=self._fail,
+            )
+            for index, stage in enumerate(deployment.stages)
+        ]
+        mailboxes = [stage.mailbox for stage in self.stages]
+        self.front.stages = mailboxes
+        for stage in self.stages:
+            stage.stages = mailboxes
+            stage.front = self.front.mailbox
+
+    def _fail(self) -> None:
+        self.failed.set()
+        self._wake.set()
+
+    def start(self) -> None:
+        """Start every thread; raises StartError, with everything closed again, when one cannot bind."""
+        threads = [*self.stages, self.front]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.started.wait()
+        error = next((thread.error for thread in threads if thread.error is not None), None)
+        if error is not None:
+            self.stop()
+            raise error if isinstance(error, StartError) else StartError(str(error)) from error
+
+    def drain(self, grace_s: float) -> bool:
+        """Admit nothing more and wait for what is admitted; False when ``grace_s`` was not enough."""
+        self.front.mailbox.post(Drain())
+        for stage in self.stages:
+            stage.mailbox.post(Drain())
+        deadline = Deadline(grace_s)
+        # Reading the length of a dict that another thread changes is safe; a stale value costs one more look.
+        while self.front.machine.ledger and not deadline.passed and not self.failed.is_set():
+            self._wake.wait(min(0.02, deadline.remaining()))
+        return not self.front.machine.ledger
+
+    def wait(self) -> None:
+        """Return when a thread has failed or :meth:`wake` was called."""
+        self._wake.wait()
+        self._wake.clear()
+
+    def wake(self) -> None:
+        """End a :meth:`wait`; may be called from a signal handler."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End all threads and the context. A thread that does not end is left to the end of the process."""
+        ended = True
+        for thread in self.stages:
+            thread.mailbox.post(Stop())
+        for thread in self.stages:
+            ended = thread.join(JOIN_S) and ended
+        self.front.mailbox.post(Stop())
+        ended = self.front.join(JOIN_S) and ended
+        if not ended:
+            log.error("a broker thread did not end; its sockets are left to the end of the process")
+            return
+        for mailbox in (self.front.mailbox, *(stage.mailbox for stage in self.stages)):
+            mailbox.close()
+        self._context.term()
+
+
+def serve(deployment: Deployment, notify: Notifier) -> int:
+    """Run a broker until SIGTERM or SIGINT. Returns the exit code of the process."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    os.umask(0o077)  # ipc sockets are for this user alone
+    try:
+        broker = Broker(deployment)
+        broker.start()
+    except StartError as error:
+        log.error("the broker cannot start: %s", error)
+        notify.send("failed", reason=str(error))
+        return ExitCode.BUSY if "in use" in str(error) else ExitCode.START
+    stopping = False
+
+    def on_signal(signum: int, frame: object) -> None:
+        nonlocal stopping
+        stopping = True
+        broker.wake()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    log.info("broker ready", extra={"endpoint": broker.endpoints.front, "epoch": broker.epoch})
+    notify.send("ready")
+    while not stopping and not broker.failed.is_set():
+        broker.wait()
+    drained = False
+    if not broker.failed.is_set():
+        drained = broker.drain(deployment.engine.grace)
+    broker.stop()
+    if broker.failed.is_set():
+        return ExitCode.FAILED
+    if not drained:
+        log.warning("stopped with requests unanswered: the grace time was over")
+    log.info("broker stopped")
+    return ExitCode.OK

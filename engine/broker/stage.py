@@ -1,0 +1,248 @@
+"""The thread of one stage: carries out what :class:`engine.core.stage.StageMachine` decides.
+
+Owns the ROUTER that workers say hello to, the PULL that the previous stages' workers push results to, and one PUSH lane
+per worker. Knows no rule of batching, credit or replay.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
+from typing import Final
+
+import zmq
+
+from engine import transport
+from engine.broker import report
+from engine.broker.letters import Drain, Look, Seen, Stop, ToFront, ToStage
+from engine.broker.loop import BrokerThread, letters_from, parcels
+from engine.broker.mailbox import Mailbox
+from engine.broker.watch import Watch
+from engine.clock import now as clock
+from engine.core.front import Admit, Drop
+from engine.core.items import Request
+from engine.core.messages import Bye, Hello, Leave, Message, Ready, Refused, Results, Welcome, WorkerBeat
+from engine.core.routing import Topology
+from engine.core.stage import Dispatch, Fail, Forget, Kill, News, Settle, StageMachine, StageSpec, ToWorker
+from engine.core.wire import Buffer, encode
+from engine.metrics import Family, fold, unpack
+from engine.transport import Endpoints
+
+log: Final = logging.getLogger("stageline.broker")
+
+LANE_RETRY_S: Final = 0.001  # a lane that has no connection yet: its worker is connecting
+CHECK_S: Final = 1.0  # between two looks for silent workers
+
+
+class Lane:
+    """The PUSH end of one worker, and what waits for its connection."""
+
+    __slots__ = ("peer", "pending", "sock")
+
+    def __init__(self, sock: zmq.Socket[bytes], peer: bytes) -> None:
+        self.sock = sock
+        self.peer = peer  # of the worker on the control socket
+        self.pending: deque[list[Buffer]] = deque()
+
+    def send(self, frames: list[Buffer]) -> None:
+        if self.pending or not transport.send(self.sock, frames):
+            self.pending.append(frames)
+
+    def flush(self) -> bool:
+        """Send what waits; True when nothing does any more."""
+        while self.pending and transport.send(self.sock, self.pending[0]):
+            self.pending.popleft()
+        return not self.pending
+
+
+class StageThread(BrokerThread[ToStage]):
+    def __init__(
+        self,
+        index: int,
+        spec: StageSpec,
+        topology: Topology,
+        *,
+        ledger: Mapping[int, Request],
+        epoch: int,
+        endpoints: Endpoints,
+        context: zmq.Context[zmq.Socket[bytes]],
+        failed: Callable[[], None],
+    ) -> None:
+        super().__init__(f"stage-{spec.name}", failed)
+        self.machine = StageMachine(index, spec, topology, ledger, epoch)
+        self.index = index
+        self.front: Mailbox[ToFront] | None = None  # set before start, like stages
+        self.stages: Sequence[Mailbox[ToStage]] = ()
+        self._endpoints = endpoints
+        self._context = context
+        self._host = transport.host_token()
+        self._control: zmq.Socket[bytes] | None = None
+        self._intake: zmq.Socket[bytes] | None = None
+        self._lanes: dict[int, Lane] = {}
+        self._stuck: set[int] = set()  # workers whose lane has something pending
+        self._watch = Watch()
+        self._check_at = 0.0
+        self._retired: list[Family] = []  # users' metrics of workers that are gone
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        self._control = transport.router(self._context, self._endpoints.control(self.index))
+        self._intake = transport.pull(self._context, self._endpoints.intake(self.index))
+        self.poller.register(self._control, zmq.POLLIN)
+        self.poller.register(self._intake, zmq.POLLIN)
+        if (fd := self._watch.fileno()) is not None:
+            self.poller.register(fd, zmq.POLLIN)
+
+    def _pass(self, events: dict[object, int]) -> float:
+        machine = self.machine
+        now = clock()
+        for letter in self.mailbox.take():
+            self._handle_letter(letter, now)
+        if self._intake in events:
+            for message, payloads in parcels(self._intake):
+                if isinstance(message, Results) and self._knows(message):
+                    machine.accept(message, payloads, now)
+                else:
+                    log.warning("unexpected message dropped", extra={"kind": type(message).__name__})
+        if self._control in events:
+            for peer, message, _ in letters_from(self._control):
+                self._handle_control(peer, message, now)
+        if events and self._watch.fileno() in events:
+            for key in self._watch.ended():
+                machine.exited(key, now)
+        machine.tick(now)
+        if now >= self._check_at:
+            self._check_at = now + CHECK_S
+            machine.check_silence(now)
+        wake = machine.pump(now)
+        self._carry_out(now)
+        if self._stuck:
+            self._stuck = {key for key in self._stuck if key in self._lanes and not self._lanes[key].flush()}
+            wake = min(wake, now + LANE_RETRY_S if self._stuck else inf)
+        return min(wake, self._check_at)
+
+    def _knows(self, results: Results) -> bool:
+        return 0 <= results.stage < len(self.stages)
+
+    def _close(self) -> None:
+        for key in list(self._lanes):
+            self._close_lane(key)
+        for sock in (self._control, self._intake):
+            if sock is not None:
+                sock.close()
+        self._watch.close()
+
+    # --- events in ---------------------------------------------------------------------------------------------------
+
+    def _handle_letter(self, letter: ToStage, now: float) -> None:
+        machine = self.machine
+        if type(letter) is Settle:
+            machine.settled(letter, now)
+        elif type(letter) is Admit:
+            machine.enqueue(letter.items, now)
+        elif type(letter) is Drop:
+            machine.cancel(letter.uids, now)
+        elif type(letter) is Look:
+            self._show(letter, now)
+        elif type(letter) is Drain:
+            machine.draining = True
+        elif type(letter) is Stop:
+            self.stop()
+
+    def _show(self, look: Look, now: float) -> None:
+        part: object
+        if look.what == "status":
+            part = report.stage_status(self.machine, now)
+        else:
+            part = report.stage_families(self.machine, self._retired, now)
+        self._post(Seen(look.token, self.index, part))
+
+    def _handle_control(self, peer: bytes, message: Message, now: float) -> None:
+        if isinstance(message, WorkerBeat):
+            lane = self._lanes.get(message.worker)
+            if lane is not None:
+                lane.peer = peer
+            self._reply(peer, self.machine.beat(message, now))
+        elif isinstance(message, Hello):
+            self._handle_hello(peer, message, now)
+        elif isinstance(message, Ready):
+            self.machine.ready(message, now)
+        elif isinstance(message, Leave):
+            self.machine.leave(message.worker, now)
+        elif isinstance(message, Bye):
+            self.machine.exited(message.worker, now)
+        else:
+            log.warning("unexpected message dropped", extra={"kind": type(message).__name__})
+
+    def _handle_hello(self, peer: bytes, hello: Hello, now: float) -> None:
+        local = hello.host == self._host
+        answer = self.machine.hello(hello, local=local, now=now)
+        if isinstance(answer, Refused):
+            log.error("worker refused", extra={"stage": hello.stage, "worker": hello.slot, "reason": answer.reason})
+            self._reply(peer, answer)
+            return
+        # Its former self, if any, was forgotten just now: close that lane before its address is bound again.
+        self._carry_out(now)
+        sock = transport.lane(self._context, self._endpoints.lane(self.index, answer))
+        self._lanes[answer] = Lane(sock, peer)
+        if local and not self._watch.add(answer, hello.pid):
+            self.machine.workers[answer].local = False  # heartbeats must do
+        self._reply(peer, Welcome(self.machine.epoch, answer, transport.bound(sock), local))
+
+    # --- actions out -------------------------------------------------------------------------------------------------
+
+    def _carry_out(self, now: float) -> None:
+        actions = self.machine.actions
+        while actions:
+            self.machine.actions = []
+            for action in actions:
+                if type(action) is Dispatch:
+                    lane = self._lanes[action.worker]
+                    lane.send(encode(action.batch, action.payloads))
+                    if lane.pending:
+                        self._stuck.add(action.worker)
+                elif type(action) is Settle:
+                    self.stages[action.stage].post(action)
+                elif type(action) is ToWorker:
+                    self._reply(self._lanes[action.worker].peer, action.message)
+                elif type(action) is Fail or type(action) is News:
+                    self._post(action)
+                elif type(action) is Kill:
+                    self._kill(action.worker, now)
+                elif type(action) is Forget:
+                    self._forget(action)
+            actions = self.machine.actions
+
+    def _kill(self, key: int, now: float) -> None:
+        worker = self.machine.workers.get(key)
+        if worker is None:
+            return
+        log.error(
+            "worker stuck in forward is killed",
+            extra={"stage": self.machine.spec.name, "worker": worker.slot, "pid": worker.pid},
+        )
+        if not self._watch.kill(key):
+            self.machine.exited(key, now)  # on another host: its own watchdog ends it, here it is given up
+
+    def _forget(self, action: Forget) -> None:
+        self._watch.remove(action.worker)
+        self._close_lane(action.worker)
+        if action.families:
+            self._retired = fold(self._retired, unpack(action.families))
+
+    def _close_lane(self, key: int) -> None:
+        lane = self._lanes.pop(key, None)
+        self._stuck.discard(key)
+        if lane is not None:
+            lane.sock.close()
+
+    def _reply(self, peer: bytes, message: Message) -> None:
+        assert self._control is not None
+        transport.send(self._control, encode(message), to=peer)  # False: it has gone, and its pidfd or silence tells
+
+    def _post(self, letter: ToFront) -> None:
+        assert self.front is not None
+        self.front.post(letter)

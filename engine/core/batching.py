@@ -1,0 +1,173 @@
+"""When does a batch leave, and why. All release rules of the project are in :func:`decide`.
+
+A stage has one queue for all its workers. A batch leaves when a worker can take it *and* the first of these holds:
+
+    full       max_batch_size items, or max_batch_bytes, are waiting
+    drain      the stage is stopping: nothing more will come to wait for
+    idle       a worker has nothing to do, and waiting helps nobody (``eager``)
+    wait       the oldest item has been at this stage for max_wait
+    deadline   waiting longer would make the first deadline unreachable, going by how long a batch takes
+
+A worker that is busy may get one batch in advance (its prefetch credit), but only one that could not grow any more or has
+waited its time: taken earlier it would only stop growing. With ``max_wait`` 0 nothing is past its wait in that sense, so
+the prefetch waits for ``full``.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from enum import Enum
+from itertools import islice
+from math import inf
+from typing import Final
+
+from engine.core.items import Item
+
+
+class Reason(str, Enum):
+    FULL = "full"
+    IDLE = "idle"
+    WAIT = "wait"
+    DEADLINE = "deadline"
+    DRAIN = "drain"
+    REPLAY = "replay"  # the last attempt of an item under which workers died, alone
+
+
+class Taker(Enum):
+    """Who could take a batch now."""
+
+    NOBODY = "nobody"
+    IDLE = "idle"  # a worker with nothing to do
+    BUSY = "busy"  # only workers that compute and have room for one batch in advance
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How one stage batches. Seconds and bytes."""
+
+    max_batch_size: int = 1
+    max_batch_bytes: int = 64 << 20
+    max_wait_s: float = 0.010
+    eager: bool = True
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """What is waiting, as far as the decision needs it."""
+
+    count: int
+    nbytes: int
+    oldest: float  # when the first arrived
+    first_deadline: float = inf  # earliest deadline among the first max_batch_size
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Release now for ``reason``, or look again at ``wake_at`` (monotonic seconds; inf: when something happens)."""
+
+    reason: Reason | None
+    wake_at: float = inf
+
+
+NOTHING: Final = Decision(None)
+_NOW: Final = {reason: Decision(reason) for reason in Reason}
+
+
+def decide(
+    policy: Policy, backlog: Backlog, taker: Taker, *, now: float, service_s: float = 0.0, draining: bool = False
+) -> Decision:
+    """Whether a batch leaves now. ``service_s`` is how long a batch takes, from release to its results."""
+    if taker is Taker.NOBODY or backlog.count == 0:
+        return NOTHING
+    if backlog.count >= policy.max_batch_size or backlog.nbytes >= policy.max_batch_bytes:
+        return _NOW[Reason.FULL]
+    if draining:
+        return _NOW[Reason.DRAIN]
+    if taker is Taker.IDLE and policy.eager:
+        return _NOW[Reason.IDLE]
+    wait_over = backlog.oldest + policy.max_wait_s
+    if policy.max_wait_s == 0.0 and taker is Taker.BUSY:
+        wait_over = inf
+    if now >= wait_over:
+        return _NOW[Reason.WAIT]
+    last_call = backlog.first_deadline - service_s
+    if now >= last_call:
+        return _NOW[Reason.DEADLINE]
+    return Decision(None, min(wait_over, last_call))
+
+
+class BatchQueue:
+    """The items of one stage that wait, in order of arrival, with their bytes counted. Not thread-safe, no clock.
+
+    ``OrderedDict``: leaving from the middle (a cancelled client) and returning to the front (a replay) are O(1), and so is
+    taking from the front, which a plain dict makes linear in what was deleted there before.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.nbytes = 0
+        self._items: OrderedDict[int, Item] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __contains__(self, uid: int) -> bool:
+        return uid in self._items
+
+    def push(self, item: Item) -> None:
+        self._items[item.request.uid] = item
+        self.nbytes += item.size
+
+    def push_front(self, items: list[Item]) -> None:
+        """Items that were released once come before everything else, in their old order."""
+        for item in reversed(items):
+            uid = item.request.uid
+            self._items[uid] = item
+            self._items.move_to_end(uid, last=False)
+            self.nbytes += item.size
+
+    def discard(self, uid: int) -> Item | None:
+        """Remove an item from wherever it stands; None when it is not here."""
+        item = self._items.pop(uid, None)
+        if item is not None:
+            self.nbytes -= item.size
+        return item
+
+    def oldest(self) -> float:
+        """When the first item arrived; inf when there is none."""
+        for item in self._items.values():
+            return item.arrived
+        return inf
+
+    def backlog(self, *, deadlines: bool) -> Backlog:
+        """``deadlines`` false leaves the earliest deadline out, which costs a look at every item of the next batch."""
+        first = inf
+        if deadlines:
+            window = islice(self._items.values(), self.policy.max_batch_size)
+            first = min((item.request.deadline for item in window), default=inf)
+        return Backlog(len(self._items), self.nbytes, self.oldest(), first)
+
+    def take(self, now: float) -> tuple[list[Item], list[Item]]:
+        """The next batch and the items that are not worth computing any more, both removed from the queue.
+
+        A batch holds at most max_batch_size items and max_batch_bytes, but always one item, however large.
+        """
+        batch: list[Item] = []
+        dead: list[Item] = []
+        room = self.policy.max_batch_bytes
+        items = self._items
+        while items and len(batch) < self.policy.max_batch_size:
+            uid, item = items.popitem(last=False)
+            if not item.is_due(now):
+                dead.append(item)
+                self.nbytes -= item.size
+                continue
+            if batch and item.size > room:
+                items[uid] = item
+                items.move_to_end(uid, last=False)
+                break
+            batch.append(item)
+            room -= item.size
+            self.nbytes -= item.size
+        return batch, dead

@@ -1,0 +1,346 @@
+"""The door as a state machine: admission, the ledger of what is admitted, answers, duplicates and deadlines.
+
+Events come in as method calls with ``now``; what must happen comes out in :attr:`FrontMachine.actions` and, grouped by
+frontend, from :meth:`FrontMachine.take_answers`. Rules held here:
+
+* a request is admitted or answered at once: 503 while draining or when a stage of its route has nobody, 408 when its time
+  is over already, 429 past the capacity in requests or bytes, or when a stage of its route holds all it may;
+* an admitted request is in the ledger until it is answered, exactly once; what comes for a request that is not in the
+  ledger is a duplicate, and only frees the credit of whoever computed it;
+* a request whose deadline passes is answered 408 wherever it is;
+* when a frontend dies or its client leaves, the request is closed and its items are dropped wherever they are.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from math import inf
+from typing import Final, TypeAlias
+
+from engine.clock import MICROS
+from engine.core.items import Item, Request
+from engine.core.messages import Answers, Events, FrontendBeat, Results, StageState, Status, StreamEvents, Submit
+from engine.core.routing import Topology
+from engine.core.stage import Fail, Settle
+from engine.core.stats import FrontStats
+from engine.core.wire import Payload, payload_size
+
+EPOCH_SHIFT: Final = 40  # bits of a uid below the epoch: a year at 30,000 requests/s
+EPOCHS: Final = 1 << 22
+
+# A frontend sends a beat every second. Its requests are dropped when it has been silent this long; on the same host its
+# exit is noticed at once.
+FRONTEND_SILENCE_S: Final = 10.0
+
+
+@dataclass(frozen=True)
+class FrontSpec:
+    """Bounds of the admission: requests and bytes of request bodies."""
+
+    capacity: int
+    capacity_bytes: int
+
+
+@dataclass(slots=True, eq=False)
+class Frontend:
+    peer: bytes
+    heard: float
+    name: str = ""
+    pid: int = 0
+    families: bytes = b""
+    requests: dict[int, Request] = field(default_factory=dict)  # by its own number
+
+
+@dataclass(slots=True, eq=False)
+class StageView:
+    """What the front knows of a stage, from its last News."""
+
+    state: StageState
+    absent_at: float = 0.0
+    full: bool = False
+
+
+# --- actions ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Items for the first stage of their route."""
+
+    stage: int
+    items: list[Item]
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """These requests are closed: take them out of this stage."""
+
+    stage: int
+    uids: list[int]
+
+
+Action: TypeAlias = Admit | Drop | Settle
+
+
+@dataclass(slots=True)
+class _Column:
+    """Answers for one frontend, growing until they are taken."""
+
+    seqs: list[int] = field(default_factory=list)
+    statuses: list[int] = field(default_factory=list)
+    mimes: list[str] = field(default_factory=list)
+    trails: list[bytes] = field(default_factory=list)
+    headers: dict[int, dict[str, str]] = field(default_factory=dict)
+    payloads: list[Payload] = field(default_factory=list)
+
+
+class FrontMachine:
+    """See the module. Not thread-safe: one thread calls it; stage threads look requests up in :attr:`ledger`."""
+
+    def __init__(self, spec: FrontSpec, topology: Topology, epoch: int) -> None:
+        self.spec = spec
+        self.topology = topology
+        self.epoch = epoch
+        self.ledger: dict[int, Request] = {}
+        self.frontends: dict[bytes, Frontend] = {}
+        self.stages = [StageView(StageState(name, 0, 0, 0, 0, 0)) for name in topology.stages]
+        self.stats = FrontStats()
+        self.actions: list[Action] = []
+        self.draining = False
+        self.nbytes = 0
+        self._uid = epoch << EPOCH_SHIFT
+        self._deadlines: list[tuple[float, int]] = []
+        self._answers: dict[bytes, _Column] = {}
+
+    # --- from frontends ----------------------------------------------------------------------------------------------
+
+    def submit(self, peer: bytes, submit: Submit, payloads: Sequence[Payload], now: float) -> None:
+        frontend = self._frontend(peer, now)
+        admitted: dict[int, list[Item]] = {}
+        routes = len(self.topology.routes)
+        columns = zip(
+            submit.seqs,
+            submit.routes,
+            submit.budgets_us,
+            submit.request_ids,
+            submit.metas,
+            payloads,
+            strict=True,
+        )
+        for seq, route, budget_us, request_id, meta, payload in columns:
+            if seq in frontend.requests:
+                continue  # sent again by a frontend that was not sure: it is being computed
+            if not 0 <= route < routes:
+                self._answer(frontend.peer, seq, Status.FAILED, b"internal error: no such route")
+                self.stats.malformed += 1
+                continue
+            size = payload_size(payload)
+            refusal = self._refusal(route, budget_us, size, now)
+            if refusal is not None:
+                reason, status, text = refusal
+                self.stats.rejected[reason] = self.stats.rejected.get(reason, 0) + 1
+                self._answer(frontend.peer, seq, status, text.encode())
+                continue
+            self._uid += 1
+            uid = self._uid
+            deadline = now + budget_us / MICROS
+            request = Request(uid, peer, seq, route, deadline, request_id, meta, size)
+            self.ledger[uid] = request
+            frontend.requests[seq] = request
+            self.nbytes += size
+            heappush(self._deadlines, (deadline, uid))
+            first = self.topology.first(route)
+            items = admitted.get(first)
+            if items is None:
+                items = admitted[first] = []
+            items.append(Item(request, payload, size, now))
+        for stage, items in admitted.items():
+            self.stats.admitted += len(items)
+            self.actions.append(Admit(stage, items))
+
+    def _refusal(self, route: int, budget_us: int, size: int, now: float) -> tuple[str, Status, str] | None:
+        """Why a request is not admitted: metric label, status, text; None when it is."""
+        if self.draining:
+            return "draining", Status.UNAVAILABLE, "service unavailable: draining"
+        if budget_us <= 0:
+            return "deadline", Status.TIMEOUT, "inference timeout"
+        for stage in self.topology.routes[route].stages:
+            view = self.stages[stage]
+            if view.absent_at <= now:
+                return "absent", Status.UNAVAILABLE, f"service unavailable: stage {view.state.name} has no worker"
+            if view.full:
+                return "stage_full", Status.OVERLOADED, f"too many requests: stage {view.state.name} is full"
+        if len(self.ledger) >= self.spec.capacity:
+            return "capacity", Status.OVERLOADED, f"too many requests: {len(self.ledger)} are being served"
+        if self.ledger and self.nbytes + size > self.spec.capacity_bytes:
+            return "capacity_bytes", Status.OVERLOADED, "too many requests: their bodies fill the memory for them"
+        return None
+
+    def cancel(self, peer: bytes, seqs: Sequence[int]) -> None:
+        """Clients have gone: close their requests without an answer."""
+        frontend = self.frontends.get(peer)
+        if frontend is None:
+            return
+        self._drop([request for seq in seqs if (request := frontend.requests.get(seq)) is not None])
+
+    def beat(self, peer: bytes, beat: FrontendBeat, now: float) -> None:
+        frontend = self._frontend(peer, now)
+        frontend.name = beat.name
+        frontend.pid = beat.pid
+        if beat.families:
+            frontend.families = beat.families
+
+    def gone(self, peer: bytes) -> Frontend | None:
+        """A frontend process has ended: nobody can be answered there any more."""
+        frontend = self.frontends.pop(peer, None)
+        if frontend is not None:
+            self._drop(list(frontend.requests.values()))
+            self._answers.pop(peer, None)
+        return frontend
+
+    def silent(self, now: float) -> list[bytes]:
+        """Frontends that were not heard for FRONTEND_SILENCE_S."""
+        return [peer for peer, frontend in self.frontends.items() if now - frontend.heard > FRONTEND_SILENCE_S]
+
+    def _frontend(self, peer: bytes, now: float) -> Frontend:
+        frontend = self.frontends.get(peer)
+        if frontend is None:
+            frontend = self.frontends[peer] = Frontend(peer, now)
+        frontend.heard = now
+        return frontend
+
+    def _drop(self, requests: Sequence[Request]) -> None:
+        where: defaultdict[int, list[int]] = defaultdict(list)
+        for request in requests:
+            self.stats.cancelled += 1
+            self._close(request)
+            where[self._stage_of(request)].append(request.uid)
+        for stage, uids in where.items():
+            self.actions.append(Drop(stage, uids))
+
+    def _stage_of(self, request: Request) -> int:
+        stages = self.topology.routes[request.route].stages
+        return stages[min(request.hop, len(stages) - 1)]
+
+    # --- from workers and stages -------------------------------------------------------------------------------------
+
+    def results(self, results: Results, payloads: Sequence[Payload], now: float) -> None:
+        """Final results, failures and skips of one batch. All are settled, those still wanted are answered."""
+        mime = results.mime
+        headers = results.headers
+        for index, (uid, status, trail, payload) in enumerate(
+            zip(results.uids, results.statuses, results.trails, payloads, strict=True)
+        ):
+            if status == Status.SKIPPED:
+                continue
+            request = self.ledger.get(uid)
+            if request is None:
+                self.stats.duplicates += 1
+                continue
+            if not self._is_due_from(request, results.stage, status):
+                self.stats.duplicates += 1
+                continue
+            self._close(request)
+            self._answer(
+                request.frontend, request.seq, status, payload, mime, trail, headers.get(index) if headers else None
+            )
+        self.actions.append(Settle(results.stage, results.worker, results.batch, results.uids))
+
+    def _is_due_from(self, request: Request, stage: int, status: int) -> bool:
+        """A result counts only from the stage where the request is; a replayed copy may lag a hop behind."""
+        stages = self.topology.routes[request.route].stages
+        return (
+            request.hop < len(stages)
+            and stages[request.hop] == stage
+            and (status != Status.OK or request.hop == len(stages) - 1)
+        )
+
+    def events(self, events: StreamEvents, payloads: Sequence[Payload]) -> dict[bytes, tuple[Events, list[Payload]]]:
+        """Stream events by frontend, to be sent at once and in order."""
+        out: dict[bytes, tuple[list[int], list[Payload]]] = {}
+        for uid, payload in zip(events.uids, payloads, strict=True):
+            request = self.ledger.get(uid)
+            if request is None:
+                continue
+            seqs, bodies = out.setdefault(request.frontend, ([], []))
+            seqs.append(request.seq)
+            bodies.append(payload)
+        return {peer: (Events(self.epoch, seqs), bodies) for peer, (seqs, bodies) in out.items()}
+
+    def fail(self, fail: Fail) -> None:
+        """A stage gives requests up; one of which another copy has gone further is left alone."""
+        body = fail.text.encode()
+        for uid in fail.uids:
+            request = self.ledger.get(uid)
+            if request is not None and self._stage_of(request) == fail.stage:
+                self._close(request)
+                self._answer(request.frontend, request.seq, fail.status, body)
+
+    def expire(self, now: float) -> float:
+        """Answer what is late; returns the next deadline (inf when there is none)."""
+        deadlines = self._deadlines
+        late: defaultdict[int, list[int]] = defaultdict(list)
+        while deadlines:
+            deadline, uid = deadlines[0]
+            request = self.ledger.get(uid)
+            if request is not None and deadline > now:
+                break
+            heappop(deadlines)
+            if request is not None:
+                self._close(request)
+                self._answer(request.frontend, request.seq, Status.TIMEOUT, b"inference timeout")
+                late[self._stage_of(request)].append(uid)
+        for stage, uids in late.items():
+            self.actions.append(Drop(stage, uids))
+        return deadlines[0][0] if deadlines else inf
+
+    # --- answers -----------------------------------------------------------------------------------------------------
+
+    def take_answers(self) -> list[tuple[bytes, Answers, list[Payload]]]:
+        """All answers since the last call, one parcel per frontend."""
+        if not self._answers:
+            return []
+        taken = [
+            (peer, Answers(self.epoch, c.seqs, c.statuses, c.mimes, c.trails, c.headers), c.payloads)
+            for peer, c in self._answers.items()
+        ]
+        self._answers = {}
+        return taken
+
+    @property
+    def headroom(self) -> int:
+        return max(0, self.spec.capacity - len(self.ledger))
+
+    def _close(self, request: Request) -> None:
+        request.closed = True
+        del self.ledger[request.uid]
+        self.nbytes -= request.size
+        frontend = self.frontends.get(request.frontend)
+        if frontend is not None:
+            frontend.requests.pop(request.seq, None)
+
+    def _answer(
+        self,
+        peer: bytes,
+        seq: int,
+        status: int,
+        payload: Payload,
+        mime: str = "",
+        trail: bytes = b"",
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        column = self._answers.get(peer)
+        if column is None:
+            column = self._answers[peer] = _Column()
+        if headers:
+            column.headers[len(column.seqs)] = headers
+        column.seqs.append(seq)
+        column.statuses.append(int(status))
+        column.mimes.append(mime)
+        column.trails.append(trail)
+        column.payloads.append(payload)
+        answered = self.stats.answered
+        answered[status] = answered.get(status, 0) + 1

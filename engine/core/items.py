@@ -1,0 +1,49 @@
+"""What the broker keeps of a request: the request itself, and its current payload at one stage.
+
+Ownership. The front thread makes a :class:`Request`, keeps it in the ledger until it is answered, and alone sets
+``closed``. Stage threads only read it, with one exception: the stage that accepts a result advances ``hop``. Only the
+stage that follows hop *k* may move it to *k + 1*, so no two threads ever write it at the same hop, and a second copy of
+the same result (a worker that died after sending was replayed) finds ``hop`` already advanced and is dropped.
+Reading ``closed`` a moment too early is harmless: the item is computed once in vain, and its answer is dropped at the
+ledger.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.core.wire import Payload
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One admitted HTTP request. ``deadline`` is in this process's monotonic seconds."""
+
+    uid: int
+    frontend: bytes  # the peer that waits for the answer
+    seq: int  # its number there
+    route: int
+    deadline: float
+    request_id: str
+    meta: bytes
+    size: int  # bytes of its body, for the admission's books
+    closed: bool = False  # answered, expired or cancelled: nothing more is computed for it
+    hop: int = 0  # stages of its route that have accepted it, less one
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """A request's payload at one stage. ``arrived`` is when it came to this stage, kept when it is replayed."""
+
+    request: Request
+    payload: Payload
+    size: int  # bytes
+    arrived: float
+    attempt: int = 1
+    trail: bytes = b""
+    hop: int = 0  # where on its route this payload belongs
+
+    def is_due(self, now: float) -> bool:
+        """Worth computing: somebody waits, there is time left, and no other copy has gone further meanwhile."""
+        request = self.request
+        return not request.closed and request.deadline > now and request.hop == self.hop

@@ -1,0 +1,594 @@
+"""One stage as a state machine: its queue, its workers and their credits, what is in flight, and every rule about them.
+
+Events come in as method calls with ``now``; what must happen comes out in :attr:`StageMachine.actions`, which the stage's
+thread takes and carries out. Rules held here:
+
+* a batch is bound to a worker at the last moment: to an idle one, or in advance to the one that computes longest, if the
+  batch could not grow any more (:mod:`engine.core.batching`);
+* an item stays in flight until the next hop has its result; when its worker dies first it goes back to the front of the
+  queue with ``attempt + 1``. Its last attempt is made alone, on an idle worker, with nothing given in advance behind it:
+  so an item that kills workers can take innocent ones along at most ``max_attempts - 1`` times, and never to the end;
+* a stage that is not idempotent never replays: its items fail, saying so;
+* ``timeout`` seconds into a batch its items are answered; ``kill_after`` seconds later its worker is killed.
+
+Worker states:
+
+    STARTING --ready--> READY --timeout--> OVERDUE --settled--> READY
+    any --leave--> LEAVING (nothing more is given; dismissed when nothing is in flight)
+    any --exit, bye, silence--> forgotten (its key is never used again)
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from math import inf
+from typing import Final, TypeAlias
+
+from engine.clock import micros
+from engine.core.batching import BatchQueue, Policy, Reason, Taker, decide
+from engine.core.items import Item, Request
+from engine.core.messages import (
+    PROTOCOL,
+    Batch,
+    CancelItems,
+    Dismiss,
+    Hello,
+    Message,
+    Pulse,
+    Ready,
+    Refused,
+    Results,
+    Revoke,
+    StageState,
+    Status,
+    WorkerBeat,
+)
+from engine.core.routing import Topology
+from engine.core.stats import StageStats
+from engine.core.wire import Payload, pack_step, payload_size
+
+# A worker sends a beat every second. Ten missed in a row are silence: longer than any garbage collection or swap storm
+# that a request with a deadline of seconds would survive anyway.
+SILENCE_S: Final = 10.0
+
+# A process that exits right after sending leaves its results in the kernel for an instant. Where computing twice is
+# harmless nothing is waited for; where it is forbidden, this long.
+SETTLE_S: Final = 0.25
+
+# How long a stage without any worker still takes requests: a killed worker is usually back before that.
+ABSENT_S: Final = 10.0
+
+SERVICE_SMOOTHING: Final = 0.2  # weight of the newest batch in the running mean of how long a batch takes
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """What the machine needs to know of a stage's configuration. Seconds and bytes."""
+
+    name: str
+    num: int
+    policy: Policy
+    timeout_s: float
+    kill_after_s: float
+    max_queue_bytes: int
+    idempotent: bool = True
+    max_attempts: int = 3
+
+
+class WorkerState(str, Enum):
+    STARTING = "starting"
+    READY = "ready"
+    OVERDUE = "overdue"
+    LEAVING = "leaving"
+
+
+@dataclass(slots=True, eq=False)
+class InFlight:
+    """A batch at a worker. ``items`` shrinks as results reach the next hop."""
+
+    number: int
+    items: dict[int, Item]
+    sent_at: float
+    alone: bool = False
+    revoked: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    key: int
+    slot: int
+    pid: int
+    local: bool  # its process is watched by pid
+    heard: float
+    state: WorkerState = WorkerState.STARTING
+    mime: str = "application/json"
+    batches: OrderedDict[int, InFlight] = field(default_factory=OrderedDict)  # first: computing; second: in advance
+    since: float = 0.0  # when it began to compute the first of them
+    done_batches: int = 0
+    done_items: int = 0
+    families: bytes = b""
+    dismissed: bool = False
+
+
+# --- actions ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Send this batch down the worker's lane."""
+
+    worker: int
+    batch: Batch
+    payloads: list[Payload]
+
+
+@dataclass(frozen=True, slots=True)
+class ToWorker:
+    worker: int
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """Tell the front that these requests end at this stage."""
+
+    stage: int
+    uids: list[int]
+    status: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Tell another stage's machine that the next hop has these results."""
+
+    stage: int
+    worker: int
+    batch: int
+    uids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """The worker has not come back from ``forward``; end its process."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """The worker is gone: close its lane. ``families`` are its last metrics, to be kept in the sums."""
+
+    worker: int
+    slot: int
+    families: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """Readiness or pressure changed. ``absent_at``: from then on the stage has nobody (inf while it has)."""
+
+    stage: int
+    state: StageState
+    absent_at: float
+    full: bool
+
+
+Action: TypeAlias = Dispatch | ToWorker | Fail | Settle | Kill | Forget | News
+
+
+class StageMachine:
+    """See the module. Not thread-safe: one thread calls it, and alone reads what it holds."""
+
+    def __init__(
+        self, index: int, spec: StageSpec, topology: Topology, ledger: Mapping[int, Request], epoch: int
+    ) -> None:
+        self.index = index
+        self.spec = spec
+        self.topology = topology
+        self.epoch = epoch
+        self.ledger = ledger  # owned by the front thread; looked up here, never changed
+        self.queue = BatchQueue(spec.policy)
+        self.last_attempts: deque[Item] = deque()
+        self.workers: dict[int, Worker] = {}
+        self.stats = StageStats()
+        self.actions: list[Action] = []
+        self.draining = False
+        self.service_s = 0.0
+        self._idle: OrderedDict[int, Worker] = OrderedDict()  # ready, nothing in flight; longest idle first
+        self._single: OrderedDict[int, Worker] = (
+            OrderedDict()
+        )  # ready, one batch, room for one in advance; oldest first
+        self._computing: OrderedDict[int, Worker] = OrderedDict()  # by the start of their current batch
+        self._overdue: dict[int, float] = {}  # worker -> when it is killed
+        self._dying: list[tuple[float, int]] = []
+        self._keys = 0
+        self._batches = 0
+        self._absent_at = 0.0
+        self._told: tuple[object, ...] = ()
+        self._was_full = False
+        self._prefetch = spec.idempotent  # a batch in advance could be replayed while it is computed
+
+    # --- items in ----------------------------------------------------------------------------------------------------
+
+    def enqueue(self, items: Sequence[Item], now: float) -> None:
+        """Newly admitted items (first stage of their route)."""
+        for item in items:
+            self._push(item, now)
+
+    def accept(self, results: Results, payloads: Sequence[Payload], now: float) -> None:
+        """Results of the previous stage. Duplicates and items nobody waits for are dropped; all are settled."""
+        for uid, status, trail, payload in zip(results.uids, results.statuses, results.trails, payloads, strict=True):
+            request = self.ledger.get(uid)
+            if request is None or request.closed or status != Status.OK:
+                self.stats.dropped += 1
+                continue
+            if not self._is_next(request, results.stage):
+                self.stats.dropped += 1
+                continue
+            request.hop += 1
+            size = payload_size(payload)
+            self.stats.bytes_in += size
+            self._push(Item(request, payload, size, now, 1, trail, request.hop), now)
+        self.actions.append(Settle(results.stage, results.worker, results.batch, results.uids))
+
+    def _is_next(self, request: Request, stage: int) -> bool:
+        try:
+            return (
+                self.topology.next_hop(request.route, stage) == self.index
+                and self.topology.hop(request.route, stage) == request.hop
+            )
+        except KeyError:  # a worker names a stage that is not on the route
+            return False
+
+    def _push(self, item: Item, now: float) -> None:
+        if len(self.queue) and self.queue.nbytes + item.size > self.spec.max_queue_bytes:
+            text = f"too many requests: stage {self.spec.name} holds {self.queue.nbytes} bytes"
+            self._fail([item.request.uid], Status.OVERLOADED, text)
+            return
+        self.stats.arrived += 1
+        self.queue.push(item)
+
+    def cancel(self, uids: Sequence[int], now: float) -> None:
+        """Nobody waits for these any more: out of the queue, and a word to the workers that compute them."""
+        elsewhere = set()
+        for uid in uids:
+            if self.queue.discard(uid) is None:
+                elsewhere.add(uid)
+            else:
+                self.stats.dropped += 1
+        if not elsewhere:
+            return
+        for worker in self.workers.values():
+            held = [uid for batch in worker.batches.values() for uid in batch.items if uid in elsewhere]
+            if held:
+                self.actions.append(ToWorker(worker.key, CancelItems(held)))
+
+    # --- workers -----------------------------------------------------------------------------------------------------
+
+    def hello(self, hello: Hello, *, local: bool, now: float) -> int | Refused:
+        """A process says hello. Its key, or why it cannot join. The same process saying it again replaces itself."""
+        if hello.protocol != PROTOCOL:
+            return Refused(
+                f"the broker speaks protocol {PROTOCOL}, this worker {hello.protocol}: install the same version of stageline"
+            )
+        if hello.fingerprint != self.topology.fingerprint:
+            return Refused("the broker was started with other stages or routes: start both from the same stages.toml")
+        for old in list(self.workers.values()):
+            if old.pid == hello.pid and old.slot == hello.slot and old.local == local:
+                self._forget(old.key, now)
+        self._keys += 1
+        self.workers[self._keys] = Worker(self._keys, hello.slot, hello.pid, local, now)
+        self._tell()
+        return self._keys
+
+    def ready(self, ready: Ready, now: float) -> None:
+        worker = self.workers.get(ready.worker)
+        if worker is None or worker.state is not WorkerState.STARTING:
+            return
+        worker.heard = now
+        worker.state = WorkerState.READY
+        worker.mime = ready.mime
+        self.stats.starts += 1
+        self._idle[worker.key] = worker
+        self._tell()
+
+    def beat(self, beat: WorkerBeat, now: float) -> Message:
+        """The answer to a heartbeat: an unknown worker is asked to say hello again."""
+        worker = self.workers.get(beat.worker)
+        if worker is None:
+            return Pulse(self.epoch, False)
+        worker.heard = now
+        if beat.families:
+            worker.families = beat.families
+        return Pulse(self.epoch, True)
+
+    def leave(self, key: int, now: float) -> None:
+        worker = self.workers.get(key)
+        if worker is None:
+            return
+        worker.heard = now
+        worker.state = WorkerState.LEAVING
+        self._unlist(key)
+        self._dismiss(worker)
+        self._tell()
+
+    def exited(self, key: int, now: float) -> None:
+        """The worker's process has ended, it said bye, or it is given up."""
+        if key not in self.workers:
+            return
+        worker = self.workers[key]
+        self._unlist(key)
+        if worker.batches and not self.spec.idempotent:
+            self._dying.append((now + SETTLE_S, key))
+        else:
+            self._forget(key, now)
+
+    def settled(self, settle: Settle, now: float) -> None:
+        """The next hop holds these results: free them, and the worker's credit with the last one of a batch."""
+        worker = self.workers.get(settle.worker)
+        batch = worker.batches.get(settle.batch) if worker is not None else None
+        if worker is None or batch is None:
+            return  # of a worker that was given up; its items were replayed
+        for uid in settle.uids:
+            batch.items.pop(uid, None)
+        if batch.items:
+            return
+        was_first = next(iter(worker.batches)) == settle.batch
+        del worker.batches[settle.batch]
+        worker.done_batches += 1
+        lane = self.stats.lane(worker.slot)
+        lane.process.observe(now - batch.sent_at)
+        if was_first:
+            took = now - worker.since
+            if not batch.revoked and worker.state is not WorkerState.OVERDUE:
+                lane.compute_s += took
+                self.service_s += (took - self.service_s) * (SERVICE_SMOOTHING if self.service_s else 1.0)
+            self._overdue.pop(worker.key, None)
+            if worker.state is WorkerState.OVERDUE:
+                worker.state = WorkerState.READY
+                self._tell()
+        self._list(worker, now, restart=was_first)
+
+    # --- time --------------------------------------------------------------------------------------------------------
+
+    def pump(self, now: float) -> float:
+        """Do all that can be done now; returns when to call again at the latest (inf: only when something happens)."""
+        wake = inf
+        while True:
+            if self.last_attempts and self._idle:
+                item = self.last_attempts.popleft()
+                if item.is_due(now):
+                    self._dispatch(self._idle.popitem(last=False)[1], [item], Reason.REPLAY, now)
+                else:
+                    self._drop([item], now)
+                continue
+            if not len(self.queue):
+                break
+            if self._idle:
+                taker = Taker.IDLE
+            elif self._single and not self.last_attempts:  # which wait for somebody to become idle
+                taker = Taker.BUSY
+            else:
+                break
+            # The earliest deadline costs a look at every item; it matters only if a partial batch may wait.
+            partial = len(self.queue) < self.spec.policy.max_batch_size
+            backlog = self.queue.backlog(deadlines=partial and (taker is Taker.BUSY or not self.spec.policy.eager))
+            decision = decide(
+                self.spec.policy, backlog, taker, now=now, service_s=self.service_s, draining=self.draining
+            )
+            if decision.reason is None:
+                wake = decision.wake_at
+                break
+            items, dead = self.queue.take(now)
+            if dead:
+                self._drop(dead, now)
+            if items:
+                source = self._idle if taker is Taker.IDLE else self._single
+                self._dispatch(source.popitem(last=False)[1], items, decision.reason, now)
+        if self._is_full() != self._was_full:
+            self._tell()
+        return min(wake, self._next_limit())
+
+    def tick(self, now: float) -> None:
+        """Time limits: of batches, of stuck workers, of silent ones. Cheap when nothing is due."""
+        for key, worker in list(self._computing.items()):
+            if worker.since + self.spec.timeout_s > now:
+                break
+            del self._computing[key]
+            self._time_out(worker, now)
+        for key, kill_at in list(self._overdue.items()):
+            if kill_at <= now:
+                del self._overdue[key]
+                self.actions.append(Kill(key))
+        for at, key in list(self._dying):
+            if at <= now:
+                self._dying.remove((at, key))
+                self._forget(key, now)
+
+    def check_silence(self, now: float) -> None:
+        """Give up workers that were not heard for SILENCE_S. To be called about once a second.
+
+        A local worker that computes may be silent as long as its timeout allows, for C code can hold the interpreter;
+        its process is watched. A remote one is given up: whatever it still does, its results are duplicates.
+        """
+        for key, worker in list(self.workers.items()):
+            if now - worker.heard > SILENCE_S and not (
+                worker.local and (worker.batches or worker.state is WorkerState.STARTING)
+            ):
+                self.exited(key, now)
+
+    def _next_limit(self) -> float:
+        limit = inf
+        for worker in self._computing.values():
+            limit = worker.since + self.spec.timeout_s
+            break
+        if self._overdue:
+            limit = min(limit, min(self._overdue.values()))
+        if self._dying:
+            limit = min(limit, min(at for at, _ in self._dying))
+        return limit
+
+    def _time_out(self, worker: Worker, now: float) -> None:
+        first = next(iter(worker.batches.values()))
+        uids = list(first.items)
+        self._fail(uids, Status.TIMEOUT, "inference timeout")
+        if worker.state is WorkerState.READY:
+            worker.state = WorkerState.OVERDUE
+        self._overdue[worker.key] = now + self.spec.kill_after_s
+        self._idle.pop(worker.key, None)
+        self._single.pop(worker.key, None)
+        revoked = [batch for batch in worker.batches.values() if batch is not first and not batch.revoked]
+        for batch in revoked:
+            # The batch given in advance has not begun: others may have it. It stays on this worker's books until the
+            # worker has said that it skipped it (or computed it all the same: the next hop drops duplicates).
+            batch.revoked = True
+            self.queue.push_front([item for item in batch.items.values() if item.is_due(now)])
+        if revoked:
+            self.actions.append(ToWorker(worker.key, Revoke([batch.number for batch in revoked])))
+        self._tell()
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _dispatch(self, worker: Worker, items: list[Item], reason: Reason, now: float) -> None:
+        self._batches += 1
+        number = self._batches
+        alone = reason is Reason.REPLAY
+        stats = self.stats
+        stats.releases[reason.value] = stats.releases.get(reason.value, 0) + 1
+        lane = stats.lane(worker.slot)
+        lane.batch_size.observe(len(items))
+        lane.batch_wait.observe(now - items[0].arrived)
+        stats.bytes_out += sum(item.size for item in items)
+        batch = Batch(
+            batch=number,
+            sent_ns=int(now * 1e9),
+            reason=reason.value,
+            uids=[item.request.uid for item in items],
+            routes=[item.request.route for item in items],
+            budgets_us=[micros(item.request.deadline - now) for item in items],
+            attempts=[item.attempt for item in items],
+            request_ids=[item.request.request_id for item in items],
+            metas=[item.request.meta for item in items],
+            trails=[item.trail + pack_step(micros(now - item.arrived), 0, 0) for item in items],
+        )
+        worker.batches[number] = InFlight(number, {item.request.uid: item for item in items}, now, alone)
+        worker.done_items += len(items)
+        self.actions.append(Dispatch(worker.key, batch, [item.payload for item in items]))
+        self._list(worker, now, restart=len(worker.batches) == 1)
+
+    def _list(self, worker: Worker, now: float, *, restart: bool) -> None:
+        """Put a worker where it belongs after its batches changed. ``restart``: it begins another batch now."""
+        key = worker.key
+        self._idle.pop(key, None)
+        self._single.pop(key, None)
+        if not worker.batches:
+            self._computing.pop(key, None)
+            if worker.state is WorkerState.READY:
+                self._idle[key] = worker
+            elif worker.state is WorkerState.LEAVING:
+                self._dismiss(worker)
+            return
+        if restart:
+            worker.since = now
+            self._computing[key] = worker
+            self._computing.move_to_end(key)
+        if worker.state is WorkerState.READY and self._prefetch and len(worker.batches) == 1:
+            (only,) = worker.batches.values()
+            if not only.alone and not only.revoked:
+                self._single[key] = worker
+
+    def _unlist(self, key: int) -> None:
+        self._idle.pop(key, None)
+        self._single.pop(key, None)
+
+    def _dismiss(self, worker: Worker) -> None:
+        if not worker.batches and not worker.dismissed:
+            worker.dismissed = True
+            self.actions.append(ToWorker(worker.key, Dismiss()))
+
+    def _forget(self, key: int, now: float) -> None:
+        worker = self.workers.pop(key, None)
+        if worker is None:
+            return
+        self._unlist(key)
+        self._computing.pop(key, None)
+        self._overdue.pop(key, None)
+        if not worker.dismissed and worker.state is not WorkerState.STARTING:
+            self.stats.deaths += 1
+        again: list[Item] = []
+        for batch in worker.batches.values():
+            if not batch.revoked:
+                again.extend(batch.items.values())
+        self._replay(again, now)
+        self.actions.append(Forget(key, worker.slot, worker.families))
+        if not any(one.state is WorkerState.READY for one in self.workers.values()):
+            self._absent_at = now + ABSENT_S
+        self._tell()
+
+    def _replay(self, items: list[Item], now: float) -> None:
+        again: list[Item] = []
+        for item in items:
+            if not item.is_due(now):
+                self._drop([item], now)
+            elif not self.spec.idempotent:
+                text = f"internal error: a worker of stage {self.spec.name} died, and the stage is not replayed"
+                self._fail([item.request.uid], Status.FAILED, text)
+            elif item.attempt >= self.spec.max_attempts:
+                text = f"internal error: workers of stage {self.spec.name} died {item.attempt} times under this request"
+                self._fail([item.request.uid], Status.FAILED, text)
+            else:
+                item.attempt += 1
+                self.stats.replayed += 1
+                if item.attempt == self.spec.max_attempts:
+                    self.last_attempts.append(item)
+                else:
+                    again.append(item)
+        self.queue.push_front(again)
+
+    def _drop(self, items: list[Item], now: float) -> None:
+        """Items that are not worth computing: closed ones were answered, late ones are now."""
+        self.stats.dropped += len(items)
+        late = [item.request.uid for item in items if not item.request.closed and item.hop == item.request.hop]
+        if late:
+            self._fail(late, Status.TIMEOUT, "inference timeout")
+
+    def _fail(self, uids: list[int], status: Status, text: str) -> None:
+        self.stats.failed += len(uids)
+        if uids:
+            self.actions.append(Fail(self.index, uids, int(status), text))
+
+    def _tell(self) -> None:
+        """Say what others decide by - readiness and pressure - when it has changed."""
+        ready = starting = 0
+        mime = "application/json"
+        for worker in self.workers.values():
+            if worker.state is WorkerState.READY or worker.state is WorkerState.OVERDUE:
+                ready += 1
+                mime = worker.mime
+            elif worker.state is WorkerState.STARTING:
+                starting += 1
+        full = self._was_full = self._is_full()
+        absent_at = inf if ready else self._absent_at
+        told = (ready, starting, full, absent_at, mime)
+        if told == self._told:
+            return
+        self._told = told
+        self.actions.append(News(self.index, self.state(ready, starting, mime), absent_at, full))
+
+    def _is_full(self) -> bool:
+        return self.queue.nbytes >= self.spec.max_queue_bytes
+
+    def state(self, ready: int, starting: int, mime: str) -> StageState:
+        return StageState(
+            name=self.spec.name,
+            wanted=self.spec.num,
+            ready=ready,
+            starting=starting,
+            queued=len(self.queue) + len(self.last_attempts),
+            in_flight=sum(len(batch.items) for worker in self.workers.values() for batch in worker.batches.values()),
+            mime=mime,
+        )

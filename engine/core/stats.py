@@ -1,0 +1,79 @@
+"""Counting without labels, locks or allocation: what the hot path writes and a scrape reads now and then."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SIZES: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
+
+
+class Histogram:
+    """Cumulative buckets in the Prometheus sense; ``counts`` has one more entry than ``buckets`` (the +Inf one)."""
+
+    __slots__ = ("buckets", "counts", "total")
+
+    def __init__(self, buckets: Sequence[float]) -> None:
+        self.buckets = tuple(buckets)
+        self.counts = [0] * (len(self.buckets) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float, times: int = 1) -> None:
+        self.counts[bisect_left(self.buckets, value)] += times
+        self.total += value * times
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def mean(self) -> float:
+        count = self.count
+        return self.total / count if count else 0.0
+
+
+@dataclass(slots=True)
+class LaneStats:
+    """Of one worker slot; kept when the process behind it is replaced, so that label sets stay bounded."""
+
+    batch_size: Histogram = field(default_factory=lambda: Histogram(SIZES))
+    batch_wait: Histogram = field(default_factory=lambda: Histogram(SECONDS))  # oldest item's arrival to release
+    process: Histogram = field(default_factory=lambda: Histogram(SECONDS))  # release to settled
+    compute_s: float = 0.0
+
+
+@dataclass(slots=True)
+class StageStats:
+    """Of one stage since the broker started."""
+
+    releases: dict[str, int] = field(default_factory=dict)  # by reason
+    lanes: dict[int, LaneStats] = field(default_factory=dict)  # by slot
+    arrived: int = 0
+    dropped: int = 0  # closed or expired before they were computed
+    replayed: int = 0
+    failed: int = 0
+    deaths: int = 0  # workers that vanished without leave
+    starts: int = 0  # workers that became ready
+    bytes_out: int = 0
+    bytes_in: int = 0
+
+    def lane(self, slot: int) -> LaneStats:
+        found = self.lanes.get(slot)
+        if found is None:
+            found = self.lanes[slot] = LaneStats()
+        return found
+
+
+@dataclass(slots=True)
+class FrontStats:
+    """Of the front since the broker started."""
+
+    admitted: int = 0
+    answered: dict[int, int] = field(default_factory=dict)  # by status
+    rejected: dict[str, int] = field(default_factory=dict)  # by reason
+    duplicates: int = 0
+    cancelled: int = 0
+    malformed: int = 0
