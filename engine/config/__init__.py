@@ -1,5 +1,32 @@
-"""The configuration: one frozen :class:`Deployment`, made once by :func:`load`."""
+"""The configuration: one frozen :class:`Deployment`, made once and passed around.
 
+    schema     every key, once: type, default, unit, range, documentation
+    units      "10 MiB" and "250 ms" as numbers
+    forms      one value of one key: is it right, and what does the program see
+    flags      the command-line flags and environment variables of the keys that have them
+    build      data -> Deployment, with every problem in one ConfigError
+    load       files: stages.toml, and the JSON snapshot that child processes read
+    reference  docs/reference.md (run as a program; not imported here)
+
+Imports neither zmq, Falcon nor torch: the supervisor lives on this package alone.
+"""
+
+from engine.config.build import build, name_from
+from engine.config.flags import add_flags, flags_of
+from engine.config.load import dump, load, run_dir
 from engine.config.schema import Deployment, EngineSection, FrontendSection, RouteSection, StageSection
 
-__all__ = ["Deployment", "EngineSection", "FrontendSection", "RouteSection", "StageSection"]
+__all__ = [
+    "Deployment",
+    "EngineSection",
+    "FrontendSection",
+    "RouteSection",
+    "StageSection",
+    "add_flags",
+    "build",
+    "dump",
+    "flags_of",
+    "load",
+    "name_from",
+    "run_dir",
+]

@@ -1,15 +1,17 @@
 """Every key of ``stages.toml``, once: its type, default, unit, range and line of documentation.
 
-The loader, the command-line flags, the environment variables and docs/reference.md are all derived from these classes;
-nothing else in the project knows what keys exist. The values are frozen: a deployment is read once and passed around.
+The loader, the command-line flags, the environment variables and docs/reference.md are all derived from
+these classes; nothing else in the project knows what keys exist. The values are frozen: a deployment is
+read once and passed around.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_type_hints
 
 from engine.core.routing import Route, Topology
 
@@ -24,6 +26,25 @@ class Unit(Enum):
     NONE = ""
 
 
+class Form(Enum):
+    """Which values a key takes where its Python type does not say it all; read in :mod:`engine.config.forms`."""
+
+    PLAIN = "plain"
+    DEPLOYMENT_NAME = "deployment name"
+    STAGE_NAME = "stage name"
+    CLASS = "module:Class"
+    PATH = "HTTP path"
+    STAGES = "stage names"
+    ADDRESS = "listen address"
+    BIND = "broker endpoint"
+    FOLDER = "folder"
+    PREFIX = "metric prefix"
+    DEVICE = "device"
+    CPUS = "cpus"
+    ENV = "environment"
+    ARGS = "arguments"
+
+
 @dataclass(frozen=True)
 class Key:
     """What the loader and the reference need to know about one key, beyond its Python type."""
@@ -34,6 +55,7 @@ class Key:
     most: float | None = None
     choices: tuple[str, ...] = ()
     flag: bool = False  # also a command-line flag and an ENGINE_ variable of this name
+    form: Form = Form.PLAIN
 
 
 def key(default: Any = MISSING, doc: str = "", **about: Any) -> Any:
@@ -56,7 +78,9 @@ class EngineSection:
     """``[engine]``: the deployment as a whole."""
 
     name: str = key(
-        "", "Name of the deployment; default: the folder of the file. One of a name runs at a time."
+        "",
+        "Name of the deployment; default: the folder of the file. One of a name runs at a time.",
+        form=Form.DEPLOYMENT_NAME,
     )
     grace: float = key(
         10.0,
@@ -70,13 +94,15 @@ class EngineSection:
         "",
         "tcp://HOST:PORT the broker listens on, for processes started by hand or on other hosts; "
         "empty: private ipc sockets in the run directory. Ports from PORT upwards are used.",
+        form=Form.BIND,
     )
     run_dir: str = key(
         "",
         "Private directory for sockets and the pid file; default: under $XDG_RUNTIME_DIR or /tmp.",
         flag=True,
+        form=Form.FOLDER,
     )
-    namespace: str = key("engine", "Prefix of every metric's name.", flag=True)
+    namespace: str = key("engine", "Prefix of every metric's name.", flag=True, form=Form.PREFIX)
     log_level: str = key(
         "info",
         "Least severe log level that is written.",
@@ -92,7 +118,7 @@ class EngineSection:
 class FrontendSection:
     """``[frontend]``: the HTTP side."""
 
-    address: str = key("0.0.0.0", "Host name, IPv4 or IPv6 address to listen on.", flag=True)
+    address: str = key("0.0.0.0", "Host name, IPv4 or IPv6 address to listen on.", flag=True, form=Form.ADDRESS)
     port: int = key(8000, "TCP port to listen on; 0 takes a free one.", least=0, most=65535, flag=True)
     workers: int = key(1, "gunicorn worker processes.", unit=Unit.COUNT, least=1, most=256)
     timeout: float = key(
@@ -106,12 +132,8 @@ class FrontendSection:
     capacity: int = key(
         1024, "Requests admitted at once; past it 429.", unit=Unit.COUNT, least=1, most=10_000_000, flag=True
     )
-    capacity_bytes: int = key(
-        1 << 30, "Bytes of request bodies held at once; past it 429.", unit=Unit.BYTES, least=1
-    )
-    max_request_size: int = key(
-        10 << 20, "Largest request body; past it 413.", unit=Unit.BYTES, least=1, flag=True
-    )
+    capacity_bytes: int = key(1 << 30, "Bytes of request bodies held at once; past it 429.", unit=Unit.BYTES, least=1)
+    max_request_size: int = key(10 << 20, "Largest request body; past it 413.", unit=Unit.BYTES, least=1, flag=True)
     max_header_size: int = key(
         64 << 10, "Largest total of request headers; past it 431.", unit=Unit.BYTES, least=1024, most=1 << 20
     )
@@ -121,9 +143,7 @@ class FrontendSection:
     body_timeout: float = key(
         30.0, "Longest pause while a client sends its body.", unit=Unit.SECONDS, least=0.1, most=3600
     )
-    keepalive: float = key(
-        75.0, "How long an idle connection is kept open.", unit=Unit.SECONDS, least=0, most=3600
-    )
+    keepalive: float = key(75.0, "How long an idle connection is kept open.", unit=Unit.SECONDS, least=0, most=3600)
     compression: bool = key(False, "Accept and send gzip and zstd bodies.", flag=True)
 
 
@@ -131,8 +151,8 @@ class FrontendSection:
 class StageSection:
     """``[[stage]]``: one Worker class and how it runs."""
 
-    name: str = key(doc="Name of the stage, unique in the file.")
-    worker: str = key(doc="module:Class, found beside the file or installed.")
+    name: str = key(doc="Name of the stage, unique in the file.", form=Form.STAGE_NAME)
+    worker: str = key(doc="module:Class, found beside the file or installed.", form=Form.CLASS)
     num: int = key(1, "Worker processes.", unit=Unit.COUNT, least=1, most=4096)
     max_batch_size: int = key(
         1, "Most items of one batch; 1 passes single values to forward.", unit=Unit.COUNT, least=1, most=65536
@@ -145,12 +165,8 @@ class StageSection:
         least=0,
         most=600_000,
     )
-    eager: bool = key(
-        True, "An idle worker gets what there is at once; false waits for a full batch or max_wait_time."
-    )
-    max_queue_bytes: int = key(
-        1 << 30, "Payload bytes waiting at this stage; past it 429.", unit=Unit.BYTES, least=1
-    )
+    eager: bool = key(True, "An idle worker gets what there is at once; false waits for a full batch or max_wait_time.")
+    max_queue_bytes: int = key(1 << 30, "Payload bytes waiting at this stage; past it 429.", unit=Unit.BYTES, least=1)
     timeout: float = key(
         0.0,
         "Time for one forward, then its items get 408; 0: the frontend's timeout.",
@@ -165,34 +181,36 @@ class StageSection:
         least=0,
         most=86400,
     )
-    start_timeout: float = key(
-        600.0, "Time for a worker to load and warm up.", unit=Unit.SECONDS, least=1, most=86400
-    )
-    idempotent: bool = key(
-        True, "Items may be computed again after a worker died; false answers them 500 instead."
-    )
-    isolate: bool | None = key(
-        None, "Narrow an exception of a whole batch down by halving it; default: as idempotent."
-    )
-    device: Any = key(
-        "auto", '"cpu", "cuda", "cuda:0", ["cuda:0", "cuda:1"] (dealt out to the workers), or "auto".'
-    )
-    cpus: Any = key(
+    start_timeout: float = key(600.0, "Time for a worker to load and warm up.", unit=Unit.SECONDS, least=1, most=86400)
+    idempotent: bool = key(True, "Items may be computed again after a worker died; false answers them 500 instead.")
+    isolate: bool | None = key(None, "Narrow an exception of a whole batch down by halving it; default: as idempotent.")
+    device: str | Sequence[str] = key(
         "auto",
-        '"auto" shares the machine\'s CPUs out, "all" pins nothing, or a list of CPU numbers, or one list per worker.',
+        'What the workers compute on: "auto" takes the GPUs there are, else the CPU; a list is dealt out.',
+        form=Form.DEVICE,
     )
-    env: Any = key(
-        dict, "Environment variables of the workers: a table, or a list with one table per worker."
+    cpus: str | Sequence[int] | Sequence[Sequence[int]] = key(
+        "auto",
+        '"auto" shares the machine\'s CPUs out, "all" pins nothing, a list pins; thread counts follow.',
+        form=Form.CPUS,
     )
-    args: Any = key(dict, "Keyword arguments of the class's __init__.")
+    env: Mapping[str, str] | Sequence[Mapping[str, str]] = key(
+        dict,
+        "Environment variables of the workers: a table, or a list with one table per worker.",
+        form=Form.ENV,
+    )
+    # Any: whatever JSON can say; the user's class gives it its types.
+    args: Mapping[str, Any] = key(dict, "Keyword arguments of the class's __init__.", form=Form.ARGS)
 
 
 @dataclass(frozen=True)
 class RouteSection:
     """``[[route]]``: an HTTP path and the stages that serve it, in order."""
 
-    path: str = key(doc="HTTP path, beginning with a slash.")
-    stages: tuple[str, ...] = key(doc="Names of the stages, in order; a stage may serve several routes.")
+    path: str = key(doc="HTTP path, beginning with a slash.", form=Form.PATH)
+    stages: tuple[str, ...] = key(
+        doc="Names of the stages, in order; a stage may serve several routes.", form=Form.STAGES
+    )
 
 
 DEFAULT_ROUTE: Final = "/inference"
@@ -212,9 +230,7 @@ class Deployment:
     @property
     def topology(self) -> Topology:
         index = {stage.name: position for position, stage in enumerate(self.stages)}
-        routes = tuple(
-            Route(route.path, tuple(index[name] for name in route.stages)) for route in self.routes
-        )
+        routes = tuple(Route(route.path, tuple(index[name] for name in route.stages)) for route in self.routes)
         return Topology(tuple(index), routes)
 
     def stage(self, name: str) -> StageSection:
@@ -231,3 +247,13 @@ SECTIONS: Final = {
 
 def keys(section: type) -> dict[str, Key]:
     return {item.name: key_of(item) for item in fields(section)}
+
+
+def types(section: type) -> dict[str, Any]:
+    """The Python type of each key, as :func:`typing.get_type_hints` gives it (hence the ``Any``)."""
+    return get_type_hints(section)
+
+
+def default(item: Field[Any]) -> Any:
+    """The default of a key's field; MISSING for one that must be given."""
+    return item.default if item.default_factory is MISSING else item.default_factory()

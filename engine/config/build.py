@@ -1,0 +1,261 @@
+"""From parsed data to a :class:`Deployment`: every key read, every rule between keys checked, every problem
+in one error.
+
+Data comes from a ``stages.toml``, from the JSON snapshot of one, or from the Python API; all go through
+here, so the same rules hold whichever way a deployment was described. Reads no file and no environment of
+its own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from engine.config.flags import Override, overrides
+from engine.config.forms import BadValue, expectation, from_data, from_text, nearest, shown
+from engine.config.schema import (
+    DEFAULT_ROUTE,
+    SECTIONS,
+    Deployment,
+    EngineSection,
+    Form,
+    FrontendSection,
+    RouteSection,
+    StageSection,
+    default,
+    key_of,
+    keys,
+    types,
+)
+from engine.errors import ConfigError
+
+Values = dict[str, Any]  # keys of one table that could be read, with their values
+_ARRAYS: Final = ("stage", "route")  # the sections written [[...]]
+
+
+def build(
+    data: Mapping[str, Any],
+    *,
+    file: Path,
+    label: str,
+    flags: Mapping[str, str] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Deployment:
+    """A deployment out of ``data``, in the structure of a ``stages.toml``. Raises ConfigError with every
+    problem.
+
+    ``file`` is absolute; its folder names the deployment by default and is where relative paths start.
+    ``label`` names the source in messages. ``flags`` and ``environ`` override keys
+    (:mod:`engine.config.flags`); the environment also says where the default run directory lies.
+    """
+    environ = environ or {}
+    found, problems = overrides(flags or {}, environ)
+    reader = _Reader(label, file, found, problems)
+    return _resolve(reader.read(data), environ)
+
+
+def rebuild(data: Mapping[str, Any], *, file: Path, label: str) -> Deployment:
+    """A deployment out of a snapshot: checked like any other data, but overridden by nothing and left as it is."""
+    return _Reader(label, file, {}, []).read(data)
+
+
+class _Reader:
+    """Walks the data once, gathering problems; what is broken is left out and the walk goes on."""
+
+    def __init__(self, label: str, file: Path, found: Mapping[tuple[str, str], Override], problems: list[str]) -> None:
+        self._label = label
+        self._file = file
+        self._overrides = found
+        self._problems = problems
+
+    def read(self, data: Mapping[str, Any]) -> Deployment:
+        for name in data:
+            if name not in SECTIONS:
+                self._problem(name, f"unknown section{_meant(name, _section_titles())}")
+        engine = self._table("engine", self._mapping(data, "engine"), "engine")
+        frontend = self._table("frontend", self._mapping(data, "frontend"), "frontend")
+        stages = [(where, self._table("stage", raw, where)) for where, raw in self._array(data, "stage", "name")]
+        routes = [(where, self._table("route", raw, where)) for where, raw in self._array(data, "route", "path")]
+        if not stages and not self._broken(data, "stage"):
+            self._problem("stage", "expected at least one [[stage]] table")
+        self._check_stages(stages)
+        self._check_routes(routes, [values["name"] for _, values in stages if "name" in values])
+        self._check_ports(engine, len(stages))
+        if self._problems:
+            raise ConfigError(self._problems)
+        if not routes:
+            routes = [("", {"path": DEFAULT_ROUTE, "stages": tuple(values["name"] for _, values in stages)})]
+        return Deployment(
+            file=self._file,
+            engine=EngineSection(**engine),
+            frontend=FrontendSection(**frontend),
+            stages=tuple(StageSection(**values) for _, values in stages),
+            routes=tuple(RouteSection(**values) for _, values in routes),
+        )
+
+    # --- tables ---
+
+    def _table(self, section: str, raw: Mapping[str, Any], where: str) -> Values:
+        kind = SECTIONS[section]
+        known = keys(kind)
+        for name in raw:
+            if name not in known:
+                self._problem(f"{where}.{name}", f"unknown key{_meant_key(section, name)}")
+        hints = types(kind)
+        values: Values = {}
+        for item in fields(kind):
+            name, key = item.name, key_of(item)
+            override = self._overrides.get((section, name))
+            if name in raw:
+                try:
+                    values[name] = from_data(key, hints[name], raw[name])
+                except BadValue as error:
+                    self._problem(f"{where}.{name}", str(error))
+                else:
+                    if key.form is Form.FOLDER:
+                        values[name] = _absolute(values[name], self._file.parent)
+            elif default(item) is not MISSING:
+                values[name] = default(item)
+            else:
+                self._problem(f"{where}.{name}", f"missing; expected {expectation(key, hints[name])}")
+            if override is not None:
+                try:
+                    values[name] = from_text(key, hints[name], override.text)
+                except BadValue as error:
+                    self._problems.append(f"{override.source}: {error}")
+                else:
+                    if key.form is Form.FOLDER:
+                        values[name] = _absolute(values[name], Path.cwd())
+        return values
+
+    def _mapping(self, data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+        raw = data.get(name, {})
+        if isinstance(raw, Mapping):
+            return raw
+        self._problem(name, f"expected a table, written [{name}], got {shown(raw)}")
+        return {}
+
+    def _array(self, data: Mapping[str, Any], name: str, title: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Each table of an array, with what messages call it: ``stage[1] "encode"``."""
+        if self._broken(data, name):
+            self._problem(name, f"expected tables, each written [[{name}]], got {shown(data[name])}")
+            return
+        for index, raw in enumerate(data.get(name, [])):
+            called = raw.get(title)
+            yield f"{name}[{index}]" + (f" {shown(called)}" if isinstance(called, str) else ""), raw
+
+    @staticmethod
+    def _broken(data: Mapping[str, Any], name: str) -> bool:
+        raw = data.get(name, [])
+        return not isinstance(raw, (list, tuple)) or not all(isinstance(item, Mapping) for item in raw)
+
+    def _problem(self, where: str, what: str) -> None:
+        self._problems.append(f"{self._label}: {where}: {what}")
+
+    # --- rules between keys ---
+
+    def _check_stages(self, stages: Sequence[tuple[str, Values]]) -> None:
+        seen: dict[str, int] = {}
+        for index, (where, values) in enumerate(stages):
+            name = values.get("name")
+            if name is not None and seen.setdefault(name, index) != index:
+                self._problem(f"{where}.name", f"stage[{seen[name]}] has this name already")
+            num = values.get("num")
+            if num is None:
+                continue
+            env, cpus = values.get("env"), values.get("cpus")
+            if isinstance(env, list) and len(env) != num:
+                self._problem(
+                    f"{where}.env", f"expected one table, or one for each of num = {num} workers, got {len(env)}"
+                )
+            if isinstance(cpus, list) and isinstance(cpus[0], list) and len(cpus) != num:
+                self._problem(
+                    f"{where}.cpus", f"expected one list, or one for each of num = {num} workers, got {len(cpus)}"
+                )
+
+    def _check_routes(self, routes: Sequence[tuple[str, Values]], names: Sequence[str]) -> None:
+        seen: dict[str, int] = {}
+        used: set[str] = set()
+        for index, (where, values) in enumerate(routes):
+            path = values.get("path")
+            if path is not None and seen.setdefault(path, index) != index:
+                self._problem(f"{where}.path", f"route[{seen[path]}] has this path already")
+            for name in values.get("stages", ()):
+                used.add(name)
+                if name not in names:
+                    self._problem(f"{where}.stages", f"there is no stage {shown(name)}{nearest(name, names)}")
+        if not routes or any("stages" not in values for _, values in routes) or not used.issubset(names):
+            return  # one default route through all; or a list that is broken, and may mean any stage
+        for name in dict.fromkeys(names):
+            if name not in used:
+                self._problem("route", f"no route passes through stage {shown(name)}; name it in one, or remove it")
+
+    def _check_ports(self, engine: Values, stages: int) -> None:
+        port = urlsplit(engine.get("bind", "")).port
+        last = (port or 0) + 2 + 2 * stages  # the plan of ports is in engine.transport
+        if last > 65535:
+            self._problem("engine.bind", f"{stages} stages need the ports up to {last}; expected a lower PORT")
+
+
+def _resolve(deployment: Deployment, environ: Mapping[str, str]) -> Deployment:
+    """Fill in the defaults that depend on other keys, on the file's place, or on the environment."""
+    engine, frontend = deployment.engine, deployment.frontend
+    name = engine.name or name_from(deployment.file.parent.name)
+    engine = replace(engine, name=name, run_dir=engine.run_dir or default_run_dir(name, environ))
+    stages = []
+    for stage in deployment.stages:
+        timeout = stage.timeout or frontend.timeout
+        stages.append(
+            replace(
+                stage,
+                timeout=timeout,
+                kill_after=stage.kill_after or timeout,
+                isolate=stage.idempotent if stage.isolate is None else stage.isolate,
+            )
+        )
+    return replace(deployment, engine=engine, stages=tuple(stages))
+
+
+def name_from(text: str) -> str:
+    """A valid name of a deployment or stage, as near to ``text`` as can be."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.")[:64] or "deployment"
+
+
+def default_run_dir(name: str, environ: Mapping[str, str]) -> str:
+    """``$XDG_RUNTIME_DIR/stageline/NAME``, else ``/tmp/stageline-UID/NAME``.
+
+    ``/tmp`` by name and not ``$TMPDIR``: two shells with different ones must find the same deployment, and
+    socket paths must stay short.
+    """
+    runtime = environ.get("XDG_RUNTIME_DIR", "")
+    if os.path.isabs(runtime):  # the XDG base directory specification: relative paths are to be ignored
+        return os.path.join(runtime, "stageline", name)
+    return f"/tmp/stageline-{os.getuid()}/{name}"
+
+
+def _absolute(path: str, base: Path) -> str:
+    return os.path.abspath(base / os.path.expanduser(path)) if path else ""
+
+
+def _section_titles() -> dict[str, str]:
+    return {name: f"[[{name}]]" if name in _ARRAYS else f"[{name}]" for name in SECTIONS}
+
+
+def _meant(name: str, titles: Mapping[str, str]) -> str:
+    near = nearest(name, list(titles))
+    for known, title in titles.items():
+        near = near.replace(f" {known}?", f" {title}?")
+    return near or "; sections are " + ", ".join(titles.values())
+
+
+def _meant_key(section: str, name: str) -> str:
+    """The nearest key of this section, or the section where this very key would be right."""
+    for other, kind in SECTIONS.items():
+        if other != section and name in keys(kind):
+            return f"; it belongs to {_section_titles()[other]}"
+    return nearest(name, list(keys(SECTIONS[section])))

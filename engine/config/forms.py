@@ -1,0 +1,349 @@
+"""One value of one key: is it what the key takes, and in which shape does the program see it. Pure.
+
+Two sources: *data* (from TOML, JSON or the Python API, already typed) through :func:`from_data`, and *text*
+(from a flag or an environment variable) through :func:`from_text`. Both raise :class:`BadValue`, which says
+what was expected; the caller knows where the value stood and says that.
+
+Data is checked strictly: ``true`` is no integer and ``"8000"`` no port, because a file that is nearly right
+is a mistake that should be seen. Only an integer passes for a float, and text with a unit for a size or a
+time.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date, time
+from difflib import get_close_matches
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from engine.config.schema import RESERVED_PATHS, Form, Key, Unit
+from engine.config.units import UnitError, format_size, parse_size, parse_time
+
+
+class BadValue(ValueError):
+    """A value that its key does not take. The message is ``expected ..., got ...``, without the place."""
+
+
+def from_data(key: Key, kind: Any, value: object) -> Any:
+    """The value of a key as the program uses it. ``kind`` is the key's Python type. Raises BadValue."""
+    if key.form is not Form.PLAIN:
+        return _FORMS[key.form](value)
+    if kind is str:
+        return _choice(key, _string(value))
+    if kind is bool:
+        return _boolean(value)
+    if kind == bool | None:
+        return None if value is None else _boolean(value)
+    return _number(key, kind, value)
+
+
+def from_text(key: Key, kind: Any, text: str) -> Any:
+    """The value of a key out of a flag or an environment variable. Raises BadValue."""
+    if key.form is not Form.PLAIN or kind is str:
+        return from_data(key, kind, text)
+    if kind is bool:
+        word = text.strip().lower()
+        if word not in _WORDS:
+            raise BadValue(f"expected one of {', '.join(_WORDS)}, got {shown(text)}")
+        return _WORDS[word]
+    if key.unit in (Unit.NONE, Unit.COUNT):
+        return _number(key, kind, int(text) if re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", text) else text)
+    return _number(key, kind, text)
+
+
+def expectation(key: Key, kind: Any) -> str:
+    """What a key takes, in the words that errors and the reference page use."""
+    if key.form is not Form.PLAIN:
+        return _EXPECTED[key.form]
+    if key.choices:
+        return "one of " + ", ".join(json.dumps(choice) for choice in key.choices)
+    if kind is str:
+        return "a string"
+    if kind is not int and kind is not float:
+        return "true or false"
+    return f"{_NUMBERS[key.unit, kind]}{_range(key)}"
+
+
+def shown(value: object) -> str:
+    """A value as the reader wrote it, cut to a line."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):  # a date of TOML, an object of the Python API
+        text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """``; did you mean X?`` or nothing."""
+    near = get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+# --- plain types -----------------------------------------------------------------------------------------------------
+
+_WORDS: Final = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
+}
+
+_NUMBERS: Final = {
+    (Unit.NONE, int): "an integer",
+    (Unit.COUNT, int): "an integer",
+    (Unit.BYTES, int): 'a size like "10 MiB" or a number of bytes',
+    (Unit.SECONDS, float): 'a time like "2.5 s" or "250 ms" or a number of seconds',
+    (Unit.MILLISECONDS, float): 'a time like "10 ms" or "0.5 s" or a number of milliseconds',
+}
+
+
+def _range(key: Key) -> str:
+    def limit(number: float) -> str:
+        return format_size(int(number)) if key.unit is Unit.BYTES else f"{number:.10g}"
+
+    if key.least is not None and key.most is not None:
+        return f" from {limit(key.least)} to {limit(key.most)}"
+    return f" of at least {limit(key.least)}" if key.least is not None else ""
+
+
+def _number(key: Key, kind: type[int] | type[float], value: object) -> int | float:
+    problem = f"expected {expectation(key, kind)}, got {shown(value)}"
+    number: int | float
+    if isinstance(value, str) and key.unit not in (Unit.NONE, Unit.COUNT):
+        try:
+            number = _with_unit(key.unit, value)
+        except UnitError as error:
+            raise BadValue(f"{problem} ({error})") from None
+    elif isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
+        raise BadValue(problem)
+    else:
+        number = value
+    if isinstance(number, float) and not math.isfinite(number):
+        raise BadValue(problem)
+    if (key.least is not None and number < key.least) or (key.most is not None and number > key.most):
+        raise BadValue(problem)
+    return kind(number)
+
+
+def _with_unit(unit: Unit, text: str) -> int | float:
+    if unit is Unit.BYTES:
+        return parse_size(text)
+    if unit is Unit.MILLISECONDS:
+        return parse_time(text, "ms") * 1000
+    return parse_time(text, "s")
+
+
+def _string(value: object) -> str:
+    if not isinstance(value, str):
+        raise BadValue(f"expected a string, got {shown(value)}")
+    return value
+
+
+def _boolean(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise BadValue(f"expected true or false, got {shown(value)}")
+    return value
+
+
+def _choice(key: Key, value: str) -> str:
+    if key.choices and value not in key.choices:
+        near = nearest(value.lower(), key.choices)
+        raise BadValue(f"expected {expectation(key, str)}, got {shown(value)}{near}")
+    return value
+
+
+# --- forms -----------------------------------------------------------------------------------------------------------
+
+# 64 characters: a name becomes part of socket paths, of which the system takes about 100.
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_CLASS: Final = re.compile(r"(?:[^\W\d]\w*(?:\.[^\W\d]\w*)*|.*\.py):[^\W\d]\w*(?:\.[^\W\d]\w*)*", re.DOTALL)
+_PREFIX: Final = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")  # Prometheus data model: metric names
+_CUDA: Final = re.compile(r"cpu|cuda(:[0-9]{1,4})?")
+_HTTP_PATH: Final = re.compile(r"/[!-~]*")
+_BIND: Final = 'tcp://HOST:PORT with a port from 1 to 65000, like "tcp://127.0.0.1:7000"'
+
+_EXPECTED: Final[Mapping[Form, str]] = {
+    Form.DEPLOYMENT_NAME: "a name of at most 64 letters, digits, _ . and -",
+    Form.STAGE_NAME: "a name of at most 64 letters, digits, _ . and -",
+    Form.CLASS: '"module:Class"',
+    Form.PATH: 'a path like "/v1/embeddings"',
+    Form.STAGES: "a list of stage names",
+    Form.ADDRESS: "a host name, IPv4 or IPv6 address",
+    Form.BIND: _BIND,
+    Form.FOLDER: "the path of a folder",
+    Form.PREFIX: "letters, digits, _ and :, not beginning with a digit",
+    Form.DEVICE: '"auto", "cpu", "cuda", "cuda:N" or a list like ["cuda:0", "cuda:1"]',
+    Form.CPUS: '"auto", "all", a list of CPU numbers like [0, 1], or one such list per worker',
+    Form.ENV: "a table of strings, or a list with one such table per worker",
+    Form.ARGS: "a table of strings, numbers, booleans, lists and tables",
+}
+
+
+def _bad(form: Form, value: object, why: str = "") -> BadValue:
+    return BadValue(f"expected {_EXPECTED[form]}, got {shown(value)}{why and f' ({why})'}")
+
+
+def _matching(form: Form, pattern: re.Pattern[str], *, empty: bool = False) -> Callable[[object], str]:
+    def read(value: object) -> str:
+        if not isinstance(value, str) or not (pattern.fullmatch(value) or (empty and not value)):
+            raise _bad(form, value)
+        return value
+
+    return read
+
+
+def _path(value: object) -> str:
+    if not isinstance(value, str) or not _HTTP_PATH.fullmatch(value):
+        raise _bad(Form.PATH, value)
+    if set(value) & set("?#{}"):
+        raise _bad(Form.PATH, value, "a path is literal: no query, fragment or {placeholder}")
+    if value in RESERVED_PATHS or value.startswith("/openapi/"):
+        raise _bad(Form.PATH, value, f"reserved: {' '.join(RESERVED_PATHS)} and below /openapi")
+    return value
+
+
+def _stages(value: object) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+        raise _bad(Form.STAGES, value)
+    if not value:
+        raise _bad(Form.STAGES, value, "at least one")
+    if twice := sorted({name for name in value if value.count(name) > 1}):
+        raise _bad(Form.STAGES, value, f"{', '.join(twice)} more than once")
+    return tuple(value)
+
+
+def _address(value: object) -> str:
+    if not isinstance(value, str) or not value or re.search(r"[\s/]", value):
+        raise _bad(Form.ADDRESS, value)
+    host = value.removeprefix("[").removesuffix("]")
+    if ":" in host:
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            raise _bad(Form.ADDRESS, value, "the port has a key of its own") from None
+    return host
+
+
+def _bind(value: object) -> str:
+    if value == "":
+        return ""
+    if not isinstance(value, str):
+        raise _bad(Form.BIND, value)
+    try:
+        url = urlsplit(value)
+        host, port = url.hostname, url.port
+    except ValueError:  # a port or brackets that make no sense
+        raise _bad(Form.BIND, value) from None
+    rest = url.path or url.query or url.fragment or url.username
+    if url.scheme != "tcp" or not host or not port or port > 65000 or rest or re.search(r"\s", value):
+        raise _bad(Form.BIND, value)
+    if not _loopback(host):
+        raise _bad(
+            Form.BIND,
+            value,
+            "other hosts could reach this address, and the broker cannot authenticate them yet: "
+            "only 127.0.0.0/8, ::1 and localhost are accepted",
+        )
+    return value
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _folder(value: object) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise _bad(Form.FOLDER, value)
+    return value
+
+
+def _device(value: object) -> str | list[str]:
+    if value == "auto":
+        return "auto"
+    if isinstance(value, str) and _CUDA.fullmatch(value):
+        return value
+    if not isinstance(value, (list, tuple)) or not value:
+        raise _bad(Form.DEVICE, value)
+    if not all(isinstance(item, str) and _CUDA.fullmatch(item) for item in value):
+        raise _bad(Form.DEVICE, value)
+    return list(value)
+
+
+def _cpus(value: object) -> str | list[int] | list[list[int]]:
+    if isinstance(value, str) and value in ("auto", "all"):
+        return value
+    if isinstance(value, (list, tuple)) and value:
+        if _is_cpu_list(value):
+            return list(value)
+        if all(isinstance(item, (list, tuple)) and item and _is_cpu_list(item) for item in value):
+            return [list(item) for item in value]
+    raise _bad(Form.CPUS, value)
+
+
+def _is_cpu_list(value: Sequence[object]) -> bool:
+    return all(type(item) is int and 0 <= item < 4096 for item in value) and len(set(value)) == len(value)
+
+
+def _env(value: object) -> dict[str, str] | list[dict[str, str]]:
+    if isinstance(value, (list, tuple)):
+        return [_variables(item) for item in value]
+    return _variables(value)
+
+
+def _variables(value: object) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise _bad(Form.ENV, value)
+    made: dict[str, str] = {}
+    for name, item in value.items():
+        if not isinstance(name, str) or not name or "=" in name or "\0" in name:
+            raise _bad(Form.ENV, value, f"{shown(name)} cannot be the name of a variable")
+        if isinstance(item, bool):
+            item = "true" if item else "false"
+        elif isinstance(item, (int, float)):
+            item = str(item)
+        if not isinstance(item, str) or "\0" in item:
+            raise _bad(Form.ENV, value, f"{name} is {shown(item)}")
+        made[name] = item
+    return made
+
+
+def _args(value: object) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise _bad(Form.ARGS, value)
+    made: dict[str, Any] = _plain(value, "")
+    return made
+
+
+def _plain(value: object, where: str) -> Any:
+    """The value in JSON's types (hence the ``Any``); it has to reach another process as it stands."""
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        return {name: _plain(item, f"{where}.{name}" if where else name) for name, item in value.items()}
+    hint = "; write a date as a string" if isinstance(value, (date, time)) else ""
+    raise BadValue(f"expected {_EXPECTED[Form.ARGS]}, got {shown(value)} at {where or 'the top'}{hint}")
+
+
+_FORMS: Final[Mapping[Form, Callable[[object], Any]]] = {
+    Form.DEPLOYMENT_NAME: _matching(Form.DEPLOYMENT_NAME, _NAME, empty=True),
+    Form.STAGE_NAME: _matching(Form.STAGE_NAME, _NAME),
+    Form.CLASS: _matching(Form.CLASS, _CLASS),
+    Form.PATH: _path,
+    Form.STAGES: _stages,
+    Form.ADDRESS: _address,
+    Form.BIND: _bind,
+    Form.FOLDER: _folder,
+    Form.PREFIX: _matching(Form.PREFIX, _PREFIX),
+    Form.DEVICE: _device,
+    Form.CPUS: _cpus,
+    Form.ENV: _env,
+    Form.ARGS: _args,
+}

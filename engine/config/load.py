@@ -1,0 +1,107 @@
+"""Files: a ``stages.toml`` or a snapshot read into a :class:`Deployment`, and the snapshot written.
+
+A snapshot is the deployment as JSON, in the structure of the file, with everything resolved. The supervisor
+writes one for its children, so that all processes of a deployment agree even when the file, the flags or
+the environment have changed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from engine.config.build import build, default_run_dir, name_from, rebuild
+from engine.config.schema import Deployment
+from engine.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FILE_NAME: Final = "stages.toml"
+
+_NO_FLAGS: Final[Mapping[str, str]] = {}
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    flags: Mapping[str, str] = _NO_FLAGS,
+    environ: Mapping[str, str] = os.environ,
+) -> Deployment:
+    """The deployment that a file describes; a folder stands for the ``stages.toml`` in it.
+
+    ``flags`` (key name -> text) override ``environ`` (``ENGINE_...``), which overrides the file. A path
+    that ends in ``.json`` is a snapshot: it is complete, so the environment is not looked at and flags are
+    refused. Raises ConfigError with every problem found, each on a line that names file, key and what was
+    expected.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path /= FILE_NAME
+    label = str(path)
+    text = _read(path, label)
+    if path.suffix == ".json":
+        if flags:
+            raise ConfigError([f"{label}: a snapshot cannot be changed by flags; give the {FILE_NAME} instead"])
+        return _load_snapshot(text, label)
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([_syntax(label, str(error))]) from None
+    return build(data, file=Path(os.path.abspath(path)), label=label, flags=flags, environ=environ)
+
+
+def dump(deployment: Deployment) -> bytes:
+    """The snapshot of a deployment; :func:`load` gives back an equal one."""
+    data = {
+        "file": str(deployment.file),
+        "engine": asdict(deployment.engine),
+        "frontend": asdict(deployment.frontend),
+        "stage": [asdict(stage) for stage in deployment.stages],
+        "route": [asdict(route) for route in deployment.routes],
+    }
+    return json.dumps(data, indent=1).encode() + b"\n"
+
+
+def run_dir(deployment: Deployment) -> Path:
+    """The run directory of a deployment. Only the path: the supervisor makes the folder, private, on start."""
+    engine = deployment.engine
+    name = engine.name or name_from(deployment.file.parent.name)
+    return Path(engine.run_dir or default_run_dir(name, os.environ))
+
+
+def _read(path: Path, label: str) -> str:
+    try:
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        raise ConfigError([f"{label}: no such file; expected a {FILE_NAME}, or a folder that holds one"]) from None
+    except OSError as error:
+        raise ConfigError([f"{label}: cannot be read: {error.strerror}"]) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{label}: expected UTF-8 text; byte {error.start} is not"]) from None
+
+
+def _syntax(label: str, message: str) -> str:
+    found = re.search(r" \(at line (\d+), column (\d+)\)$", message)
+    if found is None:
+        return f"{label}: expected TOML: {message}"
+    return f"{label}: line {found[1]}, column {found[2]}: expected TOML: {message[: found.start()]}"
+
+
+def _load_snapshot(text: str, label: str) -> Deployment:
+    try:
+        data: Any = json.loads(text)  # whatever JSON holds: checked key by key below
+    except ValueError as error:
+        raise ConfigError([f"{label}: expected JSON: {error}"]) from None
+    file = data.pop("file", None) if isinstance(data, dict) else None
+    if not isinstance(file, str) or not os.path.isabs(file):
+        raise ConfigError([f"{label}: file: expected the absolute path of the file this is a snapshot of"])
+    return rebuild(data, file=Path(file), label=label)

@@ -1,0 +1,81 @@
+"""Sizes and times as people write them: "10 MiB", "1.5 GB", "250ms", "2 min". Pure text to number and back.
+
+Decimal arithmetic, because 0.1 MB is 100,000 bytes and not 100,000.00000000001.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Final
+
+# Powers of 1000 (SI) and of 1024 (IEC 80000-13). Letter case is ignored: nobody means millibits.
+SIZES: Final[Mapping[str, int]] = {
+    "B": 1,
+    "kB": 1000,
+    "MB": 1000**2,
+    "GB": 1000**3,
+    "TB": 1000**4,
+    "KiB": 1 << 10,
+    "MiB": 1 << 20,
+    "GiB": 1 << 30,
+    "TiB": 1 << 40,
+}
+
+# In microseconds, so that every unit is a whole number.
+TIMES: Final[Mapping[str, int]] = {
+    "us": 1,
+    "ms": 1000,
+    "s": 1_000_000,
+    "min": 60 * 1_000_000,
+    "h": 3600 * 1_000_000,
+}
+
+# 18 digits hold any size or time that means something; more would only make the arithmetic slow.
+_FORM: Final = re.compile(r"([+-]?[0-9]{1,18}(?:\.[0-9]{0,18})?|[+-]?\.[0-9]{1,18})\s*([A-Za-z]*)", re.ASCII)
+
+
+class UnitError(ValueError):
+    """The text is no number with a known unit; the message says which units are understood."""
+
+
+def parse_size(text: str) -> int:
+    """``"1.5 KiB"`` -> 1536 bytes. A bare number is bytes; a fraction of a byte is cut off. Raises UnitError."""
+    number, factor = _split(text, SIZES, "B")
+    return int(number * factor)
+
+
+def parse_time(text: str, bare: str = "s") -> float:
+    """``"250ms"`` -> 0.25 seconds. ``bare`` is the unit of a number without one. Raises UnitError."""
+    number, factor = _split(text, TIMES, bare)
+    return float(number * factor / TIMES["s"])
+
+
+def format_size(size: int) -> str:
+    """The shortest exact way to write a size: ``10485760`` -> ``"10 MiB"``."""
+    units = sorted(SIZES.items(), key=lambda entry: entry[1], reverse=True)
+    fits = (entry for entry in units if size >= entry[1] and size % entry[1] == 0)
+    unit, factor = next(fits, ("B", 1))
+    return f"{size // factor} {unit}"
+
+
+def format_time(seconds: float) -> str:
+    """A time in the unit people would choose: ``0.25`` -> ``"250 ms"``, ``600`` -> ``"10 min"``."""
+    for unit in ("h", "min", "s", "ms"):
+        number = seconds * TIMES["s"] / TIMES[unit]
+        if number == int(number) and number >= 1:
+            return f"{int(number)} {unit}"
+    return f"{seconds:g} s"
+
+
+def _split(text: str, units: Mapping[str, int], bare: str) -> tuple[Decimal, int]:
+    match = _FORM.fullmatch(text.strip())
+    if match is None:
+        raise UnitError(f"not a number with a unit; units are {', '.join(units)}")
+    number, unit = match.groups()
+    factors = {name.lower(): factor for name, factor in units.items()}
+    factor = factors.get((unit or bare).lower())
+    if factor is None:
+        raise UnitError(f"unknown unit {unit!r}; units are {', '.join(units)}")
+    return Decimal(number), factor
