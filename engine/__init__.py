@@ -1,1 +1,107 @@
-"""Stageline."""
+"""Stageline: machine-learning models served as pipelines of batched stages, without losing a request.
+
+What a service imports stands here (``from engine import Server, Worker, ValidationError``) and is loaded on first use,
+so that ``import engine`` costs nothing and the supervisor never sees zmq, Falcon or torch.
+
+The code, from the bottom up; a module imports only what stands above it:
+
+    errors              every error, split by who broke the rule; imports nothing
+    exitcodes           what the exit codes of commands mean
+    clock               monotonic time, and a deadline through several waits
+    core/               the rules, pure: values and ``now`` in, decisions out
+      messages, wire      what crosses sockets, and its bytes
+      routing             which stage comes next
+      items, batching, stage, front, stats
+                          queues, batches, credits, admission and replay: the broker's decisions
+      backoff, lifecycle, placement
+                          restarts, the order of starting and stopping, CPUs and GPUs: the supervisor's decisions
+    config/             stages.toml: schema, loading, flags, the reference page
+    loader, log         the user's class; one line per event
+    metrics             metric families of all processes, merged
+    transport           endpoints and sockets: the only module that knows ZeroMQ's options
+    broker/             the broker process: threads around core
+    client, admin       the broker seen from a frontend, and from a command
+    process, signals, supervisor
+                        child processes: started, watched, restarted, stopped
+    server              the Python API: the same deployment, described by calls
+    cli                 the ``engine`` command
+
+The HTTP side is the package ``frontend``; the worker process, and the ``Worker`` class that services subclass, is the
+package ``stages``. docs/architecture.md tells the life of a request and which invariant is held where.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from engine.errors import (
+        ClientError,
+        DecodingError,
+        EncodingError,
+        EngineError,
+        EngineTimeoutError,
+        ServerError,
+        ValidationError,
+    )
+    from engine.log import get_logger
+    from engine.server import Runtime, Server
+    from stages.base import SSEWorker, Worker
+
+    __version__: str
+
+__all__ = [
+    "ClientError",
+    "DecodingError",
+    "EncodingError",
+    "EngineError",
+    "EngineTimeoutError",
+    "Runtime",
+    "SSEWorker",
+    "Server",
+    "ServerError",
+    "ValidationError",
+    "Worker",
+    "__version__",
+    "get_logger",
+]
+
+_HOMES: Final = {
+    "Server": "engine.server",
+    "Runtime": "engine.server",
+    "Worker": "stages.base",
+    "SSEWorker": "stages.base",
+    "get_logger": "engine.log",
+    "EngineError": "engine.errors",
+    "ClientError": "engine.errors",
+    "DecodingError": "engine.errors",
+    "ValidationError": "engine.errors",
+    "ServerError": "engine.errors",
+    "EncodingError": "engine.errors",
+    "EngineTimeoutError": "engine.errors",
+}
+
+
+def __getattr__(name: str) -> Any:  # PEP 562; a public name can be of any type
+    if name == "__version__":
+        value: Any = _version()
+    elif name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("stageline")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "0+unknown"

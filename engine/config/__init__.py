@@ -11,7 +11,7 @@
 Imports neither zmq, Falcon nor torch: the supervisor lives on this package alone.
 """
 
-from engine.config.build import build, name_from
+from engine.config.build import build, name_from, read_key
 from engine.config.flags import add_flags, flags_of
 from engine.config.load import dump, load, run_dir
 from engine.config.schema import Deployment, EngineSection, FrontendSection, RouteSection, StageSection
@@ -28,5 +28,6 @@ __all__ = [
     "flags_of",
     "load",
     "name_from",
+    "read_key",
     "run_dir",
 ]

@@ -64,6 +64,17 @@ def rebuild(data: Mapping[str, Any], *, file: Path, label: str) -> Deployment:
     return _Reader(label, file, {}, []).read(data)
 
 
+def read_key(section: str, name: str, value: object) -> Any:
+    """One value as :func:`build` would read it: for callers that check as they go. ``Any``: keys are of all types.
+
+    Raises ValueError with what was expected; KeyError, with the nearest key, when the section has no such key.
+    """
+    kind = SECTIONS[section]
+    if name not in keys(kind):
+        raise KeyError(f"unknown key {name}{_meant_key(section, name)}")
+    return from_data(keys(kind)[name], types(kind)[name], value)
+
+
 class _Reader:
     """Walks the data once, gathering problems; what is broken is left out and the walk goes on."""
 

@@ -1,7 +1,7 @@
 """docs/reference.md, generated from the schema: ``python -m engine.config.reference [--check]``.
 
-Without arguments the page is written; with ``--check`` the program fails when the page in the repository differs, which is
-how a key cannot be added without its documentation.
+Without arguments the page is written; with ``--check`` the program fails when the page in the repository differs,
+which is how a key cannot be added without its documentation.
 """
 
 from __future__ import annotations

@@ -152,7 +152,9 @@ class StageSection:
     """``[[stage]]``: one Worker class and how it runs."""
 
     name: str = key(doc="Name of the stage, unique in the file.", form=Form.STAGE_NAME)
-    worker: str = key(doc="module:Class, found beside the file or installed.", form=Form.CLASS)
+    worker: str = key(
+        doc="module:Class, the module found beside the file or installed; or script.py:Class.", form=Form.CLASS
+    )
     num: int = key(1, "Worker processes.", unit=Unit.COUNT, least=1, most=4096)
     max_batch_size: int = key(
         1, "Most items of one batch; 1 passes single values to forward.", unit=Unit.COUNT, least=1, most=65536

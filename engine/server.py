@@ -1,0 +1,274 @@
+"""The Python API: a deployment described by calls in a script instead of a ``stages.toml``.
+
+::
+
+    from engine import Server, Worker
+
+    class Double(Worker):
+        def forward(self, data):
+            return {"y": 2 * data["x"]}
+
+    if __name__ == "__main__":
+        server = Server()
+        server.append_worker(Double, num=2)
+        server.run()
+
+The guard is needed: worker processes import the script to find the class, and must not start a deployment of their own
+(:meth:`Server.run` refuses to, if they try). Everything else is as with a file: the same keys, checks, flags and
+environment variables, the same supervisor. This module only translates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from engine import loader, log
+from engine.config import Deployment, add_flags, build, flags_of, name_from, read_key
+from engine.config.schema import DEFAULT_ROUTE
+from engine.errors import ConfigError
+from engine.exitcodes import ExitCode
+
+if TYPE_CHECKING:
+    from stages.base import Worker
+
+Env = Mapping[str, str] | Sequence[Mapping[str, str]]
+
+START_METHODS: Final = ("spawn", "fork")  # both words are accepted; see Runtime
+
+
+class Runtime:
+    """One pool of worker processes: a class, and how it runs. One Runtime on several routes is one shared pool.
+
+    ``num`` processes; ``max_batch_size`` 1 passes single values to ``forward``; ``max_wait_time`` in milliseconds and
+    ``timeout`` in seconds, for both of which 0 means the default (10 ms; the timeout of the deployment); ``env`` a
+    mapping for all workers or a list with one for each. ``start_method`` is accepted for scripts that give it: each
+    worker is a fresh process, as with "spawn". Other keyword arguments are the further keys of a ``[[stage]]``:
+    ``name``, ``device``, ``cpus``, ``args``, ``eager``, ``idempotent`` ... (docs/reference.md).
+
+    Raises TypeError when ``worker`` is no Worker class or an argument is unknown, ValueError when a value is not what
+    its key takes or the class cannot be found by another process.
+    """
+
+    def __init__(
+        self,
+        worker: type[Worker],
+        num: int = 1,
+        max_batch_size: int = 1,
+        max_wait_time: float = 0,
+        timeout: float = 0,
+        start_method: str = "spawn",
+        env: Env | None = None,
+        **keys: Any,  # checked below against the schema, which knows their types
+    ) -> None:
+        self.worker = worker
+        self.spec = _spec(worker)
+        if start_method not in START_METHODS:
+            raise ValueError(f"start_method: expected one of {', '.join(START_METHODS)}, got {start_method!r}")
+        table = {"num": num, "max_batch_size": max_batch_size, "timeout": timeout, **keys}
+        if max_wait_time:
+            table["max_wait_time"] = max_wait_time
+        if env is not None:
+            table["env"] = env
+        self.table = {name: self._read(name, value) for name, value in table.items()}
+        per_worker = self.table.get("env")
+        if isinstance(per_worker, list) and len(per_worker) != self.table["num"]:
+            raise ValueError(f"{worker.__name__}: env: expected {self.table['num']} mappings, got {len(per_worker)}")
+
+    def _read(self, name: str, value: object) -> Any:  # keys are of all types
+        if name == "worker":
+            raise TypeError(f"{self.worker.__name__}: worker was given twice")
+        try:
+            return read_key("stage", name, value)
+        except KeyError as error:
+            raise TypeError(f"{self.worker.__name__}: {error.args[0]}") from None
+        except ValueError as error:
+            raise ValueError(f"{self.worker.__name__}: {name}: {error}") from None
+
+    def __repr__(self) -> str:
+        return f"Runtime({self.spec}, num={self.table['num']})"
+
+
+class Server:
+    """A deployment in the making. :meth:`append_worker` or :meth:`register_runtime`, then :meth:`run`.
+
+    Nothing happens before :meth:`run`: no process is started, no flag or environment variable read.
+    """
+
+    def __init__(self) -> None:
+        self._routes: dict[str, list[Runtime]] = {}
+        self._daemons: dict[str, Any] = {}  # subprocess.Popen, multiprocessing.Process, or alike
+
+    def append_worker(
+        self,
+        worker: type[Worker],
+        num: int = 1,
+        max_batch_size: int = 1,
+        max_wait_time: float = 0,
+        start_method: str = "spawn",
+        env: Env | None = None,
+        timeout: float = 0,
+        route: str | Sequence[str] = DEFAULT_ROUTE,
+        **keys: Any,  # as Runtime's
+    ) -> None:
+        """Add a stage at the end of ``route``, or of each of several routes, which then share it.
+
+        The other arguments are those of :class:`Runtime`, and so are the errors; ValueError also for a route that is
+        no path or is reserved.
+        """
+        runtime = Runtime(worker, num, max_batch_size, max_wait_time, timeout, start_method, env, **keys)
+        self.register_runtime({path: [runtime] for path in ([route] if isinstance(route, str) else route)})
+
+    def register_runtime(self, routes: Mapping[str, Sequence[Runtime]]) -> None:
+        """Add stages at the end of each route: HTTP path -> its Runtimes in order.
+
+        Raises TypeError for what is no Runtime, ValueError for a path that is reserved or a Runtime that would be on
+        a route twice. Nothing is added then.
+        """
+        if not routes:
+            raise ValueError("route: expected at least one path")
+        merged = {}
+        for path, runtimes in routes.items():
+            try:
+                read_key("route", "path", path)
+            except ValueError as error:
+                raise ValueError(f"route: {error}") from None
+            if strangers := [item for item in runtimes if not isinstance(item, Runtime)]:
+                raise TypeError(f"{path}: expected Runtime objects, got {strangers[0]!r}")
+            chain = [*self._routes.get(path, []), *runtimes]
+            if len(set(map(id, chain))) != len(chain):
+                raise ValueError(f"{path}: the same Runtime twice on one route; make a second Runtime of the class")
+            merged[path] = chain
+        self._routes.update(merged)
+
+    def register_daemon(self, name: str, process: Any) -> None:
+        """Let a process live and die with the deployment: started with it if need be, ended with it.
+
+        ``process`` is a ``subprocess.Popen`` or a ``multiprocessing.Process`` or has its methods (hence the ``Any``).
+        When it ends before the deployment does, the deployment stops with exit code FAILED. Raises TypeError and
+        ValueError for a process or name that cannot be used.
+        """
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"register_daemon: expected a name, got {name!r}")
+        if name in self._daemons:
+            raise ValueError(f'register_daemon: "{name}" is registered already')
+        if not hasattr(process, "pid") or not (hasattr(process, "poll") or hasattr(process, "exitcode")):
+            raise TypeError(f"register_daemon: expected a Popen or a multiprocessing.Process, got {process!r}")
+        self._daemons[name] = process
+
+    def deployment(
+        self, *, flags: Mapping[str, str] | None = None, environ: Mapping[str, str] | None = None
+    ) -> Deployment:
+        """What has been described so far, as the object that a ``stages.toml`` would give. Raises ConfigError.
+
+        ``flags`` (key name -> text) override ``environ`` (``ENGINE_...``).
+        """
+        file = _script()
+        names = self._names()
+        data = {
+            "engine": {"name": name_from(f"{file.parent.name}-{file.stem}")},
+            "stage": [{**runtime.table, "name": name, "worker": runtime.spec} for runtime, name in names.items()],
+            "route": [
+                {"path": path, "stages": [names[runtime] for runtime in chain]} for path, chain in self._routes.items()
+            ],
+        }
+        return build(data, file=file, label=file.name, flags=flags, environ=environ)
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT; with ``--dry-run``, run the warm-up examples through every stage instead.
+
+        Reads ``sys.argv`` for the flags of docs/reference.md (exact names only; anything else is left to the script)
+        and the environment. Meant as the last line of a script: returns when all went well, else raises SystemExit
+        with one of the named exit codes, after saying why on stderr. Raises RuntimeError inside a worker process that
+        imports a script without the ``__main__`` guard.
+        """
+        if (spec := loader.importing()) is not None:
+            raise RuntimeError(
+                f'Server.run() was reached while a worker process imports "{spec}": '
+                'put it under  if __name__ == "__main__":'
+            )
+        namespace = _parse(sys.argv)
+        try:
+            deployment = self.deployment(flags=flags_of(namespace), environ=os.environ)
+        except ConfigError as error:
+            print(error, file=sys.stderr)
+            raise SystemExit(ExitCode.CONFIG) from None
+        log.setup("supervisor", level=deployment.engine.log_level)
+        if namespace.dry_run:
+            from stages.local import check  # here, because it loads user code and what that needs
+
+            code = check(deployment, as_json=False)
+        else:
+            from engine.supervisor import run
+
+            code = run(deployment, daemons=self._daemons)
+        if code:
+            raise SystemExit(code)
+
+    def _names(self) -> dict[Runtime, str]:
+        """Each Runtime once, in the order it came, with its stage's name: its own, or its class's in lower case."""
+        runtimes = dict.fromkeys(runtime for chain in self._routes.values() for runtime in chain)
+        taken = {runtime.table["name"] for runtime in runtimes if "name" in runtime.table}
+        names = {}
+        for runtime in runtimes:
+            name = base = runtime.table.get("name") or name_from(runtime.worker.__name__.lower())
+            count = 1
+            while "name" not in runtime.table and name in taken:
+                count += 1
+                name = f"{base}-{count}"
+            taken.add(name)
+            names[runtime] = name
+        return names
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=os.path.basename(argv[0]) if argv else None,
+        description="Serve the workers that this script registers.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--dry-run", action="store_true", help="run the warm-up examples through every stage, and exit")
+    add_flags(parser)
+    namespace, _others = parser.parse_known_args(argv[1:])
+    return namespace
+
+
+def _script() -> Path:
+    """The script that describes the deployment: what it lies beside is what its workers can import."""
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    if file is None:  # a notebook or an interactive session
+        return Path.cwd() / "session"
+    path = Path(os.path.abspath(file))
+    if main.__spec__ is not None:  # python -m pkg.mod: imports start where the outermost package lies
+        return path.parents[main.__spec__.name.count(".")] / path.name
+    return path
+
+
+def _spec(worker: type[Worker]) -> str:
+    """How another process finds the class: ``module:Class``, or ``/abs/script.py:Class`` for a script's own."""
+    from stages.base import Worker as Base  # here, so that ``engine`` can be imported without ``stages``
+
+    if not isinstance(worker, type) or not issubclass(worker, Base):
+        raise TypeError(f"worker: expected a subclass of engine.Worker, got {worker!r}")
+    name, where = worker.__qualname__, worker.__module__
+    if "<locals>" in name:
+        raise ValueError(f"{name}: defined inside a function, where a worker process cannot find it; move it out")
+    found: object = sys.modules.get(where)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if found is not worker:
+        raise ValueError(f"{name}: module {where} has another object, or none, of this name")
+    if where != "__main__":
+        return f"{where}:{name}"
+    main = sys.modules["__main__"]
+    if main.__spec__ is not None:
+        return f"{main.__spec__.name}:{name}"
+    file = getattr(main, "__file__", None)
+    if file is None or not file.endswith(".py"):
+        raise ValueError(f"{name}: defined in no file that a worker process could import; write it into a .py file")
+    return f"{os.path.abspath(file)}:{name}"
