@@ -1,0 +1,105 @@
+"""What every test is held to: it leaves no thread, child process, socket, pipe or shared memory behind.
+
+A snapshot before a module and before each test is compared with one after; what ends by itself within a few seconds (a
+thread being joined, a child being reaped) is waited for. Tests that start a deployment find their tools in tests/e2e.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+import pytest
+
+faulthandler.enable()
+
+SETTLE_S = 5.0  # a thread that was told to stop, a child that was killed: gone well before this
+# Helpers of the standard library that live as long as the process and belong to no test.
+HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What this process holds that a test could leave behind."""
+
+    threads: frozenset[str]
+    children: frozenset[str]
+    descriptors: Counter[str]
+    shared_memory: frozenset[str]
+
+    @classmethod
+    def now(cls) -> Holdings:
+        return cls(_threads(), _children(), _descriptors(), frozenset(os.listdir("/dev/shm")))
+
+    def beyond(self, before: Holdings) -> dict[str, object]:
+        """What is held now and was not held before, by kind; empty when nothing was left."""
+        kinds = {
+            "threads": self.threads - before.threads,
+            "child processes": self.children - before.children,
+            "descriptors": dict(self.descriptors - before.descriptors),
+            "shared memory": self.shared_memory - before.shared_memory,
+        }
+        return {kind: left for kind, left in kinds.items() if left}
+
+
+def _threads() -> frozenset[str]:
+    return frozenset(f"{thread.name} ({thread.ident})" for thread in threading.enumerate())
+
+
+def _children() -> frozenset[str]:
+    found = set()
+    for child in psutil.Process().children(recursive=True):
+        try:
+            command = " ".join(child.cmdline())
+        except psutil.Error:
+            continue  # it has just gone
+        if not any(helper in command for helper in HELPERS):
+            found.add(f"{child.pid}: {command[:200]}")
+    return frozenset(found)
+
+
+def _descriptors() -> Counter[str]:
+    """Open sockets, pipes and event descriptors by kind. Files are left out: imports and caches keep some open."""
+    kinds: Counter[str] = Counter()
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{number}")
+        except OSError:
+            continue  # the descriptor of the listing itself
+        kind = target.partition("[")[0].rstrip(":") if not target.startswith("/") else ""
+        if kind in ("socket", "pipe") or target.startswith("anon_inode:"):
+            kinds[kind or target] += 1
+    return kinds
+
+
+def _left_behind(before: Holdings) -> dict[str, object]:
+    end = time.monotonic() + SETTLE_S
+    while left := Holdings.now().beyond(before):
+        gc.collect()  # an unreachable socket is a leak of the test, not of what it tests: close it and say nothing
+        if time.monotonic() > end:
+            return left
+        time.sleep(0.02)
+    return {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def module_leaves_nothing() -> Iterator[None]:
+    before = Holdings.now()
+    yield
+    left = _left_behind(before)
+    assert not left, f"this module left behind {left}"
+
+
+@pytest.fixture(autouse=True)
+def test_leaves_nothing(module_leaves_nothing: None) -> Iterator[None]:
+    before = Holdings.now()
+    yield
+    left = _left_behind(before)
+    assert not left, f"this test left behind {left}"

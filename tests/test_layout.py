@@ -1,0 +1,175 @@
+"""The shape of the code: which module may import which, what stays light, and what lies at the top.
+
+Imports go one way, from the command line down to the errors. The rule is read from the source, so that an import inside
+a function counts too: it breaks a layer as surely as one at the top.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).parents[1]
+PACKAGES: Final = ("engine", "frontend", "stages")
+
+# From the lowest layer up. A module belongs to the first prefix that fits; it may import its own layer and lower ones.
+LAYERS: Final = (
+    ("errors", ("engine.errors", "engine.exitcodes")),
+    ("core", ("engine.core",)),
+    ("config, metrics", ("engine.config", "engine.metrics", "engine.clock", "engine.log", "engine.loader")),
+    ("client, transport", ("engine.client", "engine.transport", "engine.process", "engine.signals", "engine.admin")),
+    ("frontend | stages | engine.broker", ("frontend", "stages", "engine.broker")),
+    ("supervisor", ("engine.supervisor",)),
+    ("cli", ("engine.cli", "engine.server", "engine.status")),
+)  # fmt: skip
+
+# Within their layer these know nothing of each other; they meet in the broker's sockets only.
+STRANGERS: Final = ("frontend", "stages", "engine.broker")
+
+# `engine` itself and its Python API re-export from above by name, lazily: nothing is imported until it is asked for.
+FACADES: Final = ("engine",)
+
+ZMQ_USERS: Final = (
+    "engine.transport",
+    "engine.broker",
+    "engine.client",
+    "engine.admin",
+    "stages.runtime",
+)
+
+# The pure part does not wait, look at a clock, or touch the system.
+IMPURE: Final = frozenset(
+    ("asyncio", "multiprocessing", "os", "select", "selectors", "socket", "subprocess", "threading", "time", "zmq")
+)  # fmt: skip
+
+HEAVY: Final = ("zmq", "falcon", "gunicorn", "torch", "numpy", "uvloop", "prometheus_client")
+LIGHT: Final = ("engine", "engine.cli", "engine.config", "engine.supervisor", "engine.server", "engine.loader")
+
+TOP: Final = {
+    ".ci", "LICENSE", "README.md", "docs", "engine", "examples", "frontend", "pyproject.toml", "scripts", "setup.cfg",
+    "stages", "tests", ".gitignore",
+}  # fmt: skip
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            yield name.removesuffix(".__init__"), path
+
+
+MODULES: Final = dict(modules())
+
+
+def imports(module: str) -> Iterator[str]:
+    """Every module that `module` imports, anywhere in it; imports for the type checker alone do not count."""
+    path = MODULES[module]
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            waiting.extend(node.orelse)
+            continue
+        waiting.extend(ast.iter_child_nodes(node))
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, *filter(None, [node.module])])
+            # `from engine.core import messages` names a module; `from engine.clock import now` does not
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                yield inner if inner in MODULES else base
+
+
+def within(module: str, prefix: str) -> bool:
+    return module == prefix or module.startswith(f"{prefix}.")
+
+
+def layer(module: str) -> int | None:
+    for height, (_, prefixes) in enumerate(LAYERS):
+        if any(within(module, prefix) for prefix in prefixes):
+            return height
+    return None
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name not in FACADES])
+def test_imports_go_one_way(module: str) -> None:
+    height = layer(module)
+    assert height is not None, f"{module} has no layer: add it to LAYERS"
+    for imported in imports(module):
+        if imported.partition(".")[0] not in PACKAGES or imported in FACADES:
+            continue
+        below = layer(imported)
+        assert below is not None, f"{imported} has no layer: add it to LAYERS"
+        assert below <= height, f"{module} ({LAYERS[height][0]}) imports {imported} ({LAYERS[below][0]})"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if any(within(name, own) for own in STRANGERS)])
+def test_the_processes_know_nothing_of_each_other(module: str) -> None:
+    own = next(prefix for prefix in STRANGERS if within(module, prefix))
+    for imported in imports(module):
+        others = [prefix for prefix in STRANGERS if prefix != own and within(imported, prefix)]
+        assert not others, f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if within(name, "engine.core")])
+def test_the_core_is_pure(module: str) -> None:
+    impure = {imported for imported in imports(module) if imported.partition(".")[0] in IMPURE}
+    assert not impure
+
+
+def test_errors_import_nothing_of_ours() -> None:
+    for module in LAYERS[0][1]:
+        assert not [name for name in imports(module) if name.partition(".")[0] in PACKAGES]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_zmq_is_known_to_few(module: str) -> None:
+    if any(name.partition(".")[0] == "zmq" for name in imports(module)):
+        assert any(within(module, user) for user in ZMQ_USERS), f"{module} imports zmq"
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_what_starts_everything_is_light(module: str) -> None:
+    """Also through others: each start of a process pays for what the command line imports at once."""
+    code = f"import sys, {module}; print([name for name in {HEAVY!r} if name in sys.modules])"
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+    )
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.strip() == "[]"
+
+
+def test_a_worker_of_the_user_needs_no_heavy_package() -> None:
+    code = f"import sys; from engine import Worker; print([name for name in {HEAVY!r} if name in sys.modules])"
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+    )
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.strip() == "[]"
+
+
+def test_nothing_else_lies_at_the_top() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached"], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+    )
+    if listed.returncode != 0:
+        pytest.fail(f"git does not list the files: {listed.stderr}")
+    assert {line.partition("/")[0] for line in listed.stdout.splitlines()} <= TOP
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_begins_with_its_reason(module: str) -> None:
+    docstring = ast.get_docstring(ast.parse(MODULES[module].read_text()))
+    assert docstring
+    assert len(docstring) > 20
