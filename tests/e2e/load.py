@@ -1,0 +1,96 @@
+"""Requests in number: a crowd that asks at once, and a load that goes on until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+from harness import wait_for
+
+LOAD_MOST = 20_000  # requests of one load, however long its test takes
+
+
+def right(sent: dict[str, Any], answer: httpx.Response, stages: Sequence[str] = ("first", "second")) -> bool:
+    """The answer is to this very request, and every stage had it once in its final trace."""
+    if answer.status_code != 200:
+        return False
+    got = answer.json()
+    return bool(got["id"] == sent["id"] and [name for name, _ in got["trace"]] == list(stages))
+
+
+def crowd(url: str, bodies: Sequence[dict[str, Any]], *, timeout_s: float = 60.0) -> list[httpx.Response]:
+    """All of them at once, each on a connection of its own; the answers in their order."""
+
+    async def ask() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        async with httpx.AsyncClient(limits=limits, timeout=timeout_s, trust_env=False) as client:
+            return await asyncio.gather(*(client.post(url, json=body) for body in bodies))
+
+    return asyncio.run(ask())
+
+
+class Load:
+    """Threads that each ask one request after the other; `wrong` tells every answer that was not right."""
+
+    def __init__(self, url: str, *, threads: int = 8, act: dict[str, Any] | None = None) -> None:
+        self.answers: Counter[int] = Counter()
+        self.wrong: list[str] = []
+        self.slowest_s = 0.0
+        self._url = url
+        self._act = act or {}
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._ask, args=(number,), name=f"load-{number}") for number in range(threads)
+        ]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Lets every thread have its last answer."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+
+    def flow(self, count: int, *, within_s: float = 30.0) -> None:
+        """Wait for so many further answers."""
+        wanted = self.answered + count
+        wait_for(f"{count} further answers", lambda: self.answered >= wanted, within_s=within_s)
+
+    @property
+    def answered(self) -> int:
+        with self._lock:
+            return self.answers.total()
+
+    def _ask(self, number: int) -> None:
+        with httpx.Client(timeout=60, trust_env=False) as client:
+            count = 0
+            while not self._stop.is_set() and self.answered < LOAD_MOST:
+                body = {"id": f"{number}-{count}", **self._act}
+                count += 1
+                began = time.monotonic()
+                try:
+                    answer = client.post(self._url, json=body)
+                except httpx.HTTPError as error:
+                    self._note(0, f"{body['id']}: {error!r}", time.monotonic() - began)
+                    continue
+                problem = "" if right(body, answer) else f"{body['id']}: {answer.status_code} {answer.text[:200]}"
+                self._note(answer.status_code, problem, time.monotonic() - began)
+
+    def _note(self, status: int, problem: str, took_s: float) -> None:
+        with self._lock:
+            self.answers[status] += 1
+            self.slowest_s = max(self.slowest_s, took_s)
+            if problem:
+                self.wrong.append(problem)

@@ -1,0 +1,116 @@
+"""The same deployment as separate processes over tcp, started by hand in any order, coming and going under load."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+from harness import SERVICES, Running, free_ports, wait_for, write_service
+from load import Load, right
+
+Start = Callable[..., Running]
+
+
+class ByHand:
+    """A deployment file with a bind and a port of its own, and the processes started from it."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        first = free_ports(9)  # HTTP, and front, admin, egress, and two for each of two stages
+        self.url = f"http://127.0.0.1:{first}"
+        text = (SERVICES / "chain.toml").read_text()
+        text = text.replace("[engine]\n", f'[engine]\nbind = "tcp://127.0.0.1:{first + 1}"\n')
+        text = text.replace("[frontend]\n", f'[frontend]\naddress = "127.0.0.1"\nport = {first}\n')
+        self.file = write_service(folder, text)
+        (folder / "actor.py").write_text((SERVICES / "actor.py").read_text())
+        self._folder = folder
+        self._stack = stack
+
+    def start(self, command: str, *flags: str) -> Running:
+        running = Running([command, str(self.file), *flags], folder=self._folder)
+        self._stack.callback(running.kill)
+        return running
+
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        return {
+            "broker": ("broker",),
+            "frontend": ("frontend",),
+            "first": ("worker", "--stage", "first", "--slot", "1"),
+            "second": ("worker", "--stage", "second", "--num", "2"),
+        }
+
+    def ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/readyz", trust_env=False, timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+
+@pytest.fixture
+def by_hand(folder: Path) -> Iterator[ByHand]:
+    with ExitStack() as stack:
+        yield ByHand(folder, stack)
+
+
+@pytest.mark.parametrize(
+    "order", list(itertools.permutations(["broker", "frontend", "first", "second"]))[::7], ids="-".join
+)
+def test_started_in_any_order(by_hand: ByHand, order: tuple[str, ...]) -> None:
+    running = {name: by_hand.start(*by_hand.parts()[name]) for name in order}
+    wait_for("readiness", by_hand.ready, within_s=60)
+    sent = {"id": 1}
+    assert right(sent, httpx.post(f"{by_hand.url}/both", json=sent, trust_env=False))
+    for name in ("frontend", "first", "second", "broker"):
+        assert running[name].terminate() == 0, f"{name}\n{running[name].tail()}"
+        running[name].gone(within_s=2)
+
+
+def test_workers_join_and_leave_while_requests_flow(by_hand: ByHand) -> None:
+    running = {name: by_hand.start(*flags) for name, flags in by_hand.parts().items()}
+    wait_for("readiness", by_hand.ready, within_s=60)
+    with Load(f"{by_hand.url}/both") as load:
+        load.flow(50)
+        joined = by_hand.start("worker", "--stage", "first", "--slot", "2")
+
+        def ready_workers() -> int:
+            stages = httpx.get(f"{by_hand.url}/readyz", trust_env=False).text
+            return stages.count('"ready":2') + stages.count('"ready": 2')
+
+        wait_for("the second worker of each stage", lambda: ready_workers() == 2, within_s=60)
+        assert running["first"].terminate() == 0  # drains
+        load.flow(50)
+    assert load.wrong == []
+    assert joined.terminate() == 0
+    wait_for("the truth about readiness", lambda: not by_hand.ready())
+    for name in ("frontend", "second", "broker"):
+        assert running[name].terminate() == 0, running[name].tail()
+
+
+def test_a_broker_killed_and_started_again_costs_no_request(by_hand: ByHand) -> None:
+    running = {name: by_hand.start(*flags) for name, flags in by_hand.parts().items()}
+    wait_for("readiness", by_hand.ready, within_s=60)
+    with Load(f"{by_hand.url}/both", threads=4) as load:
+        load.flow(50)
+        running["broker"].signal(signal.SIGKILL)
+        running["broker"].exited()
+        again = by_hand.start("broker")
+        load.flow(50)
+    assert load.wrong == []
+    for name in ("frontend", "first", "second"):
+        assert running[name].terminate() == 0, running[name].tail()
+    assert again.terminate() == 0, again.tail()
+
+
+def test_a_bind_that_others_can_reach_is_refused(folder: Path) -> None:
+    text = (SERVICES / "chain.toml").read_text()
+    file = write_service(folder, text.replace("[engine]\n", '[engine]\nbind = "tcp://0.0.0.0:7000"\n'))
+    running = Running(["broker", str(file)], folder=folder)
+    try:
+        assert running.exited() == 3
+        assert "authentication" in running.log
+    finally:
+        running.kill()

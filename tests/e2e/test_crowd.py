@@ -1,0 +1,61 @@
+"""A thousand requests at once, good and bad together: each gets its own answer."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from harness import SERVICES, Deployed, deployed
+from load import crowd, right
+
+REQUESTS = 1000
+BAD = {
+    "client_error": (400, "bad request"),
+    "validation_error": (422, "request validation error"),
+    "server_error": (500, "internal error"),
+    "encoding_error": (500, "encoding error"),
+}
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """A connection each on both sides: more than the usual soft limit of 1,024, which children inherit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 8192 if hard == resource.RLIM_INFINITY else min(hard, 8192)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture
+def chain(many_descriptors: None) -> Iterator[Deployed]:
+    with deployed(SERVICES / "chain.toml", "--timeout", "60") as running:
+        yield running
+
+
+def request(number: int) -> dict[str, Any]:
+    """Every third is bad, in turn in each way, at either stage, raised or returned, with a text of its own."""
+    body: dict[str, Any] = {"id": number}
+    if number % 3 == 0:
+        turn = number // 3
+        do = list(BAD)[turn % len(BAD)]
+        how = "raise" if turn % 2 else "return"
+        stage = "first" if turn % 5 < 3 else "second"
+        body["acts"] = {stage: {"do": do, "text": f"number {number}", "how": how}}
+    return body
+
+
+def test_a_thousand_at_once_each_get_their_own_answer(chain: Deployed) -> None:
+    bodies = [request(number) for number in range(REQUESTS)]
+    answers = crowd(f"{chain.url}/both", bodies)
+    for number, (body, answer) in enumerate(zip(bodies, answers, strict=True)):
+        if "acts" in body:
+            ((_, act),) = body["acts"].items()
+            status, prefix = BAD[act["do"]]
+            assert (answer.status_code, answer.text) == (status, f"{prefix}: number {number}")
+        else:
+            assert right(body, answer), f"{number}: {answer.status_code} {answer.text}"
+    status = chain.status()
+    assert all(stage["queued"] == stage["in_flight"] == 0 for stage in status["stages"])

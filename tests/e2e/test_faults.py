@@ -1,0 +1,172 @@
+"""Processes die, hang and come back; no client that was admitted notices."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import psutil
+import pytest
+from harness import SERVICES, Deployed, deployed, wait_for, write_service
+from load import Load, crowd, right
+
+CHAIN = SERVICES / "chain.toml"
+
+
+@pytest.fixture
+def chain() -> Iterator[Deployed]:
+    with deployed(CHAIN) as running:
+        yield running
+
+
+def workers(running: Deployed, stage: str) -> list[psutil.Process]:
+    return running.processes("worker", stage=stage)
+
+
+def all_ready(running: Deployed) -> bool:
+    return all(stage["ready"] == stage["wanted"] for stage in running.status()["stages"])
+
+
+@pytest.mark.parametrize("stage", ["first", "second"])
+def test_a_killed_worker_costs_no_request_and_comes_back(chain: Deployed, stage: str) -> None:
+    with Load(f"{chain.url}/both") as load:
+        for _ in range(2):
+            wait_for("two workers", lambda: len(workers(chain, stage)) == 2 and all_ready(chain))
+            load.flow(50)
+            victim = workers(chain, stage)[0]
+            victim.kill()
+            victim.wait(10)
+        wait_for("its replacement", lambda: len(workers(chain, stage)) == 2 and all_ready(chain))
+        load.flow(50)
+    assert load.wrong == []
+
+
+def test_a_stopped_worker_costs_no_request(chain: Deployed) -> None:
+    with Load(f"{chain.url}/both") as load:
+        load.flow(50)
+        victim = workers(chain, "first")[0]
+        victim.suspend()
+        try:
+            load.flow(200)
+            wait_for(
+                "the broker to miss it",
+                lambda: chain.status()["stages"][0]["ready"] < 2 or not victim.is_running(),
+            )
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.resume()
+        load.flow(100)
+    assert load.wrong == []
+    wait_for("two workers again", lambda: all_ready(chain))
+
+
+def test_poison_fails_alone_naming_its_stage(folder: Path) -> None:
+    with deployed(CHAIN, env={"STAGELINE_JOURNAL": str(folder / "journal")}) as chain:
+        with Load(f"{chain.url}/both", threads=4) as load, chain.client() as client:
+            load.flow(20)
+            poison = {"id": "poison", "acts": {"first": {"do": "die"}}}
+            answer = client.post("/both", json=poison)
+            assert answer.status_code == 500
+            assert "first" in answer.text
+            load.flow(50)
+        assert load.wrong == []
+        begun = (folder / "journal").read_text().splitlines()
+        assert sum(" poison die " in line for line in begun) == 3  # max_attempts
+
+
+def test_a_worker_that_hangs_in_c_is_replaced(folder: Path) -> None:
+    text = (SERVICES / "table.toml").read_text().replace("kill_after = 30.0", "kill_after = 1.0")
+    file = write_service(folder, text, code="")
+    (folder / "actor.py").write_text((SERVICES / "actor.py").read_text())
+    with deployed(file) as running, running.client() as client:
+        (victim,) = workers(running, "second")
+        answer = client.post("/second", json={"id": 1, "acts": {"second": {"do": "hold_gil"}}})
+        assert (answer.status_code, answer.text) == (408, "inference timeout")
+        assert answer.elapsed.total_seconds() < 2.5
+        wait_for("its end", lambda: not victim.is_running())
+        wait_for("its replacement", lambda: all_ready(running))
+        assert client.post("/second", json={"id": 2}).status_code == 200
+
+
+def test_the_brokers_death_costs_no_request(chain: Deployed) -> None:
+    with Load(f"{chain.url}/both", threads=4) as load:
+        load.flow(50)
+        (broker,) = chain.processes("broker")
+        broker.kill()
+        wait_for("another broker", lambda: chain.processes("broker") not in ([], [broker]))
+        load.flow(50)
+    assert load.wrong == []
+
+
+def test_a_killed_frontend_is_started_again(chain: Deployed) -> None:
+    for process in chain.processes("frontend"):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+    def served() -> bool:
+        try:
+            return httpx.post(f"{chain.url}/both", json={"id": 1}, trust_env=False).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    wait_for("an answer", served, within_s=30)
+
+
+def test_a_client_that_leaves_takes_its_request_with_it(folder: Path) -> None:
+    journal = folder / "journal"
+    with deployed(CHAIN, env={"STAGELINE_JOURNAL": str(journal)}) as chain:
+        busy = [{"id": f"busy-{n}", "acts": {"second": {"do": "sleep", "s": 2.0}}} for n in range(2)]
+        answers: list[httpx.Response] = []
+        asking = threading.Thread(target=lambda: answers.extend(crowd(f"{chain.url}/both", busy)))
+        asking.start()
+        try:
+            wait_for("both workers to be busy", lambda: _begun(journal, "second busy-") == 2)
+            where = urlsplit(chain.url)
+            body = b'{"id": "gone"}'
+            head = b"POST /both HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+            leavers = [socket.create_connection((where.hostname or "", where.port or 0), timeout=10) for _ in range(6)]
+            for leaver in leavers:
+                leaver.sendall(head + body)
+            wait_for("them to reach the second stage", lambda: _begun(journal, "first gone") == 6)
+            for leaver in leavers:
+                leaver.close()
+            wait_for("their cancellation", lambda: chain.status()["admitted"] <= 2, within_s=1.5)
+        finally:
+            asking.join(30)
+        assert all(right(sent, got) for sent, got in zip(busy, answers, strict=True))
+        with chain.client() as client:
+            assert client.post("/both", json={"id": "after"}).status_code == 200
+        assert _begun(journal, "second gone") == 0
+
+
+def _begun(journal: Path, start: str) -> int:
+    if not journal.exists():
+        return 0
+    return sum(line.startswith(start) for line in journal.read_text().splitlines())
+
+
+def test_a_worker_that_leaves_orphans_is_swept(folder: Path) -> None:
+    """What a worker of the user started does not outlive it."""
+    code = """
+import subprocess, sys
+from engine import Worker
+
+class Parent(Worker):
+    def __init__(self):
+        self.child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    def forward(self, data):
+        return self.child.pid
+"""
+    toml = '[engine]\nname = "orphans"\n[[stage]]\nname = "parent"\nworker = "service:Parent"\n'
+    with deployed(write_service(folder, toml, code)) as running, running.client() as client:
+        orphan = client.post("/inference", json=0).json()
+        assert psutil.pid_exists(orphan)
+        os.kill(running.status()["stages"][0]["workers"][0]["pid"], signal.SIGKILL)
+        wait_for("the orphan's end", lambda: not psutil.pid_exists(orphan))
