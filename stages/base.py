@@ -1,0 +1,121 @@
+"""The classes users derive from. They need no server: ``Encode().forward([...])`` is a plain call.
+
+What the runtime sets on an object *before* ``__init__`` runs (``worker_id``, ``stage``, ``max_batch_size``,
+``device``) has a class-level default here, so that the same ``__init__`` works offline.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Container, Sequence
+from typing import Any
+
+import msgspec
+
+from engine.errors import DecodingError, EncodingError
+from stages.context import Context, ItemIn
+
+
+class Worker:
+    """One stage of a pipeline: derive from it and write ``forward``.
+
+    An object is made, warmed up and called in one process by one thread. ``forward`` gets a single value when
+    ``max_batch_size`` is 1, else a list, and returns as many results as it got values, in their order; an exception
+    *instance* in a result's place fails that request alone, an exception raised fails those that cause it.
+    """
+
+    example: Any = None
+    """Given to ``forward`` before the worker is ready: a value, or when batching a list of values."""
+    multi_examples: Sequence[Any] = ()
+    """Several such, each given to ``forward``: shapes to compile, for instance."""
+    resp_mime_type: str = "application/json"
+    """Content type of the answer, when this is the last stage of a route."""
+    req_mime_type: str = "application/json"
+    """Content type of the request, when this is the first stage of a route; documentation."""
+
+    worker_id: int = 1
+    """1 to the stage's number of workers, kept when the worker is restarted."""
+    stage: str = ""
+    """Name of the stage."""
+    max_batch_size: int = 1
+    device: str = "cpu"
+    """Where to compute: ``cpu``, ``cuda:0``, ..."""
+
+    # What context(i) speaks about: set around every call into user code.
+    _items: Sequence[ItemIn] = ()
+    _gone: Container[int] = ()
+
+    def setup(self) -> None:
+        """Called once after ``__init__``, before the warm-up. An exception is a failed start."""
+
+    def teardown(self) -> None:
+        """Called once when the worker stops, after its last batch."""
+
+    def forward(self, data: Any) -> Any:
+        """Compute.
+
+        Must be overridden. Raise :class:`engine.errors.EngineError`'s subclasses to answer with a status.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define forward(self, data)")
+
+    def deserialize(self, data: bytes) -> Any:
+        """The body of a request as the value ``forward`` gets: JSON. An empty body is malformed JSON: DecodingError."""
+        try:
+            return msgspec.json.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise DecodingError(str(error)) from error
+
+    def serialize(self, data: Any) -> bytes:
+        """A result as the body of the answer: JSON. Raises EncodingError, which names the type that JSON lacks."""
+        try:
+            return msgspec.json.encode(data)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise EncodingError(_explain(error)) from error
+
+    def serialize_ipc(self, data: Any) -> bytes:
+        """A result as bytes for the next stage: pickle.
+
+        The runtime does the same without this method, and without copying large buffers, unless it is overridden.
+        """
+        return pickle.dumps(data, protocol=5)
+
+    def deserialize_ipc(self, data: bytes) -> Any:
+        """Inverse of the previous stage's :meth:`serialize_ipc`. Override both or neither."""
+        return pickle.loads(data)
+
+    def context(self, i: int = 0) -> Context:
+        """About the request behind value *i* of the list that ``forward`` got (or of the only value).
+
+        Also in ``deserialize`` and ``serialize``, with *i* 0. Raises IndexError beyond the batch. Offline it is empty.
+        """
+        if not self._items:
+            return Context()
+        return Context(self._items[i], self._gone)
+
+
+class SSEWorker(Worker):
+    """A worker that sends events while it computes; the last stage of a ``text/event-stream`` route."""
+
+    resp_mime_type: str = "text/event-stream"
+
+    # Set by the runtime: (position in the batch, the event's text as UTF-8). Offline, and in warm-up, events go
+    # nowhere.
+    _sink: Callable[[int, bytes], None] | None = None
+
+    def send_stream_event(self, text: str, index: int = 0) -> None:
+        """Send one event to the client of value ``index`` of the batch, now. Its framing is done on the HTTP side.
+
+        To be called by the thread that runs ``forward`` (RuntimeError otherwise): events of a request keep their order,
+        and come before its end. Raises IndexError beyond the batch.
+        """
+        if self._sink is not None:
+            self._sink(index, text.encode())
+
+
+def _explain(error: Exception) -> str:
+    text = str(error)
+    if "numpy.ndarray" in text or "torch.Tensor" in text:
+        return f"{text}; call .tolist() on it"
+    if "numpy." in text:
+        return f"{text}; call .item() on it"
+    return text

@@ -1,0 +1,287 @@
+"""One batch in, one outcome per item out: decode, forward, encode. All rules about failure of user code live here.
+
+* What fails for one item - its bytes, its validation, its result, its encoding - fails that item and no other, and its
+  message goes to that item's client alone.
+* An exception out of ``forward`` with several items is narrowed: ``forward`` is called again on halves, so that
+  only the guilty items fail (``isolate``). Where calling twice is forbidden the whole batch fails.
+* A client sees the text of an :class:`~engine.errors.EngineError`; of any other exception only ``inference internal
+  error``. The traceback goes to the log, once per kind of failure and batch, with the ids of the requests it struck.
+* A result that is no list of the right length is a bug in ``forward``: nobody can say whose results those are, so
+  every item of that call fails.
+
+No sockets and no clock here. Time limits come in as ``call``, which may raise EngineTimeoutError out of
+``forward``, and as ``expired``, which says whether an item is still worth computing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+from engine.core.messages import Status
+from engine.core.wire import Payload
+from engine.errors import EncodingError, EngineError, EngineTimeoutError
+from engine.log import get_logger
+from stages import ipc
+from stages.base import Worker
+from stages.context import ItemIn
+
+TEXT_MAX: Final = 8192  # characters of an error message; more is a dump, not a message
+INTERNAL_TEXT: Final = b"inference internal error"
+TIMEOUT_TEXT: Final = b"inference timeout"
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What became of one item: a :class:`Status` or HTTP status, and the result or the message its client may see."""
+
+    status: int
+    payload: Payload = b""
+    headers: dict[str, str] | None = None
+
+
+SKIPPED: Final = Outcome(int(Status.SKIPPED))
+TIMED_OUT: Final = Outcome(int(Status.TIMEOUT), TIMEOUT_TEXT)
+INTERNAL: Final = Outcome(int(Status.FAILED), INTERNAL_TEXT)
+
+Call = Callable[[Callable[[Any], Any], Any], Any]  # call(function, argument) -> function(argument), perhaps timed
+
+
+def call_plainly(function: Callable[[Any], Any], argument: Any) -> Any:
+    return function(argument)
+
+
+def never(_item: ItemIn) -> bool:
+    return False
+
+
+class Codec:
+    """How the payloads of one worker object become values and back.
+
+    A class that does not override ``serialize_ipc`` (or ``deserialize_ipc``) is served by :mod:`stages.ipc`
+    directly, which keeps large buffers apart; one that does gets and gives plain ``bytes``.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        kind = type(worker)
+        self._own_decode = kind.deserialize_ipc is not Worker.deserialize_ipc
+        self._own_encode = kind.serialize_ipc is not Worker.serialize_ipc
+
+    def decode(self, item: ItemIn) -> Any:
+        """The value for ``forward``. Raises whatever the user's code raises."""
+        if item.first:
+            payload = item.payload
+            body = b"".join(payload) if type(payload) is tuple else bytes(payload)  # type: ignore[arg-type]
+            return self._worker.deserialize(body)
+        if self._own_decode:
+            return self._worker.deserialize_ipc(ipc.plain(item.payload))
+        return ipc.unpack(item.payload)
+
+    def encode(self, item: ItemIn, result: Any) -> Payload:
+        """The payload for the next hop. Raises whatever the user's code raises, or EncodingError."""
+        if item.last:
+            return _as_bytes(self._worker.serialize(result), "serialize")
+        if self._own_encode:
+            return _as_bytes(self._worker.serialize_ipc(result), "serialize_ipc")
+        return ipc.pack(result)
+
+
+def _as_bytes(encoded: object, method: str) -> bytes:
+    if type(encoded) is bytes:
+        return encoded
+    if isinstance(encoded, bytes | bytearray | memoryview):  # a copy: the user may write into it again
+        return bytes(encoded)
+    raise EncodingError(f"{method} must return bytes, not {type(encoded).__name__}")
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """The answer to a failure. An EngineError speaks for itself; of anything else the client learns nothing."""
+    if isinstance(error, EngineTimeoutError):
+        return TIMED_OUT
+    if not isinstance(error, EngineError):
+        return INTERNAL
+    try:  # a user's subclass: status, text and headers may be anything
+        status, text, headers = error.status, error.text, dict(error.headers)
+    except Exception:
+        _log.exception("an error class cannot be turned into an answer", extra={"error": type(error).__name__})
+        return INTERNAL
+    if type(status) is not int or not 300 <= status <= 599 or not isinstance(text, str):
+        _log.error("an error class has no proper status", extra={"error": type(error).__name__, "status": status})
+        return INTERNAL
+    clean = {str(name): str(value) for name, value in headers.items()}
+    return Outcome(status, text[:TEXT_MAX].encode("utf-8", "replace"), clean or None)
+
+
+def as_results(returned: Any, n: int) -> list[Any]:
+    """What ``forward`` returned for ``n`` values, as a list of ``n``. Raises WrongResults for anything else."""
+    if type(returned) is not list:
+        if isinstance(returned, str | bytes | bytearray | memoryview | Mapping | Set):
+            raise WrongResults(f"forward returned a {type(returned).__name__} for {n} values; it must return a list")
+        try:
+            len(returned)  # a generator has none; an array of no dimensions raises as well
+            returned = list(returned)
+        except TypeError as error:
+            raise WrongResults(
+                f"forward returned a {type(returned).__name__} for {n} values; it must return a list"
+            ) from error
+    if len(returned) != n:
+        raise WrongResults(f"forward returned {len(returned)} results for {n} values")
+    results: list[Any] = returned
+    return results
+
+
+class WrongResults(Exception):
+    """``forward`` broke its contract; for the log and for ``engine check``, never for a client."""
+
+
+@dataclass(slots=True)
+class Computed:
+    """The outcomes of a batch, in the order of its items, and how often ``forward`` was called."""
+
+    outcomes: list[Outcome]
+    calls: int
+
+
+def run_batch(
+    worker: Worker,
+    items: Sequence[ItemIn],
+    *,
+    max_batch_size: int,
+    isolate: bool = True,
+    expired: Callable[[ItemIn], bool] = never,
+    call: Call = call_plainly,
+    codec: Codec | None = None,
+) -> Computed:
+    """Compute a batch. Never raises for what user code does, except SystemExit and KeyboardInterrupt.
+
+    ``expired`` is asked about each item before it is decoded and before ``forward`` is called on it once more.
+    """
+    run = _Run(worker, items, codec or Codec(worker), call, expired, isolate and max_batch_size > 1)
+    try:
+        run.decode()
+        if max_batch_size > 1:
+            run.forward_batches()
+        else:
+            run.forward_singles()
+        run.report()
+    finally:
+        worker._items = ()
+    return Computed([outcome or INTERNAL for outcome in run.outcomes], run.calls)
+
+
+@dataclass(slots=True)
+class _Run:
+    """The state of one ``run_batch``."""
+
+    worker: Worker
+    items: Sequence[ItemIn]
+    codec: Codec
+    call: Call
+    expired: Callable[[ItemIn], bool]
+    isolate: bool
+    outcomes: list[Outcome | None] = field(default_factory=list)
+    live: list[tuple[int, ItemIn, Any]] = field(default_factory=list)  # position, item, decoded value
+    calls: int = 0
+    struck: dict[tuple[str, str, str], tuple[BaseException, list[str]]] = field(default_factory=dict)
+
+    def decode(self) -> None:
+        self.outcomes = [None] * len(self.items)
+        for position, item in enumerate(self.items):
+            if self.expired(item):
+                self.outcomes[position] = SKIPPED
+                continue
+            self.worker._items = (item,)
+            try:
+                self.live.append((position, item, self.codec.decode(item)))
+            except (Exception, EngineTimeoutError) as error:
+                self.fail(position, error, "deserialize")
+
+    def forward_singles(self) -> None:
+        for position, item, value in self.live:
+            self.worker._items = (item,)
+            self.calls += 1
+            try:
+                result = self.call(self.worker.forward, value)
+            except (Exception, EngineTimeoutError) as error:
+                self.fail(position, error, "forward")
+            else:
+                self.encode(position, item, result)
+
+    def forward_batches(self) -> None:
+        parts = [self.live] if self.live else []
+        while parts:
+            part = parts.pop()
+            self.worker._items = [item for _, item, _ in part]
+            self.calls += 1
+            try:
+                results = as_results(self.call(self.worker.forward, [value for _, _, value in part]), len(part))
+            except WrongResults as error:
+                self.fail_all(part, error)
+            except EngineTimeoutError as error:  # calling again would take as long again
+                self.fail_all(part, error)
+            except Exception as error:
+                if len(part) == 1 or not self.isolate:
+                    self.fail_all(part, error)
+                    continue
+                again = [entry for entry in part if not self.skip(entry)]
+                middle = (len(again) + 1) // 2
+                # The first half comes off the list first: results leave in the order of the items.
+                parts.extend(half for half in (again[middle:], again[:middle]) if half)
+            else:
+                for (position, item, _), result in zip(part, results, strict=True):
+                    self.encode(position, item, result)
+
+    def skip(self, entry: tuple[int, ItemIn, Any]) -> bool:
+        position, item, _ = entry
+        if self.expired(item):
+            self.outcomes[position] = SKIPPED
+            return True
+        return False
+
+    def encode(self, position: int, item: ItemIn, result: Any) -> None:
+        if isinstance(result, BaseException):
+            self.fail(position, result, "forward")
+            return
+        self.worker._items = (item,)
+        try:
+            self.outcomes[position] = Outcome(int(Status.OK), self.codec.encode(item, result))
+        except (Exception, EngineTimeoutError) as error:
+            self.fail(position, error, "serialize")
+
+    def fail_all(self, part: Sequence[tuple[int, ItemIn, Any]], error: BaseException) -> None:
+        for position, _, _ in part:
+            self.fail(position, error, "forward")
+
+    def fail(self, position: int, error: BaseException, where: str) -> None:
+        outcome = self.outcomes[position] = outcome_of(error)
+        if outcome.status < Status.FAILED and outcome.status != Status.TIMEOUT:
+            return  # the client's fault: its answer says all, and a flood of bad requests must not flood the log
+        kind = (where, type(error).__name__, _text(error))
+        self.struck.setdefault(kind, (error, []))[1].append(self.items[position].request_id)
+
+    def report(self) -> None:
+        """Log the failures. A broken stage fails all of a batch alike: one traceback tells it."""
+        for (where, name, text), (error, request_ids) in self.struck.items():
+            who = {"request_id": request_ids[0]} if len(request_ids) == 1 else {"request_ids": request_ids}
+            if isinstance(error, EngineTimeoutError):
+                _log.warning("%s timed out", where, extra=who)
+            elif isinstance(error, WrongResults):
+                _log.error("%s", text, extra=who)
+            elif isinstance(error, EngineError):
+                _log.warning("%s failed: %s: %s", where, name, text, extra=who)
+            else:
+                _log.error("%s failed", where, exc_info=error, extra=who)
+        self.struck.clear()  # an exception holds its frames, and they hold the batch
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as other:  # a user's __str__
+        return f"<{other!r}>"
+
+
+_log = get_logger("stageline.compute")

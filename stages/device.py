@@ -1,0 +1,69 @@
+"""Which device "auto" means offline, and how much memory is in use.
+
+Never imports torch: it asks it if user code has.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+from engine.process import assign_device, count_gpus
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+def resolve(device: Any, slot: int = 1) -> str:
+    """The device of worker ``slot`` for a stage's ``device`` key, on this machine: ``cpu`` or ``cuda:N``."""
+    return assign_device(device, slot, 0 if device == "cpu" else count_gpus())
+
+
+def _cuda() -> Any:
+    """torch.cuda if it is in use in this process, else None."""
+    torch = sys.modules.get("torch")
+    cuda = getattr(torch, "cuda", None)
+    return cuda if cuda is not None and cuda.is_initialized() else None
+
+
+def gpu_bytes() -> int | None:
+    """The most bytes of GPU memory that torch has held, over all devices; None when it has not used one."""
+    cuda = _cuda()
+    if cuda is None:
+        return None
+    return sum(int(cuda.max_memory_reserved(index)) for index in range(cuda.device_count()))
+
+
+def resident_bytes() -> int:
+    """Memory of this process now."""
+    return _status("VmRSS") or peak_bytes()
+
+
+def peak_bytes() -> int:
+    """The most memory this process has held since it began, or since :func:`reset_peak`."""
+    # ru_maxrss is in KiB on Linux and in bytes on macOS.
+    scale = 1 if sys.platform == "darwin" else 1024
+    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def reset_peak() -> None:
+    """Begin a new peak (proc(5), clear_refs). Where the system does not allow it, peaks are of the whole life."""
+    try:
+        _CLEAR_REFS.write_text("5")
+    except OSError:
+        return
+
+
+def _status(field: str) -> int:
+    """A field of /proc/self/status in bytes; 0 where there is none."""
+    try:
+        text = _STATUS.read_text()
+    except OSError:
+        return 0
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    return 0

@@ -1,0 +1,255 @@
+"""``engine check``: load every class and run the warm-up examples through every stage, in this one process.
+
+Each stage is measured once: with its own examples if it has any, else with what the stage before it on a route
+returned, passed on as it would be between processes. A stage that got neither is named as not exercised, not passed
+in silence.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import msgspec
+
+from engine.config import Deployment, StageSection
+from engine.core.routing import Topology
+from engine.core.wire import payload_size
+from engine.exitcodes import ExitCode
+from stages import device
+from stages.base import Worker
+from stages.build import examples, forward_example, load_offline
+from stages.compute import Codec
+from stages.context import ItemIn
+
+REPEATS: Final = 5  # further calls the median is taken of
+REPEAT_S: Final = 2.0  # no further call is begun after this
+
+
+@dataclass
+class Finding:
+    """What was found out about one stage. Times in seconds, memory and sizes in bytes; None: not measured."""
+
+    stage: str
+    status: str = "not loaded"  # ok, failed, not exercised, not loaded
+    device: str = ""
+    examples: int = 0  # of its own
+    fed_by: str | None = None  # the stage whose results it was given, for want of its own examples
+    load_s: float | None = None
+    first_s: float | None = None
+    median_s: float | None = None
+    batch: int | None = None  # values in the example that was measured
+    result_bytes: int | None = None  # of the largest encoded result
+    memory_bytes: int | None = None  # most beyond what the process held before the stage was loaded
+    gpu_bytes: int | None = None
+    error: str | None = None
+
+
+def check(deployment: Deployment, *, as_json: bool) -> int:
+    """Dry-run the deployment and print the findings to stdout. Returns OK, or START if any stage failed.
+
+    Tracebacks of user code go to stderr. Stages are torn down before it returns.
+    """
+    findings = run(deployment)
+    if as_json:
+        document = {"name": deployment.engine.name, "stages": [asdict(finding) for finding in findings]}
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
+    else:
+        sys.stdout.write(table(findings))
+    sys.stdout.flush()
+    return ExitCode.START if any(finding.status == "failed" for finding in findings) else ExitCode.OK
+
+
+def run(deployment: Deployment) -> list[Finding]:
+    """The findings, one per stage in the order of the file. Goes on after a failure: every stage's is shown."""
+    topology = deployment.topology
+    findings = [Finding(spec.name) for spec in deployment.stages]
+    workers: dict[int, Worker] = {}
+    outputs: dict[int, list[Any]] = {}  # what each exercised stage returned for its last example
+    try:
+        for number, spec in enumerate(deployment.stages):
+            worker = _load(deployment, spec, findings[number])
+            if worker is not None:
+                workers[number] = worker
+        for number in _in_route_order(topology):
+            if number in workers:
+                results = _exercise(number, topology, workers, outputs, findings)
+                if results is not None:
+                    outputs[number] = results
+        for number, worker in workers.items():
+            _tear_down(worker, findings[number])
+    finally:
+        workers.clear()
+    return findings
+
+
+def _load(deployment: Deployment, spec: StageSection, finding: Finding) -> Worker | None:
+    device.reset_peak()
+    before = device.resident_bytes()
+    began = time.perf_counter()
+    try:
+        worker = load_offline(deployment, spec)
+    except Exception as error:  # whatever user code raises
+        _fail(finding, error, "cannot be loaded")
+        return None
+    finding.load_s = time.perf_counter() - began
+    finding.memory_bytes = max(0, device.peak_bytes() - before)
+    finding.device = worker.device
+    finding.status = "not exercised"
+    return worker
+
+
+def _in_route_order(topology: Topology) -> list[int]:
+    """Every stage once, those that feed others first."""
+    return list(dict.fromkeys(stage for route in topology.routes for stage in route.stages))
+
+
+def _exercise(
+    number: int,
+    topology: Topology,
+    workers: dict[int, Worker],
+    outputs: dict[int, list[Any]],
+    findings: Sequence[Finding],
+) -> list[Any] | None:
+    """Run one stage; what it returned, or None if it was not run or failed."""
+    worker, finding = workers[number], findings[number]
+    try:
+        inputs = examples(worker)
+        finding.examples = len(inputs)
+        if not inputs:
+            inputs = _fed(number, topology, workers, outputs, findings)
+        if not inputs:
+            return None
+        results = _measure(worker, inputs, finding)
+        finding.result_bytes = _largest(number, topology, worker, results)
+    except Exception as error:  # whatever user code raises
+        _fail(finding, error, "failed on its examples")
+        return None
+    finding.status = "ok"
+    return results
+
+
+def _fed(
+    number: int,
+    topology: Topology,
+    workers: dict[int, Worker],
+    outputs: dict[int, list[Any]],
+    findings: Sequence[Finding],
+) -> list[Any]:
+    """The results of the stage before, as they arrive here, made into examples for this stage."""
+    for route in topology.routes:
+        hop = route.stages.index(number) if number in route.stages else 0
+        if hop == 0 or (former := route.stages[hop - 1]) not in outputs:
+            continue
+        send, receive = Codec(workers[former]), Codec(workers[number])
+        values = [
+            receive.decode(ItemIn(0, send.encode(ItemIn(0, b"", last=False), result), first=False))
+            for result in outputs[former]
+        ]
+        findings[number].fed_by = workers[former].stage
+        most = workers[number].max_batch_size
+        return [values[:most]] if most > 1 else values[:1]
+    return []
+
+
+def _measure(worker: Worker, inputs: Sequence[Any], finding: Finding) -> list[Any]:
+    device.reset_peak()
+    before = device.resident_bytes()
+    results: list[Any] = []
+    for example in inputs:
+        began = time.perf_counter()
+        results = forward_example(worker, example)
+        if finding.first_s is None:
+            finding.first_s = time.perf_counter() - began
+    times: list[float] = []
+    until = time.perf_counter() + REPEAT_S
+    while len(times) < REPEATS and (not times or time.perf_counter() < until):
+        began = time.perf_counter()
+        results = forward_example(worker, inputs[-1])
+        times.append(time.perf_counter() - began)
+    finding.median_s = statistics.median(times)
+    finding.batch = len(results)
+    finding.memory_bytes = (finding.memory_bytes or 0) + max(0, device.peak_bytes() - before)
+    finding.gpu_bytes = device.gpu_bytes()
+    return results
+
+
+def _largest(number: int, topology: Topology, worker: Worker, results: Sequence[Any]) -> int:
+    """Bytes of the largest result, encoded for every kind of next hop this stage has."""
+    codec = Codec(worker)
+    kinds = {route.stages[-1] == number for route in topology.routes if number in route.stages}
+    return max(
+        (payload_size(codec.encode(ItemIn(0, b"", last=last), result)) for result in results for last in sorted(kinds)),
+        default=0,
+    )
+
+
+def _tear_down(worker: Worker, finding: Finding) -> None:
+    try:
+        worker.teardown()
+    except Exception as error:  # the user's
+        _fail(finding, error, "failed in teardown")
+
+
+def _fail(finding: Finding, error: Exception, what: str) -> None:
+    finding.status = "failed"
+    finding.error = " ".join(f"{type(error).__name__}: {error}".split())
+    sys.stderr.write(f"stage {finding.stage} {what}:\n")
+    traceback.print_exception(error, file=sys.stderr)
+
+
+# --- showing it ------------------------------------------------------------------------------------------------------
+
+
+def table(findings: Sequence[Finding]) -> str:
+    """The findings for people: a line per stage, then what deserves a word."""
+    rows = [("stage", "status", "device", "load", "first call", "median", "batch", "memory", "GPU", "result")]
+    for finding in findings:
+        rows.append(
+            (
+                finding.stage,
+                finding.status,
+                finding.device or "-",
+                _time(finding.load_s),
+                _time(finding.first_s),
+                _time(finding.median_s),
+                "-" if finding.batch is None else str(finding.batch),
+                _size(finding.memory_bytes),
+                _size(finding.gpu_bytes),
+                _size(finding.result_bytes),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    for finding in findings:
+        if finding.error is not None:
+            lines.append(f"{finding.stage}: {finding.error}")
+        elif finding.status == "not exercised":
+            lines.append(f"{finding.stage}: not exercised; it has no example, and no stage before it has one")
+        elif finding.fed_by is not None:
+            lines.append(f"{finding.stage}: has no example of its own; ran on the results of {finding.fed_by}")
+    return "\n".join(lines) + "\n"
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.2f} ms"
+
+
+def _size(count: int | None) -> str:
+    if count is None:
+        return "-"
+    if count < 1024:
+        return f"{count} B"
+    value, unit = count / 1024, "KiB"
+    for larger in ("MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.1f} {unit}"

@@ -1,0 +1,107 @@
+"""Whole routes in one process, without sockets: for tests of a service, and for ``engine check``.
+
+The same classes, (de)serialisation and rules of failure as behind HTTP, one request at a time. What is missing is what
+processes bring: isolation of environments, time limits, restarts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import NamedTuple
+
+from engine.config import Deployment
+from engine.core.messages import Status
+from engine.core.wire import Payload, pack_meta
+from engine.log import get_logger
+from stages.base import Worker
+from stages.build import load_offline
+from stages.compute import Codec, run_batch
+from stages.context import ItemIn
+from stages.dryrun import check
+
+__all__ = ["Pipeline", "Reply", "check"]
+
+
+class Reply(NamedTuple):
+    """What a client would get: the body, or for a status other than 200 the message as UTF-8."""
+
+    status: int
+    body: bytes
+    mime: str
+
+
+class Pipeline:
+    """One worker of every stage, in this process. Not thread-safe, like the workers.
+
+    Making it loads every class (and raises what that raises); :meth:`close`, or leaving its ``with`` block, tears them
+    down.
+    """
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._topology = deployment.topology
+        self._routes = {route.path: number for number, route in enumerate(deployment.routes)}
+        self._specs = deployment.stages
+        self.workers: list[Worker] = []
+        try:
+            for spec in deployment.stages:
+                self.workers.append(load_offline(deployment, spec))
+        except BaseException:
+            self.close()
+            raise
+        self._codecs = [Codec(worker) for worker in self.workers]
+
+    def call(
+        self,
+        path: str,
+        body: bytes,
+        *,
+        query: str = "",
+        headers: Sequence[tuple[str, str]] = (),
+        request_id: str = "local",
+    ) -> Reply:
+        """One request through the stages of the route ``path``. KeyError when there is no such route."""
+        stages = self._topology.routes[self._routes[path]].stages
+        meta = pack_meta(
+            query.encode("latin-1"), [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+        )
+        payload: Payload = body
+        for hop, stage in enumerate(stages):
+            item = ItemIn(
+                uid=0,
+                payload=payload,
+                first=hop == 0,
+                last=hop == len(stages) - 1,
+                request_id=request_id,
+                meta=meta,
+            )
+            worker = self.workers[stage]
+            computed = run_batch(
+                worker, [item], max_batch_size=self._specs[stage].max_batch_size, codec=self._codecs[stage]
+            )
+            outcome = computed.outcomes[0]
+            payload = outcome.payload
+            if outcome.status != Status.OK:
+                return Reply(outcome.status, _joined(payload), "text/plain")
+        return Reply(int(Status.OK), _joined(payload), self.workers[stages[-1]].resp_mime_type)
+
+    def close(self) -> None:
+        """Call every worker's ``teardown``; its exceptions are logged."""
+        for worker in self.workers:
+            try:
+                worker.teardown()
+            except Exception:  # the user's; the others are torn down all the same
+                get_logger().exception("teardown failed", extra={"stage": worker.stage})
+        self.workers = []
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _joined(payload: Payload) -> bytes:
+    return b"".join(payload) if type(payload) is tuple else bytes(payload)  # type: ignore[arg-type]

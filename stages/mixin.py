@@ -1,0 +1,39 @@
+"""Other formats than JSON: put a mixin before Worker, ``class Encode(MsgpackMixin, Worker)``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+
+from engine.errors import DecodingError, EncodingError
+
+__all__ = ["MsgpackMixin"]
+
+
+class MsgpackMixin:
+    """Requests and answers in MessagePack (https://msgpack.org): binary fields need no base64."""
+
+    resp_mime_type = "application/msgpack"
+    req_mime_type = "application/msgpack"
+
+    def deserialize(self, data: bytes) -> Any:
+        """The body decoded. Raises DecodingError when it is not exactly one MessagePack value."""
+        try:
+            return msgpack.unpackb(data, raw=False, strict_map_key=False)
+        # ExtraData, FormatError, StackError and invalid UTF-8 are ValueErrors; a map with an unhashable key a
+        # TypeError.
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise DecodingError(_one_line(error)) from error
+
+    def serialize(self, data: Any) -> bytes:
+        """The result encoded. Raises EncodingError, which names the type that MessagePack lacks."""
+        try:
+            packed: bytes = msgpack.packb(data, use_bin_type=True)
+        except (ValueError, TypeError, OverflowError, RecursionError, msgpack.PackException) as error:
+            raise EncodingError(_one_line(error)) from error
+        return packed
+
+
+def _one_line(error: Exception) -> str:
+    return str(error) or type(error).__name__

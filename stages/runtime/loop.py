@@ -1,0 +1,177 @@
+"""The main loop: a batch from the lane, computed, its results to the next hops; until dismissed.
+
+The main thread runs it, because signals - the watchdog's - interrupt only that one. Between two batches it handles
+what the control thread left in its mailbox, so a new lane or a stop never waits for more than one batch.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from engine.clock import now
+from engine.core import wire
+from engine.core.messages import Batch, StreamEvents, Welcome
+from engine.core.routing import FINAL
+from engine.errors import ProtocolError
+from engine.exitcodes import ExitCode
+from engine.log import get_logger
+from stages.base import SSEWorker, Worker
+from stages.compute import SKIPPED, Codec, Outcome, run_batch
+from stages.context import ItemIn
+from stages.runtime.outlets import Outlets
+from stages.runtime.parcels import Origin, Plan
+from stages.runtime.shared import Dismissed, Joined, Shared, Stop, Turned
+from stages.watchdog import Watchdog
+
+FLUSH_S: Final = 2.0  # for results that still wait for a connection when the broker has dismissed us
+
+
+class Loop:
+    """Serves one warm worker. ``run`` returns when the worker may go."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        *,
+        isolate: bool,
+        plan: Plan,
+        outlets: Outlets,
+        shared: Shared,
+        watchdog: Watchdog,
+    ) -> None:
+        self._worker = worker
+        self._codec = Codec(worker)
+        self._isolate = isolate
+        self._max_batch_size = worker.max_batch_size
+        self._plan = plan
+        self._outlets = outlets
+        self._shared = shared
+        self._watchdog = watchdog
+        self._welcome: Welcome | None = None
+        self._stop_at: float | None = None
+        self._code: ExitCode | None = None
+        self._forward_ns = 0  # when the first forward of the batch began
+        self._compute_ns = 0  # in forward, over all its calls
+        if isinstance(worker, SSEWorker):
+            worker._sink = self._stream
+        worker._gone = shared.cancelled
+
+    def run(self) -> ExitCode:
+        """Compute until dismissed, refused, or out of time after a Stop."""
+        while True:
+            while (event := self._shared.to_main.take()) is not None:
+                self._handle(event)
+            if self._code is not None:
+                self._flush()
+                return self._code
+            if self._stop_at is not None and now() >= self._stop_at:
+                get_logger().warning("not dismissed within the grace; leaving")
+                return ExitCode.OK
+            self._outlets.flush()
+            frames = self._outlets.receive()
+            if frames is not None:
+                self._take(frames)
+            else:
+                self._outlets.wait(None if self._stop_at is None else self._stop_at - now())
+
+    # --- events ------------------------------------------------------------------------------------------------------
+
+    def _handle(self, event: Joined | Dismissed | Turned | Stop) -> None:
+        if isinstance(event, Joined):
+            former, self._welcome = self._welcome, event.welcome
+            # Within one epoch the broker still knows what the results are about; a new one has admitted the requests
+            # anew, and its numbers mean others.
+            forget = former is not None and former.epoch != event.welcome.epoch
+            self._outlets.switch(event.welcome.lane, forget=forget)
+        elif isinstance(event, Dismissed):
+            self._code = ExitCode.OK
+        elif isinstance(event, Turned):
+            self._code = ExitCode.START
+        else:
+            self._stop_at = event.at
+
+    def _flush(self) -> None:
+        until = now() + FLUSH_S
+        if self._stop_at is not None:
+            until = min(until, self._stop_at)
+        while not self._outlets.flush() and (left := until - now()) > 0:
+            self._outlets.wait(left)
+
+    # --- batches -----------------------------------------------------------------------------------------------------
+
+    def _take(self, frames: list[wire.Buffer]) -> None:
+        received_ns = time.monotonic_ns()
+        assert self._welcome is not None  # the lane came with it
+        try:
+            message, payloads = wire.decode(frames)
+            if not isinstance(message, Batch):
+                raise ProtocolError(f"a {type(message).__name__} on a lane")
+            since_ns = message.sent_ns if self._welcome.same_host else received_ns
+            items = self._plan.items(message, payloads, since_ns)
+        except ProtocolError as error:  # the broker is mistaken; its own deadlines answer these requests
+            get_logger().error("a batch that cannot be read was dropped: %s", error)
+            return
+        if message.batch in self._shared.revoked:
+            self._shared.revoked.discard([message.batch])
+            outcomes = [SKIPPED] * len(items)
+            self._forward_ns = self._compute_ns = 0
+        else:
+            outcomes = self._compute(items)
+        self._shared.cancelled.discard(message.uids)
+        began_ns = self._forward_ns or received_ns
+        parcels = self._plan.results(
+            Origin(self._plan.stage, self._welcome.worker),
+            message,
+            outcomes,
+            mime=self._worker.resp_mime_type,
+            batch_us=(began_ns - since_ns) // 1000,
+            compute_us=self._compute_ns // 1000,
+        )
+        for hop, results, encoded in parcels:
+            self._outlets.send(hop, wire.encode(results, encoded))
+
+    def _compute(self, items: list[ItemIn]) -> list[Outcome]:
+        self._forward_ns = self._compute_ns = 0
+        self._watchdog.begin()
+        return run_batch(
+            self._worker,
+            items,
+            max_batch_size=self._max_batch_size,
+            isolate=self._isolate,
+            expired=self._is_expired,
+            call=self._timed,
+            codec=self._codec,
+        ).outcomes
+
+    def _timed(self, function: Callable[[Any], Any], argument: Any) -> Any:
+        began = time.monotonic_ns()
+        if not self._forward_ns:
+            self._forward_ns = began
+        try:
+            return self._watchdog.call(function, argument)
+        finally:
+            self._compute_ns += time.monotonic_ns() - began
+
+    def _is_expired(self, item: ItemIn) -> bool:
+        return time.monotonic_ns() >= item.deadline_ns or item.uid in self._shared.cancelled
+
+    # --- streams -----------------------------------------------------------------------------------------------------
+
+    def _stream(self, index: int, event: bytes) -> None:
+        """``SSEWorker.send_stream_event``, from inside forward. Nothing is sent for warm-ups and for those who left."""
+        if not self._worker._items:
+            return
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("send_stream_event must be called by the thread that runs forward")
+        item = self._worker._items[index]
+        if item.uid in self._shared.cancelled:
+            return
+        welcome = self._welcome
+        assert welcome is not None
+        message = StreamEvents(stage=self._plan.stage, worker=welcome.worker, uids=[item.uid])
+        frames = wire.encode(message, [event])
+        # Interrupted between two frames of a parcel, the socket would take what follows for the rest of it.
+        self._watchdog.undisturbed(lambda: self._outlets.send(FINAL, frames))

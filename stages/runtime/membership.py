@@ -1,0 +1,154 @@
+"""A worker's standing with the broker, as a pure state machine: messages and ``now`` in, events and owed messages out.
+
+    SEEKING --Welcome--> JOINED --Pulse(not known, or another epoch)--> SEEKING
+                         JOINED --silence--> JOINED, on a new socket: its next beat is known, or is not
+    any --Leave asked--> LEAVING --Dismiss, silence, or an epoch that does not know us--> dismissed
+
+A worker never gives up because the broker is away: it seeks until it is welcomed, refused or stopped. Messages are
+*owed* (:meth:`Membership.due`) until the shell says that they left (:meth:`Membership.sent`), since a socket
+without a connection takes nothing.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Final
+
+from engine.core.messages import (
+    AnyMessage,
+    Dismiss,
+    Hello,
+    Leave,
+    Message,
+    Pulse,
+    Ready,
+    Refused,
+    Welcome,
+    WorkerBeat,
+)
+from stages.runtime.shared import Dismissed, Joined, ToMain, Turned, Warm
+
+HELLO_FAST_S: Final = 0.25  # the first hellos: broker and workers usually start together
+HELLO_SLOW_S: Final = 1.0
+HELLO_FAST_TRIES: Final = 8
+BEAT_S: Final = 1.0  # the broker gives a worker up after ten missed ones
+SILENCE_S: Final = 3.0  # three unanswered beats: the connection may be half-open, a new socket finds out
+RETRY_S: Final = 0.1  # a message that could not be sent is tried again
+
+
+class Membership:
+    """See the module. One thread calls it."""
+
+    def __init__(self, hello: Hello) -> None:
+        self._hello = hello
+        self._welcome: Welcome | None = None
+        self._warm: Warm | None = None
+        self._announced = False  # Ready has left, for this welcome
+        self._leaving = False
+        self._left = False  # Leave has left
+        self._dismissed = False
+        self._lost = False  # silent, and not heard since on the new socket
+        self._hellos = 0
+        self._hello_at = -inf  # when the next is due
+        self._beat_at = inf
+        self._asked_at = inf  # the first message since the broker was last heard
+
+    @property
+    def worker(self) -> int | None:
+        """The key the broker knows this worker by, while it does."""
+        return None if self._welcome is None else self._welcome.worker
+
+    def handle(self, message: AnyMessage, now: float) -> ToMain | None:
+        """A message from the broker; returns what the main thread must know."""
+        self._asked_at = inf
+        self._lost = False
+        if isinstance(message, Welcome):
+            if message == self._welcome or self._leaving:
+                return None
+            self._welcome = message
+            self._announced = False
+            self._beat_at = now + BEAT_S
+            return Joined(message)
+        if isinstance(message, Pulse):
+            if self._welcome is None or (message.known and message.epoch == self._welcome.epoch):
+                return None
+            return self._lose(now)
+        if isinstance(message, Refused):
+            return Turned(message.reason)
+        if isinstance(message, Dismiss):
+            return self._dismiss()
+        return None
+
+    def warm(self, warm: Warm) -> None:
+        """The worker can compute: Ready is owed."""
+        self._warm = warm
+
+    def leave(self) -> ToMain | None:
+        """The worker wants to stop: Leave is owed, or nothing is if there is no broker that knows it."""
+        self._leaving = True
+        return self._dismiss() if self._welcome is None or self._lost else None
+
+    def due(self, now: float) -> list[Message]:
+        """What should be sent now, in order."""
+        if self._welcome is None:
+            return [self._hello] if now >= self._hello_at and not self._leaving else []
+        owed: list[Message] = []
+        key = self._welcome.worker
+        if self._leaving and not self._left:
+            owed.append(Leave(key))
+        if self._warm is not None and not self._announced and not self._leaving:
+            owed.append(Ready(key, self._warm.mime, self._warm.took_ms))
+        if now >= self._beat_at:
+            owed.append(WorkerBeat(key))
+        return owed
+
+    def sent(self, message: Message, now: float) -> None:
+        """This owed message has left."""
+        self._asked_at = min(self._asked_at, now)
+        if isinstance(message, Hello):
+            self._hellos += 1
+            self._hello_at = now + (HELLO_FAST_S if self._hellos < HELLO_FAST_TRIES else HELLO_SLOW_S)
+        elif isinstance(message, WorkerBeat):
+            self._beat_at = now + BEAT_S
+        elif isinstance(message, Ready):
+            self._announced = True
+        elif isinstance(message, Leave):
+            self._left = True
+
+    def is_silent(self, now: float) -> bool:
+        """Nothing was heard for SILENCE_S after a message that has an answer, or none could be sent: try a new socket.
+
+        Counted from the unanswered message and not from the last answer: a thread that was kept from running, by C code
+        that holds the interpreter, has asked nothing meanwhile and may blame nobody.
+        """
+        return now - min(self._asked_at, self._beat_at) > SILENCE_S
+
+    def reopened(self, now: float) -> ToMain | None:
+        """The shell has made a new socket. The broker may merely have been slow: nothing is given up yet."""
+        self._asked_at = inf
+        self._lost = True
+        if self._welcome is None:
+            self._hello_at = now
+        else:
+            self._beat_at = now
+        return self._dismiss() if self._leaving else None
+
+    def wake_at(self, now: float) -> float:
+        """When :meth:`due` or :meth:`is_silent` should be looked at again at the latest."""
+        if self.due(now):
+            return now + RETRY_S
+        upcoming = self._beat_at if self._welcome is not None else self._hello_at
+        return max(now, min(upcoming, self._asked_at + SILENCE_S, now + BEAT_S))
+
+    def _lose(self, now: float) -> ToMain | None:
+        self._welcome = None
+        self._beat_at = inf
+        self._hellos = 0
+        self._hello_at = now
+        return self._dismiss() if self._leaving else None
+
+    def _dismiss(self) -> ToMain | None:
+        if self._dismissed:
+            return None
+        self._dismissed = True
+        return Dismissed()

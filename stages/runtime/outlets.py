@@ -1,0 +1,93 @@
+"""The main thread's sockets: the lane that batches come from, and the outlets that results leave by.
+
+A parcel that finds no connection waits in its outlet and keeps its place: what follows it queues behind it. Nothing
+here is bounded by a number, because the broker's credit is: without answers no new batches come.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Final
+
+import zmq
+
+from engine import transport
+from engine.core.routing import FINAL
+from engine.core.wire import Buffer
+from stages.runtime.shared import Wake
+
+LINGER_MS: Final = 500  # at the end: for the last results to leave
+
+
+class Outlets:
+    """Made, used and closed by the main thread."""
+
+    def __init__(
+        self,
+        ctx: zmq.Context[zmq.Socket[bytes]],
+        endpoints: transport.Endpoints,
+        hops: Iterable[int],
+        wake: Wake,
+    ) -> None:
+        self._ctx = ctx
+        self._wake = wake
+        self._lane: zmq.Socket[bytes] | None = None
+        self._poller = zmq.Poller()
+        self._poller.register(wake.fd, zmq.POLLIN)
+        self._pushes = {
+            hop: transport.push(ctx, endpoints.egress if hop == FINAL else endpoints.intake(hop)) for hop in hops
+        }
+        self._waiting: dict[int, deque[list[Buffer]]] = {hop: deque() for hop in self._pushes}
+
+    def switch(self, lane: str, *, forget: bool) -> None:
+        """Take batches from this lane from now on. ``forget``: nobody knows the unsent results any more."""
+        self._close_lane()
+        self._lane = transport.lane_end(self._ctx, lane)
+        self._poller.register(self._lane, zmq.POLLIN)
+        if forget:
+            for waiting in self._waiting.values():
+                waiting.clear()
+
+    def receive(self) -> list[Buffer] | None:
+        """The next parcel of the lane, if there is one now."""
+        return None if self._lane is None else transport.recv(self._lane)
+
+    def send(self, hop: int, frames: list[Buffer]) -> None:
+        """Send a parcel, or keep it until it can be sent. Its frames must not be changed afterwards."""
+        waiting = self._waiting[hop]
+        if waiting or not transport.send(self._pushes[hop], frames):
+            waiting.append(frames)
+
+    def flush(self) -> bool:
+        """Send what waits, as far as it goes. True when nothing is left."""
+        done = True
+        for hop, waiting in self._waiting.items():
+            while waiting and transport.send(self._pushes[hop], waiting[0]):
+                waiting.popleft()
+            done = done and not waiting
+        return done
+
+    def wait(self, timeout_s: float | None) -> None:
+        """Until there is a batch, a wake-up, room for what waits, or the time is over. None: no limit."""
+        blocked = [self._pushes[hop] for hop, waiting in self._waiting.items() if waiting]
+        for sock in blocked:
+            self._poller.register(sock, zmq.POLLOUT)
+        try:
+            ready = dict(self._poller.poll(None if timeout_s is None else int(max(0.0, timeout_s) * 1000) + 1))
+        finally:
+            for sock in blocked:
+                self._poller.unregister(sock)
+        if self._wake.fd in ready:
+            self._wake.clear()
+
+    def close(self) -> None:
+        self._close_lane()
+        for sock in self._pushes.values():
+            sock.close(linger=LINGER_MS)
+
+    def _close_lane(self) -> None:
+        if self._lane is not None:
+            self._poller.unregister(self._lane)
+            self._lane.close(linger=0)
+            self._lane = None

@@ -1,0 +1,120 @@
+"""From a Batch to items, and from their outcomes to Results. Pure: no sockets, no clock.
+
+Every item of a batch appears in exactly one Results of it: that is what frees the batch at the broker. Results go
+where their items go next - the next stage's intake, or the egress for what is final, failed or skipped - and name
+stage, worker and batch, so that the one who gets them can tell this stage's books.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from engine.core.messages import Batch, Results, Status
+from engine.core.routing import FINAL, Topology
+from engine.core.wire import STEP_BYTES, Payload, pack_step
+from engine.errors import ProtocolError
+from stages.compute import Outcome
+from stages.context import ItemIn
+
+Parcel: TypeAlias = tuple[int, Results, list[Payload]]  # where to: a stage, or FINAL
+
+_QUEUE_BYTES: Final = 4  # a step begins with the queue's microseconds, which the broker has filled in
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Whose results they are."""
+
+    stage: int
+    worker: int
+
+
+class Plan:
+    """Where items of each route come from and go to, for one stage."""
+
+    def __init__(self, topology: Topology, stage: int) -> None:
+        self.stage = stage
+        self.first: dict[int, bool] = {}
+        self.following: dict[int, int] = {}
+        for number, route in enumerate(topology.routes):
+            if stage in route.stages:
+                self.first[number] = route.stages[0] == stage
+                self.following[number] = topology.next_hop(number, stage)
+
+    @property
+    def hops(self) -> frozenset[int]:
+        """Every place results can go to; the egress always, for failures."""
+        return frozenset(self.following.values()) | {FINAL}
+
+    def items(self, batch: Batch, payloads: Sequence[Payload], since_ns: int) -> list[ItemIn]:
+        """The batch's items; their budgets count from ``since_ns``. ProtocolError if a route does not pass here."""
+        try:
+            return [
+                ItemIn(
+                    uid=uid,
+                    payload=payload,
+                    first=self.first[route],
+                    last=self.following[route] == FINAL,
+                    request_id=request_id,
+                    meta=meta,
+                    attempt=attempt,
+                    deadline_ns=since_ns + budget_us * 1000,
+                )
+                for uid, payload, route, request_id, meta, attempt, budget_us in zip(
+                    batch.uids,
+                    payloads,
+                    batch.routes,
+                    batch.request_ids,
+                    batch.metas,
+                    batch.attempts,
+                    batch.budgets_us,
+                    strict=True,
+                )
+            ]
+        except KeyError as error:
+            raise ProtocolError(f"a batch with items of route {error}, which does not pass this stage") from error
+
+    def results(
+        self,
+        origin: Origin,
+        batch: Batch,
+        outcomes: Sequence[Outcome],
+        *,
+        mime: str,
+        batch_us: int = 0,
+        compute_us: int = 0,
+    ) -> list[Parcel]:
+        """The outcomes by next hop.
+
+        ``compute_us`` goes into each item's trail, and as a total into one of the parcels.
+        """
+        tail = pack_step(0, batch_us, compute_us)[_QUEUE_BYTES:]
+        by_hop: dict[int, list[int]] = {}
+        for position, outcome in enumerate(outcomes):
+            hop = self.following[batch.routes[position]] if outcome.status == Status.OK else FINAL
+            by_hop.setdefault(hop, []).append(position)
+        parcels: list[Parcel] = []
+        for hop, positions in by_hop.items():
+            headers = {
+                index: found for index, position in enumerate(positions) if (found := outcomes[position].headers)
+            }
+            results = Results(
+                stage=origin.stage,
+                worker=origin.worker,
+                batch=batch.batch,
+                uids=[batch.uids[position] for position in positions],
+                statuses=[outcomes[position].status for position in positions],
+                trails=[_finish_trail(batch.trails[position], tail) for position in positions],
+                mime=mime if hop == FINAL else "",
+                compute_us=0 if parcels else compute_us,
+                headers=headers,
+            )
+            parcels.append((hop, results, [outcomes[position].payload for position in positions]))
+        return parcels
+
+
+def _finish_trail(trail: bytes, tail: bytes) -> bytes:
+    """The trail with its last step's batch and compute times; a trail without any step is left as it is."""
+    return trail[: -len(tail)] + tail if len(trail) >= STEP_BYTES else trail

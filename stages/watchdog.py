@@ -1,0 +1,146 @@
+"""Ends a ``forward`` that takes too long - politely if it is Python, by the kernel if it is not.
+
+Two limits for one batch, counted from its first call of ``forward`` (calls on halves share them, for the requests'
+deadlines do too):
+
+* ``timeout_s``: a thread sends SIGUSR2 to the main thread, whose handler raises EngineTimeoutError out of ``forward``.
+  Sleeps, locks and socket waits are interrupted as well. It happens once; user code that swallows it goes on.
+* ``timeout_s + kill_after_s``: the process's real-time interval timer sends SIGALRM. That needs no Python: it works
+  while C code holds the interpreter. faulthandler writes all threads' tracebacks, then the default action ends the
+  process.
+
+The interleaving that matters: the thread finds the time over while the main thread is just leaving ``forward``. The
+handler runs in the main thread, between two of its bytecodes, and raises only while armed and late; so it either
+runs before the disarming (and the result is lost: it was late) or sees that there is nothing to interrupt. Raised
+*within* the disarming it would leave the timer running: :meth:`Watchdog.call` disarms once more then, undisturbed,
+since a call is interrupted once at most. User code must leave SIGUSR2, SIGALRM and ITIMER_REAL alone.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import signal
+import threading
+from collections.abc import Callable
+from math import inf
+from types import FrameType
+from typing import Any, Final
+
+from engine.clock import now
+from engine.errors import EngineTimeoutError
+from engine.log import get_logger
+
+INTERRUPT: Final = signal.SIGUSR2
+KILL: Final = signal.SIGALRM
+
+
+class Watchdog:
+    """Made, started, used and stopped by the main thread."""
+
+    def __init__(self, timeout_s: float, kill_after_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._kill_after_s = kill_after_s
+        self._deadline = inf  # of the current batch; inf: it has not begun
+        self._armed = False
+        self._parked = False
+        self._stopping = False
+        self._unpark = threading.Event()
+        self._main = threading.main_thread().ident
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._former: Any = None
+
+    def start(self) -> None:
+        self._former = signal.signal(INTERRUPT, self._interrupt)
+        signal.signal(KILL, signal.SIG_DFL)
+        try:
+            faulthandler.register(KILL, all_threads=True, chain=True)
+        except (AttributeError, ValueError, OSError, RuntimeError) as error:  # stderr is closed or no file
+            get_logger().warning("no tracebacks when a worker is killed for its timeout: %s", error)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """After the last call. Gives the signals back."""
+        self._stopping = True
+        self._unpark.set()
+        self._thread.join(timeout=5.0)
+        faulthandler.unregister(KILL)
+        signal.signal(INTERRUPT, self._former)
+
+    def begin(self) -> None:
+        """A new batch: its limits begin with the next :meth:`call`."""
+        self._deadline = inf
+
+    def call(self, function: Callable[[Any], Any], argument: Any) -> Any:
+        """``function(argument)`` under the limits. Raises EngineTimeoutError when the first one has passed."""
+        moment = now()
+        if self._deadline == inf:
+            self._deadline = moment + self._timeout_s
+        if (left := self._deadline - moment) <= 0:
+            raise EngineTimeoutError
+        try:
+            try:
+                self._arm(left)
+                return function(argument)
+            finally:
+                self._disarm()
+        except EngineTimeoutError:
+            self._disarm()  # see the module
+            raise
+
+    def undisturbed(self, function: Callable[[], None]) -> None:
+        """Called from within ``forward`` for work of ours, such as sending, that must not be torn in the middle.
+
+        Raises EngineTimeoutError afterwards if the time has passed meanwhile.
+        """
+        armed, self._armed = self._armed, False
+        try:
+            function()
+        finally:
+            if armed and now() < self._deadline:
+                self._rearm()
+                armed = False
+        if armed:
+            raise EngineTimeoutError
+
+    def _arm(self, left: float) -> None:
+        signal.setitimer(signal.ITIMER_REAL, left + self._kill_after_s)
+        self._rearm()
+
+    def _rearm(self) -> None:
+        self._armed = True
+        if self._parked:
+            self._unpark.set()
+
+    def _disarm(self) -> None:
+        self._armed = False
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+
+    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        if self._armed and now() >= self._deadline:
+            self._armed = False  # once
+            raise EngineTimeoutError
+
+    def _watch(self) -> None:
+        """Sleep until the deadline that is known, and look again.
+
+        Arming does not wake this thread while it sleeps - a switch of threads for every batch would cost more than the
+        batch's own bookkeeping - because it never sleeps longer than one timeout: a deadline set meanwhile lies after
+        its waking. Only when it finds nothing to watch it parks, says so, and looks once more before it waits; the main
+        thread arms first and looks for a parked one second. One of the two sees the other.
+        """
+        while not self._stopping:
+            if self._armed:
+                left = self._deadline - now()
+                if left <= 0:
+                    if self._main is not None:
+                        signal.pthread_kill(self._main, INTERRUPT)
+                    # A main thread inside C code takes the signal later; do not fill its time with signals.
+                    left = self._timeout_s
+                self._unpark.wait(left)
+            else:
+                self._parked = True
+                if not self._armed:
+                    self._unpark.wait()
+                self._parked = False
+            if not self._stopping:
+                self._unpark.clear()
