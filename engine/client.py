@@ -1,24 +1,56 @@
 """The frontend's side of the broker: submits requests, awaits answers. Lives in one asyncio event loop.
 
-(Implementation to follow; the signatures are the contract.)
+Requests that are submitted in one turn of the loop leave in one parcel, and answers come in parcels, so the cost of a
+message is shared by all that are under way. The body of a request is kept until its answer: when the broker's *session*
+changes (it was restarted, or the connection was cut and made anew) everything unanswered is submitted again; a broker
+that has it already recognises its number.
+
+``ZMQ_FD`` is edge-triggered: it becomes readable when something happens in the socket, not while something is there. So
+EVENTS is looked at after every send, and reading goes on until nothing is left, in bounded turns.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Final
 
-from engine.core.messages import StageState
+from engine import admin, transport
+from engine.clock import micros, now
+from engine.core.messages import (
+    Answers,
+    Cancel,
+    Events,
+    FrontendBeat,
+    FrontendPulse,
+    Message,
+    StageState,
+    Status,
+    Submit,
+)
+from engine.core.wire import Payload, decode, encode
+from engine.errors import ProtocolError, Unavailable
+from engine.log import get_logger
+from engine.metrics import Family, pack
+from engine.transport import Endpoints
+
+log: Final = get_logger("stageline.client")
+
+BEAT_S: Final = 1.0
+RETRY_S: Final = 0.02  # between two tries to send while there is no connection
+LOST_S: Final = 5.0  # without a word from the broker: new requests are refused instead of kept
+FULL_S: Final = 0.02  # how long a 429 of the broker's stands for the next request, which need not be read then
+PARCELS_PER_TURN: Final = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What a request got. ``status`` 200 carries the body; any other the message the client may see (UTF-8)."""
 
     status: int
-    body: bytes
+    body: bytes | memoryview
     mime: str = "application/json"
     trail: bytes = b""  # engine.core.wire.unpack_trail
     headers: dict[str, str] = field(default_factory=dict)
@@ -26,7 +58,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class View:
-    """What the broker said last; ``connected`` false: it has not been heard for a while."""
+    """What the broker said last. ``connected`` false: it has not been heard for LOST_S.
+
+    ``headroom`` is 0 while the broker is known to refuse, and else what it was at the last beat, at least 1: a count
+    that is a second old is no reason to refuse anybody.
+    """
 
     connected: bool
     draining: bool
@@ -34,19 +70,246 @@ class View:
     stages: tuple[StageState, ...]
 
 
+@dataclass(slots=True, eq=False)
+class _Pending:
+    answer: asyncio.Future[Answer]
+    seq: int
+    route: int
+    body: bytes
+    deadline: float
+    request_id: str
+    meta: bytes
+    on_event: Callable[[bytes], None] | None
+
+
 class Client:
+    """See the module. Not thread-safe: everything is called in the event loop in which ``start`` ran."""
+
+    def __init__(self, endpoints: Endpoints, *, name: str, families: Callable[[], list[Family]] = list) -> None:
+        self._endpoints = endpoints
+        self._name = name
+        self._families = families  # this process's metrics, carried by the beats
+        self._host = transport.host_token()
+        self._pending: dict[int, _Pending] = {}
+        self._by_answer: dict[asyncio.Future[Answer], _Pending] = {}
+        self._outgoing: list[_Pending] = []
+        self._cancelled: list[int] = []
+        self._flushing = False
+        self._seq = 0
+        self._session = -1
+        self._pulse: FrontendPulse | None = None
+        self._heard = 0.0
+        self._full_until = 0.0
+        self._closed = True
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Connect; returns at once, whether the broker is there yet or not."""
+        self._loop = asyncio.get_running_loop()
+        self._context = transport.context()
+        self._sock = transport.dealer(self._context, self._endpoints.front)
+        self._fd = self._sock.fileno()
+        self._loop.add_reader(self._fd, self._read)
+        self._closed = False
+        self._heard = now()
+        self._beats = self._loop.create_task(self._beat_for_ever())
+
+    async def close(self) -> None:
+        """Give up what is pending (its futures are cancelled) and close the sockets."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.remove_reader(self._fd)
+        self._beats.cancel()
+        try:
+            await self._beats
+        except asyncio.CancelledError:
+            pass  # as asked
+        for pending in list(self._pending.values()):
+            pending.answer.cancel()
+        self._pending.clear()
+        self._by_answer.clear()
+        self._sock.close()
+        # An admin question may still be under way in a thread of its own; term waits for its socket, so not here.
+        await self._loop.run_in_executor(None, self._context.term)
+
+    # --- requests ----------------------------------------------------------------------------------------------------
+
     def submit(
-        self, route: int, body: bytes, *, timeout_s: float, request_id: str, meta: bytes
+        self,
+        route: int,
+        body: bytes,
+        *,
+        timeout_s: float,
+        request_id: str,
+        meta: bytes = b"",
+        on_event: Callable[[bytes], None] | None = None,
     ) -> asyncio.Future[Answer]:
-        """Hand a request to the broker; never blocks. Raises Unavailable when it is known to be refused."""
-        raise NotImplementedError
+        """Hand a request to the broker; never blocks.
+
+        The future is done when the answer comes. It has no time limit of its own: the broker answers by the deadline,
+        and a caller that must be sure waits a little longer and calls :meth:`cancel`. ``on_event`` gets the stream
+        events that come before the answer. Raises Unavailable when the request is known to be refused.
+        """
+        if self._closed:
+            raise Unavailable(503, "service unavailable: stopping")
+        if self._pulse is not None and self._pulse.draining:
+            raise Unavailable(503, "service unavailable: draining")
+        if now() - self._heard > LOST_S:
+            raise Unavailable(503, "service unavailable: the broker cannot be reached")
+        self._seq += 1
+        answer: asyncio.Future[Answer] = self._loop.create_future()
+        pending = _Pending(answer, self._seq, route, body, now() + timeout_s, request_id, meta, on_event)
+        self._pending[self._seq] = pending
+        self._by_answer[answer] = pending
+        self._outgoing.append(pending)
+        self._flush_soon()
+        return answer
 
     def cancel(self, answer: asyncio.Future[Answer]) -> None:
-        """The client has gone: tell the broker, forget the answer."""
+        """Nobody waits any more: tell the broker, forget the answer."""
+        pending = self._by_answer.pop(answer, None)
+        answer.cancel()
+        if pending is None or self._pending.pop(pending.seq, None) is None:
+            return
+        self._cancelled.append(pending.seq)
+        self._flush_soon()
 
     def view(self) -> View:
-        raise NotImplementedError
+        pulse = self._pulse
+        connected = not self._closed and pulse is not None and now() - self._heard <= LOST_S
+        if pulse is None:
+            return View(connected, False, 1, ())
+        headroom = 0 if now() < self._full_until else max(1, pulse.headroom)
+        return View(connected, pulse.draining, headroom, tuple(pulse.stages))
+
+    @property
+    def pending(self) -> int:
+        """Requests without an answer."""
+        return len(self._pending)
 
     async def ask(self, what: str, *, timeout_s: float = 2.0) -> bytes:
         """An admin question (``status``, ``metrics``). Raises Unavailable when no answer comes in time."""
-        raise NotImplementedError
+        if self._closed:
+            raise Unavailable(503, "stopping")
+        endpoint = self._endpoints.admin
+        return await self._loop.run_in_executor(None, admin.ask_at, self._context, endpoint, what, timeout_s)
+
+    # --- sending -----------------------------------------------------------------------------------------------------
+
+    def _flush_soon(self) -> None:
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._closed:
+            return
+        sent = True
+        if self._outgoing:
+            sent = self._submit_all(self._outgoing)
+            if sent:
+                self._outgoing = []
+        if sent and self._cancelled:
+            sent = self._send(Cancel(self._cancelled))
+            if sent:
+                self._cancelled = []
+        if not sent:
+            self._flushing = True
+            self._loop.call_later(RETRY_S, self._flush)
+
+    def _submit_all(self, batch: Sequence[_Pending]) -> bool:
+        instant = now()
+        # What was cancelled or answered before it could be sent is left out.
+        batch = [one for one in batch if one.seq in self._pending]
+        if not batch:
+            return True
+        submit = Submit(
+            seqs=[one.seq for one in batch],
+            routes=[one.route for one in batch],
+            budgets_us=[micros(one.deadline - instant) for one in batch],
+            request_ids=[one.request_id for one in batch],
+            metas=[one.meta for one in batch],
+        )
+        return self._send(submit, [one.body for one in batch])
+
+    def _send(self, message: Message, payloads: Sequence[Payload] = ()) -> bool:
+        sent = transport.send(self._sock, encode(message, payloads))
+        if transport.readable(self._sock):
+            self._loop.call_soon(self._read)
+        return sent
+
+    async def _beat_for_ever(self) -> None:
+        while True:
+            try:
+                families = pack(self._families())
+                beat = FrontendBeat(self._name, os.getpid(), len(self._pending), families, self._host)
+                sent = self._send(beat)
+            except Exception:
+                log.exception("a heartbeat failed")
+                sent = True
+            await asyncio.sleep(BEAT_S if sent else RETRY_S)
+
+    # --- receiving ---------------------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        if self._closed:
+            return
+        for _ in range(PARCELS_PER_TURN):
+            frames = transport.recv(self._sock)
+            if frames is None:
+                return
+            try:
+                message, payloads = decode(frames)
+            except ProtocolError as error:
+                log.warning("malformed parcel dropped", extra={"reason": str(error)})
+                continue
+            self._heard = now()
+            if type(message) is Answers:
+                self._handle_answers(message, payloads)
+            elif type(message) is FrontendPulse:
+                self._handle_pulse(message)
+            elif type(message) is Events:
+                self._handle_events(message, payloads)
+        self._loop.call_soon(self._read)
+
+    def _handle_answers(self, answers: Answers, payloads: Sequence[Payload]) -> None:
+        headers = answers.headers
+        columns = zip(answers.seqs, answers.statuses, answers.mimes, answers.trails, payloads, strict=True)
+        for index, (seq, status, mime, trail, payload) in enumerate(columns):
+            pending = self._pending.pop(seq, None)
+            if pending is None:
+                continue  # cancelled, or the second answer to a request that was submitted again
+            self._by_answer.pop(pending.answer, None)
+            if status == Status.OVERLOADED:
+                self._full_until = self._heard + FULL_S
+            if not pending.answer.done():
+                pending.answer.set_result(
+                    Answer(status, _joined(payload), mime, trail, headers.get(index, {}) if headers else {})
+                )
+
+    def _handle_pulse(self, pulse: FrontendPulse) -> None:
+        self._pulse = pulse
+        if pulse.session == self._session:
+            return
+        if self._session != -1 and self._pending:
+            log.warning("new session: submitting again", extra={"requests": len(self._pending)})
+        self._session = pulse.session
+        waiting = {one.seq for one in self._outgoing}
+        self._outgoing.extend(one for seq, one in self._pending.items() if seq not in waiting)
+        if self._outgoing:
+            self._flush_soon()
+
+    def _handle_events(self, events: Events, payloads: Sequence[Payload]) -> None:
+        for seq, payload in zip(events.seqs, payloads, strict=True):
+            pending = self._pending.get(seq)
+            if pending is not None and pending.on_event is not None:
+                pending.on_event(bytes(_joined(payload)))
+
+
+def _joined(payload: Payload) -> bytes | memoryview:
+    if isinstance(payload, tuple):
+        return b"".join(payload)
+    return payload if isinstance(payload, bytes | memoryview) else bytes(payload)

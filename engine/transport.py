@@ -1,8 +1,8 @@
 """The only module that knows ZeroMQ: endpoints, sockets with their options, and moving parcels.
 
-Every option is set once, here, with its reason (:func:`_common` and the makers below). Rules its users keep: a context is
-made after fork; a socket is made, used and closed by one thread; a socket under credit or admission has no high-water
-mark of its own, because marks do not bound TCP buffers and the broker's own books do.
+Every option is set once, here, with its reason (:func:`_common` and the makers below). Rules its users keep: a
+context is made after fork; a socket is made, used and closed by one thread; a socket under credit or admission has no
+high-water mark of its own, because marks do not bound TCP buffers and the broker's own books do.
 
 Ports when ``bind`` is ``tcp://HOST:PORT``: front PORT, admin +1, egress +2, then two per stage in file order (control,
 intake); lanes take free ports, which the broker tells each worker.
@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import zmq
 
+from engine.config import Deployment, run_dir
 from engine.core.wire import HEADER_MAX, Buffer
 from engine.errors import StartError
 
@@ -70,6 +71,12 @@ class Endpoints:
         if self.is_tcp:
             return f"tcp://{_bracket(self._host)}:{(urlsplit(self.base).port or 0) + offset}"
         return f"ipc://{self.base}/{name}"
+
+
+def endpoints_of(deployment: Deployment) -> Endpoints:
+    """Where the broker of this deployment listens."""
+    base = deployment.engine.bind or str(run_dir(deployment))
+    return Endpoints(base, tuple(stage.name for stage in deployment.stages))
 
 
 def _bracket(host: str) -> str:
@@ -219,6 +226,12 @@ def recv(sock: zmq.Socket[bytes]) -> list[Buffer] | None:
                 return frames
     except zmq.Again:
         return None
+
+
+def readable(sock: zmq.Socket[bytes]) -> bool:
+    """Whether a parcel is here. To be asked after every send by users of the edge-triggered descriptor."""
+    events = sock.getsockopt(zmq.EVENTS)
+    return bool(int(events) & zmq.POLLIN)
 
 
 def host_token() -> str:

@@ -7,6 +7,6 @@
     watch     notices at once that a process of this host has ended
     report    what the machines counted, as metrics and as status
 
-Each thread owns its sockets and its machine. Between threads only mailboxes, and the ledger of requests under the rule of
-:mod:`engine.core.items`.
+Each thread owns its sockets and its machine. Between threads only mailboxes, and the ledger of requests under the
+rule of :mod:`engine.core.items`.
 """

@@ -1,7 +1,7 @@
 """The thread at the door: carries out what :class:`engine.core.front.FrontMachine` decides.
 
-Owns the ROUTER of the frontends, the PULL on which all workers deliver final results, failures and stream events, and the
-ROUTER for questions. Answers leave once per pass, one parcel per frontend, however many parcels they came in.
+Owns the ROUTER of the frontends, the PULL on which all workers deliver final results, failures and stream events, and
+the ROUTER for questions. Answers leave once per pass, one parcel per frontend, however many parcels they came in.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from engine.broker.loop import BrokerThread, letters_from, parcels
 from engine.broker.mailbox import Mailbox
 from engine.broker.watch import Watch
 from engine.clock import now as clock
-from engine.core.front import FrontMachine, FrontSpec
+from engine.core.actions import Fail, News
+from engine.core.front import Frontend, FrontMachine, FrontSpec
 from engine.core.messages import (
     Ask,
     Cancel,
@@ -33,7 +34,6 @@ from engine.core.messages import (
     Submit,
 )
 from engine.core.routing import Topology
-from engine.core.stage import Fail, News
 from engine.core.wire import Payload, encode
 from engine.metrics import Family, fold, unpack
 from engine.transport import Endpoints
@@ -61,6 +61,7 @@ class FrontThread(BrokerThread[ToFront]):
         topology: Topology,
         *,
         name: str,
+        namespace: str,
         epoch: int,
         endpoints: Endpoints,
         context: zmq.Context[zmq.Socket[bytes]],
@@ -70,13 +71,11 @@ class FrontThread(BrokerThread[ToFront]):
         self.machine = FrontMachine(spec, topology, epoch)
         self.stages: Sequence[Mailbox[ToStage]] = ()  # set before start
         self._name = name
+        self._namespace = namespace
         self._began = clock()
         self._endpoints = endpoints
         self._context = context
         self._host = transport.host_token()
-        self._front: zmq.Socket[bytes] | None = None
-        self._egress: zmq.Socket[bytes] | None = None
-        self._admin: zmq.Socket[bytes] | None = None
         self._watch = Watch()
         self._watched: dict[int, bytes] = {}  # pid -> frontend
         self._questions: dict[int, Question] = {}
@@ -87,11 +86,9 @@ class FrontThread(BrokerThread[ToFront]):
     # --- the loop ----------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        self._front = transport.router(self._context, self._endpoints.front)
-        self._egress = transport.pull(self._context, self._endpoints.egress)
-        self._admin = transport.router(self._context, self._endpoints.admin)
-        for sock in (self._front, self._egress, self._admin):
-            self.poller.register(sock, zmq.POLLIN)
+        self._front = self._own(transport.router(self._context, self._endpoints.front))
+        self._egress = self._own(transport.pull(self._context, self._endpoints.egress))
+        self._admin = self._own(transport.router(self._context, self._endpoints.admin))
         if (fd := self._watch.fileno()) is not None:
             self.poller.register(fd, zmq.POLLIN)
 
@@ -126,9 +123,7 @@ class FrontThread(BrokerThread[ToFront]):
             del self._questions[token]
 
     def _close(self) -> None:
-        for sock in (self._front, self._egress, self._admin):
-            if sock is not None:
-                sock.close()
+        super()._close()
         self._watch.close()
 
     # --- events in ---------------------------------------------------------------------------------------------------
@@ -171,9 +166,13 @@ class FrontThread(BrokerThread[ToFront]):
             machine.cancel(peer, message.seqs)
         elif isinstance(message, FrontendBeat):
             machine.beat(peer, message, now)
-            if message.host == self._host and message.pid not in self._watched and self._watch.add(message.pid, message.pid):
+            if (
+                message.host == self._host
+                and message.pid not in self._watched
+                and self._watch.add(message.pid, message.pid)
+            ):
                 self._watched[message.pid] = peer
-            self._send(peer, self._pulse())
+            self._send(peer, self._pulse(machine.frontends[peer]))
         else:
             log.warning("unexpected message dropped", extra={"kind": type(message).__name__})
 
@@ -187,12 +186,11 @@ class FrontThread(BrokerThread[ToFront]):
             stage.post(Look(self._asked, message.what))
 
     def _answer_question(self, question: Question) -> None:
-        assert self._admin is not None
         parts = [question.parts[stage] for stage in range(len(self.stages))]
         if question.what == "status":
             body = report.status(self.machine, parts, name=self._name, uptime_s=clock() - self._began)
         else:
-            body = report.metrics(self.machine, parts, self._retired)
+            body = report.metrics(self.machine, parts, self._retired, self._namespace)
         transport.send(self._admin, encode(Report(question.what), [body]), to=question.peer)
 
     def _lose(self, peer: bytes) -> None:
@@ -220,17 +218,14 @@ class FrontThread(BrokerThread[ToFront]):
             self._send(peer, answers, payloads)
 
     def _send(self, peer: bytes, message: Message, payloads: Sequence[Payload] = ()) -> None:
-        assert self._front is not None
         if not transport.send(self._front, encode(message, payloads), to=peer):
             self._lose(peer)  # its connection is gone, and whoever waited there with it
 
-    def _pulse(self) -> FrontendPulse:
+    def _pulse(self, frontend: Frontend) -> FrontendPulse:
         machine = self.machine
-        return FrontendPulse(machine.epoch, machine.draining, machine.headroom, [view.state for view in machine.stages])
+        stages = [view.state for view in machine.stages]
+        return FrontendPulse(machine.epoch, frontend.session, machine.draining, machine.headroom, stages)
 
     def _pulse_all(self) -> None:
-        pulse = self._pulse()
-        for peer in list(self.machine.frontends):
-            self._send(peer, pulse)
-
-
+        for frontend in list(self.machine.frontends.values()):
+            self._send(frontend.peer, self._pulse(frontend))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from engine.core.front import Admit, Drop
-from engine.core.stage import Fail, News, Settle
+from engine.core.actions import Admit, Drop, Fail, News, Settle
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """The life of a broker thread, the same for the front and for stages: set up, pass after pass, close.
 
-A pass is bounded: so many letters, so many parcels of each socket, then time limits, then sending; so no source can keep
-the others waiting. A thread that fails ends the process: the supervisor starts a new broker, whose epoch tells everybody
-to submit and to say hello again, which is a state that is tested, unlike a broker with a missing thread.
+A pass is bounded: so many letters, so many parcels of each socket, then time limits, then sending; so no source can
+keep the others waiting. A thread that fails ends the process: the supervisor starts a new broker, whose epoch tells
+everybody to submit and to say hello again, which is a state that is tested, unlike a broker with a missing thread.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from math import inf
+from math import ceil, inf
 from typing import Final, Generic, TypeVar
 
 import zmq
@@ -26,7 +26,9 @@ from engine.errors import ProtocolError
 log: Final = logging.getLogger("stageline.broker")
 
 PARCELS_PER_PASS: Final = 64  # of one socket; a parcel may carry hundreds of items
-LONGEST_POLL_S: Final = 1.0  # an upper bound on every wait: nothing depends on it, it only limits the damage of a mistake
+LONGEST_POLL_S: Final = (
+    1.0  # an upper bound on every wait: nothing depends on it, it only limits the damage of a mistake
+)
 
 Letter = TypeVar("Letter")
 
@@ -41,6 +43,7 @@ class BrokerThread(ABC, Generic[Letter]):
         self.poller = zmq.Poller()
         self._failed = failed
         self._stopping = False
+        self._sockets: list[zmq.Socket[bytes]] = []
         self._thread = threading.Thread(target=self._main, name=name)
 
     def start(self) -> None:
@@ -80,7 +83,7 @@ class BrokerThread(ABC, Generic[Letter]):
         if not self.mailbox.may_sleep():
             timeout = 0.0
         # Rounded up: a wake-up that is a fraction of a millisecond early would poll again and again until it is due.
-        events: dict[object, int] = dict(self.poller.poll(-(-timeout * 1000 // 1)))
+        events: dict[object, int] = dict(self.poller.poll(ceil(timeout * 1000)))
         if self.mailbox.fileno() in events:
             self.mailbox.clear_signal()
         return events
@@ -93,9 +96,16 @@ class BrokerThread(ABC, Generic[Letter]):
     def _pass(self, events: dict[object, int]) -> float:
         """Do what there is to do; returns when to come again at the latest."""
 
-    @abstractmethod
+    def _own(self, sock: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
+        """Poll a socket, and close it in the end."""
+        self._sockets.append(sock)
+        self.poller.register(sock, zmq.POLLIN)
+        return sock
+
     def _close(self) -> None:
         """Close what ``_open`` made, as far as it came."""
+        for sock in self._sockets:
+            sock.close()
 
 
 def parcels(sock: zmq.Socket[bytes]) -> Iterator[tuple[AnyMessage, list[Payload]]]:

@@ -1,9 +1,9 @@
 """How broker threads hand each other work: a deque, and a file descriptor that ends the receiver's poll.
 
-The receiver announces that it is about to sleep, looks once more, and polls; a sender writes to the descriptor only when
-the receiver has announced that. Interleavings: a letter posted before the announcement is seen by the second look; one
-posted after it finds the flag set and wakes the poll. A needless wake-up is possible and harmless. So a busy receiver
-costs its senders no system call.
+The receiver announces that it is about to sleep, looks once more, and polls; a sender writes to the descriptor only
+when the receiver has announced that. Interleavings: a letter posted before the announcement is seen by the second
+look; one posted after it finds the flag set and wakes the poll. A needless wake-up is possible and harmless. So a
+busy receiver costs its senders no system call.
 """
 
 from __future__ import annotations

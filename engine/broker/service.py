@@ -1,8 +1,8 @@
 """The broker process: makes the threads, waits for a signal, drains, ends.
 
 Order of start: all stages and the front bind before anybody is told "ready", so that a port in use fails the start and
-not a request. Order of stop: the front stops admitting; what is admitted finishes, within ``grace``; then the stages stop
-(nobody may hand them work any more), then the front (it sends the last answers), then the context is ended.
+not a request. Order of stop: the front stops admitting; what is admitted finishes, within ``grace``; then the stages
+stop (nobody may hand them work any more), then the front (it sends the last answers), then the context is ended.
 """
 
 from __future__ import annotations
@@ -10,23 +10,25 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import signal
+import select
 import sys
 import threading
-from typing import Final
+from typing import Any, Final
 
 from engine import transport
 from engine.broker.front import FrontThread
 from engine.broker.letters import Drain, Stop
+from engine.broker.loop import BrokerThread
 from engine.broker.stage import StageThread
 from engine.clock import Deadline
-from engine.config import Deployment, StageSection, run_dir
+from engine.config import Deployment, StageSection
 from engine.core.batching import Policy
 from engine.core.front import EPOCHS, FrontSpec
 from engine.core.stage import StageSpec
 from engine.errors import StartError
 from engine.exitcodes import ExitCode
 from engine.process import Notifier
+from engine.signals import STOPPING, Signals
 
 log: Final = logging.getLogger("stageline.broker")
 
@@ -53,16 +55,16 @@ class Broker:
 
     def __init__(self, deployment: Deployment) -> None:
         topology = deployment.topology
-        base = deployment.engine.bind or str(run_dir(deployment))
-        self.endpoints = transport.Endpoints(base, topology.stages)
+        self.endpoints = transport.endpoints_of(deployment)
         self.failed = threading.Event()
         self.epoch = secrets.randbelow(EPOCHS - 1) + 1
-        self._wake = threading.Event()
+        self._failures, self._failure = os.pipe()
         self._context = transport.context()
         self.front = FrontThread(
             FrontSpec(deployment.frontend.capacity, deployment.frontend.capacity_bytes),
             topology,
             name=deployment.engine.name,
+            namespace=deployment.engine.namespace,
             epoch=self.epoch,
             endpoints=self.endpoints,
             context=self._context,
@@ -73,6 +75,7 @@ class Broker:
                 index,
                 stage_spec(stage, max_attempts=deployment.engine.max_attempts),
                 topology,
+                namespace=deployment.engine.namespace,
                 ledger=self.front.machine.ledger,
                 epoch=self.epoch,
                 endpoints=self.endpoints,
@@ -89,11 +92,15 @@ class Broker:
 
     def _fail(self) -> None:
         self.failed.set()
-        self._wake.set()
+        os.write(self._failure, b"\0")
+
+    def fileno(self) -> int:
+        """Readable once a thread has failed."""
+        return self._failures
 
     def start(self) -> None:
         """Start every thread; raises StartError, with everything closed again, when one cannot bind."""
-        threads = [*self.stages, self.front]
+        threads: list[BrokerThread[Any]] = [*self.stages, self.front]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -111,17 +118,8 @@ class Broker:
         deadline = Deadline(grace_s)
         # Reading the length of a dict that another thread changes is safe; a stale value costs one more look.
         while self.front.machine.ledger and not deadline.passed and not self.failed.is_set():
-            self._wake.wait(min(0.02, deadline.remaining()))
+            self.failed.wait(min(0.02, deadline.remaining()))
         return not self.front.machine.ledger
-
-    def wait(self) -> None:
-        """Return when a thread has failed or :meth:`wake` was called."""
-        self._wake.wait()
-        self._wake.clear()
-
-    def wake(self) -> None:
-        """End a :meth:`wait`; may be called from a signal handler."""
-        self._wake.set()
 
     def stop(self) -> None:
         """End all threads and the context. A thread that does not end is left to the end of the process."""
@@ -135,8 +133,11 @@ class Broker:
         if not ended:
             log.error("a broker thread did not end; its sockets are left to the end of the process")
             return
-        for mailbox in (self.front.mailbox, *(stage.mailbox for stage in self.stages)):
-            mailbox.close()
+        self.front.mailbox.close()
+        for stage in self.stages:
+            stage.mailbox.close()
+        os.close(self._failures)
+        os.close(self._failure)
         self._context.term()
 
 
@@ -151,19 +152,10 @@ def serve(deployment: Deployment, notify: Notifier) -> int:
         log.error("the broker cannot start: %s", error)
         notify.send("failed", reason=str(error))
         return ExitCode.BUSY if "in use" in str(error) else ExitCode.START
-    stopping = False
-
-    def on_signal(signum: int, frame: object) -> None:
-        nonlocal stopping
-        stopping = True
-        broker.wake()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
     log.info("broker ready", extra={"endpoint": broker.endpoints.front, "epoch": broker.epoch})
     notify.send("ready")
-    while not stopping and not broker.failed.is_set():
-        broker.wait()
+    with Signals(STOPPING) as signals:
+        select.select([signals.fileno(), broker.fileno()], [], [])
     drained = False
     if not broker.failed.is_set():
         drained = broker.drain(deployment.engine.grace)

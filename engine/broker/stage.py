@@ -21,11 +21,11 @@ from engine.broker.loop import BrokerThread, letters_from, parcels
 from engine.broker.mailbox import Mailbox
 from engine.broker.watch import Watch
 from engine.clock import now as clock
-from engine.core.front import Admit, Drop
+from engine.core.actions import Admit, Dispatch, Drop, Fail, Forget, Kill, News, Settle, ToWorker
 from engine.core.items import Request
 from engine.core.messages import Bye, Hello, Leave, Message, Ready, Refused, Results, Welcome, WorkerBeat
 from engine.core.routing import Topology
-from engine.core.stage import Dispatch, Fail, Forget, Kill, News, Settle, StageMachine, StageSpec, ToWorker
+from engine.core.stage import StageMachine, StageSpec
 from engine.core.wire import Buffer, encode
 from engine.metrics import Family, fold, unpack
 from engine.transport import Endpoints
@@ -64,6 +64,7 @@ class StageThread(BrokerThread[ToStage]):
         spec: StageSpec,
         topology: Topology,
         *,
+        namespace: str,
         ledger: Mapping[int, Request],
         epoch: int,
         endpoints: Endpoints,
@@ -75,11 +76,10 @@ class StageThread(BrokerThread[ToStage]):
         self.index = index
         self.front: Mailbox[ToFront] | None = None  # set before start, like stages
         self.stages: Sequence[Mailbox[ToStage]] = ()
+        self._namespace = namespace
         self._endpoints = endpoints
         self._context = context
         self._host = transport.host_token()
-        self._control: zmq.Socket[bytes] | None = None
-        self._intake: zmq.Socket[bytes] | None = None
         self._lanes: dict[int, Lane] = {}
         self._stuck: set[int] = set()  # workers whose lane has something pending
         self._watch = Watch()
@@ -89,10 +89,8 @@ class StageThread(BrokerThread[ToStage]):
     # --- the loop ----------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        self._control = transport.router(self._context, self._endpoints.control(self.index))
-        self._intake = transport.pull(self._context, self._endpoints.intake(self.index))
-        self.poller.register(self._control, zmq.POLLIN)
-        self.poller.register(self._intake, zmq.POLLIN)
+        self._control = self._own(transport.router(self._context, self._endpoints.control(self.index)))
+        self._intake = self._own(transport.pull(self._context, self._endpoints.intake(self.index)))
         if (fd := self._watch.fileno()) is not None:
             self.poller.register(fd, zmq.POLLIN)
 
@@ -130,9 +128,7 @@ class StageThread(BrokerThread[ToStage]):
     def _close(self) -> None:
         for key in list(self._lanes):
             self._close_lane(key)
-        for sock in (self._control, self._intake):
-            if sock is not None:
-                sock.close()
+        super()._close()
         self._watch.close()
 
     # --- events in ---------------------------------------------------------------------------------------------------
@@ -157,7 +153,7 @@ class StageThread(BrokerThread[ToStage]):
         if look.what == "status":
             part = report.stage_status(self.machine, now)
         else:
-            part = report.stage_families(self.machine, self._retired, now)
+            part = report.stage_families(self.machine, self._retired, now, self._namespace)
         self._post(Seen(look.token, self.index, part))
 
     def _handle_control(self, peer: bytes, message: Message, now: float) -> None:
@@ -240,7 +236,6 @@ class StageThread(BrokerThread[ToStage]):
             lane.sock.close()
 
     def _reply(self, peer: bytes, message: Message) -> None:
-        assert self._control is not None
         transport.send(self._control, encode(message), to=peer)  # False: it has gone, and its pidfd or silence tells
 
     def _post(self, letter: ToFront) -> None:

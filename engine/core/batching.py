@@ -8,9 +8,9 @@ A stage has one queue for all its workers. A batch leaves when a worker can take
     wait       the oldest item has been at this stage for max_wait
     deadline   waiting longer would make the first deadline unreachable, going by how long a batch takes
 
-A worker that is busy may get one batch in advance (its prefetch credit), but only one that could not grow any more or has
-waited its time: taken earlier it would only stop growing. With ``max_wait`` 0 nothing is past its wait in that sense, so
-the prefetch waits for ``full``.
+A worker that is busy may get one batch in advance (its prefetch credit), but only one that could not grow any more or
+has waited its time: taken earlier it would only stop growing. With ``max_wait`` 0 nothing is past its wait in that
+sense, so the prefetch waits for ``full``.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def decide(
 class BatchQueue:
     """The items of one stage that wait, in order of arrival, with their bytes counted. Not thread-safe, no clock.
 
-    ``OrderedDict``: leaving from the middle (a cancelled client) and returning to the front (a replay) are O(1), and so is
-    taking from the front, which a plain dict makes linear in what was deleted there before.
+    ``OrderedDict``: leaving from the middle (a cancelled client) and returning to the front (a replay) are O(1), and
+    so is taking from the front, which a plain dict makes linear in what was deleted there before.
     """
 
     def __init__(self, policy: Policy) -> None:

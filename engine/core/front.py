@@ -3,8 +3,8 @@
 Events come in as method calls with ``now``; what must happen comes out in :attr:`FrontMachine.actions` and, grouped by
 frontend, from :meth:`FrontMachine.take_answers`. Rules held here:
 
-* a request is admitted or answered at once: 503 while draining or when a stage of its route has nobody, 408 when its time
-  is over already, 429 past the capacity in requests or bytes, or when a stage of its route holds all it may;
+* a request is admitted or answered at once: 503 while draining or when a stage of its route has nobody, 408 when its
+  time is over already, 429 past the capacity in requests or bytes, or when a stage of its route holds all it may;
 * an admitted request is in the ledger until it is answered, exactly once; what comes for a request that is not in the
   ledger is a duplicate, and only frees the credit of whoever computed it;
 * a request whose deadline passes is answered 408 wherever it is;
@@ -18,18 +18,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from math import inf
-from typing import Final, TypeAlias
+from typing import Final
 
 from engine.clock import MICROS
+from engine.core.actions import Admit, Drop, Fail, FrontAction, Settle
 from engine.core.items import Item, Request
 from engine.core.messages import Answers, Events, FrontendBeat, Results, StageState, Status, StreamEvents, Submit
 from engine.core.routing import Topology
-from engine.core.stage import Fail, Settle
 from engine.core.stats import FrontStats
 from engine.core.wire import Payload, payload_size
 
 EPOCH_SHIFT: Final = 40  # bits of a uid below the epoch: a year at 30,000 requests/s
 EPOCHS: Final = 1 << 22
+SESSION_SHIFT: Final = 32
 
 # A frontend sends a beat every second. Its requests are dropped when it has been silent this long; on the same host its
 # exit is noticed at once.
@@ -47,6 +48,7 @@ class FrontSpec:
 @dataclass(slots=True, eq=False)
 class Frontend:
     peer: bytes
+    session: int
     heard: float
     name: str = ""
     pid: int = 0
@@ -61,28 +63,6 @@ class StageView:
     state: StageState
     absent_at: float = 0.0
     full: bool = False
-
-
-# --- actions ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Admit:
-    """Items for the first stage of their route."""
-
-    stage: int
-    items: list[Item]
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """These requests are closed: take them out of this stage."""
-
-    stage: int
-    uids: list[int]
-
-
-Action: TypeAlias = Admit | Drop | Settle
 
 
 @dataclass(slots=True)
@@ -108,10 +88,11 @@ class FrontMachine:
         self.frontends: dict[bytes, Frontend] = {}
         self.stages = [StageView(StageState(name, 0, 0, 0, 0, 0)) for name in topology.stages]
         self.stats = FrontStats()
-        self.actions: list[Action] = []
+        self.actions: list[FrontAction] = []
         self.draining = False
         self.nbytes = 0
         self._uid = epoch << EPOCH_SHIFT
+        self._sessions = 0
         self._deadlines: list[tuple[float, int]] = []
         self._answers: dict[bytes, _Column] = {}
 
@@ -208,7 +189,8 @@ class FrontMachine:
     def _frontend(self, peer: bytes, now: float) -> Frontend:
         frontend = self.frontends.get(peer)
         if frontend is None:
-            frontend = self.frontends[peer] = Frontend(peer, now)
+            self._sessions += 1
+            frontend = self.frontends[peer] = Frontend(peer, (self.epoch << SESSION_SHIFT) + self._sessions, now)
         frontend.heard = now
         return frontend
 

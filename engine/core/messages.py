@@ -1,22 +1,24 @@
 """Every message that crosses a socket, as frozen values. This file *is* the protocol.
 
 A message is the first frame of a parcel (:mod:`engine.core.wire`). A message about many items carries them as packed
-columns - one list per field, position *i* of each is item *i* - because encoding one list of 32 integers costs a tenth of
-encoding 32 small maps. ``layout`` says where item *i*'s payload lies in the frames after the header.
+columns - one list per field, position *i* of each is item *i* - because encoding one list of 32 integers costs a
+tenth of encoding 32 small maps. ``layout`` says where item *i*'s payload lies in the frames after the header.
 
 Which socket carries what (the broker's side binds, see :mod:`engine.transport`):
 
-    front    frontend -> broker   Submit, Cancel, FrontendBeat           broker -> frontend   Answers, Events, FrontendPulse
-    control  worker   -> broker   Hello, Ready, WorkerBeat, Leave, Bye   broker -> worker     Welcome, Refused, Pulse, Dismiss,
-                                                                                              Revoke, CancelItems
-    lane     broker   -> worker   Batch
-    intake   worker   -> broker   Results (input of the next stage)
-    egress   worker   -> broker   Results (final, failed or skipped), StreamEvents
-    admin    anyone   -> broker   Ask                                    broker -> asker      Report
+    front    frontend -> broker   Submit, Cancel, FrontendBeat
+             broker -> frontend   Answers, Events, FrontendPulse
+    control  worker -> broker     Hello, Ready, WorkerBeat, Leave, Bye
+             broker -> worker     Welcome, Refused, Pulse, Dismiss, Revoke, CancelItems
+    lane     broker -> worker     Batch
+    intake   worker -> broker     Results (input of the next stage)
+    egress   worker -> broker     Results (final, failed or skipped), StreamEvents
+    admin    anyone -> broker     Ask
+             broker -> asker      Report
 
-Units: ``*_us`` are microseconds of *remaining* or *elapsed* time, never an instant. ``uid`` is the broker's number for an
-admitted request, unique over epochs; ``seq`` the frontend's own. ``worker`` is the key the broker gave in Welcome.
-A new field goes at the end of a struct with a default: older peers ignore it.
+Units: ``*_us`` are microseconds of *remaining* or *elapsed* time, never an instant. ``uid`` is the broker's number
+for an admitted request, unique over epochs; ``seq`` the frontend's own. ``worker`` is the key the broker gave in
+Welcome. A new field goes at the end of a struct with a default: older peers ignore it.
 """
 
 from __future__ import annotations
@@ -83,8 +85,8 @@ class FrontendBeat(Message, frozen=True, tag=3):
 class Answers(Message, frozen=True, tag=4):
     """Final answers; the payload is the body, or for a failure the UTF-8 message the client may see.
 
-    ``trails`` holds for each hop three little-endian u32 of microseconds: queue, batch, compute. ``hops`` names the stages
-    of a trail by index. ``headers`` is sparse: item position -> extra response headers.
+    ``trails`` holds for each hop three little-endian u32 of microseconds: queue, batch, compute. ``hops`` names the
+    stages of a trail by index. ``headers`` is sparse: item position -> extra response headers.
     """
 
     epoch: int
@@ -117,9 +119,13 @@ class StageState(Message, frozen=True, tag=50):
 
 
 class FrontendPulse(Message, frozen=True, tag=6):
-    """The broker's answer to a FrontendBeat, also sent when readiness or draining changes."""
+    """The broker's answer to a FrontendBeat, also sent when readiness or draining changes.
+
+    ``session`` is new whenever the broker meets this peer for the first time: it knows none of its requests.
+    """
 
     epoch: int
+    session: int
     draining: bool
     headroom: int  # requests that could be admitted now
     stages: list[StageState]

@@ -1,13 +1,14 @@
 """One stage as a state machine: its queue, its workers and their credits, what is in flight, and every rule about them.
 
-Events come in as method calls with ``now``; what must happen comes out in :attr:`StageMachine.actions`, which the stage's
-thread takes and carries out. Rules held here:
+Events come in as method calls with ``now``; what must happen comes out in :attr:`StageMachine.actions`, which the
+stage's thread takes and carries out. Rules held here:
 
-* a batch is bound to a worker at the last moment: to an idle one, or in advance to the one that computes longest, if the
-  batch could not grow any more (:mod:`engine.core.batching`);
+* a batch is bound to a worker at the last moment: to an idle one, or in advance to the one that computes longest, if
+  the batch could not grow any more (:mod:`engine.core.batching`);
 * an item stays in flight until the next hop has its result; when its worker dies first it goes back to the front of the
-  queue with ``attempt + 1``. Its last attempt is made alone, on an idle worker, with nothing given in advance behind it:
-  so an item that kills workers can take innocent ones along at most ``max_attempts - 1`` times, and never to the end;
+  queue with ``attempt + 1``. Its last attempt is made alone, on an idle worker, with nothing given in advance behind
+  it: so an item that kills workers can take innocent ones along at most ``max_attempts - 1`` times, and never to the
+  end;
 * a stage that is not idempotent never replays: its items fail, saying so;
 * ``timeout`` seconds into a batch its items are answered; ``kill_after`` seconds later its worker is killed.
 
@@ -25,9 +26,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from math import inf
-from typing import Final, TypeAlias
+from typing import Final
 
 from engine.clock import micros
+from engine.core.actions import Dispatch, Fail, Forget, Kill, News, Settle, StageAction, ToWorker
 from engine.core.batching import BatchQueue, Policy, Reason, Taker, decide
 from engine.core.items import Item, Request
 from engine.core.messages import (
@@ -113,73 +115,6 @@ class Worker:
     dismissed: bool = False
 
 
-# --- actions ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Dispatch:
-    """Send this batch down the worker's lane."""
-
-    worker: int
-    batch: Batch
-    payloads: list[Payload]
-
-
-@dataclass(frozen=True, slots=True)
-class ToWorker:
-    worker: int
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class Fail:
-    """Tell the front that these requests end at this stage."""
-
-    stage: int
-    uids: list[int]
-    status: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Settle:
-    """Tell another stage's machine that the next hop has these results."""
-
-    stage: int
-    worker: int
-    batch: int
-    uids: list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Kill:
-    """The worker has not come back from ``forward``; end its process."""
-
-    worker: int
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """The worker is gone: close its lane. ``families`` are its last metrics, to be kept in the sums."""
-
-    worker: int
-    slot: int
-    families: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class News:
-    """Readiness or pressure changed. ``absent_at``: from then on the stage has nobody (inf while it has)."""
-
-    stage: int
-    state: StageState
-    absent_at: float
-    full: bool
-
-
-Action: TypeAlias = Dispatch | ToWorker | Fail | Settle | Kill | Forget | News
-
-
 class StageMachine:
     """See the module. Not thread-safe: one thread calls it, and alone reads what it holds."""
 
@@ -195,7 +130,7 @@ class StageMachine:
         self.last_attempts: deque[Item] = deque()
         self.workers: dict[int, Worker] = {}
         self.stats = StageStats()
-        self.actions: list[Action] = []
+        self.actions: list[StageAction] = []
         self.draining = False
         self.service_s = 0.0
         self._idle: OrderedDict[int, Worker] = OrderedDict()  # ready, nothing in flight; longest idle first
@@ -273,7 +208,8 @@ class StageMachine:
         """A process says hello. Its key, or why it cannot join. The same process saying it again replaces itself."""
         if hello.protocol != PROTOCOL:
             return Refused(
-                f"the broker speaks protocol {PROTOCOL}, this worker {hello.protocol}: install the same version of stageline"
+                f"the broker speaks protocol {PROTOCOL}, this worker {hello.protocol}: "
+                "install the same version of stageline"
             )
         if hello.fingerprint != self.topology.fingerprint:
             return Refused("the broker was started with other stages or routes: start both from the same stages.toml")
@@ -563,32 +499,28 @@ class StageMachine:
 
     def _tell(self) -> None:
         """Say what others decide by - readiness and pressure - when it has changed."""
-        ready = starting = 0
+        state = self.state()
+        full = self._was_full = self._is_full()
+        absent_at = inf if state.ready else self._absent_at
+        told = (state.ready, state.starting, state.mime, full, absent_at)
+        if told == self._told:
+            return
+        self._told = told
+        self.actions.append(News(self.index, state, absent_at, full))
+
+    def _is_full(self) -> bool:
+        return self.queue.nbytes >= self.spec.max_queue_bytes
+
+    def state(self) -> StageState:
+        """How the stage stands now. An overdue worker counts as ready: it may come back at any moment."""
+        ready = starting = in_flight = 0
         mime = "application/json"
         for worker in self.workers.values():
+            in_flight += sum(len(batch.items) for batch in worker.batches.values())
             if worker.state is WorkerState.READY or worker.state is WorkerState.OVERDUE:
                 ready += 1
                 mime = worker.mime
             elif worker.state is WorkerState.STARTING:
                 starting += 1
-        full = self._was_full = self._is_full()
-        absent_at = inf if ready else self._absent_at
-        told = (ready, starting, full, absent_at, mime)
-        if told == self._told:
-            return
-        self._told = told
-        self.actions.append(News(self.index, self.state(ready, starting, mime), absent_at, full))
-
-    def _is_full(self) -> bool:
-        return self.queue.nbytes >= self.spec.max_queue_bytes
-
-    def state(self, ready: int, starting: int, mime: str) -> StageState:
-        return StageState(
-            name=self.spec.name,
-            wanted=self.spec.num,
-            ready=ready,
-            starting=starting,
-            queued=len(self.queue) + len(self.last_attempts),
-            in_flight=sum(len(batch.items) for worker in self.workers.values() for batch in worker.batches.values()),
-            mime=mime,
-        )
+        queued = len(self.queue) + len(self.last_attempts)
+        return StageState(self.spec.name, self.spec.num, ready, starting, queued, in_flight, mime)

@@ -1,10 +1,10 @@
 """Parcels: how messages and payloads become ZeroMQ frames and come back. Pure; the only place that knows the format.
 
-A parcel is ``[header, blob, frame, frame, ...]``. The header is one msgpack array (:mod:`engine.core.messages`). Payloads
-below ``INLINE_MAX`` are joined into ``blob``, because a frame of its own costs about a microsecond on each side and a
-parcel may carry hundreds of small ones; larger payloads, and payloads of several parts (a pickle with out-of-band
-buffers), are frames of their own, so that nobody copies them. ``layout[i] >= 0`` is the number of bytes of payload *i* in
-the blob, ``layout[i] < 0`` the number of frames it takes, negated.
+A parcel is ``[header, blob, frame, frame, ...]``. The header is one msgpack array (:mod:`engine.core.messages`).
+Payloads below ``INLINE_MAX`` are joined into ``blob``, because a frame of its own costs about a microsecond on each
+side and a parcel may carry hundreds of small ones; larger payloads, and payloads of several parts (a pickle with
+out-of-band buffers), are frames of their own, so that nobody copies them. ``layout[i] >= 0`` is the number of bytes
+of payload *i* in the blob, ``layout[i] < 0`` the number of frames it takes, negated.
 
 Bytes come from peers that may be broken or hostile: :func:`decode` accepts exactly what :func:`encode` can produce and
 raises :class:`~engine.errors.ProtocolError` for anything else.

@@ -1,0 +1,57 @@
+"""Questions to a running broker: one question, one answer, on a socket of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import zmq
+
+from engine import transport
+from engine.clock import Deadline
+from engine.core.messages import Ask, Report
+from engine.core.wire import decode, encode
+from engine.errors import ProtocolError, Unavailable
+
+if TYPE_CHECKING:
+    from engine.config import Deployment
+
+RETRY_MS: Final = 20  # between two tries to send while the connection is being made
+
+
+def ask(deployment: Deployment, what: str, timeout_s: float = 2.0) -> bytes:
+    """Ask the broker of a deployment for its ``status`` (JSON) or ``metrics`` (packed sources).
+
+    Blocks up to ``timeout_s`` seconds. Raises Unavailable when no broker answers in that time.
+    """
+    context = transport.context()
+    try:
+        return ask_at(context, transport.endpoints_of(deployment).admin, what, timeout_s)
+    finally:
+        context.term()
+
+
+def ask_at(context: zmq.Context[zmq.Socket[bytes]], endpoint: str, what: str, timeout_s: float) -> bytes:
+    """The same with a context and an endpoint at hand; may be called by any thread."""
+    deadline = Deadline(timeout_s)
+    sock = transport.dealer(context, endpoint)
+    try:
+        frames = encode(Ask(what))
+        while not transport.send(sock, frames):
+            if deadline.passed:
+                raise Unavailable(503, f"no broker listens at {endpoint}")
+            sock.poll(RETRY_MS, zmq.POLLOUT)
+        while not deadline.passed:
+            if not sock.poll(max(1, int(deadline.remaining() * 1000))):
+                continue
+            answer = transport.recv(sock)
+            if answer is None:
+                continue
+            message, payloads = decode(answer)
+            if isinstance(message, Report) and message.what == what and len(payloads) == 1:
+                body = payloads[0]
+                return b"".join(body) if isinstance(body, tuple) else bytes(body)
+        raise Unavailable(503, f"the broker at {endpoint} did not answer within {timeout_s:g} s")
+    except ProtocolError as error:
+        raise Unavailable(503, f"the broker at {endpoint} speaks another protocol") from error
+    finally:
+        sock.close()

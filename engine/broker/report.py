@@ -1,0 +1,211 @@
+"""What the machines counted, as status (for people) and as metrics (for Prometheus).
+
+Each stage's thread makes its own part and posts it to the front, which puts the parts together: nobody reads what
+another thread is changing. Connection labels are worker slots, which stay the same over restarts, so label sets stay
+bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import msgspec
+
+from engine.core.front import FrontMachine
+from engine.core.stage import StageMachine
+from engine.core.stats import Histogram
+from engine.metrics import Family, Sample, Sources, counter, gauge, histogram, merge, pack, pack_sources
+
+
+class WorkerStatus(msgspec.Struct, frozen=True):
+    key: int
+    slot: int
+    pid: int
+    state: str
+    batches: int
+    items: int
+    in_flight: int
+
+
+class StageStatus(msgspec.Struct, frozen=True):
+    """One stage in ``engine status``."""
+
+    name: str
+    wanted: int
+    ready: int
+    starting: int
+    queued: int
+    in_flight: int
+    queued_bytes: int
+    oldest_ms: float
+    replayed: int
+    deaths: int
+    mean_batch: float
+    batches_by_reason: dict[str, int]
+    workers: list[WorkerStatus]
+
+
+@dataclass(frozen=True)
+class StageFamilies:
+    """One stage's part of ``/metrics``: the broker's own families, and what the users' code counted."""
+
+    own: list[Family]
+    workers: list[tuple[str, int, bytes]]
+    retired: list[Family]
+
+
+def stage_status(machine: StageMachine, now: float) -> StageStatus:
+    state = machine.state()
+    oldest = machine.queue.oldest()
+    sizes = [lane.batch_size for lane in machine.stats.lanes.values()]
+    batches = sum(size.count for size in sizes)
+    return StageStatus(
+        name=state.name,
+        wanted=state.wanted,
+        ready=state.ready,
+        starting=state.starting,
+        queued=state.queued,
+        in_flight=state.in_flight,
+        queued_bytes=machine.queue.nbytes,
+        oldest_ms=round(max(0.0, now - oldest) * 1000, 3) if len(machine.queue) else 0.0,
+        replayed=machine.stats.replayed,
+        deaths=machine.stats.deaths,
+        mean_batch=round(sum(size.total for size in sizes) / batches, 2) if batches else 0.0,
+        batches_by_reason=dict(machine.stats.releases),
+        workers=[
+            WorkerStatus(
+                key=worker.key,
+                slot=worker.slot,
+                pid=worker.pid,
+                state=worker.state.value,
+                batches=worker.done_batches,
+                items=worker.done_items,
+                in_flight=sum(len(batch.items) for batch in worker.batches.values()),
+            )
+            for worker in machine.workers.values()
+        ],
+    )
+
+
+def status(machine: FrontMachine, parts: Sequence[object], *, name: str, uptime_s: float) -> bytes:
+    """The whole deployment as JSON."""
+    whole: dict[str, Any] = {
+        "name": name,
+        "epoch": machine.epoch,
+        "uptime_s": round(uptime_s, 3),
+        "draining": machine.draining,
+        "admitted": len(machine.ledger),
+        "capacity": machine.spec.capacity,
+        "admitted_bytes": machine.nbytes,
+        "stages": parts,
+        "frontends": [
+            {"name": frontend.name, "pid": frontend.pid, "pending": len(frontend.requests)}
+            for frontend in machine.frontends.values()
+        ],
+    }
+    return msgspec.json.encode(whole)
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------------
+
+
+def stage_families(machine: StageMachine, retired: Sequence[Family], now: float, namespace: str) -> StageFamilies:
+    """Families of one stage, named with ``namespace``."""
+    stats, state, name = machine.stats, machine.state(), machine.spec.name
+    here = {"stage": name}
+
+    def lanes(pick: str) -> list[tuple[dict[str, str], Histogram]]:
+        return [({**here, "connection": str(slot)}, getattr(lane, pick)) for slot, lane in sorted(stats.lanes.items())]
+
+    oldest = machine.queue.oldest()
+    own = [
+        histogram(f"{namespace}_batch_size", "Items of a batch.", lanes("batch_size")),
+        histogram(
+            f"{namespace}_batch_duration_second",
+            "Seconds from the first item's arrival at the stage to the release of its batch.",
+            lanes("batch_wait"),
+        ),
+        histogram(
+            f"{namespace}_process_duration_second",
+            "Seconds from the release of a batch until the next hop has its results.",
+            lanes("process"),
+        ),
+        counter(
+            f"{namespace}_batch_releases",
+            "Batches by the reason for which they left the queue.",
+            [({**here, "reason": reason}, count) for reason, count in sorted(stats.releases.items())],
+        ),
+        counter(
+            f"{namespace}_worker_busy_seconds",
+            "Seconds that workers computed; its rate over the number of workers is the busy fraction.",
+            [({**here, "connection": str(slot)}, lane.compute_s) for slot, lane in sorted(stats.lanes.items())],
+        ),
+        counter(f"{namespace}_stage_items", "Items that arrived at a stage.", [(here, stats.arrived)]),
+        counter(
+            f"{namespace}_stage_dropped",
+            "Items not computed, or results not used: closed, late or duplicate.",
+            [(here, stats.dropped)],
+        ),
+        counter(
+            f"{namespace}_stage_failed", "Items that ended at a stage by the broker's word.", [(here, stats.failed)]
+        ),
+        counter(f"{namespace}_replays", "Items given out again after a worker died.", [(here, stats.replayed)]),
+        counter(f"{namespace}_worker_deaths", "Workers that vanished without leave.", [(here, stats.deaths)]),
+        counter(f"{namespace}_worker_starts", "Workers that became ready.", [(here, stats.starts)]),
+        counter(
+            f"{namespace}_transport_bytes",
+            "Payload bytes by direction, seen from the broker.",
+            [({**here, "direction": "in"}, stats.bytes_in), ({**here, "direction": "out"}, stats.bytes_out)],
+        ),
+        gauge(f"{namespace}_queue_depth", "Items waiting at a stage.", state.queued, here),
+        gauge(f"{namespace}_queue_bytes", "Payload bytes waiting at a stage.", machine.queue.nbytes, here),
+        gauge(
+            f"{namespace}_queue_age_second",
+            "Seconds that the oldest waiting item has been at a stage.",
+            max(0.0, now - oldest) if len(machine.queue) else 0.0,
+            here,
+        ),
+        gauge(f"{namespace}_in_flight", "Items at a stage's workers.", state.in_flight, here),
+        gauge(f"{namespace}_workers_wanted", "Workers the file asks for.", state.wanted, here),
+        _workers_by_state(f"{namespace}_workers", machine, here),
+    ]
+    workers = [(name, worker.slot, worker.families) for worker in machine.workers.values() if worker.families]
+    return StageFamilies(own, workers, list(retired))
+
+
+def _workers_by_state(name: str, machine: StageMachine, here: dict[str, str]) -> Family:
+    counts = dict.fromkeys(("starting", "ready", "overdue", "leaving"), 0)
+    for worker in machine.workers.values():
+        counts[worker.state.value] += 1
+    samples = [Sample(name, {**here, "state": state}, count) for state, count in counts.items()]
+    return Family(name, "gauge", "Workers by state.", samples)
+
+
+def metrics(machine: FrontMachine, parts: Sequence[object], retired: Sequence[Family], namespace: str) -> bytes:
+    """All the broker knows, as packed :class:`engine.metrics.Sources`."""
+    stages = cast("Sequence[StageFamilies]", parts)
+    stats = machine.stats
+    own = [
+        counter(f"{namespace}_admitted", "Requests admitted.", [({}, stats.admitted)]),
+        counter(
+            f"{namespace}_rejections",
+            "Requests answered at the door, by reason.",
+            [({"reason": reason}, count) for reason, count in sorted(stats.rejected.items())],
+        ),
+        counter(f"{namespace}_cancelled", "Requests whose client left.", [({}, stats.cancelled)]),
+        counter(f"{namespace}_duplicates", "Results that came for answered requests.", [({}, stats.duplicates)]),
+        gauge(f"{namespace}_remaining_task", "Requests admitted and not answered yet.", len(machine.ledger)),
+        gauge(f"{namespace}_remaining_bytes", "Bytes of their bodies.", machine.nbytes),
+        gauge(f"{namespace}_draining", "1 while nothing new is admitted.", int(machine.draining)),
+        gauge(f"{namespace}_frontends", "Frontend processes connected.", len(machine.frontends)),
+    ]
+    return pack_sources(
+        Sources(
+            broker=pack(merge([own, *(stage.own for stage in stages)])),
+            frontends=[(one.name, one.families) for one in machine.frontends.values() if one.families],
+            workers=[worker for stage in stages for worker in stage.workers],
+            retired=pack(merge([retired, *(stage.retired for stage in stages)])),
+        )
+    )
