@@ -1,0 +1,513 @@
+"""The life of a deployment and of each of its processes. Pure, and all of it here: the tables first, then the machine.
+
+Events go in through one funnel, :meth:`Machine.handle`, with ``now``; a list of actions comes out, for the supervisor
+to carry out in order. :attr:`Machine.wake_at` says when to call again (with :class:`Tick`) if nothing happens.
+
+Order of start. The broker first: it alone binds, and whoever starts before it only waits. Then everything else at once;
+the frontend does not wait for models to load, because ``/readyz`` tells the truth and answers early.
+
+Order of stop, and why:
+1. the frontends, for up to ``grace``: they stop accepting and finish what they have, for which they need everybody
+else; 2. the workers and daemons, briefly: by now nobody waits for their results; 3. the broker last, so that the
+workers' goodbyes reach somebody and are not waited for in vain. What remains at the end of a step is killed with its
+process group. A deployment that fails while it starts serves nobody, so its steps 1 and 2 are one.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final, TypeAlias
+
+from engine.core.backoff import DEFAULT, GiveUp, History, Policy, became_ready, died
+
+WORKERS_STOP_S: Final = 5.0  # most for workers once the frontends have gone: one batch, and the user's teardown
+BROKER_STOP_S: Final = 1.0  # it has nothing left to do but close its sockets
+REPORTED_FAILURE_S: Final = 5.0  # from a child's own "failed" to its exit; past it, it is killed
+MARGIN_S: Final = 0.5  # frontends and workers bound themselves by the grace; they get to keep that promise first
+ABANDON_S: Final = 2.0  # after SIGKILL; a process that the kernel cannot end (stuck in a driver) is not waited for
+
+
+class Kind(Enum):
+    BROKER = "broker"
+    FRONTEND = "frontend"
+    WORKER = "worker"
+    DAEMON = "daemon"
+
+
+class ChildState(Enum):
+    WAITING = "waiting"  # for its turn in the order of start
+    STARTING = "starting"
+    READY = "ready"
+    BACKING_OFF = "backing off"
+    STOPPING = "stopping"
+    GONE = "gone"
+
+
+class Turn(Enum):
+    """What moves a child from state to state."""
+
+    SPAWN = "spawn"
+    READY = "ready"
+    RETRY = "retry"  # it died and is wanted again
+    END = "end"  # it died and is not
+    STOP = "stop"
+
+
+class Phase(Enum):
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+
+class Cause(Enum):
+    """What moves the deployment from phase to phase."""
+
+    ALL_READY = "all ready"
+    ASKED = "asked"
+    FAILED = "failed"
+    DRAINED = "drained"
+    AT_ONCE = "at once"
+    ALL_GONE = "all gone"
+
+
+CHILD_TABLE: Final = {
+    (ChildState.WAITING, Turn.SPAWN): ChildState.STARTING,
+    (ChildState.WAITING, Turn.STOP): ChildState.GONE,
+    (ChildState.STARTING, Turn.READY): ChildState.READY,
+    (ChildState.STARTING, Turn.RETRY): ChildState.BACKING_OFF,
+    (ChildState.STARTING, Turn.END): ChildState.GONE,
+    (ChildState.STARTING, Turn.STOP): ChildState.STOPPING,
+    (ChildState.READY, Turn.READY): ChildState.READY,  # a child may repeat itself
+    (ChildState.READY, Turn.RETRY): ChildState.BACKING_OFF,
+    (ChildState.READY, Turn.END): ChildState.GONE,
+    (ChildState.READY, Turn.STOP): ChildState.STOPPING,
+    (ChildState.BACKING_OFF, Turn.SPAWN): ChildState.STARTING,
+    (ChildState.BACKING_OFF, Turn.STOP): ChildState.GONE,
+    (ChildState.STOPPING, Turn.READY): ChildState.STOPPING,  # too late
+    (ChildState.STOPPING, Turn.STOP): ChildState.STOPPING,
+    (ChildState.STOPPING, Turn.END): ChildState.GONE,
+    (ChildState.GONE, Turn.STOP): ChildState.GONE,
+}
+
+PHASE_TABLE: Final = {
+    (Phase.STARTING, Cause.ALL_READY): Phase.SERVING,
+    (Phase.STARTING, Cause.ASKED): Phase.DRAINING,
+    (Phase.STARTING, Cause.FAILED): Phase.STOPPING,
+    (Phase.SERVING, Cause.ASKED): Phase.DRAINING,
+    (Phase.SERVING, Cause.FAILED): Phase.DRAINING,
+    (Phase.DRAINING, Cause.DRAINED): Phase.STOPPING,
+    (Phase.DRAINING, Cause.AT_ONCE): Phase.STOPPING,
+    (Phase.STOPPING, Cause.AT_ONCE): Phase.STOPPING,
+    (Phase.STOPPING, Cause.ALL_GONE): Phase.STOPPED,
+}
+
+START_ORDER: Final = (
+    frozenset({Kind.BROKER}),
+    frozenset({Kind.DAEMON, Kind.WORKER, Kind.FRONTEND}),
+)
+
+# Without these nobody is served at all, so there is an end to restarting them (see engine.core.backoff).
+ESSENTIAL: Final = frozenset({Kind.BROKER, Kind.FRONTEND})
+
+ALIVE: Final = frozenset({ChildState.STARTING, ChildState.READY, ChildState.STOPPING})
+
+
+class Outcome(Enum):
+    """How a deployment ended; the supervisor gives each its exit code."""
+
+    STOPPED = "stopped"
+    FAILED = "failed"
+    NOT_STARTED = "not started"
+
+
+@dataclass(frozen=True)
+class Child:
+    """One process of the deployment. ``start_s``: time to become ready. ``name`` is what the log calls it."""
+
+    kind: Kind
+    name: str
+    stage: str = ""
+    slot: int = 0
+    start_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the order of stop: TERM to all of ``kinds``; after ``bound_s``, KILL to those that are left."""
+
+    kinds: frozenset[Kind]
+    bound_s: float
+
+
+def stop_order(kinds: Iterable[Kind], grace_s: float, *, failed_start: bool = False) -> tuple[Step, ...]:
+    """The steps in which a deployment made of ``kinds`` stops."""
+    short = min(grace_s, WORKERS_STOP_S)
+    front, back = frozenset({Kind.FRONTEND}), frozenset({Kind.WORKER, Kind.DAEMON})
+    broker = Step(frozenset({Kind.BROKER}), BROKER_STOP_S)
+    if failed_start:
+        return Step(front | back, short), broker
+    if Kind.FRONTEND not in kinds:
+        # Workers on their own: requests go on arriving through somebody else's frontend, so these need the grace.
+        return Step(back, grace_s + MARGIN_S), broker
+    return Step(front, grace_s + MARGIN_S), Step(back, short), broker
+
+
+# --- events ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Start the deployment."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Nothing but time has passed."""
+
+
+@dataclass(frozen=True)
+class Loading:
+    child: Child
+
+
+@dataclass(frozen=True)
+class Warming:
+    child: Child
+    done: int
+    of: int
+
+
+@dataclass(frozen=True)
+class Ready:
+    child: Child
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The child says why it cannot start; it is about to exit."""
+
+    child: Child
+    reason: str
+
+
+@dataclass(frozen=True)
+class Died:
+    """The child has been reaped. ``code`` as subprocess has it: negative for a signal; None: it never came to life."""
+
+    child: Child
+    code: int | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class StopAsked:
+    """The operator sent this signal. SIGINT while stopping means "at once"."""
+
+    number: int
+
+
+Event: TypeAlias = Begin | Tick | Loading | Warming | Ready | Failed | Died | StopAsked
+
+
+# --- actions ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spawn:
+    child: Child
+
+
+@dataclass(frozen=True)
+class Terminate:
+    """SIGTERM, to the process alone: it tells its own children."""
+
+    child: Child
+
+
+@dataclass(frozen=True)
+class Kill:
+    """SIGKILL, to its whole process group."""
+
+    child: Child
+
+
+class Level(Enum):
+    DEBUG = 10
+    INFO = 20
+    WARNING = 30
+    ERROR = 40
+
+
+@dataclass(frozen=True)
+class Say:
+    """A line for the log."""
+
+    text: str
+    level: Level = Level.INFO
+    child: Child | None = None
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Every process was ready for the first time: tell the user."""
+
+    took_s: float
+
+
+Action: TypeAlias = Spawn | Terminate | Kill | Say | Serving
+
+
+# --- the machine -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Record:
+    state: ChildState = ChildState.WAITING
+    history: History = field(default_factory=History)
+    since: float = 0.0  # when it was last spawned
+    deadline: float | None = None  # of its start, or of its next start
+    killed_at: float | None = None
+    reason: str = ""  # why it failed, if it said so
+
+
+class Machine:
+    """Holds the state; never blocks, looks at a clock, or touches a process. One thread may use it."""
+
+    def __init__(self, children: Sequence[Child], *, grace_s: float, policy: Policy = DEFAULT) -> None:
+        self.phase = Phase.STARTING
+        self.outcome = Outcome.STOPPED
+        self.reason = ""  # of a failure, one line
+        self.failed_code: int | None = None  # exit code of the process whose failure ended the start
+        self._records = {child: _Record() for child in children}
+        self._grace_s = grace_s
+        self._policy = policy
+        self._began = 0.0
+        self._steps: tuple[Step, ...] = ()
+        self._step_ends = 0.0
+        self._actions: list[Action] = []
+
+    def state(self, child: Child) -> ChildState:
+        return self._records[child].state
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """All events go through here."""
+        self._actions = []
+        match event:
+            case Begin():
+                self._began = now
+                self._spawn_next(now)
+            case Loading(child):
+                self._say(f"{child.name} loading", child=child)
+            case Warming(child, done, of):
+                self._say(f"{child.name} warming up {done}/{of}", child=child)
+            case Ready(child):
+                self._handle_ready(child, now)
+            case Failed(child, reason):
+                record = self._records[child]
+                record.reason = " ".join(reason.split())
+                if record.state is ChildState.STARTING:
+                    record.deadline = min(record.deadline or now, now + REPORTED_FAILURE_S)
+            case Died(child):
+                self._handle_died(event, now)
+            case StopAsked(number):
+                self._handle_stop(number, now)
+            case Tick():
+                pass
+        self._handle_time(now)
+        return self._actions
+
+    @property
+    def wake_at(self) -> float | None:
+        """When the next deadline passes; None: there is none."""
+        times = [
+            record.killed_at + ABANDON_S if record.killed_at is not None else record.deadline
+            for record in self._records.values()
+        ]
+        if self._steps:
+            times.append(self._step_ends)
+        return min((at for at in times if at is not None), default=None)
+
+    # --- events of children
+
+    def _handle_ready(self, child: Child, now: float) -> None:
+        record = self._records[child]
+        if record.state not in ALIVE:  # the last word of a process that was left behind
+            return
+        if record.state is ChildState.STARTING:
+            record.history = became_ready(record.history, now)
+            record.deadline = None
+            record.reason = ""
+            self._say(f"{child.name} ready in {now - record.since:.1f} s", child=child)
+        self._turn(child, Turn.READY)
+        if self.phase is not Phase.STARTING:
+            return
+        self._spawn_next(now)
+        if all(other.state is ChildState.READY for other in self._records.values()):
+            self._move(Cause.ALL_READY)
+            self._actions.append(Serving(now - self._began))
+
+    def _handle_died(self, event: Died, now: float) -> None:
+        child, record = event.child, self._records[event.child]
+        how = event.reason or record.reason or describe_exit(event.code)
+        record.deadline = record.killed_at = None
+        record.reason = ""
+        if record.state is ChildState.STOPPING:
+            self._turn(child, Turn.END)
+            self._say(f"{child.name} stopped ({describe_exit(event.code)})", Level.DEBUG, child)
+        elif self.phase is Phase.STOPPING:  # it was still waiting to be asked
+            self._turn(child, Turn.END)
+            self._say(f"{child.name} died ({how}) while stopping", Level.WARNING, child)
+        elif child.kind is Kind.DAEMON:
+            self._turn(child, Turn.END)
+            self._fail(f"{child.name} ended ({how})", event.code, now)
+        else:
+            self._retry(child, how, event.code, now)
+
+    def _retry(self, child: Child, how: str, code: int | None, now: float) -> None:
+        record = self._records[child]
+        essential = child.kind in ESSENTIAL
+        record.history, decision = died(record.history, now, essential=essential, policy=self._policy)
+        if isinstance(decision, GiveUp):
+            self._turn(child, Turn.END)
+            self._fail(f"{child.name} {decision.reason}: {how}", code, now)
+            return
+        self._turn(child, Turn.RETRY)
+        record.deadline = decision.at
+        what, level = ("failed to start again", Level.ERROR) if decision.failing else ("died", Level.WARNING)
+        self._say(f"{child.name} {what} ({how}); starting it in {decision.at - now:.1f} s", level, child)
+
+    # --- events of the deployment
+
+    def _handle_stop(self, number: int, now: float) -> None:
+        name = signal.Signals(number).name
+        if self.phase in (Phase.STARTING, Phase.SERVING):
+            self._say(f"{name}: draining, then stopping, for up to {self._grace_s:g} s")
+            self._move(Cause.ASKED)
+            self._stop(stop_order(self._kinds(), self._grace_s), now)
+        elif number == signal.SIGINT and self.phase is not Phase.STOPPED:
+            self._say("interrupted again: stopping at once", Level.WARNING)
+            if self.outcome is Outcome.STOPPED:
+                self.outcome, self.reason = Outcome.FAILED, "interrupted while draining"
+            self._move(Cause.AT_ONCE)
+            self._stop((Step(frozenset(Kind), 0.0),), now)
+
+    def _fail(self, reason: str, code: int | None, now: float) -> None:
+        if self.phase not in (Phase.STARTING, Phase.SERVING):
+            self._say(reason, Level.WARNING)  # on the way out already; the first cause stands
+            return
+        starting = self.phase is Phase.STARTING
+        self.outcome = Outcome.NOT_STARTED if starting else Outcome.FAILED
+        self.reason, self.failed_code = reason, code
+        self._say(reason, Level.ERROR)
+        self._move(Cause.FAILED)
+        self._stop(stop_order(self._kinds(), self._grace_s, failed_start=starting), now)
+
+    def _handle_time(self, now: float) -> None:
+        for child, record in self._records.items():
+            if record.killed_at is not None:
+                if now >= record.killed_at + ABANDON_S:
+                    self._say(f"{child.name} outlives SIGKILL; leaving it behind", Level.ERROR, child)
+                    self._handle_died(Died(child, None, "it cannot be killed"), now)
+            elif record.deadline is not None and now >= record.deadline:
+                if record.state is ChildState.BACKING_OFF:
+                    self._spawn(child, now)
+                elif record.state is ChildState.STARTING:
+                    record.deadline = None
+                    record.reason = record.reason or f"was not ready within {child.start_s:g} s"
+                    self._kill(child, now)
+        self._advance(now)
+
+    # --- stopping
+
+    def _stop(self, steps: tuple[Step, ...], now: float) -> None:
+        self._steps = steps
+        self._enter_step(now)
+
+    def _enter_step(self, now: float) -> None:
+        step = self._steps[0]
+        self._step_ends = now + step.bound_s
+        for child in self._of(step):
+            record = self._records[child]
+            alive = record.state in (ChildState.STARTING, ChildState.READY)
+            record.deadline = None
+            self._turn(child, Turn.STOP)
+            if alive:
+                self._actions.append(Terminate(child))
+
+    def _advance(self, now: float) -> None:
+        """Enter the next step of the order of stop as soon as everybody of this one has gone."""
+        while self._steps:
+            left = [c for c in self._of(self._steps[0]) if self._records[c].state is not ChildState.GONE]
+            if left:
+                if now >= self._step_ends:
+                    for child in left:
+                        self._kill(child, now)
+                    self._step_ends = now + ABANDON_S
+                return
+            self._steps = self._steps[1:]
+            if self.phase is Phase.DRAINING:
+                self._move(Cause.DRAINED)
+            if self._steps:
+                self._enter_step(now)
+            else:
+                self._move(Cause.ALL_GONE)
+
+    def _kill(self, child: Child, now: float) -> None:
+        record = self._records[child]
+        if record.killed_at is None:
+            record.killed_at = now
+            if record.state is ChildState.STOPPING and self._steps[0].bound_s > 0:
+                self._say(f"{child.name} has not stopped in time; killing it", Level.WARNING, child)
+            self._actions.append(Kill(child))
+
+    # --- helpers
+
+    def _spawn_next(self, now: float) -> None:
+        """Spawn the waiting children whose turn it is: all of the kinds that start before them are ready."""
+        for wave in START_ORDER:
+            members = [child for child in self._records if child.kind in wave]
+            for child in members:
+                if self._records[child].state is ChildState.WAITING:
+                    self._spawn(child, now)
+            if not all(self._records[child].state is ChildState.READY for child in members):
+                return
+
+    def _spawn(self, child: Child, now: float) -> None:
+        record = self._records[child]
+        record.since = now
+        record.deadline = now + child.start_s
+        self._turn(child, Turn.SPAWN)
+        self._actions.append(Spawn(child))
+
+    def _turn(self, child: Child, turn: Turn) -> None:
+        record = self._records[child]
+        record.state = CHILD_TABLE[record.state, turn]
+
+    def _move(self, cause: Cause) -> None:
+        self.phase = PHASE_TABLE[self.phase, cause]
+
+    def _say(self, text: str, level: Level = Level.INFO, child: Child | None = None) -> None:
+        self._actions.append(Say(text, level, child))
+
+    def _kinds(self) -> set[Kind]:
+        return {child.kind for child in self._records}
+
+    def _of(self, step: Step) -> list[Child]:
+        return [child for child in self._records if child.kind in step.kinds]
+
+
+def describe_exit(code: int | None) -> str:
+    """An exit code as subprocess gives it, in words."""
+    if code is None:
+        return "could not be run"
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"

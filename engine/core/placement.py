@@ -1,0 +1,113 @@
+"""Where a worker runs: its CPUs, the size of its thread pools, its device, its own environment. Pure.
+
+A worker that is pinned but starts one compute thread per CPU of the machine fights its neighbours for the CPUs it has,
+so a pin and the thread counts are always decided together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+# Read by OpenMP, MKL, OpenBLAS, numexpr and Accelerate when their library is loaded; torch follows the first two.
+THREAD_VARIABLES: Final = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+LEAVE_THREADS: Final = 0
+
+
+@dataclass(frozen=True)
+class Share:
+    """One worker's part of the machine. No ``cpus``: not pinned. ``threads`` 0: pools keep their own defaults."""
+
+    cpus: tuple[int, ...] = ()
+    threads: int = LEAVE_THREADS
+
+
+@dataclass(frozen=True)
+class Want:
+    """What one stage asks for: ``cpus`` as in the file ("auto", "all", a list, or one list per worker)."""
+
+    cpus: Any  # the file's union of forms, validated by engine.config
+    workers: int
+
+
+def share_cpus(available: Sequence[int], wants: Sequence[Want]) -> list[tuple[Share, ...]]:
+    """Deal the CPUs ``available`` out to the workers of all stages; one tuple per stage, one Share per worker.
+
+    Listed CPUs are pinned exactly and taken from what "auto" deals out. "auto" gives every worker an equal, contiguous
+    run of CPUs (neighbours share caches); with more workers than CPUs nobody is pinned, since two workers bound to one
+    CPU would queue behind each other while another CPU idles.
+    """
+    listed = {cpu for want in wants for cpu in _listed(want.cpus)}
+    pool = [cpu for cpu in available if cpu not in listed] or list(available)
+    hungry = sum(want.workers for want in wants if want.cpus == "auto")
+    runs = iter(_runs(pool, hungry))
+    return [tuple(_share(want, index, runs) for index in range(want.workers)) for want in wants]
+
+
+def _listed(cpus: Any) -> list[int]:
+    if isinstance(cpus, str):
+        return []
+    return [cpu for item in cpus for cpu in (item if isinstance(item, list | tuple) else (item,))]
+
+
+def _runs(pool: Sequence[int], workers: int) -> list[Share]:
+    if not workers or not pool:
+        return [Share()] * workers
+    each, extra = divmod(len(pool), workers)
+    if each == 0:
+        return [Share(threads=1)] * workers
+    runs, start = [], 0
+    for index in range(workers):
+        size = each + (index < extra)
+        runs.append(Share(tuple(pool[start : start + size]), size))
+        start += size
+    return runs
+
+
+def _share(want: Want, index: int, runs: Any) -> Share:
+    if want.cpus == "auto":
+        share: Share = next(runs)
+        return share
+    if want.cpus == "all" or not want.cpus:
+        return Share()
+    if isinstance(want.cpus[0], list | tuple):
+        own = tuple(want.cpus[index % len(want.cpus)])
+        return Share(own, len(own))
+    return Share(tuple(want.cpus), max(1, len(want.cpus) // want.workers))
+
+
+def thread_env(threads: int, already: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Variables that size the thread pools of compute libraries, less those the user has set ``already``."""
+    if threads == LEAVE_THREADS:
+        return {}
+    return {name: str(threads) for name in THREAD_VARIABLES if name not in (already or {})}
+
+
+def assign_device(device: Any, slot: int, available_cuda: int) -> str:
+    """The device of worker ``slot`` (from 1): "cpu" or "cuda:N".
+
+    "auto" takes the GPUs in turn when there are any; "cuda" does so without falling back to the CPU; a list is dealt
+    out in turn, its bare "cuda" included. A GPU that is not there is left for the worker to report, in its library's
+    words.
+    """
+    if isinstance(device, list | tuple):
+        return assign_device(device[(slot - 1) % len(device)], slot, available_cuda)
+    if device == "auto":
+        return f"cuda:{(slot - 1) % available_cuda}" if available_cuda else "cpu"
+    if device == "cuda":
+        return f"cuda:{(slot - 1) % max(1, available_cuda)}"
+    return str(device)
+
+
+def own_env(env: Any, slot: int) -> dict[str, str]:
+    """The part of a stage's ``env`` (a table, or a list with one table per worker) that is worker ``slot``'s."""
+    if isinstance(env, Mapping):
+        return dict(env)
+    return dict(env[(slot - 1) % len(env)]) if env else {}

@@ -1,0 +1,292 @@
+"""What a process of a deployment needs from the operating system: its status pipe, its parent, its CPUs, its children.
+
+Imported by the supervisor and by every child, so it imports nothing but the standard library and :mod:`engine.core`.
+Who runs where is decided in :mod:`engine.core.placement` (re-exported here); this module looks at the machine and
+obeys.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from glob import glob
+from typing import TYPE_CHECKING, Any, Final
+
+from engine.core.placement import Share, Want, assign_device, own_env, share_cpus, thread_env
+from engine.errors import StartError
+
+if TYPE_CHECKING:
+    from engine.config import Deployment
+
+__all__ = [
+    "Notifier",
+    "Placement",
+    "Share",
+    "Spawned",
+    "Want",
+    "adopt_orphans",
+    "assign_device",
+    "available_cpus",
+    "children",
+    "count_gpus",
+    "die_with_parent",
+    "own_env",
+    "pin",
+    "place",
+    "settle",
+    "share_cpus",
+    "signal_group",
+    "spawn",
+    "thread_env",
+]
+
+CPUS_VARIABLE: Final = "ENGINE_CPUS"  # "0,1", or "all"; set by the supervisor, read by settle()
+DEVICE_VARIABLE: Final = "ENGINE_DEVICE"
+
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_PR_GET_CHILD_SUBREAPER: Final = 37
+
+
+# --- telling the supervisor ------------------------------------------------------------------------------------------
+
+
+class Notifier:
+    """Tells the supervisor how starting goes: a JSON line per event on the inherited pipe ``fd``; None: nobody listens.
+
+    Events: ``loading``; ``warming`` with ``done`` and ``of``; ``ready`` (a frontend adds ``url``); ``failed`` with a
+    one-line ``reason``. Any thread may call :meth:`send`: a line is far below PIPE_BUF, so writes do not mix.
+    """
+
+    def __init__(self, fd: int | None = None) -> None:
+        self._fd = fd
+        if fd is not None:
+            os.set_inheritable(fd, False)  # a process that user code starts must not hold the pipe open
+
+    def send(self, event: str, **fields: Any) -> None:
+        """Write one line. Never raises and never blocks: a worker's life does not depend on being listened to."""
+        if self._fd is None:
+            return
+        line = json.dumps({"event": event, **fields}, default=str, separators=(",", ":")) + "\n"
+        try:
+            os.write(self._fd, line.encode())
+        except BlockingIOError:
+            pass  # the pipe is full of lines nobody has read; the process's exit code still tells the outcome
+        except OSError:
+            self._fd = None  # the supervisor has gone; die_with_parent ends this process
+
+
+# --- parents and orphans ---------------------------------------------------------------------------------------------
+
+
+def _prctl(option: int, argument: Any) -> bool:
+    """False where there is no prctl (not Linux) or the kernel refuses."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        return int(libc.prctl(option, argument, 0, 0, 0)) == 0
+    except (OSError, AttributeError):
+        return False
+
+
+def die_with_parent(parent_pid: int | None) -> None:
+    """Have the kernel kill this process when its parent dies, however that dies. Nothing off Linux or without parent.
+
+    The interleaving that matters: the parent dies before prctl is called, and no signal ever comes. Then this process
+    has another parent already, and ends at once.
+    """
+    if parent_pid is None or not _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL):
+        return
+    if os.getppid() != parent_pid:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def adopt_orphans(enable: bool = True) -> bool:
+    """Become (or stop being) the parent of orphaned descendants, as PID 1 is. Returns what it was before."""
+    before = ctypes.c_int(0)
+    _prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before))
+    _prctl(_PR_SET_CHILD_SUBREAPER, int(enable))
+    return bool(before.value)
+
+
+def children() -> set[int]:
+    """Process ids of this process's children, zombies included; empty where there is no /proc."""
+    found = set()
+    own = os.getpid()
+    for path in glob("/proc/[0-9]*/stat"):
+        try:
+            with open(path, "rb") as file:
+                text = file.read()
+        except OSError:  # it ended while we looked
+            continue
+        pid, _, rest = text.partition(b" ")
+        # The command name stands in parentheses and may contain anything: the fields begin after the last one.
+        if int(rest.rpartition(b")")[2].split()[1]) == own:
+            found.add(int(pid))
+    return found
+
+
+# --- children --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spawned:
+    """A child process, and the reading end of its status pipe (non-blocking)."""
+
+    process: subprocess.Popen[bytes]
+    status_fd: int
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+
+def spawn(command: Any, *, env: Mapping[str, str] | None = None) -> Spawned:
+    """Start a child in a session and process group of its own. Raises OSError when it cannot be started.
+
+    ``command`` is called with the number of the status pipe's writing end in the child and gives the argument vector.
+    ``env`` is laid over this process's environment, for this child only. A session of its own keeps a terminal's Ctrl-C
+    away from the child (the supervisor stops it in order) and lets its whole group be swept.
+    """
+    reading, writing = os.pipe()
+    try:
+        os.set_blocking(reading, False)
+        os.set_blocking(writing, False)
+        process = subprocess.Popen(
+            list(command(writing)),
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **(env or {})},
+            pass_fds=(writing,),
+            start_new_session=True,
+        )
+    except BaseException:
+        os.close(reading)
+        raise
+    finally:
+        os.close(writing)
+    return Spawned(process, reading)
+
+
+def signal_group(pid: int, number: int) -> None:
+    """Send a signal to the process group that the child ``pid`` leads, if any of it is left."""
+    try:
+        os.killpg(pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass  # nothing is left; macOS says EPERM for a group of zombies
+
+
+# --- the machine -----------------------------------------------------------------------------------------------------
+
+
+def available_cpus() -> list[int]:
+    """Numbers of the CPUs this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def count_gpus(environ: Mapping[str, str] = os.environ) -> int:
+    """How many CUDA devices a process with this environment sees, without loading a CUDA library."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        entries = [entry.strip() for entry in visible.split(",")]
+        # CUDA reads up to the first invalid entry; "-1" and "" are the customary ways to say "none".
+        return next((i for i, entry in enumerate(entries) if entry.startswith("-") or not entry), len(entries))
+    nodes = len(glob("/dev/nvidia[0-9]*"))
+    return nodes or _count_listed()
+
+
+def _count_listed() -> int:
+    """GPUs that ``nvidia-smi`` lists: where they have no device nodes (WSL)."""
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return sum(line.startswith(b"GPU ") for line in listing.stdout.splitlines())
+
+
+def pin(cpus: Sequence[int]) -> None:
+    """Bind this process, and the threads it starts from now on, to ``cpus``; none: leave it. No-op off Linux.
+
+    Raises StartError for a CPU this process may not use: the kernel would silently bind to the others.
+    """
+    if not cpus or not hasattr(os, "sched_setaffinity"):
+        return
+    allowed = available_cpus()
+    if missing := sorted(set(cpus) - set(allowed)):
+        raise StartError(f"cannot pin to CPU {missing}: this process may use {allowed}; change the stage's cpus")
+    os.sched_setaffinity(0, cpus)
+
+
+# --- placement -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where one worker runs, and the environment (over its parent's) that tells it so."""
+
+    cpus: tuple[int, ...]
+    device: str
+    env: dict[str, str]
+
+
+def place(
+    deployment: Deployment,
+    workers: Sequence[tuple[str, int]],
+    *,
+    environ: Mapping[str, str] = os.environ,
+) -> dict[tuple[str, int], Placement]:
+    """Places for ``workers``, each a stage's name and a slot (from 1), as if they had this machine to themselves."""
+    slots: dict[str, list[int]] = {}
+    for name, slot in workers:
+        slots.setdefault(name, []).append(slot)
+    # A stage's list of CPU lists is indexed by slot, so those get shares up to their highest slot.
+    wants = [Want(deployment.stage(name).cpus, _width(deployment, name, used)) for name, used in slots.items()]
+    gpus = count_gpus(environ) if any(deployment.stage(name).device != "cpu" for name in slots) else 0
+    placements = {}
+    for (name, used), shares in zip(slots.items(), share_cpus(available_cpus(), wants), strict=True):
+        spec = deployment.stage(name)
+        for position, slot in enumerate(used):
+            share = shares[position if spec.cpus == "auto" else (slot - 1) % len(shares)]
+            own = own_env(spec.env, slot)
+            device = assign_device(spec.device, slot, gpus)
+            env = {
+                **thread_env(share.threads, {**environ, **own}),
+                DEVICE_VARIABLE: device,
+                CPUS_VARIABLE: ",".join(map(str, share.cpus)) or "all",
+                **own,
+            }
+            placements[name, slot] = Placement(share.cpus, device, env)
+    return placements
+
+
+def _width(deployment: Deployment, name: str, used: Sequence[int]) -> int:
+    spec = deployment.stage(name)
+    return len(used) if spec.cpus == "auto" else max(spec.num, *used)
+
+
+def settle(deployment: Deployment, stage: str, slot: int) -> Placement:
+    """Called by a worker process before it imports user code: pin to its CPUs, complete its environment.
+
+    Under a supervisor the environment already says where to run; a worker run by hand is placed as one of the whole
+    file's workers. Raises StartError when it cannot be pinned as asked.
+    """
+    everybody = [(spec.name, k) for spec in deployment.stages for k in range(1, spec.num + 1)]
+    if (stage, slot) not in everybody:
+        everybody.append((stage, slot))
+    told = os.environ.get(CPUS_VARIABLE)
+    if told is None:
+        placement = place(deployment, everybody)[stage, slot]
+        os.environ.update(placement.env)
+    else:
+        cpus = () if told == "all" else tuple(int(cpu) for cpu in told.split(","))
+        placement = Placement(cpus, os.environ.get(DEVICE_VARIABLE, "cpu"), {})
+    pin(placement.cpus)
+    return placement

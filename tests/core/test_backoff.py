@@ -1,0 +1,79 @@
+"""Restarting as a table: a history of deaths in, delays and decisions out."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.core.backoff import DEFAULT, GiveUp, History, Policy, Restart, became_ready, delay_s, died
+
+SLOW = Policy(first_s=1.0, most_s=8.0, healthy_s=100.0, budget=3)
+
+
+def was_ready(at: float = 0.0) -> History:
+    return became_ready(History(), at)
+
+
+@pytest.mark.parametrize(
+    ("strikes", "expected"),
+    [(1, 0.1), (2, 0.2), (3, 0.4), (7, 6.4), (8, 10.0), (9, 10.0), (10_000, 10.0)],
+)
+def test_the_delay_doubles_up_to_its_cap(strikes: int, expected: float) -> None:
+    assert delay_s(strikes, DEFAULT) == pytest.approx(expected)
+
+
+def test_a_child_that_was_never_ready_is_given_up_at_once() -> None:
+    _, decision = died(History(), 5.0, essential=False, policy=SLOW)
+    assert decision == GiveUp("could not start")
+
+
+def test_the_first_death_after_being_ready_is_followed_by_the_shortest_delay() -> None:
+    history, decision = died(was_ready(), 5.0, essential=False, policy=SLOW)
+    assert decision == Restart(6.0, failing=False)
+    assert history.ready_since is None
+    assert history.ever_ready
+
+
+def test_failing_starts_wait_longer_each_time_and_say_so() -> None:
+    history, now, seen = was_ready(), 5.0, []
+    for _ in range(6):
+        history, decision = died(history, now, essential=False, policy=SLOW)
+        assert isinstance(decision, Restart)
+        seen.append((decision.at - now, decision.failing))
+        now = decision.at
+    assert seen == [(1.0, False), (2.0, True), (4.0, True), (8.0, True), (8.0, True), (8.0, True)]
+
+
+def test_a_crash_loop_that_gets_ready_each_time_still_waits_longer() -> None:
+    history, now, delays = was_ready(), 0.0, []
+    for _ in range(4):
+        history, decision = died(history, now + 1.0, essential=False, policy=SLOW)
+        assert isinstance(decision, Restart)
+        delays.append(decision.at - now - 1.0)
+        now = decision.at
+        history = became_ready(history, now)
+    assert delays == [1.0, 2.0, 4.0, 8.0]
+
+
+def test_a_healthy_run_is_forgiven_its_past() -> None:
+    history = History(ever_ready=True, ready_since=0.0, strikes=9)
+    after, decision = died(history, SLOW.healthy_s, essential=False, policy=SLOW)
+    assert decision == Restart(SLOW.healthy_s + 1.0, failing=False)
+    assert after.strikes == 1
+
+
+@pytest.mark.parametrize(("essential", "ends"), [(True, True), (False, False)])
+def test_only_what_everybody_needs_has_a_last_start(essential: bool, ends: bool) -> None:
+    history, decision = died(was_ready(), 1.0, essential=essential, policy=SLOW)
+    for _ in range(SLOW.budget):
+        assert isinstance(decision, Restart)
+        history, decision = died(history, decision.at, essential=essential, policy=SLOW)
+    assert isinstance(decision, GiveUp) is ends
+
+
+def test_becoming_ready_refills_the_budget() -> None:
+    history = History(ever_ready=True, strikes=2, failed_starts=SLOW.budget - 1)
+    history = became_ready(history, 1.0)
+    history, _ = died(history, 2.0, essential=True, policy=SLOW)
+    history, decision = died(history, 3.0, essential=True, policy=SLOW)
+    assert isinstance(decision, Restart)
+    assert history.failed_starts == 1

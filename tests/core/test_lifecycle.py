@@ -1,0 +1,340 @@
+"""The life of a deployment: events in, actions out, ``now`` passed in."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+
+import pytest
+
+from engine.core.backoff import Policy
+from engine.core.lifecycle import (
+    ABANDON_S,
+    BROKER_STOP_S,
+    CHILD_TABLE,
+    MARGIN_S,
+    WORKERS_STOP_S,
+    Action,
+    Begin,
+    Child,
+    ChildState,
+    Died,
+    Failed,
+    Kill,
+    Kind,
+    Loading,
+    Machine,
+    Outcome,
+    Phase,
+    Ready,
+    Say,
+    Serving,
+    Spawn,
+    StopAsked,
+    Terminate,
+    Tick,
+    Turn,
+    Warming,
+    describe_exit,
+)
+
+BROKER = Child(Kind.BROKER, "broker", start_s=30)
+ONE = Child(Kind.WORKER, "worker encode-1", "encode", 1, start_s=100)
+TWO = Child(Kind.WORKER, "worker encode-2", "encode", 2, start_s=100)
+FRONT = Child(Kind.FRONTEND, "frontend", start_s=30)
+DAEMON = Child(Kind.DAEMON, "daemon cache")
+EVERYBODY = (BROKER, ONE, TWO, FRONT)
+GRACE = 10.0
+DRAIN = GRACE + MARGIN_S
+POLICY = Policy(first_s=1.0, most_s=8.0, healthy_s=50.0, budget=3)
+
+
+def machine(children: Sequence[Child] = EVERYBODY, grace_s: float = GRACE) -> Machine:
+    return Machine(children, grace_s=grace_s, policy=POLICY)
+
+
+def serving(children: Sequence[Child] = EVERYBODY) -> Machine:
+    """A deployment that was started at 0 and serves."""
+    made = machine(children)
+    made.handle(Begin(), 0.0)
+    for child in children:
+        made.handle(Ready(child), 0.0)
+    assert made.phase is Phase.SERVING
+    return made
+
+
+def acts(actions: list[Action]) -> list[Action]:
+    """Without what is only said."""
+    return [action for action in actions if not isinstance(action, Say)]
+
+
+def said(actions: list[Action]) -> str:
+    return "\n".join(action.text for action in actions if isinstance(action, Say))
+
+
+# --- starting
+
+
+def test_the_broker_starts_alone_and_the_rest_at_once_when_it_is_ready() -> None:
+    made = machine()
+    assert acts(made.handle(Begin(), 0.0)) == [Spawn(BROKER)]
+    assert acts(made.handle(Ready(BROKER), 1.0)) == [Spawn(ONE), Spawn(TWO), Spawn(FRONT)]
+
+
+def test_it_serves_when_everybody_is_ready() -> None:
+    made = machine()
+    made.handle(Begin(), 0.0)
+    for child in (BROKER, FRONT, TWO):
+        made.handle(Ready(child), 1.0)
+    assert made.phase is Phase.STARTING
+    assert acts(made.handle(Ready(ONE), 4.0)) == [Serving(4.0)]
+    assert made.phase is Phase.SERVING
+
+
+def test_progress_is_told() -> None:
+    made = machine()
+    made.handle(Begin(), 0.0)
+    made.handle(Ready(BROKER), 1.0)
+    assert said(made.handle(Loading(TWO), 1.0)) == "worker encode-2 loading"
+    assert said(made.handle(Warming(TWO, 1, 3), 2.0)) == "worker encode-2 warming up 1/3"
+    assert said(made.handle(Ready(TWO), 4.2)) == "worker encode-2 ready in 3.2 s"
+
+
+def test_a_worker_that_cannot_start_ends_the_start_with_its_own_reason() -> None:
+    made = machine()
+    made.handle(Begin(), 0.0)
+    made.handle(Ready(BROKER), 1.0)
+    made.handle(Failed(ONE, "ModuleNotFoundError:\n no torch"), 2.0)
+    actions = made.handle(Died(ONE, 4), 2.1)
+    assert acts(actions) == [Terminate(TWO), Terminate(FRONT)]
+    assert made.phase is Phase.STOPPING
+    assert made.outcome is Outcome.NOT_STARTED
+    assert made.failed_code == 4
+    assert made.reason == "worker encode-1 could not start: ModuleNotFoundError: no torch"
+    made.handle(Died(TWO, -15), 2.2)
+    assert acts(made.handle(Died(FRONT, 0), 2.3)) == [Terminate(BROKER)]
+    made.handle(Died(BROKER, 0), 2.4)
+    assert made.phase is Phase.STOPPED
+
+
+def test_a_worker_that_says_it_failed_and_stays_is_killed() -> None:
+    made = machine()
+    made.handle(Begin(), 0.0)
+    made.handle(Ready(BROKER), 0.0)
+    made.handle(Failed(ONE, "no"), 2.0)
+    assert made.wake_at is not None
+    assert acts(made.handle(Tick(), made.wake_at)) == [Kill(ONE)]
+
+
+def test_a_worker_that_is_not_ready_in_time_is_killed_and_fails_the_start() -> None:
+    made = machine()
+    made.handle(Begin(), 0.0)
+    for child in (BROKER, FRONT, TWO):
+        made.handle(Ready(child), 0.0)
+    assert made.wake_at == 100.0
+    assert acts(made.handle(Tick(), 99.9)) == []
+    assert acts(made.handle(Tick(), 100.0)) == [Kill(ONE)]
+    made.handle(Died(ONE, -9), 100.1)
+    assert made.outcome is Outcome.NOT_STARTED
+    assert "was not ready within 100 s" in made.reason
+
+
+def test_one_that_dies_while_others_still_start_is_started_again() -> None:
+    made = machine()
+    made.handle(Begin(), 0.0)
+    made.handle(Ready(BROKER), 0.0)
+    made.handle(Ready(ONE), 0.0)
+    made.handle(Died(ONE, -9), 1.0)
+    made.handle(Ready(FRONT), 1.0)
+    made.handle(Ready(TWO), 1.0)
+    assert made.phase is Phase.STARTING
+    assert acts(made.handle(Tick(), 2.0)) == [Spawn(ONE)]
+    assert acts(made.handle(Ready(ONE), 3.0)) == [Serving(3.0)]
+
+
+# --- serving
+
+
+@pytest.mark.parametrize("child", EVERYBODY, ids=lambda child: child.name)
+def test_whoever_dies_is_started_again_and_nobody_else_is_touched(child: Child) -> None:
+    made = serving()
+    assert acts(made.handle(Died(child, -9), 5.0)) == []
+    assert made.state(child) is ChildState.BACKING_OFF
+    assert made.wake_at == 6.0
+    assert acts(made.handle(Tick(), 6.0)) == [Spawn(child)]
+    made.handle(Ready(child), 7.0)
+    assert made.phase is Phase.SERVING
+    assert made.wake_at is None
+
+
+def test_a_worker_that_fails_later_keeps_the_others_serving_for_ever() -> None:
+    made = serving()
+    made.handle(Died(ONE, -9), 5.0)
+    for _ in range(50):
+        assert made.wake_at is not None
+        at = made.wake_at
+        assert acts(made.handle(Tick(), at)) == [Spawn(ONE)]
+        assert "failed to start again (the disk is gone)" in said(
+            [*made.handle(Failed(ONE, "the disk is gone"), at), *made.handle(Died(ONE, 4), at)]
+        )
+    assert made.phase is Phase.SERVING
+
+
+@pytest.mark.parametrize("child", [BROKER, FRONT], ids=lambda child: child.name)
+def test_without_a_broker_or_a_frontend_there_is_an_end_to_it(child: Child) -> None:
+    made = serving()
+    made.handle(Died(child, -9), 5.0)
+    while made.phase is Phase.SERVING:
+        assert made.wake_at is not None
+        at = made.wake_at
+        assert acts(made.handle(Tick(), at)) == [Spawn(child)]
+        made.handle(Died(child, 1), at)
+    assert made.outcome is Outcome.FAILED
+    assert made.reason == f"{child.name} failed to start 3 times in a row: exit code 1"
+
+
+def test_a_daemon_that_ends_ends_the_deployment() -> None:
+    made = serving((*EVERYBODY, DAEMON))
+    assert acts(made.handle(Died(DAEMON, 0), 5.0)) == [Terminate(FRONT)]
+    assert made.outcome is Outcome.FAILED
+    assert made.reason == "daemon cache ended (exit code 0)"
+
+
+def test_one_that_cannot_be_run_again_is_tried_later() -> None:
+    made = serving()
+    made.handle(Died(ONE, -9), 5.0)
+    made.handle(Tick(), 6.0)
+    assert "out of memory" in said(made.handle(Died(ONE, None, "out of memory"), 6.0))
+    assert made.wake_at == 8.0
+
+
+# --- stopping
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_stop_drains_the_frontend_then_stops_workers_then_the_broker(number: int) -> None:
+    made = serving()
+    assert acts(made.handle(StopAsked(number), 100.0)) == [Terminate(FRONT)]
+    assert made.phase is Phase.DRAINING
+    assert made.wake_at == 100.0 + DRAIN
+    assert acts(made.handle(Died(FRONT, 0), 104.0)) == [Terminate(ONE), Terminate(TWO)]
+    assert made.phase is Phase.STOPPING
+    assert acts(made.handle(Died(ONE, 0), 104.1)) == []
+    assert acts(made.handle(Died(TWO, 0), 104.2)) == [Terminate(BROKER)]
+    made.handle(Died(BROKER, 0), 104.3)
+    assert made.phase is Phase.STOPPED
+    assert made.outcome is Outcome.STOPPED
+
+
+def test_a_stop_is_bounded_when_nobody_obeys() -> None:
+    made = serving()
+    made.handle(StopAsked(signal.SIGTERM), 0.0)
+    now = DRAIN
+    assert made.wake_at == now
+    assert acts(made.handle(Tick(), now)) == [Kill(FRONT)]
+    assert acts(made.handle(Died(FRONT, -9), now)) == [Terminate(ONE), Terminate(TWO)]
+    now += WORKERS_STOP_S
+    assert made.wake_at == now
+    assert acts(made.handle(Tick(), now)) == [Kill(ONE), Kill(TWO)]
+    made.handle(Died(ONE, -9), now)
+    assert acts(made.handle(Died(TWO, -9), now)) == [Terminate(BROKER)]
+    now += BROKER_STOP_S
+    assert made.wake_at == now
+    assert acts(made.handle(Tick(), now)) == [Kill(BROKER)]
+    made.handle(Died(BROKER, -9), now)
+    assert made.phase is Phase.STOPPED
+    assert now <= GRACE + 7
+
+
+def test_a_process_that_the_kernel_cannot_end_is_left_behind() -> None:
+    made = serving()
+    made.handle(StopAsked(signal.SIGTERM), 0.0)
+    made.handle(Died(FRONT, 0), 1.0)
+    made.handle(Died(TWO, 0), 1.0)
+    made.handle(Tick(), 1.0 + WORKERS_STOP_S)
+    assert made.wake_at == 1.0 + WORKERS_STOP_S + ABANDON_S
+    assert acts(made.handle(Tick(), made.wake_at)) == [Terminate(BROKER)]
+
+
+def test_a_second_sigint_kills_everybody_at_once() -> None:
+    made = serving()
+    made.handle(StopAsked(signal.SIGINT), 0.0)
+    actions = acts(made.handle(StopAsked(signal.SIGINT), 0.1))
+    assert {action.child for action in actions if isinstance(action, Kill)} == set(EVERYBODY)
+    for child in EVERYBODY:
+        made.handle(Died(child, -9), 0.2)
+    assert made.phase is Phase.STOPPED
+    assert made.outcome is Outcome.FAILED
+
+
+def test_a_second_sigterm_changes_nothing() -> None:
+    made = serving()
+    made.handle(StopAsked(signal.SIGTERM), 0.0)
+    assert made.handle(StopAsked(signal.SIGTERM), 0.1) == []
+    assert made.phase is Phase.DRAINING
+
+
+def test_a_worker_that_dies_while_requests_drain_is_started_again() -> None:
+    made = serving()
+    made.handle(StopAsked(signal.SIGTERM), 0.0)
+    made.handle(Died(ONE, -9), 1.0)
+    assert acts(made.handle(Tick(), 2.0)) == [Spawn(ONE)]
+    made.handle(Ready(ONE), 3.0)
+    assert acts(made.handle(Died(FRONT, 0), 4.0)) == [Terminate(ONE), Terminate(TWO)]
+
+
+def test_a_stop_while_starting_spawns_nobody_any_more() -> None:
+    made = machine()
+    made.handle(Begin(), 0.0)
+    assert acts(made.handle(StopAsked(signal.SIGTERM), 1.0)) == [Terminate(BROKER)]
+    assert acts(made.handle(Ready(BROKER), 1.1)) == []
+    made.handle(Died(BROKER, -15), 1.2)
+    assert made.phase is Phase.STOPPED
+    assert made.outcome is Outcome.STOPPED
+
+
+def test_a_stop_while_backing_off_does_not_wait_for_the_restart() -> None:
+    made = serving()
+    made.handle(Died(FRONT, -9), 5.0)
+    assert acts(made.handle(StopAsked(signal.SIGTERM), 5.1)) == [Terminate(ONE), Terminate(TWO)]
+
+
+def test_a_worker_that_fails_while_stopping_does_not_change_the_outcome() -> None:
+    made = machine()
+    made.handle(Begin(), 0.0)
+    made.handle(Ready(BROKER), 0.0)
+    made.handle(StopAsked(signal.SIGTERM), 1.0)
+    made.handle(Died(ONE, 4), 1.1)
+    made.handle(Died(FRONT, 0), 1.2)
+    made.handle(Died(TWO, 0), 1.3)
+    made.handle(Died(BROKER, 0), 1.4)
+    assert made.outcome is Outcome.STOPPED
+
+
+def test_workers_on_their_own_get_the_whole_grace() -> None:
+    made = serving((ONE, TWO))
+    assert acts(made.handle(StopAsked(signal.SIGTERM), 0.0)) == [Terminate(ONE), Terminate(TWO)]
+    assert made.wake_at == DRAIN
+    made.handle(Died(ONE, 0), 1.0)
+    made.handle(Died(TWO, 0), 2.0)
+    assert made.phase is Phase.STOPPED
+
+
+# --- the tables
+
+
+def test_no_turn_leads_out_of_gone() -> None:
+    assert {after for (before, _), after in CHILD_TABLE.items() if before is ChildState.GONE} == {ChildState.GONE}
+
+
+@pytest.mark.parametrize("state", ChildState)
+def test_every_state_can_be_stopped(state: ChildState) -> None:
+    assert CHILD_TABLE[state, Turn.STOP] in (ChildState.STOPPING, ChildState.GONE)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [(0, "exit code 0"), (-9, "killed by SIGKILL"), (None, "could not be run"), (-64, "killed by SIGRTMAX")],
+)
+def test_exits_are_described_in_words(code: int | None, expected: str) -> None:
+    assert describe_exit(code) == expected

@@ -1,0 +1,86 @@
+"""Who runs where, as tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engine.core.placement import (
+    THREAD_VARIABLES,
+    Share,
+    Want,
+    assign_device,
+    own_env,
+    share_cpus,
+    thread_env,
+)
+
+AUTO, ALL = "auto", "all"
+
+
+@pytest.mark.parametrize(
+    ("available", "wants", "expected"),
+    [
+        pytest.param([0, 1, 2, 3], [(AUTO, 2)], [[((0, 1), 2), ((2, 3), 2)]], id="equal contiguous runs"),
+        pytest.param(
+            [0, 1, 2, 3, 4],
+            [(AUTO, 1), (AUTO, 1)],
+            [[((0, 1, 2), 3)], [((3, 4), 2)]],
+            id="the rest goes to the first",
+        ),
+        pytest.param([4, 6], [(AUTO, 2)], [[((4,), 1), ((6,), 1)]], id="numbers need not begin at 0"),
+        pytest.param([0, 1], [(AUTO, 3)], [[((), 1)] * 3], id="more workers than CPUs: nobody is pinned"),
+        pytest.param([0, 1], [(ALL, 2)], [[((), 0)] * 2], id="all: threads are left alone too"),
+        pytest.param([0, 1, 2, 3], [([2, 3], 2)], [[((2, 3), 1)] * 2], id="a list is shared by the stage's workers"),
+        pytest.param([0, 1, 2, 3], [([[3], [0, 1]], 2)], [[((3,), 1), ((0, 1), 2)]], id="one list per worker"),
+        pytest.param(
+            [0, 1, 2, 3],
+            [([0], 1), (AUTO, 1)],
+            [[((0,), 1)], [((1, 2, 3), 3)]],
+            id="what is listed is not dealt out",
+        ),
+        pytest.param([0], [([0], 1), (AUTO, 1)], [[((0,), 1)], [((0,), 1)]], id="unless nothing else is left"),
+        pytest.param([0, 1], [], [], id="nobody"),
+    ],
+)
+def test_cpus_are_dealt_out(available: list[int], wants: list[Any], expected: list[Any]) -> None:
+    shares = share_cpus(available, [Want(cpus, workers) for cpus, workers in wants])
+    assert shares == [tuple(Share(cpus, threads) for cpus, threads in stage) for stage in expected]
+
+
+def test_thread_counts_leave_alone_what_the_user_has_set() -> None:
+    assert thread_env(0) == {}
+    assert thread_env(3) == dict.fromkeys(THREAD_VARIABLES, "3")
+    assert "OMP_NUM_THREADS" not in thread_env(3, {"OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "expected"),
+    [
+        ("cpu", 2, ["cpu", "cpu", "cpu"]),
+        ("auto", 0, ["cpu", "cpu", "cpu"]),
+        ("auto", 2, ["cuda:0", "cuda:1", "cuda:0"]),
+        ("cuda", 2, ["cuda:0", "cuda:1", "cuda:0"]),
+        ("cuda", 0, ["cuda:0", "cuda:0", "cuda:0"]),
+        ("cuda:1", 4, ["cuda:1", "cuda:1", "cuda:1"]),
+        (["cuda:3", "cuda:1"], 4, ["cuda:3", "cuda:1", "cuda:3"]),
+        (["cpu", "cuda:0"], 1, ["cpu", "cuda:0", "cpu"]),
+    ],
+)
+def test_devices_are_dealt_out_in_turn(device: Any, gpus: int, expected: list[str]) -> None:
+    assert [assign_device(device, slot, gpus) for slot in (1, 2, 3)] == expected
+
+
+@pytest.mark.parametrize(
+    ("env", "slot", "expected"),
+    [
+        ({}, 1, {}),
+        ({"A": "1"}, 2, {"A": "1"}),
+        ([{"A": "1"}, {"B": "2"}], 1, {"A": "1"}),
+        ([{"A": "1"}, {"B": "2"}], 2, {"B": "2"}),
+        ([], 1, {}),
+    ],
+)
+def test_a_worker_gets_its_own_environment(env: Any, slot: int, expected: dict[str, str]) -> None:
+    assert own_env(env, slot) == expected
