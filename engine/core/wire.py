@@ -28,6 +28,9 @@ INLINE_MAX: Final = 32 * 1024  # bytes; above it joining costs more than a frame
 HEADER_MAX: Final = 16 * 1024 * 1024  # bytes; 1,000 requests with 8 KiB of HTTP headers each are half of it
 FRAMES_MAX: Final = 65_536  # frames of one parcel
 
+# All that decoding bytes of a broken or hostile peer may raise (a ValidationError is a DecodeError).
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
 
@@ -86,7 +89,7 @@ def decode(frames: Sequence[Buffer]) -> tuple[AnyMessage, list[Payload]]:
         raise ProtocolError(f"a header of {_nbytes(header)} bytes")
     try:
         message = _decoder.decode(header)
-    except (msgspec.DecodeError, RecursionError) as error:  # ValidationError is a DecodeError
+    except UNREADABLE as error:
         raise ProtocolError(f"unreadable header: {error}") from error
     kind = type(message)
     columns = _columns.get(kind)
@@ -170,7 +173,7 @@ def unpack_meta(meta: bytes) -> tuple[bytes, Pairs]:
         return b"", []
     try:
         return _meta_decoder.decode(meta)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise ProtocolError(f"unreadable request metadata: {error}") from error
 
 

@@ -1,0 +1,187 @@
+"""The door: admission, exactly one answer, deadlines, clients and frontends that go."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.core.batching import Policy
+from engine.core.front import EPOCH_SHIFT, FRONTEND_SILENCE_S, FrontSpec
+from engine.core.messages import FrontendBeat, StreamEvents, Submit
+from engine.core.stage import StageSpec
+from tests.core.twin import Twin, topology
+
+SPEC = StageSpec("s0", 1, Policy(4, 1 << 20, 0.010), timeout_s=60.0, kill_after_s=1.0, max_queue_bytes=1 << 20)
+
+
+def one_stage(capacity: int = 100, capacity_bytes: int = 1 << 20) -> Twin:
+    return Twin(topology(), [SPEC], FrontSpec(capacity, capacity_bytes))
+
+
+def rejected(twin: Twin) -> dict[str, int]:
+    return twin.front.stats.rejected
+
+
+def test_past_the_capacity_is_429_at_once() -> None:
+    twin = one_stage(capacity=2)
+    worker = twin.worker()
+    twin.submit(5)
+    assert [twin.answer(seq)[0] for seq in (3, 4, 5)] == [429] * 3
+    assert rejected(twin) == {"capacity": 3}
+    twin.finish(worker)
+    twin.submit(1, first=9)
+    twin.finish(worker)
+    assert twin.answer(9)[0] == 200
+    assert twin.is_empty()
+
+
+def test_past_the_capacity_in_bytes_is_429_but_one_is_always_taken() -> None:
+    twin = one_stage(capacity_bytes=7)
+    worker = twin.worker()
+    twin.submit(2)
+    assert twin.answer(2)[0] == 429
+    twin.finish(worker)
+    assert twin.answer(1)[0] == 200
+    twin = one_stage(capacity_bytes=1)
+    worker = twin.worker()
+    twin.submit(1)
+    twin.finish(worker)
+    assert twin.answer(1)[0] == 200
+
+
+def test_draining_is_503() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    twin.submit(1)
+    twin.front.draining = True
+    twin.submit(1, first=2)
+    assert twin.answer(2)[0] == 503
+    twin.finish(worker)
+    assert twin.answer(1)[0] == 200
+
+
+def test_no_worker_of_any_stage_of_the_route_is_503_naming_it() -> None:
+    twin = Twin(topology((0, 1), (0,), stages=2), [SPEC, SPEC])
+    twin.worker(0)
+    twin.submit(1)
+    assert twin.answer(1) == (503, b"service unavailable: stage s1 has no worker")
+    twin.submit(1, first=2, route=1)
+    assert (b"f", 2) not in twin.answers
+
+
+def test_no_time_left_is_408() -> None:
+    twin = one_stage()
+    twin.worker()
+    twin.submit(1, budget_s=0)
+    assert twin.answer(1)[0] == 408
+    assert rejected(twin) == {"deadline": 1}
+
+
+def test_an_unknown_route_is_an_error_of_that_request_alone() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    message = Submit([1, 2, 3], [0, 99, -1], [10**6] * 3, ["a", "b", "c"], [b""] * 3)
+    twin.front.submit(b"f", message, [b"x", b"y", b"z"], twin.now)
+    twin.run()
+    twin.finish(worker)
+    assert [twin.answer(seq)[0] for seq in (1, 2, 3)] == [200, 500, 500]
+
+
+def test_a_deadline_is_answered_wherever_the_item_is() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    twin.submit(1, budget_s=1.0)
+    twin.submit(2, first=2, budget_s=1.0)
+    twin.pass_time(1.01)
+    assert [twin.answer(seq) for seq in (1, 2, 3)] == [(408, b"inference timeout")] * 3
+    assert len(worker.lane) <= 2
+    while worker.lane:
+        twin.finish(worker)
+    assert twin.front.stats.duplicates >= 1
+    assert twin.is_empty()
+
+
+def test_the_next_deadline_is_known() -> None:
+    twin = one_stage()
+    twin.worker()
+    twin.submit(1, budget_s=5.0)
+    twin.submit(1, first=2, budget_s=3.0)
+    assert twin.front.expire(twin.now) == pytest.approx(twin.now + 3.0)
+
+
+def test_sent_again_is_admitted_once() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    twin.submit(1)
+    twin.submit(1)
+    twin.finish(worker)
+    assert not worker.lane
+    assert twin.answer(1)[0] == 200
+    assert twin.is_empty()
+
+
+def test_equal_numbers_of_two_frontends_are_two_requests() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    twin.submit(1, peer=b"a")
+    twin.submit(1, peer=b"b")
+    while worker.lane:
+        twin.finish(worker)
+    assert twin.answer(1, b"a")[0] == twin.answer(1, b"b")[0] == 200
+
+
+def test_a_frontend_that_dies_takes_its_requests_along() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    twin.submit(1, peer=b"a")
+    twin.submit(3, first=5, peer=b"b")
+    twin.front.gone(b"b")
+    twin.run()
+    assert not len(twin.stages[0].queue)
+    twin.finish(worker)
+    assert set(twin.answers) == {(b"a", 1)}
+    assert twin.is_empty()
+
+
+def test_a_silent_frontend_is_noticed_and_gets_a_new_session() -> None:
+    twin = one_stage()
+    twin.front.beat(b"a", FrontendBeat("one", 5, 0, b"m"), twin.now)
+    session = twin.front.frontends[b"a"].session
+    twin.pass_time(FRONTEND_SILENCE_S + 1)
+    assert twin.front.silent(twin.now) == [b"a"]
+    twin.front.gone(b"a")
+    twin.front.beat(b"a", FrontendBeat("one", 5, 0), twin.now)
+    assert twin.front.frontends[b"a"].session != session
+
+
+def test_uids_carry_the_epoch() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    twin.submit(1)
+    assert worker.lane[0][0].uids[0] >> EPOCH_SHIFT == 7
+
+
+def test_events_go_to_whoever_waits() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    twin.submit(2)
+    batch = worker.lane[0][0]
+    out = twin.front.events(StreamEvents(0, worker.key, [*batch.uids, 999]), [b"one", b"two", b"three"])
+    events, bodies = out[b"f"]
+    assert (events.seqs, bodies) == ([1, 2], [b"one", b"two"])
+
+
+def test_what_comes_back_with_ok_from_the_wrong_stage_is_no_answer() -> None:
+    twin = Twin(topology((0, 1), stages=2), [SPEC, SPEC])
+    a, b = twin.worker(0), twin.worker(1)
+    twin.submit(1)
+    lane = list(a.lane)
+    twin.finish(a)
+    a.lane = lane
+    batch = a.lane[0][0]
+    from engine.core.messages import Results
+
+    twin.deliver(Results(0, a.key, batch.batch, batch.uids, [200], [b""]), [b"early"], -1)
+    twin.run()
+    assert (b"f", 1) not in twin.answers
+    twin.finish(b)
+    assert twin.answer(1)[0] == 200

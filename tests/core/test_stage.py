@@ -1,0 +1,388 @@
+"""The rules of one stage: credits, replay, time limits, leaving. Over the twin; no sockets, no clock."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from engine.core.batching import Policy
+from engine.core.messages import PROTOCOL, CancelItems, Dismiss, Hello, Pulse, Refused, Revoke, WorkerBeat
+from engine.core.stage import ABSENT_S, SETTLE_S, SILENCE_S, StageSpec, WorkerState
+from tests.core.twin import Twin, topology
+
+SPEC = StageSpec("s0", 1, Policy(4, 1 << 20, 0.010), timeout_s=2.0, kill_after_s=1.0, max_queue_bytes=1 << 20)
+
+
+def one_stage(**changes: object) -> Twin:
+    return Twin(topology(), [replace(SPEC, **changes)])  # type: ignore[arg-type]
+
+
+def sizes(twin: Twin) -> dict[str, int]:
+    return twin.stages[0].stats.releases
+
+
+def test_a_lone_request_leaves_at_once_and_is_answered() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    twin.submit(1)
+    assert [batch.reason for batch, _ in worker.lane] == ["idle"]
+    twin.finish(worker)
+    assert twin.answer(1) == (200, b"body1+0")
+    assert twin.is_empty()
+
+
+def test_while_the_worker_is_busy_the_next_batch_grows_until_it_is_full() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    for seq in range(1, 10):
+        twin.submit(1, first=seq)
+    assert [(len(batch.uids), batch.reason) for batch, _ in worker.lane] == [(1, "idle"), (4, "full")]
+    assert len(twin.stages[0].queue) == 4  # no third batch: the credit is two
+
+
+def test_a_partial_batch_is_given_in_advance_past_its_wait() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    twin.submit(3)
+    assert len(worker.lane) == 1
+    twin.submit(2, first=10)
+    assert len(worker.lane) == 1
+    assert twin.run() == pytest.approx(twin.now + 0.010)
+    twin.pass_time(0.011)
+    assert [(len(batch.uids), batch.reason) for batch, _ in worker.lane] == [(3, "idle"), (2, "wait")]
+
+
+def test_an_idle_worker_is_preferred_to_a_busy_one() -> None:
+    twin = one_stage()
+    first, second = twin.worker(slot=1), twin.worker(slot=2)
+    twin.submit(1)
+    twin.submit(1, first=2)
+    assert (len(first.lane), len(second.lane)) == (1, 1)
+
+
+def test_in_advance_goes_to_the_worker_that_computes_longest() -> None:
+    twin = one_stage()
+    first, second = twin.worker(slot=1), twin.worker(slot=2)
+    twin.submit(1)
+    twin.pass_time(0.001)
+    twin.submit(1, first=2)
+    twin.submit(4, first=10)
+    assert (len(first.lane), len(second.lane)) == (2, 1)
+
+
+def test_a_killed_workers_items_go_to_the_front_in_their_order() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    twin.submit(1, first=1)
+    twin.submit(4, first=2)
+    twin.submit(3, first=6)
+    twin.kill(worker)
+    other = twin.worker()
+    (batch, _) = other.lane[0]
+    assert batch.request_ids == ["r1", "r2", "r3", "r4"]
+    assert batch.attempts == [2, 2, 2, 2]
+    while other.lane:
+        twin.finish(other)
+    assert all(twin.answer(seq)[0] == 200 for seq in range(1, 9))
+    assert twin.is_empty()
+
+
+def test_the_last_attempt_is_alone_with_nothing_behind_it() -> None:
+    twin = one_stage()
+    twin.submit(0)
+    worker = twin.worker()
+    twin.submit(4)
+    twin.kill(worker)
+    worker = twin.worker()
+    assert len(worker.lane[0][0].uids) == 4
+    twin.kill(worker)
+    worker = twin.worker()
+    twin.submit(8, first=50)
+    assert [(batch.request_ids, batch.reason) for batch, _ in worker.lane] == [(["r1"], "replay")]
+    twin.kill(worker)  # r1 is the poison: three workers died under it
+    assert twin.answer(1) == (500, b"internal error: workers of stage s0 died 3 times under this request")
+    worker = twin.worker()
+    while worker.lane:
+        assert len(worker.lane[0][0].uids) == 1 or not twin.stages[0].last_attempts
+        twin.finish(worker)
+    assert all(twin.answer(seq)[0] == 200 for seq in (2, 3, 4, *range(50, 58)))
+    assert twin.is_empty()
+
+
+def test_last_attempts_do_not_starve_under_load() -> None:
+    twin = one_stage(max_attempts=2)
+    worker = twin.worker()
+    twin.submit(1)
+    twin.kill(worker)
+    worker = twin.worker()
+    twin.finish(worker)
+    twin.submit(1, first=2)
+    twin.submit(40, first=100)
+    twin.kill(worker)
+    worker = twin.worker()
+    rounds = 0
+    while (b"f", 2) not in twin.answers:
+        twin.finish(worker)
+        rounds += 1
+        assert rounds < 10
+    assert twin.answer(2)[0] == 200
+
+
+def test_a_stage_that_is_not_idempotent_never_replays_and_says_so() -> None:
+    twin = one_stage(idempotent=False)
+    worker = twin.worker()
+    twin.submit(6)
+    assert len(worker.lane) == 1  # nothing in advance
+    twin.kill(worker)
+    twin.pass_time(SETTLE_S)
+    status, text = twin.answer(1)
+    assert status == 500
+    assert b"not replayed" in text
+    worker = twin.worker()
+    twin.finish(worker)
+    assert twin.answer(5)[0] == 200
+    assert twin.is_empty()
+
+
+def test_results_that_were_on_their_way_when_the_worker_died_count() -> None:
+    twin = one_stage(idempotent=False)
+    worker = twin.worker()
+    twin.submit(2)
+    lane = list(worker.lane)
+    twin.kill(worker)
+    worker.lane = lane
+    twin.finish(worker)
+    twin.pass_time(SETTLE_S)
+    assert twin.answer(1) == (200, b"body1+0")
+    assert twin.is_empty()
+
+
+def test_timeout_answers_and_takes_back_what_was_given_in_advance() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    twin.submit(1)
+    twin.submit(4, first=2)
+    twin.pass_time(2.0)
+    assert twin.answer(1) == (408, b"inference timeout")
+    assert worker.told == [Revoke([worker.lane[1][0].batch])]
+    assert not worker.killed
+    other = twin.worker(slot=2)
+    assert other.lane[0][0].request_ids == ["r2", "r3", "r4", "r5"]
+    assert other.lane[0][0].attempts == [1] * 4  # it was nobody's fault
+    twin.finish(worker)  # it comes back late: dropped, and it may work again
+    twin.skip(worker)
+    assert twin.stages[0].workers[worker.key].state is WorkerState.READY
+    twin.finish(other)
+    assert twin.is_empty()
+    assert twin.answer(1) == (408, b"inference timeout")
+
+
+def test_a_worker_that_computes_a_revoked_batch_all_the_same_does_no_harm() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    twin.submit(1)
+    twin.submit(4, first=2)
+    twin.pass_time(2.0)
+    other = twin.worker(slot=2)
+    twin.finish(worker)
+    twin.finish(worker)
+    twin.finish(other)
+    assert [twin.answer(seq)[0] for seq in range(1, 6)] == [408, 200, 200, 200, 200]
+    assert twin.front.stats.duplicates == 5
+    assert twin.is_empty()
+
+
+def test_a_stuck_worker_is_killed_after_the_further_time() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    twin.submit(1)
+    twin.pass_time(2.0)
+    twin.pass_time(0.99)
+    assert not worker.killed
+    twin.pass_time(0.02)
+    assert worker.killed
+    twin.kill(worker)
+    assert twin.is_empty()
+    assert twin.stages[0].stats.deaths == 1
+
+
+def test_the_second_batchs_time_begins_when_the_first_is_done() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    twin.submit(1)
+    twin.submit(4, first=2)
+    twin.pass_time(1.5)
+    twin.finish(worker)
+    twin.pass_time(1.9)
+    assert (b"f", 2) not in twin.answers
+    twin.pass_time(0.2)
+    assert twin.answer(2)[0] == 408
+
+
+def test_leaving_is_dismissed_when_nothing_is_in_flight() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    twin.submit(1)
+    twin.stages[0].leave(worker.key, twin.now)
+    twin.submit(5, first=2)
+    assert (len(worker.lane), worker.told) == (1, [])
+    twin.finish(worker)
+    assert worker.told == [Dismiss()]
+    twin.kill(worker)
+    assert twin.stages[0].stats.deaths == 0
+    other = twin.worker()
+    while other.lane:
+        twin.finish(other)
+    assert twin.is_empty()
+
+
+def test_silence_gives_a_remote_worker_up_but_not_a_local_one_that_computes() -> None:
+    for local, expected in ((True, 0), (False, 1)):
+        twin = Twin(topology(), [replace(SPEC, timeout_s=60.0)])
+        worker = twin.worker(local=local)
+        twin.submit(1)
+        twin.pass_time(SILENCE_S + 1)
+        assert twin.stages[0].stats.replayed == expected
+        assert (worker.key in twin.stages[0].workers) is local
+
+
+def test_an_idle_silent_worker_is_given_up_and_asked_to_say_hello_again() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    twin.pass_time(SILENCE_S + 1)
+    assert twin.stages[0].beat(WorkerBeat(worker.key), twin.now) == Pulse(7, False)
+
+
+def test_beats_keep_a_worker() -> None:
+    twin = one_stage()
+    worker = twin.worker(local=False)
+    for _ in range(30):
+        twin.pass_time(1.0)
+        assert twin.stages[0].beat(WorkerBeat(worker.key, b""), twin.now) == Pulse(7, True)
+
+
+def test_cancelled_items_leave_the_queue_and_workers_are_told() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    twin.submit(1)
+    twin.submit(2, first=2)
+    uid = worker.lane[0][0].uids[0]
+    twin.front.cancel(b"f", [1, 2])
+    twin.run()
+    assert worker.told == [CancelItems([uid])]
+    twin.finish(worker)
+    assert worker.lane[0][0].request_ids == ["r3"]
+    twin.finish(worker)
+    assert set(twin.answers) == {(b"f", 3)}
+    assert twin.is_empty()
+
+
+def test_a_full_queue_refuses_by_bytes() -> None:
+    twin = one_stage(max_queue_bytes=20)
+    worker = twin.worker()
+    twin.submit(1)
+    twin.submit(4, first=2)  # goes in advance
+    twin.submit(5, first=10)
+    outcomes = [twin.answers.get((b"f", seq)) for seq in range(10, 15)]
+    assert any(one is not None and one[0][0] == 429 for one in outcomes)
+    while worker.lane:
+        twin.finish(worker)
+    assert twin.is_empty()
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [({"protocol": PROTOCOL + 1}, "protocol"), ({"fingerprint": "other"}, "same stages.toml")],
+)
+def test_a_worker_of_another_deployment_is_refused(change: dict[str, object], word: str) -> None:
+    twin = one_stage()
+    good = {
+        "protocol": PROTOCOL,
+        "fingerprint": twin.topology.fingerprint,
+        "stage": "s0",
+        "slot": 1,
+        "pid": 1,
+        "host": "h",
+    }
+    answer = twin.stages[0].hello(Hello(**(good | change)), local=True, now=twin.now)  # type: ignore[arg-type]
+    assert isinstance(answer, Refused)
+    assert word in answer.reason
+
+
+def test_the_same_process_saying_hello_again_replaces_itself() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    twin.submit(2)
+    hello = Hello(PROTOCOL, twin.topology.fingerprint, "s0", 1, worker.pid, "here")
+    key = twin.stages[0].hello(hello, local=True, now=twin.now)
+    twin.run()
+    assert list(twin.stages[0].workers) == [key]
+    assert len(twin.stages[0].queue) == 2  # replayed
+
+
+def test_absence_is_told_only_after_a_while() -> None:
+    twin = one_stage()
+    assert twin.front.stages[0].absent_at <= twin.now
+    worker = twin.worker()
+    assert twin.front.stages[0].absent_at > twin.now + 1e9
+    twin.kill(worker)
+    assert twin.front.stages[0].absent_at == twin.now + ABSENT_S
+    twin.submit(1)
+    assert (b"f", 1) not in twin.answers
+    twin.pass_time(ABSENT_S)
+    twin.submit(1, first=2)
+    assert twin.answer(2)[0] == 503
+
+
+def test_two_stages_hold_the_item_until_the_next_has_it() -> None:
+    twin = Twin(topology((0, 1), stages=2), [SPEC, replace(SPEC, name="s1")])
+    a, b = twin.worker(0), twin.worker(1)
+    twin.submit(2)
+    twin.finish(a, lost=True)  # computed, and then killed before the results left it
+    assert twin.stages[0].state().in_flight == 2
+    twin.kill(a)
+    a = twin.worker(0)
+    twin.finish(a, twice=True)  # and a copy of the results on top
+    assert len(b.lane) == 1
+    twin.finish(b)
+    assert [twin.answer(seq) for seq in (1, 2)] == [(200, b"body1+0+1"), (200, b"body2+0+1")]
+    assert twin.is_empty()
+
+
+def test_an_error_at_the_first_stage_skips_the_second() -> None:
+    twin = Twin(topology((0, 1), stages=2), [SPEC, replace(SPEC, name="s1")])
+    a, b = twin.worker(0), twin.worker(1)
+    twin.submit(2)
+    twin.finish(a, statuses={"r1": 422})
+    assert twin.answer(1)[0] == 422
+    twin.finish(b)
+    assert twin.answer(2)[0] == 200
+    assert twin.is_empty()
+
+
+def test_a_shared_stage_serves_items_of_both_routes_in_one_batch() -> None:
+    twin = Twin(topology((0, 1), (1,), stages=2), [SPEC, replace(SPEC, name="s1")])
+    a, b = twin.worker(0), twin.worker(1)
+    twin.submit(1, first=1, route=0)
+    twin.submit(1, first=5, route=1)
+    twin.finish(b)
+    twin.finish(a)
+    twin.finish(b)
+    assert twin.answer(1) == (200, b"body1+0+1")
+    assert twin.answer(5) == (200, b"body5+1")
+    assert twin.is_empty()
+
+
+def test_a_failure_of_a_stale_copy_does_not_hurt_the_one_that_went_on() -> None:
+    twin = Twin(topology((0, 1), stages=2), [replace(SPEC, max_attempts=1), replace(SPEC, name="s1")])
+    a, b = twin.worker(0), twin.worker(1)
+    twin.submit(1)
+    lane = list(a.lane)
+    twin.finish(a)  # stage 1 has it ...
+    a.lane = lane
+    assert twin.stages[0].workers[a.key].batches == {}
+    twin.kill(a)
+    twin.finish(b)
+    assert twin.answer(1)[0] == 200
+    assert twin.is_empty()

@@ -1,0 +1,140 @@
+"""The whole broker under random faults: every request gets exactly one answer, and nothing is left behind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.core.batching import Policy
+from engine.core.stage import StageSpec
+from tests.core.twin import FakeWorker, Twin, topology
+
+SPEC = StageSpec("s0", 2, Policy(3, 1 << 20, 0.010), timeout_s=2.0, kill_after_s=1.0, max_queue_bytes=1 << 20)
+STEPS = (
+    "submit",
+    "submit",
+    "finish",
+    "finish",
+    "finish",
+    "lost",
+    "twice",
+    "kill",
+    "start",
+    "wait",
+    "long",
+    "cancel",
+    "leave",
+    "error",
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_exactly_one_answer_whatever_happens(data: st.DataObject) -> None:
+    idempotent = data.draw(st.booleans())
+    twin = Twin(
+        topology((0, 1), (1,), (0, 1, 2), stages=3),
+        [replace(SPEC, name=f"s{index}", idempotent=idempotent or index != 1) for index in range(3)],
+    )
+    for stage in (0, 1, 2):
+        twin.worker(stage)
+    submitted: dict[int, int] = {}
+    cancelled: set[int] = set()
+    for _ in range(data.draw(st.integers(1, 60))):
+        step = data.draw(st.sampled_from(STEPS))
+        workers = list(twin.workers.values())
+        busy = [worker for worker in workers if worker.lane]
+        if step == "submit":
+            n, route = data.draw(st.integers(1, 7)), data.draw(st.integers(0, 2))
+            first = len(submitted) + 1
+            twin.submit(n, first=first, route=route, budget_s=data.draw(st.sampled_from([0.5, 5.0, 50.0])))
+            submitted.update(dict.fromkeys(range(first, first + n), route))
+        elif step in ("finish", "lost", "twice", "error") and busy:
+            worker = data.draw(st.sampled_from(busy))
+            position = 0  # a worker takes its lane in order
+            guilty = {worker.lane[0][0].request_ids[0]: 422} if step == "error" else None
+            if step == "lost":
+                twin.finish(worker, position=position, lost=True)
+                twin.kill(worker)  # only a death loses results
+            else:
+                twin.finish(worker, position=position, twice=step == "twice", statuses=guilty)
+        elif step == "kill" and workers:
+            twin.kill(data.draw(st.sampled_from(workers)))
+        elif step == "start":
+            twin.worker(data.draw(st.integers(0, 2)), slot=data.draw(st.integers(1, 2)))
+        elif step == "leave" and workers:
+            worker = data.draw(st.sampled_from(workers))
+            twin.stages[worker.stage].leave(worker.key, twin.now)
+            twin.run()
+        elif step == "wait":
+            twin.pass_time(0.02)
+        elif step == "long":
+            twin.pass_time(data.draw(st.sampled_from([0.6, 2.1, 3.2])))
+        elif step == "cancel" and submitted:
+            seq = data.draw(st.sampled_from(sorted(submitted)))
+            if (b"f", seq) not in twin.answers:
+                cancelled.add(seq)
+                twin.front.cancel(b"f", [seq])
+                twin.run()
+        bury(twin)
+    # The faults end: every stage has a worker, and all that is under way is finished.
+    for _ in range(200):
+        bury(twin)
+        for stage in (0, 1, 2):
+            if not any(worker.stage == stage for worker in twin.workers.values()):
+                twin.worker(stage)
+        busy = [worker for worker in twin.workers.values() if worker.lane]
+        for worker in busy:
+            if worker.lane:
+                twin.finish(worker)
+        twin.pass_time(0.05)
+        if not busy and twin.is_empty():
+            break
+    assert twin.is_empty()
+    for seq, route in submitted.items():
+        if seq in cancelled:
+            assert (b"f", seq) not in twin.answers
+            continue
+        status, body = twin.answer(seq)  # exactly one
+        assert status in (200, 408, 422, 429, 500, 503)
+        if status == 200:
+            stages = twin.topology.routes[route].stages
+            assert body == b"body%d" % seq + b"".join(b"+%d" % stage for stage in stages)
+
+
+def bury(twin: Twin) -> None:
+    """Workers that were killed for being stuck do end."""
+    for worker in list(twin.workers.values()):
+        if worker.killed or _is_dismissed(worker):
+            twin.kill(worker)
+
+
+def _is_dismissed(worker: FakeWorker) -> bool:
+    return any(type(message).__name__ == "Dismiss" for message in worker.told)
+
+
+@settings(max_examples=100, deadline=None)
+@given(poison=st.sets(st.integers(1, 20), max_size=3), workers=st.integers(1, 3))
+def test_items_that_kill_their_worker_fail_alone(poison: set[int], workers: int) -> None:
+    twin = Twin(topology(), [SPEC])
+    for slot in range(workers):
+        twin.worker(slot=slot + 1)
+    twin.submit(20)
+    deadly = {f"r{seq}" for seq in poison}
+    for _ in range(500):
+        busy = [worker for worker in twin.workers.values() if worker.lane]
+        if not busy:
+            break
+        for worker in busy:
+            if not worker.lane or (worker.stage, worker.key) not in twin.workers:
+                continue
+            if deadly & set(worker.lane[0][0].request_ids):
+                twin.kill(worker)
+                twin.worker(slot=1)
+            else:
+                twin.finish(worker)
+    assert twin.is_empty()
+    for seq in range(1, 21):
+        assert twin.answer(seq)[0] == (500 if seq in poison else 200)

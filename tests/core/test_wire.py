@@ -1,0 +1,196 @@
+"""Parcels: what goes in comes out, and nothing else comes in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.core import messages, wire
+from engine.core.messages import Answers, AnyMessage, Batch, Hello, Message, Results, Submit
+from engine.errors import ProtocolError
+
+ids = st.integers(0, 2**62)
+small = st.binary(max_size=200)
+payload = st.one_of(
+    small,
+    st.integers(wire.INLINE_MAX - 1, wire.INLINE_MAX + 2).map(bytes),
+    st.lists(small, min_size=2, max_size=4).map(tuple),
+    st.just((b"alone",)),
+)
+
+
+def normal(one: wire.Payload) -> tuple[bytes, ...]:
+    return tuple(bytes(part) for part in one) if isinstance(one, tuple) else (bytes(one),)
+
+
+def submit(n: int) -> Submit:
+    return Submit(list(range(n)), [0] * n, [1000] * n, ["r"] * n, [b""] * n)
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(ids, st.integers(0, 9), st.text(max_size=20), st.binary(max_size=50), payload), max_size=20))
+def test_round_trip_of_columns_and_payloads(rows: list[Any]) -> None:
+    message = Submit(
+        seqs=[row[0] for row in rows],
+        routes=[row[1] for row in rows],
+        budgets_us=[5] * len(rows),
+        request_ids=[row[2] for row in rows],
+        metas=[row[3] for row in rows],
+    )
+    payloads = [row[4] for row in rows]
+    decoded, got = wire.decode(wire.encode(message, payloads))
+    assert isinstance(decoded, Submit)
+    assert msgspec.structs.replace(decoded, layout=[]) == msgspec.structs.replace(message, layout=[])
+    assert [normal(one) for one in got] == [normal(one) for one in payloads]
+
+
+every_kind = [kind for kind in AnyMessage.__args__]  # type: ignore[attr-defined]  # a union at run time
+
+
+@pytest.mark.parametrize("kind", every_kind)
+@given(data=st.data())
+@settings(max_examples=20)
+def test_round_trip_of_every_message(kind: type[Message], data: st.DataObject) -> None:
+    fields: dict[str, Any] = {}
+    n = data.draw(st.integers(0, 4))
+    for field in msgspec.structs.fields(kind):
+        if field.name == "layout":
+            continue
+        fields[field.name] = data.draw(_values(field.type, n), label=field.name)
+    message = kind(**fields)
+    columns = wire._column_names(kind)
+    carries = any(field.name == "layout" for field in msgspec.structs.fields(kind))
+    payloads = [b"p%d" % i for i in range(n)] if columns else [b"body"] if carries else []
+    decoded, got = wire.decode(wire.encode(message, payloads))
+    assert type(decoded) is kind
+    for name, value in fields.items():
+        assert getattr(decoded, name) == value
+    assert got == payloads
+
+
+def _values(kind: Any, n: int) -> st.SearchStrategy[Any]:
+    origin, args = getattr(kind, "__origin__", None), getattr(kind, "__args__", ())
+    if origin is list:
+        return st.lists(_values(args[0], n), min_size=n, max_size=n)
+    if origin is dict:
+        return st.just({})
+    if hasattr(kind, "__metadata__"):
+        return _values(args[0], n)
+    return {
+        int: st.integers(0, 2**40),
+        str: st.text(max_size=30),
+        bytes: st.binary(max_size=30),
+        bool: st.booleans(),
+        messages.StageState: st.just(messages.StageState("s", 1, 1, 0, 0, 0)),
+    }[kind]
+
+
+def test_inlined_payloads_share_one_frame_and_large_ones_are_untouched() -> None:
+    large = bytes(wire.INLINE_MAX + 1)
+    view = memoryview(bytearray(100_000))
+    frames = wire.encode(submit(4), [b"a", large, b"b", view])
+    assert frames[1] == b"ab"
+    assert frames[2] is large
+    assert frames[3] is view
+    assert wire.decode(frames)[1][1] is large
+
+
+def frames_of(message: Message, *rest: bytes) -> list[wire.Buffer]:
+    return [msgspec.msgpack.encode(message), *rest]
+
+
+MALFORMED: dict[str, list[wire.Buffer]] = {
+    "no frames": [],
+    "an empty header": [b""],
+    "not msgpack": [b"\xc1\xff\xff"],
+    "half a header": [wire.encode(submit(3), [b"a"] * 3)[0][:9], b"aaa"],
+    "a map in place of an array": [msgspec.msgpack.encode({"seqs": []})],
+    "an unknown tag": [msgspec.msgpack.encode([999, 1, 2])],
+    "a wrong type": [msgspec.msgpack.encode([2, ["one"]])],
+    "a negative number": [msgspec.msgpack.encode([2, [-1]])],
+    "too few fields": [msgspec.msgpack.encode([1, [1]])],
+    "an endless name": frames_of(Hello(1, "f", "x" * 300, 1, 1, "h")),
+    "columns of different lengths": frames_of(Submit([1, 2], [0], [1], ["r"], [b""], [1]), b"x"),
+    "items without payloads": frames_of(submit(2)),
+    "a layout without payloads": frames_of(Submit([1], [0], [1], ["r"], [b""], [1])),
+    "more items than payloads": frames_of(Submit([1, 2], [0] * 2, [1] * 2, ["r"] * 2, [b""] * 2, [1]), b"x"),
+    "a blob that is too short": frames_of(Submit([1], [0], [1], ["r"], [b""], [5]), b"x"),
+    "a blob that is too long": frames_of(Submit([1], [0], [1], ["r"], [b""], [1]), b"xyz"),
+    "a missing frame": frames_of(Submit([1], [0], [1], ["r"], [b""], [-1]), b""),
+    "several missing frames": frames_of(Submit([1], [0], [1], ["r"], [b""], [-3]), b"", b"1", b"2"),
+    "a frame too many": frames_of(Submit([1], [0], [1], ["r"], [b""], [1]), b"x", b"y"),
+    "payloads on a message without": frames_of(messages.Cancel([1]), b"x"),
+    "deep nesting": [b"\x91" * 100_000],
+    "a huge promised length": [b"\x98\x01\xdd\xff\xff\xff\xff"],
+}
+
+
+@pytest.mark.parametrize("frames", MALFORMED.values(), ids=MALFORMED.keys())
+def test_malformed_parcels_are_protocol_errors(frames: list[wire.Buffer]) -> None:
+    with pytest.raises(ProtocolError):
+        wire.decode(frames)
+
+
+def test_bounds_on_header_and_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "HEADER_MAX", 20)
+    monkeypatch.setattr(wire, "FRAMES_MAX", 3)
+    with pytest.raises(ProtocolError, match="header of"):
+        wire.decode(wire.encode(submit(20), [b""] * 20))
+    with pytest.raises(ProtocolError, match="4 frames"):
+        wire.decode([b"x"] * 4)
+
+
+@given(st.lists(st.binary(max_size=60), min_size=1, max_size=4))
+@settings(max_examples=300)
+def test_random_bytes_never_do_anything_else(frames: list[bytes]) -> None:
+    try:
+        wire.decode(frames)
+    except ProtocolError:
+        pass  # the expected outcome; a random valid message is possible too
+
+
+@given(st.integers(0, 5), st.data())
+@settings(max_examples=300)
+def test_a_flipped_byte_never_does_anything_else(n: int, data: st.DataObject) -> None:
+    batch = Batch(7, 1, "idle", list(range(n)), [0] * n, [9] * n, [1] * n, ["r"] * n, [b"m"] * n, [b"t" * 12] * n)
+    frames = [bytearray(frame) for frame in wire.encode(batch, [b"payload"] * n)]
+    frame = data.draw(st.sampled_from([f for f in frames if f]))
+    position = data.draw(st.integers(0, len(frame) - 1))
+    frame[position] ^= data.draw(st.integers(1, 255))
+    try:
+        wire.decode(frames)
+    except ProtocolError:
+        pass
+
+
+def test_older_peers_ignore_a_new_field() -> None:
+    header = msgspec.msgpack.decode(wire.encode(messages.Cancel([5]))[0])
+    message, _ = wire.decode([msgspec.msgpack.encode([*header, "from the future"])])
+    assert message == messages.Cancel([5])
+
+
+def test_meta_round_trip_and_errors() -> None:
+    meta = wire.pack_meta(b"a=1", [(b"host", b"x")])
+    assert wire.unpack_meta(meta) == (b"a=1", [(b"host", b"x")])
+    assert wire.unpack_meta(b"") == (b"", [])
+    with pytest.raises(ProtocolError):
+        wire.unpack_meta(b"\xc1")
+
+
+def test_trails() -> None:
+    trail = wire.pack_step(1, 2, 3) + wire.pack_step(-5, 2**40, 0)
+    assert wire.unpack_trail(trail) == [(1, 2, 3), (0, 2**32 - 1, 0)]
+    assert wire.unpack_trail(trail + b"torn") == wire.unpack_trail(trail)
+
+
+def test_results_and_answers_keep_sparse_headers() -> None:
+    results = Results(0, 1, 2, [5, 6], [200, 418], [b"", b""], "text/plain", 10, {1: {"x-a": "b"}})
+    decoded, _ = wire.decode(wire.encode(results, [b"", b"no"]))
+    assert isinstance(decoded, Results)
+    assert decoded.headers == {1: {"x-a": "b"}}
+    answers = Answers(1, [5], [200], ["m"], [b""], {0: {"a": "b"}})
+    assert wire.decode(wire.encode(answers, [b"x"]))[0].headers == {0: {"a": "b"}}  # type: ignore[union-attr]
