@@ -60,15 +60,6 @@ def format_size(size: int) -> str:
     return f"{size // factor} {unit}"
 
 
-def format_time(seconds: float) -> str:
-    """A time in the unit people would choose: ``0.25`` -> ``"250 ms"``, ``600`` -> ``"10 min"``."""
-    for unit in ("h", "min", "s", "ms"):
-        number = seconds * TIMES["s"] / TIMES[unit]
-        if number == int(number) and number >= 1:
-            return f"{int(number)} {unit}"
-    return f"{seconds:g} s"
-
-
 def _split(text: str, units: Mapping[str, int], bare: str) -> tuple[Decimal, int]:
     match = _FORM.fullmatch(text.strip())
     if match is None:

@@ -1,0 +1,611 @@
+"""stages.toml -> Deployment: values, defaults, precedence, and every problem in one error."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engine.config import add_flags, build, dump, flags_of, load, name_from, read_key, run_dir
+from engine.config.flags import flags
+from engine.config.forms import BadValue
+from engine.config.schema import SECTIONS, key_of, keys
+from engine.errors import ConfigError
+
+MINIMAL = '[[stage]]\nname = "encode"\nworker = "service:Encode"\n'
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Load a text as stages.toml, with an empty environment unless told otherwise."""
+
+    def read(text, *, flags=None, environ=None):
+        path = tmp_path / "stages.toml"
+        path.write_text(text, encoding="utf-8")
+        return load(path, flags=flags or {}, environ=environ or {})
+
+    return read
+
+
+@pytest.fixture
+def problems(read, tmp_path):
+    """The lines of the ConfigError that a text leads to, with the folder cut off."""
+
+    def problems(text, **about):
+        with pytest.raises(ConfigError) as caught:
+            read(text, **about)
+        return [line.removeprefix(f"{tmp_path}{os.sep}") for line in caught.value.problems]
+
+    return problems
+
+
+# --- what a right file becomes ---------------------------------------------------------------------------------------
+
+
+def test_one_stage_is_a_whole_deployment(read, tmp_path):
+    deployment = read(MINIMAL)
+    (stage,) = deployment.stages
+    (route,) = deployment.routes
+    assert deployment.file == tmp_path / "stages.toml"
+    assert (stage.name, stage.worker, stage.num) == ("encode", "service:Encode", 1)
+    assert (route.path, route.stages) == ("/inference", ("encode",))
+    assert deployment.topology.stages == ("encode",)
+
+
+def test_the_file_of_the_design_is_read_as_meant(read):
+    deployment = read("""
+        [engine]
+        name = "embedding"
+        grace = 10.0
+        [frontend]
+        address = "0.0.0.0"
+        port = 8000
+        workers = 1
+        timeout = 3.0
+        capacity = 1024
+        max_request_size = "10 MiB"
+        compression = false
+        [[stage]]
+        name = "tokenize"
+        worker = "service:Tokenize"
+        [[stage]]
+        name = "encode"
+        worker = "service:Encode"
+        num = 2
+        max_batch_size = 32
+        max_wait_time = 10           # ms
+        timeout = 3.0
+        device = ["cuda:0", "cuda:1"]
+        cpus = [0, 1]
+        env = { TOKENIZERS_PARALLELISM = "false" }
+        args = { model = "all-MiniLM-L6-v2", depth = [1, { x = 2.5 }] }
+        [[route]]
+        path = "/v1/embeddings"
+        stages = ["tokenize", "encode"]
+    """)
+    stage = deployment.stage("encode")
+    assert deployment.engine.name == "embedding"
+    assert deployment.frontend.max_request_size == 10 << 20
+    assert (stage.max_wait_time, stage.timeout) == (10.0, 3.0)
+    assert (stage.device, stage.cpus) == (["cuda:0", "cuda:1"], [0, 1])
+    assert stage.env == {"TOKENIZERS_PARALLELISM": "false"}
+    assert stage.args == {"model": "all-MiniLM-L6-v2", "depth": [1, {"x": 2.5}]}
+    assert deployment.routes[0].stages == ("tokenize", "encode")
+
+
+def test_units_are_resolved_times_to_seconds_waits_to_ms_sizes_to_bytes(read):
+    deployment = read(
+        '[engine]\ngrace = "1 min"\n[frontend]\nmax_request_size = "64KiB"\ntimeout = "250ms"\n'
+        + MINIMAL
+        + 'max_wait_time = "0.5 s"\nmax_batch_bytes = 1000\n'
+    )
+    assert deployment.engine.grace == 60.0
+    assert deployment.frontend.max_request_size == 65536
+    assert deployment.frontend.timeout == 0.25
+    assert deployment.stages[0].max_wait_time == 500.0
+    assert deployment.stages[0].max_batch_bytes == 1000
+
+
+def test_an_integer_is_accepted_for_a_float_and_becomes_one(read):
+    grace = read("[engine]\ngrace = 5\n" + MINIMAL).engine.grace
+    assert grace == 5.0
+    assert type(grace) is float
+
+
+def test_defaults_that_depend_on_other_keys_are_filled_in(read, tmp_path):
+    deployment = read("[frontend]\ntimeout = 7\n" + MINIMAL + "idempotent = false\n")
+    stage = deployment.stages[0]
+    assert (stage.timeout, stage.kill_after, stage.isolate) == (7.0, 7.0, False)
+    assert deployment.engine.name == name_from(tmp_path.name)
+    own = read(MINIMAL + "timeout = 2\nkill_after = 30\nidempotent = false\nisolate = true\n").stages[0]
+    assert (own.timeout, own.kill_after, own.isolate) == (2.0, 30.0, True)
+    assert read(MINIMAL).stages[0].isolate is True
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("embedding", "embedding"), ("my model (2)", "my-model-2"), ("..", "deployment"), ("é", "deployment")],
+)
+def test_a_folder_name_becomes_a_valid_name(folder, name):
+    assert name_from(folder) == name
+    assert read_key("engine", "name", name) == name
+
+
+def test_default_route_takes_all_stages_in_file_order(read):
+    text = "".join(f'[[stage]]\nname = "{name}"\nworker = "m:C"\n' for name in ("c", "a", "b"))
+    assert read(text).routes[0].stages == ("c", "a", "b")
+
+
+def test_a_stage_may_serve_several_routes(read):
+    text = MINIMAL + '[[route]]\npath = "/a"\nstages = ["encode"]\n[[route]]\npath = "/b"\nstages = ["encode"]\n'
+    assert [route.path for route in read(text).routes] == ["/a", "/b"]
+
+
+def test_environment_values_become_strings_for_all_or_for_each(read):
+    assert read(MINIMAL + "env = { A = 1, B = true, C = 0.5, D = 'x' }").stages[0].env == {
+        "A": "1",
+        "B": "true",
+        "C": "0.5",
+        "D": "x",
+    }
+    each = read(MINIMAL + "num = 2\nenv = [{ GPU = 0 }, { GPU = 1 }]").stages[0].env
+    assert each == [{"GPU": "0"}, {"GPU": "1"}]
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1", ["cuda:0", "cpu"]])
+def test_devices_that_are_understood(read, device):
+    assert read(MINIMAL + f"device = {json.dumps(device)}").stages[0].device == device
+
+
+@pytest.mark.parametrize("cpus", ["auto", "all", [0], [0, 1], [[0, 1], [2, 3]]])
+def test_cpus_that_are_understood(read, cpus):
+    assert read(MINIMAL + f"num = 2\ncpus = {json.dumps(cpus)}").stages[0].cpus == cpus
+
+
+@pytest.mark.parametrize(
+    "bind", ["tcp://127.0.0.1:7000", "tcp://127.8.8.8:1", "tcp://[::1]:65000", "tcp://localhost:7000"]
+)
+def test_loopback_binds_are_accepted(read, bind):
+    assert read(f'[engine]\nbind = "{bind}"\n' + MINIMAL).engine.bind == bind
+
+
+@pytest.mark.parametrize(
+    ("given_", "address"), [("::1", "::1"), ("[::]", "::"), ("localhost", "localhost"), ("0.0.0.0",) * 2]
+)
+def test_addresses_names_ipv4_ipv6(read, given_, address):
+    assert read(f'[frontend]\naddress = "{given_}"\n' + MINIMAL).frontend.address == address
+
+
+def test_a_folder_stands_for_the_file_in_it(read, tmp_path):
+    assert read(MINIMAL) == load(tmp_path, environ={})
+
+
+# --- what a wrong file is told ---------------------------------------------------------------------------------------
+
+
+def test_every_problem_is_told_at_once_with_file_key_and_expectation(problems):
+    lines = problems("""
+        [frontend]
+        port = "abc"
+        [[stage]]
+        name = "tokenize"
+        worker = "service:Tokenize"
+        [[stage]]
+        name = "encode"
+        worker = "service:Encode"
+        max_batch_sise = 3
+        num = true
+    """)
+    assert lines == [
+        'stages.toml: frontend.port: expected an integer from 0 to 65535, got "abc"',
+        'stages.toml: stage[1] "encode".max_batch_sise: unknown key; did you mean max_batch_size?',
+        'stages.toml: stage[1] "encode".num: expected an integer from 1 to 4096, got true',
+    ]
+
+
+STAGE = 'stages.toml: stage[0] "encode".'
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "stages.toml: stage: expected at least one [[stage]] table"),
+        ("stage = 3", "stages.toml: stage: expected tables, each written [[stage]], got 3"),
+        ('[stage]\nname = "a"', 'stages.toml: stage: expected tables, each written [[stage]], got {"name": "a"}'),
+        ("engine = 1\n" + MINIMAL, "stages.toml: engine: expected a table, written [engine], got 1"),
+        ("[stages]\n" + MINIMAL, "stages.toml: stages: unknown section; did you mean [[stage]]?"),
+        (
+            "[zzz]\n" + MINIMAL,
+            "stages.toml: zzz: unknown section; sections are [engine], [frontend], [[stage]], [[route]]",
+        ),
+        ("[engine]\nport = 1\n" + MINIMAL, "stages.toml: engine.port: unknown key; it belongs to [frontend]"),
+        ("[engine]\nxyzzy = 1\n" + MINIMAL, "stages.toml: engine.xyzzy: unknown key"),
+        (
+            '[[stage]]\nworker = "m:C"',
+            "stages.toml: stage[0].name: missing; expected a name of at most 64 letters, digits, _ . and -",
+        ),
+        ('[[stage]]\nname = "encode"', STAGE + 'worker: missing; expected "module:Class"'),
+        (MINIMAL + "num = 0", STAGE + "num: expected an integer from 1 to 4096, got 0"),
+        (MINIMAL + "num = 1.0", STAGE + "num: expected an integer from 1 to 4096, got 1.0"),
+        (MINIMAL + 'num = "2"', STAGE + 'num: expected an integer from 1 to 4096, got "2"'),
+        (MINIMAL + "eager = 1", STAGE + "eager: expected true or false, got 1"),
+        (MINIMAL + 'isolate = "no"', STAGE + 'isolate: expected true or false, got "no"'),
+        (
+            MINIMAL + "timeout = nan",
+            STAGE + 'timeout: expected a time like "2.5 s" or "250 ms" or a number of seconds from 0 to 86400, got NaN',
+        ),
+        (
+            MINIMAL + 'max_wait_time = "3 parsecs"',
+            STAGE
+            + 'max_wait_time: expected a time like "10 ms" or "0.5 s" or a number of milliseconds from 0 to 600000, '
+            "got \"3 parsecs\" (unknown unit 'parsecs'; units are us, ms, s, min, h)",
+        ),
+        (
+            '[engine]\nlog_level = "warn"\n' + MINIMAL,
+            'stages.toml: engine.log_level: expected one of "debug", "info", "warning", "error", got "warn"; '
+            "did you mean warning?",
+        ),
+        (
+            MINIMAL + MINIMAL,
+            'stages.toml: stage[1] "encode".name: stage[0] has this name already',
+        ),
+        (
+            MINIMAL + "num = 3\nenv = [{}, {}]",
+            STAGE + "env: expected one table, or one for each of num = 3 workers, got 2",
+        ),
+        (
+            MINIMAL + "num = 3\ncpus = [[0], [1]]",
+            STAGE + "cpus: expected one list, or one for each of num = 3 workers, got 2",
+        ),
+        (
+            MINIMAL + "args = { since = 2020-01-01 }",
+            STAGE + "args: expected a table of strings, numbers, booleans, lists and tables, "
+            "got datetime.date(2020, 1, 1) at since; write a date as a string",
+        ),
+        (
+            MINIMAL + '[[route]]\npath = "/a"\nstages = ["encoed"]',
+            'stages.toml: route[0] "/a".stages: there is no stage "encoed"; did you mean encode?',
+        ),
+        (
+            MINIMAL + '[[route]]\npath = "/a"\nstages = []',
+            'stages.toml: route[0] "/a".stages: expected a list of stage names, got [] (at least one)',
+        ),
+        (
+            MINIMAL + '[[route]]\npath = "/a"\nstages = ["encode", "encode"]',
+            'stages.toml: route[0] "/a".stages: expected a list of stage names, got ["encode", "encode"] '
+            "(encode more than once)",
+        ),
+        (
+            MINIMAL + 2 * '[[route]]\npath = "/a"\nstages = ["encode"]\n',
+            'stages.toml: route[1] "/a".path: route[0] has this path already',
+        ),
+        (
+            MINIMAL + '[[stage]]\nname = "spare"\nworker = "m:C"\n[[route]]\npath = "/a"\nstages = ["encode"]\n',
+            'stages.toml: route: no route passes through stage "spare"; name it in one, or remove it',
+        ),
+        (
+            '[engine]\nbind = "tcp://127.0.0.1:65000"\n'
+            + "".join(f'[[stage]]\nname = "s{index}"\nworker = "m:C"\n' for index in range(300)),
+            "stages.toml: engine.bind: 300 stages need the ports up to 65602; expected a lower PORT",
+        ),
+    ],
+)
+def test_one_problem_one_line(problems, text, problem):
+    assert problems(text) == [problem]
+
+
+@pytest.mark.parametrize("name", ["", "a b", "ä", "-a", "a/b", "x" * 65])
+def test_stage_names_have_a_charset(problems, name):
+    (line,) = problems(f'[[stage]]\nname = {json.dumps(name)}\nworker = "m:C"')
+    assert ".name: expected a name of at most 64 letters, digits, _ . and -" in line
+
+
+@pytest.mark.parametrize("worker", ["service", "service:", ":C", "a b:C", "service:C()", "service.C", "service.py"])
+def test_a_worker_is_module_and_class(problems, worker):
+    (line,) = problems(f'[[stage]]\nname = "encode"\nworker = {json.dumps(worker)}')
+    assert line == f'{STAGE}worker: expected "module:Class", got {json.dumps(worker)}'
+
+
+@pytest.mark.parametrize("path", ["a", "", "/a?b", "/a#b", "/{id}", "/a b", "/ä"])
+def test_a_path_is_literal_and_begins_with_a_slash(problems, path):
+    (line,) = problems(MINIMAL + f'[[route]]\npath = {json.dumps(path)}\nstages = ["encode"]')
+    assert '.path: expected a path like "/v1/embeddings", got' in line
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/metrics", "/openapi", "/openapi/metadata.json"])
+def test_reserved_paths_are_refused(problems, path):
+    (line,) = problems(MINIMAL + f'[[route]]\npath = "{path}"\nstages = ["encode"]')
+    assert "reserved: / /healthz /readyz /metrics /openapi and below /openapi" in line
+
+
+@pytest.mark.parametrize(
+    "bind", ["tcp://0.0.0.0:7000", "tcp://10.0.0.1:7000", "tcp://[::]:7000", "tcp://example.org:7000"]
+)
+def test_a_bind_that_others_can_reach_is_refused_for_lack_of_authentication(problems, bind):
+    (line,) = problems(f'[engine]\nbind = "{bind}"\n' + MINIMAL)
+    assert "the broker cannot authenticate them yet" in line
+
+
+@pytest.mark.parametrize(
+    "bind", ["7000", "127.0.0.1:7000", "udp://127.0.0.1:7000", "tcp://127.0.0.1", "tcp://127.0.0.1:0", "tcp://:7000",
+             "tcp://127.0.0.1:65001", "tcp://127.0.0.1:70000", "tcp://127.0.0.1:7000/x", "tcp://[::1:7000", "tcp://127.0.0.1:x"]
+)  # fmt: skip
+def test_a_bind_is_an_endpoint_with_host_and_port(problems, bind):
+    (line,) = problems(f'[engine]\nbind = "{bind}"\n' + MINIMAL)
+    assert "expected tcp://HOST:PORT with a port from 1 to 65000" in line
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("device", "gpu"),
+        ("device", []),
+        ("device", ["auto"]),
+        ("device", "cuda:x"),
+        ("device", 0),
+        ("cpus", "some"),
+        ("cpus", []),
+        ("cpus", [0, 0]),
+        ("cpus", [-1]),
+        ("cpus", [True]),
+        ("cpus", [[0], []]),
+        ("cpus", [[0], 1]),
+        ("env", "A=1"),
+        ("env", {"": "x"}),
+        ("env", {"A=B": "x"}),
+        ("env", {"A": None}),
+        ("env", {"A": "x\0"}),
+        ("env", ["A"]),
+        ("args", ["x"]),
+        ("args", {"x": object()}),
+        ("args", {"x": {1: 2}}),
+    ],
+)
+def test_values_that_a_stage_key_does_not_take(key, value):
+    with pytest.raises(BadValue, match=r"^expected "):
+        read_key("stage", key, value)
+
+
+def test_syntax_errors_have_a_line(problems):
+    (line,) = problems("[engine]\nname = \n")
+    assert line.startswith("stages.toml: line 2, column 8: expected TOML: ")
+    (line,) = problems("x = [1,")
+    assert line.startswith("stages.toml: expected TOML: ")
+
+
+def test_files_that_cannot_be_read_say_what_to_do(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: no such file; expected a stages\.toml"):
+        load(tmp_path / "nowhere.toml")
+    with pytest.raises(ConfigError, match=r"stages\.toml: no such file"):
+        load(tmp_path)
+    (tmp_path / "stages.toml").write_bytes(b"[engine]\n# \xff")
+    with pytest.raises(ConfigError, match="expected UTF-8 text; byte 11 is not"):
+        load(tmp_path)
+
+
+# --- flags over environment over file --------------------------------------------------------------------------------
+
+
+def test_flags_override_environment_overrides_file_overrides_default(read):
+    text = "[frontend]\nport = 1\ncapacity = 1\n" + MINIMAL
+    environ = {"ENGINE_PORT": "2", "ENGINE_LOG_LEVEL": "error", "ENGINE_GRACE": ""}
+    deployment = read(text, flags={"port": "3"}, environ=environ)
+    assert deployment.frontend.port == 3
+    assert deployment.engine.log_level == "error"
+    assert deployment.frontend.capacity == 1
+    assert deployment.engine.grace == 10.0
+    assert read(text, environ=environ).frontend.port == 2
+
+
+def test_text_of_every_type_is_read(read):
+    deployment = read(
+        MINIMAL,
+        flags={
+            "timeout": "250 ms",
+            "max_request_size": "1 MiB",
+            "compression": "true",
+            "capacity": " 7 ",
+            "grace": "3",
+        },
+    )
+    frontend = deployment.frontend
+    assert (frontend.timeout, frontend.max_request_size, frontend.compression) == (0.25, 1 << 20, True)
+    assert (frontend.capacity, deployment.engine.grace) == (7, 3.0)
+    assert deployment.stages[0].timeout == 0.25
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("1", True),
+        ("true", True),
+        ("YES", True),
+        ("on", True),
+        ("0", False),
+        ("False", False),
+        ("no", False),
+        ("off", False),
+    ],
+)
+def test_words_for_booleans(read, word, value):
+    assert read(MINIMAL, environ={"ENGINE_COMPRESSION": word}).frontend.compression is value
+
+
+def test_problems_of_overrides_name_the_flag_or_variable(problems):
+    lines = problems(
+        MINIMAL,
+        flags={"port": "abc", "prot": "1"},
+        environ={"ENGINE_COMPRESSION": "maybe", "ENGINE_CAPACITY": "1e3", "ENGINE_PORT": "also wrong, but not used"},
+    )
+    assert lines == [
+        "--prot: no such flag; did you mean port?",
+        '--port: expected an integer from 0 to 65535, got "abc"',
+        'ENGINE_CAPACITY: expected an integer from 1 to 10000000, got "1e3"',
+        'ENGINE_COMPRESSION: expected one of 1, true, yes, on, 0, false, no, off, got "maybe"',
+    ]
+
+
+def test_no_two_sections_share_the_name_of_a_flag():
+    names = [flag.name for flag in flags()]
+    assert len(set(names)) == len(names)
+
+
+def test_the_command_line_has_a_flag_for_each_such_key_with_help_and_default():
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_flags(parser)
+    text = " ".join(parser.format_help().split())
+    for flag in flags():
+        assert flag.option in text
+        assert flag.variable in text
+    assert "Largest request body; past it 413. (default 10 MiB; ENGINE_MAX_REQUEST_SIZE)" in text
+
+
+def test_flags_of_gives_only_what_was_given():
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_flags(parser)
+    given_ = parser.parse_args(["--port", "1", "--no-compression", "--max-request-size", "1 KiB"])
+    assert flags_of(given_) == {"port": "1", "compression": "false", "max_request_size": "1 KiB"}
+    assert flags_of(parser.parse_args([])) == {}
+    assert flags_of(argparse.Namespace()) == {}
+
+
+# --- run directory ---------------------------------------------------------------------------------------------------
+
+
+def test_run_directory_is_given_or_under_the_runtime_directory_or_in_tmp(read, tmp_path):
+    named = '[engine]\nname = "x"\n' + MINIMAL
+    assert str(run_dir(read(named, environ={"XDG_RUNTIME_DIR": "/run/user/7"}))) == "/run/user/7/stageline/x"
+    assert str(run_dir(read(named))) == f"/tmp/stageline-{os.getuid()}/x"
+    assert str(run_dir(read(named, environ={"XDG_RUNTIME_DIR": "not/absolute"}))) == f"/tmp/stageline-{os.getuid()}/x"
+    assert run_dir(read('[engine]\nrun_dir = "run"\n' + MINIMAL)) == tmp_path / "run"
+
+
+def test_a_relative_run_directory_starts_at_the_file_or_for_a_flag_where_the_command_runs(read, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    text = '[engine]\nrun_dir = "run"\n' + MINIMAL
+    assert run_dir(read(text)) == tmp_path / "run"
+    assert run_dir(read(text, flags={"run_dir": "run"})) == tmp_path / "elsewhere" / "run"
+
+
+# --- snapshot --------------------------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_is_final(read, tmp_path, monkeypatch):
+    deployment = read(MINIMAL, flags={"timeout": "2"})
+    snapshot = tmp_path / "deployment.json"
+    snapshot.write_bytes(dump(deployment))
+    assert load(snapshot, environ={"ENGINE_TIMEOUT": "9", "XDG_RUNTIME_DIR": "/elsewhere"}) == deployment
+    with pytest.raises(ConfigError, match="a snapshot cannot be changed by flags"):
+        load(snapshot, flags={"port": "1"})
+
+
+def test_a_broken_snapshot_is_told_like_a_broken_file(read, tmp_path):
+    snapshot = tmp_path / "deployment.json"
+    snapshot.write_text("{")
+    with pytest.raises(ConfigError, match="expected JSON"):
+        load(snapshot)
+    snapshot.write_text("{}")
+    with pytest.raises(ConfigError, match="file: expected the absolute path"):
+        load(snapshot)
+    data = json.loads(dump(read(MINIMAL)))
+    data["stage"][0]["num"] = -1
+    snapshot.write_text(json.dumps(data))
+    with pytest.raises(ConfigError, match=r'"encode"\.num: expected an integer from 1 to 4096, got -1'):
+        load(snapshot)
+
+
+def test_a_deployment_that_was_not_resolved_round_trips_too(read, tmp_path):
+    deployment = read(MINIMAL)
+    bare = replace(
+        deployment,
+        engine=replace(deployment.engine, name="", run_dir=""),
+        stages=(replace(deployment.stages[0], timeout=0.0, kill_after=0.0, isolate=None),),
+    )
+    snapshot = tmp_path / "deployment.json"
+    snapshot.write_bytes(dump(bare))
+    assert load(snapshot) == bare
+    assert run_dir(bare).name == name_from(tmp_path.name)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+NAMES = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,10}", fullmatch=True)
+
+
+@st.composite
+def stage_tables(draw, name):
+    num = draw(st.integers(1, 3))
+    variables = st.dictionaries(
+        st.from_regex(r"[A-Z_]{1,5}", fullmatch=True), st.text(st.characters(codec="utf-8", exclude_characters="\0"))
+    )
+    optional = {
+        "max_batch_size": st.integers(1, 64),
+        "max_batch_bytes": st.sampled_from(["1 MiB", "3.5 kB", 77]),
+        "max_wait_time": st.floats(0, 1000) | st.sampled_from(["10 ms", "1.1 s", 5]),
+        "timeout": st.floats(0.001, 100),
+        "isolate": st.booleans(),
+        "idempotent": st.booleans(),
+        "device": st.sampled_from(["auto", "cpu", "cuda", "cuda:3", ["cuda:0", "cuda:1"]]),
+        "cpus": st.sampled_from(["auto", "all", [0, 5], [[1]] * num]),
+        "env": variables | st.lists(variables, min_size=num, max_size=num),
+        "args": st.dictionaries(st.text(), JSON, max_size=3),
+    }
+    values = draw(st.fixed_dictionaries({}, optional=optional))
+    return {"name": name, "worker": "pkg.mod:Class", "num": num, **values}
+
+
+@st.composite
+def documents(draw):
+    names = draw(st.lists(NAMES, min_size=1, max_size=3, unique=True))
+    data = {"stage": [draw(stage_tables(name)) for name in names]}
+    if draw(st.booleans()):
+        data["route"] = [{"path": "/all", "stages": names}, {"path": "/first", "stages": names[:1]}]
+    data["engine"] = draw(st.fixed_dictionaries({}, optional={"name": NAMES, "grace": st.floats(0, 3600)}))
+    data["frontend"] = draw(
+        st.fixed_dictionaries({}, optional={"timeout": st.floats(0.001, 50), "port": st.integers(0, 65535)})
+    )
+    return data
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(data=documents())
+def test_what_is_dumped_is_loaded_back_exactly(data, tmp_path):
+    deployment = build(data, file=tmp_path / "stages.toml", label="stages.toml", environ={})
+    snapshot = tmp_path / "deployment.json"
+    snapshot.write_bytes(dump(deployment))
+    assert load(snapshot) == deployment
+
+
+# --- the schema itself -----------------------------------------------------------------------------------------------
+
+
+def test_every_default_is_a_value_its_key_takes():
+    for section, kind in SECTIONS.items():
+        for item in kind.__dataclass_fields__.values():
+            if item.default is not item.default_factory:  # not both MISSING: the key has a default
+                value = item.default_factory() if callable(item.default_factory) else item.default
+                assert read_key(section, item.name, value) == value, f"{section}.{item.name}"
+
+
+def test_every_key_has_a_sentence_of_documentation():
+    for section, kind in SECTIONS.items():
+        for name, key in keys(kind).items():
+            assert key.doc.endswith("."), f"{section}.{name}"
+            assert key is key_of(kind.__dataclass_fields__[name])
+
+
+def test_importing_the_configuration_stays_light():
+    code = "import sys, engine, engine.config, engine.log, engine.loader; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"zmq", "falcon", "torch", "gunicorn", "stages", "frontend"} & set(loaded)

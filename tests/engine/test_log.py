@@ -1,0 +1,207 @@
+"""One line per event: JSON or readable, and never at the cost of the process."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import re
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from engine import log
+
+
+@pytest.fixture(autouse=True)
+def _logging_is_restored():
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    for handler in list(root.handlers):
+        if handler not in handlers:
+            root.removeHandler(handler)
+    root.setLevel(level)
+    logging.captureWarnings(False)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def lines(capsys):
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+def test_without_a_terminal_a_line_is_json_with_its_origin_and_fields(capsys):
+    log.setup("worker", stage="encode", worker=2)
+    log.get_logger().info("batch of %d", 3, extra={"request_id": "abc", "n": 3})
+    (line,) = lines(capsys)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("time"))
+    assert line.pop("pid") > 0
+    assert line == {
+        "level": "info",
+        "process": "worker",
+        "stage": "encode",
+        "worker": 2,
+        "logger": "stageline",
+        "message": "batch of 3",
+        "request_id": "abc",
+        "n": 3,
+    }
+
+
+def test_an_exception_is_a_field_and_the_line_stays_one(capsys):
+    log.setup("broker")
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        log.get_logger().exception("it failed", stack_info=True)
+    (line,) = lines(capsys)
+    assert line["message"] == "it failed"
+    assert line["level"] == "error"
+    assert line["exception"].startswith("Traceback")
+    assert "ValueError: two\nlines" in line["exception"]
+    assert "test_log.py" in line["stack"]
+
+
+def test_a_field_may_name_another_stage_but_not_replace_the_message(capsys):
+    log.setup("broker", stage="own")
+    log.get_logger().info("hello", extra={"stage": "encode", "level": "x", "time": 0})
+    (line,) = lines(capsys)
+    assert (line["stage"], line["level"], line["message"]) == ("encode", "info", "hello")
+    assert (line["level_"], line["time_"]) == ("x", 0)
+
+
+class Stubborn:
+    def __str__(self):
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize("value", [float("nan"), {1, 2}, {("a",): 1}, Stubborn(), b"\xff", object])
+def test_any_field_makes_valid_json(capsys, value):
+    log.setup("broker")
+    log.get_logger().info("odd", extra={"value": value})
+    (line,) = lines(capsys)
+    assert line["message"] == "odd"
+    assert "value" in line
+
+
+def test_arguments_that_do_not_fit_lose_nothing():
+    record = logging.makeLogRecord({"msg": "%d items", "args": ("many",)})  # pytest's own handler would raise
+    line = json.loads(log.JSONFormatter({"process": "broker"}).format(record))
+    assert line["message"].startswith("%d items ('many',) (cannot be formatted: ")
+
+
+def test_levels(capsys):
+    log.setup("broker", level="warning")
+    log.get_logger().info("no")
+    log.get_logger("a.library").error("yes")
+    assert [(line["logger"], line["message"]) for line in lines(capsys)] == [("a.library", "yes")]
+    with pytest.raises(ValueError, match="log level 'loud' is none of debug, info"):
+        log.setup("broker", level="loud")
+
+
+def test_setting_up_again_replaces(capsys):
+    log.setup("broker")
+    log.setup("frontend")
+    log.get_logger().info("once")
+    assert [line["process"] for line in lines(capsys)] == ["frontend"]
+
+
+def test_get_logger_without_a_name_is_the_projects():
+    assert log.get_logger().name == "stageline"
+    assert log.get_logger() is log.get_logger("stageline")
+
+
+def test_warnings_are_lines_too(capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        log.setup("worker")
+        warnings.warn("old", stacklevel=1)
+        logging.captureWarnings(False)
+    (line,) = lines(capsys)
+    assert (line["logger"], line["level"]) == ("py.warnings", "warning")
+
+
+def test_gunicorns_loggers_come_out_in_the_same_form(capsys):
+    logger = logging.getLogger("gunicorn.error")
+    logger.addHandler(logging.StreamHandler(io.StringIO()))
+    logger.propagate = False
+    log.setup("frontend")
+    logger.info("booting")
+    logger.addHandler(logging.StreamHandler(io.StringIO()))  # as gunicorn does later
+    logger.propagate = False
+    log.adopt(*log.GUNICORN)
+    logger.info("booted")
+    assert [(line["logger"], line["message"]) for line in lines(capsys)] == [
+        ("gunicorn.error", "booting"),
+        ("gunicorn.error", "booted"),
+    ]
+
+
+def test_on_a_terminal_a_line_is_readable_and_coloured(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    with contextlib.redirect_stderr(Terminal()) as terminal:
+        log.setup("worker", stage="encode", worker=2)
+        log.get_logger().warning("slow", extra={"request_id": "abc"})
+    text = terminal.getvalue()
+    assert "\x1b[33mwarning\x1b[0m" in text
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    assert re.fullmatch(r"\S+Z warning worker encode-2 slow request_id=abc\n", plain)
+
+
+def test_no_color_is_respected(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    with contextlib.redirect_stderr(Terminal()) as terminal:
+        log.setup("worker")
+        try:
+            raise ValueError("x")
+        except ValueError:
+            log.get_logger().exception("failed")
+    text = terminal.getvalue()
+    assert "\x1b" not in text
+    assert "failed\nTraceback (most recent call last):" in text
+
+
+def test_control_characters_are_shown_and_not_sent_to_a_terminal(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    with contextlib.redirect_stderr(Terminal()) as terminal:
+        log.setup("broker")
+        log.get_logger().info("evil \x1b]0;title\x07", extra={"request_id": "\x1b[2J"})
+    text = terminal.getvalue()
+    assert "\x1b" not in text
+    assert r"evil \x1b]0;title\x07 request_id=\x1b[2J" in text
+
+
+def test_a_closed_stderr_costs_the_line_and_not_the_process(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    log.setup("broker")
+    stream.close()
+    log.get_logger().info("into the void")
+    log.setup("broker")
+    monkeypatch.setattr(sys, "stderr", None)
+    log.get_logger().info("into the void")
+    log.setup("broker")
+
+
+def test_a_stderr_whose_reader_has_gone_does_not_end_a_process():
+    code = (
+        "import sys; from engine import log; log.setup('broker'); sys.stdin.read();"
+        "[log.get_logger().info('line %d', n) for n in range(100)]; print('alive')"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with child:
+        child.stderr.close()
+        child.stdin.close()
+        assert child.stdout.read() == b"alive\n"
