@@ -21,10 +21,10 @@ The code, from the bottom up; a module imports only what stands above it:
     transport           endpoints and sockets: the only module that knows ZeroMQ's options
     broker/             the broker process: threads around core
     client, admin       the broker seen from a frontend, and from a command
-    process, signals, supervisor
+    process, signals, supervisor/
                         child processes: started, watched, restarted, stopped
     server              the Python API: the same deployment, described by calls
-    cli                 the ``engine`` command
+    cli, status         the ``engine`` command, and what it shows of a running deployment
 
 The HTTP side is the package ``frontend``; the worker process, and the ``Worker`` class that services subclass, is the
 package ``stages``. docs/architecture.md tells the life of a request and which invariant is held where.
