@@ -1,0 +1,210 @@
+"""The command ``engine``. The only module that ends a process; everything below returns exit codes.
+
+At import time only the standard library, errors and exit codes are touched: ``engine --help`` is instant, and the
+supervisor's process never loads what its children need. Each command imports its part when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from engine import log
+from engine.config import add_flags, flags_of, load, run_dir
+from engine.errors import ConfigError, StartError, Unavailable
+from engine.exitcodes import ExitCode
+
+if TYPE_CHECKING:
+    from engine.config import Deployment
+
+STATUS_TIMEOUT_S: Final = 3.0
+
+Command: TypeAlias = Callable[[argparse.Namespace, "Deployment"], int]
+
+_EXIT_CODES: Final = "exit codes:\n" + "\n".join(f"  {code:d}  {code.name:<12} {code.meaning}" for code in ExitCode)
+_FILE: Final = "a stages.toml, or the folder it is in"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its code."""
+    try:
+        code = run(arguments)
+    except KeyboardInterrupt:  # before a command has taken over its signals
+        code = ExitCode.FAILED
+    except BrokenPipeError:  # the reader of our output has gone (``engine status F | head``)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the final flush complains
+        code = ExitCode.OK
+    sys.exit(code)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code. SystemExit only out of argparse (``--help``, bad flags)."""
+    options = parser().parse_args(arguments)
+    command: Command = options.command
+    try:
+        return command(options, load(options.file, flags=flags_of(options)))
+    except ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        return ExitCode.CONFIG
+    except StartError as error:
+        print(f"engine: {error}", file=sys.stderr)
+        return ExitCode.START
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, whole."""
+    top = argparse.ArgumentParser(
+        prog="engine",
+        description="Serve machine-learning models as pipelines of batched stages.",
+        epilog=f"example:\n  engine up examples/echo/stages.toml --port 9000\n\n{_EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=f"engine {_version()}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, command: Command, what: str, example: str, *, flags: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=what,
+            description=what[0].upper() + what[1:] + ".",
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        sub.add_argument("file", metavar="FILE", help=_FILE)
+        sub.set_defaults(command=command)
+        if flags:
+            add_flags(sub)
+        return sub
+
+    add("up", _up, "run a whole deployment on this machine", "engine up stages.toml --port 9000")
+    check = add(
+        "check",
+        _check,
+        "validate a file, then run its warm-up examples through every stage in this process",
+        "engine check stages.toml --json",
+    )
+    check.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+    broker = add("broker", _broker, "run the broker of a deployment alone", "engine broker stages.toml")
+    frontend = add("frontend", _frontend, "run the HTTP side of a deployment alone", "engine frontend stages.toml")
+    worker = add("worker", _worker, "run workers of one stage", "engine worker stages.toml --stage encode --num 2")
+    worker.add_argument("--stage", required=True, metavar="NAME", help="the stage")
+    which = worker.add_mutually_exclusive_group()
+    which.add_argument("--num", type=_count, metavar="N", help="how many; default: the stage's num")
+    which.add_argument("--slot", type=_count, metavar="K", help="run worker K (from 1), in this very process")
+    for child in (broker, frontend, worker):  # how a supervisor starts its children; nobody else needs these
+        child.add_argument("--status-fd", type=int, help=argparse.SUPPRESS)
+        child.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+
+    status = add("status", _status, "show a running deployment", "engine status stages.toml --json")
+    status.add_argument("--json", action="store_true", help="print what the broker says, as JSON")
+    return top
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+    return number
+
+
+def _version() -> str:
+    try:
+        return metadata.version("stageline")
+    except metadata.PackageNotFoundError:  # run from a source tree
+        return "(not installed)"
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def _up(options: argparse.Namespace, deployment: Deployment) -> int:
+    from engine import supervisor
+
+    log.setup("supervisor", level=deployment.engine.log_level)
+    return supervisor.run(deployment)
+
+
+def _check(options: argparse.Namespace, deployment: Deployment) -> int:
+    from stages import local
+
+    log.setup("check", level=deployment.engine.log_level)
+    return local.check(deployment, as_json=options.json)
+
+
+def _broker(options: argparse.Namespace, deployment: Deployment) -> int:
+    from engine.process import Notifier, die_with_parent
+
+    die_with_parent(options.parent)
+    log.setup("broker", level=deployment.engine.log_level)
+    notify = Notifier(options.status_fd)
+    from engine.broker import service
+
+    if options.parent is not None or deployment.engine.bind:
+        return service.serve(deployment, notify)
+    # By hand, on ipc sockets: nobody has made the directory they live in, or seen to it that there is one broker.
+    from engine.supervisor.rundir import Busy, claim
+
+    try:
+        with claim(run_dir(deployment), deployment.engine.name):
+            return service.serve(deployment, notify)
+    except Busy as error:
+        log.get_logger().error("%s", error)
+        return ExitCode.BUSY
+
+
+def _frontend(options: argparse.Namespace, deployment: Deployment) -> int:
+    from engine.process import Notifier, die_with_parent
+
+    die_with_parent(options.parent)
+    log.setup("frontend", level=deployment.engine.log_level)
+    from frontend import server
+
+    return server.serve(deployment, Notifier(options.status_fd))
+
+
+def _worker(options: argparse.Namespace, deployment: Deployment) -> int:
+    stage: str = options.stage
+    names = [spec.name for spec in deployment.stages]
+    if stage not in names:
+        raise ConfigError([f"--stage: expected one of {', '.join(names)}; got {stage}"])
+    if options.slot is None:
+        from engine import supervisor
+
+        log.setup("supervisor", level=deployment.engine.log_level)
+        return supervisor.run_workers(deployment, stage, options.num or deployment.stage(stage).num)
+    from engine.process import Notifier, die_with_parent
+
+    die_with_parent(options.parent)
+    log.setup("worker", level=deployment.engine.log_level, stage=stage, worker=options.slot)
+    from stages import runtime
+
+    return runtime.serve(deployment, stage, options.slot, Notifier(options.status_fd))
+
+
+def _status(options: argparse.Namespace, deployment: Deployment) -> int:
+    from engine import admin, status
+
+    log.setup("status", level=deployment.engine.log_level)
+    try:
+        answer = admin.ask(deployment, "status", STATUS_TIMEOUT_S)
+    except Unavailable as error:
+        print(
+            f'engine: no running deployment "{deployment.engine.name}" answers at '
+            f"{deployment.engine.bind or run_dir(deployment)}: {error}; start it with: engine up {options.file}",
+            file=sys.stderr,
+        )
+        return ExitCode.UNREACHABLE
+    print(answer.decode() if options.json else status.table(answer))
+    return ExitCode.OK
+
+
+if __name__ == "__main__":
+    main()

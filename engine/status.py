@@ -1,0 +1,80 @@
+"""What ``engine status`` prints: the broker's own account (JSON) as a small table. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+_HEAD: Final = ("STAGE", "READY", "STARTING", "QUEUED", "OLDEST", "IN FLIGHT", "BATCHES", "MEAN", "RELEASED BY")
+
+
+def table(answer: bytes) -> str:
+    """The broker's JSON in lines for a terminal. Raises ValueError when it is not JSON; missing numbers show as 0."""
+    told: Mapping[str, Any] = json.loads(answer)
+    state = "draining" if told.get("draining") else "up"
+    lines = [
+        f"{told.get('name', '?')}: {state} for {_duration(told.get('uptime_s', 0))}, "
+        f"{told.get('admitted', 0)} of {told.get('capacity', 0)} requests admitted",
+        "",
+        *_aligned([_HEAD, *(_stage(stage) for stage in told.get("stages", ()))]),
+    ]
+    workers = [
+        (f"{stage['name']}-{worker['slot']}", worker["pid"], worker["state"], worker["batches"], worker["items"])
+        for stage in told.get("stages", ())
+        for worker in sorted(stage.get("workers", ()), key=lambda worker: (worker["slot"], worker["key"]))
+    ]
+    if workers:
+        lines += ["", *_aligned([("WORKER", "PID", "STATE", "BATCHES", "ITEMS"), *workers])]
+    if frontends := told.get("frontends", ()):
+        rows = [(one["name"], one["pid"], one["pending"]) for one in frontends]
+        lines += ["", *_aligned([("FRONTEND", "PID", "PENDING"), *rows])]
+    return "\n".join(lines)
+
+
+def _stage(stage: Mapping[str, Any]) -> tuple[Any, ...]:
+    reasons: Mapping[str, int] = stage.get("batches_by_reason", {})
+    return (
+        stage["name"],
+        f"{stage.get('ready', 0)}/{stage.get('wanted', 0)}",
+        stage.get("starting", 0),
+        f"{stage.get('queued', 0)} ({_size(stage.get('queued_bytes', 0))})",
+        f"{stage.get('oldest_ms', 0):.0f} ms",
+        stage.get("in_flight", 0),
+        sum(reasons.values()),
+        f"{stage.get('mean_batch', 0):.1f}",
+        " ".join(f"{reason}:{count}" for reason, count in sorted(reasons.items())) or "-",
+    )
+
+
+def _aligned(rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Columns as wide as their widest cell: text to the left, numbers to the right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    right = [len(rows) > 1 and all(isinstance(row[column], int) for row in rows[1:]) for column in range(len(widths))]
+    return [
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in cells
+    ]
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours}h"
+    if hours:
+        return f"{hours}h {minutes}m"
+    return f"{minutes}m {rest}s" if minutes else f"{rest}s"
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024 or unit == "GiB":
+            break
+        number /= 1024
+    return f"{number:.0f} {unit}"

@@ -1,0 +1,158 @@
+"""The supervisor: starts the processes of a deployment, restarts what dies, stops them in order.
+
+    family    who they are, and by which command each starts      rundir    the private directory and its lock
+    loop      the event loop; obeys engine.core.lifecycle         address   the HTTP port and how it is shown
+    daemons   processes that a script wants beside its own
+
+Imports neither zmq, Falcon, torch nor user code: it must not be able to die of any of them, and it must start in a
+blink.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from engine.config import Deployment, dump, run_dir
+from engine.core.backoff import DEFAULT, Policy
+from engine.core.lifecycle import Child, Kind, Machine, Outcome
+from engine.errors import StartError
+from engine.exitcodes import ExitCode
+from engine.log import get_logger
+from engine.signals import Signals
+from engine.supervisor import family
+from engine.supervisor.address import banner, check_port
+from engine.supervisor.daemons import Daemons, named
+from engine.supervisor.family import Commands
+from engine.supervisor.loop import Loop
+from engine.supervisor.rundir import Busy, claim, make_private, write_snapshot
+
+__all__ = ["Busy", "claim", "make_private", "run", "run_workers"]
+
+# A process that fails to start with one of these says more than "could not start": pass it on.
+_PASSED_ON: Final = frozenset({ExitCode.CONFIG, ExitCode.BUSY})
+
+log = get_logger()
+
+
+def run(
+    deployment: Deployment,
+    *,
+    daemons: Daemons = (),
+    commands: Commands | None = None,
+    policy: Policy = DEFAULT,
+) -> ExitCode:
+    """Run the whole deployment in the foreground until it is stopped or fails; its exit code.
+
+    SIGTERM, SIGINT and SIGHUP drain and stop it within about ``grace`` plus 7 seconds; a SIGINT while it stops ends
+    it at once. ``daemons`` are processes that are started with it, are stopped with it, and whose end ends it:
+    ``multiprocessing.Process`` or ``subprocess.Popen`` objects, or a mapping of names to such. ``commands`` replaces
+    how children are started. Main thread only. Says on stdout, as its last lines, where the deployment listens.
+    """
+    held = named(daemons)
+    try:
+        with Signals() as signals, claim(run_dir(deployment), deployment.engine.name) as folder:
+            check_port(deployment.frontend.address, deployment.frontend.port)
+            snapshot = write_snapshot(folder, dump(deployment))
+            members = family.whole(deployment)
+            keepers = {Child(Kind.DAEMON, daemon.name): daemon for daemon in held}
+            machine = Machine([*members, *keepers], grace_s=deployment.engine.grace, policy=policy)
+            listening = _Listening(deployment, folder)
+            loop = Loop(
+                machine,
+                commands or family.command_line(snapshot),
+                family.environments(deployment, members),
+                daemons=keepers,
+                on_url=listening.handle_url,
+                on_serving=listening.handle_serving,
+            )
+            loop.run(signals)
+            return _ended(machine, deployment.engine.name)
+    except Busy as error:
+        log.error("%s", error)
+        return ExitCode.BUSY
+    except StartError as error:
+        log.error("%s did not start: %s", deployment.engine.name, error)
+        return ExitCode.START
+    finally:
+        for daemon in held:  # one that was already running when the start was refused
+            daemon.kill()
+
+
+def run_workers(
+    deployment: Deployment,
+    stage: str,
+    num: int,
+    *,
+    commands: Commands | None = None,
+    policy: Policy = DEFAULT,
+) -> ExitCode:
+    """Run ``num`` workers of one stage, for a broker that somebody else runs; otherwise as :func:`run`.
+
+    Takes no lock and makes no run directory: there may be any number of these, on any host.
+    """
+    name = f"{num} worker{'s' if num > 1 else ''} of {stage}"
+    try:
+        with Signals() as signals, tempfile.TemporaryDirectory(prefix="stageline-") as folder:
+            snapshot = write_snapshot(Path(folder), dump(deployment))
+            members = [family.worker(deployment, stage, slot) for slot in range(1, num + 1)]
+            machine = Machine(members, grace_s=deployment.engine.grace, policy=policy)
+            loop = Loop(
+                machine,
+                commands or family.command_line(snapshot),
+                family.environments(deployment, members),
+                daemons={},
+                on_url=lambda url: None,
+                on_serving=lambda: None,
+            )
+            loop.run(signals)
+            return _ended(machine, name)
+    except StartError as error:
+        log.error("%s did not start: %s", name, error)
+        return ExitCode.START
+
+
+def _ended(machine: Machine, name: str) -> ExitCode:
+    if machine.outcome is Outcome.STOPPED:
+        log.info("%s has stopped", name)
+        return ExitCode.OK
+    if machine.outcome is Outcome.FAILED:
+        log.error("%s has stopped: %s", name, machine.reason)
+        return ExitCode.FAILED
+    log.error("%s did not start: %s", name, machine.reason)
+    return next((code for code in _PASSED_ON if code == machine.failed_code), ExitCode.START)
+
+
+class _Listening:
+    """Where the frontend listens: remembered for its restarts, told to the user once."""
+
+    def __init__(self, deployment: Deployment, folder: Path) -> None:
+        self._deployment = deployment
+        self._folder = folder
+        self._url = ""
+
+    def handle_url(self, url: str) -> None:
+        first, self._url = not self._url, url
+        port = urlsplit(url).port
+        if first and port and self._deployment.frontend.port == 0:
+            # A frontend that is restarted must come back where its clients know it.
+            frontend = dataclasses.replace(self._deployment.frontend, port=port)
+            write_snapshot(self._folder, dump(dataclasses.replace(self._deployment, frontend=frontend)))
+
+    def handle_serving(self) -> None:
+        _print(banner(self._deployment, self._url or _configured(self._deployment)))
+
+
+def _configured(deployment: Deployment) -> str:
+    host, port = deployment.frontend.address, deployment.frontend.port
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except (OSError, ValueError):  # nobody reads stdout; the deployment serves all the same
+        log.info("%s", text)

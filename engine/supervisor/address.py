@@ -1,0 +1,68 @@
+"""The HTTP address as the supervisor sees it: can it be had, how is it shown to the user. It never listens there."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit, urlunsplit
+
+from engine.config import Deployment
+from engine.errors import StartError
+from engine.supervisor.rundir import Busy
+
+# "Every address" is a thing to listen on, not to connect to (some systems do not even allow it).
+_SHOWN: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise Busy when somebody listens there, StartError when it cannot be listened on for another reason.
+
+    Done before any process is started: a model that loads for minutes should not be the way to find out. The port may
+    still be taken in between; then the frontend says so.
+    """
+    if port == 0:
+        return
+    where = f"port {port} on {host}"
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise StartError(f'cannot find the address "{host}": {error}; set frontend.address') from error
+    problems = []
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do; closed ones linger
+                sock.bind(address)
+                sock.listen(1)
+        except OSError as error:
+            problems.append(error)
+    if any(problem.errno == errno.EADDRINUSE for problem in problems):
+        raise Busy(f"{where} is in use by another process; stop that one, or choose another with --port")
+    if len(problems) == len(found):  # one that works is enough: "localhost" without IPv6
+        hint = "; ports below 1024 need privileges" if problems[0].errno == errno.EACCES else ""
+        raise StartError(f"cannot listen on {where}: {problems[0]}{hint}")
+
+
+def shown(url: str) -> str:
+    """The URL a user on this machine can open."""
+    parts = urlsplit(url)
+    host = _SHOWN.get(parts.hostname or "")
+    if host is None:
+        return url
+    return urlunsplit(parts._replace(netloc=f"{host}:{parts.port}" if parts.port else host))
+
+
+def banner(deployment: Deployment, url: str) -> str:
+    """The last lines of a start: where it listens, and a request to try."""
+    url = shown(url)
+    return f"{deployment.engine.name} is ready: {url}  (stop with Ctrl-C)\ntry: {_example(deployment, url)}"
+
+
+def _example(deployment: Deployment, url: str) -> str:
+    try:
+        text = (Path(deployment.file).parent / "example.curl").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    return text.replace("{url}", url) if text else f"curl -X POST {url}{deployment.routes[0].path} -d '{{}}'"

@@ -1,0 +1,60 @@
+"""Who the processes of a deployment are, by which command each is started, and in which environment."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from engine.config import Deployment
+from engine.core.lifecycle import Child, Kind
+from engine.process import place
+
+BROKER_START_S: Final = 30.0  # it binds sockets; half a minute is a machine in deep trouble
+FRONTEND_START_S: Final = 60.0  # imports, forks and binds; loads no model
+
+# The argument vector of a child, given the number of its status pipe.
+Commands: TypeAlias = Callable[[Child, int], Sequence[str]]
+
+
+def worker(deployment: Deployment, stage: str, slot: int) -> Child:
+    start_s = deployment.stage(stage).start_timeout
+    return Child(Kind.WORKER, f"worker {stage}-{slot}", stage, slot, start_s)
+
+
+def whole(deployment: Deployment) -> list[Child]:
+    """Broker, frontend and every worker."""
+    workers = [worker(deployment, spec.name, slot) for spec in deployment.stages for slot in range(1, spec.num + 1)]
+    broker = Child(Kind.BROKER, "broker", start_s=BROKER_START_S)
+    return [broker, *workers, Child(Kind.FRONTEND, "frontend", start_s=FRONTEND_START_S)]
+
+
+def environments(deployment: Deployment, members: Iterable[Child]) -> dict[Child, Mapping[str, str]]:
+    """What each child's environment has over the supervisor's. A stage's variables reach its own workers only."""
+    workers = {(child.stage, child.slot): child for child in members if child.kind is Kind.WORKER}
+    return {workers[key]: placement.env for key, placement in place(deployment, list(workers)).items()}
+
+
+def command_line(snapshot: Path) -> Commands:
+    """Commands that start the children of this process from the deployment in ``snapshot``."""
+    parent = str(os.getpid())
+
+    def command(child: Child, status_fd: int) -> Sequence[str]:
+        which = ["--stage", child.stage, "--slot", str(child.slot)] if child.kind is Kind.WORKER else []
+        told = ["--status-fd", str(status_fd), "--parent", parent]
+        return [*_python(), "-m", "engine.cli", child.kind.value, str(snapshot), *which, *told]
+
+    return command
+
+
+def _python() -> list[str]:
+    """The interpreter, told not to look for modules in the current folder first.
+
+    ``-m`` does that by default, and a project with a folder called ``frontend`` or ``stages`` is no rarity. Run from
+    its own source tree without being installed, this package is found nowhere else.
+    """
+    root = Path(__file__).resolve().parents[2]
+    safe = sys.version_info >= (3, 11) and Path.cwd() != root
+    return [sys.executable, "-P"] if safe else [sys.executable]

@@ -1,0 +1,273 @@
+"""The supervisor's event loop: turns signals, status lines and deaths into events, and actions into processes.
+
+Single-threaded. What to do is decided by :class:`engine.core.lifecycle.Machine`; this file only looks and obeys. It
+starts what it starts with SIGKILL as their parent-death signal (each child asks for that itself), so that even a
+supervisor that is killed leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from engine.clock import now
+from engine.core import lifecycle as life
+from engine.core.lifecycle import Child, Kind
+from engine.log import get_logger
+from engine.process import Spawned, adopt_orphans, children, signal_group, spawn
+from engine.signals import STOPPING, Signals
+from engine.supervisor.daemons import Daemon
+from engine.supervisor.family import Commands
+
+LINE_MAX: Final = 64 * 1024  # bytes of a status line; a child that sends longer ones is not one of ours
+SWEEP_S: Final = 2.0  # for what survives the order of stop to be killed and reaped
+
+log = get_logger()
+
+
+class Loop:
+    """Runs one deployment to its end. Make it and call :meth:`run` in the main thread."""
+
+    def __init__(
+        self,
+        machine: life.Machine,
+        commands: Commands,
+        environments: Mapping[Child, Mapping[str, str]],
+        *,
+        daemons: Mapping[Child, Daemon],
+        on_url: Callable[[str], None],
+        on_serving: Callable[[], None],
+    ) -> None:
+        self._machine = machine
+        self._commands = commands
+        self._environments = environments
+        self._daemons = dict(daemons)
+        self._on_url = on_url
+        self._on_serving = on_serving
+        self._selector = selectors.DefaultSelector()
+        self._events: deque[life.Event] = deque()
+        self._running: dict[int, tuple[Child, Spawned]] = {}  # by pid
+        self._pids: dict[Child, int] = {}
+        self._lines: dict[int, bytes] = {}  # unfinished status lines, by pid; no entry: the pipe is closed
+        self._mourned: set[Child] = set()  # daemons whose death has been told
+        self._foreign: set[int] = set()  # children of this process that are somebody else's business
+
+    def run(self, signals: Signals) -> None:
+        """Until the machine says STOPPED. No process of the deployment is left then, also if this raises."""
+        was_reaper = adopt_orphans()
+        self._foreign = children()
+        self._selector.register(signals, selectors.EVENT_READ, lambda: self._read_signals(signals))
+        try:
+            self._post(life.Begin())
+            while self._machine.phase is not life.Phase.STOPPED:
+                wake_at = self._machine.wake_at
+                timeout = None if wake_at is None else max(0.0, wake_at - now())
+                for key, _ in self._selector.select(timeout):
+                    key.data()
+                self._post(life.Tick())
+        finally:
+            self._sweep()
+            self._selector.close()
+            adopt_orphans(was_reaper)
+
+    # --- events in
+
+    def _post(self, event: life.Event) -> None:
+        """Let the machine handle an event, and those that carrying out its actions gives rise to."""
+        self._events.append(event)
+        while self._events:
+            for action in self._machine.handle(self._events.popleft(), now()):
+                self._carry_out(action)
+
+    def _read_signals(self, signals: Signals) -> None:
+        died = False
+        for number in signals.read():
+            if number in STOPPING:
+                self._post(life.StopAsked(number))
+            died = died or number == signal.SIGCHLD
+        if died:
+            self._reap()
+
+    def _reap(self) -> None:
+        """Collect every process that has ended: children, daemons, and orphans that were left to us (as to PID 1)."""
+        for pid in _ended(self._running, self._daemons.values()):
+            if pid in self._running:
+                self._bury(pid)
+            elif all(daemon.pid != pid for daemon in self._daemons.values()):
+                os.waitpid(pid, os.WNOHANG)
+        for child, daemon in self._daemons.items():
+            if child not in self._mourned and daemon.pid and (code := daemon.exit_code()) is not None:
+                self._mourned.add(child)
+                self._events.append(life.Died(child, code))
+        if self._events:
+            self._post(life.Tick())
+
+    def _bury(self, pid: int) -> None:
+        """Note the death of a child that is still a zombie, so that its pid and its group cannot be anybody else's."""
+        child, spawned = self._running.pop(pid)
+        self._read_status(child, spawned)  # its last words say why
+        self._forget_status(spawned)
+        signal_group(pid, signal.SIGKILL)  # what it started and did not stop
+        code = spawned.process.wait()
+        if self._pids.get(child) == pid:  # else it had been given up as unkillable
+            del self._pids[child]
+            self._events.append(life.Died(child, code))
+
+    def _read_status(self, child: Child, spawned: Spawned) -> None:
+        while spawned.pid in self._lines:
+            try:
+                data = os.read(spawned.status_fd, LINE_MAX)
+            except BlockingIOError:
+                return
+            if not data:
+                self._forget_status(spawned)
+                return
+            *lines, rest = (self._lines[spawned.pid] + data).split(b"\n")
+            self._lines[spawned.pid] = rest[-LINE_MAX:]
+            for line in lines:
+                self._read_line(child, line)
+
+    def _read_line(self, child: Child, line: bytes) -> None:
+        try:
+            told = json.loads(line)
+            event = _event(child, told)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            log.warning("%s sent an unreadable status line: %r", child.name, line[:200])
+            return
+        if child.kind is Kind.FRONTEND and isinstance(event, life.Ready) and "url" in told:
+            self._on_url(str(told["url"]))
+        self._post(event)
+
+    def _forget_status(self, spawned: Spawned) -> None:
+        if self._lines.pop(spawned.pid, None) is not None:
+            self._selector.unregister(spawned.status_fd)
+            os.close(spawned.status_fd)
+
+    # --- actions out
+
+    def _carry_out(self, action: life.Action) -> None:
+        match action:
+            case life.Spawn(child):
+                self._spawn(child)
+            case life.Terminate(child):
+                self._send(child, signal.SIGTERM)
+            case life.Kill(child):
+                self._send(child, signal.SIGKILL)
+            case life.Say(text, level, child):
+                log.log(level.value, text, extra=_fields(child))
+            case life.Serving(took_s):
+                log.info("every process is ready after %.1f s", took_s)
+                self._on_serving()
+
+    def _spawn(self, child: Child) -> None:
+        if child.kind is Kind.DAEMON:
+            self._start_daemon(child)
+            return
+        try:
+            spawned = spawn(lambda status_fd: self._commands(child, status_fd), env=self._environments.get(child))
+        except OSError as error:  # out of processes or memory; it is tried again if it ever ran
+            self._events.append(life.Died(child, None, f"could not be run: {error}"))
+            return
+        self._running[spawned.pid] = child, spawned
+        self._pids[child] = spawned.pid
+        self._lines[spawned.pid] = b""
+        self._selector.register(spawned.status_fd, selectors.EVENT_READ, lambda: self._read_status(child, spawned))
+
+    def _start_daemon(self, child: Child) -> None:
+        before = children()
+        try:
+            self._daemons[child].start()
+        except Exception as error:  # user code: its own words, once, and the deployment does not start
+            log.exception("%s cannot be started", child.name)
+            self._events.append(life.Died(child, None, f"could not be started: {error}"))
+            return
+        self._foreign |= children() - before  # multiprocessing's helpers are its own to end
+        self._events.append(life.Ready(child))
+
+    def _send(self, child: Child, number: int) -> None:
+        if child in self._daemons:
+            self._daemons[child].send(number)
+        elif (pid := self._pids.get(child)) is not None:
+            # Not Popen.send_signal: that reaps, and a death is noted in one place only. The pid cannot be anybody
+            # else's before it is reaped.
+            os.kill(pid, number)
+            if number == signal.SIGKILL:
+                signal_group(pid, number)
+
+    # --- the end
+
+    def _sweep(self) -> None:
+        """Nothing outlives its supervisor: kill and reap what is left, orphans of our children included."""
+        for pid in self._running:
+            signal_group(pid, signal.SIGKILL)
+        for daemon in self._daemons.values():
+            daemon.kill()
+        deadline = now() + SWEEP_S
+        # Killing an orphan can orphan its children in turn, which then become ours.
+        while (left := (children() - self._foreign) | set(self._running)) and now() < deadline:
+            for pid in left:
+                self._end(pid)
+            time.sleep(0.005)  # nothing else is to be done; deaths come within a scheduler tick
+        for _, spawned in self._running.values():
+            self._forget_status(spawned)
+
+    def _end(self, pid: int) -> None:
+        if pid in self._running:
+            spawned = self._running[pid][1]
+            if spawned.process.poll() is not None:
+                del self._running[pid]
+                self._forget_status(spawned)
+            return
+        try:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, os.WNOHANG)
+        except (ProcessLookupError, ChildProcessError):
+            pass  # it ended and was reaped in between
+
+
+def _ended(running: Mapping[int, tuple[Child, Spawned]], daemons: Iterable[Daemon]) -> Iterator[int]:
+    """Pids of children that are zombies; the caller reaps each before it asks for the next."""
+    if not hasattr(os, "waitid"):  # macOS before Python 3.13: no looking without reaping, so only known ones
+        yield from [pid for pid, (_, spawned) in running.items() if spawned.process.poll() is not None]
+        return
+    last = 0
+    while True:
+        for daemon in daemons:
+            daemon.exit_code()  # reaps, if it has ended
+        try:
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if found is None:
+            return
+        if found.si_pid == last:  # its owner's object did not reap it
+            os.waitpid(last, os.WNOHANG)
+        else:
+            last = found.si_pid
+            yield last
+
+
+def _event(child: Child, told: dict[str, Any]) -> life.Event:
+    match told["event"]:
+        case "loading":
+            return life.Loading(child)
+        case "warming":
+            return life.Warming(child, int(told["done"]), int(told["of"]))
+        case "ready":
+            return life.Ready(child)
+        case "failed":
+            return life.Failed(child, str(told["reason"]))
+        case other:
+            raise ValueError(f"no such event: {other!r}")
+
+
+def _fields(child: Child | None) -> dict[str, Any]:
+    if child is None or child.kind is not Kind.WORKER:
+        return {}
+    return {"stage": child.stage, "worker": child.slot}

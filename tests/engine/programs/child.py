@@ -1,0 +1,65 @@
+"""A child process as the supervisor tests need it: journals what happens to it and behaves as files in its folder say.
+
+Arguments: folder, name, status descriptor, parent pid. In the folder, ``NAME.fails`` makes it fail to start,
+``NAME.code`` with that exit code, ``NAME.hangs`` never get ready, ``NAME.stays`` ignore SIGTERM, ``NAME.lingers`` wait
+after SIGTERM until the file is removed, ``NAME.breeds`` start two processes of its own: one in its group, one that has
+left it for a session of its own. ``NAME.url`` is told when ready.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from engine.process import Notifier, die_with_parent
+
+folder, name, status_fd, parent = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+stopping = False
+
+
+def told(what: str) -> bool:
+    return (folder / f"{name}.{what}").exists()
+
+
+def journal(line: str) -> None:
+    fd = os.open(folder / "journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(fd, f"{name} {line}\n".encode())
+    os.close(fd)
+
+
+def stop(number: int, frame: object) -> None:
+    global stopping
+    if not told("stays"):
+        stopping = True
+
+
+signal.signal(signal.SIGTERM, stop)
+die_with_parent(parent)
+notify = Notifier(status_fd)
+journal(f"starts {os.getpid()} {os.environ.get('COLOUR', '-')}")
+notify.send("loading")
+if told("code"):
+    sys.exit(int((folder / f"{name}.code").read_text()))
+if told("fails"):
+    notify.send("failed", reason="ValueError: no such model")
+    sys.exit(4)
+if told("breeds"):
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
+    journal(f"bred {subprocess.Popen(sleeper, **quiet).pid}")  # type: ignore[call-overload]
+    journal(f"bred {subprocess.Popen(sleeper, start_new_session=True, **quiet).pid}")  # type: ignore[call-overload]
+if not told("hangs"):
+    notify.send("warming", done=1, of=1)
+    fields = {"url": (folder / f"{name}.url").read_text()} if told("url") else {}
+    journal("ready")
+    notify.send("ready", **fields)
+while not stopping:
+    time.sleep(0.01)
+journal("stops")
+while told("lingers"):
+    time.sleep(0.01)
+journal("ends")

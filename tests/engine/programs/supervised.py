@@ -1,0 +1,55 @@
+"""Runs the supervisor over scripted children (child.py). Arguments: folder, a JSON object with what to run."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine import log, supervisor
+from engine.config import build
+from engine.core.backoff import Policy
+from engine.core.lifecycle import Child
+
+POLICY = Policy(first_s=0.02, most_s=0.1, healthy_s=60.0, budget=3)
+
+
+def commands(child: Child, status_fd: int) -> Sequence[str]:
+    program = Path(__file__).with_name("child.py")
+    name = child.name.replace(" ", "-")
+    return [sys.executable, str(program), sys.argv[1], name, str(status_fd), str(os.getpid())]
+
+
+def sleeper() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], stdin=subprocess.DEVNULL)
+
+
+def main() -> int:
+    folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
+    data = {
+        "engine": {"name": "tried", "run_dir": str(folder / "run"), **options.get("engine", {})},
+        "frontend": {"address": "127.0.0.1", "port": 0, **options.get("frontend", {})},
+        "stage": options.get("stage", [{"name": "encode", "worker": "service:Encode", "num": 2}]),
+    }
+    deployment = build(data, file=folder / "stages.toml", label="stages.toml", flags={}, environ={})
+    log.setup("supervisor")
+    if "workers" in options:
+        return supervisor.run_workers(deployment, "encode", options["workers"], commands=commands, policy=POLICY)
+    daemons = {}
+    if "popen" in options.get("daemons", ()):
+        daemons["popen"] = sleeper()
+    if "process" in options.get("daemons", ()):
+        daemons["process"] = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    for name, daemon in daemons.items():
+        if daemon.pid is not None:
+            (folder / f"{name}.pid").write_text(str(daemon.pid))
+    return supervisor.run(deployment, daemons=daemons, commands=commands, policy=POLICY)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

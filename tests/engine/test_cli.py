@@ -1,0 +1,284 @@
+"""The command line: what it understands, what it prints, which code it ends with. Its processes are tested elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import cli, status
+from engine.config import Deployment
+from engine.errors import Unavailable
+from engine.exitcodes import ExitCode
+
+COMMANDS = ("up", "check", "broker", "frontend", "worker", "status")
+
+FILE = """
+[engine]
+name = "tried"
+[[stage]]
+name = "encode"
+worker = "service:Encode"
+num = 3
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "stages.toml"
+    path.write_text(FILE)
+    return path
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What reached the parts behind the commands, none of which runs."""
+    calls: dict[str, Any] = {}
+
+    def note(name: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> int:
+            calls[name] = (args, kwargs)
+            return 0
+
+        return call
+
+    monkeypatch.setattr("engine.log.setup", lambda *args, **kwargs: calls.__setitem__("log", (args, kwargs)))
+    monkeypatch.setattr("engine.supervisor.run", note("run"))
+    monkeypatch.setattr("engine.supervisor.run_workers", note("run_workers"))
+    monkeypatch.setattr("engine.broker.service.serve", note("broker"))
+    monkeypatch.setattr("stages.runtime.serve", note("worker"))
+    return calls
+
+
+def engine(*arguments: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "engine.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **kwargs)
+
+
+# --- help and bad usage
+
+
+def test_help_names_the_commands_an_example_and_every_exit_code() -> None:
+    done = engine("--help")
+    assert done.returncode == ExitCode.OK
+    assert "engine up examples/echo/stages.toml" in done.stdout
+    for name in COMMANDS:
+        assert f"    {name} " in done.stdout
+    for code in ExitCode:
+        assert code.name in done.stdout
+        assert code.meaning in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.run([command, "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert f"example:\n  engine {command} stages.toml" in text
+    assert "--port" in text
+    assert "--parent" not in text
+    assert "--status-fd" not in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["up"],
+        ["fly", "x"],
+        ["up", "x", "--por", "1"],
+        ["worker", "x"],
+        ["worker", "x", "--stage", "e", "--num", "0"],
+    ],
+)
+def test_what_is_not_understood_is_bad_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.run(arguments)
+    assert end.value.code == ExitCode.USAGE
+    assert "usage: engine" in capsys.readouterr().err
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.run(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith("engine ")
+
+
+# --- configuration
+
+
+def test_every_problem_of_the_configuration_is_printed(tmp_path: Path) -> None:
+    file = tmp_path / "stages.toml"
+    file.write_text(FILE.replace("num = 3", "num = 0\nnumm = 3"))
+    done = engine("up", str(file), "--port", "many")
+    assert done.returncode == ExitCode.CONFIG
+    assert len(done.stderr.splitlines()) == 3
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_file_is_a_configuration_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["check", str(tmp_path / "none.toml")]) == ExitCode.CONFIG
+    assert "no such file" in capsys.readouterr().err
+
+
+# --- commands reach their parts
+
+
+@pytest.mark.parametrize("given", ["file", "folder"])
+def test_up_runs_the_supervisor_on_a_file_or_its_folder(file: Path, asked: dict[str, Any], given: str) -> None:
+    path = file if given == "file" else file.parent
+    assert cli.run(["up", str(path), "--port", "1234", "--log-level", "error"]) == 0
+    (deployment,), _ = asked["run"]
+    assert isinstance(deployment, Deployment)
+    assert deployment.frontend.port == 1234
+    assert asked["log"] == (("supervisor",), {"level": "error"})
+
+
+@pytest.mark.parametrize(("extra", "num"), [([], 3), (["--num", "2"], 2)])
+def test_worker_runs_as_many_as_asked(file: Path, asked: dict[str, Any], extra: list[str], num: int) -> None:
+    assert cli.run(["worker", str(file), "--stage", "encode", *extra]) == 0
+    assert asked["run_workers"][0][1:] == ("encode", num)
+
+
+def test_worker_with_a_slot_runs_in_this_process(file: Path, asked: dict[str, Any]) -> None:
+    assert cli.run(["worker", str(file), "--stage", "encode", "--slot", "2"]) == 0
+    assert asked["worker"][0][1:3] == ("encode", 2)
+    assert asked["log"] == (("worker",), {"level": "info", "stage": "encode", "worker": 2})
+
+
+def test_a_worker_of_no_stage_is_a_configuration_error(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["worker", str(file), "--stage", "encod"]) == ExitCode.CONFIG
+    assert "--stage: expected one of encode; got encod" in capsys.readouterr().err
+
+
+def test_a_broker_by_hand_makes_its_private_directory_and_removes_it(
+    file: Path, asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "run"
+    modes = []
+    monkeypatch.setattr("engine.broker.service.serve", lambda *_: modes.append(run_dir.stat().st_mode & 0o777) or 0)
+    assert cli.run(["broker", str(file), "--run-dir", str(run_dir)]) == 0
+    assert modes == [0o700]
+    assert not run_dir.exists()
+
+
+def test_a_broker_under_a_supervisor_leaves_the_directory_to_it(
+    file: Path, asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parents = []
+    monkeypatch.setattr("engine.process.die_with_parent", parents.append)
+    run_dir = tmp_path / "run"
+    assert cli.run(["broker", str(file), "--run-dir", str(run_dir), "--parent", "17"]) == 0
+    assert parents == [17]
+    assert not run_dir.exists()
+
+
+# --- status
+
+TOLD = {
+    "name": "tried",
+    "epoch": 7,
+    "uptime_s": 3723.5,
+    "draining": False,
+    "admitted": 5,
+    "capacity": 1024,
+    "stages": [
+        {
+            "name": "encode",
+            "wanted": 2,
+            "ready": 1,
+            "starting": 1,
+            "queued": 12,
+            "in_flight": 32,
+            "queued_bytes": 20480,
+            "oldest_ms": 4.2,
+            "batches_by_reason": {"idle": 3, "full": 10},
+            "mean_batch": 21.46,
+            "workers": [
+                {"key": 9, "slot": 2, "pid": 102, "state": "starting", "batches": 0, "items": 0},
+                {"key": 4, "slot": 1, "pid": 101, "state": "ready", "batches": 13, "items": 279},
+            ],
+        }
+    ],
+    "frontends": [{"name": "frontend-1", "pid": 103, "pending": 44}],
+}
+
+TABLE = """\
+tried: up for 1h 2m, 5 of 1024 requests admitted
+
+STAGE   READY  STARTING  QUEUED       OLDEST  IN FLIGHT  BATCHES  MEAN  RELEASED BY
+encode  1/2           1  12 (20 KiB)  4 ms           32       13  21.5  full:10 idle:3
+
+WORKER    PID  STATE     BATCHES  ITEMS
+encode-1  101  ready          13    279
+encode-2  102  starting        0      0
+
+FRONTEND    PID  PENDING
+frontend-1  103       44"""
+
+
+def test_status_is_an_aligned_table() -> None:
+    assert status.table(json.dumps(TOLD).encode()) == TABLE
+
+
+def test_status_of_an_empty_deployment_is_a_table_too() -> None:
+    assert status.table(b'{"name": "x", "draining": true, "stages": []}').startswith("x: draining for 0s")
+
+
+def test_status_prints_what_the_broker_says(
+    file: Path, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = json.dumps(TOLD).encode()
+    monkeypatch.setattr("engine.admin.ask", lambda deployment, what, timeout_s: answer)
+    assert cli.run(["status", str(file), "--json"]) == ExitCode.OK
+    assert json.loads(capsys.readouterr().out) == TOLD
+    assert cli.run(["status", str(file)]) == ExitCode.OK
+    assert capsys.readouterr().out.rstrip() == TABLE
+
+
+def test_status_of_nothing_is_unreachable_and_says_what_to_do(
+    file: Path, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nobody(*_: Any) -> bytes:
+        raise Unavailable(503, "no answer within 3 s")
+
+    monkeypatch.setattr("engine.admin.ask", nobody)
+    assert cli.run(["status", str(file)]) == ExitCode.UNREACHABLE
+    error = capsys.readouterr().err
+    assert 'no running deployment "tried"' in error
+    assert "engine up" in error
+
+
+# --- the end of the process
+
+
+@pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt, ExitCode.FAILED), (None, ExitCode.OK)])
+def test_main_ends_the_process_with_the_code_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, raised: type[BaseException] | None, code: int
+) -> None:
+    def run(arguments: Any) -> int:
+        if raised is not None:
+            raise raised
+        return 0
+
+    monkeypatch.setattr(cli, "run", run)
+    with pytest.raises(SystemExit) as end:
+        cli.main([])
+    assert end.value.code == code
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "engine.cli", "--help"], stdout=pipe, stderr=subprocess.PIPE, timeout=60
+        )
+    assert b"Traceback" not in done.stderr

@@ -1,0 +1,405 @@
+"""The supervisor over real processes: scripted children that say what happens to them (programs/child.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from engine.clock import Deadline
+from engine.exitcodes import ExitCode
+
+PATIENCE_S = 30.0
+PROGRAMS = Path(__file__).parent / "programs"
+EVERYBODY = ("broker", "worker-encode-1", "worker-encode-2", "frontend")
+
+
+def wait_until(what: str, holds: Callable[[], Any]) -> Any:
+    deadline = Deadline(PATIENCE_S)
+    while not (found := holds()):
+        assert not deadline.passed, f"still not so: {what}"
+        time.sleep(0.005)
+    return found
+
+
+def gone(pid: int) -> bool:
+    """Ended and reaped (or about to be, by whoever adopted it)."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+class Trial:
+    """One supervisor process, its folder and its journal."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        self.folder = folder
+        self.run_dir = folder / "run"
+        with open(folder / "log", "ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(PROGRAMS / "supervised.py"), str(folder), json.dumps(options)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+
+    # --- what it does
+
+    @property
+    def journal(self) -> list[str]:
+        try:
+            return (self.folder / "journal").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def pids(self, name: str) -> list[int]:
+        """Of every life the child has had."""
+        return [int(line.split()[2]) for line in self.journal if line.startswith(f"{name} starts")]
+
+    def bred(self) -> list[int]:
+        return [int(line.split()[2]) for line in self.journal if " bred " in line]
+
+    def wait_journal(self, line: str, times: int = 1) -> None:
+        wait_until(f"{times} x {line!r} in the journal", lambda: self.journal.count(line) >= times)
+
+    def wait_ready(self) -> str:
+        """The two lines that say so."""
+        assert self.process.stdout is not None
+        readable, _, _ = select.select([self.process.stdout], [], [], PATIENCE_S)
+        assert readable, self.log
+        lines = self.process.stdout.readline() + self.process.stdout.readline()
+        assert lines, self.log
+        return lines.decode()
+
+    def wait_exit(self) -> int:
+        code = self.process.wait(PATIENCE_S)
+        assert all(gone(int(line.split()[2])) for line in self.journal if " starts " in line), self.log
+        return code
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.wait_exit()
+
+    # --- what its children are told
+
+    def tell(self, name: str, what: str, text: str = "") -> None:
+        (self.folder / f"{name}.{what}").write_text(text)
+
+    def untell(self, name: str, what: str) -> None:
+        (self.folder / f"{name}.{what}").unlink()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Short, because of socket paths, and outside pytest's own, which keeps folders."""
+    path = Path(tempfile.mkdtemp(prefix="sl-"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Callable[..., Trial]]:
+    trials: list[Trial] = []
+
+    def begin(**options: Any) -> Trial:
+        trials.append(Trial(folder, **options))
+        return trials[-1]
+
+    yield begin
+    for trial in trials:
+        trial.close()
+
+
+def tell(folder: Path, name: str, what: str, text: str = "") -> None:
+    (folder / f"{name}.{what}").write_text(text)
+
+
+# --- starting
+
+
+def test_it_starts_in_order_says_where_it_listens_and_leaves_nothing(start: Callable[..., Trial], folder: Path) -> None:
+    tell(folder, "frontend", "url", "http://0.0.0.0:4321")
+    trial = start()
+    assert trial.wait_ready() == (
+        "tried is ready: http://127.0.0.1:4321  (stop with Ctrl-C)\n"
+        "try: curl -X POST http://127.0.0.1:4321/inference -d '{}'\n"
+    )
+    order = [line.split()[:2] for line in trial.journal]
+    for name in EVERYBODY[1:]:
+        assert order.index(["broker", "ready"]) < order.index([name, "starts"])
+    for text in ("broker ready in", "worker encode-2 loading", "worker encode-1 warming up 1/1", "frontend ready in"):
+        assert text in trial.log
+    assert (trial.run_dir / "pid").read_text() == f"{trial.process.pid}\n"
+    assert trial.run_dir.stat().st_mode & 0o777 == 0o700
+    assert trial.stop() == ExitCode.OK
+    assert not trial.run_dir.exists()
+
+
+def test_the_request_to_try_comes_from_the_folder_of_the_file(start: Callable[..., Trial], folder: Path) -> None:
+    (folder / "example.curl").write_text("curl {url}/v1 -d 'x'\n")
+    tell(folder, "frontend", "url", "http://[::]:4321")
+    trial = start()
+    assert trial.wait_ready().splitlines()[1] == "try: curl http://[::1]:4321/v1 -d 'x'"
+    assert trial.stop() == ExitCode.OK
+
+
+def test_a_worker_that_cannot_start_fails_the_deployment_with_its_reason(
+    start: Callable[..., Trial], folder: Path
+) -> None:
+    tell(folder, "worker-encode-2", "fails")
+    trial = start()
+    assert trial.wait_exit() == ExitCode.START
+    assert "tried did not start: worker encode-2 could not start: ValueError: no such model" in trial.log
+    assert not trial.run_dir.exists()
+
+
+def test_a_frontend_that_finds_its_port_taken_passes_its_code_on(start: Callable[..., Trial], folder: Path) -> None:
+    tell(folder, "frontend", "code", str(int(ExitCode.BUSY)))
+    assert start().wait_exit() == ExitCode.BUSY
+
+
+def test_a_worker_that_is_never_ready_fails_the_start(start: Callable[..., Trial], folder: Path) -> None:
+    tell(folder, "worker-encode-1", "hangs")
+    trial = start(stage=[{"name": "encode", "worker": "service:Encode", "start_timeout": 1}])
+    assert trial.wait_exit() == ExitCode.START
+    assert "worker encode-1 could not start: was not ready within 1 s" in trial.log
+
+
+def test_a_port_in_use_is_found_before_anything_is_started(start: Callable[..., Trial]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        trial = start(frontend={"port": port})
+        assert trial.wait_exit() == ExitCode.BUSY
+    assert f"port {port} on 127.0.0.1 is in use" in trial.log
+    assert trial.journal == []
+    assert not trial.run_dir.exists()
+
+
+def test_a_second_deployment_of_the_same_name_is_refused(start: Callable[..., Trial]) -> None:
+    first = start()
+    first.wait_ready()
+    second = start()
+    assert second.process.wait(PATIENCE_S) == ExitCode.BUSY
+    assert f"tried is already running (pid {first.process.pid})" in second.log
+    assert len(first.pids("broker")) == 1
+    assert first.stop() == ExitCode.OK
+
+
+def test_what_a_killed_predecessor_left_is_swept(start: Callable[..., Trial], folder: Path) -> None:
+    run_dir = folder / "run"
+    run_dir.mkdir(mode=0o700)
+    (run_dir / "lock").touch()
+    (run_dir / "pid").write_text("1\n")
+    (run_dir / "notes").write_text("somebody's")
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(run_dir / "front"))
+    trial = start()
+    trial.wait_ready()
+    assert not (run_dir / "front").exists()
+    assert trial.stop() == ExitCode.OK
+    assert [path.name for path in run_dir.iterdir()] == ["notes"]
+
+
+def test_a_run_directory_that_is_a_link_is_refused(start: Callable[..., Trial], folder: Path) -> None:
+    (folder / "elsewhere").mkdir()
+    (folder / "run").symlink_to(folder / "elsewhere")
+    trial = start()
+    assert trial.wait_exit() == ExitCode.START
+    assert "symbolic link" in trial.log or "Not a directory" in trial.log
+
+
+def test_a_stop_while_it_starts_ends_in_order(start: Callable[..., Trial], folder: Path) -> None:
+    tell(folder, "worker-encode-1", "hangs")
+    trial = start()
+    trial.wait_journal("frontend ready")
+    assert trial.stop() == ExitCode.OK
+
+
+# --- serving
+
+
+@pytest.mark.parametrize("name", EVERYBODY)
+def test_whoever_is_killed_is_started_again_alone(start: Callable[..., Trial], name: str) -> None:
+    trial = start()
+    trial.wait_ready()
+    os.kill(trial.pids(name)[0], signal.SIGKILL)
+    trial.wait_journal(f"{name} ready", times=2)
+    assert [len(trial.pids(other)) for other in EVERYBODY if other != name] == [1, 1, 1]
+    assert "died (killed by SIGKILL); starting it in" in trial.log
+    assert trial.stop() == ExitCode.OK
+
+
+def test_what_a_dead_child_leaves_in_its_group_is_swept(start: Callable[..., Trial], folder: Path) -> None:
+    tell(folder, "worker-encode-1", "breeds")
+    trial = start()
+    trial.wait_ready()
+    in_group, on_its_own = trial.bred()
+    os.kill(trial.pids("worker-encode-1")[0], signal.SIGKILL)
+    wait_until("the rest of the group has gone", lambda: not psutil.pid_exists(in_group))
+    assert psutil.Process(on_its_own).ppid() == trial.process.pid  # adopted, as PID 1 would
+    os.kill(on_its_own, signal.SIGKILL)
+    wait_until("the orphan is reaped", lambda: not psutil.pid_exists(on_its_own))
+    trial.wait_journal("worker-encode-1 ready", times=2)
+    assert trial.stop() == ExitCode.OK
+    assert all(gone(pid) for pid in trial.bred())
+
+
+def test_a_worker_that_fails_later_is_tried_again_while_the_others_serve(start: Callable[..., Trial]) -> None:
+    trial = start()
+    trial.wait_ready()
+    trial.tell("worker-encode-1", "fails")
+    os.kill(trial.pids("worker-encode-1")[0], signal.SIGKILL)
+    wait_until("five failed starts", lambda: len(trial.pids("worker-encode-1")) > 5)
+    assert "failed to start again (ValueError: no such model)" in trial.log
+    trial.untell("worker-encode-1", "fails")
+    trial.wait_journal("worker-encode-1 ready", times=2)
+    assert all(len(trial.pids(name)) == 1 for name in EVERYBODY if name != "worker-encode-1")
+    assert trial.stop() == ExitCode.OK
+
+
+def test_a_broker_that_cannot_come_back_ends_the_deployment(start: Callable[..., Trial]) -> None:
+    trial = start()
+    trial.wait_ready()
+    trial.tell("broker", "fails")
+    os.kill(trial.pids("broker")[0], signal.SIGKILL)
+    assert trial.wait_exit() == ExitCode.FAILED
+    assert "tried has stopped: broker failed to start 3 times in a row: ValueError: no such model" in trial.log
+
+
+def test_a_frontend_that_restarts_keeps_the_port_it_was_given(start: Callable[..., Trial], folder: Path) -> None:
+    tell(folder, "frontend", "url", "http://127.0.0.1:4321")
+    trial = start()
+    trial.wait_ready()
+    assert json.loads((trial.run_dir / "deployment.json").read_text())["frontend"]["port"] == 4321
+    assert trial.stop() == ExitCode.OK
+
+
+def test_a_stages_environment_reaches_its_own_workers_only(start: Callable[..., Trial]) -> None:
+    colours = [{"COLOUR": "red"}, {"COLOUR": "blue"}]
+    trial = start(stage=[{"name": "encode", "worker": "service:Encode", "num": 2, "env": colours}])
+    trial.wait_ready()
+    seen = {line.split()[0]: line.split()[3] for line in trial.journal if " starts " in line}
+    assert seen == dict(zip(EVERYBODY, ["-", "red", "blue", "-"], strict=True))
+    assert trial.stop() == ExitCode.OK
+
+
+# --- daemons
+
+
+@pytest.mark.parametrize("kind", ["popen", "process"])
+def test_daemons_live_with_the_deployment(start: Callable[..., Trial], kind: str) -> None:
+    trial = start(daemons=[kind])
+    trial.wait_ready()
+    children = [child.pid for child in psutil.Process(trial.process.pid).children()]
+    assert len(children) > len(EVERYBODY)
+    assert trial.stop() == ExitCode.OK
+    wait_until("multiprocessing's own helper has gone too", lambda: all(gone(pid) for pid in children))
+
+
+def test_a_daemon_that_dies_ends_the_deployment(start: Callable[..., Trial], folder: Path) -> None:
+    trial = start(daemons=["popen"])
+    trial.wait_ready()
+    os.kill(int((folder / "popen.pid").read_text()), signal.SIGKILL)
+    assert trial.wait_exit() == ExitCode.FAILED
+    assert "tried has stopped: daemon popen ended (killed by SIGKILL)" in trial.log
+
+
+# --- stopping
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_it_drains_the_frontend_before_the_workers_and_the_broker_last(
+    start: Callable[..., Trial], folder: Path, number: int
+) -> None:
+    tell(folder, "frontend", "lingers")
+    trial = start()
+    trial.wait_ready()
+    trial.process.send_signal(number)
+    trial.wait_journal("frontend stops")
+    assert not any(line.endswith("stops") for line in trial.journal if not line.startswith("frontend"))
+    trial.untell("frontend", "lingers")
+    assert trial.wait_exit() == ExitCode.OK
+    ends = [line for line in trial.journal if line.split()[1] in ("stops", "ends")]
+    assert ends[:2] == ["frontend stops", "frontend ends"]
+    assert ends[-2:] == ["broker stops", "broker ends"]
+    assert len(ends) == 8
+
+
+def test_who_does_not_stop_in_time_is_killed(start: Callable[..., Trial], folder: Path) -> None:
+    for name in EVERYBODY:
+        tell(folder, name, "stays")
+    trial = start(engine={"grace": 0.2})
+    trial.wait_ready()
+    assert trial.stop() == ExitCode.OK
+    assert trial.log.count("has not stopped in time; killing it") == 4
+
+
+def test_a_second_sigint_stops_at_once(start: Callable[..., Trial], folder: Path) -> None:
+    tell(folder, "frontend", "lingers")
+    trial = start(engine={"grace": 3600})
+    trial.wait_ready()
+    trial.process.send_signal(signal.SIGINT)
+    trial.wait_journal("frontend stops")
+    assert trial.stop(signal.SIGINT) == ExitCode.FAILED
+    assert not trial.run_dir.exists()
+
+
+def test_a_killed_supervisor_leaves_no_process_and_the_next_one_starts(start: Callable[..., Trial]) -> None:
+    trial = start()
+    trial.wait_ready()
+    trial.process.kill()
+    pids = [trial.pids(name)[0] for name in EVERYBODY]
+    wait_until("all of its children have gone", lambda: all(gone(pid) for pid in pids))
+    trial.process.wait(PATIENCE_S)
+    after = start()
+    after.wait_ready()
+    assert after.stop() == ExitCode.OK
+
+
+# --- workers on their own
+
+
+def test_workers_on_their_own_need_no_lock_and_stop_when_asked(start: Callable[..., Trial]) -> None:
+    trial = start(workers=3)
+    for slot in (1, 2, 3):
+        trial.wait_journal(f"worker-encode-{slot} ready")
+    os.kill(trial.pids("worker-encode-2")[0], signal.SIGKILL)
+    trial.wait_journal("worker-encode-2 ready", times=2)
+    assert not trial.run_dir.exists()
+    assert trial.stop() == ExitCode.OK
+    assert len(trial.journal) == 3 * 4 + 2
+
+
+# --- what it is made of
+
+
+def test_the_supervisor_loads_nothing_heavy() -> None:
+    heavy = {"zmq", "falcon", "gunicorn", "torch", "numpy", "prometheus_client", "stages", "frontend"}
+    code = f"import sys, engine.cli, engine.supervisor; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
