@@ -93,7 +93,7 @@ def _serve(
     outlets: Outlets | None = None
     try:
         try:
-            worker = _load(deployment, stage, slot, device, notify, shared)
+            worker, warm = _load(deployment, stage, slot, device, notify)
         except Exception as error:  # whatever user code raises: it is shown whole
             return _failed(notify, error)
         spec = deployment.stage(stage)
@@ -109,7 +109,9 @@ def _serve(
             shared=shared,
             watchdog=watchdog,
         )
+        # In this order: once the broker may send batches, a stop must wait for them.
         shared.phase = Phase.SERVING
+        shared.to_control.put(warm)
         notify.send("ready")
         code = loop.run()
         shared.phase = Phase.ENDING
@@ -126,7 +128,7 @@ def _serve(
             ctx.term()
 
 
-def _load(deployment: Deployment, stage: str, slot: int, device: str, notify: Notifier, shared: Shared) -> Worker:
+def _load(deployment: Deployment, stage: str, slot: int, device: str, notify: Notifier) -> tuple[Worker, Warm]:
     """User code from import to warm-up. Raises whatever it raises."""
     spec = deployment.stage(stage)
     began = time.monotonic()
@@ -143,12 +145,11 @@ def _load(deployment: Deployment, stage: str, slot: int, device: str, notify: No
     warming = time.monotonic()
     warm_up(worker, lambda done, of: notify.send("warming", done=done, of=of))
     took_ms = int((time.monotonic() - warming) * 1000)
-    shared.to_control.put(Warm(worker.resp_mime_type, took_ms))
     get_logger().info(
         "worker is warm",
         extra={"device": device, "load_s": round(warming - began, 3), "warmup_s": took_ms / 1000},
     )
-    return worker
+    return worker, Warm(worker.resp_mime_type, took_ms)
 
 
 def _failed(notify: Notifier, error: Exception) -> ExitCode:

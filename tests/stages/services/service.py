@@ -1,0 +1,136 @@
+"""Workers that do what the request asks for, so that a test can make each thing happen."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import os
+import sys
+import time
+from typing import Any
+
+from engine.errors import ValidationError
+from stages import SSEWorker, Worker
+
+
+class Obey(Worker):
+    """Each value is {"do": ..., ...}."""
+
+    def forward(self, data: list[dict[str, Any]]) -> list[Any]:
+        return [getattr(self, value["do"])(position, value) for position, value in enumerate(data)]
+
+    def echo(self, _position: int, value: dict[str, Any]) -> Any:
+        return value.get("x")
+
+    def refuse(self, _position: int, value: dict[str, Any]) -> Any:
+        raise ValidationError(f"no {value['x']}")
+
+    def sleep(self, _position: int, value: dict[str, Any]) -> Any:
+        time.sleep(value["s"])
+        return "slept"
+
+    def swallow(self, _position: int, value: dict[str, Any]) -> Any:
+        try:
+            time.sleep(value["s"])
+        except BaseException:
+            return "swallowed"
+
+    def hold_interpreter(self, _position: int, _value: dict[str, Any]) -> None:
+        collections.deque(itertools.repeat(None), maxlen=0)  # C code: never ends, never looks for signals
+
+    def gate(self, _position: int, value: dict[str, Any]) -> Any:
+        with open(value["path"]):  # until the test opens it for writing
+            return "through"
+
+    def until_cancelled(self, position: int, _value: dict[str, Any]) -> Any:
+        while not self.context(position).cancelled:
+            time.sleep(0.002)
+        return "cancelled"
+
+    def about(self, position: int, value: dict[str, Any]) -> Any:
+        context = self.context(position)
+        return {
+            "worker_id": self.worker_id,
+            "stage": self.stage,
+            "max_batch_size": self.max_batch_size,
+            "device": self.device,
+            "env": os.environ.get(value.get("env", ""), None),
+            "threads": os.environ.get("OMP_NUM_THREADS"),
+            "heavy": [name for name in ("torch", "falcon", "numpy") if name in sys.modules],
+            "request_id": context.request_id,
+            "tenant": context.headers.get("X-Tenant"),
+            "q": context.query.get("q"),
+            "in_time": 0 < context.remaining() < 3600,
+            "pid": os.getpid(),
+        }
+
+    def teardown(self) -> None:
+        print("torn down", file=sys.stderr, flush=True)
+
+
+class Warm(Obey):
+    multi_examples = ([{"do": "echo", "x": 1}], [{"do": "echo", "x": 2}, {"do": "echo", "x": 3}])
+
+    def setup(self) -> None:
+        self.resp_mime_type = "text/x-warm"
+
+
+class BadInit(Obey):
+    def __init__(self) -> None:
+        raise RuntimeError("no such model")
+
+
+class BadExample(Obey):
+    example = ({"do": "refuse", "x": "example"},)
+
+
+class NoForward(Worker):
+    pass
+
+
+class NotAWorker:
+    pass
+
+
+class SlowInit(Obey):
+    def __init__(self, gate: str) -> None:
+        with open(gate):
+            pass
+
+
+class StuckInit(Obey):
+    def __init__(self) -> None:
+        while True:  # user code that lets nothing through, as some libraries do
+            try:
+                time.sleep(60)
+            except BaseException as error:
+                print("ignored", repr(error), file=sys.stderr, flush=True)
+
+
+class BadTeardown(Obey):
+    def teardown(self) -> None:
+        raise RuntimeError("cannot tear down")
+
+
+class Counting(Obey):
+    def __init__(self) -> None:
+        from prometheus_client import Counter
+
+        self.seen = Counter("seen_items", "Items seen.", ["kind"])
+
+    def forward(self, data: list[dict[str, Any]]) -> list[Any]:
+        self.seen.labels("any").inc(len(data))
+        return super().forward(data)
+
+
+class Stream(SSEWorker):
+    """Sends two events for each value and then waits at the gate."""
+
+    def forward(self, data: list[dict[str, Any]]) -> list[Any]:
+        for position, value in enumerate(data):
+            for text in value["events"]:
+                self.send_stream_event(text, index=position)
+        if "gate" in data[0]:
+            with open(data[0]["gate"]):
+                pass
+        return [None] * len(data)

@@ -1,0 +1,358 @@
+"""One batch in, one outcome per item out: every kind of failure, and who it strikes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.core.messages import Status
+from engine.errors import ClientError, EncodingError, EngineError, EngineTimeoutError, ServerError, ValidationError
+from stages import Worker, ipc
+from stages.compute import Codec, Outcome, WrongResults, as_results, outcome_of, run_batch
+from stages.context import ItemIn
+
+
+class Doubling(Worker):
+    """Doubles numbers; a value may be told to fail instead. Remembers what forward was given."""
+
+    def __init__(self, answer: Callable[[list[Any]], Any] | None = None) -> None:
+        self.given: list[Any] = []
+        self.answer = answer
+
+    def forward(self, data: Any) -> Any:
+        self.given.append(data)
+        if self.answer is not None:
+            return self.answer(data)
+        return [self.one(value) for value in data] if isinstance(data, list) else self.one(data)
+
+    def one(self, value: Any) -> Any:
+        if value == "validation":
+            raise ValidationError("'x'")
+        if value == "bug":
+            raise ZeroDivisionError("secret")
+        return value * 2
+
+
+def items(*values: object, **fields: Any) -> list[ItemIn]:
+    return [
+        ItemIn(uid, value if isinstance(value, bytes) else json.dumps(value).encode(), request_id=f"r{uid}", **fields)
+        for uid, value in enumerate(values)
+    ]
+
+
+def outcomes(worker: Worker, given: Sequence[ItemIn], size: int = 8, **options: Any) -> list[tuple[int, bytes]]:
+    computed = run_batch(worker, given, max_batch_size=size, **options)
+    return [(outcome.status, bytes(outcome.payload)) for outcome in computed.outcomes]  # type: ignore[arg-type]
+
+
+INTERNAL = (500, b"inference internal error")
+
+
+def raising(error: BaseException) -> Callable[[Any], Any]:
+    def answer(_data: Any) -> Any:
+        raise error
+
+    return answer
+
+
+def test_a_batch_is_decoded_computed_and_encoded_in_order() -> None:
+    worker = Doubling()
+    assert outcomes(worker, items(1, 2, 3)) == [(200, b"2"), (200, b"4"), (200, b"6")]
+    assert worker.given == [[1, 2, 3]]
+
+
+def test_max_batch_size_one_passes_single_values() -> None:
+    worker = Doubling()
+    assert outcomes(worker, items(1), size=1) == [(200, b"2")]
+    assert worker.given == [1]
+
+
+def test_a_batch_of_one_is_still_a_list() -> None:
+    worker = Doubling()
+    assert outcomes(worker, items(1)) == [(200, b"2")]
+    assert worker.given == [[1]]
+
+
+class Teapot(EngineError):
+    status = 418
+    prefix = "teapot"
+    headers = {"x-tea": "green"}
+
+
+class Broken(EngineError):
+    def __str__(self) -> str:
+        raise RuntimeError("cannot even say")
+
+
+class Lying(EngineError):
+    status = 200
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ClientError("no\nway"), Outcome(400, b"bad request: no way")),
+        (ValidationError("'x'"), Outcome(422, b"request validation error: 'x'")),
+        (ServerError("sorry"), Outcome(500, b"internal error: sorry")),
+        (EncodingError("odd"), Outcome(500, b"encoding error: odd")),
+        (EngineTimeoutError(), Outcome(408, b"inference timeout")),
+        (Teapot(), Outcome(418, b"teapot", {"x-tea": "green"})),
+        (Broken(), Outcome(500, b"inference internal error")),
+        (Lying("fine"), Outcome(500, b"inference internal error")),
+        (ValueError("/secret/path"), Outcome(500, b"inference internal error")),
+        (ClientError("\ud800"), Outcome(400, b"bad request: ?")),
+    ],
+)
+def test_what_a_client_learns_of_each_error(error: BaseException, expected: Outcome) -> None:
+    assert outcome_of(error) == expected
+
+
+def test_long_messages_are_cut() -> None:
+    assert len(bytes(outcome_of(ClientError("x" * 100_000)).payload)) == 8192  # type: ignore[arg-type]
+
+
+# --- decode ----------------------------------------------------------------------------------------------------------
+
+
+def test_malformed_item_fails_alone_and_is_not_given_to_forward() -> None:
+    worker = Doubling()
+    good, bad, empty = outcomes(worker, items(1, b"{", b""))
+    assert good == (200, b"2")
+    assert bad[0] == empty[0] == 400
+    assert bad[1].startswith(b"decoding error: ")
+    assert worker.given == [[1]]
+
+
+def test_forward_is_not_called_when_nothing_could_be_decoded() -> None:
+    worker = Doubling()
+    assert [status for status, _ in outcomes(worker, items(b"{", b"["))] == [400, 400]
+    assert worker.given == []
+
+
+def test_exception_in_deserialize_says_nothing_to_the_client(caplog: pytest.LogCaptureFixture) -> None:
+    class Odd(Doubling):
+        def deserialize(self, data: bytes) -> Any:
+            raise KeyError("secret")
+
+    assert outcomes(Odd(), items(1)) == [INTERNAL]
+    assert "secret" in caplog.text
+
+
+def test_deserialize_gets_bytes_whatever_arrived() -> None:
+    worker = Doubling()
+    views = [ItemIn(0, memoryview(b"21")), ItemIn(1, (b"2", memoryview(b"1")))]
+    assert outcomes(worker, views) == [(200, b"42"), (200, b"42")]
+
+
+# --- forward: isolation ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "calls"),
+    [
+        ([1, 2, 3, "bug"], [4, 2, 2, 1, 1]),
+        (["bug", 1, 2, 3], [4, 2, 1, 1, 2]),
+        ([1, "bug", 2], [3, 2, 1, 1, 1]),
+        (["bug"], [1]),
+        (["bug", "bug"], [2, 1, 1]),
+    ],
+)
+def test_only_the_guilty_fail_and_halves_are_called(values: list[Any], calls: list[int]) -> None:
+    worker = Doubling()
+    expected = [INTERNAL if value == "bug" else (200, json.dumps(value * 2).encode()) for value in values]
+    assert outcomes(worker, items(*values)) == expected
+    assert [len(data) for data in worker.given] == calls
+
+
+def test_each_guilty_item_gets_its_own_message() -> None:
+    assert outcomes(Doubling(), items(1, "validation", "bug", 2)) == [
+        (200, b"2"),
+        (422, b"request validation error: 'x'"),
+        INTERNAL,
+        (200, b"4"),
+    ]
+
+
+def test_without_isolation_the_batch_fails_together() -> None:
+    worker = Doubling()
+    assert outcomes(worker, items(1, "bug", 2), isolate=False) == [INTERNAL] * 3
+    assert len(worker.given) == 1
+
+
+def test_timeout_fails_the_batch_and_is_not_tried_again() -> None:
+    worker = Doubling(raising(EngineTimeoutError()))
+    assert outcomes(worker, items(1, 2)) == [(408, b"inference timeout")] * 2
+    assert len(worker.given) == 1
+
+
+def test_items_that_expire_meanwhile_are_not_tried_again() -> None:
+    worker = Doubling()
+    gone: set[int] = set()
+
+    def call(function: Callable[[Any], Any], argument: Any) -> Any:
+        try:
+            return function(argument)
+        finally:
+            gone.add(2)
+
+    result = outcomes(worker, items(1, "bug", 3, 4), call=call, expired=lambda item: item.uid in gone)
+    assert result == [(200, b"2"), INTERNAL, (Status.SKIPPED, b""), (200, b"8")]
+    assert worker.given == [[1, "bug", 3, 4], [1, "bug"], [1], ["bug"], [4]]
+
+
+def test_expired_items_are_skipped_undecoded() -> None:
+    worker = Doubling()
+    assert outcomes(worker, items(b"{", 2), expired=lambda item: item.uid == 0) == [(0, b""), (200, b"4")]
+
+
+def test_a_stage_that_fails_for_everybody_logs_one_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    assert outcomes(Doubling(raising(ZeroDivisionError("down"))), items(1, 2, 3, 4)) == [INTERNAL] * 4
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert record.__dict__["request_ids"] == ["r0", "r1", "r2", "r3"]
+
+
+def test_clients_mistakes_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    outcomes(Doubling(), items("validation", b"{"))
+    assert caplog.records == []
+
+
+def test_system_exit_of_user_code_passes_through() -> None:
+    with pytest.raises(SystemExit):
+        outcomes(Doubling(raising(SystemExit(3))), items(1, 2))
+
+
+@given(st.lists(st.sampled_from([1, 2, "validation", "bug", b"{"]), max_size=20))
+def test_everybody_gets_what_he_would_get_alone(values: list[Any]) -> None:
+    alone = [outcomes(Doubling(), items(value))[0] for value in values]
+    assert outcomes(Doubling(), items(*values), size=32) == alone
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_exception_instance_fails_its_item() -> None:
+    worker = Doubling(lambda data: [data[0], ValidationError("'x'"), ValueError("secret"), EngineTimeoutError()])
+    assert outcomes(worker, items(1, 2, 3, 4)) == [
+        (200, b"1"),
+        (422, b"request validation error: 'x'"),
+        INTERNAL,
+        (408, b"inference timeout"),
+    ]
+    assert len(worker.given) == 1
+
+
+def generator(n: int) -> Iterator[int]:
+    yield from range(n)
+
+
+@pytest.mark.parametrize("returned", [[1], [1, 2, 3], None, 7, "ab", b"ab", {"a": 1, "b": 2}, {1, 2}, generator(2)])
+def test_wrong_results_fail_every_item_of_the_call(returned: Any, caplog: pytest.LogCaptureFixture) -> None:
+    worker = Doubling(lambda _data: returned)
+    assert outcomes(worker, items(1, 2)) == [INTERNAL] * 2
+    assert len(worker.given) == 1
+    (record,) = caplog.records
+    assert "2 values" in record.getMessage()
+
+
+def test_anything_with_length_and_order_is_a_list_of_results() -> None:
+    np = pytest.importorskip("numpy")
+    assert as_results((1, 2), 2) == [1, 2]
+    assert [row.tolist() for row in as_results(np.eye(2), 2)] == [[1.0, 0.0], [0.0, 1.0]]
+    with pytest.raises(WrongResults, match="a ndarray for 1 values"):
+        as_results(np.array(1.0), 1)
+
+
+# --- encode ----------------------------------------------------------------------------------------------------------
+
+
+def test_unserializable_result_fails_alone() -> None:
+    bad, good = outcomes(Doubling(lambda data: [object(), data[1]]), items(1, 2))
+    assert bad == (500, b"encoding error: Encoding objects of type object is unsupported")
+    assert good == (200, b"2")
+
+
+def test_numpy_result_is_explained() -> None:
+    np = pytest.importorskip("numpy")
+    worker = Doubling(lambda _data: [np.zeros(2), np.float32(1)])
+    array, scalar = outcomes(worker, items(1, 2))
+    assert array[1].endswith(b"call .tolist() on it")
+    assert scalar[1].endswith(b"call .item() on it")
+
+
+def test_serialize_must_return_bytes() -> None:
+    class Text(Doubling):
+        def serialize(self, data: Any) -> Any:
+            return bytearray(b"fine") if data == 2 else "text"
+
+    assert outcomes(Text(), items(1, 2)) == [
+        (200, b"fine"),
+        (500, b"encoding error: serialize must return bytes, not str"),
+    ]
+
+
+# --- mixed routes, hops ----------------------------------------------------------------------------------------------
+
+
+def test_a_batch_may_mix_first_and_later_last_and_inner_items() -> None:
+    mixed = [
+        ItemIn(0, b"1", first=True, last=True),
+        ItemIn(1, ipc.pack(2), first=False, last=True),
+        ItemIn(2, b"3", first=True, last=False),
+        ItemIn(3, ipc.pack(4), first=False, last=False),
+    ]
+    computed = run_batch(Doubling(), mixed, max_batch_size=8).outcomes
+    assert [computed[0].payload, computed[1].payload] == [b"2", b"4"]
+    assert [ipc.unpack(computed[2].payload), ipc.unpack(computed[3].payload)] == [6, 8]
+
+
+def test_own_ipc_methods_get_and_give_plain_bytes() -> None:
+    np = pytest.importorskip("numpy")
+
+    class Own(Doubling):
+        def serialize_ipc(self, data: Any) -> bytes:
+            return b"own:" + super().serialize_ipc(data)
+
+        def deserialize_ipc(self, data: bytes) -> Any:
+            assert type(data) is bytes
+            return super().deserialize_ipc(data.removeprefix(b"own:"))
+
+    own, plain = Codec(Own()), Codec(Doubling())
+    array = np.arange(100_000)
+    inner = ItemIn(0, b"", first=False, last=False)
+    assert type(own.encode(inner, array)) is bytes
+    apart = plain.encode(inner, array)
+    assert type(apart) is tuple
+    # A stage that overrides only its own side can still read a neighbour that does not.
+    received = own.decode(msgspec.structs.replace(inner, payload=apart))
+    assert (received == array).all()
+
+
+def test_context_speaks_about_the_call_it_is_asked_in() -> None:
+    class Asking(Worker):
+        def deserialize(self, data: bytes) -> Any:
+            return [self.context().request_id]
+
+        def forward(self, data: Any) -> Any:
+            if len(data) > 1:
+                raise ValueError("one by one")
+            return [[*data[0], self.context(0).request_id]]
+
+        def serialize(self, data: Any) -> bytes:
+            return super().serialize([*data, self.context().request_id])
+
+    assert outcomes(Asking(), items(1, 2)) == [(200, b'["r0","r0","r0"]'), (200, b'["r1","r1","r1"]')]
+
+
+def test_context_is_empty_again_afterwards() -> None:
+    worker = Doubling()
+    outcomes(worker, items(1))
+    assert worker.context().request_id == ""

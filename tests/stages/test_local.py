@@ -1,0 +1,210 @@
+"""Whole routes in one process, and the dry run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.config import Deployment, load
+from engine.exitcodes import ExitCode
+from stages.local import Pipeline, check
+
+SERVICE = """
+import os
+from stages import Worker
+from engine.errors import ValidationError
+
+TORN = []
+
+class Parse(Worker):
+    example = [{"text": "a b"}, {"text": "c"}]
+    colour = os.environ.get("COLOUR")
+
+    def forward(self, data):
+        return [value["text"].split() if value["text"] else ValidationError("empty") for value in data]
+
+    def teardown(self):
+        TORN.append("parse")
+
+class Count(Worker):
+    resp_mime_type = "text/plain"
+
+    def __init__(self, offset=0):
+        self.offset = offset
+
+    def forward(self, data):
+        return len(data) + self.offset
+
+    def serialize(self, data):
+        context = self.context()
+        return f"{data} {context.query.get('q')} {context.headers.get('X-A')} {context.request_id}".encode()
+
+    def teardown(self):
+        raise RuntimeError("torn")
+
+class Big(Worker):
+    example = "x"
+
+    def forward(self, data):
+        import array
+        return bytes(200_000)
+
+class Failing(Worker):
+    example = 1
+
+    def forward(self, data):
+        raise RuntimeError("cannot compute")
+
+class Unpackable(Worker):
+    example = 1
+
+    def forward(self, data):
+        return lambda: 0
+
+class Size(Worker):
+    def forward(self, data):
+        return {"n": len(data)}
+
+class NoInit(Worker):
+    def __init__(self):
+        raise RuntimeError("cannot load")
+
+    def forward(self, data):
+        return data
+"""
+
+TWO = """
+[[stage]]
+name = "parse"
+worker = "{module}:Parse"
+max_batch_size = 4
+env = {{ COLOUR = "green" }}
+[[stage]]
+name = "count"
+worker = "{module}:Count"
+args = {{ offset = 1 }}
+[[route]]
+path = "/count"
+stages = ["parse", "count"]
+[[route]]
+path = "/parse"
+stages = ["parse"]
+"""
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Deployment]]:
+    """Deployments of the service above, as a module of this test's own that is forgotten after it."""
+    import sys
+
+    module = f"service_{abs(hash(tmp_path)):x}"
+    (tmp_path / f"{module}.py").write_text(SERVICE)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delenv("COLOUR", raising=False)
+
+    def make(text: str) -> Deployment:
+        file = tmp_path / "stages.toml"
+        file.write_text(text.format(module=module))
+        return load(file, environ={})
+
+    yield make
+    sys.modules.pop(module, None)
+
+
+def stage(name: str, cls: str) -> str:
+    return f'[[stage]]\nname = "{name}"\nworker = "{{module}}:{cls}"\n'
+
+
+# --- Pipeline --------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_goes_through_the_stages_of_its_route(deployment: Any) -> None:
+    with Pipeline(deployment(TWO)) as pipeline:
+        reply = pipeline.call("/count", b'{"text": "a b c"}', query="q=1", headers=[("x-a", "2")], request_id="me")
+        assert reply == (200, b"4 1 2 me", "text/plain")
+        assert pipeline.call("/parse", b'{"text": "a b"}') == (200, b'["a","b"]', "application/json")
+
+
+def test_failures_are_the_answers_a_client_would_get(deployment: Any) -> None:
+    with Pipeline(deployment(TWO)) as pipeline:
+        assert pipeline.call("/count", b'{"text": ""}') == (422, b"request validation error: empty", "text/plain")
+        assert pipeline.call("/count", b"{").status == 400
+        assert pipeline.call("/count", b'{"no": 1}') == (500, b"inference internal error", "text/plain")
+        with pytest.raises(KeyError):
+            pipeline.call("/nowhere", b"")
+
+
+def test_environment_is_there_while_loading_and_gone_after(deployment: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    monkeypatch.setenv("COLOUR", "red")
+    with Pipeline(deployment(TWO)) as pipeline:
+        assert pipeline.workers[0].colour == "green"  # type: ignore[attr-defined]
+        assert os.environ["COLOUR"] == "red"
+
+
+def test_every_worker_is_torn_down_whatever_one_does(deployment: Any, caplog: pytest.LogCaptureFixture) -> None:
+    import sys
+
+    pipeline = Pipeline(deployment(TWO))
+    module = sys.modules[type(pipeline.workers[0]).__module__]
+    pipeline.close()
+    assert module.TORN == ["parse"]
+    assert "teardown failed" in caplog.text
+
+
+def test_what_was_loaded_is_torn_down_when_the_rest_cannot_be(deployment: Any) -> None:
+    import sys
+
+    with pytest.raises(RuntimeError, match="cannot load"):
+        Pipeline(deployment(stage("parse", "Parse") + stage("bad", "NoInit")))
+    (module,) = [found for name, found in sys.modules.items() if name.startswith("service_")]
+    assert module.TORN == ["parse"]
+
+
+# --- check -----------------------------------------------------------------------------------------------------------
+
+
+def found(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    stages: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["stages"]
+    return stages
+
+
+def test_a_stage_without_example_runs_on_the_results_of_the_one_before(
+    deployment: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two = deployment(stage("parse", "Parse") + "max_batch_size = 4\n" + stage("size", "Size"))
+    assert check(two, as_json=True) == ExitCode.OK
+    parse, size = found(capsys)
+    assert (parse["status"], parse["examples"], parse["fed_by"], parse["batch"]) == ("ok", 1, None, 2)
+    assert (size["status"], size["examples"], size["fed_by"], size["batch"]) == ("ok", 0, "parse", 1)
+    assert size["result_bytes"] == len(b'{"n":2}')
+    for finding in (parse, size):
+        assert finding["load_s"] >= 0
+        assert finding["first_s"] > 0
+        assert finding["median_s"] > 0
+        assert finding["memory_bytes"] >= 0
+
+
+def test_failures_are_shown_whole_and_the_others_still_checked(
+    deployment: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = ("NoInit", "Failing", "Unpackable", "Missing", "Big")
+    text = "".join(stage(cls.lower(), cls) for cls in classes)
+    text += "".join(f'[[route]]\npath = "/{cls}"\nstages = ["{cls.lower()}"]\n' for cls in classes)
+    assert check(deployment(text), as_json=False) == ExitCode.START
+    out, err = capsys.readouterr()
+    status = {line.split()[0]: line.split()[1] for line in out.splitlines()[1:6]}
+    assert status == {cls.lower(): "ok" if cls == "Big" else "failed" for cls in classes}
+    for reason in ("cannot load", "cannot compute", "Missing", "Traceback"):
+        assert reason in err
+    assert "failing: RuntimeError: cannot compute" in out
+
+
+def test_stage_that_nothing_reaches_is_named(deployment: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(deployment(stage("size", "Size")), as_json=False) == ExitCode.OK
+    assert "size: not exercised" in capsys.readouterr().out

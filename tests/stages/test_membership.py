@@ -1,0 +1,165 @@
+"""A worker's standing with the broker: messages and time in, events and owed messages out."""
+
+from __future__ import annotations
+
+from engine.core.messages import (
+    CancelItems,
+    Dismiss,
+    Hello,
+    Leave,
+    Message,
+    Pulse,
+    Ready,
+    Refused,
+    Welcome,
+    WorkerBeat,
+)
+from stages.runtime.membership import HELLO_FAST_TRIES, RETRY_S, Membership
+from stages.runtime.shared import Dismissed, Joined, Turned, Warm
+
+HELLO = Hello(1, "f", "s", 1, 99, "h")
+WELCOME = Welcome(1, 5, "ipc://lane", True)
+AGAIN = Welcome(2, 1, "ipc://lane2", True)
+
+
+def send_all(member: Membership, now: float) -> list[Message]:
+    owed = member.due(now)
+    for message in owed:
+        member.sent(message, now)
+    return owed
+
+
+def joined(now: float = 0.0) -> Membership:
+    member = Membership(HELLO)
+    send_all(member, now)
+    assert member.handle(WELCOME, now) == Joined(WELCOME)
+    return member
+
+
+def test_hello_is_said_until_welcomed_fast_at_first() -> None:
+    member = Membership(HELLO)
+    said = []
+    for tick in range(100):
+        now = tick / 20
+        said += [now for _ in send_all(member, now)]
+        member.handle(Pulse(1, False), now)  # a broker that answers, but not with a welcome
+    assert said[:HELLO_FAST_TRIES] == [tick / 4 for tick in range(HELLO_FAST_TRIES)]
+    assert [b - a for a, b in zip(said[HELLO_FAST_TRIES:], said[HELLO_FAST_TRIES + 1 :], strict=False)] == [1.0, 1.0]
+    assert member.worker is None
+
+
+def test_a_hello_that_did_not_leave_is_owed_still() -> None:
+    member = Membership(HELLO)
+    assert member.due(0.0) == member.due(0.1) == [HELLO]
+    assert member.wake_at(0.0) == RETRY_S
+    assert not member.is_silent(100.0)  # nothing was asked, nobody is to blame
+
+
+def test_beats_come_every_second_once_joined() -> None:
+    member = joined()
+    assert member.worker == 5
+    sent = {
+        tick / 10: send_all(member, tick / 10) for tick in range(25) if not member.handle(Pulse(1, True), tick / 10)
+    }
+    assert {now: owed for now, owed in sent.items() if owed} == {1.0: [WorkerBeat(5)], 2.0: [WorkerBeat(5)]}
+
+
+def test_ready_is_owed_once_for_each_welcome() -> None:
+    member = joined()
+    member.warm(Warm("m", 7))
+    assert send_all(member, 0.1) == [Ready(5, "m", 7)]
+    assert send_all(member, 0.2) == []
+    assert member.handle(WELCOME, 0.3) is None  # the same again
+    assert send_all(member, 0.3) == []
+    assert member.handle(AGAIN, 0.4) == Joined(AGAIN)
+    assert send_all(member, 0.4) == [Ready(1, "m", 7)]
+
+
+def test_unknown_or_new_epoch_means_hello_again() -> None:
+    for pulse in (Pulse(1, False), Pulse(2, True)):
+        member = joined()
+        assert member.handle(pulse, 1.0) is None
+        assert member.worker is None
+        assert send_all(member, 1.0) == [HELLO]
+        assert member.handle(Pulse(1, True), 1.1) is None  # late, from before
+        assert member.handle(AGAIN, 1.2) == Joined(AGAIN)
+
+
+def test_silence_counts_from_the_unanswered_message() -> None:
+    member = joined()
+    assert send_all(member, 50.0) == [WorkerBeat(5)]  # this thread was kept from running for long
+    assert not member.is_silent(53.0)
+    assert member.is_silent(53.1)
+    member.handle(Pulse(1, True), 53.2)
+    assert not member.is_silent(53.3)
+
+
+def test_beats_that_cannot_be_sent_are_silence_too() -> None:
+    member = joined()
+    assert member.due(4.0) == [WorkerBeat(5)]
+    assert not member.is_silent(4.0)
+    assert member.is_silent(4.1)
+
+
+def test_a_new_socket_beats_with_the_old_key_first() -> None:
+    member = joined()
+    send_all(member, 1.0)
+    assert member.reopened(5.0) is None
+    assert not member.is_silent(5.0)
+    assert send_all(member, 5.0) == [WorkerBeat(5)]
+    assert member.handle(Pulse(1, True), 5.1) is None
+    assert member.worker == 5
+
+
+def test_a_new_socket_says_hello_when_there_was_no_welcome() -> None:
+    member = Membership(HELLO)
+    send_all(member, 0.0)
+    assert member.is_silent(3.1)
+    assert member.reopened(3.1) is None
+    assert send_all(member, 3.1) == [HELLO]
+
+
+def test_leave_waits_for_dismissal() -> None:
+    member = joined()
+    assert member.leave() is None
+    assert send_all(member, 0.1) == [Leave(5)]
+    assert send_all(member, 1.0) == [WorkerBeat(5)]
+    assert member.handle(Dismiss(), 1.1) == Dismissed()
+    assert member.handle(Dismiss(), 1.2) is None
+
+
+def test_leaving_worker_does_not_announce_itself() -> None:
+    member = joined()
+    member.leave()
+    member.warm(Warm("m", 1))
+    assert send_all(member, 0.1) == [Leave(5)]
+
+
+def test_leaving_without_a_broker_is_immediate() -> None:
+    assert Membership(HELLO).leave() == Dismissed()
+    silent = joined()
+    send_all(silent, 1.0)
+    silent.reopened(4.1)
+    assert silent.leave() == Dismissed()
+
+
+def test_a_broker_that_goes_while_leaving_dismisses() -> None:
+    for pulse in (Pulse(2, True), Pulse(1, False)):
+        member = joined()
+        member.leave()
+        send_all(member, 0.1)
+        assert member.handle(pulse, 0.2) == Dismissed()
+        assert send_all(member, 10.0) == []
+        assert member.handle(AGAIN, 10.1) is None  # a welcome that crossed our leave
+    member = joined()
+    member.leave()
+    send_all(member, 0.1)
+    assert member.is_silent(3.2)
+    assert member.reopened(3.2) == Dismissed()
+
+
+def test_refusal_and_other_messages() -> None:
+    member = Membership(HELLO)
+    assert member.handle(Refused("no"), 0.0) == Turned("no")
+    assert member.handle(CancelItems([1]), 0.0) is None
+    assert joined().handle(Dismiss(), 0.0) == Dismissed()  # the broker may scale a stage down

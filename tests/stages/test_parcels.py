@@ -1,0 +1,141 @@
+"""Batches into items, outcomes into Results; and what the two threads share."""
+
+from __future__ import annotations
+
+import select
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.core import wire
+from engine.core.messages import Batch, Status
+from engine.core.routing import FINAL, Route, Topology
+from engine.errors import ProtocolError
+from stages.compute import SKIPPED, Outcome
+from stages.runtime import shared
+from stages.runtime.parcels import Origin, Plan
+from stages.runtime.shared import Dismissed, Mailbox, Numbers, ToMain, Turned
+
+# Stage 1 is last on /a, in the middle of /b, first on /c, alone on /d, absent from /e.
+TOPOLOGY = Topology(
+    ("s0", "s1", "s2"),
+    (
+        Route("/a", (0, 1)),
+        Route("/b", (0, 1, 2)),
+        Route("/c", (1, 2)),
+        Route("/d", (1,)),
+        Route("/e", (0, 2)),
+    ),
+)
+PLAN = Plan(TOPOLOGY, 1)
+ORIGIN = Origin(1, 5)
+
+
+def batch(routes: list[int]) -> Batch:
+    n = len(routes)
+    return Batch(
+        batch=9,
+        sent_ns=0,
+        reason="full",
+        uids=list(range(n)),
+        routes=routes,
+        budgets_us=[10 + uid for uid in range(n)],
+        attempts=[1] * n,
+        request_ids=[f"r{uid}" for uid in range(n)],
+        metas=[b"m"] * n,
+        trails=[wire.pack_step(1, 2, 3) + wire.pack_step(40 + uid, 0, 0) for uid in range(n)],
+    )
+
+
+def test_items_know_where_they_come_from_and_go_to() -> None:
+    items = PLAN.items(batch([0, 1, 2, 3]), [b"a", b"b", b"c", b"d"], since_ns=1000)
+    assert [(item.first, item.last) for item in items] == [(False, True), (False, False), (True, False), (True, True)]
+    assert [item.deadline_ns for item in items] == [11_000, 12_000, 13_000, 14_000]
+    assert (items[2].uid, items[2].payload, items[2].request_id, items[2].meta) == (2, b"c", "r2", b"m")
+    assert PLAN.hops == {2, FINAL}
+
+
+@pytest.mark.parametrize("route", [4, 5, -1])
+def test_a_route_that_does_not_pass_here_is_a_protocol_error(route: int) -> None:
+    with pytest.raises(ProtocolError, match="does not pass"):
+        PLAN.items(batch([0, route]), [b"", b""], since_ns=0)
+
+
+def test_results_are_grouped_by_next_hop_and_failures_leave_by_the_egress() -> None:
+    outcomes = [Outcome(200, b"A"), Outcome(200, b"B"), Outcome(422, b"no", {"x": "y"}), SKIPPED]
+    parcels = PLAN.results(ORIGIN, batch([0, 1, 2, 3]), outcomes, mime="m", batch_us=50, compute_us=60)
+    by_hop = {hop: (results, payloads) for hop, results, payloads in parcels}
+    final, final_payloads = by_hop[FINAL]
+    assert (final.stage, final.worker, final.batch, final.mime) == (1, 5, 9, "m")
+    assert (final.uids, final.statuses, final_payloads) == ([0, 2, 3], [200, 422, 0], [b"A", b"no", b""])
+    assert final.headers == {1: {"x": "y"}}
+    onward, onward_payloads = by_hop[2]
+    assert (onward.uids, onward.statuses, onward_payloads, onward.mime) == ([1], [200], [b"B"], "")
+    assert wire.unpack_trail(onward.trails[0]) == [(1, 2, 3), (41, 50, 60)]
+    assert sorted(results.compute_us for results, _ in by_hop.values()) == [0, 60]
+
+
+@given(st.lists(st.tuples(st.sampled_from([0, 1, 2, 3]), st.sampled_from([0, 200, 408, 500])), min_size=1, max_size=40))
+def test_every_item_appears_exactly_once_and_crosses_the_wire(items: list[tuple[int, int]]) -> None:
+    work = batch([route for route, _ in items])
+    outcomes = [Outcome(status, str(uid).encode()) for uid, (_, status) in enumerate(items)]
+    seen: dict[int, tuple[int, int, bytes]] = {}
+    for hop, results, payloads in PLAN.results(ORIGIN, work, outcomes, mime="m", compute_us=3):
+        message, received = wire.decode(wire.encode(results, payloads))
+        assert message == results
+        for uid, status, payload in zip(results.uids, results.statuses, received, strict=True):
+            assert uid not in seen
+            seen[uid] = (hop, status, bytes(payload))  # type: ignore[arg-type]
+    for uid, (route, status) in enumerate(items):
+        hop = {0: FINAL, 1: 2, 2: 2, 3: FINAL}[route] if status == Status.OK else FINAL
+        assert seen.pop(uid) == (hop, status, str(uid).encode())
+    assert not seen
+
+
+def test_a_trail_without_steps_is_left_alone() -> None:
+    work = batch([3])
+    work.trails[0] = b""
+    ((_, results, _),) = PLAN.results(ORIGIN, work, [Outcome(200, b"")], mime="m", compute_us=3)
+    assert results.trails == [b""]
+
+
+# --- shared ----------------------------------------------------------------------------------------------------------
+
+
+def test_mailbox_wakes_its_owner_and_keeps_order() -> None:
+    box: Mailbox[ToMain] = Mailbox()
+    try:
+        threading.Thread(target=lambda: [box.put(Turned("a")), box.put(Dismissed())]).start()
+        readable, _, _ = select.select([box.wake.fd], [], [], 20)
+        assert readable
+        found: list[ToMain] = []
+        while len(found) < 2:
+            if (event := box.take()) is not None:
+                found.append(event)
+        assert found == [Turned("a"), Dismissed()]
+        box.wake.clear()
+        box.wake.clear()  # nothing to read is fine
+        assert not select.select([box.wake.fd], [], [], 0)[0]
+    finally:
+        box.wake.close()
+
+
+def test_wake_that_nobody_reads_does_not_block() -> None:
+    wake = shared.Wake()
+    try:
+        for _ in range(100_000):
+            wake.set()
+    finally:
+        wake.close()
+
+
+def test_numbers_forget_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "REMEMBERED", 3)
+    numbers = Numbers()
+    numbers.add([1, 2])
+    numbers.add([3, 4])
+    assert [number for number in range(6) if number in numbers] == [2, 3, 4]
+    numbers.discard([3, 9])
+    assert len(numbers) == 2

@@ -1,0 +1,439 @@
+"""The worker process over real sockets; the test plays the broker."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.core import wire
+from engine.core.messages import (
+    PROTOCOL,
+    Bye,
+    CancelItems,
+    Dismiss,
+    Hello,
+    Leave,
+    Pulse,
+    Ready,
+    Refused,
+    Revoke,
+    Status,
+    WorkerBeat,
+)
+from engine.exitcodes import ExitCode
+from engine.metrics import unpack
+
+ONE = """
+[[stage]]
+name = "obey"
+worker = "service:Obey"
+num = 2
+max_batch_size = 8
+timeout = 20
+cpus = "all"
+device = "cpu"
+"""
+
+
+def one(**changes: object) -> str:
+    lines = {line.split(" = ")[0]: line for line in ONE.strip().splitlines()}
+    lines |= {name: f"{name} = {json.dumps(value)}" for name, value in changes.items() if name != "env"}
+    if "env" in changes:
+        lines["env"] = f"env = {changes['env']}"
+    return "\n".join(lines.values()) + "\n"
+
+
+@pytest.fixture
+def start(bench: Any) -> Callable[..., tuple[Any, Any]]:
+    """A worker that is welcomed and ready, and its broker."""
+
+    def start(text: str = ONE, stage: int = 0, **env: str) -> tuple[Any, Any]:
+        deployment = bench.deployment(text)
+        broker = bench.broker(deployment, stage)
+        worker = bench.worker(deployment, deployment.stages[stage].name, **env)
+        broker.welcome()
+        broker.expect(Ready)
+        return broker, worker
+
+    return start
+
+
+# --- joining ---------------------------------------------------------------------------------------------------------
+
+
+def test_worker_says_hello_warms_up_and_is_ready(bench: Any) -> None:
+    deployment = bench.deployment(one(worker="service:Warm"))
+    broker = bench.broker(deployment)
+    worker = bench.worker(deployment, "obey", 2)
+    hello = broker.welcome()
+    assert (hello.protocol, hello.fingerprint) == (PROTOCOL, deployment.topology.fingerprint)
+    assert (hello.stage, hello.slot, hello.pid) == ("obey", 2, worker.popen.pid)
+    ready = broker.expect(Ready)
+    assert isinstance(ready, Ready)
+    assert (ready.worker, ready.mime) == (1, "text/x-warm")
+    (item,) = broker.settled(broker.give(1, [{"do": "about"}]))
+    assert item.value["worker_id"] == 2
+    assert worker.names() == ["loading", "warming", "warming", "warming", "ready"]
+    assert worker.events[3] == {"event": "warming", "done": 2, "of": 2}
+
+
+def test_hello_comes_before_the_model_is_loaded(bench: Any, let_go: Any) -> None:
+    gate = bench.fifo()
+    deployment = bench.deployment(one(worker="service:SlowInit") + f'args = {{ gate = "{gate}" }}\n')
+    broker = bench.broker(deployment)
+    bench.worker(deployment)
+    broker.welcome()
+    assert isinstance(broker.expect(WorkerBeat), WorkerBeat)
+    let_go(gate, broker)
+    broker.expect(Ready)
+
+
+def test_worker_waits_for_a_broker_that_is_not_there_yet(bench: Any) -> None:
+    deployment = bench.deployment(ONE)
+    worker = bench.worker(deployment)
+    while "ready" not in worker.names():
+        assert worker.popen.poll() is None, worker.stderr
+    broker = bench.broker(deployment)
+    broker.welcome()
+    broker.expect(Ready)
+
+
+def test_refused_worker_exits_with_the_reason(bench: Any) -> None:
+    deployment = bench.deployment(ONE)
+    broker = bench.broker(deployment)
+    worker = bench.worker(deployment)
+    broker.expect(Hello)
+    broker.tell(Refused("other stages"))
+    assert worker.wait(broker) == ExitCode.START
+    assert "other stages" in worker.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("service:BadInit", "no such model"),
+        ("service:BadExample", "no example"),
+        ("service:NoForward", "must define forward"),
+        ("service:NotAWorker", "not derived from"),
+        ("service:Missing", "Missing"),
+        ("nowhere:Missing", "nowhere"),
+    ],
+)
+def test_worker_that_cannot_start_says_why(bench: Any, name: str, reason: str) -> None:
+    deployment = bench.deployment(one(worker=name))
+    worker = bench.worker(deployment)
+    assert worker.wait() == ExitCode.START
+    assert worker.names()[-1] == "failed"
+    assert reason in str(worker.events[-1]["reason"])
+    assert "\n" not in str(worker.events[-1]["reason"])
+    assert reason in worker.stderr
+    if "Bad" in name:
+        assert "service.py" in worker.stderr  # the user's own traceback
+
+
+def test_worker_knows_itself_and_its_request(start: Any) -> None:
+    broker, _ = start(one(env='{ COLOUR = "green" }'), COLOUR="green", OMP_NUM_THREADS="3")
+    meta = wire.pack_meta(b"q=a%20b&q=c", [(b"x-tenant", b"acme")])
+    (item,) = broker.settled(broker.give(1, [{"do": "about", "env": "COLOUR"}], meta=meta))
+    about = item.value
+    about.pop("pid")
+    assert about == {
+        "worker_id": 1,
+        "stage": "obey",
+        "max_batch_size": 8,
+        "device": "cpu",
+        "env": "green",
+        "threads": "3",
+        "heavy": [],
+        "request_id": "r100",
+        "tenant": "acme",
+        "q": "c",
+        "in_time": True,
+    }
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_item_gets_its_own_outcome(start: Any) -> None:
+    broker, _ = start()
+    uids = broker.give(1, [{"do": "echo", "x": 1}, b"{bad", {"do": "refuse", "x": "way"}, {"do": "oops"}, b""])
+    good, malformed, invalid, broken, empty = broker.settled(uids)
+    assert (good.status, good.value, good.mime) == (Status.OK, 1, "application/json")
+    assert malformed.status == Status.BAD_REQUEST
+    assert bytes(malformed.payload).startswith(b"decoding error: ")
+    assert (invalid.status, invalid.payload) == (422, b"request validation error: no way")
+    assert (broken.status, broken.payload) == (500, b"inference internal error")
+    assert empty.status == Status.BAD_REQUEST
+    assert good.step[0] == 7  # the broker's queue time stays
+    assert sum(results.compute_us > 0 for results in broker.results) <= 1
+
+
+def test_times_are_told_in_the_trail(start: Any) -> None:
+    broker, _ = start()
+    (item,) = broker.settled(broker.give(1, [{"do": "sleep", "s": 0.02}]))
+    _, batch_us, compute_us = item.step
+    assert 0 < batch_us < 10_000_000
+    assert 20_000 <= compute_us < 10_000_000
+    assert [results.compute_us for results in broker.results] == [compute_us]
+
+
+def test_results_go_to_the_next_stage_of_their_route(bench: Any) -> None:
+    text = ONE + '[[stage]]\nname = "after"\nworker = "service:Obey"\n'
+    text += '[[route]]\npath = "/short"\nstages = ["obey"]\n[[route]]\npath = "/long"\nstages = ["obey", "after"]\n'
+    deployment = bench.deployment(text)
+    broker = bench.broker(deployment)
+    bench.worker(deployment)
+    broker.welcome()
+    broker.expect(Ready)
+    values = [{"do": "echo", "x": 1}, {"do": "echo", "x": [2]}, {"do": "refuse", "x": 3}]
+    final, onward, failed = broker.settled(broker.give(1, values, routes=[0, 1, 1]))
+    assert (final.hop, final.value, final.mime) == (-1, 1, "application/json")
+    assert (onward.hop, onward.mime) == (1, "")
+    from stages import ipc
+
+    assert ipc.unpack(onward.payload) == [2]
+    assert (failed.hop, failed.status) == (-1, 422)
+
+
+def test_later_stage_reads_what_the_former_wrote(bench: Any) -> None:
+    from stages import ipc
+
+    text = '[[stage]]\nname = "before"\nworker = "service:Obey"\n' + ONE
+    deployment = bench.deployment(text)
+    broker = bench.broker(deployment, 1)
+    bench.worker(deployment, "obey")
+    broker.welcome()
+    broker.expect(Ready)
+    payload = ipc.pack({"do": "echo", "x": "é" * 100_000})
+    assert isinstance(payload, bytes)
+    (item,) = broker.settled(broker.give(1, [payload]))
+    assert item.value == "é" * 100_000
+
+
+def test_late_items_are_skipped(start: Any) -> None:
+    broker, _ = start()
+    late, good = broker.settled(broker.give(1, [{"do": "echo", "x": 1}] * 2, budgets_s=[0.0, 60.0]))
+    assert (late.status, late.payload) == (Status.SKIPPED, b"")
+    assert good.status == Status.OK
+
+
+def test_malformed_parcels_are_dropped_and_the_worker_goes_on(start: Any) -> None:
+    broker, worker = start()
+    broker.send_down([b"\xff\xff"])
+    broker.send_down(wire.encode(Pulse(1, True)))
+    broker.give(1, [{"do": "echo", "x": 1}], routes=[9])
+    (item,) = broker.settled(broker.give(2, [{"do": "echo", "x": 1}]))
+    assert item.status == Status.OK
+    assert worker.stderr.count("a batch that cannot be read was dropped") == 3
+
+
+# --- time limits -----------------------------------------------------------------------------------------------------
+
+
+def test_python_code_is_interrupted_and_the_worker_lives(start: Any) -> None:
+    broker, worker = start(one(timeout=0.3, kill_after=60))
+    first, second = broker.settled(broker.give(1, [{"do": "sleep", "s": 600}, {"do": "echo", "x": 1}]))
+    assert (first.status, first.payload) == (second.status, second.payload) == (408, b"inference timeout")
+    (item,) = broker.settled(broker.give(2, [{"do": "about"}]))
+    assert item.value["pid"] == worker.popen.pid
+
+
+def test_an_interruption_that_user_code_swallows_is_its_result(start: Any) -> None:
+    broker, _ = start(one(timeout=0.2, kill_after=60))
+    (item,) = broker.settled(broker.give(1, [{"do": "swallow", "s": 600}]))
+    assert (item.status, item.value) == (200, "swallowed")
+
+
+def test_many_short_batches_are_never_interrupted(start: Any) -> None:
+    broker, _ = start(one(timeout=0.05, kill_after=60))
+    for batch in range(1, 400):  # far longer than the limit, in all
+        (item,) = broker.settled(broker.give(batch, [{"do": "echo", "x": batch}]))
+        assert (item.status, item.value) == (200, batch)
+
+
+def test_code_that_holds_the_interpreter_is_killed_with_a_traceback(start: Any) -> None:
+    broker, worker = start(one(timeout=0.2, kill_after=0.3))
+    broker.give(1, [{"do": "hold_interpreter"}])
+    assert worker.wait(broker) == -signal.SIGALRM
+    assert "hold_interpreter" in worker.stderr
+
+
+# --- revoking, cancelling --------------------------------------------------------------------------------------------
+
+
+def test_revoked_batch_is_skipped(bench: Any, start: Any, let_go: Any) -> None:
+    gate = bench.fifo()
+    broker, _ = start()
+    first = broker.give(1, [{"do": "gate", "path": str(gate)}])
+    second = broker.give(2, [{"do": "echo", "x": 1}] * 2)
+    broker.tell(Revoke([2]))
+    for _ in range(2):  # the second beat from here on was sent after the message was read
+        broker.expect(WorkerBeat)
+    let_go(gate, broker)
+    assert [item.value for item in broker.settled(first)] == ["through"]
+    assert [item.status for item in broker.settled(second)] == [Status.SKIPPED] * 2
+
+
+def test_cancelled_items_stop_and_are_not_begun(start: Any) -> None:
+    broker, _ = start()
+    running = broker.give(1, [{"do": "until_cancelled"}])
+    waiting = broker.give(2, [{"do": "echo", "x": 1}] * 2)
+    broker.tell(CancelItems([waiting[0]]))
+    broker.tell(CancelItems(running))
+    assert [item.value for item in broker.settled(running)] == ["cancelled"]
+    assert [item.status for item in broker.settled(waiting)] == [Status.SKIPPED, Status.OK]
+
+
+# --- the broker goes and comes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pulse", [Pulse(1, False), Pulse(2, True)])
+def test_worker_joins_again_when_it_is_not_known(start: Any, pulse: Pulse) -> None:
+    broker, _ = start()
+    broker.settled(broker.give(1, [{"do": "echo", "x": 1}]))
+    broker.epoch = 2
+    broker.mute = True
+    broker.expect(WorkerBeat)
+    broker.tell(pulse)
+    broker.welcome()
+    broker.mute = False
+    ready = broker.expect(Ready)
+    assert isinstance(ready, Ready)
+    assert ready.worker == 2
+    (item,) = broker.settled(broker.give(2, [{"do": "echo", "x": 1}]))
+    assert item.worker == 2
+
+
+def test_worker_finds_a_restarted_broker(bench: Any, start: Any) -> None:
+    broker, worker = start()
+    bench.close_broker(broker)
+    again = bench.broker(bench.deployment(ONE), epoch=2)
+    again.mute = True
+    again.expect(WorkerBeat)
+    again.tell(Pulse(2, False))
+    again.mute = False
+    assert again.welcome().pid == worker.popen.pid
+    again.expect(Ready)
+    (item,) = again.settled(again.give(1, [{"do": "echo", "x": 1}]))
+    assert item.status == Status.OK
+
+
+def test_silent_broker_is_looked_for_on_a_new_socket(start: Any) -> None:
+    broker, _ = start()
+    broker.expect(WorkerBeat)
+    former = broker.peer
+    broker.mute = True
+
+    def reached_anew() -> bool:
+        broker.expect(WorkerBeat)
+        return bool(broker.peer != former)
+
+    while not reached_anew():
+        pass
+    broker.mute = False
+    (item,) = broker.settled(broker.give(1, [{"do": "echo", "x": 1}]))  # nothing was given up meanwhile
+    assert (item.status, item.worker) == (Status.OK, 1)
+
+
+# --- stopping --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_worker_finishes_what_it_has_before_it_goes(bench: Any, start: Any, let_go: Any, number: Any) -> None:
+    gate = bench.fifo()
+    broker, worker = start()
+    uids = broker.give(1, [{"do": "gate", "path": str(gate)}])
+    uids += broker.give(2, [{"do": "echo", "x": 1}])
+    worker.signal(number)
+    broker.expect(Leave)  # while forward runs
+    let_go(gate, broker)
+    assert [item.status for item in broker.settled(uids)] == [200, 200]
+    broker.tell(Dismiss())
+    broker.expect(Bye)
+    assert worker.wait(broker) == ExitCode.OK
+    assert "torn down" in worker.stderr
+
+
+def test_worker_leaves_without_a_broker(bench: Any) -> None:
+    deployment = bench.deployment(ONE)
+    worker = bench.worker(deployment)
+    while "ready" not in worker.names():
+        assert worker.popen.poll() is None, worker.stderr
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == ExitCode.OK
+
+
+def test_grace_bounds_the_wait_for_dismissal(start: Any) -> None:
+    broker, worker = start('[engine]\nname = "test"\nrun_dir = "RUN_DIR"\ngrace = 0.5\n' + ONE)
+    worker.signal(signal.SIGTERM)
+    broker.expect(Leave)
+    assert worker.wait(broker) == ExitCode.OK
+    assert "not dismissed within the grace" in worker.stderr
+
+
+def test_second_signal_ends_at_once(bench: Any, start: Any, let_go: Any) -> None:
+    gate = bench.fifo()
+    broker, worker = start()
+    broker.give(1, [{"do": "gate", "path": str(gate)}])
+    worker.signal(signal.SIGTERM)
+    broker.expect(Leave)
+    worker.signal(signal.SIGTERM)
+    assert worker.wait(broker) == ExitCode.FAILED
+
+
+@pytest.mark.parametrize("name", ["SlowInit", "StuckInit"])
+def test_stop_while_loading(bench: Any, name: str) -> None:
+    gate = bench.fifo()
+    args = f'args = {{ gate = "{gate}" }}\n' if name == "SlowInit" else ""
+    deployment = bench.deployment(one(worker=f"service:{name}") + args)
+    broker = bench.broker(deployment)
+    worker = bench.worker(deployment)
+    broker.welcome()
+    while "loading" not in worker.names():
+        broker.pump()
+    worker.signal(signal.SIGTERM)
+    assert worker.wait(broker) == ExitCode.OK
+
+
+def test_failure_in_teardown_is_logged(start: Any) -> None:
+    broker, worker = start(one(worker="service:BadTeardown"))
+    worker.signal(signal.SIGTERM)
+    broker.expect(Leave)
+    broker.tell(Dismiss())
+    assert worker.wait(broker) == ExitCode.OK
+    assert "cannot tear down" in worker.stderr
+
+
+# --- metrics, streams ------------------------------------------------------------------------------------------------
+
+
+def test_users_metrics_come_with_the_beats_when_they_change(start: Any) -> None:
+    broker, _ = start(one(worker="service:Counting"))
+    broker.settled(broker.give(1, [{"do": "echo", "x": 1}] * 3))
+    values: list[float] = []
+    while 3.0 not in values:
+        beat = broker.expect(WorkerBeat)
+        assert isinstance(beat, WorkerBeat)
+        families = unpack(beat.families)
+        values += [s.value for f in families for s in f.samples if f.name.startswith("seen_items")]
+    unchanged = broker.expect(WorkerBeat)
+    assert isinstance(unchanged, WorkerBeat)
+    assert unchanged.families == b""
+
+
+def test_stream_events_leave_while_forward_runs(bench: Any, start: Any, let_go: Any) -> None:
+    gate: Path = bench.fifo()
+    broker, _ = start(one(worker="service:Stream"))
+    uids = broker.give(1, [{"events": ["a", "b\nc"], "gate": str(gate)}, {"events": ["d"]}])
+    while len(broker.events) < 3:
+        assert uids[0] not in broker.items
+        broker.pump()
+    assert broker.events == [(uids[0], b"a"), (uids[0], b"b\nc"), (uids[1], b"d")]
+    let_go(gate, broker)
+    assert [item.mime for item in broker.settled(uids)] == ["text/event-stream"] * 2
