@@ -117,10 +117,10 @@ def run_workers(
 
 def _ended(machine: Machine, name: str) -> ExitCode:
     if machine.outcome is Outcome.STOPPED:
-        log.info("%s has stopped", name)
+        log.info("%s stopped", name)
         return ExitCode.OK
     if machine.outcome is Outcome.FAILED:
-        log.error("%s has stopped: %s", name, machine.reason)
+        log.error("%s stopped: %s", name, machine.reason)
         return ExitCode.FAILED
     log.error("%s did not start: %s", name, machine.reason)
     return next((code for code in _PASSED_ON if code == machine.failed_code), ExitCode.START)

@@ -1,4 +1,4 @@
-"""The command line: what it understands, what it prints, which code it ends with. Its processes are tested elsewhere."""
+"""The command line: what it understands, what it prints, which code it ends with. Processes are tested elsewhere."""
 
 from __future__ import annotations
 

@@ -20,7 +20,9 @@ import psutil
 import pytest
 
 from engine.clock import Deadline
+from engine.core.lifecycle import Child, Kind
 from engine.exitcodes import ExitCode
+from engine.supervisor import family
 
 PATIENCE_S = 30.0
 PROGRAMS = Path(__file__).parent / "programs"
@@ -288,7 +290,7 @@ def test_a_broker_that_cannot_come_back_ends_the_deployment(start: Callable[...,
     trial.tell("broker", "fails")
     os.kill(trial.pids("broker")[0], signal.SIGKILL)
     assert trial.wait_exit() == ExitCode.FAILED
-    assert "tried has stopped: broker failed to start 3 times in a row: ValueError: no such model" in trial.log
+    assert "tried stopped: broker failed to start 3 times in a row: ValueError: no such model" in trial.log
 
 
 def test_a_frontend_that_restarts_keeps_the_port_it_was_given(start: Callable[..., Trial], folder: Path) -> None:
@@ -326,7 +328,7 @@ def test_a_daemon_that_dies_ends_the_deployment(start: Callable[..., Trial], fol
     trial.wait_ready()
     os.kill(int((folder / "popen.pid").read_text()), signal.SIGKILL)
     assert trial.wait_exit() == ExitCode.FAILED
-    assert "tried has stopped: daemon popen ended (killed by SIGKILL)" in trial.log
+    assert "tried stopped: daemon popen ended (killed by SIGKILL)" in trial.log
 
 
 # --- stopping
@@ -403,3 +405,15 @@ def test_the_supervisor_loads_nothing_heavy() -> None:
     code = f"import sys, engine.cli, engine.supervisor; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_children_are_started_by_command_line_and_not_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = family.command_line(tmp_path / "deployment.json")
+    python, told = command(Child(Kind.BROKER, "broker"), 7), [str(tmp_path / "deployment.json"), "--status-fd", "7"]
+    assert ("-P" in python) is (sys.version_info >= (3, 11))  # else a folder called "frontend" here would be ours
+    assert list(python[python.index("-m") :]) == ["-m", "engine.cli", "broker", *told, "--parent", str(os.getpid())]
+    worker = command(Child(Kind.WORKER, "worker encode-2", "encode", 2), 8)
+    assert list(worker[worker.index("--stage") :][:4]) == ["--stage", "encode", "--slot", "2"]
