@@ -88,6 +88,7 @@ def _serve(
         signals_fd=signals_fd,
         grace_s=deployment.engine.grace,
         families=UserMetrics(),
+        refused=lambda reason: notify.send("failed", reason=reason),
     )
     control.start()
     outlets: Outlets | None = None

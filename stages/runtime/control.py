@@ -55,6 +55,7 @@ class Control(threading.Thread):
         signals_fd: int,
         grace_s: float,
         families: Callable[[], bytes],
+        refused: Callable[[str], None],
     ) -> None:
         super().__init__(name="control", daemon=True)
         self._ctx = ctx
@@ -63,6 +64,7 @@ class Control(threading.Thread):
         self._signals_fd = signals_fd
         self._grace_s = grace_s
         self._families = families
+        self._refused = refused
         self._member = Membership(hello)
         self._sock: zmq.Socket[bytes] | None = None
         self._poller = zmq.Poller()
@@ -177,6 +179,7 @@ class Control(threading.Thread):
             return
         if isinstance(event, Turned):
             get_logger().error("the broker refuses this worker: %s", event.reason)
+            self._refused(event.reason)
             if self._shared.phase is Phase.LOADING:  # nothing to finish, and a model may take minutes to load
                 exit_now(ExitCode.START)
         elif isinstance(event, Dismissed):

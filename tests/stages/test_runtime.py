@@ -111,6 +111,7 @@ def test_refused_worker_exits_with_the_reason(bench: Any) -> None:
     broker.tell(Refused("other stages"))
     assert worker.wait(broker) == ExitCode.START
     assert "other stages" in worker.stderr
+    assert "failed" in worker.names()
 
 
 @pytest.mark.parametrize(
