@@ -1,1 +1,21 @@
-"""f"""
+"""The HTTP side: a Falcon ASGI application, and the gunicorn that runs it in as many processes as asked.
+
+Where to look:
+
+    app        put together: exchange -> Falcon -> resources; `create` takes its collaborators
+    exchange   the thin ASGI layer around Falcon: request id, metrics, and access to the connection's own `receive`
+    resources  a route: admission, body, deadline, submit, answer; and /metrics
+    health     /, /healthz, /readyz
+    door       may a request come in? Pure: counts, bounds, no I/O
+    body       reading a request's body within its limits
+    errors     ONE table of everything that can be answered instead of a result
+    media      text or problem+json, as the client asks; which headers of a worker are passed on
+    requestid, timing, deadline   one header each: x-request-id, server-timing, x-request-timeout
+    metrics    what this process counts
+    broker     what the application needs of the broker's client (engine.client in production, a fake in tests)
+    server     the embedded gunicorn: listening, worker processes, stopping; `serve` is the process
+    worker     gunicorn's asgi worker with an orderly drain, and its connections with time limits
+
+A request passes `exchange`, then `door.check` before its body is read, then `body`, then `client.submit`; one answer
+comes out by the deadline plus a small grace, whatever happens behind.
+"""

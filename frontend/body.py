@@ -1,0 +1,107 @@
+"""Reading a request's body from the ASGI stream, within its limits and once.
+
+Refused as early as can be known: a declared length before anything is read, a growing chunked body with the chunk that
+goes too far. A body that ends early is an error of the client's, never a short request: a connection cut in the middle
+can look to the application like an end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from typing import Final
+
+from frontend import errors
+from frontend.door import Door
+from frontend.errors import Refusal
+from frontend.exchange import Event, Exchange, Receive
+
+_LENGTH: Final = re.compile(rb"^\d{1,18}\Z")
+
+
+class Body:
+    """A body being read, and the bytes it holds at the door until :meth:`release`."""
+
+    __slots__ = ("_door", "_exchange", "_held", "_length", "_limit", "_pause_s")
+
+    def __init__(self, exchange: Exchange, door: Door, *, limit: int, pause_s: float) -> None:
+        """Check what the headers say of it. Raises Refusal: 400, 413, 415, 429 or 501.
+
+        ``limit`` is in bytes, ``pause_s`` the longest wait for the next piece.
+        """
+        self._exchange = exchange
+        self._door = door
+        self._limit = limit
+        self._pause_s = pause_s
+        self._held = 0
+        self._length = _declared_length(exchange)
+        if (self._length or 0) > limit:
+            raise Refusal(errors.TOO_LARGE)
+        if exchange.header(b"content-encoding").strip().lower() not in (b"", b"identity"):
+            raise Refusal(errors.ENCODING)
+        # gunicorn frames "gzip, chunked" and leaves the gzip to the application.
+        if exchange.header(b"transfer-encoding").strip().lower() not in (b"", b"chunked"):
+            raise Refusal(errors.CODING)
+        if self._length:
+            self._hold(self._length)
+
+    async def read(self) -> bytes:
+        """The whole body. Raises Refusal: 400 when it is cut short, 408 when it comes too slowly, 413, 429."""
+        exchange = self._exchange
+        chunks: list[bytes] = []
+        size = 0
+        more = True
+        while more:
+            try:
+                event = await _next(exchange.receive, self._pause_s)
+            except (TimeoutError, asyncio.TimeoutError):  # two classes before Python 3.11
+                raise Refusal(errors.SLOW_BODY) from None
+            if event["type"] != "http.request":
+                exchange.body_ended = True
+                raise Refusal(errors.TRUNCATED)
+            chunk = event.get("body", b"")
+            more = event.get("more_body", False)
+            exchange.body_ended = not more
+            if chunk:
+                size += len(chunk)
+                exchange.request_bytes = size
+                if size > self._limit:
+                    raise Refusal(errors.TOO_LARGE)
+                if self._length is None:
+                    self._hold(len(chunk))
+                chunks.append(chunk)
+        if self._length is not None and size != self._length:
+            raise Refusal(errors.TRUNCATED)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def release(self) -> None:
+        """The body is needed no more. Call once, whatever happened."""
+        self._door.release(self._held)
+
+    def _hold(self, size: int) -> None:
+        if not self._door.hold(size):
+            raise Refusal(errors.CAPACITY_BYTES)
+        self._held += size
+
+
+def _declared_length(exchange: Exchange) -> int | None:
+    text = exchange.header(b"content-length")
+    if not text:
+        return None
+    if not _LENGTH.match(text):
+        raise Refusal(errors.BAD_LENGTH)
+    return int(text)
+
+
+if sys.version_info >= (3, 11):
+
+    async def _next(receive: Receive, pause_s: float) -> Event:
+        # No task of its own, as wait_for() makes before 3.12: this is on the path of every request.
+        async with asyncio.timeout(pause_s):
+            return await receive()
+
+else:
+
+    async def _next(receive: Receive, pause_s: float) -> Event:
+        return await asyncio.wait_for(receive(), pause_s)

@@ -1,0 +1,26 @@
+"""What the application needs of its client to the broker: :class:`engine.client.Client`, or a fake in tests."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from engine.client import Answer, View
+
+
+class BrokerClient(Protocol):
+    """See :class:`engine.client.Client` for what each call promises. Used in one event loop."""
+
+    def submit(
+        self, route: int, body: bytes, *, timeout_s: float, request_id: str, meta: bytes
+    ) -> asyncio.Future[Answer]: ...
+
+    def cancel(self, answer: asyncio.Future[Answer]) -> None: ...
+
+    def view(self) -> View: ...
+
+    async def ask(self, what: str, *, timeout_s: float = 2.0) -> bytes: ...
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,148 @@
+"""ONE table: everything a client can be answered instead of a result, with status, words and headers.
+
+Our own refusals are raised as :class:`Refusal`; Falcon's errors (no such path, wrong method) and gunicorn's (malformed
+HTTP) are looked up by status, so that they read like ours; whatever else escapes is INTERNAL, with its traceback in the
+log and nothing of it in the answer. What workers and broker answer travels with its own words and is shaped by
+:func:`answer_failure`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import falcon
+import falcon.asgi
+
+from engine.errors import Unavailable
+from frontend import media
+from frontend.exchange import Exchange
+
+log = logging.getLogger("stageline.frontend")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One row. ``reason`` is the label of the rejections metric: a row's name, never a client's text."""
+
+    reason: str
+    status: int
+    detail: str
+    retry_after_s: int = 0  # 0: no Retry-After
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+BAD_REQUEST: Final = Problem("bad_request", 400, "bad request")
+TRUNCATED: Final = Problem("truncated", 400, "bad request: the body ended before its declared length")
+BAD_LENGTH: Final = Problem("bad_length", 400, "bad request: unreadable content-length")
+BAD_TIMEOUT: Final = Problem(
+    "bad_timeout", 400, "bad request: x-request-timeout takes seconds and x-request-timeout-ms milliseconds, above 0"
+)
+NOT_FOUND: Final = Problem("not_found", 404, "not found")
+WRONG_METHOD: Final = Problem("wrong_method", 405, "method not allowed")
+TIMEOUT: Final = Problem("timeout", 408, "inference timeout")
+SLOW_HEADERS: Final = Problem("slow_headers", 408, "request timeout: the headers came too slowly")
+SLOW_BODY: Final = Problem("slow_body", 408, "request timeout: the body came too slowly")
+TOO_LARGE: Final = Problem("too_large", 413, "request body too large")
+TARGET_TOO_LONG: Final = Problem("target_too_long", 414, "request target too long")
+ENCODING: Final = Problem("encoding", 415, "unsupported content-encoding", headers={"accept-encoding": "identity"})
+CAPACITY: Final = Problem("capacity", 429, "too many requests: at capacity", retry_after_s=1)
+CAPACITY_BYTES: Final = Problem("capacity_bytes", 429, "too many requests: too many bytes are waiting", retry_after_s=1)
+HEADERS_TOO_LARGE: Final = Problem("headers_too_large", 431, "request headers too large")
+CLIENT_GONE: Final = Problem("client_gone", 499, "client closed the connection")  # nginx's number; nobody reads it
+INTERNAL: Final = Problem("internal", 500, "internal error")
+CODING: Final = Problem("coding", 501, "transfer-encoding other than chunked is not implemented")
+DRAINING: Final = Problem("draining", 503, "service unavailable: shutting down", retry_after_s=1)
+UNREACHABLE: Final = Problem("unreachable", 503, "service unavailable: the broker cannot be reached", retry_after_s=1)
+
+# How errors that Falcon and gunicorn know only by status are answered.
+_BY_STATUS: Final = {
+    row.status: row
+    for row in (
+        BAD_REQUEST,
+        NOT_FOUND,
+        WRONG_METHOD,
+        SLOW_HEADERS,
+        TOO_LARGE,
+        TARGET_TOO_LONG,
+        HEADERS_TOO_LARGE,
+        INTERNAL,
+        CODING,
+    )
+}
+
+
+def by_status(status: int) -> Problem:
+    """The row for a foreign error of this status; an unknown one keeps its number and gets the row's words of its
+    class."""
+    row = _BY_STATUS.get(status)
+    if row is None:
+        row = replace(BAD_REQUEST if 400 <= status < 500 else INTERNAL, status=status)
+    return row
+
+
+class Refusal(Exception):
+    """Ends the handling of a request with a row of the table."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+
+
+def unavailable(error: Unavailable) -> Problem:
+    """The broker's client did not take the request: its own status and words."""
+    reason = "capacity" if error.status == 429 else "unavailable"
+    return Problem(reason, error.status, str(error), retry_after_s=max(1, error.retry_after_s))
+
+
+# --- shaping ---------------------------------------------------------------------------------------------------------
+
+
+def answer_problem(exchange: Exchange, resp: falcon.asgi.Response, problem: Problem) -> None:
+    """Fill in ``resp`` from a row."""
+    answer_failure(exchange, resp, problem.status, problem.detail)
+    for name, value in problem.headers.items():
+        resp.set_header(name, value)
+    if problem.retry_after_s:
+        resp.set_header("retry-after", str(problem.retry_after_s))
+    exchange.reason = problem.reason
+
+
+def answer_failure(exchange: Exchange, resp: falcon.asgi.Response, status: int, detail: str) -> None:
+    """Fill in ``resp`` with a message, as text or as problem+json."""
+    resp.status = str(status)
+    resp.text = None  # what a handler had begun is dropped
+    resp.content_type, resp.data = media.message(exchange.header(b"accept"), status, detail, exchange.request_id)
+    if status in (429, 503):
+        resp.set_header("retry-after", "1")
+
+
+def install(app: falcon.asgi.App[Any, Any]) -> None:
+    """Have every error inside Falcon answered from the table."""
+    app.add_error_handler(Refusal, _handle_refusal)
+    app.add_error_handler(falcon.HTTPError, _handle_falcon)
+    app.add_error_handler(Exception, _handle_unexpected)
+
+
+async def _handle_refusal(
+    req: falcon.asgi.Request, resp: falcon.asgi.Response, error: Refusal, params: dict[str, Any]
+) -> None:
+    answer_problem(Exchange.of(req.scope), resp, error.problem)
+
+
+async def _handle_falcon(
+    req: falcon.asgi.Request, resp: falcon.asgi.Response, error: falcon.HTTPError, params: dict[str, Any]
+) -> None:
+    answer_problem(Exchange.of(req.scope), resp, by_status(error.status_code))
+    for name, value in dict(error.headers or {}).items():  # Allow, above all
+        resp.set_header(name, value)
+
+
+async def _handle_unexpected(
+    req: falcon.asgi.Request, resp: falcon.asgi.Response, error: Exception, params: dict[str, Any]
+) -> None:
+    exchange = Exchange.of(req.scope)
+    log.error("unexpected error", exc_info=error, extra={"request_id": exchange.request_id})
+    answer_problem(exchange, resp, INTERNAL)

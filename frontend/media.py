@@ -1,0 +1,109 @@
+"""How an answer that is no result is written down, and which headers of a worker may be passed on. Pure.
+
+A client that names JSON in its Accept gets RFC 9457 problem details; everybody else, ``*/*`` included, a line of text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Final
+
+import msgspec
+
+TEXT: Final = "text/plain; charset=utf-8"
+PROBLEM: Final = "application/problem+json"
+
+_JSON_TYPES: Final = frozenset({PROBLEM, "application/json"})
+_TEXT_TYPES: Final = frozenset({"text/plain", "text/*"})
+_QVALUE: Final = re.compile(r"^(?:0(?:\.\d{0,3})?|1(?:\.0{0,3})?)$")  # RFC 9110, section 12.4.2
+
+_encode = msgspec.json.Encoder().encode
+
+
+def wants_problem(accept: str) -> bool:
+    """Whether an Accept header asks for JSON by name, at least as much as for text by name."""
+    return len(accept) <= 1024 and _wants_problem(accept)  # longer ones are nobody's and would fill the cache
+
+
+@lru_cache(maxsize=256)
+def _wants_problem(accept: str) -> bool:
+    json = text = 0.0
+    for part in accept.lower().split(","):
+        media_range, *parameters = (piece.strip() for piece in part.split(";"))
+        quality = 1.0
+        for parameter in parameters:
+            name, _, value = parameter.partition("=")
+            if name.strip() == "q":
+                quality = float(value) if _QVALUE.match(value.strip()) else 0.0
+        if media_range in _JSON_TYPES:
+            json = max(json, quality)
+        elif media_range in _TEXT_TYPES:
+            text = max(text, quality)
+    return json > 0 and json >= text
+
+
+def title(status: int) -> str:
+    """The status's phrase; its number where HTTP has none."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return f"Status {status}"
+
+
+def message(accept: bytes, status: int, detail: str, request_id: str) -> tuple[str, bytes]:
+    """Content type and body of an answer that carries only words."""
+    if not accept or not wants_problem(accept.decode("latin-1")):
+        return TEXT, detail.encode()
+    problem = {
+        "type": "about:blank",
+        "title": title(status),
+        "status": status,
+        "detail": detail,
+        "request_id": request_id,
+    }
+    return PROBLEM, _encode(problem)
+
+
+# --- headers that come from a worker -----------------------------------------------------------------------------
+
+_TOKEN: Final = re.compile(r"^[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}\Z")  # RFC 9110, section 5.6.2
+_VALUE: Final = re.compile(r"^[\t\x20-\x7e\x80-\xff]{0,4096}\Z")  # no line ends: they would begin a header of their own
+_MIME: Final = re.compile(r"^[!#$&^_.+\-0-9A-Za-z]+/[!#$&^_.+\-0-9A-Za-z]+[\t\x20-\x7e]*\Z")
+
+# Ours or the connection's: the framing, what describes the body we send, and what identifies the request.
+_RESERVED: Final = frozenset(
+    {
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "date",
+        "keep-alive",
+        "proxy-connection",
+        "server",
+        "server-timing",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "x-request-id",
+    }
+)
+
+
+def passable(headers: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Those of a worker's headers that a client may get: well-formed ones that frame nothing."""
+    return [
+        (name, value.strip())
+        for name, value in headers.items()
+        if name.lower() not in _RESERVED and _TOKEN.match(name) and _VALUE.match(value)
+    ]
+
+
+@lru_cache(maxsize=256)
+def content_type(mime: str) -> str:
+    """A worker's mime type, or the one that claims nothing where it is none."""
+    return mime if len(mime) <= 256 and _MIME.match(mime) else "application/octet-stream"

@@ -1,0 +1,82 @@
+"""What one frontend process counts. Plain numbers in one event loop; :meth:`FrontendMetrics.families` hands them out.
+
+Labels are bounded: an endpoint is one of the configured paths or ``other``, a code is a status, a reason a row of the
+table of errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from engine.config.schema import RESERVED_PATHS
+from engine.metrics import Family, Histogram, counter, duration_buckets, gauge, histogram
+
+OTHER: Final = "other"
+
+
+class FrontendMetrics:
+    """Counts answers. ``pending`` is asked for the number of requests not answered yet when families are made."""
+
+    def __init__(self, namespace: str, endpoints: Iterable[str], timeout_s: float) -> None:
+        self._namespace = namespace
+        buckets = duration_buckets(timeout_s)
+        self._durations = {path: Histogram(buckets) for path in endpoints}
+        self._answers: dict[tuple[int, str], int] = {}
+        self._rejections: dict[str, int] = {}
+        self._request_bytes = 0
+        self._response_bytes = 0
+        self.pending: Callable[[], int] = lambda: 0
+
+    def count(
+        self,
+        path: str,
+        status: int,
+        *,
+        reason: str = "",
+        duration_s: float = 0.0,
+        request_bytes: int = 0,
+        response_bytes: int = 0,
+    ) -> None:
+        """One answer. Health, metrics and pages about the service are not counted unless they were refused;
+        status 0 (nothing was sent) counts as 499, a client that left."""
+        durations = self._durations.get(path)
+        if durations is None:
+            if path in RESERVED_PATHS and not reason:
+                return
+            path = OTHER
+        else:
+            durations.observe(duration_s)
+        key = (status or 499, path)
+        self._answers[key] = self._answers.get(key, 0) + 1
+        if reason:
+            self._rejections[reason] = self._rejections.get(reason, 0) + 1
+        self._request_bytes += request_bytes
+        self._response_bytes += response_bytes
+
+    def families(self) -> list[Family]:
+        """All of it, named with the namespace."""
+        prefix = self._namespace
+        return [
+            counter(
+                f"{prefix}_throughput",
+                "answers by status code and endpoint",
+                [({"code": str(code), "endpoint": path}, n) for (code, path), n in self._answers.items()],
+            ),
+            histogram(
+                f"{prefix}_process_duration_second",
+                "time of a request, by stage (total: from its headers to its answer) and part of it, in seconds",
+                [
+                    ({"stage": "total", "connection": "total", "endpoint": path}, one)
+                    for path, one in self._durations.items()
+                ],
+            ),
+            gauge(f"{prefix}_remaining_task", "requests handed to the broker and not answered yet", self.pending()),
+            counter(
+                f"{prefix}_rejections",
+                "requests refused by a frontend, by reason",
+                [({"reason": reason}, n) for reason, n in self._rejections.items()],
+            ),
+            counter(f"{prefix}_request_bytes", "bytes of request bodies read", [({}, self._request_bytes)]),
+            counter(f"{prefix}_response_bytes", "bytes of response bodies sent", [({}, self._response_bytes)]),
+        ]

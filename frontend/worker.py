@@ -1,0 +1,295 @@
+"""gunicorn's asgi worker, with an orderly drain, and its connections, with time limits of our own.
+
+What gunicorn 27's worker lacks and a public port needs: a time limit for request headers, a bound on their total size,
+an answer (not a reset) for a client whose body was refused or cut short, and a drain that ends when the last request is
+answered instead of waiting for idle connections. Everything else of HTTP/1 and HTTP/2 is gunicorn's. The names with an
+underscore are gunicorn's own; tests over real connections hold what is relied upon.
+
+Another worker class can take this one's place: :mod:`frontend.server` names it, and asks of it only what gunicorn asks
+of a worker, plus ``app.booted()`` once it listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from typing import TYPE_CHECKING, Any, Final
+
+from gunicorn.arbiter import Arbiter
+from gunicorn.asgi.lifespan import LifespanManager
+from gunicorn.asgi.parser import LimitRequestHeaders
+from gunicorn.asgi.protocol import ASGIProtocol
+from gunicorn.workers.gasgi import ASGIWorker
+
+from engine.clock import Deadline
+from frontend import errors, requestid
+from frontend.exchange import LINGER_S
+
+if TYPE_CHECKING:
+    from frontend.server import Application
+
+log = logging.getLogger("stageline.frontend")
+
+HEARTBEAT_S: Final = 1.0  # gunicorn's master kills a worker that has not beaten for its time-out, 30 s and more
+
+
+class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
+    """One client connection, HTTP/1.1 or HTTP/2."""
+
+    _closed: bool  # gunicorn's: nothing more is read or written here
+    _current_request: Any  # gunicorn's: its headers are complete and it is not answered yet
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__(worker)
+        frontend = worker.app.deployment.frontend
+        self._keepalive = frontend.keepalive
+        self._header_timeout = frontend.header_timeout
+        self._max_header_size = frontend.max_header_size
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._header_bytes = 0  # of a request whose headers are not complete
+        self._arrived = 0  # the same, with the bytes just being parsed
+        self._answered = False  # the current request has got the head of its answer
+        self._refused = False  # by gunicorn's parser or by a time limit
+        self._body_ended = False  # the client stopped sending in the middle of a body
+        self._lingering: asyncio.TimerHandle | None = None
+
+    @property
+    def idle(self) -> bool:
+        """No request is being read, served or answered here."""
+        if self._closed:
+            return True
+        if self.reader is not None:
+            return not self._h2_tasks
+        if self._h2c_buffer is not None:
+            return not self._h2c_buffer
+        return self._awaiting_request and not self._finishing_calls and not self._header_bytes
+
+    def end(self) -> None:
+        """Close now. An HTTP/2 peer is told so first (GOAWAY), by the task that reads its frames."""
+        if self.reader is not None and not self._closed:
+            self.reader.feed_eof()
+        elif self.transport is not None:
+            self._closed = True
+            self.transport.close()
+
+    # --- coming and going ---
+
+    def connection_made(self, transport: Any) -> None:
+        self.worker.connections.add(self)
+        self._header_timer = self.worker.loop.call_later(self._header_timeout, self._on_slow_headers)
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._cancel_header_timer()
+        if self._lingering is not None:
+            self._lingering.cancel()
+        self.worker.connections.discard(self)
+        self.worker.changed.set()
+
+    def eof_received(self) -> bool | None:
+        # A client that stops in the middle of its body may still be reading: it gets its 400, which needs the transport
+        # kept open. A client that stops sending while it waits for an answer has gone: closing a socket looks just so.
+        receiver = self._body_receiver
+        if self.reader is None and receiver is not None and not receiver._complete and not self._closed:
+            receiver.signal_disconnect()
+            self._body_ended = True
+            return True
+        super().eof_received()
+        return None
+
+    def _close_transport(self) -> None:
+        receiver = self._body_receiver
+        unread = receiver is not None and not receiver._complete and not self._body_ended
+        if self.reader is not None or self._closed or not (unread or self._refused):
+            super()._close_transport()
+            self.worker.changed.set()
+            return
+        # Closing a socket with unread bytes resets the connection, and the reset can overtake the answer. So:
+        # half-close, drop what still comes, and close when the client does or patience ends.
+        self._closed = True
+        if receiver is not None:
+            receiver.signal_disconnect()  # the application waits for no more of it
+        if self.transport is None or self.transport.is_closing():
+            return
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._resume_reading()
+        self._lingering = self.worker.loop.call_later(LINGER_S, self.transport.close)
+        self.worker.changed.set()
+
+    # --- reading requests ---
+
+    def data_received(self, data: bytes) -> None:
+        if self._lingering is None:
+            super().data_received(data)
+
+    def _start_http1(self, buffered: bytes = b"") -> None:
+        super()._start_http1()
+        # HTTP/2 comes by prior knowledge only: "Upgrade: h2c", through a proxy that does not know it, is a way to
+        # smuggle requests.
+        self._h2c_upgrade_ok = False
+        if buffered:
+            self._feed_callback_parser(buffered)
+
+    def _h2c_start(self, buffered: bytes) -> None:
+        self._cancel_header_timer()  # from here the keep-alive limit of idle HTTP/2 connections holds
+        super()._h2c_start(buffered)
+
+    def _feed_callback_parser(self, data: bytes) -> bool:
+        self._arrived = self._header_bytes + len(data)
+        going: bool = super()._feed_callback_parser(data)
+        if not going or self._current_request is not None:
+            self._header_bytes = 0
+            self._cancel_header_timer()
+            return going
+        self._header_bytes = self._arrived
+        if self._header_bytes > self._max_header_size:
+            self._send_error_response(431, "")
+            self._close_transport()
+            self._wake()
+            return False
+        if self._header_timer is None:
+            self._header_timer = self.worker.loop.call_later(self._header_timeout, self._on_slow_headers)
+        return True
+
+    def _on_headers_complete(self) -> bool:
+        skip: bool = super()._on_headers_complete()
+        self._answered = False
+        # Headers are part of what arrived: only when that exceeds the bound do they need adding up.
+        if self._arrived > self._max_header_size:
+            request = self._current_request
+            size = len(request.raw_path or b"") + sum(
+                len(name) + len(value) + 4 for name, value in request.headers_bytes
+            )
+            if size > self._max_header_size:
+                self._current_request = None  # it is not to be served
+                raise LimitRequestHeaders("headers too large")
+        return skip
+
+    def _on_slow_headers(self) -> None:
+        self._header_timer = None
+        if self._header_bytes or self._h2c_buffer:
+            self._send_error_response(408, "")
+        self._close_transport()
+        self._wake()
+
+    def _cancel_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _wake(self) -> None:
+        """Let the task that serves this connection see that it is closed."""
+        if self._request_ready is not None:
+            self._request_ready.set()
+
+    # --- answering ---
+
+    def _will_close(self, request: Any, response_requires_close: bool) -> bool:
+        # A body that was not read to its end is followed by nothing that could be told from the rest of it.
+        receiver = self._body_receiver
+        unread = receiver is not None and not receiver._complete
+        closing: bool = unread or super()._will_close(request, response_requires_close)
+        return closing
+
+    def _send_response_start(self, *args: Any, **kwargs: Any) -> None:
+        self._answered = True
+        super()._send_response_start(*args, **kwargs)
+
+    def _send_error_response(self, status: int, message: str, extra_headers: Any = ()) -> None:
+        """gunicorn's own refusals (malformed HTTP), in the words of our table: its messages quote the request."""
+        if self._answered and self._current_request is not None:
+            return  # the application was quicker; a second answer would be read as the next request's
+        self._refused = True
+        problem = errors.by_status(status)
+        if self._current_request is None:  # else the application counts it
+            self.worker.app.metrics.count("", problem.status, reason=problem.reason)
+        super()._send_error_response(
+            problem.status,
+            problem.detail,
+            (*extra_headers, ("x-request-id", requestid.choose(None)), ("server", "stageline")),
+        )
+
+
+class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
+    """A gunicorn worker process: lifespan, listening, heartbeat, drain."""
+
+    app: Application
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.connections: set[Connection] = set()
+        self.changed = asyncio.Event()  # a connection ended, or the process was told to stop
+
+    def init_signals(self) -> None:
+        super().init_signals()
+        # A terminal sends Ctrl-C to the whole group; the master alone decides what it means, and says so by SIGTERM.
+        self.loop.remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def handle_exit_signal(self) -> None:
+        self.alive = False
+        self.changed.set()
+
+    def handle_quit_signal(self) -> None:
+        super().handle_quit_signal()
+        self.alive = False
+        self.changed.set()
+
+    async def _serve(self) -> None:
+        self.changed = asyncio.Event()
+        lifespan = LifespanManager(self.asgi, self.log, self.state)
+        try:
+            await lifespan.startup()
+        except Exception as error:
+            self.log.error("cannot start: %s", error)
+            raise SystemExit(Arbiter.WORKER_BOOT_ERROR) from error
+        servers = [
+            await self.loop.create_server(lambda: Connection(self), sock=sock.sock, ssl=self._get_ssl_context())
+            for sock in self.sockets
+        ]
+        self.app.booted()
+        while self.alive:
+            self.notify()
+            if self.ppid != os.getppid():
+                self.log.warning("the master has gone, stopping")
+                break
+            await self._wait_changed(HEARTBEAT_S)
+        self.alive = False
+        for server in servers:
+            server.close()
+        await self._drain(Deadline(self.app.deployment.engine.grace))
+        await lifespan.shutdown()
+
+    async def _drain(self, deadline: Deadline) -> None:
+        """Answer what is being served, then end every connection.
+
+        From here on every answer says ``connection: close`` (gunicorn looks at ``alive``), and a request that still
+        arrives on a kept-alive connection is answered 503 by the door.
+        """
+        self.app.door.draining = True
+        while self.connections and not self._quick_shutdown:
+            for connection in [item for item in self.connections if item.idle]:
+                connection.end()
+            if deadline.passed or not any(not item.idle for item in self.connections):
+                break
+            self.notify()
+            await self._wait_changed(min(HEARTBEAT_S, deadline.remaining()))
+        busy = sum(not item.idle for item in self.connections)
+        if busy:
+            self.log.warning("stopping with %d requests unanswered", busy)
+        for connection in list(self.connections):
+            connection.end()
+        farewell = Deadline(1.0)  # for buffers to empty and GOAWAY frames to leave
+        while self.connections and not farewell.passed and not self._quick_shutdown:
+            await self._wait_changed(farewell.remaining())
+
+    async def _wait_changed(self, timeout_s: float) -> None:
+        try:
+            await asyncio.wait_for(self.changed.wait(), timeout_s)
+        except asyncio.TimeoutError:
+            pass  # looking around once in a while is the point
+        self.changed.clear()

@@ -1,0 +1,229 @@
+"""A client without a broker, a deployment without a file, and a way to call an ASGI application by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from engine.client import Answer, View
+from engine.config.schema import Deployment, EngineSection, FrontendSection, RouteSection, StageSection
+from engine.core.messages import StageState
+from engine.core.wire import pack_step, unpack_meta
+from engine.errors import Unavailable
+from engine.metrics import Sources, pack_sources
+from frontend.app import create
+from frontend.door import Door
+from frontend.exchange import Application, Event
+from frontend.metrics import FrontendMetrics
+
+NAME = "fake:1"
+READY = View(
+    connected=True,
+    draining=False,
+    headroom=1000,
+    stages=(StageState("first", 1, 1, 0, 0, 0), StageState("second stage", 2, 2, 0, 0, 0)),
+)
+
+
+def deployment(frontend: FrontendSection | None = None, *, grace: float = 5.0) -> Deployment:
+    """Two stages; ``/inference`` through both, ``/second`` through the second."""
+    return Deployment(
+        file=Path("/nowhere/stages.toml"),
+        engine=EngineSection(name="fake", grace=grace),
+        frontend=frontend or FrontendSection(address="127.0.0.1", port=0),
+        stages=(
+            StageSection(name="first", worker="service:First"),
+            StageSection(name="second stage", worker="service:Second"),
+        ),
+        routes=(
+            RouteSection(path="/inference", stages=("first", "second stage")),
+            RouteSection(path="/second", stages=("second stage",)),
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Submitted:
+    route: int
+    body: bytes
+    timeout_s: float
+    request_id: str
+    query: bytes
+    headers: list[tuple[bytes, bytes]]
+
+
+@dataclass
+class FakeClient:
+    """Answers what ``reply`` says: an Answer, an error to raise, or None for no answer at all. Default: echo."""
+
+    reply: Callable[[Submitted], Answer | Exception | None] = lambda item: echo(item)
+    current: View = READY
+    sources: bytes | Exception = field(default_factory=lambda: pack_sources(Sources()))
+    submitted: list[Submitted] = field(default_factory=list)
+    waiting: list[asyncio.Future[Answer]] = field(default_factory=list)
+    cancelled: list[asyncio.Future[Answer]] = field(default_factory=list)
+    started: int = 0
+    closed: int = 0
+
+    def submit(
+        self, route: int, body: bytes, *, timeout_s: float, request_id: str, meta: bytes
+    ) -> asyncio.Future[Answer]:
+        item = Submitted(route, body, timeout_s, request_id, *unpack_meta(meta))
+        self.submitted.append(item)
+        reply = self.reply(item)
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        if isinstance(reply, Exception):
+            raise reply
+        if reply is None:
+            self.waiting.append(future)
+        else:
+            future.set_result(reply)
+        return future
+
+    def cancel(self, answer: asyncio.Future[Answer]) -> None:
+        self.cancelled.append(answer)
+        answer.cancel()
+
+    def view(self) -> View:
+        return self.current
+
+    async def ask(self, what: str, *, timeout_s: float = 2.0) -> bytes:
+        assert what == "metrics"
+        if isinstance(self.sources, Exception):
+            raise self.sources
+        return self.sources
+
+    async def start(self) -> None:
+        self.started += 1
+
+    async def close(self) -> None:
+        self.closed += 1
+
+
+def echo(item: Submitted) -> Answer:
+    return Answer(200, item.body, "application/json", pack_step(1500, 30, 2000) + pack_step(10, 0, 250))
+
+
+def unavailable() -> Unavailable:
+    return Unavailable(503, "service unavailable: stage first has no worker", retry_after_s=7)
+
+
+# --- an application under test ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class Service:
+    """The application with its collaborators in reach."""
+
+    client: FakeClient = field(default_factory=FakeClient)
+    frontend: FrontendSection = field(default_factory=lambda: FrontendSection(address="127.0.0.1", port=0))
+
+    def __post_init__(self) -> None:
+        whole = deployment(self.frontend)
+        paths = [route.path for route in whole.routes]
+        self.metrics = FrontendMetrics(whole.engine.namespace, paths, self.frontend.timeout)
+        self.door = Door(capacity=self.frontend.capacity, capacity_bytes=self.frontend.capacity_bytes)
+        self.app: Application = create(whole, self.client, self.metrics, self.door, name=NAME)
+
+    def view(self, **changes: Any) -> None:
+        self.client.current = replace(self.client.current, **changes)
+
+    def call(self, method: str, path: str, body: bytes = b"", **options: Any) -> Response:
+        """One request, answered; see :class:`Exchange` for the options."""
+        return run(Exchange(self.app, method, path, [body], **options).response())
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run it to its end in an event loop of its own; hanging is a failure."""
+    return asyncio.run(asyncio.wait_for(work, 20))
+
+
+@dataclass(frozen=True)
+class Response:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+
+class Exchange:
+    """One ASGI call, with the client's side in the test's hands: what it sends, when it stops, when it leaves."""
+
+    def __init__(
+        self,
+        app: Application,
+        method: str,
+        path: str,
+        chunks: Sequence[bytes] = (b"",),
+        *,
+        headers: Sequence[tuple[str, str]] = (),
+        query: str = "",
+        length: int | None = None,
+        ends: bool = True,
+    ) -> None:
+        """``length``: a Content-Length to claim, default the true one. ``ends`` false: the body never ends."""
+        self._app = app
+        names = {name.lower() for name, _ in headers}
+        lines = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers]
+        if "transfer-encoding" not in names and "content-length" not in names:
+            lines.append((b"content-length", str(sum(map(len, chunks)) if length is None else length).encode()))
+        self._scope: dict[str, Any] = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
+            "root_path": "",
+            "headers": lines,
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 2),
+        }
+        self._events: list[Event] = [
+            {"type": "http.request", "body": chunk, "more_body": not ends or index < len(chunks) - 1}
+            for index, chunk in enumerate(chunks)
+        ]
+        self.received = 0  # body events the application asked for
+        self._gone: asyncio.Event | None = None
+        self._sent: list[Event] = []
+
+    async def response(self) -> Response:
+        self._gone = asyncio.Event()
+        await self._app(self._scope, self._receive, self._send)
+        start, *rest = self._sent
+        headers: dict[str, str] = {}
+        for name, value in start["headers"]:
+            assert name == name.lower()
+            assert name.decode() not in headers, f"{name!r} twice"
+            headers[name.decode()] = value.decode("latin-1")
+        return Response(start["status"], headers, b"".join(event.get("body", b"") for event in rest))
+
+    async def call(self) -> int:
+        """Only run it; gives the number of events the application sent."""
+        self._gone = self._gone or asyncio.Event()
+        await self._app(self._scope, self._receive, self._send)
+        return len(self._sent)
+
+    def leave(self) -> None:
+        """The client closes its connection."""
+        self._gone = self._gone or asyncio.Event()
+        self._gone.set()
+
+    async def _receive(self) -> Event:
+        if self.received < len(self._events):
+            self.received += 1
+            return self._events[self.received - 1]
+        assert self._gone is not None
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, event: Event) -> None:
+        self._sent.append(event)

@@ -1,0 +1,81 @@
+"""A frontend process with a fake client behind it: ``serve_fake.py STATUS_FD EVENTS_FD OPTIONS``, OPTIONS a JSON object
+of keys of ``[frontend]``, and ``grace``.
+
+The body says what becomes of a request: ``hang`` is never answered, ``after 0.2`` so many seconds later, ``die`` kills
+the worker process, anything else comes back. What the client is asked is written to EVENTS_FD, a line each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fakes import FakeClient, Submitted, deployment, echo
+
+from engine import log
+from engine.client import Answer
+from engine.config.schema import Deployment, FrontendSection
+from engine.metrics import Family
+from engine.process import Notifier
+from frontend.server import serve
+
+
+class ScriptedClient(FakeClient):
+    def __init__(self, events: int) -> None:
+        super().__init__()
+        self._events = events
+
+    def submit(
+        self, route: int, body: bytes, *, timeout_s: float, request_id: str, meta: bytes
+    ) -> asyncio.Future[Answer]:
+        if body == b"die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        held = body == b"hang" or body.startswith(b"after ")
+        self.reply = (lambda item: None) if held else echo
+        future = super().submit(route, body, timeout_s=timeout_s, request_id=request_id, meta=meta)
+        if body.startswith(b"after "):
+            asyncio.get_running_loop().call_later(float(body.split()[1]), self._answer, future, body)
+        self._say("submitted", body)
+        return future
+
+    def cancel(self, answer: asyncio.Future[Answer]) -> None:
+        super().cancel(answer)
+        self._say("cancelled")
+
+    async def start(self) -> None:
+        self._say("started")
+
+    async def close(self) -> None:
+        self._say("closed")
+
+    def _answer(self, future: asyncio.Future[Answer], body: bytes) -> None:
+        if not future.done():
+            future.set_result(echo(Submitted(0, body, 0.0, "", b"", [])))
+
+    def _say(self, what: str, body: bytes = b"") -> None:
+        line = json.dumps({"what": what, "pid": os.getpid(), "size": len(body), "body": body[:40].decode("latin-1")})
+        os.write(self._events, line.encode() + b"\n")
+
+
+def main() -> int:
+    status, events, options = int(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+    log.setup("frontend", level="debug")
+    grace = options.pop("grace", 5.0)
+    section = replace(FrontendSection(address="127.0.0.1", port=0), **options)
+
+    def connect(whole: Deployment, name: str, families: Callable[[], list[Family]]) -> FakeClient:
+        return ScriptedClient(events)
+
+    return serve(deployment(section, grace=grace), Notifier(status), connect=connect)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

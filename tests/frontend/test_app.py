@@ -1,0 +1,514 @@
+"""The whole table of answers, through the application, with a fake client behind it and no sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from dataclasses import replace
+
+import pytest
+from fakes import Exchange, FakeClient, Response, Service, Submitted, echo, run, unavailable
+
+from engine.client import Answer
+from engine.config.schema import FrontendSection
+from engine.core.messages import StageState
+from engine.errors import Unavailable
+
+ROUTE = "/inference"
+
+
+def service(reply: object = None, **frontend: object) -> Service:
+    client = FakeClient()
+    if reply is not None:
+        client.reply = lambda item: reply  # type: ignore[assignment,return-value]
+    section = FrontendSection(address="127.0.0.1", port=0)
+    return Service(client, replace(section, **frontend))  # type: ignore[arg-type]
+
+
+def never() -> Service:
+    """A service that is never answered, with a short deadline."""
+    made = service(timeout=0.05)
+    made.client.reply = lambda item: None
+    return made
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_result_comes_back_with_its_type_id_and_timing() -> None:
+    one = service()
+    answer = one.call("POST", ROUTE, b'{"x": 1}', headers=[("X-Request-Id", "abc-1")])
+    assert (answer.status, answer.body) == (200, b'{"x": 1}')
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["content-length"] == "8"
+    assert answer.headers["x-request-id"] == "abc-1"
+    assert answer.headers["server-timing"].startswith("first-queue;dur=1.50, first-batch;dur=0.03, first;dur=2.00, ")
+    assert "second-stage;dur=0.25, total;dur=" in answer.headers["server-timing"]
+
+
+def test_body_query_headers_route_and_deadline_reach_the_client() -> None:
+    one = service()
+    one.call("POST", "/second", b"body", query="a=1&b=%20", headers=[("X-Extra", "yes"), ("x-request-id", "r")])
+    item = one.client.submitted[0]
+    assert (item.route, item.body, item.request_id, item.query) == (1, b"body", "r", b"a=1&b=%20")
+    assert (b"x-extra", b"yes") in item.headers
+    assert item.timeout_s == 3.0
+
+
+def test_an_empty_body_is_passed_on_like_any_other() -> None:
+    one = service()
+    assert one.call("POST", ROUTE).status == 200
+    assert one.client.submitted[0].body == b""
+
+
+def test_a_body_in_pieces_is_one_body() -> None:
+    one = service()
+    chunked = Exchange(one.app, "POST", ROUTE, [b"a", b"", b"bc"], headers=[("transfer-encoding", "chunked")])
+    assert run(chunked.response()).body == b"abc"
+    assert run(Exchange(one.app, "POST", ROUTE, [b"a", b"bc"]).response()).body == b"abc"
+
+
+def test_a_client_may_ask_for_less_time() -> None:
+    one = service()
+    one.call("POST", ROUTE, headers=[("X-Request-Timeout", "0.5")])
+    one.call("POST", ROUTE, headers=[("X-Request-Timeout-Ms", "100")])
+    one.call("POST", ROUTE, headers=[("X-Request-Timeout", "500")])
+    assert [item.timeout_s for item in one.client.submitted] == [0.5, 0.1, 3.0]
+
+
+def test_a_workers_headers_are_passed_on_where_harmless() -> None:
+    headers = {"X-Model": "m", "Set-Cookie": "a=b", "content-length": "9", "x-bad": "a\r\nb: c"}
+    answer = service(Answer(200, b"ok", "text/plain", headers=headers)).call("POST", ROUTE)
+    assert answer.headers["x-model"] == "m"
+    assert answer.headers["set-cookie"] == "a=b"
+    assert answer.headers["content-length"] == "2"
+    assert "x-bad" not in answer.headers
+
+
+def test_a_result_in_borrowed_memory_is_written_out() -> None:
+    assert service(Answer(200, memoryview(b"large"))).call("POST", ROUTE).body == b"large"
+
+
+# --- failures that come from behind ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (400, "bad request: no"),
+        (408, "inference timeout"),
+        (418, "short and stout"),
+        (422, "request validation error: 'x'"),
+        (429, "too many requests: at capacity"),
+        (500, "inference internal error"),
+        (503, "service unavailable: no worker of stage first"),
+    ],
+)
+def test_a_failed_item_is_answered_with_its_status_and_words(status: int, message: str) -> None:
+    answer = service(Answer(status, message.encode())).call("POST", ROUTE)
+    assert (answer.status, answer.text) == (status, message)
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert ("retry-after" in answer.headers) is (status in (429, 503))
+    assert "total;dur=" in answer.headers["server-timing"]
+
+
+def test_a_failed_items_headers_are_its_own() -> None:
+    answer = service(Answer(503, b"later", headers={"Retry-After": "30"})).call("POST", ROUTE)
+    assert answer.headers["retry-after"] == "30"
+
+
+@pytest.mark.parametrize("status", [0, 99, 204, 302, 600])
+def test_a_status_that_is_no_failure_is_not_passed_on_as_one(status: int) -> None:
+    assert service(Answer(status, b"odd")).call("POST", ROUTE).status == 500
+
+
+def test_a_message_that_is_no_text_is_answered_all_the_same() -> None:
+    assert service(Answer(400, b"\xff\xfe")).call("POST", ROUTE).status == 400
+
+
+def test_problem_details_for_a_client_that_asks_for_json() -> None:
+    accept = [("Accept", "application/json"), ("x-request-id", "p1")]
+    answer = service(Answer(422, b"request validation error: 'x'")).call("POST", ROUTE, headers=accept)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert json.loads(answer.body) == {
+        "type": "about:blank",
+        "title": "Unprocessable Entity",
+        "status": 422,
+        "detail": "request validation error: 'x'",
+        "request_id": "p1",
+    }
+
+
+# --- refused here ----------------------------------------------------------------------------------------------------
+
+
+def refused(answer: Response, status: int, words: str) -> None:
+    assert (answer.status, answer.text) == (status, words)
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert len(answer.headers["x-request-id"]) == 32
+
+
+def test_an_unknown_path_is_404() -> None:
+    refused(service().call("POST", "/nowhere"), 404, "not found")
+    refused(service().call("GET", "/openapi/metadata.json"), 404, "not found")
+    refused(service().call("POST", ROUTE + "/"), 404, "not found")
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH"])
+def test_another_method_is_405_and_says_what_is_allowed(method: str) -> None:
+    answer = service().call(method, ROUTE)
+    refused(answer, 405, "method not allowed")
+    assert "POST" in answer.headers["allow"].split(", ")
+
+
+def test_options_says_what_is_allowed() -> None:
+    answer = service().call("OPTIONS", ROUTE)
+    assert answer.status == 200
+    assert "POST" in answer.headers["allow"]
+
+
+def test_a_declared_length_past_the_limit_is_413_before_anything_is_read() -> None:
+    one = service(max_request_size=10)
+    exchange = Exchange(one.app, "POST", ROUTE, [b"x" * 11])
+    refused(run(exchange.response()), 413, "request body too large")
+    assert exchange.received == 0
+    assert one.client.submitted == []
+
+
+def test_a_chunked_body_is_413_with_the_chunk_that_goes_too_far() -> None:
+    one = service(max_request_size=10)
+    chunks = [b"x" * 6, b"x" * 6, b"x" * 6, b"x" * 6]
+    exchange = Exchange(one.app, "POST", ROUTE, chunks, headers=[("transfer-encoding", "chunked")])
+    refused(run(exchange.response()), 413, "request body too large")
+    assert exchange.received == 2
+    assert one.door.held == 0
+
+
+def test_a_body_of_exactly_the_limit_is_taken() -> None:
+    assert service(max_request_size=10).call("POST", ROUTE, b"x" * 10).status == 200
+
+
+@pytest.mark.parametrize("length", [5, 2])
+def test_a_body_of_another_length_than_declared_is_400(length: int) -> None:
+    answer = service().call("POST", ROUTE, b"abc", length=length)
+    refused(answer, 400, "bad request: the body ended before its declared length")
+
+
+@pytest.mark.parametrize("headers", [[("content-length", "100")], [("transfer-encoding", "chunked")]])
+def test_a_client_cut_off_in_its_body_submits_nothing(headers: list[tuple[str, str]]) -> None:
+    one = service()
+    exchange = Exchange(one.app, "POST", ROUTE, [b"abc"], headers=headers, ends=False)
+    exchange_response = exchange.response
+
+    async def cut() -> Response:
+        task = asyncio.ensure_future(exchange_response())
+        await until(lambda: exchange.received == 1)
+        exchange.leave()
+        return await task
+
+    assert run(cut()).status == 400
+    assert one.client.submitted == []
+    assert one.door.held == 0
+
+
+@pytest.mark.parametrize("text", ["-1", "1 0", "0x10", "ten", "9" * 30])
+def test_an_unreadable_length_is_400(text: str) -> None:
+    answer = service().call("POST", ROUTE, headers=[("content-length", text)])
+    refused(answer, 400, "bad request: unreadable content-length")
+
+
+def test_a_body_that_stalls_is_408() -> None:
+    one = service(body_timeout=0.05)
+    answer = run(Exchange(one.app, "POST", ROUTE, [b"abc"], length=10, ends=False).response())
+    refused(answer, 408, "request timeout: the body came too slowly")
+    assert one.door.held == 0
+
+
+def test_a_content_encoding_is_415() -> None:
+    one = service()
+    answer = one.call("POST", ROUTE, b"x", headers=[("Content-Encoding", "gzip")])
+    refused(answer, 415, "unsupported content-encoding")
+    assert answer.headers["accept-encoding"] == "identity"
+    assert one.call("POST", ROUTE, b"x", headers=[("Content-Encoding", "Identity")]).status == 200
+
+
+def test_a_transfer_coding_other_than_chunked_is_501() -> None:
+    answer = service().call("POST", ROUTE, b"x", headers=[("transfer-encoding", "gzip, chunked")])
+    assert answer.status == 501
+
+
+@pytest.mark.parametrize("header", [("x-request-timeout", "soon"), ("x-request-timeout-ms", "0")])
+def test_an_unreadable_timeout_is_400(header: tuple[str, str]) -> None:
+    assert service().call("POST", ROUTE, headers=[header]).status == 400
+
+
+def test_over_capacity_is_429_before_anything_is_read() -> None:
+    one = service()
+    one.view(headroom=0)
+    exchange = Exchange(one.app, "POST", ROUTE, [b"x"])
+    answer = run(exchange.response())
+    refused(answer, 429, "too many requests: at capacity")
+    assert answer.headers["retry-after"] == "1"
+    assert exchange.received == 0
+
+
+def test_too_many_bytes_waiting_is_429_before_anything_is_read() -> None:
+    one = service(capacity_bytes=100)
+    one.door.hold(95)
+    exchange = Exchange(one.app, "POST", ROUTE, [b"x" * 6])
+    answer = run(exchange.response())
+    assert (answer.status, answer.headers["retry-after"]) == (429, "1")
+    assert exchange.received == 0
+    assert one.call("POST", ROUTE, b"x" * 5).status == 200
+    assert one.door.held == 95
+
+
+def test_too_many_bytes_in_chunks_is_429_with_the_chunk_that_goes_too_far() -> None:
+    one = service(capacity_bytes=10)
+    chunks = [b"x" * 6, b"x" * 6, b"x"]
+    exchange = Exchange(one.app, "POST", ROUTE, chunks, headers=[("transfer-encoding", "chunked")])
+    assert run(exchange.response()).status == 429
+    assert exchange.received == 2
+    assert one.door.held == 0
+
+
+def test_draining_is_503() -> None:
+    one = service()
+    one.door.draining = True
+    answer = one.call("POST", ROUTE)
+    refused(answer, 503, "service unavailable: shutting down")
+    assert answer.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize(("status", "reason"), [(429, "capacity"), (503, "unavailable")])
+def test_what_the_client_refuses_is_answered_with_its_words(status: int, reason: str) -> None:
+    answer = service(Unavailable(status, "in other words", retry_after_s=7)).call("POST", ROUTE)
+    assert (answer.status, answer.text, answer.headers["retry-after"]) == (status, "in other words", "7")
+
+
+def test_what_the_client_refuses_later_is_answered_the_same() -> None:
+    one = never()
+
+    async def refuse_later() -> Response:
+        task = asyncio.ensure_future(Exchange(one.app, "POST", ROUTE).response())
+        await until(lambda: bool(one.client.waiting))
+        one.client.waiting[0].set_exception(unavailable())
+        response: Response = await task
+        return response
+
+    answer = run(refuse_later())
+    assert (answer.status, answer.headers["retry-after"]) == (503, "7")
+
+
+# --- waiting ---------------------------------------------------------------------------------------------------------
+
+
+async def until(condition: object, timeout_s: float = 10.0) -> None:
+    """Let others run until it holds."""
+    assert callable(condition)
+    end = asyncio.get_running_loop().time() + timeout_s
+    while not condition():
+        assert asyncio.get_running_loop().time() < end, "it never came true"
+        await asyncio.sleep(0)
+
+
+def test_no_answer_in_time_is_408_and_cancels() -> None:
+    one = never()
+    refused(one.call("POST", ROUTE), 408, "inference timeout")
+    assert one.client.cancelled == one.client.waiting
+    assert one.door.pending == 0
+
+
+def test_no_answer_from_a_broker_that_was_never_reached_is_503() -> None:
+    one = never()
+    one.view(connected=False)
+    answer = one.call("POST", ROUTE)
+    refused(answer, 503, "service unavailable: the broker cannot be reached")
+    assert answer.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("turns", [0, 1])
+def test_an_answer_is_awaited_past_the_quick_wait(turns: int) -> None:
+    one = service()
+    one.client.reply = lambda item: None
+
+    async def answered() -> Response:
+        loop = asyncio.get_running_loop()
+        task = asyncio.ensure_future(Exchange(one.app, "POST", ROUTE).response())
+        await until(lambda: bool(one.client.waiting))
+        assert one.door.pending == 1
+        loop.call_later(0.05 * turns, one.client.waiting[0].set_result, Answer(200, b"late"))
+        response: Response = await task
+        return response
+
+    assert run(answered()).body == b"late"
+    assert one.client.cancelled == []
+    assert one.door.pending == 0
+
+
+def test_a_client_that_leaves_cancels_its_item_and_gets_nothing() -> None:
+    one = service()
+    one.client.reply = lambda item: None
+    exchange = Exchange(one.app, "POST", ROUTE)
+
+    async def leave() -> int:
+        task = asyncio.ensure_future(exchange.call())
+        await until(lambda: bool(one.client.waiting))
+        exchange.leave()
+        return await task
+
+    assert run(leave()) == 0
+    assert one.client.cancelled == one.client.waiting
+    assert one.door.pending == one.door.held == 0
+    assert 'engine_throughput_total{code="499",endpoint="/inference"} 1.0' in one.call("GET", "/metrics").text
+
+
+def test_a_call_that_is_stopped_from_outside_cancels_its_item() -> None:
+    one = service()
+    one.client.reply = lambda item: None
+
+    async def stop() -> None:
+        task = asyncio.ensure_future(Exchange(one.app, "POST", ROUTE).call())
+        await until(lambda: bool(one.client.waiting))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(stop())
+    assert one.client.cancelled == one.client.waiting
+    assert one.door.pending == 0
+
+
+def test_capacity_of_this_process_is_429_for_the_next() -> None:
+    one = service(capacity=2)
+    one.client.reply = lambda item: None
+
+    async def fill() -> list[Response]:
+        calls = [asyncio.ensure_future(Exchange(one.app, "POST", ROUTE).response()) for _ in range(2)]
+        await until(lambda: len(one.client.waiting) == 2)
+        third = await Exchange(one.app, "POST", ROUTE).response()
+        for future in one.client.waiting:
+            future.set_result(Answer(200, b"ok"))
+        one.client.reply = echo
+        return [third, *await asyncio.gather(*calls), await Exchange(one.app, "POST", ROUTE).response()]
+
+    assert [answer.status for answer in run(fill())] == [429, 200, 200, 200]
+
+
+# --- our own mistakes ------------------------------------------------------------------------------------------------
+
+
+def test_a_mistake_of_ours_is_500_once_in_the_log_and_nowhere_else(caplog: pytest.LogCaptureFixture) -> None:
+    one = service(RuntimeError("secret /etc/passwd"))
+    with caplog.at_level(logging.DEBUG):
+        answer = one.call("POST", ROUTE, headers=[("x-request-id", "oops")])
+    assert (answer.status, answer.text) == (500, "internal error")
+    assert answer.headers["x-request-id"] == "oops"
+    found = [record for record in caplog.records if record.exc_info]
+    assert len(found) == 1
+    assert found[0].request_id == "oops"  # type: ignore[attr-defined]
+    assert one.door.pending == one.door.held == 0
+
+
+# --- health ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz"])
+def test_health_is_200_and_never_cached(path: str) -> None:
+    answer = service().call("GET", path)
+    assert answer.status == 200
+    assert json.loads(answer.body)["status"] in ("ok", "ready")
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["content-type"] == "application/json"
+    assert len(answer.headers["x-request-id"]) == 32
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/metrics"])
+def test_head_is_get_without_a_body(path: str) -> None:
+    answer = service().call("HEAD", path)
+    assert (answer.status, answer.body) == (200, b"")
+    assert int(answer.headers["content-length"]) > 0
+
+
+def test_health_while_draining() -> None:
+    one = service()
+    one.door.draining = True
+    assert [one.call("GET", path).status for path in ("/", "/healthz", "/readyz")] == [503, 200, 503]
+
+
+def test_ready_only_when_every_stage_has_a_warm_worker() -> None:
+    one = service()
+    one.view(stages=(StageState("first", 1, 0, 1, 0, 0), one.client.current.stages[1]))
+    answer = one.call("GET", "/readyz")
+    assert answer.status == 503
+    assert json.loads(answer.body)["stages"][0] == {"name": "first", "ready": 0, "wanted": 1, "starting": 1}
+    assert one.call("GET", "/").status == 200
+
+
+def test_health_is_get_only() -> None:
+    answer = service().call("POST", "/healthz")
+    assert answer.status == 405
+    assert "GET" in answer.headers["allow"]
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_count_answers_by_code_and_endpoint_with_bounded_labels() -> None:
+    one = service()
+    one.call("POST", ROUTE, b"1234")
+    one.call("POST", ROUTE, b"1234")
+    for number in range(5):
+        one.call("GET", f"/nowhere/{number}")
+    one.call("GET", "/healthz")
+    one.client.reply = lambda item: Answer(422, b"no")
+    one.call("POST", "/second")
+    text = one.call("GET", "/metrics").text
+    assert 'engine_throughput_total{code="200",endpoint="/inference"} 2.0' in text
+    assert 'engine_throughput_total{code="404",endpoint="other"} 5.0' in text
+    assert 'engine_throughput_total{code="422",endpoint="/second"} 1.0' in text
+    assert 'engine_rejections_total{reason="not_found"} 5.0' in text
+    assert 'engine_process_duration_second_count{connection="total",endpoint="/inference",stage="total"} 2.0' in text
+    assert "engine_request_bytes_total 8.0" in text
+    assert "engine_remaining_task 0.0" in text
+    assert "engine_broker_up 1.0" in text
+    assert text.count("engine_throughput_total{") == 3
+
+
+@pytest.mark.parametrize("trouble", [unavailable(), b"garbage"])
+def test_metrics_without_the_broker_are_this_process_own(trouble: bytes | Exception) -> None:
+    one = service()
+    one.client.sources = trouble
+    one.call("POST", ROUTE)
+    answer = one.call("GET", "/metrics")
+    assert answer.status == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert "engine_broker_up 0.0" in answer.text
+    assert 'engine_throughput_total{code="200",endpoint="/inference"} 1.0' in answer.text
+
+
+# --- life ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_lifespan_starts_and_closes_the_client() -> None:
+    one = service()
+    events = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+    sent: list[str] = []
+
+    async def receive() -> dict[str, object]:
+        return next(events)
+
+    async def send(event: dict[str, object]) -> None:
+        sent.append(str(event["type"]))
+        if len(sent) == 1:
+            assert (one.client.started, one.client.closed) == (1, 0)
+
+    scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}}
+    run(one.app(scope, receive, send))  # type: ignore[arg-type]
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert (one.client.started, one.client.closed) == (1, 1)
+
+
+def test_the_fake_echoes() -> None:
+    assert echo(Submitted(0, b"x", 1.0, "r", b"", [])).body == b"x"

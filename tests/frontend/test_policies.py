@@ -1,0 +1,231 @@
+"""The parts that only decide: a table in, a table out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from fakes import READY
+
+from engine.core.messages import StageState
+from engine.core.wire import pack_step
+from frontend import deadline, errors, health, media, requestid, timing
+from frontend.door import Door
+
+# --- media -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("accept", "problem"),
+    [
+        ("", False),
+        ("*/*", False),
+        ("application/*", False),
+        ("application/json", True),
+        ("application/problem+json", True),
+        ("Application/JSON; charset=utf-8", True),
+        ("application/json, */*;q=0.5", True),
+        ("text/plain", False),
+        ("text/plain, application/json;q=0.9", False),
+        ("text/plain;q=0.1, application/json;q=0.9", True),
+        ("application/json;q=0", False),
+        ("application/json;q=nan", False),
+        ("application/json;q=2", False),
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", False),
+        (";;;,,q=,", False),
+        ("application/json," * 200, False),
+    ],
+)
+def test_json_is_for_those_who_name_it(accept: str, problem: bool) -> None:
+    assert media.wants_problem(accept) is problem
+
+
+def test_headers_of_a_worker_cannot_frame_or_split_the_answer() -> None:
+    offered = {
+        "X-Model": " small ",
+        "Retry-After": "3",
+        "Content-Length": "0",
+        "transfer-encoding": "chunked",
+        "Connection": "close",
+        "X-Request-Id": "mine",
+        "bad name": "x",
+        "x-split": "a\r\nset-cookie: b",
+        "x-null": "a\0b",
+        "x-wide": "snow \u2603",
+        "": "empty",
+    }
+    assert media.passable(offered) == [("X-Model", "small"), ("Retry-After", "3")]
+
+
+@pytest.mark.parametrize(
+    ("mime", "written"),
+    [
+        ("application/json", "application/json"),
+        ("text/plain; charset=utf-8", "text/plain; charset=utf-8"),
+        ("text/plain\r\nx: y", "application/octet-stream"),
+        ("", "application/octet-stream"),
+        ("json", "application/octet-stream"),
+        ("a/" + "b" * 300, "application/octet-stream"),
+    ],
+)
+def test_a_mime_type_is_passed_on_only_when_it_is_one(mime: str, written: str) -> None:
+    assert media.content_type(mime) == written
+
+
+# --- request id ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offered", [b"a", b"A-1.b_c:d/e+f=", b"x" * 128])
+def test_a_sane_request_id_is_kept(offered: bytes) -> None:
+    assert requestid.choose(offered) == offered.decode()
+
+
+@pytest.mark.parametrize("offered", [None, b"", b"x" * 129, b"a b", b"a\n", b"<script>", b"\xff", b'"'])
+def test_any_other_is_replaced_by_a_fresh_one(offered: bytes | None) -> None:
+    first, second = requestid.choose(offered), requestid.choose(offered)
+    assert first != second
+    assert len(first) == 32
+    assert int(first, 16) >= 0
+
+
+# --- server-timing ---------------------------------------------------------------------------------------------------
+
+
+def test_server_timing_names_every_part_of_every_stage_in_milliseconds() -> None:
+    trail = pack_step(120, 30, 5000) + pack_step(0, 1, 2)
+    assert timing.header(trail, timing.labels(["encode", "my stage"]), 0.0123) == (
+        "encode-queue;dur=0.12, encode-batch;dur=0.03, encode;dur=5.00, "
+        "my-stage-queue;dur=0.00, my-stage-batch;dur=0.00, my-stage;dur=0.00, total;dur=12.30"
+    )
+
+
+@pytest.mark.parametrize("trail", [b"", b"torn"])
+def test_server_timing_of_a_request_that_no_stage_saw_is_its_total(trail: bytes) -> None:
+    assert timing.header(trail, ("a",), 0.001) == "total;dur=1.00"
+
+
+# --- deadline --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "milliseconds", "allowed"),
+    [
+        (b"", b"", 3.0),
+        (b"1.5", b"", 1.5),
+        (b" 2 ", b"", 2.0),
+        (b"", b"250", 0.25),
+        (b"1", b"250", 0.25),
+        (b"60", b"", 3.0),
+        (b"999999999", b"", 3.0),
+        (b"0", b"", None),
+        (b"0.0", b"", None),
+        (b"-1", b"", None),
+        (b"nan", b"", None),
+        (b"inf", b"", None),
+        (b"1e3", b"", None),
+        (b"1_0", b"", None),
+        (b"soon", b"", None),
+        (b"", b"x", None),
+        (b"1", b"x", None),
+    ],
+)
+def test_a_client_may_ask_for_less_time_and_never_for_more(
+    seconds: bytes, milliseconds: bytes, allowed: float | None
+) -> None:
+    assert deadline.allowed(seconds, milliseconds, 3.0) == allowed
+
+
+# --- door ------------------------------------------------------------------------------------------------------------
+
+
+def door() -> Door:
+    return Door(capacity=2, capacity_bytes=100)
+
+
+def test_the_door_is_open() -> None:
+    assert door().check(READY) is None
+
+
+def test_the_door_closes_at_capacity() -> None:
+    one = door()
+    one.pending = 2
+    assert one.check(READY) is errors.CAPACITY
+    one.pending = 1
+    assert one.check(READY) is None
+
+
+def test_the_door_closes_when_the_broker_has_no_room() -> None:
+    assert door().check(replace(READY, headroom=0)) is errors.CAPACITY
+
+
+def test_the_last_headroom_of_a_lost_broker_means_nothing() -> None:
+    assert door().check(replace(READY, headroom=0, connected=False)) is None
+
+
+def test_the_door_closes_for_draining() -> None:
+    one = door()
+    assert one.check(replace(READY, draining=True)) is errors.DRAINING
+    one.draining = True
+    assert one.check(READY) is errors.DRAINING
+
+
+def test_bytes_are_held_up_to_the_bound_and_released() -> None:
+    one = door()
+    assert one.hold(60)
+    assert not one.hold(41)
+    assert one.held == 60
+    assert one.hold(40)
+    one.release(100)
+    assert one.held == 0
+
+
+# --- health ----------------------------------------------------------------------------------------------------------
+
+STAGES = ["first", "second stage"]
+
+
+def test_ready_when_every_stage_has_a_warm_worker() -> None:
+    status, document = health.readiness(READY, STAGES, draining=False)
+    assert status == 200
+    assert document == {
+        "status": "ready",
+        "connected": True,
+        "draining": False,
+        "stages": [
+            {"name": "first", "ready": 1, "wanted": 1, "starting": 0},
+            {"name": "second stage", "ready": 2, "wanted": 2, "starting": 0},
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("view", "draining", "said"),
+    [
+        (replace(READY, stages=READY.stages[:1]), False, "not ready"),
+        (replace(READY, stages=(READY.stages[0], StageState("second stage", 2, 0, 2, 0, 0))), False, "not ready"),
+        (replace(READY, connected=False), False, "not ready"),
+        (replace(READY, draining=True), False, "draining"),
+        (READY, True, "draining"),
+    ],
+)
+def test_not_ready(view: object, draining: bool, said: str) -> None:
+    status, document = health.readiness(view, STAGES, draining=draining)  # type: ignore[arg-type]
+    assert status == 503
+    assert document["status"] == said
+    assert [stage["name"] for stage in document["stages"]] == STAGES
+
+
+# --- table of errors -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(400, "bad_request"), (404, "not_found"), (408, "slow_headers"), (431, "headers_too_large"), (501, "coding")],
+)
+def test_a_foreign_error_finds_its_row(status: int, reason: str) -> None:
+    assert errors.by_status(status).reason == reason
+
+
+@pytest.mark.parametrize(("status", "detail"), [(402, "bad request"), (418, "bad request"), (507, "internal error")])
+def test_a_foreign_error_without_a_row_keeps_its_status(status: int, detail: str) -> None:
+    assert (errors.by_status(status).status, errors.by_status(status).detail) == (status, detail)

@@ -1,0 +1,241 @@
+"""The frontend as a process: starting, stopping, worker processes that die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from running import Raw, Running, frontend, launched, post, wait_until
+
+from engine.errors import StartError
+from engine.exitcodes import ExitCode
+from frontend.server import PortInUse, listen, url
+
+
+def in_background(work: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+# --- listening -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "start"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:"),
+        ("localhost", "http://localhost:"),
+        ("0.0.0.0", "http://127.0.0.1:"),
+        ("::1", "http://[::1]:"),
+        ("::", "http://[::1]:"),
+    ],
+)
+def test_names_and_addresses_of_both_families_are_listened_on(address: str, start: str) -> None:
+    if ":" in address and not _has_ipv6():
+        with pytest.raises(StartError):
+            listen(address, 0)
+        return
+    sockets = listen(address, 0)
+    try:
+        where = url(address, sockets[0])
+        assert where.startswith(start)
+        assert len({sock.getsockname()[1] for sock in sockets}) == 1
+        port = int(where.rpartition(":")[2])
+        socket.create_connection((where[7:].rpartition(":")[0].strip("[]"), port), timeout=5).close()
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def test_a_port_in_use_is_said_so() -> None:
+    (first,) = listen("127.0.0.1", 0)
+    port = first.getsockname()[1]
+    try:
+        with pytest.raises(PortInUse, match=f"port {port} of 127.0.0.1 is in use"):
+            listen("127.0.0.1", port)
+    finally:
+        first.close()
+
+
+@pytest.mark.parametrize("address", ["no.such.host.invalid", "203.0.113.1", "a" * 300])
+def test_an_address_that_is_not_ours_cannot_be_listened_on(address: str) -> None:
+    with pytest.raises(StartError):
+        listen(address, 0)
+
+
+def test_a_process_whose_port_is_in_use_exits_busy_with_a_reason(tmp_path: Path) -> None:
+    (taken,) = listen("127.0.0.1", 0)
+    try:
+        with launched(tmp_path, port=taken.getsockname()[1]) as running:
+            assert "is in use" in running.status.wait(lambda line: line["event"] == "failed")["reason"]
+            assert running.process.wait(20) == ExitCode.BUSY
+            assert "Traceback" not in running.text()
+    finally:
+        taken.close()
+
+
+# --- stopping --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopping_answers_what_is_under_way_and_ends_idle_connections(tmp_path: Path, number: int) -> None:
+    with frontend(tmp_path, keepalive=3600.0, grace=20.0) as running:
+        with running.connect() as idle, running.connect() as fresh, running.connect() as busy:
+            assert idle.send(post(b"hello")).reply().status == 200
+            busy.send(post(b"after 0.5"))
+            running.events.what("submitted", body="after 0.5")
+            began = time.monotonic()
+            running.process.send_signal(number)
+            reply = busy.reply()
+            assert (reply.status, reply.body, reply.closes) == (200, b"after 0.5", True)
+            assert busy.at_end()
+            assert idle.at_end()
+            assert fresh.at_end()
+        assert running.process.wait(20) == ExitCode.OK
+        assert time.monotonic() - began < 10, "idle connections held the drain"
+        running.events.what("closed")
+        assert "Traceback" not in running.text()
+
+
+def test_a_terminals_interrupt_to_the_whole_group_drains_as_well(tmp_path: Path) -> None:
+    with frontend(tmp_path, grace=20.0) as running, running.connect() as busy:
+        busy.send(post(b"after 0.5"))
+        running.events.what("submitted", body="after 0.5")
+        os.killpg(running.process.pid, signal.SIGINT)
+        assert busy.reply().body == b"after 0.5"
+        assert running.process.wait(20) == ExitCode.OK
+
+
+def test_a_request_that_arrives_while_draining_is_503(tmp_path: Path) -> None:
+    with frontend(tmp_path, grace=20.0) as running, running.connect() as raw, running.connect() as busy:
+        half = post(b"late")
+        busy.send(post(b"after 2"))
+        raw.send(half[:20])
+        running.events.what("submitted", body="after 2")
+        running.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: _refuses(running))
+        reply = raw.send(half[20:]).reply()
+        assert (reply.status, reply.closes, reply.headers["retry-after"]) == (503, True, "1")
+        assert busy.reply().status == 200
+        assert running.process.wait(20) == ExitCode.OK
+
+
+def _refuses(running: Running) -> bool:
+    try:
+        running.connect().sock.close()
+    except OSError:
+        return True
+    return False
+
+
+def test_an_idle_http2_connection_does_not_hold_the_drain(tmp_path: Path) -> None:
+    with (
+        frontend(tmp_path, keepalive=3600.0, grace=20.0) as running,
+        httpx.Client(http1=False, http2=True, base_url=running.url, timeout=20) as client,
+    ):
+        assert client.get("/healthz").status_code == 200
+        slow: list[httpx.Response] = []
+        thread = in_background(lambda: slow.append(client.post("/inference", content=b"after 0.5")))
+        running.events.what("submitted", body="after 0.5")
+        began = time.monotonic()
+        assert running.stop() == ExitCode.OK
+        thread.join()
+        assert slow[0].content == b"after 0.5"
+        assert time.monotonic() - began < 10
+
+
+def test_what_is_not_answered_within_the_grace_is_given_up(tmp_path: Path) -> None:
+    with frontend(tmp_path, grace=0.3, timeout=60.0) as running, running.connect() as raw:
+        raw.send(post(b"hang"))
+        running.events.what("submitted", body="hang")
+        began = time.monotonic()
+        assert running.stop() == ExitCode.OK
+        assert time.monotonic() - began < 10
+        assert raw.at_end()
+
+
+def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
+    with frontend(tmp_path, grace=60.0, timeout=60.0) as running, running.connect() as raw:
+        raw.send(post(b"hang"))
+        running.events.what("submitted", body="hang")
+        running.process.send_signal(signal.SIGINT)
+        wait_until(lambda: _refuses(running))
+        running.process.send_signal(signal.SIGINT)
+        assert running.process.wait(15) == ExitCode.OK
+
+
+# --- worker processes ------------------------------------------------------------------------------------------------
+
+
+def workers(running: Running) -> set[int]:
+    return {child.pid for child in psutil.Process(running.process.pid).children()}
+
+
+def test_ready_is_said_once_when_all_workers_listen(tmp_path: Path) -> None:
+    with frontend(tmp_path, workers=3) as running:
+        started = {running.events.what("started")["pid"] for _ in range(3)}
+        assert started == workers(running)
+        assert running.stop() == ExitCode.OK
+        with pytest.raises(AssertionError, match="no such line"):
+            running.status.wait(lambda line: line["event"] == "ready", timeout_s=1.0)
+
+
+def test_a_worker_that_dies_is_replaced_and_the_others_go_on(tmp_path: Path) -> None:
+    with frontend(tmp_path, workers=2) as running:
+        before = {running.events.what("started")["pid"] for _ in range(2)}
+        with running.connect() as raw:
+            raw.send(post(b"die"))
+            assert _cut(raw)
+        replacement = running.events.what("started")["pid"]
+        assert replacement not in before
+        wait_until(lambda: len(workers(running)) == 2)
+        for _ in range(10):
+            assert httpx.post(f"{running.url}/inference", content=b"on", timeout=20).content == b"on"
+
+
+def _cut(raw: Raw) -> bool:
+    try:
+        return raw.at_end()
+    except ConnectionResetError:
+        return True
+
+
+def test_workers_die_with_their_master(tmp_path: Path) -> None:
+    with frontend(tmp_path, workers=2) as running:
+        pids = workers(running)
+        running.process.kill()
+        running.process.wait(20)
+        wait_until(lambda: not any(psutil.pid_exists(pid) and _lives(pid) for pid in pids))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_nothing_is_written_beside_the_log(tmp_path: Path) -> None:
+    with frontend(tmp_path) as running:
+        assert httpx.get(f"{running.url}/healthz", timeout=20).status_code == 200
+        assert running.stop() == ExitCode.OK
+        assert os.listdir(tmp_path) == ["frontend.log"]
+        assert all(line.startswith("{") for line in running.text().splitlines())
