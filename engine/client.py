@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from engine import admin, transport
-from engine.clock import micros, now
+from engine.clock import now
 from engine.core.messages import (
     Answers,
     Cancel,
@@ -30,7 +30,7 @@ from engine.core.messages import (
     Status,
     Submit,
 )
-from engine.core.wire import Payload, decode, encode
+from engine.core.wire import Payload, decode, encode, micros
 from engine.errors import ProtocolError, Unavailable
 from engine.log import get_logger
 from engine.metrics import Family, pack

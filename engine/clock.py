@@ -7,11 +7,8 @@ between processes only *time remaining* travels (microseconds), because two host
 from __future__ import annotations
 
 import time
-from typing import Final
 
 now = time.monotonic
-
-MICROS: Final = 1_000_000
 
 
 class Deadline:
@@ -28,8 +25,3 @@ class Deadline:
     @property
     def passed(self) -> bool:
         return now() >= self.at
-
-
-def micros(seconds: float) -> int:
-    """Seconds as whole microseconds, never negative: the unit of every duration on the wire."""
-    return max(0, int(seconds * MICROS))

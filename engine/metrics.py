@@ -12,7 +12,6 @@ it. Bytes from other processes are checked on arrival (:func:`unpack`); renderin
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
@@ -21,6 +20,8 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.utils import floatToGoString
 
+from engine.core.stats import Histogram
+from engine.core.wire import UNREADABLE
 from engine.errors import ProtocolError
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"  # the text format's registered parameters
@@ -109,7 +110,7 @@ def unpack(data: bytes | bytearray | memoryview) -> list[Family]:
         raise ProtocolError(f"metrics of {len(data)} bytes")
     try:
         return _families_decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise ProtocolError(f"unreadable metrics: {error}") from error
 
 
@@ -229,7 +230,7 @@ def unpack_sources(data: bytes | bytearray | memoryview) -> Sources:
     """Inverse of :func:`pack_sources`. Raises ProtocolError."""
     try:
         return _sources_decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise ProtocolError(f"unreadable metrics sources: {error}") from error
 
 
@@ -273,39 +274,21 @@ def duration_buckets(timeout_s: float) -> tuple[float, ...]:
     return tuple(bounds)
 
 
-class Histogram:
-    """Counts of observations by bucket, for one set of labels; used by one thread.
-
-    A bisection and two additions, where ``prometheus_client`` takes locks and walks the buckets: this is on the path of
-    every request.
-    """
-
-    __slots__ = ("_bounds", "_counts", "_sum")
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = tuple(bounds)
-        self._counts = [0] * (len(self._bounds) + 1)
-        self._sum = 0.0
-
-    def observe(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
-
-    def samples(self, name: str, labels: Mapping[str, str]) -> list[Sample]:
-        """Cumulative buckets, sum and count under the family ``name``."""
-        total = 0
-        samples = []
-        for bound, count in zip((*self._bounds, float("inf")), self._counts, strict=True):
-            total += count
-            samples.append(Sample(f"{name}_bucket", {**labels, "le": floatToGoString(bound)}, total))
-        samples.append(Sample(f"{name}_count", dict(labels), total))
-        samples.append(Sample(f"{name}_sum", dict(labels), self._sum))
-        return samples
+def histogram_samples(one: Histogram, name: str, labels: Mapping[str, str]) -> list[Sample]:
+    """Cumulative buckets, sum and count of one histogram under the family ``name``."""
+    total = 0
+    samples = []
+    for bound, count in zip((*one.buckets, float("inf")), one.counts, strict=True):
+        total += count
+        samples.append(Sample(f"{name}_bucket", {**labels, "le": floatToGoString(bound)}, total))
+    samples.append(Sample(f"{name}_count", dict(labels), total))
+    samples.append(Sample(f"{name}_sum", dict(labels), one.total))
+    return samples
 
 
 def histogram(name: str, doc: str, series: Iterable[tuple[Mapping[str, str], Histogram]]) -> Family:
     """A family of histograms, one per set of labels."""
-    samples = [sample for labels, one in series for sample in one.samples(name, labels)]
+    samples = [sample for labels, one in series for sample in histogram_samples(one, name, labels)]
     return Family(name, "histogram", doc, samples)
 
 

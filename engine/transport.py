@@ -93,7 +93,7 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
     return made
 
 
-def _common(sock: zmq.Socket[bytes]) -> None:
+def _common(sock: zmq.Socket[bytes], endpoint: str) -> None:
     # Books are kept by the broker in items and bytes; a mark would only drop or block without telling anybody.
     sock.sndhwm = 0
     sock.rcvhwm = 0
@@ -107,13 +107,13 @@ def _common(sock: zmq.Socket[bytes]) -> None:
     # Come back fast, then back off: without a maximum there is no back-off at all.
     sock.reconnect_ivl = 20
     sock.reconnect_ivl_max = 1_000
-    sock.ipv6 = 1
+    sock.ipv6 = "[" in endpoint  # else 127.0.0.1 would be bound as ::ffff:127.0.0.1
 
 
 def router(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
     """A bound ROUTER: front, admin, control. Mandatory: an answer to a vanished peer is an error, not silence."""
     sock = ctx.socket(zmq.ROUTER)
-    _common(sock)
+    _common(sock, endpoint)
     sock.router_mandatory = 1
     sock.maxmsgsize = MAX_FRAME
     _bind(sock, endpoint)
@@ -123,7 +123,7 @@ def router(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[byt
 def pull(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
     """A bound PULL: intake, egress."""
     sock = ctx.socket(zmq.PULL)
-    _common(sock)
+    _common(sock, endpoint)
     sock.maxmsgsize = MAX_FRAME
     _bind(sock, endpoint)
     return sock
@@ -132,7 +132,7 @@ def pull(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes
 def lane(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
     """A bound PUSH for exactly one worker."""
     sock = ctx.socket(zmq.PUSH)
-    _common(sock)
+    _common(sock, endpoint)
     _bind(sock, endpoint)
     return sock
 
@@ -140,7 +140,7 @@ def lane(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes
 def lane_end(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
     """The worker's PULL end of its lane."""
     sock = ctx.socket(zmq.PULL)
-    _common(sock)
+    _common(sock, endpoint)
     sock.connect(endpoint)
     return sock
 
@@ -153,7 +153,7 @@ def dealer(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[byt
     predecessor's connection lingers.
     """
     sock = ctx.socket(zmq.DEALER)
-    _common(sock)
+    _common(sock, endpoint)
     sock.immediate = 1
     sock.connect(endpoint)
     return sock
@@ -162,7 +162,7 @@ def dealer(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[byt
 def push(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
     """A worker's PUSH to an intake or the egress. IMMEDIATE for the same reason as :func:`dealer`."""
     sock = ctx.socket(zmq.PUSH)
-    _common(sock)
+    _common(sock, endpoint)
     sock.immediate = 1
     sock.connect(endpoint)
     return sock
@@ -178,6 +178,7 @@ def _bind(sock: zmq.Socket[bytes], endpoint: str) -> None:
     try:
         sock.bind(endpoint)
     except zmq.ZMQError as error:
+        sock.close()
         raise StartError(f"cannot listen on {endpoint}: {error}") from error
 
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from engine.config.schema import RESERVED_PATHS
-from engine.metrics import Family, Histogram, counter, duration_buckets, gauge, histogram
+from engine.core.stats import Histogram
+from engine.metrics import Family, counter, duration_buckets, gauge, histogram
 
 OTHER: Final = "other"
 

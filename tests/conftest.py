@@ -17,8 +17,23 @@ from dataclasses import dataclass
 
 import psutil
 import pytest
+import zmq
 
 faulthandler.enable()
+
+
+def _start_helpers() -> None:
+    """One zero-copy send: pyzmq's thread and sockets behind it live as long as the process, so before any snapshot."""
+    context = zmq.Context()
+    with context.socket(zmq.PUSH) as push, context.socket(zmq.PULL) as pull:
+        push.bind("inproc://helpers")
+        pull.connect("inproc://helpers")
+        push.send(bytes(1 << 20), copy=False)
+        pull.recv()
+    context.term()
+
+
+_start_helpers()
 
 SETTLE_S = 5.0  # a thread that was told to stop, a child that was killed: gone well before this
 # Helpers of the standard library that live as long as the process and belong to no test.

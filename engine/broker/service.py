@@ -145,16 +145,16 @@ def serve(deployment: Deployment, notify: Notifier) -> int:
     """Run a broker until SIGTERM or SIGINT. Returns the exit code of the process."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     os.umask(0o077)  # ipc sockets are for this user alone
-    try:
-        broker = Broker(deployment)
-        broker.start()
-    except StartError as error:
-        log.error("the broker cannot start: %s", error)
-        notify.send("failed", reason=str(error))
-        return ExitCode.BUSY if "in use" in str(error) else ExitCode.START
-    log.info("broker ready", extra={"endpoint": broker.endpoints.front, "epoch": broker.epoch})
-    notify.send("ready")
-    with Signals(STOPPING) as signals:
+    with Signals(STOPPING) as signals:  # before "ready": a stop may follow it at once
+        try:
+            broker = Broker(deployment)
+            broker.start()
+        except StartError as error:
+            log.error("the broker cannot start: %s", error)
+            notify.send("failed", reason=str(error))
+            return ExitCode.BUSY if "in use" in str(error) else ExitCode.START
+        log.info("broker ready", extra={"endpoint": broker.endpoints.front, "epoch": broker.epoch})
+        notify.send("ready")
         select.select([signals.fileno(), broker.fileno()], [], [])
     drained = False
     if not broker.failed.is_set():

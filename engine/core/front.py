@@ -20,13 +20,12 @@ from heapq import heappop, heappush
 from math import inf
 from typing import Final
 
-from engine.clock import MICROS
 from engine.core.actions import Admit, Drop, Fail, FrontAction, Settle
 from engine.core.items import Item, Request
 from engine.core.messages import Answers, Events, FrontendBeat, Results, StageState, Status, StreamEvents, Submit
 from engine.core.routing import Topology
 from engine.core.stats import FrontStats
-from engine.core.wire import Payload, payload_size
+from engine.core.wire import MICROS, Payload, payload_size
 
 EPOCH_SHIFT: Final = 40  # bits of a uid below the epoch: a year at 30,000 requests/s
 EPOCHS: Final = 1 << 22

@@ -28,7 +28,6 @@ from enum import Enum
 from math import inf
 from typing import Final
 
-from engine.clock import micros
 from engine.core.actions import Dispatch, Fail, Forget, Kill, News, Settle, StageAction, ToWorker
 from engine.core.batching import BatchQueue, Policy, Reason, Taker, decide
 from engine.core.items import Item, Request
@@ -50,7 +49,7 @@ from engine.core.messages import (
 )
 from engine.core.routing import Topology
 from engine.core.stats import StageStats
-from engine.core.wire import Payload, pack_step, payload_size
+from engine.core.wire import Payload, micros, pack_step, payload_size
 
 # A worker sends a beat every second. Ten missed in a row are silence: longer than any garbage collection or swap storm
 # that a request with a deadline of seconds would survive anyway.

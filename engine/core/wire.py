@@ -177,6 +177,14 @@ def unpack_meta(meta: bytes) -> tuple[bytes, Pairs]:
         raise ProtocolError(f"unreadable request metadata: {error}") from error
 
 
+MICROS: Final = 1_000_000  # microseconds, the unit of every duration on the wire, in a second
+
+
+def micros(seconds: float) -> int:
+    """Seconds as whole microseconds, never negative."""
+    return max(0, int(seconds * MICROS))
+
+
 _step = struct.Struct("<III")
 STEP_BYTES: Final = _step.size
 _U32_MAX: Final = 2**32 - 1

@@ -1,7 +1,7 @@
 """The broker without threads, sockets or time: the real machines, and a transport that is a list.
 
-Every parcel is encoded and decoded on its way, so the twin also exercises the wire. Workers are simulated: they hold what
-the lane gave them until the test lets them finish, fail, vanish or fall silent.
+Every parcel is encoded and decoded on its way, so the twin also exercises the wire. Workers are simulated: they hold
+what the lane gave them until the test lets them finish, fail, vanish or fall silent.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from math import inf
 from engine.core.actions import Admit, Dispatch, Drop, Fail, Forget, Kill, News, Settle, ToWorker
 from engine.core.front import FrontMachine, FrontSpec
 from engine.core.messages import (
+    PROTOCOL,
     Batch,
     CancelItems,
     Dismiss,
@@ -23,7 +24,6 @@ from engine.core.messages import (
     Status,
     Submit,
 )
-from engine.core.messages import PROTOCOL
 from engine.core.routing import FINAL, Route, Topology
 from engine.core.stage import StageMachine, StageSpec
 from engine.core.wire import Payload, decode, encode

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from harness import wait_for
@@ -15,7 +18,20 @@ from harness import wait_for
 LOAD_MOST = 20_000  # requests of one load, however long its test takes
 
 
-def right(sent: dict[str, Any], answer: httpx.Response, stages: Sequence[str] = ("first", "second")) -> bool:
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer as the tests look at it, from either of the clients here."""
+
+    status_code: int
+    headers: dict[str, str]  # names in lower case
+    text: str
+    took_s: float
+
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+
+def right(sent: dict[str, Any], answer: Answer | httpx.Response, stages: Sequence[str] = ("first", "second")) -> bool:
     """The answer is to this very request, and every stage had it once in its final trace."""
     if answer.status_code != 200:
         return False
@@ -23,15 +39,41 @@ def right(sent: dict[str, Any], answer: httpx.Response, stages: Sequence[str] = 
     return bool(got["id"] == sent["id"] and [name for name, _ in got["trace"]] == list(stages))
 
 
-def crowd(url: str, bodies: Sequence[dict[str, Any]], *, timeout_s: float = 60.0) -> list[httpx.Response]:
-    """All of them at once, each on a connection of its own; the answers in their order."""
+def crowd(url: str, bodies: Sequence[dict[str, Any]], *, timeout_s: float = 60.0) -> list[Answer]:
+    """All of them at once, each on a connection of its own; the answers in their order.
 
-    async def ask() -> list[httpx.Response]:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        async with httpx.AsyncClient(limits=limits, timeout=timeout_s, trust_env=False) as client:
-            return await asyncio.gather(*(client.post(url, json=body) for body in bodies))
+    Bare streams: a pooling client spends seconds on a thousand connections, in which a server rightly loses patience.
+    """
+    where = urlsplit(url)
 
-    return asyncio.run(ask())
+    async def ask(body: dict[str, Any]) -> Answer:
+        began = time.monotonic()
+        content = json.dumps(body).encode()
+        lines = (f"POST {where.path} HTTP/1.1", "host: test", "connection: close", f"content-length: {len(content)}")
+        head = "\r\n".join((*lines, "", ""))
+        reader, writer = await asyncio.open_connection(where.hostname, where.port)
+        try:
+            writer.write(head.encode() + content)
+            raw = await reader.read()
+        finally:
+            writer.close()
+            await writer.wait_closed()
+        return _parsed(raw, time.monotonic() - began)
+
+    async def ask_all() -> list[Answer]:
+        return await asyncio.wait_for(asyncio.gather(*map(ask, bodies)), timeout_s)
+
+    return asyncio.run(ask_all())
+
+
+def _parsed(raw: bytes, took_s: float) -> Answer:
+    head, _, body = raw.partition(b"\r\n\r\n")
+    status, *lines = head.decode("latin-1").split("\r\n")
+    assert status.startswith("HTTP/1.1 "), f"no answer: {raw[:200]!r}"
+    pairs = (line.partition(":") for line in lines)
+    headers = {name.lower(): value.strip() for name, _, value in pairs}
+    assert int(headers["content-length"]) == len(body), f"cut short: {raw[:200]!r}"
+    return Answer(int(status.split()[1]), headers, body.decode(), took_s)
 
 
 class Load:

@@ -156,7 +156,7 @@ def test_flags_override_the_environment_which_overrides_the_file() -> None:
 def test_the_frontend_tells_the_truth_while_workers_load(service: Path) -> None:
     """Not ready until the slowest worker has loaded; until then requests get 503 with Retry-After."""
     port = free_ports(1)
-    file = one_stage(service, "Actor", 'args = { name = "only", load_s = 3.0 }')
+    file = one_stage(service, "Actor", 'args = { name = "only", load_s = 6.0 }')
     running = up(file, "--port", str(port), folder=service, wait=False)
     url = f"http://127.0.0.1:{port}"
     try:
@@ -169,8 +169,15 @@ def test_the_frontend_tells_the_truth_while_workers_load(service: Path) -> None:
 
         first = wait_for("an answer", ready)
         assert first.status_code == 503
-        early = httpx.post(f"{url}/inference", json={"id": 1}, trust_env=False)
-        assert early.status_code == 503
+
+        def refused() -> httpx.Response | None:
+            # A worker that is only just away is waited for; one that takes long to come is not.
+            answer = httpx.post(
+                f"{url}/inference", json={"id": 1}, headers={"x-request-timeout-ms": "100"}, trust_env=False
+            )
+            return answer if answer.status_code == 503 else None
+
+        early = wait_for("a refusal", refused, within_s=5.0)
         assert int(early.headers["retry-after"]) >= 1
         running.wait_ready()
         assert running.url == url

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from engine.core.stats import Histogram
 from engine.errors import ProtocolError
 from engine.metrics import (
     MAX_BYTES,
     MAX_FAMILIES,
     Family,
-    Histogram,
     Sample,
     Sources,
     add_labels,
@@ -27,6 +27,7 @@ from engine.metrics import (
     fold,
     gauge,
     histogram,
+    histogram_samples,
     merge,
     merge_workers,
     pack,
@@ -264,7 +265,7 @@ def test_a_histogram_counts_as_prometheus_does() -> None:
         for sample in metric.samples
         if not sample.name.endswith("_created")
     }
-    assert {(s.name, tuple(s.labels.items())): s.value for s in ours.samples("x", {})} == expected
+    assert {(s.name, tuple(s.labels.items())): s.value for s in histogram_samples(ours, "x", {})} == expected
 
 
 @pytest.mark.parametrize(("timeout_s", "count", "last"), [(3.0, 13, 4.096), (0.001, 1, 0.001), (0.0015, 2, 0.002)])

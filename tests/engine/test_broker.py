@@ -1,0 +1,563 @@
+"""The broker's threads and the client over real sockets, with workers played by the test."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from engine import admin, transport
+from engine.broker.mailbox import Mailbox
+from engine.broker.service import Broker
+from engine.broker.watch import AVAILABLE, Watch
+from engine.client import Answer, Client
+from engine.config import Deployment, build
+from engine.core import wire
+from engine.core.messages import (
+    PROTOCOL,
+    Batch,
+    Bye,
+    Dismiss,
+    Hello,
+    Leave,
+    Message,
+    Pulse,
+    Ready,
+    Refused,
+    Results,
+    StreamEvents,
+    Submit,
+    Welcome,
+    WorkerBeat,
+)
+from engine.errors import StartError, Unavailable
+from engine.metrics import unpack, unpack_sources
+
+CAP_S = 20.0
+
+
+@pytest.fixture
+def deployment() -> Iterator[Deployment]:
+    folder = tempfile.mkdtemp(prefix="sl-", dir="/tmp")  # short: an ipc path holds about 100 bytes
+    yield deploy(folder)
+    shutil.rmtree(folder)
+
+
+def deploy(folder: str, *, stages: int = 1, bind: str = "", **frontend: Any) -> Deployment:
+    data = {
+        "engine": {"name": "t", "run_dir": folder, "bind": bind},
+        "frontend": frontend,
+        "stage": [{"name": f"s{i}", "worker": "m:W", "max_batch_size": 4, "timeout": 10.0} for i in range(stages)],
+    }
+    return build(data, file=Path(folder) / "stages.toml", label="stages.toml")
+
+
+@contextmanager
+def running(deployment: Deployment) -> Iterator[Broker]:
+    broker = Broker(deployment)
+    broker.start()
+    try:
+        yield broker
+    finally:
+        broker.stop()
+
+
+class Worker:
+    """A worker's sockets, moved by the test's own thread."""
+
+    def __init__(self, deployment: Deployment, stage: int = 0, *, pid: int | None = None, slot: int = 1) -> None:
+        self.topology = deployment.topology
+        self.endpoints = transport.endpoints_of(deployment)
+        self.stage = stage
+        self.ctx = transport.context()
+        self.control = transport.dealer(self.ctx, self.endpoints.control(stage))
+        hops = [i for i in range(len(self.topology.stages)) if i != stage]
+        self.out = {hop: transport.push(self.ctx, self.endpoints.intake(hop)) for hop in hops}
+        self.out[-1] = transport.push(self.ctx, self.endpoints.egress)
+        self.hello = Hello(
+            PROTOCOL,
+            self.topology.fingerprint,
+            self.topology.stages[stage],
+            slot,
+            pid if pid is not None else os.getpid(),
+            transport.host_token() if pid is not None else "elsewhere",
+        )
+        self.lane: zmq.Socket[bytes] | None = None
+        self.key = 0
+        self.batches: list[tuple[Batch, list[wire.Payload]]] = []
+
+    def send(self, message: Message) -> None:
+        until(lambda: transport.send(self.control, wire.encode(message)), "a connection")
+
+    def receive(self) -> Message:
+        assert self.control.poll(CAP_S * 1000), "nothing came"
+        frames = transport.recv(self.control)
+        assert frames is not None
+        return wire.decode(frames)[0]
+
+    def join(self) -> Worker:
+        self.send(self.hello)
+        welcome = self.receive()
+        assert isinstance(welcome, Welcome), welcome
+        self.key = welcome.worker
+        if self.lane is not None:
+            self.lane.close()
+        self.lane = transport.lane_end(self.ctx, welcome.lane)
+        self.send(Ready(self.key, "text/plain"))
+        return self
+
+    def batch(self) -> tuple[Batch, list[wire.Payload]]:
+        assert self.lane is not None
+        assert self.lane.poll(CAP_S * 1000), "no batch came"
+        frames = transport.recv(self.lane)
+        assert frames is not None
+        message, payloads = wire.decode(frames)
+        assert isinstance(message, Batch)
+        return message, payloads
+
+    def answer(self, batch: Batch, payloads: list[wire.Payload], mark: bytes = b"!") -> None:
+        hop = self.topology.next_hop(batch.routes[0], self.stage)
+        results = Results(
+            self.stage,
+            self.key,
+            batch.batch,
+            batch.uids,
+            [200] * len(batch.uids),
+            batch.trails,
+            "text/plain",
+        )
+        self.push(results, [bytes(p) + mark for p in payloads], hop)  # type: ignore[arg-type]
+
+    def push(self, message: Message, payloads: list[bytes], hop: int = -1) -> None:
+        frames = wire.encode(message, payloads)
+        until(lambda: transport.send(self.out[hop], frames), "a connection")
+
+    def close(self) -> None:
+        for sock in (self.control, self.lane, *self.out.values()):
+            if sock is not None:
+                sock.close()
+        self.ctx.term()
+
+
+@contextmanager
+def worker(deployment: Deployment, stage: int = 0, **about: Any) -> Iterator[Worker]:
+    made = Worker(deployment, stage, **about)
+    try:
+        yield made.join()
+    finally:
+        made.close()
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + CAP_S
+    while not condition():
+        assert time.monotonic() < end, f"waited {CAP_S} s for {what}"
+        time.sleep(0.005)
+
+
+@asynccontextmanager
+async def client(deployment: Deployment, **about: Any) -> Any:
+    made = Client(transport.endpoints_of(deployment), name="test", **about)
+    await made.start()
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+async def until_async(condition: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + CAP_S
+    while not condition():  # what is waited for happens in other threads
+        assert time.monotonic() < end, f"waited {CAP_S} s for {what}"
+        await asyncio.sleep(0.005)
+
+
+async def in_thread(function: Callable[..., Any], *args: Any) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(None, function, *args)
+
+
+def ready(c: Client) -> bool:
+    return bool(c.view().stages) and all(stage.ready for stage in c.view().stages)
+
+
+def ask(c: Client, body: bytes = b"hi", *, timeout_s: float = 10.0, **about: Any) -> asyncio.Future[Answer]:
+    return c.submit(0, body, timeout_s=timeout_s, request_id="r", meta=b"", **about)
+
+
+async def got(answer: asyncio.Future[Answer]) -> Answer:
+    return await asyncio.wait_for(answer, CAP_S)
+
+
+def status_of(deployment: Deployment) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(admin.ask(deployment, "status", CAP_S))
+    return found
+
+
+# --- requests --------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_goes_there_and_back(deployment: Deployment) -> None:
+    async def scenario() -> None:
+        with running(deployment), worker(deployment) as w:
+            async with client(deployment) as c:
+                await until_async(lambda: ready(c), "readiness")
+                answer = ask(c, b"hello")
+                batch, payloads = await in_thread(w.batch)
+                assert batch.reason == "idle"
+                w.answer(batch, payloads)
+                reply = await got(answer)
+                assert (reply.status, bytes(reply.body), reply.mime) == (200, b"hello!", "text/plain")
+                assert len(wire.unpack_trail(reply.trail)) == 1
+
+    asyncio.run(scenario())
+
+
+def test_two_stages_and_large_bodies(deployment: Deployment) -> None:
+    deployment = deploy(deployment.engine.run_dir, stages=2)
+
+    async def scenario() -> None:
+        with running(deployment), worker(deployment, 0) as a, worker(deployment, 1) as b:
+            async with client(deployment) as c:
+                await until_async(lambda: ready(c), "readiness")
+                large = os.urandom(3_000_000)
+                answers = [ask(c, large), ask(c, b"small")]
+                seen = 0
+                while seen < 2:
+                    batch, payloads = await in_thread(a.batch)
+                    a.answer(batch, payloads, b"1")
+                    seen += len(batch.uids)
+                seen = 0
+                while seen < 2:
+                    batch, payloads = await in_thread(b.batch)
+                    b.answer(batch, payloads, b"2")
+                    seen += len(batch.uids)
+                assert bytes((await got(answers[0])).body) == large + b"12"
+                assert bytes((await got(answers[1])).body) == b"small12"
+
+    asyncio.run(scenario())
+
+
+def test_requests_of_one_turn_leave_in_one_parcel(deployment: Deployment) -> None:
+    """The broker is played here, to see the parcels."""
+
+    async def scenario() -> None:
+        ctx = transport.context()
+        front = transport.router(ctx, transport.endpoints_of(deployment).front)
+        try:
+            async with client(deployment) as c:
+                answers = [ask(c, b"%d" % i) for i in range(10)]
+                submits: list[Submit] = []
+
+                def look() -> bool:
+                    while (frames := transport.recv(front)) is not None:
+                        message, _ = wire.decode(frames[1:])
+                        if isinstance(message, Submit):
+                            submits.append(message)
+                    return bool(submits)
+
+                await until_async(look, "a submit")
+                assert [len(one.seqs) for one in submits] == [10]
+                for answer in answers:
+                    c.cancel(answer)
+        finally:
+            front.close()
+            ctx.term()
+
+    asyncio.run(scenario())
+
+
+def test_a_killed_worker_is_noticed_at_once_and_replayed(deployment: Deployment) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+
+    async def scenario() -> None:
+        try:
+            with running(deployment), worker(deployment, pid=process.pid) as dying, worker(deployment, slot=2) as other:
+                async with client(deployment) as c:
+                    await until_async(lambda: c.view().stages and c.view().stages[0].ready == 2, "two workers")
+                    answers = [ask(c, b"x") for _ in range(2)]
+                    first, _ = await in_thread(dying.batch)
+                    process.kill()
+                    process.wait()
+                    replies = 0
+                    attempts = []
+                    while replies < 2:
+                        batch, payloads = await in_thread(other.batch)
+                        attempts += batch.attempts
+                        other.answer(batch, payloads)
+                        replies += len(batch.uids)
+                    assert [(await got(a)).status for a in answers] == [200, 200]
+                    assert 2 in attempts
+                    assert first.attempts == [1] * len(first.uids)
+                    await until_async(lambda: c.view().stages[0].ready == 1, "the death to be told")
+        finally:
+            process.kill()
+            process.communicate()
+
+    if not AVAILABLE:
+        pytest.fail("this system has no pidfd; the test needs Linux 5.3 and Python 3.9")
+    asyncio.run(scenario())
+
+
+def test_a_client_that_leaves_cancels(deployment: Deployment) -> None:
+    async def scenario() -> None:
+        with running(deployment) as broker, worker(deployment) as w:
+            async with client(deployment) as c:
+                await until_async(lambda: ready(c), "readiness")
+                first = ask(c)
+                batch, payloads = await in_thread(w.batch)
+                second = ask(c)
+                await until_async(lambda: len(broker.front.machine.ledger) == 2, "both to be admitted")
+                c.cancel(second)
+                await until_async(lambda: len(broker.front.machine.ledger) == 1, "the cancel")
+                w.answer(batch, payloads)
+                assert (await got(first)).status == 200
+                assert second.cancelled()
+                assert c.pending == 0
+
+    asyncio.run(scenario())
+
+
+def test_stream_events_come_before_the_answer(deployment: Deployment) -> None:
+    async def scenario() -> None:
+        with running(deployment), worker(deployment) as w:
+            async with client(deployment) as c:
+                await until_async(lambda: ready(c), "readiness")
+                events: list[bytes] = []
+                answer = ask(c, on_event=events.append)
+                batch, payloads = await in_thread(w.batch)
+                for text in (b"one", b"two"):
+                    w.push(StreamEvents(0, w.key, batch.uids), [text])
+                await until_async(lambda: len(events) == 2, "events")
+                assert not answer.done()
+                w.answer(batch, payloads)
+                assert (await got(answer)).status == 200
+                assert events == [b"one", b"two"]
+
+    asyncio.run(scenario())
+
+
+def test_a_new_broker_gets_what_the_old_one_owed(deployment: Deployment) -> None:
+    async def scenario() -> None:
+        w = Worker(deployment)
+        try:
+            async with client(deployment) as c:
+                with running(deployment):
+                    w.join()
+                    await until_async(lambda: ready(c), "readiness")
+                    answer = ask(c, b"survives")
+                    await in_thread(w.batch)
+                with running(deployment):  # another epoch; the old one's books are gone
+                    w.send(WorkerBeat(w.key))
+                    pulse = w.receive()
+                    assert isinstance(pulse, Pulse)
+                    assert not pulse.known
+                    w.join()
+                    batch, payloads = await in_thread(w.batch)
+                    w.answer(batch, payloads)
+                    assert bytes((await got(answer)).body) == b"survives!"
+        finally:
+            w.close()
+
+    asyncio.run(scenario())
+
+
+def test_draining_refuses_and_finishes(deployment: Deployment) -> None:
+    async def scenario() -> None:
+        with running(deployment) as broker, worker(deployment) as w:
+            async with client(deployment) as c:
+                await until_async(lambda: ready(c), "readiness")
+                answer = ask(c)
+                batch, payloads = await in_thread(w.batch)
+                drained = asyncio.ensure_future(in_thread(broker.drain, CAP_S))
+                await until_async(lambda: c.view().draining, "the word to get round")
+                with pytest.raises(Unavailable) as caught:
+                    ask(c)
+                assert caught.value.status == 503
+                assert not drained.done()
+                w.answer(batch, payloads)
+                assert (await got(answer)).status == 200
+                assert await drained is True
+
+    asyncio.run(scenario())
+
+
+def test_a_client_without_a_broker_keeps_then_refuses(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with client(deployment) as c:
+            answer = ask(c)
+            await asyncio.sleep(0)
+            assert not answer.done()
+            assert not c.view().connected
+            monkeypatch.setattr("engine.client.LOST_S", -1.0)
+            with pytest.raises(Unavailable, match="cannot be reached"):
+                ask(c)
+        assert answer.cancelled()
+
+    asyncio.run(scenario())
+
+
+# --- workers ---------------------------------------------------------------------------------------------------------
+
+
+def test_leave_is_answered_with_dismissal(deployment: Deployment) -> None:
+    with running(deployment), worker(deployment) as w:
+        w.send(Leave(w.key))
+        assert isinstance(w.receive(), Dismiss)
+        w.send(Bye(w.key))
+        until(lambda: not status_of(deployment)["stages"][0]["workers"], "the goodbye")
+
+
+def test_an_unknown_worker_is_asked_to_say_hello(deployment: Deployment) -> None:
+    with running(deployment) as broker, worker(deployment) as w:
+        w.send(WorkerBeat(w.key + 1000))
+        assert w.receive() == Pulse(broker.epoch, False)
+        w.send(WorkerBeat(w.key))
+        assert w.receive() == Pulse(broker.epoch, True)
+
+
+def test_a_worker_from_another_file_is_refused(deployment: Deployment) -> None:
+    with running(deployment):
+        stranger = Worker(deployment)
+        try:
+            stranger.send(Hello(PROTOCOL, "another", "s0", 1, 1, "h"))
+            refused = stranger.receive()
+            assert isinstance(refused, Refused)
+            assert "stages.toml" in refused.reason
+        finally:
+            stranger.close()
+
+
+def test_hostile_parcels_hurt_nobody(deployment: Deployment) -> None:
+    async def scenario() -> None:
+        with running(deployment) as broker, worker(deployment) as w:
+            hostile = Worker(deployment)
+            endpoints = transport.endpoints_of(deployment)
+            front = transport.dealer(hostile.ctx, endpoints.front)
+            try:
+                junk: list[list[wire.Buffer]] = [
+                    [b""],
+                    [b"\xc1"],
+                    [b"\x92\x02"],
+                    [os.urandom(1000)],
+                    [b"x"] * 50,
+                    wire.encode(Results(99, 1, 1, [1], [200], [b""]), [b"x"]),
+                    wire.encode(Results(0, 999, 999, [5], [200], [b""]), [b"x"]),
+                    wire.encode(Submit([1], [55], [1], ["r"], [b""]), [b"x"]),
+                    wire.encode(Bye(12345)),
+                ]
+                for frames in junk:
+                    for sock in (hostile.control, hostile.out[-1], front):
+                        until(lambda s=sock, f=frames: transport.send(s, f), "a connection")  # type: ignore[misc]
+                async with client(deployment) as c:
+                    await until_async(lambda: ready(c), "readiness")
+                    answer = ask(c)
+                    batch, payloads = await in_thread(w.batch)
+                    w.answer(batch, payloads)
+                    assert (await got(answer)).status == 200
+                assert not broker.failed.is_set()
+            finally:
+                front.close()
+                hostile.close()
+
+    asyncio.run(scenario())
+
+
+# --- looking ---------------------------------------------------------------------------------------------------------
+
+
+def test_status_and_metrics(deployment: Deployment) -> None:
+    async def scenario() -> None:
+        with running(deployment), worker(deployment) as w:
+            async with client(deployment) as c:
+                await until_async(lambda: ready(c), "readiness")
+                answer = ask(c)
+                batch, payloads = await in_thread(w.batch)
+                w.answer(batch, payloads)
+                await got(answer)
+                status = json.loads(await c.ask("status", timeout_s=CAP_S))
+                (stage,) = status["stages"]
+                assert (stage["name"], stage["ready"], stage["batches_by_reason"]) == ("s0", 1, {"idle": 1})
+                assert [one["slot"] for one in stage["workers"]] == [1]
+                assert [one["name"] for one in status["frontends"]] == ["test"]
+                sources = unpack_sources(await c.ask("metrics", timeout_s=CAP_S))
+                found = {
+                    (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+                    for family in unpack(sources.broker)
+                    for sample in family.samples
+                }
+                assert found["engine_batch_releases_total", (("reason", "idle"), ("stage", "s0"))] == 1
+                assert found["engine_batch_size_count", (("connection", "1"), ("stage", "s0"))] == 1
+                assert found["engine_workers", (("stage", "s0"), ("state", "ready"))] == 1
+                assert found["engine_remaining_task", ()] == 0
+
+    asyncio.run(scenario())
+
+
+def test_nobody_there_is_said_in_time(deployment: Deployment) -> None:
+    with pytest.raises(Unavailable, match="no broker"):
+        admin.ask(deployment, "status", 0.1)
+
+
+def test_a_port_in_use_fails_the_start_and_closes_everything(deployment: Deployment) -> None:
+    ctx = transport.context()
+    taken = transport.router(ctx, "tcp://127.0.0.1:*")
+    try:
+        with pytest.raises(StartError, match="cannot listen"):
+            Broker(deploy(deployment.engine.run_dir, bind=transport.bound(taken))).start()
+    finally:
+        taken.close()
+        ctx.term()
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+def test_mailbox_wakes_only_a_sleeper() -> None:
+    box: Mailbox[int] = Mailbox()
+    try:
+        box.post(1)
+        assert not box.may_sleep()
+        assert box.take() == [1]
+        assert box.may_sleep()
+        poller = zmq.Poller()
+        poller.register(box.fileno(), zmq.POLLIN)
+        assert not poller.poll(0)
+        box.post(2)
+        box.post(3)
+        assert poller.poll(0)
+        box.clear_signal()
+        assert box.take(most=1) == [2]
+        assert box.take() == [3]
+        assert not poller.poll(0)
+    finally:
+        box.close()
+
+
+def test_watch_tells_ends_once_and_kills() -> None:
+    watch = Watch()
+    process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    try:
+        assert watch.add(7, process.pid)
+        assert watch.ended() == []
+        assert watch.kill(7)
+        process.wait()
+        until(lambda: watch.ended() == [7], "the end")
+        assert watch.ended() == []
+        assert not watch.kill(7)
+        assert not watch.add(8, 2**22 + 1)
+    finally:
+        process.kill()
+        process.communicate()
+        watch.close()
