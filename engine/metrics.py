@@ -1,7 +1,7 @@
 """Metrics as values: gathered in every process, carried to the broker, summed, and written out once.
 
-A process keeps its numbers in :class:`Histogram` and plain integers (or, for users' own metrics, in a
-``prometheus_client`` registry), and hands them out as :class:`Family` values, which travel as bytes inside the beats.
+A process keeps its numbers in :class:`~engine.core.stats.Histogram` and plain integers (or, for users' own metrics, in
+a ``prometheus_client`` registry), and hands them out as :class:`Family` values, which travel as bytes inside the beats.
 Whoever answers ``/metrics`` merges them: so a scrape sees the whole deployment whichever process took it, without files
 shared between processes, and a process that died leaves only its sums behind (:func:`fold`).
 
@@ -28,7 +28,6 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"  # the text for
 
 MAX_BYTES: Final = 8 << 20  # of one process's families: some 100,000 samples, past what Prometheus likes to scrape
 MAX_FAMILIES: Final = 4096  # of one process
-BATCH_SIZE_BUCKETS: Final = tuple(2.0**power for power in range(10))  # 1 to 512, the buckets Mosec's dashboards know
 
 _METRIC_NAME: Final = r"^[a-zA-Z_:][a-zA-Z0-9_:]*\Z"  # the text format's own grammar
 _LABEL_NAME: Final = r"^[a-zA-Z_][a-zA-Z0-9_]*\Z"
@@ -263,7 +262,7 @@ def exposition(sources: Sources | None, own_name: str, own_families: Sequence[Fa
     return render(merge([*groups, about]))
 
 
-# --- instruments of our own processes --------------------------------------------------------------------------------
+# --- families of our own processes -----------------------------------------------------------------------------------
 
 
 def duration_buckets(timeout_s: float) -> tuple[float, ...]:

@@ -72,7 +72,8 @@ class FrontendMetrics:
                     for path, one in self._durations.items()
                 ],
             ),
-            gauge(f"{prefix}_remaining_task", "requests handed to the broker and not answered yet", self.pending()),
+            # Not `remaining_task`: that is the broker's, for the whole deployment, and the two would be summed.
+            gauge(f"{prefix}_frontend_pending", "requests handed to the broker and not answered yet", self.pending()),
             counter(
                 f"{prefix}_rejections",
                 "requests refused by a frontend, by reason",

@@ -22,7 +22,6 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 
-from engine.config import run_dir
 from engine.config.schema import Deployment, FrontendSection
 from engine.errors import StartError
 from engine.exitcodes import ExitCode
@@ -48,10 +47,9 @@ MAX_TARGET: Final = 8190  # bytes of the request line, the most gunicorn allows
 def connect(deployment: Deployment, name: str, families: Callable[[], list[Family]]) -> BrokerClient:
     """The client of a real broker, not started. Imported here: only worker processes need ZeroMQ."""
     from engine.client import Client
-    from engine.transport import Endpoints
+    from engine.transport import endpoints_of
 
-    base = deployment.engine.bind or str(run_dir(deployment))
-    return Client(Endpoints(base, deployment.topology.stages), name=name, families=families)
+    return Client(endpoints_of(deployment), name=name, families=families)
 
 
 # --- listening -------------------------------------------------------------------------------------------------------

@@ -471,7 +471,7 @@ def test_metrics_count_answers_by_code_and_endpoint_with_bounded_labels() -> Non
     assert 'engine_rejections_total{reason="not_found"} 5.0' in text
     assert 'engine_process_duration_second_count{connection="total",endpoint="/inference",stage="total"} 2.0' in text
     assert "engine_request_bytes_total 8.0" in text
-    assert "engine_remaining_task 0.0" in text
+    assert "engine_frontend_pending 0.0" in text
     assert "engine_broker_up 1.0" in text
     assert text.count("engine_throughput_total{") == 3
 
