@@ -72,7 +72,7 @@ class View:
 
 @dataclass(slots=True, eq=False)
 class _Pending:
-    answer: asyncio.Future[Answer]
+    done: Callable[[Answer | None], None]
     seq: int
     route: int
     body: bytes
@@ -91,7 +91,7 @@ class Client:
         self._families = families  # this process's metrics, carried by the beats
         self._host = transport.host_token()
         self._pending: dict[int, _Pending] = {}
-        self._by_answer: dict[asyncio.Future[Answer], _Pending] = {}
+        self._by_answer: dict[asyncio.Future[Answer], int] = {}
         self._outgoing: list[_Pending] = []
         self._cancelled: list[int] = []
         self._flushing = False
@@ -126,10 +126,9 @@ class Client:
             await self._beats
         except asyncio.CancelledError:
             pass  # as asked
-        for pending in list(self._pending.values()):
-            pending.answer.cancel()
-        self._pending.clear()
-        self._by_answer.clear()
+        pending, self._pending = self._pending, {}
+        for one in pending.values():
+            one.done(None)
         self._sock.close()
         # An admin question may still be under way in a thread of its own; term waits for its socket, so not here.
         await self._loop.run_in_executor(None, self._context.term)
@@ -152,29 +151,63 @@ class Client:
         and a caller that must be sure waits a little longer and calls :meth:`cancel`. ``on_event`` gets the stream
         events that come before the answer. Raises Unavailable when the request is known to be refused.
         """
+        answer: asyncio.Future[Answer] = self._loop.create_future()
+
+        def done(got: Answer | None) -> None:
+            self._by_answer.pop(answer, None)
+            if got is None:
+                answer.cancel()
+            elif not answer.done():
+                answer.set_result(got)
+
+        self._by_answer[answer] = self.call(
+            route, body, done, timeout_s=timeout_s, request_id=request_id, meta=meta, on_event=on_event
+        )
+        return answer
+
+    def call(
+        self,
+        route: int,
+        body: bytes,
+        done: Callable[[Answer | None], None],
+        *,
+        timeout_s: float,
+        request_id: str,
+        meta: bytes,
+        on_event: Callable[[bytes], None] | None = None,
+    ) -> int:
+        """:meth:`submit` without a future, for the path where one would cost: ``done`` is called with the answer, or
+        with None when the client is closed first. Returns the number to :meth:`withdraw` it by."""
         if self._closed:
             raise Unavailable(503, "service unavailable: stopping")
         if self._pulse is not None and self._pulse.draining:
             raise Unavailable(503, "service unavailable: draining")
-        if now() - self._heard > LOST_S:
+        instant = now()
+        if instant - self._heard > LOST_S:
             raise Unavailable(503, "service unavailable: the broker cannot be reached")
-        self._seq += 1
-        answer: asyncio.Future[Answer] = self._loop.create_future()
-        pending = _Pending(answer, self._seq, route, body, now() + timeout_s, request_id, meta, on_event)
-        self._pending[self._seq] = pending
-        self._by_answer[answer] = pending
+        if instant < self._full_until:
+            raise Unavailable(429, "too many requests: at capacity")
+        seq = self._seq = self._seq + 1
+        pending = _Pending(done, seq, route, body, instant + timeout_s, request_id, meta, on_event)
+        self._pending[seq] = pending
         self._outgoing.append(pending)
-        self._flush_soon()
-        return answer
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+        return seq
 
     def cancel(self, answer: asyncio.Future[Answer]) -> None:
         """Nobody waits any more: tell the broker, forget the answer."""
-        pending = self._by_answer.pop(answer, None)
+        seq = self._by_answer.pop(answer, None)
         answer.cancel()
-        if pending is None or self._pending.pop(pending.seq, None) is None:
-            return
-        self._cancelled.append(pending.seq)
-        self._flush_soon()
+        if seq is not None:
+            self.withdraw(seq)
+
+    def withdraw(self, seq: int) -> None:
+        """The same for a :meth:`call`; ``done`` will not be called."""
+        if self._pending.pop(seq, None) is not None:
+            self._cancelled.append(seq)
+            self._flush_soon()
 
     def view(self) -> View:
         pulse = self._pulse
@@ -183,6 +216,11 @@ class Client:
             return View(connected, False, 1, ())
         headroom = 0 if now() < self._full_until else max(1, pulse.headroom)
         return View(connected, pulse.draining, headroom, tuple(pulse.stages))
+
+    @property
+    def stages(self) -> list[StageState]:
+        """The stages as the broker told last; empty before its first word."""
+        return self._pulse.stages if self._pulse is not None else []
 
     @property
     def pending(self) -> int:
@@ -282,13 +320,9 @@ class Client:
             pending = self._pending.pop(seq, None)
             if pending is None:
                 continue  # cancelled, or the second answer to a request that was submitted again
-            self._by_answer.pop(pending.answer, None)
             if status == Status.OVERLOADED:
                 self._full_until = self._heard + FULL_S
-            if not pending.answer.done():
-                pending.answer.set_result(
-                    Answer(status, _joined(payload), mime, trail, headers.get(index, {}) if headers else {})
-                )
+            pending.done(Answer(status, _joined(payload), mime, trail, headers.get(index, {}) if headers else {}))
 
     def _handle_pulse(self, pulse: FrontendPulse) -> None:
         self._pulse = pulse

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from engine.client import Answer, View
+from engine.core.messages import StageState
 
 
 class BrokerClient(Protocol):
@@ -15,9 +17,25 @@ class BrokerClient(Protocol):
         self, route: int, body: bytes, *, timeout_s: float, request_id: str, meta: bytes
     ) -> asyncio.Future[Answer]: ...
 
+    def call(
+        self,
+        route: int,
+        body: bytes,
+        done: Callable[[Answer | None], None],
+        *,
+        timeout_s: float,
+        request_id: str,
+        meta: bytes,
+    ) -> int: ...
+
+    def withdraw(self, seq: int) -> None: ...
+
     def cancel(self, answer: asyncio.Future[Answer]) -> None: ...
 
     def view(self) -> View: ...
+
+    @property
+    def stages(self) -> list[StageState]: ...
 
     async def ask(self, what: str, *, timeout_s: float = 2.0) -> bytes: ...
 

@@ -35,6 +35,11 @@ class Door:
             return errors.CAPACITY
         return None
 
+    @property
+    def open(self) -> bool:
+        """Nothing known in this process keeps a request out."""
+        return not self.draining and self.pending < self._capacity
+
     def hold(self, size: int) -> bool:
         """Count ``size`` more bytes; False (and nothing counted) when they are too many."""
         if self.held + size > self._capacity_bytes:

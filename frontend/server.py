@@ -8,6 +8,7 @@ it replaces a worker.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import importlib.util
 import logging
@@ -32,6 +33,7 @@ from frontend.app import create
 from frontend.broker import BrokerClient
 from frontend.door import Door
 from frontend.exchange import Application as ASGIApplication
+from frontend.lean import Shared
 from frontend.metrics import FrontendMetrics
 
 log = get_logger("stageline.frontend")
@@ -165,8 +167,12 @@ class Application(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> ASGIApplication:
         name = f"{socket.gethostname()}:{os.getpid()}"
-        client = self._connect(self.deployment, name, self.metrics.families)
-        return create(self.deployment, client, self.metrics, self.door, name=name)
+        self._client = self._connect(self.deployment, name, self.metrics.families)
+        return create(self.deployment, self._client, self.metrics, self.door, name=name)
+
+    def lean(self, hand_over: Callable[[asyncio.Transport, bytes], None]) -> Shared:
+        """What lean connections share, in a worker process, after :meth:`load`."""
+        return Shared(self.deployment, self._client, self.door, self.metrics, hand_over)
 
 
 def options(frontend: FrontendSection, grace_s: float) -> dict[str, Any]:

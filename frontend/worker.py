@@ -26,6 +26,7 @@ from gunicorn.workers.gasgi import ASGIWorker
 from engine.clock import Deadline
 from frontend import errors, requestid
 from frontend.exchange import LINGER_S
+from frontend.lean import LeanConnection, Shared, Sweeper
 
 if TYPE_CHECKING:
     from frontend.server import Application
@@ -222,6 +223,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.connections: set[Connection] = set()
+        self.lean: Shared | None = None  # when plain requests are answered in place
         self.changed = asyncio.Event()  # a connection ended, or the process was told to stop
 
     def init_signals(self) -> None:
@@ -247,10 +249,13 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         except Exception as error:
             self.log.error("cannot start: %s", error)
             raise SystemExit(Arbiter.WORKER_BOOT_ERROR) from error
-        servers = [
-            await self.loop.create_server(lambda: Connection(self), sock=sock.sock, ssl=self._get_ssl_context())
-            for sock in self.sockets
-        ]
+        context = self._get_ssl_context()
+        sweeper = None
+        if self.app.deployment.frontend.server == "lean" and context is None:
+            self.lean = self.app.lean(self._take_over)
+            self.lean.changed = self.changed.set
+            sweeper = Sweeper(self.lean, self.loop)
+        servers = [await self.loop.create_server(self._connect, sock=sock.sock, ssl=context) for sock in self.sockets]
         self.app.booted()
         while self.alive:
             self.notify()
@@ -262,7 +267,26 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         for server in servers:
             server.close()
         await self._drain(Deadline(self.app.deployment.engine.grace))
+        if sweeper is not None:
+            sweeper.stop()
         await lifespan.shutdown()
+
+    def _connect(self) -> asyncio.Protocol:
+        if self.lean is not None:
+            return LeanConnection(self.lean)
+        connection: asyncio.Protocol = Connection(self)
+        return connection
+
+    def _take_over(self, transport: asyncio.Transport, data: bytes) -> None:
+        """A lean connection met something that is not plain: from here on it is gunicorn's."""
+        connection = Connection(self)
+        transport.set_protocol(connection)
+        connection.connection_made(transport)
+        connection.data_received(data)
+
+    @property
+    def _all(self) -> list[Connection | LeanConnection]:
+        return [*self.connections, *(self.lean.connections if self.lean is not None else ())]
 
     async def _drain(self, deadline: Deadline) -> None:
         """Answer what is being served, then end every connection.
@@ -271,20 +295,21 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         arrives on a kept-alive connection is answered 503 by the door.
         """
         self.app.door.draining = True
-        while self.connections and not self._quick_shutdown:
-            for connection in [item for item in self.connections if item.idle]:
-                connection.end()
-            if deadline.passed or not any(not item.idle for item in self.connections):
+        while self._all and not self._quick_shutdown:
+            for connection in self._all:
+                if connection.idle or isinstance(connection, LeanConnection):
+                    connection.end()
+            if deadline.passed or all(item.idle for item in self._all):
                 break
             self.notify()
             await self._wait_changed(min(HEARTBEAT_S, deadline.remaining()))
-        busy = sum(not item.idle for item in self.connections)
+        busy = sum(not item.idle for item in self._all)
         if busy:
             self.log.warning("stopping with %d requests unanswered", busy)
-        for connection in list(self.connections):
+        for connection in self._all:
             connection.end()
         farewell = Deadline(1.0)  # for buffers to empty and GOAWAY frames to leave
-        while self.connections and not farewell.passed and not self._quick_shutdown:
+        while self._all and not farewell.passed and not self._quick_shutdown:
             await self._wait_changed(farewell.remaining())
 
     async def _wait_changed(self, timeout_s: float) -> None:

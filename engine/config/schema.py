@@ -144,6 +144,11 @@ class FrontendSection:
         30.0, "Longest pause while a client sends its body.", unit=Unit.SECONDS, least=0.1, most=3600
     )
     keepalive: float = key(75.0, "How long an idle connection is kept open.", unit=Unit.SECONDS, least=0, most=3600)
+    server: str = key(
+        "lean",
+        "Who reads HTTP/1.1: lean answers plain requests in place and leaves the rest to gunicorn; asgi leaves it all.",
+        choices=("lean", "asgi"),
+    )
     compression: bool = key(False, "Accept and send gzip and zstd bodies.", flag=True)
 
 
