@@ -51,7 +51,7 @@ class Holdings:
 
     @classmethod
     def now(cls) -> Holdings:
-        return cls(_threads(), _children(), _descriptors(), frozenset(os.listdir("/dev/shm")))
+        return cls(_threads(), _children(), _descriptors(), _shared_memory())
 
     def beyond(self, before: Holdings) -> dict[str, object]:
         """What is held now and was not held before, by kind; empty when nothing was left."""
@@ -92,6 +92,11 @@ def _descriptors() -> Counter[str]:
         if kind in ("socket", "pipe") or target.startswith("anon_inode:"):
             kinds[kind or target] += 1
     return kinds
+
+
+def _shared_memory() -> frozenset[str]:
+    """Entries of /dev/shm, but for named semaphores: they are of some `multiprocessing`, which nothing of ours uses."""
+    return frozenset(name for name in os.listdir("/dev/shm") if not name.startswith("sem."))
 
 
 def _left_behind(before: Holdings) -> dict[str, object]:

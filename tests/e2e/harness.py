@@ -100,7 +100,7 @@ class Running:
     ) -> None:
         self.mark = mark or uuid.uuid4().hex
         self.folder = folder
-        name = f"{arguments[0] if arguments else 'script'}-{uuid.uuid4().hex[:6]}"
+        name = f"{Path(arguments[0]).stem}-{uuid.uuid4().hex[:6]}"
         self._stdout = folder / f"{name}.out"
         self._stderr = folder / f"{name}.err"
         with self._stdout.open("wb") as out, self._stderr.open("wb") as err:

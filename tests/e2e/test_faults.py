@@ -69,7 +69,7 @@ def test_a_stopped_worker_costs_no_more_than_the_batch_it_was_computing(folder: 
 
 
 def test_a_worker_that_was_stopped_and_wakes_up_answers_nobody_twice(chain: Deployed) -> None:
-    with Load(f"{chain.url}/both") as load:
+    with Load(f"{chain.url}/both", threads=24) as load:  # more than one worker can hold
         load.flow(50)
         victim = workers(chain, "first")[0]
         for _ in range(3):
