@@ -21,11 +21,11 @@ def block(page: str, language: str) -> str:
 
 def test_the_service_of_the_readme_runs_as_written(folder: Path) -> None:
     page = (ROOT / "README.md").read_text()
-    with deployed(write_service(folder, block(page, "toml"), block(page, "python"))) as running:
-        with running.client() as client:
-            assert client.post("/inference", content=b'{"x": 3}').text == "9"
-            refused = client.post("/inference", json={"x": "three"})
-            assert (refused.status_code, refused.text) == (422, "request validation error: x is not a number")
+    file = write_service(folder, block(page, "toml"), block(page, "python"))
+    with deployed(file) as running, running.client() as client:
+        assert client.post("/inference", content=b'{"x": 3}').text == "9"
+        refused = client.post("/inference", json={"x": "three"})
+        assert (refused.status_code, refused.text) == (422, "request validation error: x is not a number")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
