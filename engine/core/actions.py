@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias
+
+import msgspec
 
 from engine.core.items import Item
 from engine.core.messages import Batch, Message, StageState
@@ -12,8 +13,7 @@ from engine.core.wire import Payload
 # --- of a stage ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Dispatch:
+class Dispatch(msgspec.Struct, frozen=True):
     """Send this batch down the worker's lane."""
 
     worker: int
@@ -21,14 +21,12 @@ class Dispatch:
     payloads: list[Payload]
 
 
-@dataclass(frozen=True, slots=True)
-class ToWorker:
+class ToWorker(msgspec.Struct, frozen=True):
     worker: int
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
-class Fail:
+class Fail(msgspec.Struct, frozen=True):
     """Tell the front that these requests end at this stage."""
 
     stage: int
@@ -37,8 +35,7 @@ class Fail:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Settle:
+class Settle(msgspec.Struct, frozen=True):
     """Tell another stage's machine that the next hop has these results."""
 
     stage: int
@@ -47,15 +44,13 @@ class Settle:
     uids: list[int]
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(msgspec.Struct, frozen=True):
     """The worker has not come back from ``forward``; end its process."""
 
     worker: int
 
 
-@dataclass(frozen=True, slots=True)
-class Forget:
+class Forget(msgspec.Struct, frozen=True):
     """The worker is gone: close its lane. ``families`` are its last metrics, to be kept in the sums."""
 
     worker: int
@@ -63,8 +58,7 @@ class Forget:
     families: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class News:
+class News(msgspec.Struct, frozen=True):
     """Readiness or pressure changed. ``absent_at``: from then on the stage has nobody (inf while it has)."""
 
     stage: int
@@ -76,21 +70,28 @@ class News:
 # --- of the front ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Admit:
+class Admit(msgspec.Struct, frozen=True):
     """Items for the first stage of their route."""
 
     stage: int
     items: list[Item]
 
 
-@dataclass(frozen=True, slots=True)
-class Drop:
+class Drop(msgspec.Struct, frozen=True):
     """These requests are closed: take them out of this stage."""
 
     stage: int
     uids: list[int]
 
 
+class Grant(msgspec.Struct, frozen=True):
+    """The client of a stream has taken ``nbytes`` of what this worker sent for it."""
+
+    stage: int
+    worker: int
+    uid: int
+    nbytes: int
+
+
 StageAction: TypeAlias = Dispatch | ToWorker | Fail | Settle | Kill | Forget | News
-FrontAction: TypeAlias = Admit | Drop | Settle
+FrontAction: TypeAlias = Admit | Drop | Grant | Settle

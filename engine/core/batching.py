@@ -22,6 +22,8 @@ from itertools import islice
 from math import inf
 from typing import Final
 
+import msgspec
+
 from engine.core.items import Item
 
 
@@ -52,8 +54,7 @@ class Policy:
     eager: bool = True
 
 
-@dataclass(frozen=True)
-class Backlog:
+class Backlog(msgspec.Struct, frozen=True):
     """What is waiting, as far as the decision needs it."""
 
     count: int
@@ -62,8 +63,7 @@ class Backlog:
     first_deadline: float = inf  # earliest deadline among the first max_batch_size
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """Release now for ``reason``, or look again at ``wake_at`` (monotonic seconds; inf: when something happens)."""
 
     reason: Reason | None
@@ -161,13 +161,12 @@ class BatchQueue:
             uid, item = items.popitem(last=False)
             if not item.is_due(now):
                 dead.append(item)
-                self.nbytes -= item.size
                 continue
-            if batch and item.size > room:
+            room -= item.size
+            if room < 0 and batch:
                 items[uid] = item
                 items.move_to_end(uid, last=False)
                 break
             batch.append(item)
-            room -= item.size
-            self.nbytes -= item.size
+        self.nbytes -= sum([item.size for item in batch]) + sum([item.size for item in dead])
         return batch, dead

@@ -8,6 +8,8 @@ frontend, from :meth:`FrontMachine.take_answers`. Rules held here:
 * an admitted request is in the ledger until it is answered, exactly once; what comes for a request that is not in the
   ledger is a duplicate, and only frees the credit of whoever computed it;
 * a request whose deadline passes is answered 408 wherever it is;
+* the events of a request at one hop come from one worker: a client that has read half of one computation is not given
+  half of another, but the failure that it was;
 * when a frontend dies or its client leaves, the request is closed and its items are dropped wherever they are.
 """
 
@@ -18,9 +20,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from math import inf
-from typing import Final
+from typing import Final, TypeAlias
 
-from engine.core.actions import Admit, Drop, Fail, FrontAction, Settle
+from engine.core.actions import Admit, Drop, Fail, FrontAction, Grant, Settle
 from engine.core.items import Item, Request
 from engine.core.messages import Answers, Events, FrontendBeat, Results, StageState, Status, StreamEvents, Submit
 from engine.core.routing import Topology
@@ -34,6 +36,11 @@ SESSION_SHIFT: Final = 32
 # A frontend sends a beat every second. Its requests are dropped when it has been silent this long; on the same host its
 # exit is noticed at once.
 FRONTEND_SILENCE_S: Final = 10.0
+
+TORN: Final = b"internal error: a worker died while it streamed this request"
+
+
+Refusal: TypeAlias = tuple[str, Status, str]  # metric label, status, text
 
 
 @dataclass(frozen=True)
@@ -99,8 +106,9 @@ class FrontMachine:
 
     def submit(self, peer: bytes, submit: Submit, payloads: Sequence[Payload], now: float) -> None:
         frontend = self._frontend(peer, now)
+        known = frontend.requests
         admitted: dict[int, list[Item]] = {}
-        routes = len(self.topology.routes)
+        blocked: dict[int, Refusal | None] = {}  # by route; it holds for the whole parcel
         columns = zip(
             submit.seqs,
             submit.routes,
@@ -111,51 +119,55 @@ class FrontMachine:
             strict=True,
         )
         for seq, route, budget_us, request_id, meta, payload in columns:
-            if seq in frontend.requests:
+            if seq in known:
                 continue  # sent again by a frontend that was not sure: it is being computed
-            if not 0 <= route < routes:
-                self._answer(frontend.peer, seq, Status.FAILED, b"internal error: no such route")
-                self.stats.malformed += 1
-                continue
-            size = payload_size(payload)
-            refusal = self._refusal(route, budget_us, size, now)
+            if route not in blocked:
+                blocked[route] = self._blocked(route, now)
+            size = len(payload) if type(payload) is bytes else payload_size(payload)
+            refusal = blocked[route] or self._refusal(budget_us, size)
             if refusal is not None:
                 reason, status, text = refusal
                 self.stats.rejected[reason] = self.stats.rejected.get(reason, 0) + 1
-                self._answer(frontend.peer, seq, status, text.encode())
+                self._answer(peer, seq, status, text.encode())
                 continue
-            self._uid += 1
-            uid = self._uid
+            uid = self._uid = self._uid + 1
             deadline = now + budget_us / MICROS
             request = Request(uid, peer, seq, route, deadline, request_id, meta, size)
-            self.ledger[uid] = request
-            frontend.requests[seq] = request
+            self.ledger[uid] = known[seq] = request
             self.nbytes += size
             heappush(self._deadlines, (deadline, uid))
-            first = self.topology.first(route)
-            items = admitted.get(first)
-            if items is None:
-                items = admitted[first] = []
-            items.append(Item(request, payload, size, now))
+            item = Item(request, payload, size, now)
+            first = self.topology.routes[route].stages[0]
+            if first in admitted:
+                admitted[first].append(item)
+            else:
+                admitted[first] = [item]
         for stage, items in admitted.items():
             self.stats.admitted += len(items)
             self.actions.append(Admit(stage, items))
 
-    def _refusal(self, route: int, budget_us: int, size: int, now: float) -> tuple[str, Status, str] | None:
-        """Why a request is not admitted: metric label, status, text; None when it is."""
+    def _blocked(self, route: int, now: float) -> Refusal | None:
+        """Why nothing is admitted on a route; None when something may be."""
+        if not 0 <= route < len(self.topology.routes):
+            self.stats.malformed += 1
+            return "malformed", Status.FAILED, "internal error: no such route"
         if self.draining:
             return "draining", Status.UNAVAILABLE, "service unavailable: draining"
-        if budget_us <= 0:
-            return "deadline", Status.TIMEOUT, "inference timeout"
         for stage in self.topology.routes[route].stages:
             view = self.stages[stage]
             if view.absent_at <= now:
                 return "absent", Status.UNAVAILABLE, f"service unavailable: stage {view.state.name} has no worker"
             if view.full:
                 return "stage_full", Status.OVERLOADED, f"too many requests: stage {view.state.name} is full"
+        return None
+
+    def _refusal(self, budget_us: int, size: int) -> Refusal | None:
+        """Why one request is not admitted; None when it is."""
+        if budget_us <= 0:
+            return "deadline", Status.TIMEOUT, "inference timeout"
         if len(self.ledger) >= self.spec.capacity:
             return "capacity", Status.OVERLOADED, f"too many requests: {len(self.ledger)} are being served"
-        if self.ledger and self.nbytes + size > self.spec.capacity_bytes:
+        if self.nbytes + size > self.spec.capacity_bytes and self.ledger:
             return "capacity_bytes", Status.OVERLOADED, "too many requests: their bodies fill the memory for them"
         return None
 
@@ -224,6 +236,9 @@ class FrontMachine:
             if not self._is_due_from(request, results.stage, status):
                 self.stats.duplicates += 1
                 continue
+            if request.stream_hop == request.hop and request.streamer != results.worker:
+                self._tear(request)
+                continue
             self._close(request)
             self._answer(
                 request.frontend, request.seq, status, payload, mime, trail, headers.get(index) if headers else None
@@ -240,16 +255,55 @@ class FrontMachine:
         )
 
     def events(self, events: StreamEvents, payloads: Sequence[Payload]) -> dict[bytes, tuple[Events, list[Payload]]]:
-        """Stream events by frontend, to be sent at once and in order."""
+        """Stream events by frontend, to be sent at once and in order.
+
+        The interleaving that matters: a worker sends an event and dies, and its stage sees the death before the event
+        is read here. It replays the request, which it would not have done had it known. The second worker's events, or
+        its result, then find another worker's name on the request: the stream is torn and ends as a failure.
+        """
         out: dict[bytes, tuple[list[int], list[Payload]]] = {}
         for uid, payload in zip(events.uids, payloads, strict=True):
             request = self.ledger.get(uid)
-            if request is None:
+            if request is None or not self._is_streamed_by(request, events):
                 continue
             seqs, bodies = out.setdefault(request.frontend, ([], []))
             seqs.append(request.seq)
             bodies.append(payload)
-        return {peer: (Events(self.epoch, seqs), bodies) for peer, (seqs, bodies) in out.items()}
+        return {
+            peer: (Events(self.epoch, seqs, flow=events.flow, mime=events.mime), bodies)
+            for peer, (seqs, bodies) in out.items()
+        }
+
+    def _is_streamed_by(self, request: Request, events: StreamEvents) -> bool:
+        """Whether events of this worker belong to the request; if they may, it is the one from now on."""
+        try:
+            hop = self.topology.hop(request.route, events.stage)
+        except KeyError:  # a worker names a stage that is not on the route
+            return False
+        if hop < request.stream_hop or hop > request.hop:
+            return False  # of a copy that lags behind
+        if hop == request.stream_hop and request.streamer != events.worker:
+            if hop == request.hop:
+                self._tear(request)
+            return False
+        request.stream_hop, request.streamer = hop, events.worker
+        return True
+
+    def _tear(self, request: Request) -> None:
+        self._close(request)
+        self._answer(request.frontend, request.seq, Status.FAILED, TORN)
+        self.actions.append(Drop(self._stage_of(request), [request.uid]))
+
+    def consumed(self, peer: bytes, seqs: Sequence[int], nbytes: Sequence[int]) -> None:
+        """Clients have taken events: whoever sends them may go on."""
+        frontend = self.frontends.get(peer)
+        if frontend is None:
+            return
+        for seq, count in zip(seqs, nbytes, strict=True):
+            request = frontend.requests.get(seq)
+            if request is not None and request.stream_hop >= 0:
+                stage = self.topology.routes[request.route].stages[request.stream_hop]
+                self.actions.append(Grant(stage, request.streamer, request.uid, count))
 
     def fail(self, fail: Fail) -> None:
         """A stage gives requests up; one of which another copy has gone further is left alone."""

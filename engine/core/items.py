@@ -1,22 +1,25 @@
 """What the broker keeps of a request: the request itself, and its current payload at one stage.
 
 Ownership. The front thread makes a :class:`Request`, keeps it in the ledger until it is answered, and alone sets
-``closed``. Stage threads only read it, with one exception: the stage that accepts a result advances ``hop``. Only the
+``closed``, ``stream_hop`` and ``streamer``. Stage threads only read it, with one exception: the stage that accepts a result advances ``hop``. Only the
 stage that follows hop *k* may move it to *k + 1*, so no two threads ever write it at the same hop, and a second copy of
 the same result (a worker that died after sending was replayed) finds ``hop`` already advanced and is dropped.
 Reading ``closed`` a moment too early is harmless: the item is computed once in vain, and its answer is dropped at the
-ledger.
+ledger. So is reading ``stream_hop``: a replay that should not have been is found out by its ``streamer``
+(:meth:`engine.core.front.FrontMachine.events`).
+
+Structs of msgspec, made in C, and without cycles, so that the garbage collector need not look at them: several are made
+for every request.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from engine.core.wire import Payload
 
 
-@dataclass(slots=True, eq=False)
-class Request:
+class Request(msgspec.Struct, eq=False, gc=False):
     """One admitted HTTP request. ``deadline`` is in this process's monotonic seconds."""
 
     uid: int
@@ -29,10 +32,11 @@ class Request:
     size: int  # bytes of its body, for the admission's books
     closed: bool = False  # answered, expired or cancelled: nothing more is computed for it
     hop: int = 0  # stages of its route that have accepted it, less one
+    stream_hop: int = -1  # where on its route events of it were last sent from; -1: none were
+    streamer: int = -1  # the worker there that sent them
 
 
-@dataclass(slots=True, eq=False)
-class Item:
+class Item(msgspec.Struct, eq=False, gc=False):
     """A request's payload at one stage. ``arrived`` is when it came to this stage, kept when it is replayed."""
 
     request: Request

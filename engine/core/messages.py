@@ -6,10 +6,10 @@ tenth of encoding 32 small maps. ``layout`` says where item *i*'s payload lies i
 
 Which socket carries what (the broker's side binds, see :mod:`engine.transport`):
 
-    front    frontend -> broker   Submit, Cancel, FrontendBeat
+    front    frontend -> broker   Submit, Cancel, Consumed, FrontendBeat
              broker -> frontend   Answers, Events, FrontendPulse
     control  worker -> broker     Hello, Ready, WorkerBeat, Leave, Bye
-             broker -> worker     Welcome, Refused, Pulse, Dismiss, Revoke, CancelItems
+             broker -> worker     Welcome, Refused, Pulse, Dismiss, Revoke, CancelItems, Granted
     lane     broker -> worker     Batch
     intake   worker -> broker     Results (input of the next stage)
     egress   worker -> broker     Results (final, failed or skipped), StreamEvents
@@ -48,6 +48,15 @@ class Status(IntEnum):
     UNAVAILABLE = 503
 
 
+class Flow(IntEnum):
+    """How a stage gives its answers."""
+
+    WHOLE = 0  # at once, when forward has returned
+    EVENTS = 1  # server-sent events, while forward runs; its result is dropped
+    CHUNKS = 2  # pieces of the body, while forward runs
+    UNKNOWN = 3  # none of its workers has been ready yet
+
+
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=False):
     """Base of all messages: encoded as one msgpack array that begins with the type's tag."""
 
@@ -70,6 +79,13 @@ class Cancel(Message, frozen=True, tag=2):
     """The clients of these requests have gone."""
 
     seqs: list[Id]
+
+
+class Consumed(Message, frozen=True, tag=8):
+    """The clients of these streams have taken so many more bytes of events: as many more may come."""
+
+    seqs: list[Id]
+    nbytes: list[Id]
 
 
 class FrontendBeat(Message, frozen=True, tag=3):
@@ -99,11 +115,14 @@ class Answers(Message, frozen=True, tag=4):
 
 
 class Events(Message, frozen=True, tag=5):
-    """Stream events of running requests, in order; the payload is the event's bytes."""
+    """Stream events of running requests, in order; the payload is the event's bytes. ``flow`` and ``mime`` are those
+    of the stage they come from, so that a frontend need not have heard of it before."""
 
     epoch: int
     seqs: list[Id]
     layout: Layout = []
+    flow: int = int(Flow.EVENTS)
+    mime: str = ""
 
 
 class StageState(Message, frozen=True, tag=50):
@@ -116,6 +135,7 @@ class StageState(Message, frozen=True, tag=50):
     queued: int
     in_flight: int
     mime: str = "application/json"
+    flow: int = int(Flow.WHOLE)
 
 
 class FrontendPulse(Message, frozen=True, tag=6):
@@ -161,11 +181,13 @@ class Refused(Message, frozen=True, tag=12):
 
 
 class Ready(Message, frozen=True, tag=13):
-    """Warm-up is done: batches may come."""
+    """Warm-up is done: batches may come. ``about`` describes the stage (:mod:`engine.core.about`)."""
 
     worker: int
     mime: str
     warmup_ms: int = 0
+    flow: int = int(Flow.WHOLE)
+    about: bytes = b""
 
 
 class WorkerBeat(Message, frozen=True, tag=14):
@@ -204,6 +226,13 @@ class CancelItems(Message, frozen=True, tag=19):
     uids: list[Id]
 
 
+class Granted(Message, frozen=True, tag=23):
+    """The clients of these items have taken so many bytes of their events."""
+
+    uids: list[Id]
+    nbytes: list[Id]
+
+
 class Bye(Message, frozen=True, tag=20):
     """The worker leaves now; whatever it held may be given to others."""
 
@@ -225,7 +254,8 @@ class Batch(Message, frozen=True, tag=30):
     attempts: list[int]
     request_ids: list[str]
     metas: list[bytes]
-    trails: list[bytes]
+    queues_us: list[int]  # time at this stage before the batch left; the worker makes it a step of the trail
+    trails: list[bytes]  # of the stages before
     layout: Layout = []
 
 
@@ -251,13 +281,15 @@ class StreamEvents(Message, frozen=True, tag=32):
     worker: int
     uids: list[Id]
     layout: Layout = []
+    flow: int = int(Flow.EVENTS)
+    mime: str = ""
 
 
 # --- admin ---------------------------------------------------------------------------------------------------------
 
 
 class Ask(Message, frozen=True, tag=40):
-    """``what``: ``status`` (JSON) or ``metrics`` (:class:`engine.metrics.Sources`)."""
+    """``what``: ``status`` (JSON), ``metrics`` (:class:`engine.metrics.Sources`) or ``about`` (engine.core.about)."""
 
     what: Name
 
@@ -272,6 +304,7 @@ class Report(Message, frozen=True, tag=41):
 AnyMessage: TypeAlias = (
     Submit
     | Cancel
+    | Consumed
     | FrontendBeat
     | Answers
     | Events
@@ -286,6 +319,7 @@ AnyMessage: TypeAlias = (
     | Dismiss
     | Revoke
     | CancelItems
+    | Granted
     | Bye
     | Batch
     | Results

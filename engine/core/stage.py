@@ -9,7 +9,8 @@ stage's thread takes and carries out. Rules held here:
   queue with ``attempt + 1``. Its last attempt is made alone, on an idle worker, with nothing given in advance behind
   it: so an item that kills workers can take innocent ones along at most ``max_attempts - 1`` times, and never to the
   end;
-* a stage that is not idempotent never replays: its items fail, saying so;
+* a stage that is not idempotent never replays: its items fail, saying so; nor is an item replayed of which the client
+  has read events already;
 * ``timeout`` seconds into a batch its items are answered; ``kill_after`` seconds later its worker is killed.
 
 Worker states:
@@ -28,7 +29,9 @@ from enum import Enum
 from math import inf
 from typing import Final
 
-from engine.core.actions import Dispatch, Fail, Forget, Kill, News, Settle, StageAction, ToWorker
+import msgspec
+
+from engine.core.actions import Dispatch, Fail, Forget, Grant, Kill, News, Settle, StageAction, ToWorker
 from engine.core.batching import BatchQueue, Policy, Reason, Taker, decide
 from engine.core.items import Item, Request
 from engine.core.messages import (
@@ -36,6 +39,8 @@ from engine.core.messages import (
     Batch,
     CancelItems,
     Dismiss,
+    Flow,
+    Granted,
     Hello,
     Message,
     Pulse,
@@ -48,8 +53,8 @@ from engine.core.messages import (
     WorkerBeat,
 )
 from engine.core.routing import Topology
-from engine.core.stats import StageStats
-from engine.core.wire import Payload, micros, pack_step, payload_size
+from engine.core.stats import StageStats, duration_buckets
+from engine.core.wire import MICROS, Payload, payload_size
 
 # A worker sends a beat every second. Ten missed in a row are silence: longer than any garbage collection or swap storm
 # that a request with a deadline of seconds would survive anyway.
@@ -86,8 +91,7 @@ class WorkerState(str, Enum):
     LEAVING = "leaving"
 
 
-@dataclass(slots=True, eq=False)
-class InFlight:
+class InFlight(msgspec.Struct, eq=False):
     """A batch at a worker. ``items`` shrinks as results reach the next hop."""
 
     number: int
@@ -105,7 +109,6 @@ class Worker:
     local: bool  # its process is watched by pid
     heard: float
     state: WorkerState = WorkerState.STARTING
-    mime: str = "application/json"
     batches: OrderedDict[int, InFlight] = field(default_factory=OrderedDict)  # first: computing; second: in advance
     since: float = 0.0  # when it began to compute the first of them
     done_batches: int = 0
@@ -128,10 +131,13 @@ class StageMachine:
         self.queue = BatchQueue(spec.policy)
         self.last_attempts: deque[Item] = deque()
         self.workers: dict[int, Worker] = {}
-        self.stats = StageStats()
+        self.stats = StageStats(durations=duration_buckets(spec.timeout_s))
         self.actions: list[StageAction] = []
         self.draining = False
+        self.about = b""  # what the newest worker said of the stage; it outlives the worker
         self.service_s = 0.0
+        self.mime = "application/json"  # as its workers say, and as they said while there is none
+        self.flow = int(Flow.UNKNOWN)
         self._idle: OrderedDict[int, Worker] = OrderedDict()  # ready, nothing in flight; longest idle first
         self._single: OrderedDict[int, Worker] = (
             OrderedDict()
@@ -201,6 +207,11 @@ class StageMachine:
             if held:
                 self.actions.append(ToWorker(worker.key, CancelItems(held)))
 
+    def grant(self, grant: Grant) -> None:
+        """The client of a stream has taken some of it: the worker that sends it may go on."""
+        if grant.worker in self.workers:
+            self.actions.append(ToWorker(grant.worker, Granted([grant.uid], [grant.nbytes])))
+
     # --- workers -----------------------------------------------------------------------------------------------------
 
     def hello(self, hello: Hello, *, local: bool, now: float) -> int | Refused:
@@ -226,7 +237,8 @@ class StageMachine:
             return
         worker.heard = now
         worker.state = WorkerState.READY
-        worker.mime = ready.mime
+        self.mime, self.flow = ready.mime, ready.flow
+        self.about = ready.about or self.about
         self.stats.starts += 1
         self._idle[worker.key] = worker
         self._tell()
@@ -398,17 +410,19 @@ class StageMachine:
         lane.batch_size.observe(len(items))
         lane.batch_wait.observe(now - items[0].arrived)
         stats.bytes_out += sum(item.size for item in items)
+        requests = [item.request for item in items]
         batch = Batch(
             batch=number,
             sent_ns=int(now * 1e9),
             reason=reason.value,
-            uids=[item.request.uid for item in items],
-            routes=[item.request.route for item in items],
-            budgets_us=[micros(item.request.deadline - now) for item in items],
+            uids=[request.uid for request in requests],
+            routes=[request.route for request in requests],
+            budgets_us=[int((request.deadline - now) * MICROS) for request in requests],
             attempts=[item.attempt for item in items],
-            request_ids=[item.request.request_id for item in items],
-            metas=[item.request.meta for item in items],
-            trails=[item.trail + pack_step(micros(now - item.arrived), 0, 0) for item in items],
+            request_ids=[request.request_id for request in requests],
+            metas=[request.meta for request in requests],
+            queues_us=[int((now - item.arrived) * MICROS) for item in items],
+            trails=[item.trail for item in items],
         )
         worker.batches[number] = InFlight(number, {item.request.uid: item for item in items}, now, alone)
         worker.done_items += len(items)
@@ -469,6 +483,9 @@ class StageMachine:
         for item in items:
             if not item.is_due(now):
                 self._drop([item], now)
+            elif item.request.stream_hop == item.hop:
+                text = f"internal error: a worker of stage {self.spec.name} died while it streamed this request"
+                self._fail([item.request.uid], Status.FAILED, text)
             elif not self.spec.idempotent:
                 text = f"internal error: a worker of stage {self.spec.name} died, and the stage is not replayed"
                 self._fail([item.request.uid], Status.FAILED, text)
@@ -501,7 +518,7 @@ class StageMachine:
         state = self.state()
         full = self._was_full = self._is_full()
         absent_at = inf if state.ready else self._absent_at
-        told = (state.ready, state.starting, state.mime, full, absent_at)
+        told = (state.ready, state.starting, state.mime, state.flow, full, absent_at)
         if told == self._told:
             return
         self._told = told
@@ -513,13 +530,13 @@ class StageMachine:
     def state(self) -> StageState:
         """How the stage stands now. An overdue worker counts as ready: it may come back at any moment."""
         ready = starting = in_flight = 0
-        mime = "application/json"
         for worker in self.workers.values():
             in_flight += sum(len(batch.items) for batch in worker.batches.values())
             if worker.state is WorkerState.READY or worker.state is WorkerState.OVERDUE:
                 ready += 1
-                mime = worker.mime
             elif worker.state is WorkerState.STARTING:
                 starting += 1
         queued = len(self.queue) + len(self.last_attempts)
-        return StageState(self.spec.name, self.spec.num, ready, starting, queued, in_flight, mime)
+        return StageState(
+            self.spec.name, self.spec.num, ready, starting, queued, in_flight, self.mime, self.flow
+        )

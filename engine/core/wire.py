@@ -149,7 +149,9 @@ def _column_names(kind: type) -> tuple[str, ...]:
         messages.Submit: ("seqs", "routes", "budgets_us", "request_ids", "metas"),
         messages.Answers: ("seqs", "statuses", "mimes", "trails"),
         messages.Events: ("seqs",),
-        messages.Batch: ("uids", "routes", "budgets_us", "attempts", "request_ids", "metas", "trails"),
+        messages.Consumed: ("seqs", "nbytes"),
+        messages.Granted: ("uids", "nbytes"),
+        messages.Batch: ("uids", "routes", "budgets_us", "attempts", "request_ids", "metas", "queues_us", "trails"),
         messages.Results: ("uids", "statuses", "trails"),
         messages.StreamEvents: ("uids",),
     }
@@ -192,9 +194,10 @@ _U32_MAX: Final = 2**32 - 1
 
 def pack_step(queue_us: int, batch_us: int, compute_us: int) -> bytes:
     """One hop of a trail: microseconds in the queue, from release to ``forward``, and in ``forward``."""
-    return _step.pack(
-        min(max(queue_us, 0), _U32_MAX), min(max(batch_us, 0), _U32_MAX), min(max(compute_us, 0), _U32_MAX)
-    )
+    try:
+        return _step.pack(queue_us, batch_us, compute_us)
+    except struct.error:  # out of range: an hour and more, or clocks that disagree
+        return _step.pack(*(min(max(us, 0), _U32_MAX) for us in (queue_us, batch_us, compute_us)))
 
 
 def unpack_trail(trail: bytes) -> list[tuple[int, int, int]]:

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 from engine.core.messages import Batch, Results, Status
 from engine.core.routing import FINAL, Topology
-from engine.core.wire import STEP_BYTES, Payload, pack_step
+from engine.core.wire import Payload, pack_step
 from engine.errors import ProtocolError
 from stages.compute import Outcome
 from stages.context import ItemIn
 
 Parcel: TypeAlias = tuple[int, Results, list[Payload]]  # where to: a stage, or FINAL
 
-_QUEUE_BYTES: Final = 4  # a step begins with the queue's microseconds, which the broker has filled in
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,6 @@ class Plan:
 
         ``compute_us`` goes into each item's trail, and as a total into one of the parcels.
         """
-        tail = pack_step(0, batch_us, compute_us)[_QUEUE_BYTES:]
         by_hop: dict[int, list[int]] = {}
         for position, outcome in enumerate(outcomes):
             hop = self.following[batch.routes[position]] if outcome.status == Status.OK else FINAL
@@ -106,15 +104,13 @@ class Plan:
                 batch=batch.batch,
                 uids=[batch.uids[position] for position in positions],
                 statuses=[outcomes[position].status for position in positions],
-                trails=[_finish_trail(batch.trails[position], tail) for position in positions],
+                trails=[
+                    batch.trails[position] + pack_step(batch.queues_us[position], batch_us, compute_us)
+                    for position in positions
+                ],
                 mime=mime if hop == FINAL else "",
                 compute_us=0 if parcels else compute_us,
                 headers=headers,
             )
             parcels.append((hop, results, [outcomes[position].payload for position in positions]))
         return parcels
-
-
-def _finish_trail(trail: bytes, tail: bytes) -> bytes:
-    """The trail with its last step's batch and compute times; a trail without any step is left as it is."""
-    return trail[: -len(tail)] + tail if len(trail) >= STEP_BYTES else trail

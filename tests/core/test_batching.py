@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import inf
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,25 +18,28 @@ LAZY = replace(POLICY, eager=False)
 WAITING = Backlog(count=2, nbytes=20, oldest=100.0)
 
 
+but = msgspec.structs.replace
+
+
 def item(uid: int, *, size: int = 1, arrived: float = 0.0, deadline: float = 1e9) -> Item:
     request = Request(uid, b"f", uid, 0, deadline, f"r{uid}", b"", size)
     return Item(request, b"x" * size, size, arrived)
 
 
 def test_full_by_count() -> None:
-    assert decide(POLICY, replace(WAITING, count=4), Taker.BUSY, now=100.0).reason is Reason.FULL
+    assert decide(POLICY, but(WAITING, count=4), Taker.BUSY, now=100.0).reason is Reason.FULL
 
 
 def test_full_by_bytes() -> None:
-    assert decide(LAZY, replace(WAITING, nbytes=1000), Taker.IDLE, now=100.0).reason is Reason.FULL
+    assert decide(LAZY, but(WAITING, nbytes=1000), Taker.IDLE, now=100.0).reason is Reason.FULL
 
 
 def test_full_is_the_reason_even_for_an_idle_worker() -> None:
-    assert decide(POLICY, replace(WAITING, count=9), Taker.IDLE, now=100.0).reason is Reason.FULL
+    assert decide(POLICY, but(WAITING, count=9), Taker.IDLE, now=100.0).reason is Reason.FULL
 
 
 def test_idle_worker_gets_what_there_is_at_once() -> None:
-    assert decide(POLICY, replace(WAITING, count=1), Taker.IDLE, now=100.0).reason is Reason.IDLE
+    assert decide(POLICY, but(WAITING, count=1), Taker.IDLE, now=100.0).reason is Reason.IDLE
 
 
 def test_not_eager_waits_for_an_idle_worker_too() -> None:
@@ -62,7 +66,7 @@ def test_without_a_wait_busy_workers_get_only_full_batches_in_advance() -> None:
 
 
 def test_deadline_releases_before_it_becomes_unreachable() -> None:
-    backlog = replace(WAITING, first_deadline=100.008)
+    backlog = but(WAITING, first_deadline=100.008)
     assert decide(LAZY, backlog, Taker.IDLE, now=100.0, service_s=0.005) == decide(
         LAZY, backlog, Taker.IDLE, now=100.001, service_s=0.005
     )
@@ -74,14 +78,14 @@ def test_drain_waits_for_nothing() -> None:
     assert decide(LAZY, WAITING, Taker.IDLE, now=100.0, draining=True).reason is Reason.DRAIN
 
 
-@pytest.mark.parametrize("backlog", [replace(WAITING, count=0), Backlog(0, 0, inf)])
+@pytest.mark.parametrize("backlog", [but(WAITING, count=0), Backlog(0, 0, inf)])
 def test_nothing_leaves_an_empty_queue(backlog: Backlog) -> None:
     for taker in Taker:
         assert decide(POLICY, backlog, taker, now=500.0, draining=True).reason is None
 
 
 def test_nothing_leaves_without_a_taker() -> None:
-    assert decide(POLICY, replace(WAITING, count=100), Taker.NOBODY, now=500.0).reason is None
+    assert decide(POLICY, but(WAITING, count=100), Taker.NOBODY, now=500.0).reason is None
 
 
 @given(

@@ -156,7 +156,8 @@ def test_random_bytes_never_do_anything_else(frames: list[bytes]) -> None:
 @given(st.integers(0, 5), st.data())
 @settings(max_examples=300)
 def test_a_flipped_byte_never_does_anything_else(n: int, data: st.DataObject) -> None:
-    batch = Batch(7, 1, "idle", list(range(n)), [0] * n, [9] * n, [1] * n, ["r"] * n, [b"m"] * n, [b"t" * 12] * n)
+    ones, texts = [1] * n, [b"m"] * n
+    batch = Batch(7, 1, "idle", list(range(n)), ones, ones, ones, ["r"] * n, texts, ones, texts)
     frames = [bytearray(frame) for frame in wire.encode(batch, [b"payload"] * n)]
     frame = data.draw(st.sampled_from([f for f in frames if f]))
     position = data.draw(st.integers(0, len(frame) - 1))

@@ -173,7 +173,8 @@ class Broker:
             attempts=[1] * n,
             request_ids=[f"r{uid}" for uid in uids],
             metas=[meta] * n,
-            trails=[wire.pack_step(7, 0, 0)] * n,
+            queues_us=[7] * n,
+            trails=[b""] * n,
         )
         payloads = [value if isinstance(value, bytes) else json.dumps(value).encode() for value in values]
         self.send_down(wire.encode(message, payloads))

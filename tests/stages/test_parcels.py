@@ -45,7 +45,8 @@ def batch(routes: list[int]) -> Batch:
         attempts=[1] * n,
         request_ids=[f"r{uid}" for uid in range(n)],
         metas=[b"m"] * n,
-        trails=[wire.pack_step(1, 2, 3) + wire.pack_step(40 + uid, 0, 0) for uid in range(n)],
+        queues_us=[40 + uid for uid in range(n)],
+        trails=[wire.pack_step(1, 2, 3)] * n,
     )
 
 
@@ -94,11 +95,11 @@ def test_every_item_appears_exactly_once_and_crosses_the_wire(items: list[tuple[
     assert not seen
 
 
-def test_a_trail_without_steps_is_left_alone() -> None:
+def test_the_first_stages_step_begins_the_trail() -> None:
     work = batch([3])
     work.trails[0] = b""
-    ((_, results, _),) = PLAN.results(ORIGIN, work, [Outcome(200, b"")], mime="m", compute_us=3)
-    assert results.trails == [b""]
+    ((_, results, _),) = PLAN.results(ORIGIN, work, [Outcome(200, b"")], mime="m", batch_us=2, compute_us=3)
+    assert wire.unpack_trail(results.trails[0]) == [(40, 2, 3)]
 
 
 # --- shared ----------------------------------------------------------------------------------------------------------
