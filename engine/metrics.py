@@ -6,7 +6,8 @@ Whoever answers ``/metrics`` merges them: so a scrape sees the whole deployment 
 shared between processes, and a process that died leaves only its sums behind (:func:`fold`).
 
 A family is what the Prometheus text format calls one: a counter's family is named without ``_total``, its samples with
-it. Bytes from other processes are checked on arrival (:func:`unpack`); rendering is ``prometheus_client``'s.
+it. Bytes from other processes are checked on arrival (:func:`unpack`). What they become on the page is
+:mod:`engine.metrictext`'s.
 """
 
 from __future__ import annotations
@@ -16,15 +17,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
-from prometheus_client.exposition import generate_latest
-from prometheus_client.metrics_core import Metric
-from prometheus_client.utils import floatToGoString
 
 from engine.core.stats import Histogram
 from engine.core.wire import UNREADABLE
 from engine.errors import ProtocolError
-
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"  # the text format's registered parameters
+from engine.metrictext import number, render
 
 MAX_BYTES: Final = 8 << 20  # of one process's families: some 100,000 samples, past what Prometheus likes to scrape
 MAX_FAMILIES: Final = 4096  # of one process
@@ -183,27 +180,7 @@ def fold(retired: Iterable[Family], last: Iterable[Family]) -> list[Family]:
     return merge([retired, [family for family in last if family.kind in MONOTONIC]])
 
 
-# --- writing out -----------------------------------------------------------------------------------------------------
-
-
-class _Page:
-    """As much of a registry as the text writer asks for."""
-
-    def __init__(self, families: Iterable[Family]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Any]:
-        for family in self._families:
-            metric = Metric(family.name, family.doc, family.kind)
-            for sample in family.samples:
-                metric.add_sample(sample.name, sample.labels, sample.value)
-            yield metric
-
-
-def render(families: Iterable[Family]) -> bytes:
-    """Prometheus text format (:data:`CONTENT_TYPE`)."""
-    text: bytes = generate_latest(_Page(families))
-    return text
+# --- all processes' --------------------------------------------------------------------------------------------------
 
 
 class Sources(msgspec.Struct, frozen=True, array_like=True):
@@ -265,21 +242,13 @@ def exposition(sources: Sources | None, own_name: str, own_families: Sequence[Fa
 # --- families of our own processes -----------------------------------------------------------------------------------
 
 
-def duration_buckets(timeout_s: float) -> tuple[float, ...]:
-    """Upper bounds in seconds: 1 ms, doubling until they reach ``timeout_s`` (1 ms to 4.096 s for 3 s)."""
-    bounds = [0.001]
-    while bounds[-1] < timeout_s:
-        bounds.append(bounds[-1] * 2)
-    return tuple(bounds)
-
-
 def histogram_samples(one: Histogram, name: str, labels: Mapping[str, str]) -> list[Sample]:
     """Cumulative buckets, sum and count of one histogram under the family ``name``."""
     total = 0
     samples = []
     for bound, count in zip((*one.buckets, float("inf")), one.counts, strict=True):
         total += count
-        samples.append(Sample(f"{name}_bucket", {**labels, "le": floatToGoString(bound)}, total))
+        samples.append(Sample(f"{name}_bucket", {**labels, "le": number(bound)}, total))
     samples.append(Sample(f"{name}_count", dict(labels), total))
     samples.append(Sample(f"{name}_sum", dict(labels), one.total))
     return samples

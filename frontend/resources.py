@@ -17,7 +17,8 @@ from engine.client import Answer
 from engine.clock import now
 from engine.core.wire import pack_meta
 from engine.errors import ProtocolError, Unavailable
-from engine.metrics import CONTENT_TYPE, exposition, unpack_sources
+from engine.metrics import exposition, unpack_sources
+from engine.metrictext import CONTENT_TYPE
 from frontend import deadline, errors, media, timing
 from frontend.body import Body
 from frontend.broker import BrokerClient

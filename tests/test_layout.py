@@ -22,7 +22,9 @@ PACKAGES: Final = ("engine", "frontend", "stages")
 LAYERS: Final = (
     ("errors", ("engine.errors", "engine.exitcodes")),
     ("core", ("engine.core",)),
-    ("config, metrics", ("engine.config", "engine.metrics", "engine.clock", "engine.log", "engine.loader")),
+    ("config, metrics", (
+        "engine.config", "engine.metrics", "engine.metrictext", "engine.clock", "engine.log", "engine.loader",
+    )),
     ("client, transport", ("engine.client", "engine.transport", "engine.process", "engine.signals", "engine.admin")),
     ("frontend | stages | engine.broker", ("frontend", "stages", "engine.broker")),
     ("supervisor", ("engine.supervisor",)),

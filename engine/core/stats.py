@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-SECONDS: Final = tuple(0.001 * 2**power for power in range(13))  # 1 ms to 4 s, doubling
+SECONDS: Final = tuple(0.001 * 2**power for power in range(13))  # 1 ms to 4 s, doubling: Mosec's for batching
 SIZES: Final = tuple(2.0**power for power in range(10))  # 1 to 512, the buckets Mosec's dashboards know
 
 
@@ -45,10 +45,19 @@ class LaneStats:
     compute_s: float = 0.0
 
 
+def duration_buckets(timeout_s: float) -> tuple[float, ...]:
+    """Upper bounds in seconds: 1 ms, doubling until they reach ``timeout_s`` (1 ms to 4.096 s for 3 s)."""
+    bounds = [0.001]
+    while bounds[-1] < timeout_s:
+        bounds.append(bounds[-1] * 2)
+    return tuple(bounds)
+
+
 @dataclass(slots=True)
 class StageStats:
-    """Of one stage since the broker started."""
+    """Of one stage since the broker started. ``durations``: the buckets of the time a batch takes."""
 
+    durations: tuple[float, ...] = SECONDS
     releases: dict[str, int] = field(default_factory=dict)  # by reason
     lanes: dict[int, LaneStats] = field(default_factory=dict)  # by slot
     arrived: int = 0
@@ -63,7 +72,7 @@ class StageStats:
     def lane(self, slot: int) -> LaneStats:
         found = self.lanes.get(slot)
         if found is None:
-            found = self.lanes[slot] = LaneStats()
+            found = self.lanes[slot] = LaneStats(process=Histogram(self.durations))
         return found
 
 

@@ -21,7 +21,7 @@ class UserMetrics:
         registry = getattr(client, "REGISTRY", None)
         if registry is None:
             return self._last
-        from engine import metrics  # it imports prometheus_client, which is not light: only if user code has done so
+        from engine import metrics  # here, for a worker that counts nothing does without it
 
         try:
             families = metrics.collect(registry)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from engine.core.stats import Histogram
+from engine.core.stats import Histogram, duration_buckets
 from engine.errors import ProtocolError
 from engine.metrics import (
     MAX_BYTES,
@@ -22,7 +22,6 @@ from engine.metrics import (
     add_labels,
     collect,
     counter,
-    duration_buckets,
     exposition,
     fold,
     gauge,
@@ -32,10 +31,10 @@ from engine.metrics import (
     merge_workers,
     pack,
     pack_sources,
-    render,
     unpack,
     unpack_sources,
 )
+from engine.metrictext import render
 
 
 def values(families: list[Family]) -> dict[str, float]:
@@ -224,24 +223,71 @@ def test_the_page_sums_all_processes_and_takes_its_own_numbers_fresh() -> None:
         retired=pack([hits(10_000)]),
     )
     page = exposition(sources, "me", [hits(3)], "engine").decode()
-    assert "app_hits_total 11113.0" in page
-    assert 'engine_queue{stage="encode"} 4.0' in page
-    assert "engine_broker_up 1.0" in page
-    assert "engine_unreadable_sources 0.0" in page
+    assert "app_hits_total 11113" in page
+    assert 'engine_queue{stage="encode"} 4' in page
+    assert "engine_broker_up 1" in page
+    assert "engine_unreadable_sources 0" in page
     assert page.count("# TYPE app_hits_total counter") == 1
 
 
 def test_the_page_without_a_broker_is_this_process_own() -> None:
     page = exposition(None, "me", [hits(3)], "ns").decode()
-    assert "app_hits_total 3.0" in page
-    assert "ns_broker_up 0.0" in page
+    assert "app_hits_total 3" in page
+    assert "ns_broker_up 0" in page
 
 
 def test_an_unreadable_process_costs_only_its_own_numbers() -> None:
     sources = Sources(b"\xc1", [("a", b"\xc1"), ("b", pack([hits(1)]))], [("s", 1, b"\xc1")], b"")
     page = exposition(sources, "me", [hits(3)], "engine").decode()
-    assert "app_hits_total 4.0" in page
-    assert "engine_unreadable_sources 3.0" in page
+    assert "app_hits_total 4" in page
+    assert "engine_unreadable_sources 3" in page
+
+
+def test_the_page_says_what_prometheus_own_writer_would_say() -> None:
+    made = registry()
+    families = collect(made)
+    wanted = {
+        (family.name, family.type, sample.name, *sorted(sample.labels.items()), sample.value)
+        for family in text_string_to_metric_families(prometheus.generate_latest(made).decode())
+        for sample in family.samples
+        if any(family.name in (known.name, f"{known.name}_info") for known in families)
+    }
+    found = {
+        (family.name, family.type, sample.name, *sorted(sample.labels.items()), sample.value)
+        for family in text_string_to_metric_families(render(families).decode())
+        for sample in family.samples
+    }
+    assert found == wanted
+
+
+def test_a_gauge_histogram_has_its_sums_apart() -> None:
+    samples = [Sample("g_bucket", {"le": "+Inf"}, 2), Sample("g_gcount", {}, 2), Sample("g_gsum", {}, 3.5)]
+    lines = render([Family("g", "gaugehistogram", "g", samples)]).decode().splitlines()
+    assert "# TYPE g histogram" in lines
+    assert lines.index("g_gcount 2") == lines.index("# TYPE g_gcount gauge") + 1
+    assert lines.index("g_gsum 3.5") == lines.index("# TYPE g_gsum gauge") + 1
+
+
+def test_whole_numbers_are_printed_whole() -> None:
+    size = Histogram([1.0, 8.0])
+    size.observe(3, times=2)
+    odd = [Sample("odd", {"n": str(n)}, value) for n, value in enumerate((math.inf, -math.inf, math.nan, 2.0**60, 0.5))]
+    families = [hits(1_234_567.0), gauge("depth", "", 0), histogram("size", "", [({}, size)])]
+    text = render([*families, Family("odd", "unknown", "", odd)]).decode()
+    assert [line for line in text.splitlines() if not line.startswith("#")] == [
+        "app_hits_total 1234567",
+        "depth 0",
+        'size_bucket{le="1.0"} 0',
+        'size_bucket{le="8.0"} 2',
+        'size_bucket{le="+Inf"} 2',
+        "size_count 2",
+        "size_sum 6.0",
+        'odd{n="0"} +Inf',
+        'odd{n="1"} -Inf',
+        'odd{n="2"} NaN',
+        f'odd{{n="3"}} {2.0**60!r}',
+        'odd{n="4"} 0.5',
+    ]
 
 
 def test_label_texts_survive_the_text_format() -> None:
