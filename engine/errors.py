@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 class EngineError(Exception):
     """Base of the errors a worker raises on purpose; fails one request, never its batch.
 
-    A subclass may set ``status`` (the HTTP status of the answer), ``prefix`` (what stands before the message)
-    and ``headers`` (extra response headers) to make an answer of its own.
+    A subclass may set ``status`` (the HTTP status of the answer, 300 to 599), ``prefix`` (what stands before the
+    message) and ``headers`` (extra response headers) to make an answer of its own. A class written for Mosec names its
+    prefix ``msg``: that is read too.
     """
 
     status: int = 500
@@ -24,9 +25,14 @@ class EngineError(Exception):
 
     @property
     def text(self) -> str:
-        """The line a client sees: prefix and message, newlines folded into spaces."""
-        message = " ".join(str(self).split())
-        return f"{self.prefix}: {message}" if message else self.prefix
+        """The line a client sees: prefix and message, line breaks folded into `` - ``.
+
+        Without a message the prefix stands in its place, twice then: clients of Mosec compare these lines.
+        """
+        # Of the class, not of the object: many an exception keeps its own message in `self.msg`.
+        prefix = getattr(type(self), "msg", self.prefix)
+        message = str(self).replace("\r\n", "\n").replace("\r", "\n").replace("\n", " - ")
+        return f"{prefix}: {message or prefix}"
 
 
 class ClientError(EngineError):
@@ -64,6 +70,11 @@ class EngineTimeoutError(BaseException):
 
     A ``BaseException``, so that an ``except Exception`` in user code does not swallow the interruption.
     """
+
+
+# The names by which a service written for Mosec knows them.
+MosecError = EngineError
+MosecTimeoutError = EngineTimeoutError
 
 
 class ConfigError(Exception):

@@ -1,8 +1,8 @@
 """Families as a page in the Prometheus text format 0.0.4: pure values to bytes.
 
-Not ``prometheus_client``'s writer, because that prints every number as a float (``3.0``, ``1e+06``). Here a whole number
-is printed whole, as the dashboards and scripts that came from Mosec expect; only the sums of histograms and summaries
-keep their point. The format: https://prometheus.io/docs/instrumenting/exposition_formats/
+Not ``prometheus_client``'s writer, because that prints every number as a float (``3.0``, ``1e+06``). Here a whole
+number is printed whole, as scripts that came from Mosec expect; only the sums of histograms and summaries keep their
+point. The format: https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
 from __future__ import annotations

@@ -1,8 +1,12 @@
 """The workers' side: the class users write, and the processes that run it. The map:
 
 ==================  ==================================================================================================
-``base``            :class:`Worker` and :class:`SSEWorker`, the classes users derive from; usable without any server
-``mixin``           other formats than JSON for ``deserialize`` and ``serialize``
+``base``            :class:`Worker`, the class users derive from; usable without any server
+``stream``          :class:`SSEWorker` and :class:`StreamWorker`, whose answers leave while ``forward`` runs
+``plainjson``       JSON, as lenient as the standard library's
+``mixin``           other formats than JSON and pickle, checked types, Redis between stages
+``schema``          types out of ``forward``'s annotations, and a stage's description for OpenAPI
+``models``          pydantic, where a service uses it
 ``context``         what ``Worker.context(i)`` tells about one request
 ``compute``         one batch in, one outcome per item out: no sockets, no processes (the rules of failure live here)
 ``ipc``             how a value travels from one stage to the next: pickle 5 with its large buffers out of band
@@ -14,10 +18,11 @@
 ``dryrun``          ``engine check``
 ==================  ==================================================================================================
 
-Imports go downwards: ``runtime`` and ``local`` -> ``build``, ``compute``, ``watchdog`` -> ``base`` -> ``context``,
+Imports go downwards: ``runtime`` and ``local`` -> ``build``, ``compute``, ``watchdog`` -> ``stream`` -> ``base`` -> ``context``,
 ``ipc``. Only ``runtime`` knows sockets. torch is looked at only when user code has imported it.
 """
 
-from stages.base import SSEWorker, Worker
+from stages.base import Worker
+from stages.stream import SSEWorker, StreamWorker
 
-__all__ = ["SSEWorker", "Worker"]
+__all__ = ["SSEWorker", "StreamWorker", "Worker"]

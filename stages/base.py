@@ -7,12 +7,10 @@ What the runtime sets on an object *before* ``__init__`` runs (``worker_id``, ``
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
-import msgspec
-
-from engine.errors import DecodingError, EncodingError
+from stages import plainjson
 from stages.context import Context, ItemIn
 
 
@@ -60,17 +58,11 @@ class Worker:
 
     def deserialize(self, data: bytes) -> Any:
         """The body of a request as the value ``forward`` gets: JSON. An empty body is malformed JSON: DecodingError."""
-        try:
-            return msgspec.json.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise DecodingError(str(error)) from error
+        return plainjson.decode(data)
 
     def serialize(self, data: Any) -> bytes:
         """A result as the body of the answer: JSON. Raises EncodingError, which names the type that JSON lacks."""
-        try:
-            return msgspec.json.encode(data)
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise EncodingError(_explain(error)) from error
+        return plainjson.encode(data)
 
     def serialize_ipc(self, data: Any) -> bytes:
         """A result as bytes for the next stage: pickle.
@@ -91,31 +83,3 @@ class Worker:
         if not self._items:
             return Context()
         return Context(self._items[i], self._gone)
-
-
-class SSEWorker(Worker):
-    """A worker that sends events while it computes; the last stage of a ``text/event-stream`` route."""
-
-    resp_mime_type: str = "text/event-stream"
-
-    # Set by the runtime: (position in the batch, the event's text as UTF-8). Offline, and in warm-up, events go
-    # nowhere.
-    _sink: Callable[[int, bytes], None] | None = None
-
-    def send_stream_event(self, text: str, index: int = 0) -> None:
-        """Send one event to the client of value ``index`` of the batch, now. Its framing is done on the HTTP side.
-
-        To be called by the thread that runs ``forward`` (RuntimeError otherwise): events of a request keep their order,
-        and come before its end. Raises IndexError beyond the batch.
-        """
-        if self._sink is not None:
-            self._sink(index, text.encode())
-
-
-def _explain(error: Exception) -> str:
-    text = str(error)
-    if "numpy.ndarray" in text or "torch.Tensor" in text:
-        return f"{text}; call .tolist() on it"
-    if "numpy." in text:
-        return f"{text}; call .item() on it"
-    return text

@@ -59,7 +59,7 @@ def test_an_error_of_the_service_has_its_status_and_its_words(
     client: httpx.Client, stage: str, how: str, do: str, status: int, prefix: str
 ) -> None:
     answer = client.post("/both", json=act(stage, do, text="the\nreason", how=how))
-    assert (answer.status_code, answer.text) == (status, f"{prefix}: the reason")
+    assert (answer.status_code, answer.text) == (status, f"{prefix}: the - reason")
 
 
 @pytest.mark.parametrize("stage", ["first", "second"])

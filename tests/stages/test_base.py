@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import msgpack
+import numpy
 import pytest
 
 from engine.core.wire import pack_meta
@@ -75,9 +76,40 @@ def test_malformed_json_is_a_decoding_error(body: bytes) -> None:
 def test_what_json_lacks_is_an_encoding_error() -> None:
     loop: list[Any] = []
     loop.append(loop)
-    for value in (object(), loop, "\ud800"):
+    for value in (object(), loop, {1: object()}):
         with pytest.raises(EncodingError):
             Echo().serialize(value)
+    with pytest.raises(EncodingError, match=r"numpy\.int64 is unsupported; call \.item\(\) on it"):
+        Echo().serialize(numpy.int64(1))
+    with pytest.raises(EncodingError, match=r"numpy\.ndarray is unsupported; call \.tolist\(\) on it"):
+        Echo().serialize([numpy.zeros(2)])
+
+
+class Word(str):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("value", "body"),
+    [
+        (numpy.float64(1.5), b"1.5"),
+        ([Word("a")], b'["a"]'),
+        ({None: 1, True: 2, 3: 4}, b'{"null":1,"true":2,"3":4}'),
+        ("\ud800", b'"\\ud800"'),
+        ([math.nan, numpy.float64("nan")], b"[null,null]"),
+        ({None: math.inf}, b'{"null":null}'),
+    ],
+)
+def test_a_result_that_the_standard_library_can_encode_is_encoded(value: Any, body: bytes) -> None:
+    assert Echo().serialize(value) == body
+
+
+@pytest.mark.parametrize(
+    ("body", "value"),
+    [(b'{"x": -Infinity}', {"x": -math.inf}), (b"\xef\xbb\xbf[1]", [1]), (b'"\\ud800"', "\ud800")],
+)
+def test_a_body_that_the_standard_library_can_decode_is_decoded(body: bytes, value: Any) -> None:
+    assert Echo().deserialize(body) == value
 
 
 class Packed(MsgpackMixin, Echo):

@@ -98,12 +98,12 @@ class Lying(EngineError):
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (ClientError("no\nway"), Outcome(400, b"bad request: no way")),
+        (ClientError("no\nway"), Outcome(400, b"bad request: no - way")),
         (ValidationError("'x'"), Outcome(422, b"request validation error: 'x'")),
         (ServerError("sorry"), Outcome(500, b"internal error: sorry")),
         (EncodingError("odd"), Outcome(500, b"encoding error: odd")),
         (EngineTimeoutError(), Outcome(408, b"inference timeout")),
-        (Teapot(), Outcome(418, b"teapot", {"x-tea": "green"})),
+        (Teapot(), Outcome(418, b"teapot: teapot", {"x-tea": "green"})),
         (Broken(), Outcome(500, b"inference internal error")),
         (Lying("fine"), Outcome(500, b"inference internal error")),
         (ValueError("/secret/path"), Outcome(500, b"inference internal error")),
