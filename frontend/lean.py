@@ -42,12 +42,13 @@ EVENT_STREAM: Final = "text/event-stream"
 HEAD_MAX: Final = 16 * 1024  # bytes of a head worth looking at here
 
 # A request line and header fields exactly as RFC 9112 writes them, no more: single spaces, CRLF, no folding, names that
-# are tokens, values without control characters. Anything else may be fine, and is gunicorn's to judge.
+# are tokens, values without control characters. Anything else may be fine, and is gunicorn's to judge. No part can match
+# the same bytes in two ways (blanks around a value are stripped later): else a hostile head could take for ever.
 _HEAD: Final = re.compile(
     rb"POST (/[!-~]{0,2000}) HTTP/1\.1\r\n"
-    rb"((?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[ \t]*[\x20-\x7e\x80-\xff]*\r\n){1,100})\r\n"
+    rb"((?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n){1,100})\r\n"
 )
-_FIELD: Final = re.compile(rb"([^:\r\n]+):[ \t]*([^\r\n]*?)[ \t]*\r\n")
+_FIELD: Final = re.compile(rb"([^:\r\n]+):([^\r\n]*)\r\n")
 _LENGTH: Final = re.compile(rb"[0-9]{1,12}")
 
 # Fields that ask for something which is done elsewhere.
@@ -103,8 +104,8 @@ class Reader:
         accept = request_id = b""
         hosts = 0
         pairs = []
-        for raw, value in _FIELD.findall(match[2]):
-            name = raw.lower()
+        for raw_name, raw_value in _FIELD.findall(match[2]):
+            name, value = raw_name.lower(), raw_value.strip(b" \t")
             if name == b"content-length":
                 if length >= 0 or not _LENGTH.fullmatch(value):
                     return None
@@ -140,7 +141,7 @@ class Shared:
         client: BrokerClient,
         door: Door,
         metrics: FrontendMetrics,
-        hand_over: Callable[[asyncio.Transport, bytes], None],
+        hand_over: Callable[[asyncio.Transport, bytes], asyncio.Protocol],
     ) -> None:
         self.client = client
         self.door = door
@@ -271,7 +272,7 @@ class LeanConnection(asyncio.Protocol):
         if self.idle and self._transport is not None:
             self._transport.close()
 
-    def _hand_over(self, data: bytes) -> None:
+    def _hand_over(self, data: bytes) -> asyncio.Protocol:
         """What is here is not plain, or is not to be served here: give the connection away for good."""
         transport, self._transport = self._transport, None
         self._buffer = b""
@@ -279,7 +280,7 @@ class LeanConnection(asyncio.Protocol):
         if self._paused:
             transport.resume_reading()
         self._shared.connections.discard(self)
-        self._shared.hand_over(transport, data)
+        return self._shared.hand_over(transport, data)
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
@@ -295,6 +296,8 @@ class LeanConnection(asyncio.Protocol):
         self._serve(data)
 
     def eof_received(self) -> bool | None:
+        if self._buffer and not self._seq:
+            return self._hand_over(self._buffer).eof_received()  # in the middle of its body: it is told so
         return None  # a client that stops sending has gone: closing a socket looks just so
 
     def _serve(self, data: bytes) -> None:

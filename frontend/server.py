@@ -170,7 +170,7 @@ class Application(BaseApplication):  # type: ignore[misc]
         self._client = self._connect(self.deployment, name, self.metrics.families)
         return create(self.deployment, self._client, self.metrics, self.door, name=name)
 
-    def lean(self, hand_over: Callable[[asyncio.Transport, bytes], None]) -> Shared:
+    def lean(self, hand_over: Callable[[asyncio.Transport, bytes], asyncio.Protocol]) -> Shared:
         """What lean connections share, in a worker process, after :meth:`load`."""
         return Shared(self.deployment, self._client, self.door, self.metrics, hand_over)
 

@@ -277,12 +277,13 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         connection: asyncio.Protocol = Connection(self)
         return connection
 
-    def _take_over(self, transport: asyncio.Transport, data: bytes) -> None:
+    def _take_over(self, transport: asyncio.Transport, data: bytes) -> asyncio.Protocol:
         """A lean connection met something that is not plain: from here on it is gunicorn's."""
-        connection = Connection(self)
+        connection: asyncio.Protocol = Connection(self)
         transport.set_protocol(connection)
         connection.connection_made(transport)
         connection.data_received(data)
+        return connection
 
     @property
     def _all(self) -> list[Connection | LeanConnection]:

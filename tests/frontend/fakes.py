@@ -67,6 +67,7 @@ class FakeClient:
     cancelled: list[asyncio.Future[Answer]] = field(default_factory=list)
     started: int = 0
     closed: int = 0
+    _calls: list[asyncio.Future[Answer]] = field(default_factory=list)
 
     def submit(
         self, route: int, body: bytes, *, timeout_s: float, request_id: str, meta: bytes
@@ -87,8 +88,30 @@ class FakeClient:
         self.cancelled.append(answer)
         answer.cancel()
 
+    def call(
+        self,
+        route: int,
+        body: bytes,
+        done: Callable[[Answer | None], None],
+        *,
+        timeout_s: float,
+        request_id: str,
+        meta: bytes,
+    ) -> int:
+        answer = self.submit(route, body, timeout_s=timeout_s, request_id=request_id, meta=meta)
+        answer.add_done_callback(lambda future: None if future.cancelled() else done(future.result()))
+        self._calls.append(answer)
+        return len(self._calls)
+
+    def withdraw(self, seq: int) -> None:
+        self.cancel(self._calls[seq - 1])
+
     def view(self) -> View:
         return self.current
+
+    @property
+    def stages(self) -> list[StageState]:
+        return list(self.current.stages)
 
     async def ask(self, what: str, *, timeout_s: float = 2.0) -> bytes:
         assert what == "metrics"

@@ -10,9 +10,10 @@ import pytest
 from running import Raw, Running, frontend, post
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+@pytest.fixture(scope="module", params=["lean", "asgi"])
+def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     options = {
+        "server": request.param,
         "max_request_size": 1 << 20,
         "max_header_size": 16 << 10,
         "header_timeout": 0.4,

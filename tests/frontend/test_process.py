@@ -20,6 +20,13 @@ from engine.exitcodes import ExitCode
 from frontend.server import PortInUse, listen, url
 
 
+@pytest.fixture(params=["lean", "asgi"])
+def server(request: pytest.FixtureRequest) -> str:
+    """Who reads HTTP/1.1; what is promised of stopping and dying holds for both."""
+    chosen: str = request.param
+    return chosen
+
+
 def in_background(work: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=work)
     thread.start()
@@ -96,8 +103,8 @@ def test_a_process_whose_port_is_in_use_exits_busy_with_a_reason(tmp_path: Path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopping_answers_what_is_under_way_and_ends_idle_connections(tmp_path: Path, number: int) -> None:
-    with frontend(tmp_path, keepalive=3600.0, grace=20.0) as running:
+def test_stopping_answers_what_is_under_way_and_ends_idle_connections(server: str, tmp_path: Path, number: int) -> None:
+    with frontend(tmp_path, server=server, keepalive=3600.0, grace=20.0) as running:
         with running.connect() as idle, running.connect() as fresh, running.connect() as busy:
             assert idle.send(post(b"hello")).reply().status == 200
             busy.send(post(b"after 0.5"))
@@ -124,8 +131,8 @@ def test_a_terminals_interrupt_to_the_whole_group_drains_as_well(tmp_path: Path)
         assert running.process.wait(20) == ExitCode.OK
 
 
-def test_a_request_that_arrives_while_draining_is_503(tmp_path: Path) -> None:
-    with frontend(tmp_path, grace=20.0) as running, running.connect() as raw, running.connect() as busy:
+def test_a_request_that_arrives_while_draining_is_503(server: str, tmp_path: Path) -> None:
+    with frontend(tmp_path, server=server, grace=20.0) as running, running.connect() as raw, running.connect() as busy:
         half = post(b"late")
         busy.send(post(b"after 2"))
         raw.send(half[:20])
@@ -162,8 +169,8 @@ def test_an_idle_http2_connection_does_not_hold_the_drain(tmp_path: Path) -> Non
         assert time.monotonic() - began < 10
 
 
-def test_what_is_not_answered_within_the_grace_is_given_up(tmp_path: Path) -> None:
-    with frontend(tmp_path, grace=0.3, timeout=60.0) as running, running.connect() as raw:
+def test_what_is_not_answered_within_the_grace_is_given_up(server: str, tmp_path: Path) -> None:
+    with frontend(tmp_path, server=server, grace=0.3, timeout=60.0) as running, running.connect() as raw:
         raw.send(post(b"hang"))
         running.events.what("submitted", body="hang")
         began = time.monotonic()
@@ -172,8 +179,8 @@ def test_what_is_not_answered_within_the_grace_is_given_up(tmp_path: Path) -> No
         assert raw.at_end()
 
 
-def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
-    with frontend(tmp_path, grace=60.0, timeout=60.0) as running, running.connect() as raw:
+def test_a_second_interrupt_stops_at_once(server: str, tmp_path: Path) -> None:
+    with frontend(tmp_path, server=server, grace=60.0, timeout=60.0) as running, running.connect() as raw:
         raw.send(post(b"hang"))
         running.events.what("submitted", body="hang")
         running.process.send_signal(signal.SIGINT)
@@ -198,8 +205,8 @@ def test_ready_is_said_once_when_all_workers_listen(tmp_path: Path) -> None:
             running.status.wait(lambda line: line["event"] == "ready", timeout_s=1.0)
 
 
-def test_a_worker_that_dies_is_replaced_and_the_others_go_on(tmp_path: Path) -> None:
-    with frontend(tmp_path, workers=2) as running:
+def test_a_worker_that_dies_is_replaced_and_the_others_go_on(server: str, tmp_path: Path) -> None:
+    with frontend(tmp_path, server=server, workers=2) as running:
         before = {running.events.what("started")["pid"] for _ in range(2)}
         with running.connect() as raw:
             raw.send(post(b"die"))
