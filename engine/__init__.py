@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     )
     from engine.log import get_logger
     from engine.server import Runtime, Server
-    from stages.base import SSEWorker, Worker
+    from stages.base import Worker
+    from stages.stream import SSEWorker, StreamWorker
 
     __version__: str
 
@@ -61,6 +62,7 @@ __all__ = [
     "SSEWorker",
     "Server",
     "ServerError",
+    "StreamWorker",
     "ValidationError",
     "Worker",
     "__version__",
@@ -71,7 +73,8 @@ _HOMES: Final = {
     "Server": "engine.server",
     "Runtime": "engine.server",
     "Worker": "stages.base",
-    "SSEWorker": "stages.base",
+    "SSEWorker": "stages.stream",
+    "StreamWorker": "stages.stream",
     "get_logger": "engine.log",
     "EngineError": "engine.errors",
     "ClientError": "engine.errors",

@@ -3,7 +3,7 @@
 Requests that are submitted in one turn of the loop leave in one parcel, and answers come in parcels, so the cost of a
 message is shared by all that are under way. The body of a request is kept until its answer: when the broker's *session*
 changes (it was restarted, or the connection was cut and made anew) everything unanswered is submitted again; a broker
-that has it already recognises its number.
+that has it already recognises its number. Not so a stream of which events have come: it ends, as a failure.
 
 ``ZMQ_FD`` is edge-triggered: it becomes readable when something happens in the socket, not while something is there. So
 EVENTS is looked at after every send, and reading goes on until nothing is left, in bounded turns.
@@ -14,14 +14,17 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, NamedTuple, TypeAlias
+
+import msgspec
 
 from engine import admin, transport
 from engine.clock import now
 from engine.core.messages import (
     Answers,
     Cancel,
+    Consumed,
     Events,
     FrontendBeat,
     FrontendPulse,
@@ -45,15 +48,26 @@ FULL_S: Final = 0.02  # how long a 429 of the broker's stands for the next reque
 PARCELS_PER_TURN: Final = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What a request got. ``status`` 200 carries the body; any other the message the client may see (UTF-8)."""
 
     status: int
     body: bytes | memoryview
     mime: str = "application/json"
     trail: bytes = b""  # engine.core.wire.unpack_trail
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = {}  # of each Answer its own: msgspec copies an empty default
+
+
+class StreamEvent(NamedTuple):
+    """Something of an answer that is still being computed. ``flow`` and ``mime`` are those of the stage it is from."""
+
+    data: bytes
+    flow: int  # engine.core.messages.Flow
+    mime: str
+
+
+OnEvent: TypeAlias = Callable[[StreamEvent], None]
+TORN: Final = b"internal error: the broker was lost while this request was streamed"
 
 
 @dataclass(frozen=True)
@@ -70,8 +84,7 @@ class View:
     stages: tuple[StageState, ...]
 
 
-@dataclass(slots=True, eq=False)
-class _Pending:
+class _Pending(msgspec.Struct, eq=False):
     done: Callable[[Answer | None], None]
     seq: int
     route: int
@@ -79,7 +92,8 @@ class _Pending:
     deadline: float
     request_id: str
     meta: bytes
-    on_event: Callable[[bytes], None] | None
+    on_event: OnEvent | None
+    begun: bool = False  # events have come
 
 
 class Client:
@@ -94,6 +108,7 @@ class Client:
         self._by_answer: dict[asyncio.Future[Answer], int] = {}
         self._outgoing: list[_Pending] = []
         self._cancelled: list[int] = []
+        self._consumed: dict[int, int] = {}
         self._flushing = False
         self._seq = 0
         self._session = -1
@@ -143,7 +158,7 @@ class Client:
         timeout_s: float,
         request_id: str,
         meta: bytes = b"",
-        on_event: Callable[[bytes], None] | None = None,
+        on_event: OnEvent | None = None,
     ) -> asyncio.Future[Answer]:
         """Hand a request to the broker; never blocks.
 
@@ -174,7 +189,7 @@ class Client:
         timeout_s: float,
         request_id: str,
         meta: bytes,
-        on_event: Callable[[bytes], None] | None = None,
+        on_event: OnEvent | None = None,
     ) -> int:
         """:meth:`submit` without a future, for the path where one would cost: ``done`` is called with the answer, or
         with None when the client is closed first. Returns the number to :meth:`withdraw` it by."""
@@ -234,6 +249,12 @@ class Client:
         endpoint = self._endpoints.admin
         return await self._loop.run_in_executor(None, admin.ask_at, self._context, endpoint, what, timeout_s)
 
+    def consumed(self, seq: int, nbytes: int) -> None:
+        """The client of a stream (a :meth:`call`) has taken so many bytes of its events: as many more may come."""
+        if seq in self._pending:
+            self._consumed[seq] = self._consumed.get(seq, 0) + nbytes
+            self._flush_soon()
+
     # --- sending -----------------------------------------------------------------------------------------------------
 
     def _flush_soon(self) -> None:
@@ -254,6 +275,10 @@ class Client:
             sent = self._send(Cancel(self._cancelled))
             if sent:
                 self._cancelled = []
+        if sent and self._consumed:
+            sent = self._send(Consumed(self._consumed))
+            if sent:
+                self._consumed = {}
         if not sent:
             self._flushing = True
             self._loop.call_later(RETRY_S, self._flush)
@@ -331,6 +356,9 @@ class Client:
         if self._session != -1 and self._pending:
             log.warning("new session: submitting again", extra={"requests": len(self._pending)})
         self._session = pulse.session
+        for one in [one for one in self._pending.values() if one.begun]:
+            del self._pending[one.seq]
+            one.done(Answer(Status.FAILED, TORN))
         waiting = {one.seq for one in self._outgoing}
         self._outgoing.extend(one for seq, one in self._pending.items() if seq not in waiting)
         if self._outgoing:
@@ -340,7 +368,8 @@ class Client:
         for seq, payload in zip(events.seqs, payloads, strict=True):
             pending = self._pending.get(seq)
             if pending is not None and pending.on_event is not None:
-                pending.on_event(bytes(_joined(payload)))
+                pending.begun = True
+                pending.on_event(StreamEvent(bytes(_joined(payload)), events.flow, events.mime))
 
 
 def _joined(payload: Payload) -> bytes | memoryview:

@@ -18,8 +18,8 @@
 ``dryrun``          ``engine check``
 ==================  ==================================================================================================
 
-Imports go downwards: ``runtime`` and ``local`` -> ``build``, ``compute``, ``watchdog`` -> ``stream`` -> ``base`` -> ``context``,
-``ipc``. Only ``runtime`` knows sockets. torch is looked at only when user code has imported it.
+Imports go downwards: ``runtime`` and ``local`` -> ``build``, ``compute``, ``watchdog`` -> ``stream`` -> ``base`` ->
+``context``, ``ipc``. Only ``runtime`` knows sockets. torch is looked at only when user code has imported it.
 """
 
 from stages.base import Worker

@@ -14,6 +14,7 @@ from engine.process import own_env
 from stages.base import Worker
 from stages.compute import as_results
 from stages.device import resolve
+from stages.stream import check_place, entry
 
 
 def create(
@@ -41,7 +42,7 @@ def create(
 def load_offline(deployment: Deployment, spec: StageSection) -> Worker:
     """Worker 1 of a stage, in this process: with the stage's environment while it is loaded, and only then."""
     with _environment(own_env(spec.env, 1)):
-        return create(
+        worker = create(
             load_class(spec.worker, deployment.file.parent),
             stage=spec.name,
             worker_id=1,
@@ -49,6 +50,13 @@ def load_offline(deployment: Deployment, spec: StageSection) -> Worker:
             device=resolve(spec.device),
             args=spec.args,
         )
+    check_place(worker, is_last=is_last(deployment, spec.name))
+    return worker
+
+
+def is_last(deployment: Deployment, stage: str) -> bool:
+    """Whether no route goes on after this stage."""
+    return all(route.stages[-1] == stage for route in deployment.routes if stage in route.stages)
 
 
 @contextmanager
@@ -81,7 +89,7 @@ def examples(worker: Worker) -> list[Any]:
 
 def forward_example(worker: Worker, example: Any) -> list[Any]:
     """``forward`` of one example; its results as a list. Any failure among them is raised."""
-    returned = worker.forward(example)
+    returned = entry(worker)(example)
     results = as_results(returned, len(example)) if worker.max_batch_size > 1 else [returned]
     for result in results:
         if isinstance(result, BaseException):

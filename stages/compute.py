@@ -6,6 +6,7 @@
   only the guilty items fail (``isolate``). Where calling twice is forbidden the whole batch fails.
 * A client sees the text of an :class:`~engine.errors.EngineError`; of any other exception only ``inference internal
   error``. The traceback goes to the log, once per kind of failure and batch, with the ids of the requests it struck.
+* What has sent events is not computed again, and its result is dropped.
 * A result that is no list of the right length is a bug in ``forward``: nobody can say whose results those are, so
   every item of that call fails.
 
@@ -21,13 +22,14 @@ from typing import Any, Final
 
 import msgspec
 
-from engine.core.messages import Status
+from engine.core.messages import Flow, Status
 from engine.core.wire import Payload
 from engine.errors import EncodingError, EngineError, EngineTimeoutError
 from engine.log import get_logger
 from stages import ipc
 from stages.base import Worker
 from stages.context import ItemIn
+from stages.stream import entry, flow_of
 
 TEXT_MAX: Final = 8192  # characters of an error message; more is a dump, not a message
 INTERNAL_TEXT: Final = b"inference internal error"
@@ -43,6 +45,9 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 SKIPPED: Final = Outcome(int(Status.SKIPPED))
+TOO_SLOW: Final = Outcome(int(Status.TIMEOUT), b"the client reads too slowly")
+# For a stream of a batch that failed as a whole: another request may be the guilty one, and its message is not told.
+SPOILED: Final = Outcome(int(Status.FAILED), b"internal error: forward failed after it had begun to stream")
 TIMED_OUT: Final = Outcome(int(Status.TIMEOUT), TIMEOUT_TEXT)
 INTERNAL: Final = Outcome(int(Status.FAILED), INTERNAL_TEXT)
 
@@ -69,6 +74,7 @@ class Codec:
         kind = type(worker)
         self._own_decode = kind.deserialize_ipc is not Worker.deserialize_ipc
         self._own_encode = kind.serialize_ipc is not Worker.serialize_ipc
+        self._whole = flow_of(worker) is Flow.WHOLE
 
     def decode(self, item: ItemIn) -> Any:
         """The value for ``forward``. Raises whatever the user's code raises."""
@@ -83,6 +89,8 @@ class Codec:
     def encode(self, item: ItemIn, result: Any) -> Payload:
         """The payload for the next hop. Raises whatever the user's code raises, or EncodingError."""
         if item.last:
+            if not self._whole:  # the answer has been sent, and what forward returned was never meant for it
+                return b""
             return _as_bytes(self._worker.serialize(result), "serialize")
         if self._own_encode:
             return _as_bytes(self._worker.serialize_ipc(result), "serialize_ipc")
@@ -152,14 +160,16 @@ def run_batch(
     max_batch_size: int,
     isolate: bool = True,
     expired: Callable[[ItemIn], bool] = never,
+    begun: Callable[[ItemIn], bool] = never,
     call: Call = call_plainly,
     codec: Codec | None = None,
 ) -> Computed:
     """Compute a batch. Never raises for what user code does, except SystemExit and KeyboardInterrupt.
 
-    ``expired`` is asked about each item before it is decoded and before ``forward`` is called on it once more.
+    ``expired`` is asked about each item before it is decoded and before ``forward`` is called on it once more;
+    ``begun``, whether its client has got events already, so that it cannot be computed once more.
     """
-    run = _Run(worker, items, codec or Codec(worker), call, expired, isolate and max_batch_size > 1)
+    run = _Run(worker, items, codec or Codec(worker), call, expired, begun, isolate and max_batch_size > 1)
     try:
         run.decode()
         if max_batch_size > 1:
@@ -181,6 +191,7 @@ class _Run:
     codec: Codec
     call: Call
     expired: Callable[[ItemIn], bool]
+    begun: Callable[[ItemIn], bool]
     isolate: bool
     outcomes: list[Outcome | None] = field(default_factory=list)
     live: list[tuple[int, ItemIn, Any]] = field(default_factory=list)  # position, item, decoded value
@@ -204,7 +215,7 @@ class _Run:
             self.worker._items = (item,)
             self.calls += 1
             try:
-                result = self.call(self.worker.forward, value)
+                result = self.call(entry(self.worker), value)
             except (Exception, EngineTimeoutError) as error:
                 self.fail(position, error, "forward")
             else:
@@ -226,7 +237,10 @@ class _Run:
                 if len(part) == 1 or not self.isolate:
                     self.fail_all(part, error)
                     continue
-                again = [entry for entry in part if not self.skip(entry)]
+                for position, item, _ in part:
+                    if self.begun(item):
+                        self.fail(position, error, "forward", SPOILED)
+                again = [one for one in part if not self.begun(one[1]) and not self.skip(one)]
                 middle = (len(again) + 1) // 2
                 # The first half comes off the list first: results leave in the order of the items.
                 parts.extend(half for half in (again[middle:], again[:middle]) if half)
@@ -255,8 +269,8 @@ class _Run:
         for position, _, _ in part:
             self.fail(position, error, "forward")
 
-    def fail(self, position: int, error: BaseException, where: str) -> None:
-        outcome = self.outcomes[position] = outcome_of(error)
+    def fail(self, position: int, error: BaseException, where: str, outcome: Outcome | None = None) -> None:
+        outcome = self.outcomes[position] = outcome or outcome_of(error)
         if outcome.status < Status.FAILED and outcome.status != Status.TIMEOUT:
             return  # the client's fault: its answer says all, and a flood of bad requests must not flood the log
         kind = (where, type(error).__name__, _text(error))

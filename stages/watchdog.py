@@ -87,7 +87,7 @@ class Watchdog:
             self._disarm()  # see the module
             raise
 
-    def undisturbed(self, function: Callable[[], None]) -> None:
+    def undisturbed(self, function: Callable[[], object]) -> None:
         """Called from within ``forward`` for work of ours, such as sending, that must not be torn in the middle.
 
         Raises EngineTimeoutError afterwards if the time has passed meanwhile.

@@ -25,6 +25,7 @@ from engine.core.front import Frontend, FrontMachine, FrontSpec
 from engine.core.messages import (
     Ask,
     Cancel,
+    Consumed,
     FrontendBeat,
     FrontendPulse,
     Message,
@@ -164,6 +165,8 @@ class FrontThread(BrokerThread[ToFront]):
             machine.submit(peer, message, payloads, now)
         elif isinstance(message, Cancel):
             machine.cancel(peer, message.seqs)
+        elif isinstance(message, Consumed):
+            machine.consumed(peer, message.nbytes)
         elif isinstance(message, FrontendBeat):
             machine.beat(peer, message, now)
             if (
@@ -177,7 +180,7 @@ class FrontThread(BrokerThread[ToFront]):
             log.warning("unexpected message dropped", extra={"kind": type(message).__name__})
 
     def _handle_admin(self, peer: bytes, message: Message, now: float) -> None:
-        if not isinstance(message, Ask) or message.what not in ("status", "metrics"):
+        if not isinstance(message, Ask) or message.what not in ("status", "metrics", "about"):
             log.warning("unexpected question dropped", extra={"kind": type(message).__name__})
             return
         self._asked += 1
@@ -189,6 +192,8 @@ class FrontThread(BrokerThread[ToFront]):
         parts = [question.parts[stage] for stage in range(len(self.stages))]
         if question.what == "status":
             body = report.status(self.machine, parts, name=self._name, uptime_s=clock() - self._began)
+        elif question.what == "about":
+            body = report.about(self.machine, parts)
         else:
             body = report.metrics(self.machine, parts, self._retired, self._namespace)
         transport.send(self._admin, encode(Report(question.what), [body]), to=question.peer)

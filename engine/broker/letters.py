@@ -1,11 +1,11 @@
-"""What broker threads write to each other, beside the actions of the machines (Admit, Drop, Settle, Fail, News)."""
+"""What broker threads write to each other, beside actions of the machines (Admit, Drop, Grant, Settle, Fail, News)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from engine.core.actions import Admit, Drop, Fail, News, Settle
+from engine.core.actions import Admit, Drop, Fail, Grant, News, Settle
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +13,7 @@ class Look:
     """Show yourself, for question ``token``."""
 
     token: int
-    what: str  # status or metrics
+    what: str  # status, metrics or about
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Seen:
 
     token: int
     stage: int
-    part: object  # report.StageStatus or report.StageFamilies, by the question
+    part: object  # report.StageStatus, report.StageFamilies or bytes, by the question
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,5 +35,5 @@ class Stop:
     """Leave the loop and close the sockets."""
 
 
-ToStage: TypeAlias = Admit | Drop | Settle | Look | Drain | Stop
+ToStage: TypeAlias = Admit | Drop | Grant | Settle | Look | Drain | Stop
 ToFront: TypeAlias = Fail | News | Seen | Drain | Stop

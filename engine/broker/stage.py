@@ -21,7 +21,7 @@ from engine.broker.loop import BrokerThread, letters_from, parcels
 from engine.broker.mailbox import Mailbox
 from engine.broker.watch import Watch
 from engine.clock import now as clock
-from engine.core.actions import Admit, Dispatch, Drop, Fail, Forget, Kill, News, Settle, ToWorker
+from engine.core.actions import Admit, Dispatch, Drop, Fail, Forget, Grant, Kill, News, Settle, ToWorker
 from engine.core.items import Request
 from engine.core.messages import Bye, Hello, Leave, Message, Ready, Refused, Results, Welcome, WorkerBeat
 from engine.core.routing import Topology
@@ -141,6 +141,8 @@ class StageThread(BrokerThread[ToStage]):
             machine.enqueue(letter.items, now)
         elif type(letter) is Drop:
             machine.cancel(letter.uids, now)
+        elif type(letter) is Grant:
+            machine.grant(letter)
         elif type(letter) is Look:
             self._show(letter, now)
         elif type(letter) is Drain:
@@ -152,6 +154,8 @@ class StageThread(BrokerThread[ToStage]):
         part: object
         if look.what == "status":
             part = report.stage_status(self.machine, now)
+        elif look.what == "about":
+            part = self.machine.about
         else:
             part = report.stage_families(self.machine, self._retired, now, self._namespace)
         self._post(Seen(look.token, self.index, part))

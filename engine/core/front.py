@@ -16,7 +16,7 @@ frontend, from :meth:`FrontMachine.take_answers`. Rules held here:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from math import inf
@@ -294,12 +294,12 @@ class FrontMachine:
         self._answer(request.frontend, request.seq, Status.FAILED, TORN)
         self.actions.append(Drop(self._stage_of(request), [request.uid]))
 
-    def consumed(self, peer: bytes, seqs: Sequence[int], nbytes: Sequence[int]) -> None:
+    def consumed(self, peer: bytes, nbytes: Mapping[int, int]) -> None:
         """Clients have taken events: whoever sends them may go on."""
         frontend = self.frontends.get(peer)
         if frontend is None:
             return
-        for seq, count in zip(seqs, nbytes, strict=True):
+        for seq, count in nbytes.items():
             request = frontend.requests.get(seq)
             if request is not None and request.stream_hop >= 0:
                 stage = self.topology.routes[request.route].stages[request.stream_hop]

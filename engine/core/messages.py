@@ -84,8 +84,7 @@ class Cancel(Message, frozen=True, tag=2):
 class Consumed(Message, frozen=True, tag=8):
     """The clients of these streams have taken so many more bytes of events: as many more may come."""
 
-    seqs: list[Id]
-    nbytes: list[Id]
+    nbytes: dict[Id, Id]  # by seq
 
 
 class FrontendBeat(Message, frozen=True, tag=3):
@@ -227,10 +226,9 @@ class CancelItems(Message, frozen=True, tag=19):
 
 
 class Granted(Message, frozen=True, tag=23):
-    """The clients of these items have taken so many bytes of their events."""
+    """The clients of these items have taken so many more bytes of their events."""
 
-    uids: list[Id]
-    nbytes: list[Id]
+    nbytes: dict[Id, Id]  # by uid
 
 
 class Bye(Message, frozen=True, tag=20):

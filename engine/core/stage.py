@@ -210,7 +210,7 @@ class StageMachine:
     def grant(self, grant: Grant) -> None:
         """The client of a stream has taken some of it: the worker that sends it may go on."""
         if grant.worker in self.workers:
-            self.actions.append(ToWorker(grant.worker, Granted([grant.uid], [grant.nbytes])))
+            self.actions.append(ToWorker(grant.worker, Granted({grant.uid: grant.nbytes})))
 
     # --- workers -----------------------------------------------------------------------------------------------------
 
@@ -537,6 +537,4 @@ class StageMachine:
             elif worker.state is WorkerState.STARTING:
                 starting += 1
         queued = len(self.queue) + len(self.last_attempts)
-        return StageState(
-            self.spec.name, self.spec.num, ready, starting, queued, in_flight, self.mime, self.flow
-        )
+        return StageState(self.spec.name, self.spec.num, ready, starting, queued, in_flight, self.mime, self.flow)

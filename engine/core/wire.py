@@ -149,8 +149,6 @@ def _column_names(kind: type) -> tuple[str, ...]:
         messages.Submit: ("seqs", "routes", "budgets_us", "request_ids", "metas"),
         messages.Answers: ("seqs", "statuses", "mimes", "trails"),
         messages.Events: ("seqs",),
-        messages.Consumed: ("seqs", "nbytes"),
-        messages.Granted: ("uids", "nbytes"),
         messages.Batch: ("uids", "routes", "budgets_us", "attempts", "request_ids", "metas", "queues_us", "trails"),
         messages.Results: ("uids", "statuses", "trails"),
         messages.StreamEvents: ("uids",),

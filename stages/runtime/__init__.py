@@ -33,13 +33,17 @@ from engine.loader import load_class
 from engine.log import get_logger
 from engine.process import Notifier, settle
 from stages.base import Worker
-from stages.build import create, warm_up
+from stages.build import create, is_last, warm_up
+from stages.mixin.typed import check_types
 from stages.runtime.control import STOP_SIGNALS, Control
 from stages.runtime.loop import Loop
 from stages.runtime.outlets import Outlets
 from stages.runtime.parcels import Plan
 from stages.runtime.shared import Finish, Phase, Shared, Warm
 from stages.runtime.user_metrics import UserMetrics
+from stages.runtime.window import Windows
+from stages.schema import describe
+from stages.stream import check_place, flow_of
 from stages.watchdog import Watchdog
 
 GOODBYE_S: Final = 2.0  # for the control thread to end
@@ -52,19 +56,21 @@ def serve(deployment: Deployment, stage: str, slot: int, notify: Notifier) -> in
     traceback in the log. A broker that is away is waited for.
     """
     shared = Shared()
+    windows = Windows()
     signals = _Signals(shared)
     try:
         try:
             placement = settle(deployment, stage, slot)
         except StartError as error:
             return _failed(notify, error)
-        return _serve(deployment, stage, slot, placement.device, notify, shared, signals.fd)
+        return _serve(deployment, stage, slot, placement.device, notify, shared, windows, signals.fd)
     except SystemExit as end:
         # A stop while loading, or user code that wants its process to end: the code is its own.
         return end.code if isinstance(end.code, int) else ExitCode.FAILED if end.code else ExitCode.OK
     finally:
         signals.close()
         shared.close()
+        windows.close()
 
 
 def _serve(
@@ -74,6 +80,7 @@ def _serve(
     device: str,
     notify: Notifier,
     shared: Shared,
+    windows: Windows,
     signals_fd: int,
 ) -> int:
     topology = deployment.topology
@@ -85,6 +92,7 @@ def _serve(
         endpoints.control(index),
         Hello(PROTOCOL, topology.fingerprint, stage, slot, os.getpid(), transport.host_token()),
         shared,
+        windows,
         signals_fd=signals_fd,
         grace_s=deployment.engine.grace,
         families=UserMetrics(),
@@ -108,6 +116,7 @@ def _serve(
             plan=plan,
             outlets=outlets,
             shared=shared,
+            windows=windows,
             watchdog=watchdog,
         )
         # In this order: once the broker may send batches, a stop must wait for them.
@@ -143,6 +152,8 @@ def _load(deployment: Deployment, stage: str, slot: int, device: str, notify: No
         device=device,
         args=spec.args,
     )
+    check_place(worker, is_last=is_last(deployment, stage))
+    about = _describe(worker, deployment)
     warming = time.monotonic()
     warm_up(worker, lambda done, of: notify.send("warming", done=done, of=of))
     took_ms = int((time.monotonic() - warming) * 1000)
@@ -150,7 +161,16 @@ def _load(deployment: Deployment, stage: str, slot: int, device: str, notify: No
         "worker is warm",
         extra={"device": device, "load_s": round(warming - began, 3), "warmup_s": took_ms / 1000},
     )
-    return worker, Warm(worker.resp_mime_type, took_ms)
+    return worker, Warm(worker.resp_mime_type, took_ms, flow=int(flow_of(worker)), about=about)
+
+
+def _describe(worker: Worker, deployment: Deployment) -> bytes:
+    """What the stage says about itself. Raises StartError for a typed worker whose requests cannot be checked."""
+    first = any(route.stages[0] == worker.stage for route in deployment.routes)
+    last = any(route.stages[-1] == worker.stage for route in deployment.routes)
+    if first:
+        check_types(worker)
+    return describe(worker, first=first, last=last)
 
 
 def _failed(notify: Notifier, error: Exception) -> ExitCode:

@@ -23,6 +23,7 @@ from engine.core.messages import (
     Bye,
     CancelItems,
     Dismiss,
+    Granted,
     Hello,
     Pulse,
     Refused,
@@ -35,6 +36,7 @@ from engine.exitcodes import ExitCode
 from engine.log import get_logger
 from stages.runtime.membership import Membership
 from stages.runtime.shared import Dismissed, Finish, Phase, Shared, Stop, ToMain, Turned, Warm
+from stages.runtime.window import Windows
 
 LINGER_MS: Final = 500  # for the goodbye to leave
 PASS: Final = 100  # messages handled before beats and commands get their turn
@@ -51,6 +53,7 @@ class Control(threading.Thread):
         endpoint: str,
         hello: Hello,
         shared: Shared,
+        windows: Windows,
         *,
         signals_fd: int,
         grace_s: float,
@@ -61,6 +64,7 @@ class Control(threading.Thread):
         self._ctx = ctx
         self._endpoint = endpoint
         self._shared = shared
+        self._windows = windows
         self._signals_fd = signals_fd
         self._grace_s = grace_s
         self._families = families
@@ -140,6 +144,9 @@ class Control(threading.Thread):
     def _handle(self, message: AnyMessage) -> None:
         if isinstance(message, CancelItems):
             self._shared.cancelled.add(message.uids)
+            self._windows.changed()
+        elif isinstance(message, Granted):
+            self._windows.granted(message.nbytes)
         elif isinstance(message, Revoke):
             self._shared.revoked.add(message.batches)
         elif not isinstance(message, Welcome | Refused | Pulse | Dismiss):

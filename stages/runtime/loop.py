@@ -13,19 +13,24 @@ from typing import Any, Final
 
 from engine.clock import now
 from engine.core import wire
-from engine.core.messages import Batch, StreamEvents, Welcome
+from engine.core.messages import Batch, Flow, StreamEvents, Welcome
 from engine.core.routing import FINAL
 from engine.errors import ProtocolError
 from engine.exitcodes import ExitCode
 from engine.log import get_logger
-from stages.base import SSEWorker, Worker
-from stages.compute import SKIPPED, Codec, Outcome, run_batch
+from stages.base import Worker
+from stages.compute import SKIPPED, TOO_SLOW, Codec, Outcome, run_batch
 from stages.context import ItemIn
 from stages.runtime.outlets import Outlets
 from stages.runtime.parcels import Origin, Plan
 from stages.runtime.shared import Dismissed, Joined, Shared, Stop, Turned
+from stages.runtime.window import Windows
+from stages.stream import SSEWorker, StreamWorker, flow_of
 from stages.watchdog import Watchdog
 
+# How long events wait in all for the client of a stream to read on, before that stream is given up: they hold back the
+# other streams of the batch. A StreamWorker has no others, and waits as long as its timeout allows.
+PATIENCE_S: Final = 1.0
 FLUSH_S: Final = 2.0  # for results that still wait for a connection when the broker has dismissed us
 
 
@@ -40,6 +45,7 @@ class Loop:
         plan: Plan,
         outlets: Outlets,
         shared: Shared,
+        windows: Windows,
         watchdog: Watchdog,
     ) -> None:
         self._worker = worker
@@ -49,13 +55,17 @@ class Loop:
         self._plan = plan
         self._outlets = outlets
         self._shared = shared
+        self._windows = windows
         self._watchdog = watchdog
+        self._flow = flow_of(worker)
+        self._slow: set[int] = set()  # uids of the batch whose clients do not read
+        self._waited: dict[int, float] = {}  # uid -> seconds
         self._welcome: Welcome | None = None
         self._stop_at: float | None = None
         self._code: ExitCode | None = None
         self._forward_ns = 0  # when the first forward of the batch began
         self._compute_ns = 0  # in forward, over all its calls
-        if isinstance(worker, SSEWorker):
+        if isinstance(worker, SSEWorker | StreamWorker):
             worker._sink = self._stream
         worker._gone = shared.cancelled
 
@@ -120,6 +130,13 @@ class Loop:
             self._forward_ns = self._compute_ns = 0
         else:
             outcomes = self._compute(items)
+        if self._slow:
+            outcomes = [
+                TOO_SLOW if uid in self._slow else outcome for uid, outcome in zip(message.uids, outcomes, strict=True)
+            ]
+            self._slow.clear()
+        self._waited.clear()
+        self._windows.forget(message.uids)
         self._shared.cancelled.discard(message.uids)
         began_ns = self._forward_ns or received_ns
         parcels = self._plan.results(
@@ -142,6 +159,7 @@ class Loop:
             max_batch_size=self._max_batch_size,
             isolate=self._isolate,
             expired=self._is_expired,
+            begun=self._has_begun,
             call=self._timed,
             codec=self._codec,
         ).outcomes
@@ -160,18 +178,49 @@ class Loop:
 
     # --- streams -----------------------------------------------------------------------------------------------------
 
-    def _stream(self, index: int, event: bytes) -> None:
-        """``SSEWorker.send_stream_event``, from inside forward. Nothing is sent for warm-ups and for those who left."""
+    def _has_begun(self, item: ItemIn) -> bool:
+        return self._windows.has_begun(item.uid)
+
+    def _stream(self, index: int, data: bytes) -> bool:
+        """The sink of a streaming worker, called from inside forward. False: nobody listens any more."""
         if not self._worker._items:
-            return
+            return False
         if threading.current_thread() is not threading.main_thread():
-            raise RuntimeError("send_stream_event must be called by the thread that runs forward")
-        item = self._worker._items[index]
-        if item.uid in self._shared.cancelled:
-            return
+            raise RuntimeError("events must be sent by the thread that runs forward")
+        if index < 0:
+            raise IndexError(f"event for value {index} of a batch")
+        uid = self._worker._items[index].uid
+        if uid in self._shared.cancelled or not self._wait_room(uid):
+            return False
         welcome = self._welcome
         assert welcome is not None
-        message = StreamEvents(stage=self._plan.stage, worker=welcome.worker, uids=[item.uid])
-        frames = wire.encode(message, [event])
+        message = StreamEvents(
+            stage=self._plan.stage,
+            worker=welcome.worker,
+            uids=[uid],
+            flow=int(self._flow),
+            mime=self._worker.resp_mime_type,
+        )
+        frames = wire.encode(message, [data])
+        self._windows.sent(uid, len(data))
         # Interrupted between two frames of a parcel, the socket would take what follows for the rest of it.
         self._watchdog.undisturbed(lambda: self._outlets.send(FINAL, frames))
+        return True
+
+    def _wait_room(self, uid: int) -> bool:
+        """Until the client of this stream has read on. False: it does not, or it has left."""
+        while not self._windows.has_room(uid):
+            if uid in self._shared.cancelled:
+                return False
+            patience_s = 1.0  # between two looks at the outlets
+            if self._flow is Flow.EVENTS:
+                patience_s = PATIENCE_S - self._waited.get(uid, 0.0)
+                if patience_s <= 0:
+                    self._slow.add(uid)
+                    self._shared.cancelled.add([uid])  # for whoever asks its context
+                    return False
+            self._watchdog.undisturbed(self._outlets.flush)
+            began = now()
+            self._windows.wait(patience_s)
+            self._waited[uid] = self._waited.get(uid, 0.0) + now() - began
+        return True

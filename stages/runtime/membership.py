@@ -97,7 +97,7 @@ class Membership:
         if self._leaving and not self._left:
             owed.append(Leave(key))
         if self._warm is not None and not self._announced and not self._leaving:
-            owed.append(Ready(key, self._warm.mime, self._warm.took_ms))
+            owed.append(Ready(key, self._warm.mime, self._warm.took_ms, flow=self._warm.flow, about=self._warm.about))
         if now >= self._beat_at:
             owed.append(WorkerBeat(key))
         return owed

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Generic, TypeAlias, TypeVar
 
-from engine.core.messages import Welcome
+from engine.core.messages import Flow, Welcome
 
 REMEMBERED: Final = 65_536  # numbers kept of those that nobody asked about: far more than a worker holds at once
 
@@ -57,10 +57,12 @@ ToMain: TypeAlias = Joined | Dismissed | Turned | Stop
 
 @dataclass(frozen=True)
 class Warm:
-    """Warm-up is done; ``mime`` is what this stage answers with."""
+    """Warm-up is done; ``mime`` is what this stage answers with, ``about`` how it describes itself."""
 
     mime: str
     took_ms: int
+    flow: int = int(Flow.WHOLE)
+    about: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -335,7 +335,7 @@ def test_stream_events_come_before_the_answer(deployment: Deployment) -> None:
             async with client(deployment) as c:
                 await until_async(lambda: ready(c), "readiness")
                 events: list[bytes] = []
-                answer = ask(c, on_event=events.append)
+                answer = ask(c, on_event=lambda event: events.append(event.data))
                 batch, payloads = await in_thread(w.batch)
                 for text in (b"one", b"two"):
                     w.push(StreamEvents(0, w.key, batch.uids), [text])
