@@ -24,6 +24,8 @@ The code, from the bottom up; a module imports only what stands above it:
     process, signals, supervisor/
                         child processes: started, watched, restarted, stopped
     server              the Python API: the same deployment, described by calls
+    mixin, runtime, worker
+                        names of server and stages where a service written for Mosec looks for them
     cli, status         the ``engine`` command, and what it shows of a running deployment
 
 The HTTP side is the package ``frontend``; the worker process, and the ``Worker`` class that services subclass, is the

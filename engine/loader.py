@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import re
 import sys
+from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -41,6 +42,17 @@ def load_class(spec: str, folder: Path) -> type:
     finally:
         _importing.pop()
     return _class(module, name, spec)
+
+
+def stand_in(argv: Sequence[str], path: Sequence[str]) -> None:
+    """Give this process the command line and the search path of the script that described its deployment.
+
+    A worker imports that script to find its class, and with it whatever the script reads from ``sys.argv``, and finds
+    on a ``sys.path`` it has added to, when it is loaded. Nothing happens without a script (both are empty).
+    """
+    if argv:
+        sys.argv[:] = argv
+        sys.path[:] = [*path, *(place for place in sys.path if place not in path)]
 
 
 def importing() -> str | None:

@@ -14,22 +14,24 @@
         server.run()
 
 The guard is needed: worker processes import the script to find the class, and must not start a deployment of their own
-(:meth:`Server.run` refuses to, if they try). Everything else is as with a file: the same keys, checks, flags and
-environment variables, the same supervisor. This module only translates.
+(:meth:`Server.run` refuses to, if they try). Everything else is as with a file: the same keys, checks and environment
+variables, the same supervisor. The flags are those that Mosec's scripts have (:mod:`engine.config.script`). This module
+only translates.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from engine import loader, log
-from engine.config import Deployment, add_flags, build, flags_of, name_from, read_key
+from engine.config import Deployment, build, name_from, read_key, script
 from engine.config.schema import DEFAULT_ROUTE
+from engine.config.script import arguments
 from engine.errors import ConfigError
 from engine.exitcodes import ExitCode
 
@@ -40,15 +42,18 @@ Env = Mapping[str, str] | Sequence[Mapping[str, str]]
 
 START_METHODS: Final = ("spawn", "fork")  # both words are accepted; see Runtime
 
+__all__ = ["Runtime", "Server", "arguments"]
+
 
 class Runtime:
     """One pool of worker processes: a class, and how it runs. One Runtime on several routes is one shared pool.
 
     ``num`` processes; ``max_batch_size`` 1 passes single values to ``forward``; ``max_wait_time`` in milliseconds and
-    ``timeout`` in seconds, for both of which 0 means the default (10 ms; the timeout of the deployment); ``env`` a
-    mapping for all workers or a list with one for each. ``start_method`` is accepted for scripts that give it: each
-    worker is a fresh process, as with "spawn". Other keyword arguments are the further keys of a ``[[stage]]``:
-    ``name``, ``device``, ``cpus``, ``args``, ``eager``, ``idempotent`` ... (docs/reference.md).
+    ``timeout`` in seconds, for both of which 0 means the default (``--wait`` or 10 ms; the timeout of the deployment);
+    ``env`` a mapping for all workers or a list with one for each. ``start_method`` is accepted for scripts that give
+    it: each worker is a fresh interpreter, as with "spawn", and "fork" is warned about, because what the script has in
+    memory is not there. Other keyword arguments are the further keys of a ``[[stage]]``: ``name``, ``device``,
+    ``cpus``, ``args``, ``eager``, ``idempotent`` ... (docs/reference.md).
 
     Raises TypeError when ``worker`` is no Worker class or an argument is unknown, ValueError when a value is not what
     its key takes or the class cannot be found by another process.
@@ -69,6 +74,12 @@ class Runtime:
         self.spec = _spec(worker)
         if start_method not in START_METHODS:
             raise ValueError(f"start_method: expected one of {', '.join(START_METHODS)}, got {start_method!r}")
+        if start_method == "fork":
+            log.get_logger().warning(
+                'start_method "fork" of %s: its workers are interpreters of their own all the same, '
+                "and share nothing that this script has in memory",
+                worker.__name__,
+            )
         table = {"num": num, "max_batch_size": max_batch_size, "timeout": timeout, **keys}
         if max_wait_time:
             table["max_wait_time"] = max_wait_time
@@ -165,47 +176,63 @@ class Server:
     ) -> Deployment:
         """What has been described so far, as the object that a ``stages.toml`` would give. Raises ConfigError.
 
-        ``flags`` (key name -> text) override ``environ`` (``ENGINE_...``).
+        ``flags`` (name -> text, as on the command line) override ``environ`` (``ENGINE_...``). In both a bare number
+        given as ``timeout`` is milliseconds.
         """
+        return self._deployment(script.settings(flags or {}, environ or {}))
+
+    def _deployment(self, settings: script.Settings) -> Deployment:
         file = _script()
         names = self._names()
+        wait = {} if settings.wait_ms is None else {"max_wait_time": settings.wait_ms}
         data = {
             "engine": {"name": name_from(f"{file.parent.name}-{file.stem}")},
-            "stage": [{**runtime.table, "name": name, "worker": runtime.spec} for runtime, name in names.items()],
+            "stage": [
+                {**wait, **runtime.table, "name": name, "worker": runtime.spec} for runtime, name in names.items()
+            ],
             "route": [
                 {"path": path, "stages": [names[runtime] for runtime in chain]} for path, chain in self._routes.items()
             ],
         }
-        return build(data, file=file, label=file.name, flags=flags, environ=environ)
+        try:
+            made = build(data, file=file, label=file.name, flags=settings.flags, environ=settings.environ)
+        except ConfigError as error:
+            raise ConfigError([*settings.problems, *error.problems]) from None
+        if settings.problems:
+            raise ConfigError(settings.problems)
+        return made
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT; with ``--dry-run``, run the warm-up examples through every stage instead.
 
-        Reads ``sys.argv`` for the flags of docs/reference.md (exact names only; anything else is left to the script)
-        and the environment. Meant as the last line of a script: returns when all went well, else raises SystemExit
-        with one of the named exit codes, after saying why on stderr. Raises RuntimeError inside a worker process that
-        imports a script without the ``__main__`` guard.
+        Reads ``sys.argv`` for the flags of :func:`arguments` (exact names only; anything else is left to the script)
+        and the environment; the workers find both as they are now. Meant as the last line of a script: returns when
+        all went well, else raises SystemExit with one of the named exit codes, after saying why on stderr. Raises
+        RuntimeError inside a worker process that imports a script without the ``__main__`` guard.
         """
         if (spec := loader.importing()) is not None:
             raise RuntimeError(
                 f'Server.run() was reached while a worker process imports "{spec}": '
                 'put it under  if __name__ == "__main__":'
             )
-        namespace = _parse(sys.argv)
+        settings = script.settings(script.parse(sys.argv), os.environ)
         try:
-            deployment = self.deployment(flags=flags_of(namespace), environ=os.environ)
+            deployment = self._deployment(settings)
         except ConfigError as error:
             print(error, file=sys.stderr)
             raise SystemExit(ExitCode.CONFIG) from None
         log.setup("supervisor", level=deployment.engine.log_level)
-        if namespace.dry_run:
+        for theirs, ours in script.foreign(os.environ).items():
+            log.get_logger().warning("%s is set and not read; the variable is %s", theirs, ours)
+        if settings.dry_run:
             from stages.local import check  # here, because it loads user code and what that needs
 
             code = check(deployment, as_json=False)
         else:
             from engine.supervisor import run
 
-            code = run(deployment, daemons=self._daemons)
+            places = tuple(os.path.abspath(place) for place in sys.path)  # "" is the current folder
+            code = run(replace(deployment, argv=tuple(sys.argv), path=places), daemons=self._daemons)
         if code:
             raise SystemExit(code)
 
@@ -223,18 +250,6 @@ class Server:
             taken.add(name)
             names[runtime] = name
         return names
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=os.path.basename(argv[0]) if argv else None,
-        description="Serve the workers that this script registers.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--dry-run", action="store_true", help="run the warm-up examples through every stage, and exit")
-    add_flags(parser)
-    namespace, _others = parser.parse_known_args(argv[1:])
-    return namespace
 
 
 def _script() -> Path:

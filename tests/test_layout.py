@@ -28,7 +28,9 @@ LAYERS: Final = (
     ("client, transport", ("engine.client", "engine.transport", "engine.process", "engine.signals", "engine.admin")),
     ("frontend | stages | engine.broker", ("frontend", "stages", "engine.broker")),
     ("supervisor", ("engine.supervisor",)),
-    ("cli", ("engine.cli", "engine.server", "engine.status")),
+    ("cli", (
+        "engine.cli", "engine.server", "engine.status", "engine.mixin", "engine.worker", "engine.runtime",
+    )),
 )  # fmt: skip
 
 # Within their layer these know nothing of each other; they meet in the broker's sockets only.

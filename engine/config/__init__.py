@@ -4,6 +4,7 @@
     units      "10 MiB" and "250 ms" as numbers
     forms      one value of one key: is it right, and what does the program see
     flags      the command-line flags and environment variables of the keys that have them
+    script     the command line of a script that describes its deployment by calls: Mosec's
     build      data -> Deployment, with every problem in one ConfigError
     load       files: stages.toml, and the JSON snapshot that child processes read
     reference  docs/reference.md (run as a program; not imported here)

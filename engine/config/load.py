@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,6 +63,8 @@ def dump(deployment: Deployment) -> bytes:
     """The snapshot of a deployment; :func:`load` gives back an equal one."""
     data = {
         "file": str(deployment.file),
+        "argv": deployment.argv,
+        "path": deployment.path,
         "engine": asdict(deployment.engine),
         "frontend": asdict(deployment.frontend),
         "stage": [asdict(stage) for stage in deployment.stages],
@@ -104,4 +106,5 @@ def _load_snapshot(text: str, label: str) -> Deployment:
     file = data.pop("file", None) if isinstance(data, dict) else None
     if not isinstance(file, str) or not os.path.isabs(file):
         raise ConfigError([f"{label}: file: expected the absolute path of the file this is a snapshot of"])
-    return rebuild(data, file=Path(file), label=label)
+    argv, path = (tuple(map(str, data.pop(name, ()))) for name in ("argv", "path"))
+    return replace(rebuild(data, file=Path(file), label=label), argv=argv, path=path)

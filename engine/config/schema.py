@@ -233,6 +233,9 @@ class Deployment:
     frontend: FrontendSection
     stages: tuple[StageSection, ...]
     routes: tuple[RouteSection, ...]
+    # Of the script that describes it, if one does: its modules may look at both when a worker imports them.
+    argv: tuple[str, ...] = ()
+    path: tuple[str, ...] = ()
 
     @property
     def topology(self) -> Topology:

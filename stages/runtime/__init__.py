@@ -29,7 +29,7 @@ from engine.config import Deployment, run_dir
 from engine.core.messages import PROTOCOL, Hello
 from engine.errors import ConfigError, StartError
 from engine.exitcodes import ExitCode
-from engine.loader import load_class
+from engine.loader import load_class, stand_in
 from engine.log import get_logger
 from engine.process import Notifier, settle
 from stages.base import Worker
@@ -143,6 +143,7 @@ def _load(deployment: Deployment, stage: str, slot: int, device: str, notify: No
     spec = deployment.stage(stage)
     began = time.monotonic()
     notify.send("loading")
+    stand_in(deployment.argv, deployment.path)
     cls = load_class(spec.worker, deployment.file.parent)
     worker = create(
         cls,

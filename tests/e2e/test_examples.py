@@ -69,7 +69,7 @@ def test_echo() -> None:
 
 
 def test_echo_from_python(folder: Path) -> None:
-    where = ["--address", "127.0.0.1", "--port", "0", "--run-dir", str(folder / "run")]
+    where = ["--address", "127.0.0.1", "--port", "0", "--path", str(folder / "run")]
     running = Deployed([str(EXAMPLES / "echo" / "server.py"), *where], folder=folder, command=(sys.executable,))
     try:
         running.wait_ready()

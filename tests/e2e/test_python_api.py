@@ -39,7 +39,7 @@ if __name__ == "__main__":
 def start(folder: Path, script: str, *flags: str) -> Deployed:
     file = folder / "app.py"
     file.write_text(script)
-    where = ["--address", "127.0.0.1", "--port", "0", "--run-dir", str(folder / "run")]
+    where = ["--address", "127.0.0.1", "--port", "0", "--path", str(folder / "run")]
     return Deployed([str(file), *where, *flags], folder=folder, command=(sys.executable,))
 
 
