@@ -8,6 +8,9 @@ Where to look:
     health     /, /healthz, /readyz
     door       may a request come in? Pure: counts, bounds, no I/O
     body       reading a request's body within its limits
+    openapi    the OpenAPI document, from what the stages say about themselves
+    components names for the types of many stages in one document
+    swagger    Swagger UI from static/
     errors     ONE table of everything that can be answered instead of a result
     media      text or problem+json, as the client asks; which headers of a worker are passed on
     requestid, timing, deadline   one header each: x-request-id, server-timing, x-request-timeout

@@ -13,7 +13,9 @@ from frontend.broker import BrokerClient
 from frontend.door import Door
 from frontend.exchange import Application, Layer
 from frontend.metrics import FrontendMetrics
+from frontend.openapi import MetadataResource
 from frontend.resources import Limits, MetricsResource, RouteResource
+from frontend.swagger import SwaggerRedirect, SwaggerResource
 
 
 class _Lifespan:
@@ -55,4 +57,9 @@ def create(
     app.add_route("/healthz", health.Healthz())
     app.add_route("/readyz", health.Readyz(client, door, [topology.stages[stage] for stage in used]))
     app.add_route("/metrics", MetricsResource(client, metrics, name=name, namespace=deployment.engine.namespace))
+    app.add_route("/openapi/metadata.json", MetadataResource(client, deployment))
+    app.add_route("/openapi/swagger", SwaggerRedirect())
+    swagger = SwaggerResource()
+    app.add_route("/openapi/swagger/", swagger)
+    app.add_route("/openapi/swagger/{name}", swagger)
     return Layer(app, metrics)  # type: ignore[arg-type]  # Falcon's narrower names for the same ASGI callables

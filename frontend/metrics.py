@@ -44,7 +44,7 @@ class FrontendMetrics:
         status 0 (nothing was sent) counts as 499, a client that left."""
         durations = self._durations.get(path)
         if durations is None:
-            if path in RESERVED_PATHS and not reason:
+            if (path in RESERVED_PATHS or path.startswith("/openapi/")) and not reason:
                 return
             path = OTHER
         else:

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import msgspec
 
+from engine.core.about import pack_all as pack_abouts
 from engine.core.front import FrontMachine
 from engine.core.stage import StageMachine
 from engine.core.stats import Histogram
@@ -106,6 +107,11 @@ def status(machine: FrontMachine, parts: Sequence[object], *, name: str, uptime_
         ],
     }
     return msgspec.json.encode(whole)
+
+
+def about(machine: FrontMachine, parts: Sequence[object]) -> bytes:
+    """What each stage says about itself, by its name."""
+    return pack_abouts(dict(zip(machine.topology.stages, cast("Sequence[bytes]", parts), strict=True)))
 
 
 # --- metrics ---------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 
 from engine.client import Answer, View
 from engine.config.schema import Deployment, EngineSection, FrontendSection, RouteSection, StageSection
+from engine.core.about import pack_all as pack_abouts
 from engine.core.messages import StageState
 from engine.core.wire import pack_step, unpack_meta
 from engine.errors import Unavailable
@@ -62,6 +63,7 @@ class FakeClient:
     reply: Callable[[Submitted], Answer | Exception | None] = lambda item: echo(item)
     current: View = READY
     sources: bytes | Exception = field(default_factory=lambda: pack_sources(Sources()))
+    abouts: bytes | Exception = field(default_factory=lambda: pack_abouts({}))
     submitted: list[Submitted] = field(default_factory=list)
     waiting: list[asyncio.Future[Answer]] = field(default_factory=list)
     cancelled: list[asyncio.Future[Answer]] = field(default_factory=list)
@@ -114,10 +116,10 @@ class FakeClient:
         return list(self.current.stages)
 
     async def ask(self, what: str, *, timeout_s: float = 2.0) -> bytes:
-        assert what == "metrics"
-        if isinstance(self.sources, Exception):
-            raise self.sources
-        return self.sources
+        found = {"metrics": self.sources, "about": self.abouts}[what]
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     async def start(self) -> None:
         self.started += 1

@@ -1,4 +1,4 @@
-"""Other formats than JSON: put a mixin before Worker, ``class Encode(MsgpackMixin, Worker)``."""
+"""MessagePack without types: what a client sent is what ``forward`` gets."""
 
 from __future__ import annotations
 

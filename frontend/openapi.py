@@ -1,0 +1,221 @@
+"""The OpenAPI document of a deployment: its routes, from what the stages say about themselves.
+
+A route's request is that of its first stage, its answer that of its last. What each stage said (engine.core.about) is
+asked of the broker; a stage that has not started since the broker did is described without types until it has.
+Everything but :class:`MetadataResource` is pure.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import falcon.asgi
+import msgspec
+
+from engine import __version__
+from engine.config.schema import Deployment, RouteSection
+from engine.core import about, sse
+from engine.core.about import REF_PREFIX, About, Boundary
+from engine.errors import ProtocolError, Unavailable
+from frontend import components, errors, media
+from frontend.broker import BrokerClient
+from frontend.errors import Refusal
+
+log = logging.getLogger("stageline.frontend")
+
+OPENAPI: Final = "3.1.0"
+PROBLEM: Final = "Problem"  # the component of problem+json (RFC 9457)
+RETRY_AFTER: Final = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 0}}}
+
+_encode = msgspec.json.Encoder().encode
+
+# Any, here and below: JSON documents, whose shape the OpenAPI specification says.
+Json = dict[str, Any]
+
+# Every status a route can answer beside 200; a class of the service's own may add to them.
+_FAILURES: Final = {
+    400: "The body cannot be decoded, or the service finds the request wrong.",
+    408: "The deadline has passed, or the body came too slowly.",
+    413: "The body is too large.",
+    415: "The content-encoding of the body is not supported.",
+    422: "The body can be decoded, and does not fit its type.",
+    429: "Too many requests are under way.",
+    500: "The service failed.",
+    503: "A stage has no worker, or the service is shutting down.",
+}
+_PROBLEM_SCHEMA: Final[Json] = {
+    "title": PROBLEM,
+    "type": "object",
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "request_id": {"type": "string"},
+    },
+    "required": ["type", "title", "status", "detail", "request_id"],
+}
+
+
+def document(deployment: Deployment, abouts: Mapping[str, About]) -> Json:
+    """The document; ``abouts`` by the stages' names, as far as they are known."""
+    sides: dict[tuple[str, str], Boundary] = {}
+    for route in deployment.routes:
+        for direction, stage in (("Input", route.stages[0]), ("Output", route.stages[-1])):
+            said = abouts.get(stage)
+            if said is not None:
+                sides[route.path, direction] = said.request if direction == "Input" else said.response
+    named, schemas = components.merge(sides, reserved={PROBLEM})
+    identifiers = _operation_ids(route.path for route in deployment.routes)
+    paths: dict[str, Json] = {}
+    for route in deployment.routes:
+        request, response = named.get((route.path, "Input")), named.get((route.path, "Output"))
+        paths[route.path] = {
+            "post": {
+                "operationId": identifiers[route.path],
+                **_words(route, abouts, request, response),
+                **_request_body(request),
+                "responses": {"200": _success(response), **_failures(deployment)},
+            }
+        }
+    paths.update((path, {"get": operation}) for path, operation in _service().items())
+    return {
+        "openapi": OPENAPI,
+        "info": {"title": deployment.engine.name or "service", "version": __version__},
+        "paths": paths,
+        "components": {"schemas": {**schemas, PROBLEM: _PROBLEM_SCHEMA}},
+    }
+
+
+# --- an operation ----------------------------------------------------------------------------------------------------
+
+
+def _words(
+    route: RouteSection, abouts: Mapping[str, About], request: Boundary | None, response: Boundary | None
+) -> Json:
+    """Summary and description: the first stage's docstring, what the stages are, and what no schema says."""
+    docs = {stage: _split(abouts[stage].doc) if stage in abouts else ("", "") for stage in route.stages}
+    summary, rest = docs[route.stages[0]]
+    parts = [rest] if rest else []
+    if len(route.stages) > 1:
+        steps = (f"{n}. `{stage}`" + (f": {docs[stage][0]}" if docs[stage][0] else "")
+                 for n, stage in enumerate(route.stages, 1))  # fmt: skip
+        parts.append("Stages:\n\n" + "\n".join(steps))
+    for side, verb in ((request, "Takes"), (response, "Answers")):
+        if side is None:
+            parts.append(f"{verb} what is not known yet: its worker has not started.")
+        elif side.schema is None:
+            parts.append(f"{verb} `{side.mime}`; its worker declares no type.")
+    return {"summary": summary or " -> ".join(route.stages), "description": "\n\n".join(parts)}
+
+
+def _split(doc: str) -> tuple[str, str]:
+    """A docstring's first paragraph on one line, and the rest."""
+    first, _, rest = doc.strip().partition("\n\n")
+    return " ".join(first.split()), rest.strip()
+
+
+def _request_body(side: Boundary | None) -> Json:
+    if side is None or side.schema is None:
+        return {}
+    return {"requestBody": {"required": True, "content": {media.content_type(side.mime): {"schema": side.schema}}}}
+
+
+def _success(side: Boundary | None) -> Json:
+    if side is not None and side.mime.startswith(sse.MIME):
+        answer: Json = {"description": "A stream of server-sent events."}
+    else:
+        answer = {"description": "The result."}
+    if side is not None and side.schema is not None:
+        answer["content"] = {media.content_type(side.mime): {"schema": side.schema}}
+    return answer
+
+
+def _failures(deployment: Deployment) -> dict[str, Json]:
+    limit = deployment.frontend.max_request_size
+    content = {
+        "text/plain": {"schema": {"type": "string"}},
+        media.PROBLEM: {"schema": {"$ref": REF_PREFIX + PROBLEM}},
+    }
+    answers: dict[str, Json] = {}
+    for status, text in _FAILURES.items():
+        answer: Json = {"description": f"{text} At most {limit} bytes are taken." if status == 413 else text}
+        if status in (429, 503):
+            answer["headers"] = RETRY_AFTER
+        answers[str(status)] = {**answer, "content": content}
+    return answers
+
+
+def _operation_ids(paths: Iterable[str]) -> dict[str, str]:
+    """Names for generated clients: letters, digits and underscores, no two alike."""
+    taken: dict[str, str] = {}
+    for path in paths:
+        plain = "post_" + (re.sub(r"[^A-Za-z0-9]+", "_", path).strip("_") or "root")
+        name, number = plain, 1
+        while name in taken.values():
+            number += 1
+            name = f"{plain}_{number}"
+        taken[path] = name
+    return taken
+
+
+def _service() -> dict[str, Json]:
+    """The pages about the service itself, by path."""
+    status: Json = {"application/json": {"schema": {"type": "object"}}}
+    not_now: Json = {"description": "Not now.", "headers": RETRY_AFTER, "content": status}
+    checked: dict[str, Json] = {"200": {"description": "It does.", "content": status}, "503": not_now}
+    samples: Json = {"description": "All samples.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    pages: dict[str, tuple[str, str, dict[str, Json]]] = {
+        "/": ("live", "Does this frontend take requests?", checked),
+        "/healthz": ("healthy", "Does this frontend live?", {"200": checked["200"]}),
+        "/readyz": ("ready", "Does every stage have a worker that is warm?", checked),
+        "/metrics": ("metrics", "Metrics of the whole deployment, for Prometheus", {"200": samples}),
+    }
+    return {
+        path: {"operationId": f"get_{name}", "summary": summary, "tags": ["about the service"], "responses": responses}
+        for path, (name, summary, responses) in pages.items()
+    }
+
+
+# --- the resource ----------------------------------------------------------------------------------------------------
+
+
+class MetadataResource:
+    """``GET /openapi/metadata.json``; 503 when the broker does not say what the stages are."""
+
+    def __init__(self, client: BrokerClient, deployment: Deployment) -> None:
+        self._client = client
+        self._deployment = deployment
+        self._said: bytes | None = None
+        self._document = b""
+
+    async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        try:
+            said = await self._client.ask("about")
+            if said != self._said:  # workers seldom change their minds
+                self._document = _encode(document(self._deployment, _known(about.unpack_all(said))))
+                self._said = said
+        except Unavailable:
+            raise Refusal(errors.UNREACHABLE) from None
+        except ProtocolError as error:
+            log.error("openapi: %s", error)
+            raise Refusal(errors.UNREACHABLE) from None
+        resp.content_type = "application/json"
+        resp.data = self._document
+        resp.set_header("cache-control", "no-cache")
+
+    on_head = on_get
+
+
+def _known(said: Mapping[str, bytes]) -> dict[str, About]:
+    """By stage, what can be read."""
+    known: dict[str, About] = {}
+    for stage, data in said.items():
+        try:
+            known[stage] = about.unpack(data)
+        except ProtocolError as error:
+            log.warning("openapi: %s", error, extra={"stage": stage})
+    return known

@@ -1,0 +1,164 @@
+"""pydantic, where a service uses it: checking, dumping and describing its models.
+
+Nothing here imports pydantic unless the service has: a type that involves a model cannot exist before. msgspec takes
+models inside its own types through the two hooks; a type *made of* models (``Item``, ``list[Item]``, ``A | B``) is
+pydantic's altogether, whose unions and modes msgspec does not know.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import msgspec
+
+from engine.core.about import REF_PREFIX, Schema
+from engine.errors import DecodingError, ValidationError
+
+if TYPE_CHECKING:
+    import pydantic
+
+Mode = Literal["validation", "serialization"]
+
+SHOWN = 20  # errors of one value that are told; a list of thousands may be wrong in every entry
+
+
+def is_model(kind: object) -> bool:
+    """Whether a class is a model of pydantic's, or a dataclass of pydantic's."""
+    pydantic = sys.modules.get("pydantic")
+    if pydantic is None or not isinstance(kind, type):
+        return False
+    return issubclass(kind, pydantic.BaseModel) or pydantic.dataclasses.is_pydantic_dataclass(kind)
+
+
+def is_made_of_models(kind: Any) -> bool:
+    """Whether a model stands in a type expression; what stands inside the fields of other classes does not count."""
+    return is_model(kind) or any(is_made_of_models(part) for part in get_args(kind))
+
+
+# --- checking --------------------------------------------------------------------------------------------------------
+
+
+def json_decoder(kind: Any) -> Callable[[bytes], Any]:
+    """Bytes of JSON to a checked value. Raises TypeError for a type that cannot be checked.
+
+    What it returns raises ValidationError, or DecodingError for what is no JSON.
+    """
+    adapter, refused = _adapter(kind)
+
+    def decode(data: bytes) -> Any:
+        try:
+            return adapter.validate_json(data)
+        except refused as error:
+            if any(one["type"] == "json_invalid" for one in error.errors(include_url=False, include_context=False)):
+                raise DecodingError(_text(error)) from error
+            raise ValidationError(_text(error)) from error
+
+    return decode
+
+
+def value_checker(kind: Any) -> Callable[[Any], Any]:
+    """A decoded value to a checked one. Raises TypeError for a type that cannot be checked.
+
+    What it returns raises ValidationError.
+    """
+    adapter, refused = _adapter(kind)
+
+    def check(value: Any) -> Any:
+        try:
+            return adapter.validate_python(value)
+        except refused as error:
+            raise ValidationError(_text(error)) from error
+
+    return check
+
+
+def _adapter(kind: Any) -> tuple[pydantic.TypeAdapter[Any], type[pydantic.ValidationError]]:
+    import pydantic
+
+    try:
+        return pydantic.TypeAdapter(kind), pydantic.ValidationError
+    except pydantic.errors.PydanticUserError as error:
+        raise TypeError(str(error)) from error
+
+
+def _text(error: pydantic.ValidationError) -> str:
+    """What is wrong and where, on one line; pydantic's own text adds the input and a link, which help no client."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    lines = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" if one["loc"] else one["msg"] for one in found[:SHOWN]]
+    if len(found) > SHOWN:
+        lines.append(f"and {len(found) - SHOWN} more")
+    return "; ".join(lines)
+
+
+def known(kind: Any) -> Any:
+    """The type itself, when msgspec knows all of it. Raises TypeError: it takes any class until a value comes."""
+    schemas(kind, "validation")
+    return kind
+
+
+# --- hooks of msgspec ------------------------------------------------------------------------------------------------
+
+
+def dec_hook(kind: type, value: Any) -> Any:
+    """A model inside a type of msgspec's. Raises ValueError, to which msgspec adds the path."""
+    if is_model(kind):
+        try:
+            return value_checker(kind)(value)
+        except ValidationError as error:
+            raise ValueError(str(error)) from error
+    raise NotImplementedError(f"values of type {kind.__name__} cannot be decoded")
+
+
+def enc_hook_json(value: Any) -> Any:
+    """A model in a result, for JSON: by its aliases, as its schema says."""
+    return _dump(value, "json")
+
+
+def enc_hook_msgpack(value: Any) -> Any:
+    """A model in a result, for MessagePack: bytes stay bytes."""
+    return _dump(value, "python")
+
+
+def _dump(value: Any, mode: Literal["json", "python"]) -> Any:
+    if not is_model(type(value)):
+        raise NotImplementedError(f"values of type {type(value).__name__} cannot be encoded")
+    pydantic = sys.modules["pydantic"]
+    if isinstance(value, pydantic.BaseModel):
+        return value.model_dump(mode=mode, by_alias=True)
+    return pydantic.TypeAdapter(type(value)).dump_python(value, mode=mode, by_alias=True)
+
+
+# --- schemas ---------------------------------------------------------------------------------------------------------
+
+
+def schema(kind: Any, mode: Mode) -> tuple[Schema, dict[str, Schema]]:
+    """JSON Schema of a type made of models, and of the named types in it. Raises TypeError where there is none."""
+    import pydantic
+
+    adapter, _ = _adapter(kind)
+    try:
+        schemas, whole = pydantic.TypeAdapter.json_schemas(
+            [("it", mode, adapter)], ref_template=REF_PREFIX + "{model}", by_alias=True
+        )
+    except pydantic.errors.PydanticUserError as error:
+        raise TypeError(str(error)) from error
+    return dict(schemas["it", mode]), whole.get("$defs", {})
+
+
+def schemas(kind: Any, mode: Mode) -> tuple[Schema, dict[str, Schema]]:
+    """JSON Schema of any type that a typed worker takes, and of the named types in it. Raises TypeError."""
+    if is_made_of_models(kind):
+        return schema(kind, mode)
+    inner: dict[str, Schema] = {}
+
+    def hook(custom: type) -> Schema:
+        if not is_model(custom):
+            raise NotImplementedError
+        found, named = schema(custom, mode)
+        inner.update(named)
+        return found
+
+    (outer,), named = msgspec.json.schema_components([kind], schema_hook=hook, ref_template=REF_PREFIX + "{name}")
+    return outer, {**inner, **named}
