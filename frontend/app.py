@@ -50,7 +50,8 @@ def create(
         body_timeout_s=frontend.body_timeout,
     )
     for index, route in enumerate(topology.routes):
-        resource = RouteResource(index, topology.stage_names(index), client=client, door=door, limits=limits)
+        names, last = topology.stage_names(index), route.stages[-1]
+        resource = RouteResource(index, names, last, client=client, door=door, limits=limits)
         app.add_route(route.path, resource)
     used = sorted({stage for route in topology.routes for stage in route.stages})
     app.add_route("/", health.Root(client, door))

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from engine.client import Answer, View
+from engine.client import Answer, OnEvent, View
 from engine.core.messages import StageState
 
 
@@ -26,7 +26,10 @@ class BrokerClient(Protocol):
         timeout_s: float,
         request_id: str,
         meta: bytes,
+        on_event: OnEvent | None = None,
     ) -> int: ...
+
+    def consumed(self, seq: int, nbytes: int) -> None: ...
 
     def withdraw(self, seq: int) -> None: ...
 

@@ -27,6 +27,7 @@ log = logging.getLogger("stageline.frontend")
 
 LINGER_S: Final = 5.0  # how long the rest of a refused body is read and dropped, so that its sender sees the answer
 
+CUT: Final = "stageline.cut"  # in the scope, by frontend.worker: ends a connection in the middle of an answer
 _KEY: Final = "stageline.exchange"
 _SERVER: Final = (b"server", b"stageline")
 
@@ -35,6 +36,8 @@ class Exchange:
     """What the layers share about one request. ``gone``: there is nobody to answer any more."""
 
     __slots__ = (
+        "_cut",
+        "at_end",
         "body_ended",
         "gone",
         "headers",
@@ -46,7 +49,11 @@ class Exchange:
         "status",
     )
 
-    def __init__(self, headers: list[tuple[bytes, bytes]], receive: Receive) -> None:
+    def __init__(
+        self, headers: list[tuple[bytes, bytes]], receive: Receive, cut: Callable[[bool], None] | None = None
+    ) -> None:
+        self._cut = cut
+        self.at_end: list[Callable[[], None]] = []  # called when the request is over, however it ended
         self.headers = headers
         self.receive = receive
         self.request_id = requestid.choose(self.header(requestid.HEADER) or None)
@@ -61,6 +68,19 @@ class Exchange:
     def of(scope: Scope) -> Exchange:
         exchange: Exchange = scope[_KEY]
         return exchange
+
+    def leave(self) -> None:
+        """The client has gone: nothing more is sent."""
+        self.gone = True
+        self.status = 499
+        self.reason = "client_gone"
+
+    def cut(self, *, at_once: bool = False) -> None:
+        """End an answer in its middle, so that the client sees that it is not whole. ``at_once``: what is still to be
+        written is dropped. Over HTTP/2 the server resets the stream of an answer that was not finished."""
+        self.gone = True
+        if self._cut is not None:
+            self._cut(at_once)
 
     def header(self, name: bytes) -> bytes:
         """The first header of this lower-case name; empty without one."""
@@ -81,7 +101,7 @@ class Layer:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(scope["headers"], receive)
+        exchange = Exchange(scope["headers"], receive, scope.get(CUT))
         scope[_KEY] = exchange
         extra = [(requestid.HEADER, exchange.request_id.encode()), _SERVER]
         sent = 0
@@ -113,6 +133,8 @@ class Layer:
             if scope["http_version"] == "2" and exchange.status >= 400 and not exchange.body_ended:
                 await _drop_body(exchange)
         finally:
+            for release in exchange.at_end:
+                release()
             self._metrics.count(
                 scope["path"],
                 exchange.status,

@@ -15,11 +15,12 @@ import falcon.asgi
 
 from engine.client import Answer
 from engine.clock import now
+from engine.core.messages import Flow
 from engine.core.wire import pack_meta
 from engine.errors import ProtocolError, Unavailable
 from engine.metrics import exposition, unpack_sources
 from engine.metrictext import CONTENT_TYPE
-from frontend import deadline, errors, media, timing
+from frontend import deadline, errors, media, streams, timing
 from frontend.body import Body
 from frontend.broker import BrokerClient
 from frontend.door import Door
@@ -46,9 +47,11 @@ class RouteResource:
     """``POST path``: the service."""
 
     def __init__(
-        self, route: int, stages: tuple[str, ...], *, client: BrokerClient, door: Door, limits: Limits
+        self, route: int, stages: tuple[str, ...], last: int, *, client: BrokerClient, door: Door, limits: Limits
     ) -> None:
+        """``stages``: the names of the route's stages; ``last``: the number of the last of them."""
         self._route = route
+        self._last = last
         self._stages = timing.labels(stages)
         self._client = client
         self._door = door
@@ -64,18 +67,33 @@ class RouteResource:
         if timeout_s is None:
             raise Refusal(errors.BAD_TIMEOUT)
         body = Body(exchange, self._door, limit=limits.max_request_size, pause_s=limits.body_timeout_s)
-        try:
-            data = await body.read()
-            self._check_door()  # a slow upload may end in another world than it began in
-            meta = pack_meta(req.scope["query_string"], exchange.headers)
+        exchange.at_end.append(body.release)
+        data = await body.read()
+        self._check_door()  # a slow upload may end in another world than it began in
+        meta = pack_meta(req.scope["query_string"], exchange.headers)
+        answer: Answer | None
+        if streams.state_of(self._client, self._last).flow == Flow.WHOLE:
             answer = await self._ask(exchange, data, meta, timeout_s)
-        finally:
-            body.release()
+        else:
+            stream = streams.Stream(exchange, self._client, self._door, self._last)
+            exchange.at_end.append(stream.end)
+            stream.submit(self._route, data, timeout_s=timeout_s, grace_s=GRACE_S, meta=meta)
+            begun = await stream.begin()
+            if begun is streams.Begun.STREAMING:
+                self._stream(resp, stream)
+                return
+            answer = begun if isinstance(begun, Answer) else None
         if answer is None:
             exchange.gone = True
             errors.answer_problem(exchange, resp, errors.CLIENT_GONE)
         else:
             self._respond(exchange, resp, answer)
+
+    def _stream(self, resp: falcon.asgi.Response, stream: streams.Stream) -> None:
+        resp.content_type = media.content_type(stream.mime)
+        resp.set_header("cache-control", "no-cache")
+        resp.set_header("x-accel-buffering", "no")  # nginx would collect it otherwise
+        resp.stream = stream
 
     def _check_door(self) -> None:
         if (problem := self._door.check(self._client.view())) is not None:

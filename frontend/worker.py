@@ -24,8 +24,9 @@ from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.workers.gasgi import ASGIWorker
 
 from engine.clock import Deadline
+from engine.process import tune_garbage_collection
 from frontend import errors, requestid
-from frontend.exchange import LINGER_S
+from frontend.exchange import CUT, LINGER_S
 from frontend.lean import LeanConnection, Shared, Sweeper
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("stageline.frontend")
 
+BROKER_S: Final = 1.0  # how long the first word of the broker is waited for
 HEARTBEAT_S: Final = 1.0  # gunicorn's master kills a worker that has not beaten for its time-out, 30 s and more
 
 
@@ -189,6 +191,20 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
 
     # --- answering ---
 
+    def _build_http_scope(self, *args: Any) -> dict[str, Any]:
+        scope: dict[str, Any] = super()._build_http_scope(*args)
+        scope[CUT] = self._cut
+        return scope
+
+    def _cut(self, at_once: bool) -> None:
+        """The answer that is being sent ends here, unfinished."""
+        self._closed = True
+        if self.transport is not None:
+            if at_once:
+                self.transport.abort()
+            else:
+                self.transport.close()
+
     def _will_close(self, request: Any, response_requires_close: bool) -> bool:
         # A body that was not read to its end is followed by nothing that could be told from the rest of it.
         receiver = self._body_receiver
@@ -249,6 +265,8 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         except Exception as error:
             self.log.error("cannot start: %s", error)
             raise SystemExit(Arbiter.WORKER_BOOT_ERROR) from error
+        await self._meet_broker()
+        tune_garbage_collection()
         context = self._get_ssl_context()
         sweeper = None
         if self.app.deployment.frontend.server == "lean" and context is None:
@@ -270,6 +288,13 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         if sweeper is not None:
             sweeper.stop()
         await lifespan.shutdown()
+
+    async def _meet_broker(self) -> None:
+        """Listen only when it is known what routes there are to stream, or after a moment: without a broker the health
+        pages must answer all the same."""
+        patience = Deadline(BROKER_S)
+        while not self.app.client.stages and not patience.passed and self.alive:
+            await self._wait_changed(0.01)
 
     def _connect(self) -> asyncio.Protocol:
         if self.lean is not None:

@@ -29,6 +29,7 @@ from typing import Annotated, Final, TypeAlias
 import msgspec
 
 PROTOCOL: Final = 1  # raised when a peer of the previous number could misread a message
+STREAM_WINDOW: Final = 1 << 20  # bytes of one stream on their way from a worker to its client
 
 Id: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=256)]

@@ -1,8 +1,8 @@
-"""How much of its streams a worker may send ahead of their clients: WINDOW bytes each, from end to end.
+"""How much of its streams a worker may send ahead of their clients: STREAM_WINDOW bytes each, from end to end.
 
 Nothing between ``forward`` and the client's connection - sockets, broker, frontend - bounds a stream by itself, and a
 client may stop reading at any time. So the frontend reports what its clients have taken (Consumed, then Granted), and
-the worker holds each stream to WINDOW bytes on its way.
+the worker holds each stream to STREAM_WINDOW bytes on their way.
 
 The main thread counts what it sends, the control thread what is granted: each writes numbers of its own, so there is
 no lock that a signal could interrupt.
@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import select
 from collections.abc import Iterable, Mapping
-from typing import Final
 
+from engine.core.messages import STREAM_WINDOW
 from stages.runtime.shared import Wake
-
-WINDOW: Final = 1 << 20  # bytes; at one event of 100 bytes per token that is ten thousand tokens
 
 
 class Windows:
@@ -33,7 +31,7 @@ class Windows:
 
     def has_room(self, uid: int) -> bool:
         """Whether something may be sent. The last thing sent may go beyond the window, whatever its size."""
-        return self._sent.get(uid, 0) - self._granted.get(uid, 0) < WINDOW
+        return self._sent.get(uid, 0) - self._granted.get(uid, 0) < STREAM_WINDOW
 
     def has_begun(self, uid: int) -> bool:
         return uid in self._sent

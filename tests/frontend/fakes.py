@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engine.client import Answer, View
+from engine.client import Answer, OnEvent, View
 from engine.config.schema import Deployment, EngineSection, FrontendSection, RouteSection, StageSection
 from engine.core.about import pack_all as pack_abouts
 from engine.core.messages import StageState
@@ -69,6 +69,8 @@ class FakeClient:
     cancelled: list[asyncio.Future[Answer]] = field(default_factory=list)
     started: int = 0
     closed: int = 0
+    streams: list[OnEvent] = field(default_factory=list)  # of the calls that listen, in order
+    taken: dict[int, int] = field(default_factory=dict)  # bytes of events reported as consumed
     _calls: list[asyncio.Future[Answer]] = field(default_factory=list)
 
     def submit(
@@ -99,11 +101,17 @@ class FakeClient:
         timeout_s: float,
         request_id: str,
         meta: bytes,
+        on_event: OnEvent | None = None,
     ) -> int:
         answer = self.submit(route, body, timeout_s=timeout_s, request_id=request_id, meta=meta)
         answer.add_done_callback(lambda future: None if future.cancelled() else done(future.result()))
         self._calls.append(answer)
+        if on_event is not None:
+            self.streams.append(on_event)
         return len(self._calls)
+
+    def consumed(self, seq: int, nbytes: int) -> None:
+        self.taken[seq] = self.taken.get(seq, 0) + nbytes
 
     def withdraw(self, seq: int) -> None:
         self.cancel(self._calls[seq - 1])

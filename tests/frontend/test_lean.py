@@ -7,17 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fakes import READY, FakeClient, deployment
+from fakes import READY, FakeClient, deployment, unavailable
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.client import Answer
 from engine.config.schema import FrontendSection
+from engine.core.messages import Flow, StageState
 from engine.core.wire import unpack_meta
-from engine.errors import Unavailable
 from frontend.door import Door
-from frontend.lean import BUFFER_MAX, Head, LeanConnection, Reader, Shared
+from frontend.lean import BUFFER_MAX, LeanConnection, Shared
 from frontend.metrics import FrontendMetrics
+from frontend.plain import Head, Reader
 
 READER = Reader(deployment())
 
@@ -279,24 +280,51 @@ def test_what_is_not_plain_is_handed_over_with_what_follows() -> None:
     run(scenario())
 
 
-def test_refusals_are_worded_elsewhere() -> None:
+@pytest.mark.parametrize(
+    ("spoil", "status", "reason"),
+    [
+        (lambda bench: setattr(bench.door, "draining", True), 503, "draining"),
+        (lambda bench: setattr(bench.door, "pending", 10_000_000), 429, "capacity"),
+        (lambda bench: setattr(bench.client, "reply", lambda item: unavailable()), 503, "unavailable"),
+    ],
+)
+def test_refused_at_the_door_and_not_handed_over(spoil: Any, status: int, reason: str) -> None:
+    """An overload must not cost a connection its short way for good."""
+
     async def scenario() -> None:
-        for spoil in (
-            lambda bench: setattr(bench.door, "draining", True),
-            lambda bench: setattr(bench.door, "pending", 10_000_000),
-            lambda bench: setattr(bench.client, "reply", lambda item: Unavailable(503, "no")),
-            lambda bench: setattr(bench.client, "current", replace(READY, stages=())),
-            lambda bench: bench.connection.end(),
-        ):
-            bench = Bench()
-            bench.feed(plain(b"0"))
-            await settle()
-            spoil(bench)
-            bench.feed(plain(b"1"))
-            await settle()
-            assert bench.handed == [plain(b"1")] or bench.transport.closed
-            assert bench.replies == [(200, b"0")]
-            assert bench.door.held == 0
+        bench = Bench()
+        spoil(bench)
+        bench.feed(plain(b"1", "x-request-id: mine") + plain(b"2", "accept: application/problem+json"))
+        await settle()
+        assert {code for code, _ in bench.replies} == {status}
+        assert b"retry-after: " in bench.transport.written
+        assert b"x-request-id: mine\r\n" in bench.transport.written
+        assert not bench.handed
+        assert bench.transport.closed is (reason == "draining")
+        assert bench.door.held == 0
+        names = {s.labels["reason"] for f in bench.metrics.families() for s in f.samples if "reason" in s.labels}
+        assert reason in names
+
+    run(scenario())
+
+
+def test_streams_and_unknown_stages_are_sent_elsewhere() -> None:
+    bench = Bench()
+    bench.client.current = replace(READY, stages=())
+    bench.feed(plain(b"1"))
+    assert bench.handed == [plain(b"1")]
+
+
+def test_a_client_that_does_not_read_is_served_no_more() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        bench.connection.pause_writing()
+        bench.feed(plain(b"1"))
+        await settle()
+        assert bench.replies == []
+        bench.connection.resume_writing()
+        await settle()
+        assert bench.replies == [(200, b"1")]
 
     run(scenario())
 
@@ -385,9 +413,10 @@ def test_large_uploads_are_read_elsewhere() -> None:
     assert bench.handed == [begun]
 
 
-def test_a_stream_is_sent_elsewhere() -> None:
+@pytest.mark.parametrize("flow", [Flow.EVENTS, Flow.CHUNKS, Flow.UNKNOWN])
+def test_a_stream_is_sent_elsewhere(flow: Flow) -> None:
     bench = Bench()
-    stages = tuple(type(stage)(stage.name, 1, 1, 0, 0, 0, "text/event-stream") for stage in READY.stages)
+    stages = tuple(StageState(stage.name, 1, 1, 0, 0, 0, flow=flow) for stage in READY.stages)
     bench.client.current = replace(READY, stages=stages)
     bench.feed(plain(b"1"))
     assert bench.handed == [plain(b"1")]
