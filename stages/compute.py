@@ -3,7 +3,8 @@
 * What fails for one item - its bytes, its validation, its result, its encoding - fails that item and no other, and its
   message goes to that item's client alone.
 * An exception out of ``forward`` with several items is narrowed: ``forward`` is called again on halves, so that
-  only the guilty items fail (``isolate``). Where calling twice is forbidden the whole batch fails.
+  only the guilty items fail (``isolate``). It gets values decoded anew, for it may have changed the first ones before
+  it failed. Where calling twice is forbidden the whole batch fails.
 * A client sees the text of an :class:`~engine.errors.EngineError`; of any other exception only ``inference internal
   error``. The traceback goes to the log, once per kind of failure and batch, with the ids of the requests it struck.
 * What has sent events is not computed again, and its result is dropped.
@@ -204,11 +205,16 @@ class _Run:
             if self.expired(item):
                 self.outcomes[position] = SKIPPED
                 continue
-            self.worker._items = (item,)
-            try:
-                self.live.append((position, item, self.codec.decode(item)))
-            except (Exception, EngineTimeoutError) as error:
-                self.fail(position, error, "deserialize")
+            self.live.extend(self.decoded(position, item))
+
+    def decoded(self, position: int, item: ItemIn) -> list[tuple[int, ItemIn, Any]]:
+        """The item with its value; empty when it cannot be decoded, and has failed."""
+        self.worker._items = (item,)
+        try:
+            return [(position, item, self.codec.decode(item))]
+        except (Exception, EngineTimeoutError) as error:
+            self.fail(position, error, "deserialize")
+            return []
 
     def forward_singles(self) -> None:
         for position, item, value in self.live:
@@ -240,7 +246,8 @@ class _Run:
                 for position, item, _ in part:
                     if self.begun(item):
                         self.fail(position, error, "forward", SPOILED)
-                again = [one for one in part if not self.begun(one[1]) and not self.skip(one)]
+                left = [one for one in part if not self.begun(one[1]) and not self.skip(one)]
+                again = [fresh for position, item, _ in left for fresh in self.decoded(position, item)]
                 middle = (len(again) + 1) // 2
                 # The first half comes off the list first: results leave in the order of the items.
                 parts.extend(half for half in (again[middle:], again[:middle]) if half)

@@ -171,6 +171,18 @@ def test_only_the_guilty_fail_and_halves_are_called(values: list[Any], calls: li
     assert [len(data) for data in worker.given] == calls
 
 
+def test_a_forward_that_changes_its_values_gets_them_anew_when_it_is_called_again() -> None:
+    def answer(data: list[Any]) -> list[Any]:
+        for value in data:
+            value["n"] *= 10  # in place, before the failure
+        if any(value["n"] == 20 for value in data):
+            raise ValidationError("no")
+        return data
+
+    found = outcomes(Doubling(answer), items({"n": 1}, {"n": 2}, {"n": 3}))
+    assert found == [(200, b'{"n":10}'), (422, b"request validation error: no"), (200, b'{"n":30}')]
+
+
 def test_each_guilty_item_gets_its_own_message() -> None:
     assert outcomes(Doubling(), items(1, "validation", "bug", 2)) == [
         (200, b"2"),

@@ -1,0 +1,3 @@
+"""Found by tests/e2e/services/ported.py through its own sys.path."""
+
+GREETING = "hello"
