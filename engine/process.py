@@ -8,6 +8,7 @@ obeys.
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import signal
@@ -44,6 +45,7 @@ __all__ = [
     "signal_group",
     "spawn",
     "thread_env",
+    "tune_garbage_collection",
 ]
 
 CPUS_VARIABLE: Final = "ENGINE_CPUS"  # "0,1", or "all"; set by the supervisor, read by settle()
@@ -290,3 +292,14 @@ def settle(deployment: Deployment, stage: str, slot: int) -> Placement:
         placement = Placement(cpus, os.environ.get(DEVICE_VARIABLE, "cpu"), {})
     pin(placement.cpus)
     return placement
+
+
+def tune_garbage_collection() -> None:
+    """For processes that make and drop values for every request, once they have started.
+
+    What exists by then stays, so the collector need not look at it again (``freeze``), and what requests make has no
+    cycles and is freed by counting: looking after every 700 new values, the default, took a tenth of a frontend's time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)

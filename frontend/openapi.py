@@ -76,6 +76,7 @@ def document(deployment: Deployment, abouts: Mapping[str, About]) -> Json:
         paths[route.path] = {
             "post": {
                 "operationId": identifiers[route.path],
+                "tags": ["routes"],
                 **_words(route, abouts, request, response),
                 **_request_body(request),
                 "responses": {"200": _success(response), **_failures(deployment)},

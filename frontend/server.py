@@ -167,12 +167,12 @@ class Application(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> ASGIApplication:
         name = f"{socket.gethostname()}:{os.getpid()}"
-        self._client = self._connect(self.deployment, name, self.metrics.families)
-        return create(self.deployment, self._client, self.metrics, self.door, name=name)
+        self.client = self._connect(self.deployment, name, self.metrics.families)
+        return create(self.deployment, self.client, self.metrics, self.door, name=name)
 
     def lean(self, hand_over: Callable[[asyncio.Transport, bytes], asyncio.Protocol]) -> Shared:
         """What lean connections share, in a worker process, after :meth:`load`."""
-        return Shared(self.deployment, self._client, self.door, self.metrics, hand_over)
+        return Shared(self.deployment, self.client, self.door, self.metrics, hand_over)
 
 
 def options(frontend: FrontendSection, grace_s: float) -> dict[str, Any]:

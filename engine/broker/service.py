@@ -27,7 +27,7 @@ from engine.core.front import EPOCHS, FrontSpec
 from engine.core.stage import StageSpec
 from engine.errors import StartError
 from engine.exitcodes import ExitCode
-from engine.process import Notifier
+from engine.process import Notifier, tune_garbage_collection
 from engine.signals import STOPPING, Signals
 
 log: Final = logging.getLogger("stageline.broker")
@@ -153,6 +153,7 @@ def serve(deployment: Deployment, notify: Notifier) -> int:
             log.error("the broker cannot start: %s", error)
             notify.send("failed", reason=str(error))
             return ExitCode.BUSY if "in use" in str(error) else ExitCode.START
+        tune_garbage_collection()
         log.info("broker ready", extra={"endpoint": broker.endpoints.front, "epoch": broker.epoch})
         notify.send("ready")
         select.select([signals.fileno(), broker.fileno()], [], [])
