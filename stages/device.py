@@ -29,11 +29,20 @@ def _cuda() -> Any:
 
 
 def gpu_bytes() -> int | None:
-    """The most bytes of GPU memory that torch has held, over all devices; None when it has not used one."""
+    """Bytes of GPU memory that torch's tensors hold now, over all devices; None when it has not used one."""
     cuda = _cuda()
     if cuda is None:
         return None
-    return sum(int(cuda.max_memory_reserved(index)) for index in range(cuda.device_count()))
+    return sum(int(cuda.memory_allocated(index)) for index in range(cuda.device_count()))
+
+
+def gpu_peak_bytes() -> int | None:
+    """The most of it since the process began, or since :func:`reset_peak`. What was allocated, and not what torch keeps
+    in its cache: that depends on the stages measured before."""
+    cuda = _cuda()
+    if cuda is None:
+        return None
+    return sum(int(cuda.max_memory_allocated(index)) for index in range(cuda.device_count()))
 
 
 def resident_bytes() -> int:
@@ -50,6 +59,9 @@ def peak_bytes() -> int:
 
 def reset_peak() -> None:
     """Begin a new peak (proc(5), clear_refs). Where the system does not allow it, peaks are of the whole life."""
+    if (cuda := _cuda()) is not None:
+        for index in range(cuda.device_count()):
+            cuda.reset_peak_memory_stats(index)
     try:
         _CLEAR_REFS.write_text("5")
     except OSError:

@@ -46,7 +46,7 @@ class Finding:
     batch: int | None = None  # values in the example that was measured
     result_bytes: int | None = None  # of the largest encoded result
     memory_bytes: int | None = None  # most beyond what the process held before the stage was loaded
-    gpu_bytes: int | None = None
+    gpu_bytes: int | None = None  # the same on GPUs, of torch's tensors; None when the stage allocated none
     error: str | None = None
 
 
@@ -89,8 +89,7 @@ def run(deployment: Deployment) -> list[Finding]:
 
 
 def _load(deployment: Deployment, spec: StageSection, finding: Finding) -> Worker | None:
-    device.reset_peak()
-    before = device.resident_bytes()
+    memory = _Memory()
     began = time.perf_counter()
     try:
         worker = load_offline(deployment, spec)
@@ -98,7 +97,7 @@ def _load(deployment: Deployment, spec: StageSection, finding: Finding) -> Worke
         _fail(finding, error, "cannot be loaded")
         return None
     finding.load_s = time.perf_counter() - began
-    finding.memory_bytes = max(0, device.peak_bytes() - before)
+    memory.add_to(finding)
     finding.device = worker.device
     finding.status = "not exercised"
     return worker
@@ -158,8 +157,7 @@ def _fed(
 
 
 def _measure(worker: Worker, inputs: Sequence[Any], finding: Finding) -> list[Any]:
-    device.reset_peak()
-    before = device.resident_bytes()
+    memory = _Memory()
     results: list[Any] = []
     for example in inputs:
         began = time.perf_counter()
@@ -174,9 +172,23 @@ def _measure(worker: Worker, inputs: Sequence[Any], finding: Finding) -> list[An
         times.append(time.perf_counter() - began)
     finding.median_s = statistics.median(times)
     finding.batch = len(results)
-    finding.memory_bytes = (finding.memory_bytes or 0) + max(0, device.peak_bytes() - before)
-    finding.gpu_bytes = device.gpu_bytes()
+    memory.add_to(finding)
     return results
+
+
+class _Memory:
+    """What this process comes to hold from now on: the stages before hold theirs all the while."""
+
+    def __init__(self) -> None:
+        device.reset_peak()
+        self._main = device.resident_bytes()
+        self._gpu = device.gpu_bytes() or 0
+
+    def add_to(self, finding: Finding) -> None:
+        finding.memory_bytes = (finding.memory_bytes or 0) + max(0, device.peak_bytes() - self._main)
+        gpu = max(0, (device.gpu_peak_bytes() or 0) - self._gpu)
+        if gpu or finding.gpu_bytes is not None:
+            finding.gpu_bytes = (finding.gpu_bytes or 0) + gpu
 
 
 def _largest(number: int, topology: Topology, worker: Worker, results: Sequence[Any]) -> int:
