@@ -56,12 +56,9 @@ class Mailbox(Generic[Letter]):
         return taken
 
     def clear_signal(self) -> None:
-        """Call when the descriptor was readable."""
-        try:
-            while os.read(self._read, 4096):
-                pass
-        except BlockingIOError:
-            pass  # emptied
+        """Call when the descriptor was readable, and only then. More bytes than this cannot be there: between two calls
+        the flag is set once, and each poster that saw it set wrote one."""
+        os.read(self._read, 4096)
 
     def close(self) -> None:
         os.close(self._read)

@@ -155,18 +155,23 @@ class BatchQueue:
         """
         batch: list[Item] = []
         dead: list[Item] = []
+        most = self.policy.max_batch_size
         room = self.policy.max_batch_bytes
+        nbytes = 0
         items = self._items
-        while items and len(batch) < self.policy.max_batch_size:
+        while items and len(batch) < most:
             uid, item = items.popitem(last=False)
-            if not item.is_due(now):
+            request = item.request
+            # Item.is_due, written out: a call for every item is a tenth of what the broker does for it.
+            if request.closed or request.deadline <= now or request.hop != item.hop:
                 dead.append(item)
-                continue
-            room -= item.size
-            if room < 0 and batch:
+            elif item.size > room and batch:
                 items[uid] = item
                 items.move_to_end(uid, last=False)
                 break
-            batch.append(item)
-        self.nbytes -= sum([item.size for item in batch]) + sum([item.size for item in dead])
+            else:
+                batch.append(item)
+                room -= item.size
+            nbytes += item.size
+        self.nbytes -= nbytes
         return batch, dead

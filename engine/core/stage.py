@@ -157,7 +157,7 @@ class StageMachine:
     def enqueue(self, items: Sequence[Item], now: float) -> None:
         """Newly admitted items (first stage of their route)."""
         for item in items:
-            self._push(item, now)
+            self._push(item)
 
     def accept(self, results: Results, payloads: Sequence[Payload], now: float) -> None:
         """Results of the previous stage. Duplicates and items nobody waits for are dropped; all are settled."""
@@ -172,7 +172,7 @@ class StageMachine:
             request.hop += 1
             size = payload_size(payload)
             self.stats.bytes_in += size
-            self._push(Item(request, payload, size, now, 1, trail, request.hop), now)
+            self._push(Item(request, payload, size, now, 1, trail, request.hop))
         self.actions.append(Settle(results.stage, results.worker, results.batch, results.uids))
 
     def _is_next(self, request: Request, stage: int) -> bool:
@@ -184,8 +184,8 @@ class StageMachine:
         except KeyError:  # a worker names a stage that is not on the route
             return False
 
-    def _push(self, item: Item, now: float) -> None:
-        if len(self.queue) and self.queue.nbytes + item.size > self.spec.max_queue_bytes:
+    def _push(self, item: Item) -> None:
+        if self.queue.nbytes + item.size > self.spec.max_queue_bytes and len(self.queue):
             text = f"too many requests: stage {self.spec.name} holds {self.queue.nbytes} bytes"
             self._fail([item.request.uid], Status.OVERLOADED, text)
             return
@@ -280,10 +280,12 @@ class StageMachine:
         batch = worker.batches.get(settle.batch) if worker is not None else None
         if worker is None or batch is None:
             return  # of a worker that was given up; its items were replayed
-        for uid in settle.uids:
-            batch.items.pop(uid, None)
-        if batch.items:
-            return
+        held = batch.items
+        if not held.keys() <= set(settle.uids):  # some went another way: to another stage, or failed
+            for uid in settle.uids:
+                held.pop(uid, None)
+            if held:
+                return
         was_first = next(iter(worker.batches)) == settle.batch
         del worker.batches[settle.batch]
         worker.done_batches += 1

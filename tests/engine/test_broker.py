@@ -135,7 +135,7 @@ class Worker:
             batch.batch,
             batch.uids,
             [200] * len(batch.uids),
-            batch.trails,
+            [trail + wire.pack_step(us, 1, 2) for trail, us in zip(batch.trails, batch.queues_us, strict=True)],
             "text/plain",
         )
         self.push(results, [bytes(p) + mark for p in payloads], hop)  # type: ignore[arg-type]
