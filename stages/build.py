@@ -14,6 +14,7 @@ from engine.process import own_env
 from stages.base import Worker
 from stages.compute import as_results
 from stages.device import resolve
+from stages.mixin.typed import check_types
 from stages.stream import check_place, entry
 
 
@@ -51,7 +52,14 @@ def load_offline(deployment: Deployment, spec: StageSection) -> Worker:
             args=spec.args,
         )
     check_place(worker, is_last=is_last(deployment, spec.name))
+    if is_first(deployment, spec.name):
+        check_types(worker)
     return worker
+
+
+def is_first(deployment: Deployment, stage: str) -> bool:
+    """Whether some route begins with this stage."""
+    return any(route.stages[0] == stage for route in deployment.routes)
 
 
 def is_last(deployment: Deployment, stage: str) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from dataclasses import is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -93,9 +94,39 @@ def _text(error: pydantic.ValidationError) -> str:
 
 
 def known(kind: Any) -> Any:
-    """The type itself, when msgspec knows all of it. Raises TypeError: it takes any class until a value comes."""
+    """The type itself, when msgspec can check all of it. Raises TypeError; msgspec takes any class until a value comes.
+
+    A dataclass of pydantic's is a dataclass to msgspec, which would fill it in without asking its validators.
+    """
+    for cls in classes(kind):
+        if is_model(cls) and is_dataclass(cls):
+            raise TypeError(f"{cls.__name__} is a dataclass of pydantic's inside a type of msgspec's: use a BaseModel")
     schemas(kind, "validation")
     return kind
+
+
+def classes(kind: Any) -> set[type]:
+    """Every class that a type speaks of, in its arguments and its fields."""
+    found: set[type] = set()
+    _collect(kind, found)
+    return found
+
+
+def _collect(kind: Any, found: set[type]) -> None:
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    for part in (get_origin(kind), *get_args(kind)):
+        if part is not None:
+            _collect(part, found)
+    if not isinstance(kind, type) or kind in found or kind.__module__ in ("builtins", "typing", "collections.abc"):
+        return
+    found.add(kind)
+    try:
+        hints = get_type_hints(kind, include_extras=True)
+    except (NameError, TypeError, AttributeError):
+        return  # whoever needs the fields says what is wrong with them
+    for hint in hints.values():
+        _collect(hint, found)
 
 
 # --- hooks of msgspec ------------------------------------------------------------------------------------------------

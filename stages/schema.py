@@ -10,10 +10,10 @@ from __future__ import annotations
 import inspect
 import re
 import types
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import reduce
 from operator import or_
-from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 
 from engine.core import sse
 from engine.core.about import About, Boundary, Component, Schema, pack, rewritten, with_refs
@@ -151,7 +151,7 @@ def _binary(schema: Schema) -> Schema:
 def _named_by_module(mime: str, schema: Schema, named: dict[str, Schema], kind: Any) -> Boundary:
     """Components keyed by module and name, as far as the class behind a name is found."""
     modules: dict[str, set[str]] = {}
-    for cls in _classes(kind, set()):
+    for cls in models.classes(kind):
         modules.setdefault(cls.__name__, set()).add(cls.__module__)
     ids: dict[str, str] = {}
     components: dict[str, Component] = {}
@@ -165,22 +165,3 @@ def _named_by_module(mime: str, schema: Schema, named: dict[str, Schema], kind: 
 
     renamed = {key: Component(one.name, rewritten(one.schema, change), one.module) for key, one in components.items()}
     return Boundary(mime, rewritten(schema, change), renamed)
-
-
-def _classes(kind: Any, seen: set[Any]) -> Iterator[type]:
-    """Every class that a type speaks of, in its arguments and its fields."""
-    if get_origin(kind) is Annotated:
-        kind = get_args(kind)[0]
-    for part in (get_origin(kind), *get_args(kind)):
-        if part is not None:
-            yield from _classes(part, seen)
-    if not isinstance(kind, type) or kind in seen or kind.__module__ in ("builtins", "typing", "collections.abc"):
-        return
-    seen.add(kind)
-    yield kind
-    try:
-        hints = get_type_hints(kind, include_extras=True)
-    except (NameError, TypeError, AttributeError):
-        return  # only the names of its fields' classes are lost
-    for hint in hints.values():
-        yield from _classes(hint, seen)

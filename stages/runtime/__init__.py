@@ -33,7 +33,7 @@ from engine.loader import load_class, stand_in
 from engine.log import get_logger
 from engine.process import Notifier, settle
 from stages.base import Worker
-from stages.build import create, is_last, warm_up
+from stages.build import create, is_first, is_last, warm_up
 from stages.mixin.typed import check_types
 from stages.runtime.control import STOP_SIGNALS, Control
 from stages.runtime.loop import Loop
@@ -154,7 +154,10 @@ def _load(deployment: Deployment, stage: str, slot: int, device: str, notify: No
         args=spec.args,
     )
     check_place(worker, is_last=is_last(deployment, stage))
-    about = _describe(worker, deployment)
+    first = is_first(deployment, stage)
+    if first:
+        check_types(worker)
+    about = describe(worker, first=first, last=any(route.stages[-1] == stage for route in deployment.routes))
     warming = time.monotonic()
     warm_up(worker, lambda done, of: notify.send("warming", done=done, of=of))
     took_ms = int((time.monotonic() - warming) * 1000)
@@ -163,15 +166,6 @@ def _load(deployment: Deployment, stage: str, slot: int, device: str, notify: No
         extra={"device": device, "load_s": round(warming - began, 3), "warmup_s": took_ms / 1000},
     )
     return worker, Warm(worker.resp_mime_type, took_ms, flow=int(flow_of(worker)), about=about)
-
-
-def _describe(worker: Worker, deployment: Deployment) -> bytes:
-    """What the stage says about itself. Raises StartError for a typed worker whose requests cannot be checked."""
-    first = any(route.stages[0] == worker.stage for route in deployment.routes)
-    last = any(route.stages[-1] == worker.stage for route in deployment.routes)
-    if first:
-        check_types(worker)
-    return describe(worker, first=first, last=last)
 
 
 def _failed(notify: Notifier, error: Exception) -> ExitCode:
