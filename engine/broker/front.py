@@ -35,6 +35,7 @@ from engine.core.messages import (
     Submit,
 )
 from engine.core.routing import Topology
+from engine.core.stage import REJOIN_S
 from engine.core.wire import Payload, encode
 from engine.metrics import Family, fold, unpack
 from engine.transport import Endpoints
@@ -69,7 +70,7 @@ class FrontThread(BrokerThread[ToFront]):
         failed: Callable[[], None],
     ) -> None:
         super().__init__("front", failed)
-        self.machine = FrontMachine(spec, topology, epoch)
+        self.machine = FrontMachine(spec, topology, epoch, absent_at=clock() + REJOIN_S)
         self.stages: Sequence[Mailbox[ToStage]] = ()  # set before start
         self._name = name
         self._namespace = namespace

@@ -25,7 +25,7 @@ from engine.core.actions import Admit, Dispatch, Drop, Fail, Forget, Grant, Kill
 from engine.core.items import Request
 from engine.core.messages import Bye, Hello, Leave, Message, Ready, Refused, Results, Welcome, WorkerBeat
 from engine.core.routing import Topology
-from engine.core.stage import StageMachine, StageSpec
+from engine.core.stage import REJOIN_S, StageMachine, StageSpec
 from engine.core.wire import Buffer, encode
 from engine.metrics import Family, fold, unpack
 from engine.transport import Endpoints
@@ -72,7 +72,7 @@ class StageThread(BrokerThread[ToStage]):
         failed: Callable[[], None],
     ) -> None:
         super().__init__(f"stage-{spec.name}", failed)
-        self.machine = StageMachine(index, spec, topology, ledger, epoch)
+        self.machine = StageMachine(index, spec, topology, ledger, epoch, absent_at=clock() + REJOIN_S)
         self.index = index
         self.front: Mailbox[ToFront] | None = None  # set before start, like stages
         self.stages: Sequence[Mailbox[ToStage]] = ()

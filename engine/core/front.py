@@ -86,13 +86,13 @@ class _Column:
 class FrontMachine:
     """See the module. Not thread-safe: one thread calls it; stage threads look requests up in :attr:`ledger`."""
 
-    def __init__(self, spec: FrontSpec, topology: Topology, epoch: int) -> None:
+    def __init__(self, spec: FrontSpec, topology: Topology, epoch: int, *, absent_at: float = 0.0) -> None:
         self.spec = spec
         self.topology = topology
         self.epoch = epoch
         self.ledger: dict[int, Request] = {}
         self.frontends: dict[bytes, Frontend] = {}
-        self.stages = [StageView(StageState(name, 0, 0, 0, 0, 0)) for name in topology.stages]
+        self.stages = [StageView(StageState(name, 0, 0, 0, 0, 0), absent_at) for name in topology.stages]
         self.stats = FrontStats()
         self.actions: list[FrontAction] = []
         self.draining = False

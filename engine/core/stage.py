@@ -67,6 +67,11 @@ SETTLE_S: Final = 0.25
 # How long a stage without any worker still takes requests: a killed worker is usually back before that.
 ABSENT_S: Final = 10.0
 
+# How long a broker that has just started waits for workers that may be there already: it may follow one that died.
+REJOIN_S: Final = 3.0
+
+KEY_SHIFT: Final = 20  # bits of a worker's key below the epoch
+
 SERVICE_SMOOTHING: Final = 0.2  # weight of the newest batch in the running mean of how long a batch takes
 
 
@@ -121,7 +126,14 @@ class StageMachine:
     """See the module. Not thread-safe: one thread calls it, and alone reads what it holds."""
 
     def __init__(
-        self, index: int, spec: StageSpec, topology: Topology, ledger: Mapping[int, Request], epoch: int
+        self,
+        index: int,
+        spec: StageSpec,
+        topology: Topology,
+        ledger: Mapping[int, Request],
+        epoch: int,
+        *,
+        absent_at: float = 0.0,
     ) -> None:
         self.index = index
         self.spec = spec
@@ -145,9 +157,9 @@ class StageMachine:
         self._computing: OrderedDict[int, Worker] = OrderedDict()  # by the start of their current batch
         self._overdue: dict[int, float] = {}  # worker -> when it is killed
         self._dying: list[tuple[float, int]] = []
-        self._keys = 0
+        self._keys = epoch << KEY_SHIFT  # a key of a former broker's means nobody here
         self._batches = 0
-        self._absent_at = 0.0
+        self._absent_at = absent_at
         self._told: tuple[object, ...] = ()
         self._was_full = False
         self._prefetch = spec.idempotent  # a batch in advance could be replayed while it is computed

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from engine.core.actions import News
 from engine.core.batching import Policy
 from engine.core.messages import PROTOCOL, CancelItems, Dismiss, Hello, Pulse, Refused, Revoke, WorkerBeat
-from engine.core.stage import ABSENT_S, SETTLE_S, SILENCE_S, StageSpec, WorkerState
+from engine.core.stage import ABSENT_S, SETTLE_S, SILENCE_S, StageMachine, StageSpec, WorkerState
 from tests.core.twin import Twin, topology
 
 SPEC = StageSpec("s0", 1, Policy(4, 1 << 20, 0.010), timeout_s=2.0, kill_after_s=1.0, max_queue_bytes=1 << 20)
@@ -386,3 +387,23 @@ def test_a_failure_of_a_stale_copy_does_not_hurt_the_one_that_went_on() -> None:
     twin.finish(b)
     assert twin.answer(1)[0] == 200
     assert twin.is_empty()
+
+
+def test_keys_of_another_epoch_mean_nobody() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    assert worker.key >> 20 == 7
+    twin.stages[0].leave(1, twin.now)
+    twin.stages[0].exited(1, twin.now)
+    assert twin.stages[0].beat(WorkerBeat(1), twin.now) == Pulse(7, False)
+    assert list(twin.stages[0].workers) == [worker.key]
+
+
+def test_a_broker_that_has_just_started_waits_for_workers_that_may_be_there() -> None:
+    twin = one_stage()
+    machine = StageMachine(0, SPEC, topology(), {}, 7, absent_at=twin.now + 3)
+    machine.pump(twin.now)
+    machine.hello(Hello(PROTOCOL, topology().fingerprint, "s0", 1, 1, "h"), local=True, now=twin.now)
+    (news,) = machine.actions
+    assert isinstance(news, News)
+    assert news.absent_at == twin.now + 3
