@@ -1,0 +1,55 @@
+"""An array made in one process and looked at in another, without being copied on the way.
+
+There is nothing to call and nothing to derive from: arrays (and torch CPU tensors, and bytes) of 64 KiB and more travel
+by reference, smaller ones with the message. What arrives is a read-only view; whoever wants to write makes a copy.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from engine import ValidationError, Worker
+
+LARGEST: Final = 64  # MiB
+MIB: Final = 1 << 20
+
+Array = np.ndarray[Any, np.dtype[np.float32]]
+
+
+class Make(Worker):
+    """``{"mib": 1..64, "seed": n}`` to a float32 array of that size."""
+
+    example = {"mib": 1, "seed": 0}
+
+    def __init__(self) -> None:
+        self.kept: dict[int, Array] = {}
+
+    def forward(self, data: Any) -> Array:
+        mib, seed = (data.get("mib", 4), data.get("seed", 0)) if isinstance(data, dict) else (None, None)
+        if not isinstance(mib, int) or not isinstance(seed, int) or not 1 <= mib <= LARGEST:
+            raise ValidationError(f'expected {{"mib": 1 to {LARGEST}, "seed": an integer}}')
+        array = self.kept.get(mib)
+        if array is None:
+            array = self.kept[mib] = np.ones(mib * MIB // 4, np.float32)
+        array[0] = seed  # a buffer that is used again: what was sent before is not changed by this
+        return array
+
+
+class Look(Worker):
+    """Reads the first and the last number: what is measured is the way, not the arithmetic."""
+
+    def forward(self, data: Array) -> dict[str, Any]:
+        try:
+            data[0] = 0
+            writable = True
+        except ValueError:  # numpy's for a read-only array
+            writable = False
+        return {
+            "mib": data.nbytes // MIB,
+            "first": float(data[0]),
+            "last": float(data[-1]),
+            "writable": writable,
+            "owns_its_memory": bool(data.flags.owndata),
+        }

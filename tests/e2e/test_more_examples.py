@@ -1,0 +1,435 @@
+"""Every example beyond the first two: through `engine up`, its client, and the same service from its script."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from harness import EXAMPLES, Deployed, deployed, environment
+
+NAMES = (
+    "compression",
+    "custom-metrics",
+    "echo",
+    "embedding",
+    "gpu-assignment",
+    "image-classification",
+    "jax-jit",
+    "multi-route",
+    "rerank",
+    "server-sent-events",
+    "shared-memory",
+    "stable-diffusion",
+    "text-classification",
+    "validation",
+)
+
+DESCRIBE = """
+import json, runpy, sys
+from pathlib import Path
+from engine import Server
+from engine.config import load
+
+def plan(deployment):
+    keys = ("worker", "num", "max_batch_size", "max_wait_time", "device", "env", "args")
+    stages = {stage.name: {key: repr(getattr(stage, key)) for key in keys} for stage in deployment.stages}
+    return {"stages": stages, "routes": {route.path: list(route.stages) for route in deployment.routes}}
+
+folder = Path(sys.argv[1])
+sys.path.insert(0, str(folder))
+Server.run = lambda server: print(json.dumps(plan(server.deployment())))
+runpy.run_path(str(folder / "server.py"), run_name="__main__")
+print(json.dumps(plan(load(folder / "stages.toml"))))
+"""
+
+
+def python(*arguments: str) -> str:
+    told = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env=environment("example"),
+    )
+    assert told.returncode == 0, told.stderr + told.stdout
+    return told.stdout
+
+
+def run_client(running: Deployed, name: str) -> str:
+    return python(str(EXAMPLES / name / "client.py"), running.url)
+
+
+def told_in_readme(name: str, line: str) -> None:
+    assert line in (EXAMPLES / name / "README.md").read_text()
+
+
+def test_every_example_is_here_and_in_the_index() -> None:
+    folders = {folder.name for folder in EXAMPLES.iterdir() if (folder / "stages.toml").is_file()}
+    assert folders == set(NAMES)
+    index = (EXAMPLES.parent / "docs" / "examples.md").read_text()
+    assert all(f"(../examples/{name}/README.md)" in index for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_script_describes_the_same_service_as_the_file(name: str) -> None:
+    script, file = map(json.loads, python("-c", DESCRIBE, str(EXAMPLES / name)).splitlines())
+    assert script == file
+
+
+@pytest.fixture(scope="module")
+def running(request: pytest.FixtureRequest) -> Iterator[Deployed]:
+    """The example whose name a test gives, up and ready; shared by the tests of this module that name it."""
+    with deployed(EXAMPLES / request.param / "stages.toml") as example:
+        yield example
+
+
+def uses(name: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("running", [name], indirect=True)
+
+
+# --- multi-route -----------------------------------------------------------------------------------------------------
+
+
+@uses("multi-route")
+def test_two_routes_share_a_stage_and_its_batches(running: Deployed) -> None:
+    told = run_client(running, "multi-route").splitlines()
+    assert told[0] == "200 of 200 queries got the same neighbours on both routes"
+    assert int(told[1].split()[0]) > 0, "batches that mix the routes"
+    stages = [stage["name"] for stage in running.status()["stages"]]
+    assert stages.count("search") == 1
+
+
+@uses("multi-route")
+def test_each_route_speaks_its_own_format(running: Deployed) -> None:
+    with running.client() as client:
+        answer = client.post("/search", json={"vector": [1.0] * 64})
+        assert answer.headers["content-type"] == "application/json"
+        assert [sorted(hit) for hit in answer.json()["hits"]] == [["id", "score"]] * 5
+        packed = client.post("/search.msgpack", content=msgpack.packb({"vector": np.ones(64, "<f4").tobytes()}))
+        assert packed.headers["content-type"] == "application/msgpack"
+        ids = np.frombuffer(msgpack.unpackb(packed.content)["ids"], "<i4").tolist()
+        assert ids == [hit["id"] for hit in answer.json()["hits"]]
+        assert client.post("/search", json={"vector": [1.0]}).status_code == 422
+        assert client.post("/search", json={"vector": [0.0] * 64}).status_code == 422
+        assert client.post("/search.msgpack", content=msgpack.packb({"vector": "text"})).status_code == 422
+        assert client.post("/search.msgpack", content=b"\xc1").status_code == 400
+
+
+# --- rerank ----------------------------------------------------------------------------------------------------------
+
+
+@uses("rerank")
+def test_the_cohere_client_gets_the_right_document_first(running: Deployed) -> None:
+    told = run_client(running, "rerank").splitlines()
+    assert "potato" in told[1]
+    assert "noodles" in told[2]
+    assert len(told) == 5  # the query, top_n = 3, and version 1
+    assert told[4].startswith("version 1 of the API agrees: ")
+    assert "potato" in told[4]
+
+
+@uses("rerank")
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank"])
+def test_scores_fall_and_indexes_name_the_documents(running: Deployed, path: str) -> None:
+    documents = ["a parked car", {"text": "a cat on a mat"}, "a dog in the park", "a parked car"]
+    body = {"model": "any", "query": "a pet", "documents": documents, "rank_fields": ["text"]}
+    with running.client() as client:
+        answer = client.post(path, json=body).json()
+        few = client.post(path, json={**body, "top_n": 2, "return_documents": True}).json()
+        many = client.post(path, json={**body, "top_n": 100}).json()
+    scores = [result["relevance_score"] for result in answer["results"]]
+    assert scores == sorted(scores, reverse=True)
+    assert all(0 <= score <= 1 for score in scores)
+    assert [result["index"] for result in answer["results"]][2:] == [0, 3], "equal ones in the request's order"
+    assert "document" not in answer["results"][0]
+    assert many["results"] == answer["results"]
+    texts = [document if isinstance(document, str) else document["text"] for document in documents]
+    assert [(result["index"], result["document"]["text"]) for result in few["results"]] == [
+        (result["index"], texts[result["index"]]) for result in answer["results"][:2]
+    ]
+
+
+@uses("rerank")
+@pytest.mark.parametrize(
+    ("change", "status", "reason"),
+    [
+        ({"query": ""}, 422, "query"),
+        ({"documents": []}, 422, "documents"),
+        ({"documents": ["a"] * 1001}, 422, "1001"),
+        ({"documents": [{"title": "a"}]}, 422, "text"),
+        ({"documents": [1]}, 422, "documents"),
+        ({"top_n": 0}, 422, "top_n"),
+    ],
+)
+def test_what_is_no_rerank_request_is_told(running: Deployed, change: dict[str, Any], status: int, reason: str) -> None:
+    body = {"query": "a pet", "documents": ["a cat"], **change}
+    with running.client() as client:
+        answer = client.post("/v1/rerank", json=body)
+    assert answer.status_code == status
+    assert reason in answer.text
+
+
+# --- custom metrics --------------------------------------------------------------------------------------------------
+
+
+@uses("custom-metrics")
+def test_metrics_of_the_service_stand_beside_the_engines(running: Deployed) -> None:
+    told = run_client(running, "custom-metrics").splitlines()
+    assert told[-1] == "325 words sent, 325 counted in /metrics"
+    told_in_readme("custom-metrics", told[-1])
+    metrics = running.metrics()
+    assert metrics['words_total{language="german"}'] == 100
+    assert metrics["text_words_count"] == 100
+    assert metrics['text_words_bucket{le="2.0"}'] == 50
+    longest = [value for key, value in metrics.items() if key.startswith('longest_text_words{stage="count",worker="')]
+    assert len(longest) == 2
+    assert max(longest) == 6
+    assert any(key.startswith("engine_batch_size_count") for key in metrics)
+
+
+# --- GPU assignment --------------------------------------------------------------------------------------------------
+
+
+@uses("gpu-assignment")
+def test_every_worker_computes_where_it_was_put(running: Deployed) -> None:
+    rows = [line.split() for line in run_client(running, "gpu-assignment").splitlines()[1:]]
+    wanted = {(stage, worker): device for stage, worker, device, *_ in rows}
+    listed = {"1": "cuda:0", "2": "cuda:1", "3": "cuda:0"}
+    assert all(wanted[key] == listed[key[1]] for key in wanted if key[0] == "listed")
+    assert {visible for stage, worker, _, visible, *_ in rows if (stage, worker) == ("hidden", "2")} <= {"1"}
+    assert {stage for stage, *_ in rows} == {"auto", "listed", "hidden"}
+    assert sum(int(row[-1]) for row in rows) == 180
+    with running.client() as client:
+        assert client.post("/auto", json={"size": 0}).status_code == 422
+
+
+# --- JAX -------------------------------------------------------------------------------------------------------------
+
+
+@uses("jax-jit")
+def test_every_shape_is_compiled_before_the_first_request(running: Deployed) -> None:
+    told = run_client(running, "jax-jit").splitlines()
+    assert told[-1] == "shapes compiled: 6 before the first request, 6 after the last"
+    assert told[0].count(": ") > 2, f"batches of several sizes: {told[0]}"
+
+
+@uses("jax-jit")
+def test_an_image_of_a_wrong_size_fails_alone(running: Deployed) -> None:
+    with running.client() as client:
+        assert client.post("/inference", json={"pixels": [0.5]}).status_code == 422
+        answer = client.post("/inference", json={"pixels": [0.5] * 784}).json()
+    assert sum(answer["probabilities"]) == pytest.approx(1, abs=1e-3)
+
+
+# --- text classification ---------------------------------------------------------------------------------------------
+
+
+@uses("text-classification")
+def test_texts_are_sorted_as_a_person_would(running: Deployed) -> None:
+    assert run_client(running, "text-classification").splitlines()[-1] == "8 of 8 as a person would have it"
+    with running.client() as client:
+        answer = client.post("/inference", json={"text": "Where is my package?"}).json()
+        assert answer["label"] == "shipping"
+        assert answer["scores"]["shipping"] > 0.9
+        assert sum(answer["scores"].values()) == pytest.approx(1, abs=1e-3)
+        assert client.post("/inference", json={"text": " "}).status_code == 422
+
+
+# --- image classification --------------------------------------------------------------------------------------------
+
+
+@uses("image-classification")
+def test_drawings_are_recognised(running: Deployed) -> None:
+    recognised = [line.split()[1:4] for line in run_client(running, "image-classification").splitlines()]
+    assert len(recognised) == 3
+    assert all(int(right) >= 38 and int(of) == 40 for right, _, of in recognised), recognised
+
+
+@uses("image-classification")
+def test_what_is_no_image_is_told(running: Deployed, folder: Path) -> None:
+    from PIL import Image
+
+    large = folder / "large.png"
+    Image.new("1", (5000, 5000)).save(large)  # 3 KB that would be 75 MB of pixels
+    with running.client() as client:
+
+        def answer(body: Any) -> tuple[int, str]:
+            got = client.post("/inference", content=msgpack.packb(body))
+            return got.status_code, got.text
+
+        assert answer({"image": b"GIF89a..."}) == (400, "bad request: image: not an image that can be read")
+        assert answer({"image": large.read_bytes()[:-500]})[0] in (400, 422)
+        status, reason = answer({"image": large.read_bytes()})
+        assert status == 422
+        assert "5000 x 5000" in reason
+        assert answer({"picture": b""})[0] == 422
+        assert client.post("/inference", content=b"{}").status_code == 400
+
+
+# --- stable diffusion ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    """The example with a random pipeline of the real classes in the place of the real weights."""
+    model = tmp_path_factory.mktemp("tiny") / "model"
+    python(str(Path(__file__).parent / "tiny_diffusion.py"), str(model))
+    env = {"STABLE_DIFFUSION_MODEL": str(model), "HF_HUB_OFFLINE": "1"}
+    with deployed(EXAMPLES / "stable-diffusion" / "stages.toml", env=env) as example:
+        yield example
+
+
+def test_a_seed_draws_the_same_picture_whatever_it_is_batched_with(tiny_diffusion: Deployed) -> None:
+    from PIL import Image
+
+    def draw(change: dict[str, Any]) -> np.ndarray[Any, Any]:
+        body = {"prompt": "a lighthouse", "steps": 3, "width": 64, "height": 64, "seed": 5, **change}
+        with tiny_diffusion.client() as client:
+            answer = client.post("/inference", json=body)
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+        return np.asarray(Image.open(io.BytesIO(answer.content)), np.int16)
+
+    alone = draw({})
+    others: list[dict[str, Any]] = [{}, {"seed": 6}, {"prompt": "a robot"}, {"steps": 2}, {"width": 72}]
+    with ThreadPoolExecutor(len(others)) as pool:
+        same, seed, prompt, steps, wide = pool.map(draw, others)
+    assert alone.shape == (64, 64, 3)
+    assert wide.shape == (64, 72, 3)
+    assert np.abs(same - alone).max() <= 2, "one grey level, from sums in another order"
+    for other in (seed, prompt, steps):
+        assert np.abs(other - alone).max() > 2
+
+
+@pytest.mark.parametrize("change", [{"prompt": ""}, {"steps": 0}, {"width": 65}, {"height": 4096}, {"seed": -1}])
+def test_what_cannot_be_drawn_is_told(tiny_diffusion: Deployed, change: dict[str, Any]) -> None:
+    with tiny_diffusion.client() as client:
+        answer = client.post("/inference", json={"prompt": "a", **change})
+    assert answer.status_code == 422
+    assert next(iter(change)) in answer.text
+
+
+def test_the_client_saves_what_was_drawn(tiny_diffusion: Deployed, folder: Path) -> None:
+    told = subprocess.run(
+        [sys.executable, str(EXAMPLES / "stable-diffusion" / "client.py"), tiny_diffusion.url, "a cat", "a dog"],
+        env={**environment("client"), "REQUEST": json.dumps({"steps": 2, "width": 64, "height": 64})},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
+    assert told.splitlines() == ["picture-1.png: a cat", "picture-2.png: a dog"]
+    assert all((folder / f"picture-{number}.png").read_bytes().startswith(b"\x89PNG") for number in (1, 2))
+
+
+# --- validation ------------------------------------------------------------------------------------------------------
+
+
+@uses("validation")
+def test_right_and_wrong_requests_are_told_apart(running: Deployed) -> None:
+    lines = run_client(running, "validation").splitlines()
+    answers = dict(zip(lines[::2], (line.strip() for line in lines[1::2]), strict=True))
+    assert [answer[:3] for answer in answers.values()] == ["200"] * 2 + ["422"] * 5 + ["400", "200", "422", "422"]
+    told = list(answers.values())
+    assert json.loads(told[0][4:]) == {"euros": 13.0, "charged_kg": 2.0}
+    assert json.loads(told[1][4:]) == {"euros": 83.0, "charged_kg": 16.0}
+    for answer, word in zip(told[2:7], ("weight_kg", "pigeon", "$.to", "weight_kg", "at most 0.5 kg"), strict=True):
+        assert answer.startswith("422 request validation error: ")
+        assert word in answer
+    assert told[7].startswith("400 decoding error: ")
+    assert told[8].startswith("200 {'km': 175")  # Berlin to Paris and back
+    assert "stops" in told[9]
+    assert "lat" in told[10]
+
+
+@uses("validation")
+def test_the_types_describe_the_routes(running: Deployed) -> None:
+    with running.client() as client:
+        paths = client.get("/openapi/metadata.json").json()["paths"]
+    assert list(paths["/quote"]["post"]["requestBody"]["content"]) == ["application/json"]
+    assert list(paths["/locate"]["post"]["requestBody"]["content"]) == ["application/msgpack"]
+
+
+# --- shared memory ---------------------------------------------------------------------------------------------------
+
+
+@uses("shared-memory")
+def test_arrays_arrive_whole_and_read_only(running: Deployed) -> None:
+    told = python(str(EXAMPLES / "shared-memory" / "client.py"), running.url, "0.5").splitlines()
+    assert told[0] == "what arrives is writable: False; owns its memory: False"
+    assert [line.split()[0] for line in told[1:]] == ["1", "4", "16"]
+    assert all(line.endswith(" arrived whole") and float(line.split()[2]) > 0 for line in told[1:])
+    with running.client() as client:
+        assert client.post("/inference", json={"mib": 65}).status_code == 422
+
+
+# --- server-sent events ----------------------------------------------------------------------------------------------
+
+
+@uses("server-sent-events")
+def test_words_come_one_by_one(running: Deployed) -> None:
+    told = run_client(running, "server-sent-events").splitlines()
+    assert told[0].startswith("the sea ")
+    assert len(told[0].split()) == 62
+    numbers = [int(word) for word in told[1].split() if word.isdigit()]
+    words, first, last = numbers
+    assert words == 60
+    assert first < last / 2, "the first word came long before the last"
+
+
+@uses("server-sent-events")
+def test_streams_of_one_batch_keep_apart(running: Deployed) -> None:
+    def text(seed: int) -> list[str]:
+        with running.client() as client:
+            answer = client.post("/inference", json={"start": "the sea", "words": 30, "seed": seed})
+        return [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
+
+    alone = [text(seed) for seed in range(3)]
+    with ThreadPoolExecutor(9) as pool:
+        together = list(pool.map(text, [0, 1, 2] * 3))
+    assert together == alone * 3
+    assert [len(words) for words in alone] == [30] * 3
+    assert alone[0] != alone[1] != alone[2]
+
+
+@uses("server-sent-events")
+def test_a_bad_request_ends_in_an_error_event(running: Deployed) -> None:
+    with running.client() as client:
+        answer = client.post("/inference", json={"start": "sea"})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.text.startswith("event: error\n")
+    assert "request validation error: start: expected at least two words" in answer.text
+
+
+# --- compression -----------------------------------------------------------------------------------------------------
+
+
+@uses("compression")
+def test_less_goes_over_the_wire_and_the_answers_are_the_same(running: Deployed) -> None:
+    told = run_client(running, "compression").splitlines()
+    assert told[-1] == "the three answers are the same: True"
+    plain, *packed = [[int(word) for word in line.split() if word.isdigit()] for line in told[:3]]
+    assert all(request < plain[0] / 2 and answer < plain[1] / 2 for request, answer in packed)
+    assert [line.split()[-1] for line in told[:3]] == ["(identity)", "(gzip)", "(zstd)"]
+
+
+@uses("compression")
+def test_bodies_that_do_not_unpack_are_told(running: Deployed) -> None:
+    def post(body: bytes, encoding: str) -> int:
+        with running.client() as client:
+            return client.post("/inference", content=body, headers={"content-encoding": encoding}).status_code
+
+    assert post(gzip.compress(bytes(2 << 20)), "gzip") == 413, "2 KB that would be 2 MiB"
+    assert post(b"no gzip at all", "gzip") == 400
+    assert post(b"{}", "br") == 415
