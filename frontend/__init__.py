@@ -11,12 +11,15 @@ Where to look:
     openapi    the OpenAPI document, from what the stages say about themselves
     components names for the types of many stages in one document
     swagger    Swagger UI from static/
+    compression  gzip and zstd, to and fro
+    streams    an answer that is sent while it is computed, and how it ends
     errors     ONE table of everything that can be answered instead of a result
     media      text or problem+json, as the client asks; which headers of a worker are passed on
     requestid, timing, deadline   one header each: x-request-id, server-timing, x-request-timeout
     metrics    what this process counts
     broker     what the application needs of the broker's client (engine.client in production, a fake in tests)
     server     the embedded gunicorn: listening, worker processes, stopping; `serve` is the process
+    tls        certificate, key, HTTP/2 by ALPN
     worker     gunicorn's asgi worker with an orderly drain, and its connections with time limits
 
 A request passes `exchange`, then `door.check` before its body is read, then `body`, then `client.submit`; one answer

@@ -48,6 +48,7 @@ def create(
         timeout_s=frontend.timeout,
         max_request_size=frontend.max_request_size,
         body_timeout_s=frontend.body_timeout,
+        compression=frontend.compression,
     )
     for index, route in enumerate(topology.routes):
         names, last = topology.stage_names(index), route.stages[-1]

@@ -12,7 +12,7 @@ import re
 import sys
 from typing import Final
 
-from frontend import errors
+from frontend import compression, errors
 from frontend.door import Door
 from frontend.errors import Refusal
 from frontend.exchange import Event, Exchange, Receive
@@ -23,12 +23,12 @@ _LENGTH: Final = re.compile(rb"^\d{1,18}\Z")
 class Body:
     """A body being read, and the bytes it holds at the door until :meth:`release`."""
 
-    __slots__ = ("_door", "_exchange", "_held", "_length", "_limit", "_pause_s")
+    __slots__ = ("_coding", "_door", "_exchange", "_held", "_length", "_limit", "_pause_s")
 
-    def __init__(self, exchange: Exchange, door: Door, *, limit: int, pause_s: float) -> None:
+    def __init__(self, exchange: Exchange, door: Door, *, limit: int, pause_s: float, compressed: bool = False) -> None:
         """Check what the headers say of it. Raises Refusal: 400, 413, 415, 429 or 501.
 
-        ``limit`` is in bytes, ``pause_s`` the longest wait for the next piece.
+        ``limit`` is in bytes, ``pause_s`` the longest wait for the next piece; ``compressed``: it may be.
         """
         self._exchange = exchange
         self._door = door
@@ -38,8 +38,10 @@ class Body:
         self._length = _declared_length(exchange)
         if (self._length or 0) > limit:
             raise Refusal(errors.TOO_LARGE)
-        if exchange.header(b"content-encoding").strip().lower() not in (b"", b"identity"):
-            raise Refusal(errors.ENCODING)
+        coding = compression.coding_of(exchange.joined(b"content-encoding"))
+        if coding is None or (coding and not compressed):
+            raise Refusal(errors.ENCODING_LISTED if compressed else errors.ENCODING)
+        self._coding = coding
         # gunicorn frames "gzip, chunked" and leaves the gzip to the application.
         if exchange.header(b"transfer-encoding").strip().lower() not in (b"", b"chunked"):
             raise Refusal(errors.CODING)
@@ -47,7 +49,21 @@ class Body:
             self._hold(self._length)
 
     async def read(self) -> bytes:
-        """The whole body. Raises Refusal: 400 when it is cut short, 408 when it comes too slowly, 413, 429."""
+        """The whole body, decompressed. Raises Refusal: 400 when it is cut short or not what it claims to be, 408 when
+        it comes too slowly, 413, 429."""
+        data = await self._receive()
+        if not self._coding:
+            return data
+        try:
+            plain = await compression.decompress_body(self._coding, data, self._limit)
+        except compression.Corrupt:
+            raise Refusal(errors.CORRUPT) from None
+        except compression.TooLarge:
+            raise Refusal(errors.TOO_LARGE) from None
+        self._hold(max(0, len(plain) - len(data)))
+        return plain
+
+    async def _receive(self) -> bytes:
         exchange = self._exchange
         chunks: list[bytes] = []
         size = 0

@@ -17,7 +17,7 @@ import falcon
 import falcon.asgi
 
 from engine.errors import Unavailable
-from frontend import media
+from frontend import compression, media
 from frontend.exchange import Exchange
 
 log = logging.getLogger("stageline.frontend")
@@ -48,6 +48,8 @@ SLOW_BODY: Final = Problem("slow_body", 408, "request timeout: the body came too
 TOO_LARGE: Final = Problem("too_large", 413, "request body too large")
 TARGET_TOO_LONG: Final = Problem("target_too_long", 414, "request target too long")
 ENCODING: Final = Problem("encoding", 415, "unsupported content-encoding", headers={"accept-encoding": "identity"})
+ENCODING_LISTED: Final = replace(ENCODING, headers={"accept-encoding": compression.ACCEPTED})
+CORRUPT: Final = Problem("corrupt", 400, "bad request: the body is not what its content-encoding says")
 CAPACITY: Final = Problem("capacity", 429, "too many requests: at capacity", retry_after_s=1)
 CAPACITY_BYTES: Final = Problem("capacity_bytes", 429, "too many requests: too many bytes are waiting", retry_after_s=1)
 HEADERS_TOO_LARGE: Final = Problem("headers_too_large", 431, "request headers too large")

@@ -90,6 +90,11 @@ class Exchange:
         return b""
 
 
+    def joined(self, name: bytes) -> bytes:
+        """All headers of this name as one list (RFC 9110, section 5.3)."""
+        return b", ".join([value for key, value in self.headers if key == name])
+
+
 class Layer:
     """The ASGI application around ``app``."""
 

@@ -20,7 +20,7 @@ from engine.core.wire import pack_meta
 from engine.errors import ProtocolError, Unavailable
 from engine.metrics import exposition, unpack_sources
 from engine.metrictext import CONTENT_TYPE
-from frontend import deadline, errors, media, streams, timing
+from frontend import compression, deadline, errors, media, streams, timing
 from frontend.body import Body
 from frontend.broker import BrokerClient
 from frontend.door import Door
@@ -41,6 +41,7 @@ class Limits:
     timeout_s: float
     max_request_size: int
     body_timeout_s: float
+    compression: bool = False
 
 
 class RouteResource:
@@ -66,11 +67,17 @@ class RouteResource:
         )
         if timeout_s is None:
             raise Refusal(errors.BAD_TIMEOUT)
-        body = Body(exchange, self._door, limit=limits.max_request_size, pause_s=limits.body_timeout_s)
+        body = Body(
+            exchange,
+            self._door,
+            limit=limits.max_request_size,
+            pause_s=limits.body_timeout_s,
+            compressed=limits.compression,
+        )
         exchange.at_end.append(body.release)
         data = await body.read()
         self._check_door()  # a slow upload may end in another world than it began in
-        meta = pack_meta(req.scope["query_string"], exchange.headers)
+        meta = pack_meta(req.scope["query_string"], _told(exchange.headers, limits))
         answer: Answer | None
         if streams.state_of(self._client, self._last).flow == Flow.WHOLE:
             answer = await self._ask(exchange, data, meta, timeout_s)
@@ -88,6 +95,8 @@ class RouteResource:
             errors.answer_problem(exchange, resp, errors.CLIENT_GONE)
         else:
             self._respond(exchange, resp, answer)
+            if limits.compression:
+                await _compress(exchange, resp)
 
     def _stream(self, resp: falcon.asgi.Response, stream: streams.Stream) -> None:
         resp.content_type = media.content_type(stream.mime)
@@ -134,6 +143,21 @@ class RouteResource:
                     resp.append_header(name, value)  # Falcon refuses it in set_header
                 else:
                     resp.set_header(name, value)
+
+
+def _told(headers: list[tuple[bytes, bytes]], limits: Limits) -> list[tuple[bytes, bytes]]:
+    """What the service is told of a request's headers: nothing of a coding that has been undone."""
+    return [pair for pair in headers if pair[0] != b"content-encoding"] if limits.compression else headers
+
+
+async def _compress(exchange: Exchange, resp: falcon.asgi.Response) -> None:
+    """Compress the answer, if the client wants that and it is worth it."""
+    resp.append_header("vary", compression.VARY)
+    coding, forced = compression.choose(exchange.joined(b"accept-encoding"))
+    body = resp.data or b""
+    if coding and compression.is_worth(resp.content_type or "", len(body), forced=forced):
+        resp.data = await compression.answer_body(coding, body)
+        resp.set_header("content-encoding", coding)
 
 
 def _result(future: asyncio.Future[Answer]) -> Answer:

@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
@@ -29,6 +30,7 @@ from engine.exitcodes import ExitCode
 from engine.log import get_logger
 from engine.metrics import Family
 from engine.process import Notifier, die_with_parent
+from frontend import compression, tls
 from frontend.app import create
 from frontend.broker import BrokerClient
 from frontend.door import Door
@@ -100,14 +102,15 @@ def _close(sockets: Sequence[socket.socket]) -> None:
         sock.close()
 
 
-def url(address: str, sock: socket.socket) -> str:
+def url(address: str, sock: socket.socket, *, secure: bool = False) -> str:
     """Where a client on this host reaches the service."""
     host, port = sock.getsockname()[:2]
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1" if host == "0.0.0.0" else "::1"
     elif address and address != host:
         host = address
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if secure else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 # --- gunicorn --------------------------------------------------------------------------------------------------------
@@ -148,11 +151,18 @@ class Application(BaseApplication):  # type: ignore[misc]
     """What gunicorn runs. In the master: configuration. In a worker process, after :meth:`load`: the application."""
 
     def __init__(
-        self, deployment: Deployment, sockets: Sequence[socket.socket], connect: Connect, booted: Callable[[], None]
+        self,
+        deployment: Deployment,
+        sockets: Sequence[socket.socket],
+        connect: Connect,
+        booted: Callable[[], None],
+        *,
+        secure: ssl.SSLContext | None = None,
     ) -> None:
         self.deployment = deployment
         self.booted = booted
         self._sockets = sockets
+        self._secure = secure
         self._connect = connect
         frontend = deployment.frontend
         paths = [route.path for route in deployment.routes]
@@ -164,6 +174,9 @@ class Application(BaseApplication):  # type: ignore[misc]
         self.cfg.set("bind", [f"fd://{sock.fileno()}" for sock in self._sockets])
         for name, value in options(self.deployment.frontend, self.deployment.engine.grace).items():
             self.cfg.set(name, value)
+        if self._secure is not None:
+            self.cfg.set("certfile", self.deployment.frontend.certfile)  # what gunicorn knows by that it is TLS
+            self.cfg.set("ssl_context", lambda _config, _default: self._secure)
 
     def load(self) -> ASGIApplication:
         name = f"{socket.gethostname()}:{os.getpid()}"
@@ -177,7 +190,7 @@ class Application(BaseApplication):  # type: ignore[misc]
 
 def options(frontend: FrontendSection, grace_s: float) -> dict[str, Any]:
     """gunicorn's settings, each with its reason where it is not ours by name."""
-    cleartext_http2 = importlib.util.find_spec("h2") is not None
+    http2 = _http2()
     return {
         "workers": frontend.workers,
         "worker_class": WORKER_CLASS,
@@ -194,9 +207,9 @@ def options(frontend: FrontendSection, grace_s: float) -> dict[str, Any]:
         "limit_request_fields": MAX_FIELDS,
         "limit_request_field_size": frontend.max_header_size,
         "http2_max_header_list_size": frontend.max_header_size,
-        "http_protocols": "h2,h1" if cleartext_http2 else "h1",
+        "http_protocols": "h2,h1" if http2 else "h1",
         # "both", because with prior knowledge alone gunicorn refuses HTTP/1; frontend.worker turns upgrading off.
-        "http2_cleartext": "both" if cleartext_http2 else "off",
+        "http2_cleartext": "both" if http2 else "off",
         # gunicorn allows cleartext HTTP/2 to peers it trusts with forwarding headers: trust all peers, and no header.
         "forwarded_allow_ips": "*",
         "secure_scheme_headers": {},
@@ -206,6 +219,10 @@ def options(frontend: FrontendSection, grace_s: float) -> dict[str, Any]:
         "pidfile": None,
         "post_fork": _post_fork,
     }
+
+
+def _http2() -> bool:
+    return importlib.util.find_spec("h2") is not None
 
 
 def _post_fork(arbiter: Any, worker: Any) -> None:
@@ -223,12 +240,15 @@ def serve(deployment: Deployment, notify: Notifier, *, connect: Connect = connec
     """
     frontend = deployment.frontend
     try:
+        if frontend.compression:
+            compression.require()
+        secure = tls.context(frontend.certfile, frontend.keyfile, http2=_http2())
         sockets = listen(frontend.address, frontend.port)
     except StartError as error:
         log.error("%s", error)
         notify.send("failed", reason=str(error))
         return ExitCode.BUSY if isinstance(error, PortInUse) else ExitCode.START
-    address = url(frontend.address, sockets[0])
+    address = url(frontend.address, sockets[0], secure=secure is not None)
     turns = _Turns(frontend.workers)
 
     def booted() -> None:
@@ -236,7 +256,7 @@ def serve(deployment: Deployment, notify: Notifier, *, connect: Connect = connec
             log.info("listening", extra={"url": address, "workers": frontend.workers})
             notify.send("ready", url=address)
 
-    app = Application(deployment, sockets, connect, booted)
+    app = Application(deployment, sockets, connect, booted, secure=secure)
     for sock in sockets:
         sock.detach()  # gunicorn opens the descriptors anew and closes them
     master = os.getpid()

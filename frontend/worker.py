@@ -273,7 +273,11 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
             self.lean = self.app.lean(self._take_over)
             self.lean.changed = self.changed.set
             sweeper = Sweeper(self.lean, self.loop)
-        servers = [await self.loop.create_server(self._connect, sock=sock.sock, ssl=context) for sock in self.sockets]
+        handshake_s = self.app.deployment.frontend.header_timeout if context is not None else None
+        servers = [
+            await self.loop.create_server(self._connect, sock=sock.sock, ssl=context, ssl_handshake_timeout=handshake_s)
+            for sock in self.sockets
+        ]
         self.app.booted()
         while self.alive:
             self.notify()

@@ -20,10 +20,10 @@ from engine.config.flags import Override, overrides
 from engine.config.forms import BadValue, expectation, from_data, from_text, nearest, shown
 from engine.config.schema import (
     DEFAULT_ROUTE,
+    PATHS,
     SECTIONS,
     Deployment,
     EngineSection,
-    Form,
     FrontendSection,
     RouteSection,
     StageSection,
@@ -128,7 +128,7 @@ class _Reader:
                 except BadValue as error:
                     self._problem(f"{where}.{name}", str(error))
                 else:
-                    if key.form is Form.FOLDER:
+                    if key.form in PATHS:
                         values[name] = _absolute(values[name], self._file.parent)
             elif default(item) is not MISSING:
                 values[name] = default(item)
@@ -140,7 +140,7 @@ class _Reader:
                 except BadValue as error:
                     self._problems.append(f"{override.source}: {error}")
                 else:
-                    if key.form is Form.FOLDER:
+                    if key.form in PATHS:
                         values[name] = _absolute(values[name], Path.cwd())
         return values
 

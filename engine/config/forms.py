@@ -174,6 +174,7 @@ _EXPECTED: Final[Mapping[Form, str]] = {
     Form.ADDRESS: "a host name, IPv4 or IPv6 address",
     Form.BIND: _BIND,
     Form.FOLDER: "the path of a folder",
+    Form.FILE: "the path of a file",
     Form.PREFIX: "letters, digits, _ and :, not beginning with a digit",
     Form.DEVICE: '"auto", "cpu", "cuda", "cuda:N" or a list like ["cuda:0", "cuda:1"]',
     Form.CPUS: '"auto", "all", a list of CPU numbers like [0, 1], or one such list per worker',
@@ -257,10 +258,13 @@ def _loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def _folder(value: object) -> str:
-    if not isinstance(value, str) or "\0" in value:
-        raise _bad(Form.FOLDER, value)
-    return value
+def _file_path(form: Form) -> Callable[[object], str]:
+    def read(value: object) -> str:
+        if not isinstance(value, str) or "\0" in value:
+            raise _bad(form, value)
+        return value
+
+    return read
 
 
 def _device(value: object) -> str | list[str]:
@@ -340,7 +344,8 @@ _FORMS: Final[Mapping[Form, Callable[[object], Any]]] = {
     Form.STAGES: _stages,
     Form.ADDRESS: _address,
     Form.BIND: _bind,
-    Form.FOLDER: _folder,
+    Form.FOLDER: _file_path(Form.FOLDER),
+    Form.FILE: _file_path(Form.FILE),
     Form.PREFIX: _matching(Form.PREFIX, _PREFIX),
     Form.DEVICE: _device,
     Form.CPUS: _cpus,

@@ -38,11 +38,15 @@ class Form(Enum):
     ADDRESS = "listen address"
     BIND = "broker endpoint"
     FOLDER = "folder"
+    FILE = "file"
     PREFIX = "metric prefix"
     DEVICE = "device"
     CPUS = "cpus"
     ENV = "environment"
     ARGS = "arguments"
+
+
+PATHS: Final = (Form.FOLDER, Form.FILE)  # a relative one is beside the file, or on the command line where one stands
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,13 @@ class FrontendSection:
         choices=("lean", "asgi"),
     )
     compression: bool = key(False, "Accept and send gzip and zstd bodies.", flag=True)
+    certfile: str = key(
+        "",
+        "PEM file with the certificate chain, to serve HTTPS; relative to the folder of stages.toml.",
+        form=Form.FILE,
+        flag=True,
+    )
+    keyfile: str = key("", "PEM file with the private key; default: in certfile.", form=Form.FILE, flag=True)
 
 
 @dataclass(frozen=True)

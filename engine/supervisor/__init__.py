@@ -148,7 +148,8 @@ class _Listening:
 
 def _configured(deployment: Deployment) -> str:
     host, port = deployment.frontend.address, deployment.frontend.port
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    scheme = "https" if deployment.frontend.certfile else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _print(text: str) -> None:

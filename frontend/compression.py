@@ -1,0 +1,205 @@
+"""gzip and zstd: which coding an answer gets, and bodies to and fro. Pure but for :func:`answer_body`'s thread.
+
+A body is decompressed by steps that say how much may come out, so a bomb costs what the limit allows and no more. What
+is large is compressed in a thread: the event loop serves all the others meanwhile.
+
+zstd comes with Python 3.14, and from ``backports.zstd`` (the extra ``stageline[compression]``) before; it is imported
+only by processes that compress.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+import zlib
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+from engine.errors import StartError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SMALL: Final = 1024  # bytes; below it the headers weigh as much as what is saved
+INLINE_MAX: Final = 64 * 1024  # bytes; this takes gzip about a millisecond, a thread's detour a tenth of that
+GZIP_LEVEL: Final = 5
+ZSTD_LEVEL: Final = 3
+ZSTD_WINDOW_LOG: Final = 23  # 8 MiB, the most that a receiver must have (RFC 9659)
+
+ACCEPTED: Final = "gzip, zstd"
+VARY: Final = "accept-encoding"
+
+_GZIP: Final = 31  # zlib's window bits for a gzip frame
+_QVALUE: Final = re.compile(r"^(?:0(?:\.\d{0,3})?|1(?:\.0{0,3})?)$")  # RFC 9110, section 12.4.2
+_PACKED: Final = re.compile(
+    r"^(?:audio/|video/|font/woff|image/(?!svg|bmp|x-)|application/(?:gzip|zip|zstd|x-7z-compressed|x-xz|x-bzip2)\b)"
+)
+
+
+class Corrupt(Exception):
+    """The body is not what its Content-Encoding says."""
+
+
+class TooLarge(Exception):
+    """Decompressed, the body is larger than allowed."""
+
+
+def require() -> None:
+    """Raise StartError unless both codings are there."""
+    try:
+        _zstd()
+    except ImportError as error:
+        raise StartError(
+            "compression needs the package backports.zstd: pip install 'stageline[compression]', or turn it off"
+        ) from error
+
+
+def _zstd() -> Any:  # two modules with the same names
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+    return zstd
+
+
+# --- requests --------------------------------------------------------------------------------------------------------
+
+
+def coding_of(content_encoding: bytes) -> str | None:
+    """The one coding of a request's body: ``gzip``, ``zstd``, "" for none; None when it is another, or several."""
+    name = content_encoding.strip().lower()
+    if name in (b"", b"identity"):
+        return ""
+    return {b"gzip": "gzip", b"x-gzip": "gzip", b"zstd": "zstd"}.get(name)
+
+
+async def decompress_body(coding: str, data: bytes, limit: int) -> bytes:
+    """The body without its coding. Raises Corrupt and TooLarge (beyond ``limit`` bytes)."""
+    if len(data) <= INLINE_MAX:
+        try:
+            return decompress(coding, data, min(limit, INLINE_MAX * 4))
+        except TooLarge:
+            if limit <= INLINE_MAX * 4:
+                raise
+    return await asyncio.get_running_loop().run_in_executor(None, decompress, coding, data, limit)
+
+
+def decompress(coding: str, data: bytes, limit: int) -> bytes:
+    """All frames (zstd) or members (gzip) of ``data``, one after the other. Raises Corrupt and TooLarge."""
+    if not data:
+        raise Corrupt
+    pieces: list[bytes] = []
+    size = 0
+    while data:
+        frame = _GzipMember() if coding == "gzip" else _ZstdFrame()
+        while not frame.ended:
+            piece = frame.more(data, limit + 1 - size)
+            data = b""
+            size += len(piece)
+            if size > limit:
+                raise TooLarge
+            pieces.append(piece)
+            if not piece and not frame.ended:
+                raise Corrupt  # it ends in the middle
+        data = frame.rest
+    return b"".join(pieces)
+
+
+class _GzipMember:
+    def __init__(self) -> None:
+        self._inflate = zlib.decompressobj(_GZIP)
+
+    @property
+    def ended(self) -> bool:
+        return self._inflate.eof
+
+    @property
+    def rest(self) -> bytes:
+        return self._inflate.unused_data
+
+    def more(self, data: bytes, most: int) -> bytes:
+        try:
+            return self._inflate.decompress(data or self._inflate.unconsumed_tail, most)
+        except zlib.error as error:
+            raise Corrupt from error
+
+
+class _ZstdFrame:
+    def __init__(self) -> None:
+        self._module = _zstd()
+        options = {self._module.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG}
+        self._frame = self._module.ZstdDecompressor(options=options)
+
+    @property
+    def ended(self) -> bool:
+        ended: bool = self._frame.eof
+        return ended
+
+    @property
+    def rest(self) -> bytes:
+        rest: bytes = self._frame.unused_data
+        return rest
+
+    def more(self, data: bytes, most: int) -> bytes:
+        try:
+            piece: bytes = self._frame.decompress(data, most)
+        except self._module.ZstdError as error:
+            raise Corrupt from error
+        return piece
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+def choose(accept_encoding: bytes) -> tuple[str, bool]:
+    """The coding of an answer ("" for none) and whether it must have one, whatever its size (``identity;q=0``).
+
+    Of two that the client likes as well, zstd, which is faster. A client that accepts nothing gets the plain answer.
+    """
+    if not accept_encoding or len(accept_encoding) > 1024:  # longer ones are nobody's and would fill the cache
+        return "", False
+    return _choose(accept_encoding.decode("latin-1").lower())
+
+
+@lru_cache(maxsize=256)
+def _choose(accept: str) -> tuple[str, bool]:
+    wanted: dict[str, float] = {}
+    for part in accept.split(","):
+        name, *parameters = (piece.strip() for piece in part.split(";"))
+        quality = 1.0
+        for parameter in parameters:
+            key, _, value = parameter.partition("=")
+            if key.strip() == "q":
+                quality = float(value) if _QVALUE.match(value.strip()) else 0.0
+        if name:
+            wanted["gzip" if name == "x-gzip" else name] = quality
+    others = wanted.get("*", 0.0)
+    best, coding = max((wanted.get(name, others), name) for name in ("gzip", "zstd"))
+    plain = wanted.get("identity", 0.0 if wanted.get("*") == 0 else None)
+    if best <= 0 or (plain is not None and plain > best):
+        return "", False
+    return coding, plain == 0
+
+
+def is_worth(mime: str, size: int, *, forced: bool) -> bool:
+    """Whether a body of this type and size should be compressed."""
+    return forced or (size >= SMALL and not _PACKED.match(mime))
+
+
+async def answer_body(coding: str, body: bytes) -> bytes:
+    """The body in this coding."""
+    pack: Callable[[bytes], bytes] = _pack_gzip if coding == "gzip" else _pack_zstd
+    if len(body) <= INLINE_MAX:
+        return pack(body)
+    return await asyncio.get_running_loop().run_in_executor(None, pack, body)
+
+
+def _pack_gzip(body: bytes) -> bytes:
+    packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, _GZIP)
+    return packer.compress(body) + packer.flush()
+
+
+def _pack_zstd(body: bytes) -> bytes:
+    packed: bytes = _zstd().compress(body, ZSTD_LEVEL)
+    return packed
