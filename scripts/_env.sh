@@ -57,7 +57,7 @@ pip_install() {
 }
 
 # The plain wheel on PyPI brings gigabytes of CUDA libraries. Without a GPU the CPU build is taken: from where pip looks
-# anyway (a mirror, a folder of wheels), else from PyTorch's own index, else, when neither has it, the plain one.
+# anyway (a mirror, a folder of wheels); else, when that has none, the plain one.
 install_torch() {
   if "$PYTHON" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'; then return; fi
   local version
@@ -69,7 +69,6 @@ install_torch() {
   fi
   say "installing torch $version, CPU build"
   if pip_try "torch==$version+cpu"; then return; fi
-  if pip_try "torch==$version+cpu" --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu; then return; fi
   say "no CPU build of torch $version was found; taking the plain one, which is large"
   pip_install "torch==$version"
 }
