@@ -9,6 +9,7 @@ The code, from the bottom up; a module imports only what stands above it:
     exitcodes           what the exit codes of commands mean
     clock               monotonic time, and a deadline through several waits
     core/               the rules, pure: values and ``now`` in, decisions out
+      arena               shared memory as values: blocks, references, who may use what when
       messages, wire      what crosses sockets, and its bytes
       routing             which stage comes next
       items, batching, stage, front, stats
@@ -20,6 +21,7 @@ The code, from the bottom up; a module imports only what stands above it:
     metrics             metric families of all processes, merged
     transport           endpoints and sockets: the only module that knows ZeroMQ's options
     broker/             the broker process: threads around core
+    memory              shared memory mapped: filled by who produces, viewed by who reads
     client, admin       the broker seen from a frontend, and from a command
     process, signals, supervisor/
                         child processes: started, watched, restarted, stopped

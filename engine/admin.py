@@ -49,7 +49,8 @@ def ask_at(context: zmq.Context[zmq.Socket[bytes]], endpoint: str, what: str, ti
             message, payloads = decode(answer)
             if isinstance(message, Report) and message.what == what and len(payloads) == 1:
                 body = payloads[0]
-                return b"".join(body) if isinstance(body, tuple) else bytes(body)
+                # A Report has no field for references.
+                return b"".join(body) if isinstance(body, tuple) else bytes(body)  # type: ignore[arg-type]
         raise Unavailable(503, f"the broker at {endpoint} did not answer within {timeout_s:g} s")
     except ProtocolError as error:
         raise Unavailable(503, f"the broker at {endpoint} speaks another protocol") from error

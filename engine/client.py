@@ -21,6 +21,7 @@ import msgspec
 
 from engine import admin, transport
 from engine.clock import now
+from engine.core.arena import SHARED_MIN, Ref
 from engine.core.messages import (
     Answers,
     Cancel,
@@ -29,6 +30,7 @@ from engine.core.messages import (
     FrontendBeat,
     FrontendPulse,
     Message,
+    Place,
     StageState,
     Status,
     Submit,
@@ -36,6 +38,7 @@ from engine.core.messages import (
 from engine.core.wire import Payload, decode, encode, micros
 from engine.errors import ProtocolError, Unavailable
 from engine.log import get_logger
+from engine.memory import Gone, Store
 from engine.metrics import Family, pack
 from engine.transport import Endpoints
 
@@ -94,6 +97,7 @@ class _Pending(msgspec.Struct, eq=False):
     meta: bytes
     on_event: OnEvent | None
     begun: bool = False  # events have come
+    sent: bool = False  # once at least
 
 
 class Client:
@@ -116,6 +120,7 @@ class Client:
         self._heard = 0.0
         self._full_until = 0.0
         self._closed = True
+        self._store: Store | None = None  # shared memory for large bodies
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -145,6 +150,7 @@ class Client:
         for one in pending.values():
             one.done(None)
         self._sock.close()
+        self._share(None)
         # An admin question may still be under way in a thread of its own; term waits for its socket, so not here.
         await self._loop.run_in_executor(None, self._context.term)
 
@@ -296,7 +302,34 @@ class Client:
             request_ids=[one.request_id for one in batch],
             metas=[one.meta for one in batch],
         )
-        return self._send(submit, [one.body for one in batch])
+        payloads: list[Payload] = [self._payload(one) for one in batch]
+        if self._send(submit, payloads):
+            for one in batch:
+                one.sent = True
+            return True
+        if self._store is not None:
+            self._store.take_back(payload for payload in payloads if type(payload) is Ref)
+        return False
+
+    def _payload(self, one: _Pending) -> Payload:
+        """The body, or where it lies in shared memory. What is sent again goes as it is: the broker may have released
+        the block, and the arena may have ended with the session."""
+        if self._store is None or one.sent or len(one.body) < SHARED_MIN:
+            return one.body
+        return self._store.put(one.body) or one.body
+
+    def _share(self, place: Place | None) -> None:
+        """Put large bodies there from now on."""
+        if place == (self._store.place if self._store is not None else None):
+            return
+        if self._store is not None:
+            self._store.close()
+        self._store = None
+        if place is not None:
+            try:
+                self._store = Store(place)
+            except (Gone, OSError) as error:
+                log.warning("no shared memory", extra={"reason": str(error)})
 
     def _send(self, message: Message, payloads: Sequence[Payload] = ()) -> bool:
         sent = transport.send(self._sock, encode(message, payloads))
@@ -351,6 +384,7 @@ class Client:
 
     def _handle_pulse(self, pulse: FrontendPulse) -> None:
         self._pulse = pulse
+        self._share(pulse.memory)
         if pulse.session == self._session:
             return
         if self._session != -1 and self._pending:
@@ -374,5 +408,5 @@ class Client:
 
 def _joined(payload: Payload) -> bytes | memoryview:
     if isinstance(payload, tuple):
-        return b"".join(payload)
-    return payload if isinstance(payload, bytes | memoryview) else bytes(payload)
+        return b"".join(payload)  # type: ignore[arg-type]  # what the broker sends to frontends has no references
+    return payload if isinstance(payload, bytes | memoryview) else bytes(payload)  # type: ignore[arg-type]  # as above

@@ -10,6 +10,8 @@
 ``context``         what ``Worker.context(i)`` tells about one request
 ``compute``         one batch in, one outcome per item out: no sockets, no processes (the rules of failure live here)
 ``ipc``             how a value travels from one stage to the next: pickle 5 with its large buffers out of band
+``buffers``         what pickle would copy: large ``bytes`` and tensors
+``shm``             shared memory as a worker uses it
 ``build``           making and warming up a worker object, the same way in a process and in a dry run
 ``device``          which device "auto" means here, and how much memory is in use
 ``watchdog``        ends a ``forward`` that takes too long, also when it never returns to Python

@@ -67,10 +67,12 @@ class Codec:
     """How the payloads of one worker object become values and back.
 
     A class that does not override ``serialize_ipc`` (or ``deserialize_ipc``) is served by :mod:`stages.ipc`
-    directly, which keeps large buffers apart; one that does gets and gives plain ``bytes``.
+    directly, which keeps large buffers apart; one that does gets and gives plain ``bytes``, large ones by way of
+    shared memory too.
     """
 
     def __init__(self, worker: Worker) -> None:
+        self.put: ipc.Put | None = None  # where large parts of results go; None: beside the others
         self._worker = worker
         kind = type(worker)
         self._own_decode = kind.deserialize_ipc is not Worker.deserialize_ipc
@@ -81,7 +83,7 @@ class Codec:
         """The value for ``forward``. Raises whatever the user's code raises."""
         if item.first:
             payload = item.payload
-            body = b"".join(payload) if type(payload) is tuple else bytes(payload)  # type: ignore[arg-type]
+            body = b"".join(payload) if type(payload) is tuple else bytes(payload)  # type: ignore[arg-type]  # no refs
             return self._worker.deserialize(body)
         if self._own_decode:
             return self._worker.deserialize_ipc(ipc.plain(item.payload))
@@ -94,8 +96,9 @@ class Codec:
                 return b""
             return _as_bytes(self._worker.serialize(result), "serialize")
         if self._own_encode:
-            return _as_bytes(self._worker.serialize_ipc(result), "serialize_ipc")
-        return ipc.pack(result)
+            encoded = _as_bytes(self._worker.serialize_ipc(result), "serialize_ipc")
+            return (self.put(encoded) if self.put is not None else None) or encoded
+        return ipc.pack(result, self.put)
 
 
 def _as_bytes(encoded: object, method: str) -> bytes:

@@ -25,7 +25,9 @@ LAYERS: Final = (
     ("config, metrics", (
         "engine.config", "engine.metrics", "engine.metrictext", "engine.clock", "engine.log", "engine.loader",
     )),
-    ("client, transport", ("engine.client", "engine.transport", "engine.process", "engine.signals", "engine.admin")),
+    ("client, transport", (
+        "engine.client", "engine.transport", "engine.memory", "engine.process", "engine.signals", "engine.admin",
+    )),
     ("frontend | stages | engine.broker", ("frontend", "stages", "engine.broker")),
     ("supervisor", ("engine.supervisor",)),
     ("cli", (

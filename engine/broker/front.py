@@ -15,12 +15,13 @@ import zmq
 
 from engine import transport
 from engine.broker import report
+from engine.broker.arenas import Arenas
 from engine.broker.letters import Drain, Look, Seen, Stop, ToFront, ToStage
 from engine.broker.loop import BrokerThread, letters_from, parcels
 from engine.broker.mailbox import Mailbox
 from engine.broker.watch import Watch
 from engine.clock import now as clock
-from engine.core.actions import Fail, News
+from engine.core.actions import Fail, News, Release
 from engine.core.front import Frontend, FrontMachine, FrontSpec
 from engine.core.messages import (
     Ask,
@@ -29,6 +30,7 @@ from engine.core.messages import (
     FrontendBeat,
     FrontendPulse,
     Message,
+    Place,
     Report,
     Results,
     StreamEvents,
@@ -37,6 +39,7 @@ from engine.core.messages import (
 from engine.core.routing import Topology
 from engine.core.stage import REJOIN_S
 from engine.core.wire import Payload, encode
+from engine.errors import ProtocolError
 from engine.metrics import Family, fold, unpack
 from engine.transport import Endpoints
 
@@ -67,6 +70,7 @@ class FrontThread(BrokerThread[ToFront]):
         epoch: int,
         endpoints: Endpoints,
         context: zmq.Context[zmq.Socket[bytes]],
+        arenas: Arenas,
         failed: Callable[[], None],
     ) -> None:
         super().__init__("front", failed)
@@ -77,6 +81,8 @@ class FrontThread(BrokerThread[ToFront]):
         self._began = clock()
         self._endpoints = endpoints
         self._context = context
+        self._arenas = arenas
+        self._memory: dict[bytes, Place | None] = {}  # frontend -> the arena that it fills
         self._host = transport.host_token()
         self._watch = Watch()
         self._watched: dict[int, bytes] = {}  # pid -> frontend
@@ -152,7 +158,7 @@ class FrontThread(BrokerThread[ToFront]):
             self.stop()
 
     def _handle_egress(self, message: Message, payloads: list[Payload], now: float) -> None:
-        if isinstance(message, Results) and 0 <= message.stage < len(self.stages):
+        if isinstance(message, Results) and 0 <= message.stage < len(self.stages) and not message.refs:
             self.machine.results(message, payloads, now)
         elif isinstance(message, StreamEvents):
             for peer, (events, bodies) in self.machine.events(message, payloads).items():
@@ -163,6 +169,12 @@ class FrontThread(BrokerThread[ToFront]):
     def _handle_front(self, peer: bytes, message: Message, payloads: list[Payload], now: float) -> None:
         machine = self.machine
         if isinstance(message, Submit):
+            try:
+                self._arenas.arrive(payloads)
+            except ProtocolError as error:
+                # Of a frontend that was given up and still lives: it submits again when it learns its new session.
+                log.warning("requests dropped", extra={"requests": len(message.seqs), "reason": str(error)})
+                return
             machine.submit(peer, message, payloads, now)
         elif isinstance(message, Cancel):
             machine.cancel(peer, message.seqs)
@@ -170,6 +182,8 @@ class FrontThread(BrokerThread[ToFront]):
             machine.consumed(peer, message.nbytes)
         elif isinstance(message, FrontendBeat):
             machine.beat(peer, message, now)
+            if message.host == self._host and peer not in self._memory:
+                self._memory[peer] = self._arenas.create()
             if (
                 message.host == self._host
                 and message.pid not in self._watched
@@ -196,11 +210,12 @@ class FrontThread(BrokerThread[ToFront]):
         elif question.what == "about":
             body = report.about(self.machine, parts)
         else:
-            body = report.metrics(self.machine, parts, self._retired, self._namespace)
+            body = report.metrics(self.machine, parts, self._retired, self._namespace, self._arenas.usage())
         transport.send(self._admin, encode(Report(question.what), [body]), to=question.peer)
 
     def _lose(self, peer: bytes) -> None:
         frontend = self.machine.gone(peer)
+        self._arenas.retire(self._memory.pop(peer, None))
         if frontend is None:
             return
         log.info("frontend gone", extra={"frontend": frontend.name, "requests": len(frontend.requests)})
@@ -217,7 +232,10 @@ class FrontThread(BrokerThread[ToFront]):
             return
         self.machine.actions = []
         for action in actions:
-            self.stages[action.stage].post(action)
+            if isinstance(action, Release):
+                self._arenas.release(action.refs)
+            else:
+                self.stages[action.stage].post(action)
 
     def _send_answers(self) -> None:
         for peer, answers, payloads in self.machine.take_answers():
@@ -230,7 +248,8 @@ class FrontThread(BrokerThread[ToFront]):
     def _pulse(self, frontend: Frontend) -> FrontendPulse:
         machine = self.machine
         stages = [view.state for view in machine.stages]
-        return FrontendPulse(machine.epoch, frontend.session, machine.draining, machine.headroom, stages)
+        memory = self._memory.get(frontend.peer)
+        return FrontendPulse(machine.epoch, frontend.session, machine.draining, machine.headroom, stages, memory)
 
     def _pulse_all(self) -> None:
         for frontend in list(self.machine.frontends.values()):

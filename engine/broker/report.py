@@ -162,8 +162,13 @@ def stage_families(machine: StageMachine, retired: Sequence[Family], now: float,
         counter(f"{namespace}_worker_starts", "Workers that became ready.", [(here, stats.starts)]),
         counter(
             f"{namespace}_transport_bytes",
-            "Payload bytes by direction, seen from the broker.",
-            [({**here, "direction": "in"}, stats.bytes_in), ({**here, "direction": "out"}, stats.bytes_out)],
+            "Payload bytes by direction, seen from the broker, and by what carried them.",
+            [
+                ({**here, "direction": "in", "transport": "socket"}, stats.bytes_in),
+                ({**here, "direction": "in", "transport": "shm"}, stats.shared_in),
+                ({**here, "direction": "out", "transport": "socket"}, stats.bytes_out),
+                ({**here, "direction": "out", "transport": "shm"}, stats.shared_out),
+            ],
         ),
         gauge(f"{namespace}_queue_depth", "Items waiting at a stage.", state.queued, here),
         gauge(f"{namespace}_queue_bytes", "Payload bytes waiting at a stage.", machine.queue.nbytes, here),
@@ -189,8 +194,14 @@ def _workers_by_state(name: str, machine: StageMachine, here: dict[str, str]) ->
     return Family(name, "gauge", "Workers by state.", samples)
 
 
-def metrics(machine: FrontMachine, parts: Sequence[object], retired: Sequence[Family], namespace: str) -> bytes:
-    """All the broker knows, as packed :class:`engine.metrics.Sources`."""
+def metrics(
+    machine: FrontMachine,
+    parts: Sequence[object],
+    retired: Sequence[Family],
+    namespace: str,
+    shared: tuple[int, int],
+) -> bytes:
+    """All the broker knows, as packed :class:`engine.metrics.Sources`. ``shared``: arenas, and bytes held in them."""
     stages = cast("Sequence[StageFamilies]", parts)
     stats = machine.stats
     own = [
@@ -205,6 +216,8 @@ def metrics(machine: FrontMachine, parts: Sequence[object], retired: Sequence[Fa
         gauge(f"{namespace}_remaining_task", "Requests admitted and not answered yet.", len(machine.ledger)),
         gauge(f"{namespace}_remaining_bytes", "Bytes of their bodies.", machine.nbytes),
         gauge(f"{namespace}_draining", "1 while nothing new is admitted.", int(machine.draining)),
+        gauge(f"{namespace}_shared_memory_arenas", "Processes that have shared memory to fill.", shared[0]),
+        gauge(f"{namespace}_shared_memory_bytes", "Bytes in shared memory that may still be read.", shared[1]),
         gauge(f"{namespace}_frontends", "Frontend processes connected.", len(machine.frontends)),
     ]
     return pack_sources(

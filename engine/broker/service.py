@@ -16,6 +16,7 @@ import threading
 from typing import Any, Final
 
 from engine import transport
+from engine.broker.arenas import Arenas
 from engine.broker.front import FrontThread
 from engine.broker.letters import Drain, Stop
 from engine.broker.loop import BrokerThread
@@ -60,6 +61,7 @@ class Broker:
         self.epoch = secrets.randbelow(EPOCHS - 1) + 1
         self._failures, self._failure = os.pipe()
         self._context = transport.context()
+        self.arenas = Arenas(deployment.engine.shared_memory)
         self.front = FrontThread(
             FrontSpec(deployment.frontend.capacity, deployment.frontend.capacity_bytes),
             topology,
@@ -68,6 +70,7 @@ class Broker:
             epoch=self.epoch,
             endpoints=self.endpoints,
             context=self._context,
+            arenas=self.arenas,
             failed=self._fail,
         )
         self.stages = [
@@ -80,6 +83,7 @@ class Broker:
                 epoch=self.epoch,
                 endpoints=self.endpoints,
                 context=self._context,
+                arenas=self.arenas,
                 failed=self._fail,
             )
             for index, stage in enumerate(deployment.stages)
@@ -138,6 +142,7 @@ class Broker:
             stage.mailbox.close()
         os.close(self._failures)
         os.close(self._failure)
+        self.arenas.close()
         self._context.term()
 
 

@@ -12,21 +12,24 @@ from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Final
 
+import msgspec
 import zmq
 
 from engine import transport
 from engine.broker import report
+from engine.broker.arenas import Arenas
 from engine.broker.letters import Drain, Look, Seen, Stop, ToFront, ToStage
 from engine.broker.loop import BrokerThread, letters_from, parcels
 from engine.broker.mailbox import Mailbox
 from engine.broker.watch import Watch
 from engine.clock import now as clock
-from engine.core.actions import Admit, Dispatch, Drop, Fail, Forget, Grant, Kill, News, Settle, ToWorker
+from engine.core.actions import Admit, Dispatch, Drop, Fail, Forget, Grant, Kill, News, Release, Settle, ToWorker
 from engine.core.items import Request
-from engine.core.messages import Bye, Hello, Leave, Message, Ready, Refused, Results, Welcome, WorkerBeat
+from engine.core.messages import Bye, Hello, Leave, Message, Place, Ready, Refused, Results, Welcome, WorkerBeat
 from engine.core.routing import Topology
 from engine.core.stage import REJOIN_S, StageMachine, StageSpec
-from engine.core.wire import Buffer, encode
+from engine.core.wire import Buffer, Payload, encode, refs_of
+from engine.errors import ProtocolError
 from engine.metrics import Family, fold, unpack
 from engine.transport import Endpoints
 
@@ -39,10 +42,11 @@ CHECK_S: Final = 1.0  # between two looks for silent workers
 class Lane:
     """The PUSH end of one worker, and what waits for its connection."""
 
-    __slots__ = ("peer", "pending", "sock")
+    __slots__ = ("memory", "peer", "pending", "sock")
 
-    def __init__(self, sock: zmq.Socket[bytes], peer: bytes) -> None:
+    def __init__(self, sock: zmq.Socket[bytes], peer: bytes, memory: Place | None) -> None:
         self.sock = sock
+        self.memory = memory  # the arena that the worker fills
         self.peer = peer  # of the worker on the control socket
         self.pending: deque[list[Buffer]] = deque()
 
@@ -69,6 +73,7 @@ class StageThread(BrokerThread[ToStage]):
         epoch: int,
         endpoints: Endpoints,
         context: zmq.Context[zmq.Socket[bytes]],
+        arenas: Arenas,
         failed: Callable[[], None],
     ) -> None:
         super().__init__(f"stage-{spec.name}", failed)
@@ -79,6 +84,7 @@ class StageThread(BrokerThread[ToStage]):
         self._namespace = namespace
         self._endpoints = endpoints
         self._context = context
+        self._arenas = arenas
         self._host = transport.host_token()
         self._lanes: dict[int, Lane] = {}
         self._stuck: set[int] = set()  # workers whose lane has something pending
@@ -102,7 +108,7 @@ class StageThread(BrokerThread[ToStage]):
         if self._intake in events:
             for message, payloads in parcels(self._intake):
                 if isinstance(message, Results) and self._knows(message):
-                    machine.accept(message, payloads, now)
+                    self._accept(message, payloads, now)
                 else:
                     log.warning("unexpected message dropped", extra={"kind": type(message).__name__})
         if self._control in events:
@@ -121,6 +127,15 @@ class StageThread(BrokerThread[ToStage]):
             self._stuck = {key for key in self._stuck if key in self._lanes and not self._lanes[key].flush()}
             wake = min(wake, now + LANE_RETRY_S if self._stuck else inf)
         return min(wake, self._check_at)
+
+    def _accept(self, results: Results, payloads: list[Payload], now: float) -> None:
+        try:
+            self._arenas.arrive(payloads)
+        except ProtocolError as error:
+            # Of a worker that has died meanwhile: the references end with it, and the items are computed again.
+            log.warning("results dropped", extra={"stage": results.stage, "reason": str(error)})
+            return
+        self.machine.accept(results, payloads, now)
 
     def _knows(self, results: Results) -> bool:
         return 0 <= results.stage < len(self.stages)
@@ -187,10 +202,11 @@ class StageThread(BrokerThread[ToStage]):
         # Its former self, if any, was forgotten just now: close that lane before its address is bound again.
         self._carry_out(now)
         sock = transport.lane(self._context, self._endpoints.lane(self.index, answer))
-        self._lanes[answer] = Lane(sock, peer)
+        memory = self._arenas.create() if local else None
+        self._lanes[answer] = Lane(sock, peer, memory)
         if local and not self._watch.add(answer, hello.pid):
             self.machine.workers[answer].local = False  # heartbeats must do
-        self._reply(peer, Welcome(self.machine.epoch, answer, transport.bound(sock), local))
+        self._reply(peer, Welcome(self.machine.epoch, answer, transport.bound(sock), local, memory))
 
     # --- actions out -------------------------------------------------------------------------------------------------
 
@@ -200,10 +216,7 @@ class StageThread(BrokerThread[ToStage]):
             self.machine.actions = []
             for action in actions:
                 if type(action) is Dispatch:
-                    lane = self._lanes[action.worker]
-                    lane.send(encode(action.batch, action.payloads))
-                    if lane.pending:
-                        self._stuck.add(action.worker)
+                    self._dispatch(action)
                 elif type(action) is Settle:
                     self.stages[action.stage].post(action)
                 elif type(action) is ToWorker:
@@ -214,7 +227,21 @@ class StageThread(BrokerThread[ToStage]):
                     self._kill(action.worker, now)
                 elif type(action) is Forget:
                     self._forget(action)
+                elif type(action) is Release:
+                    self._arenas.release(action.refs)
             actions = self.machine.actions
+
+    def _dispatch(self, action: Dispatch) -> None:
+        batch, payloads = action.batch, action.payloads
+        if refs := [ref for payload in payloads if type(payload) is not bytes for ref in refs_of(payload)]:
+            if self.machine.workers[action.worker].maps:
+                batch = msgspec.structs.replace(batch, memory=self._arenas.places(refs))
+            else:
+                payloads = self._arenas.plain(payloads)
+        lane = self._lanes[action.worker]
+        lane.send(encode(batch, payloads))
+        if lane.pending:
+            self._stuck.add(action.worker)
 
     def _kill(self, key: int, now: float) -> None:
         worker = self.machine.workers.get(key)
@@ -238,6 +265,7 @@ class StageThread(BrokerThread[ToStage]):
         self._stuck.discard(key)
         if lane is not None:
             lane.sock.close()
+            self._arenas.retire(lane.memory)
 
     def _reply(self, peer: bytes, message: Message) -> None:
         transport.send(self._control, encode(message), to=peer)  # False: it has gone, and its pidfd or silence tells

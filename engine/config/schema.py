@@ -113,6 +113,14 @@ class EngineSection:
         choices=("debug", "info", "warning", "error"),
         flag=True,
     )
+    shared_memory: int = key(
+        256 << 20,
+        "Most memory, for each frontend and worker process on the broker's host, in which it hands large data "
+        "(64 KiB and more) to the next stage; 0 sends everything through sockets.",
+        unit=Unit.BYTES,
+        least=0,
+        most=1 << 40,
+    )
     max_attempts: int = key(
         3, "How often an item is tried when workers die under it.", unit=Unit.COUNT, least=1, most=100
     )

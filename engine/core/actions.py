@@ -6,9 +6,19 @@ from typing import TypeAlias
 
 import msgspec
 
+from engine.core.arena import Ref
 from engine.core.items import Item
 from engine.core.messages import Batch, Message, StageState
 from engine.core.wire import Payload
+
+# --- of both ---------------------------------------------------------------------------------------------------------
+
+
+class Release(msgspec.Struct, frozen=True):
+    """Nobody will read these blocks of shared memory again."""
+
+    refs: list[Ref]
+
 
 # --- of a stage ------------------------------------------------------------------------------------------------------
 
@@ -93,5 +103,5 @@ class Grant(msgspec.Struct, frozen=True):
     nbytes: int
 
 
-StageAction: TypeAlias = Dispatch | ToWorker | Fail | Settle | Kill | Forget | News
-FrontAction: TypeAlias = Admit | Drop | Grant | Settle
+StageAction: TypeAlias = Dispatch | ToWorker | Fail | Settle | Kill | Forget | News | Release
+FrontAction: TypeAlias = Admit | Drop | Grant | Settle | Release

@@ -22,12 +22,13 @@ from heapq import heappop, heappush
 from math import inf
 from typing import Final, TypeAlias
 
-from engine.core.actions import Admit, Drop, Fail, FrontAction, Grant, Settle
+from engine.core.actions import Admit, Drop, Fail, FrontAction, Grant, Release, Settle
+from engine.core.arena import Ref
 from engine.core.items import Item, Request
 from engine.core.messages import Answers, Events, FrontendBeat, Results, StageState, Status, StreamEvents, Submit
 from engine.core.routing import Topology
 from engine.core.stats import FrontStats
-from engine.core.wire import MICROS, Payload, payload_size
+from engine.core.wire import MICROS, Payload, payload_size, refs_of
 
 EPOCH_SHIFT: Final = 40  # bits of a uid below the epoch: a year at 30,000 requests/s
 EPOCHS: Final = 1 << 22
@@ -109,6 +110,7 @@ class FrontMachine:
         known = frontend.requests
         admitted: dict[int, list[Item]] = {}
         blocked: dict[int, Refusal | None] = {}  # by route; it holds for the whole parcel
+        unread: list[Ref] = []  # shared memory of what is not admitted
         columns = zip(
             submit.seqs,
             submit.routes,
@@ -120,6 +122,7 @@ class FrontMachine:
         )
         for seq, route, budget_us, request_id, meta, payload in columns:
             if seq in known:
+                unread.extend(refs_of(payload))
                 continue  # sent again by a frontend that was not sure: it is being computed
             if route not in blocked:
                 blocked[route] = self._blocked(route, now)
@@ -129,6 +132,7 @@ class FrontMachine:
                 reason, status, text = refusal
                 self.stats.rejected[reason] = self.stats.rejected.get(reason, 0) + 1
                 self._answer(peer, seq, status, text.encode())
+                unread.extend(refs_of(payload))
                 continue
             uid = self._uid = self._uid + 1
             deadline = now + budget_us / MICROS
@@ -145,6 +149,8 @@ class FrontMachine:
         for stage, items in admitted.items():
             self.stats.admitted += len(items)
             self.actions.append(Admit(stage, items))
+        if unread:
+            self.actions.append(Release(unread))
 
     def _blocked(self, route: int, now: float) -> Refusal | None:
         """Why nothing is admitted on a route; None when something may be."""

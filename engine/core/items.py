@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import msgspec
 
-from engine.core.wire import Payload
+from engine.core.arena import Ref
+from engine.core.wire import Payload, refs_of
 
 
 class Request(msgspec.Struct, eq=False, gc=False):
@@ -37,7 +38,11 @@ class Request(msgspec.Struct, eq=False, gc=False):
 
 
 class Item(msgspec.Struct, eq=False, gc=False):
-    """A request's payload at one stage. ``arrived`` is when it came to this stage, kept when it is replayed."""
+    """A request's payload at one stage. ``arrived`` is when it came to this stage, kept when it is replayed.
+
+    ``holds`` counts the places that may still read the payload: the queue or a batch, and after a revocation both. What
+    it has in shared memory is released with the last of them.
+    """
 
     request: Request
     payload: Payload
@@ -46,6 +51,14 @@ class Item(msgspec.Struct, eq=False, gc=False):
     attempt: int = 1
     trail: bytes = b""
     hop: int = 0  # where on its route this payload belongs
+    holds: int = 1
+
+    def let_go(self) -> tuple[Ref, ...]:
+        """One place holds the payload no longer; returns what nobody will read again."""
+        self.holds -= 1
+        if self.holds or type(self.payload) is bytes:
+            return ()
+        return refs_of(self.payload)
 
     def is_due(self, now: float) -> bool:
         """Worth computing: somebody waits, there is time left, and no other copy has gone further meanwhile."""

@@ -2,7 +2,8 @@
 
 A message is the first frame of a parcel (:mod:`engine.core.wire`). A message about many items carries them as packed
 columns - one list per field, position *i* of each is item *i* - because encoding one list of 32 integers costs a
-tenth of encoding 32 small maps. ``layout`` says where item *i*'s payload lies in the frames after the header.
+tenth of encoding 32 small maps. ``layout`` says where item *i*'s payload lies in the frames after the header, and
+``refs`` (sparse: item position -> parts) which parts lie in shared memory instead (:mod:`engine.core.arena`).
 
 Which socket carries what (the broker's side binds, see :mod:`engine.transport`):
 
@@ -34,6 +35,7 @@ STREAM_WINDOW: Final = 1 << 20  # bytes of one stream on their way from a worker
 Id: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=256)]
 Layout: TypeAlias = list[int]
+Refs: TypeAlias = dict[Id, list[tuple[Id, Id, Id, Id]]]  # item -> (part, arena, offset, length), parts ascending
 
 
 class Status(IntEnum):
@@ -62,6 +64,15 @@ class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     """Base of all messages: encoded as one msgpack array that begins with the type's tag."""
 
 
+class Place(msgspec.Struct, frozen=True, array_like=True):
+    """Where an arena can be mapped on the broker's host: descriptor ``fd`` of process ``pid``. ``size`` in bytes."""
+
+    arena: Id
+    pid: int
+    fd: int
+    size: int
+
+
 # --- front ---------------------------------------------------------------------------------------------------------
 
 
@@ -74,6 +85,7 @@ class Submit(Message, frozen=True, tag=1):
     request_ids: list[str]
     metas: list[bytes]
     layout: Layout = []
+    refs: Refs = {}
 
 
 class Cancel(Message, frozen=True, tag=2):
@@ -142,6 +154,7 @@ class FrontendPulse(Message, frozen=True, tag=6):
     """The broker's answer to a FrontendBeat, also sent when readiness or draining changes.
 
     ``session`` is new whenever the broker meets this peer for the first time: it knows none of its requests.
+    ``memory`` is the arena that this frontend may fill.
     """
 
     epoch: int
@@ -149,6 +162,7 @@ class FrontendPulse(Message, frozen=True, tag=6):
     draining: bool
     headroom: int  # requests that could be admitted now
     stages: list[StageState]
+    memory: Place | None = None
 
 
 # --- control -------------------------------------------------------------------------------------------------------
@@ -166,12 +180,16 @@ class Hello(Message, frozen=True, tag=10):
 
 
 class Welcome(Message, frozen=True, tag=11):
-    """``lane`` is the endpoint to connect a PULL socket to; ``same_host``: monotonic clocks may be compared."""
+    """``lane`` is the endpoint to connect a PULL socket to; ``same_host``: monotonic clocks may be compared.
+
+    ``memory`` is the arena that this worker may fill; none on another host, or when sharing is off.
+    """
 
     epoch: int
     worker: int
     lane: str
     same_host: bool
+    memory: Place | None = None
 
 
 class Refused(Message, frozen=True, tag=12):
@@ -181,13 +199,15 @@ class Refused(Message, frozen=True, tag=12):
 
 
 class Ready(Message, frozen=True, tag=13):
-    """Warm-up is done: batches may come. ``about`` describes the stage (:mod:`engine.core.about`)."""
+    """Warm-up is done: batches may come. ``about`` describes the stage (:mod:`engine.core.about`); ``maps``: this
+    process can read arenas, else it is sent the bytes."""
 
     worker: int
     mime: str
     warmup_ms: int = 0
     flow: int = int(Flow.WHOLE)
     about: bytes = b""
+    maps: bool = False
 
 
 class WorkerBeat(Message, frozen=True, tag=14):
@@ -242,7 +262,10 @@ class Bye(Message, frozen=True, tag=20):
 
 
 class Batch(Message, frozen=True, tag=30):
-    """Work for one worker. ``sent_ns`` is the broker's monotonic clock, meaningful only where Welcome said so."""
+    """Work for one worker. ``sent_ns`` is the broker's monotonic clock, meaningful only where Welcome said so.
+
+    ``memory`` names the arenas that ``refs`` speak of.
+    """
 
     batch: Id
     sent_ns: int
@@ -256,6 +279,8 @@ class Batch(Message, frozen=True, tag=30):
     queues_us: list[int]  # time at this stage before the batch left; the worker makes it a step of the trail
     trails: list[bytes]  # of the stages before
     layout: Layout = []
+    refs: Refs = {}
+    memory: list[Place] = []
 
 
 class Results(Message, frozen=True, tag=31):
@@ -271,6 +296,7 @@ class Results(Message, frozen=True, tag=31):
     compute_us: int = 0  # of the whole batch; once per batch, else 0
     headers: dict[int, dict[str, str]] = {}
     layout: Layout = []
+    refs: Refs = {}
 
 
 class StreamEvents(Message, frozen=True, tag=32):

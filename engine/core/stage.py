@@ -11,6 +11,8 @@ stage's thread takes and carries out. Rules held here:
   end;
 * a stage that is not idempotent never replays: its items fail, saying so; nor is an item replayed of which the client
   has read events already;
+* what an item has in shared memory is released when nobody can read it again: not while a worker that lives has been
+  given it, whatever became of the request meanwhile;
 * ``timeout`` seconds into a batch its items are answered; ``kill_after`` seconds later its worker is killed.
 
 Worker states:
@@ -31,7 +33,8 @@ from typing import Final
 
 import msgspec
 
-from engine.core.actions import Dispatch, Fail, Forget, Grant, Kill, News, Settle, StageAction, ToWorker
+from engine.core.actions import Dispatch, Fail, Forget, Grant, Kill, News, Release, Settle, StageAction, ToWorker
+from engine.core.arena import Ref
 from engine.core.batching import BatchQueue, Policy, Reason, Taker, decide
 from engine.core.items import Item, Request
 from engine.core.messages import (
@@ -54,7 +57,7 @@ from engine.core.messages import (
 )
 from engine.core.routing import Topology
 from engine.core.stats import StageStats, duration_buckets
-from engine.core.wire import MICROS, Payload, payload_size
+from engine.core.wire import MICROS, Payload, payload_size, refs_of
 
 # A worker sends a beat every second. Ten missed in a row are silence: longer than any garbage collection or swap storm
 # that a request with a deadline of seconds would survive anyway.
@@ -104,6 +107,7 @@ class InFlight(msgspec.Struct, eq=False):
     sent_at: float
     alone: bool = False
     revoked: bool = False
+    shared: bool = False  # some of it may be in shared memory
 
 
 @dataclass(slots=True, eq=False)
@@ -113,6 +117,7 @@ class Worker:
     pid: int
     local: bool  # its process is watched by pid
     heard: float
+    maps: bool = False  # it can be given references to shared memory
     state: WorkerState = WorkerState.STARTING
     batches: OrderedDict[int, InFlight] = field(default_factory=OrderedDict)  # first: computing; second: in advance
     since: float = 0.0  # when it began to compute the first of them
@@ -168,6 +173,7 @@ class StageMachine:
 
     def enqueue(self, items: Sequence[Item], now: float) -> None:
         """Newly admitted items (first stage of their route)."""
+        self._count_in(items)
         for item in items:
             self._push(item)
 
@@ -175,16 +181,14 @@ class StageMachine:
         """Results of the previous stage. Duplicates and items nobody waits for are dropped; all are settled."""
         for uid, status, trail, payload in zip(results.uids, results.statuses, results.trails, payloads, strict=True):
             request = self.ledger.get(uid)
-            if request is None or request.closed or status != Status.OK:
+            if request is None or request.closed or status != Status.OK or not self._is_next(request, results.stage):
                 self.stats.dropped += 1
-                continue
-            if not self._is_next(request, results.stage):
-                self.stats.dropped += 1
+                self._release(refs_of(payload))
                 continue
             request.hop += 1
-            size = payload_size(payload)
-            self.stats.bytes_in += size
-            self._push(Item(request, payload, size, now, 1, trail, request.hop))
+            item = Item(request, payload, payload_size(payload), now, 1, trail, request.hop)
+            self._count_in((item,))
+            self._push(item)
         self.actions.append(Settle(results.stage, results.worker, results.batch, results.uids))
 
     def _is_next(self, request: Request, stage: int) -> bool:
@@ -200,6 +204,7 @@ class StageMachine:
         if self.queue.nbytes + item.size > self.spec.max_queue_bytes and len(self.queue):
             text = f"too many requests: stage {self.spec.name} holds {self.queue.nbytes} bytes"
             self._fail([item.request.uid], Status.OVERLOADED, text)
+            self._release(item.let_go())
             return
         self.stats.arrived += 1
         self.queue.push(item)
@@ -208,10 +213,12 @@ class StageMachine:
         """Nobody waits for these any more: out of the queue, and a word to the workers that compute them."""
         elsewhere = set()
         for uid in uids:
-            if self.queue.discard(uid) is None:
+            item = self.queue.discard(uid)
+            if item is None:
                 elsewhere.add(uid)
             else:
                 self.stats.dropped += 1
+                self._release(item.let_go())
         if not elsewhere:
             return
         for worker in self.workers.values():
@@ -249,6 +256,7 @@ class StageMachine:
             return
         worker.heard = now
         worker.state = WorkerState.READY
+        worker.maps = ready.maps and worker.local
         self.mime, self.flow = ready.mime, ready.flow
         self.about = ready.about or self.about
         self.stats.starts += 1
@@ -293,6 +301,10 @@ class StageMachine:
         if worker is None or batch is None:
             return  # of a worker that was given up; its items were replayed
         held = batch.items
+        if batch.shared:
+            for uid in settle.uids:
+                if (item := held.get(uid)) is not None:
+                    self._release(item.let_go())
         if not held.keys() <= set(settle.uids):  # some went another way: to another stage, or failed
             for uid in settle.uids:
                 held.pop(uid, None)
@@ -407,7 +419,10 @@ class StageMachine:
             # The batch given in advance has not begun: others may have it. It stays on this worker's books until the
             # worker has said that it skipped it (or computed it all the same: the next hop drops duplicates).
             batch.revoked = True
-            self.queue.push_front([item for item in batch.items.values() if item.is_due(now)])
+            again = [item for item in batch.items.values() if item.is_due(now)]
+            for item in again:
+                item.holds += 1
+            self.queue.push_front(again)
         if revoked:
             self.actions.append(ToWorker(worker.key, Revoke([batch.number for batch in revoked])))
         self._tell()
@@ -423,7 +438,7 @@ class StageMachine:
         lane = stats.lane(worker.slot)
         lane.batch_size.observe(len(items))
         lane.batch_wait.observe(now - items[0].arrived)
-        stats.bytes_out += sum(item.size for item in items)
+        self._count_out(items, maps=worker.maps)
         requests = [item.request for item in items]
         batch = Batch(
             batch=number,
@@ -438,9 +453,12 @@ class StageMachine:
             queues_us=[int((now - item.arrived) * MICROS) for item in items],
             trails=[item.trail for item in items],
         )
-        worker.batches[number] = InFlight(number, {item.request.uid: item for item in items}, now, alone)
+        payloads = [item.payload for item in items]
+        flight = InFlight(number, {item.request.uid: item for item in items}, now, alone)
+        flight.shared = not all(type(payload) is bytes for payload in payloads)
+        worker.batches[number] = flight
         worker.done_items += len(items)
-        self.actions.append(Dispatch(worker.key, batch, [item.payload for item in items]))
+        self.actions.append(Dispatch(worker.key, batch, payloads))
         self._list(worker, now, restart=len(worker.batches) == 1)
 
     def _list(self, worker: Worker, now: float, *, restart: bool) -> None:
@@ -486,6 +504,9 @@ class StageMachine:
         for batch in worker.batches.values():
             if not batch.revoked:
                 again.extend(batch.items.values())
+            else:
+                for item in batch.items.values():
+                    self._release(item.let_go())
         self._replay(again, now)
         self.actions.append(Forget(key, worker.slot, worker.families))
         if not any(one.state is WorkerState.READY for one in self.workers.values()):
@@ -500,12 +521,15 @@ class StageMachine:
             elif item.request.stream_hop == item.hop:
                 text = f"internal error: a worker of stage {self.spec.name} died while it streamed this request"
                 self._fail([item.request.uid], Status.FAILED, text)
+                self._release(item.let_go())
             elif not self.spec.idempotent:
                 text = f"internal error: a worker of stage {self.spec.name} died, and the stage is not replayed"
                 self._fail([item.request.uid], Status.FAILED, text)
+                self._release(item.let_go())
             elif item.attempt >= self.spec.max_attempts:
                 text = f"internal error: workers of stage {self.spec.name} died {item.attempt} times under this request"
                 self._fail([item.request.uid], Status.FAILED, text)
+                self._release(item.let_go())
             else:
                 item.attempt += 1
                 self.stats.replayed += 1
@@ -521,6 +545,22 @@ class StageMachine:
         late = [item.request.uid for item in items if not item.request.closed and item.hop == item.request.hop]
         if late:
             self._fail(late, Status.TIMEOUT, "inference timeout")
+        for item in items:
+            self._release(item.let_go())
+
+    def _release(self, refs: Sequence[Ref]) -> None:
+        if refs:
+            self.actions.append(Release(list(refs)))
+
+    def _count_in(self, items: Sequence[Item]) -> None:
+        shared = _shared_bytes(items)
+        self.stats.shared_in += shared
+        self.stats.bytes_in += sum([item.size for item in items]) - shared
+
+    def _count_out(self, items: Sequence[Item], *, maps: bool) -> None:
+        shared = _shared_bytes(items) if maps else 0
+        self.stats.shared_out += shared
+        self.stats.bytes_out += sum([item.size for item in items]) - shared
 
     def _fail(self, uids: list[int], status: Status, text: str) -> None:
         self.stats.failed += len(uids)
@@ -552,3 +592,8 @@ class StageMachine:
                 starting += 1
         queued = len(self.queue) + len(self.last_attempts)
         return StageState(self.spec.name, self.spec.num, ready, starting, queued, in_flight, self.mime, self.flow)
+
+
+def _shared_bytes(items: Sequence[Item]) -> int:
+    """Bytes of the items that lie in shared memory."""
+    return sum([ref.length for item in items if type(item.payload) is not bytes for ref in refs_of(item.payload)])

@@ -66,8 +66,10 @@ class StageStats:
     failed: int = 0
     deaths: int = 0  # workers that vanished without leave
     starts: int = 0  # workers that became ready
-    bytes_out: int = 0
-    bytes_in: int = 0
+    bytes_out: int = 0  # to workers, through sockets
+    bytes_in: int = 0  # from frontends and workers, through sockets
+    shared_out: int = 0  # the same by reference, in shared memory
+    shared_in: int = 0
 
     def lane(self, slot: int) -> LaneStats:
         found = self.lanes.get(slot)

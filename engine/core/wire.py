@@ -4,7 +4,8 @@ A parcel is ``[header, blob, frame, frame, ...]``. The header is one msgpack arr
 Payloads below ``INLINE_MAX`` are joined into ``blob``, because a frame of its own costs about a microsecond on each
 side and a parcel may carry hundreds of small ones; larger payloads, and payloads of several parts (a pickle with
 out-of-band buffers), are frames of their own, so that nobody copies them. ``layout[i] >= 0`` is the number of bytes
-of payload *i* in the blob, ``layout[i] < 0`` the number of frames it takes, negated.
+of payload *i* in the blob, ``layout[i] < 0`` the number of frames it takes, negated. Parts that lie in shared memory
+(:class:`~engine.core.arena.Ref`) are in no frame: the header's ``refs`` says where among the other parts they stand.
 
 Bytes come from peers that may be broken or hostile: :func:`decode` accepts exactly what :func:`encode` can produce and
 raises :class:`~engine.errors.ProtocolError` for anything else.
@@ -18,15 +19,17 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from engine.core.messages import AnyMessage, Message
+from engine.core.arena import Ref
+from engine.core.messages import AnyMessage, Message, Refs
 from engine.errors import ProtocolError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
-Payload: TypeAlias = Buffer | tuple[Buffer, ...]  # one part, or several
+Part: TypeAlias = Buffer | Ref
+Payload: TypeAlias = Part | tuple[Part, ...]  # one part, or several
 
 INLINE_MAX: Final = 32 * 1024  # bytes; above it joining costs more than a frame
 HEADER_MAX: Final = 16 * 1024 * 1024  # bytes; 1,000 requests with 8 KiB of HTTP headers each are half of it
-FRAMES_MAX: Final = 65_536  # frames of one parcel
+FRAMES_MAX: Final = 65_536  # frames of one parcel, and references
 
 # All that decoding bytes of a broken or hostile peer may raise (a ValidationError is a DecodeError).
 UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -45,42 +48,61 @@ def payload_size(payload: Payload) -> int:
     return _nbytes(payload)  # type: ignore[arg-type]  # not a tuple here
 
 
-def _nbytes(part: Buffer) -> int:
-    return part.nbytes if type(part) is memoryview else len(part)
+def refs_of(payload: Payload) -> tuple[Ref, ...]:
+    """The references of a payload; nearly always none."""
+    if type(payload) is tuple:
+        return tuple(part for part in payload if type(part) is Ref)
+    return (payload,) if type(payload) is Ref else ()
+
+
+def _nbytes(part: Part) -> int:
+    if type(part) is memoryview:
+        return part.nbytes
+    return part.length if type(part) is Ref else len(part)  # type: ignore[arg-type]  # bytes or bytearray
 
 
 def encode(message: Message, payloads: Sequence[Payload] = ()) -> list[Buffer]:
-    """Frames of a parcel. A message with payloads must have a ``layout`` field, which is filled in here."""
+    """Frames of a parcel. A message with payloads must have a ``layout`` field, which is filled in here, and one whose
+    payloads contain references a ``refs`` field (else this raises AttributeError)."""
     if not payloads:
         return [_encoder.encode(message)]
     layout: list[int] = []
     small: list[Buffer] = []
     large: list[Buffer] = []
-    for payload in payloads:
-        if type(payload) is tuple:
-            layout.append(-len(payload))
-            large.extend(payload)
+    refs: Refs = {}
+    for index, payload in enumerate(payloads):
+        if type(payload) is tuple or type(payload) is Ref:
+            parts: tuple[Part, ...] = payload if type(payload) is tuple else (payload,)  # type: ignore[assignment]
+            rest: list[Buffer] = [part for part in parts if type(part) is not Ref]  # type: ignore[misc]  # what is left
+            if len(rest) < len(parts):
+                refs[index] = [
+                    (at, part.arena, part.offset, part.length) for at, part in enumerate(parts) if type(part) is Ref
+                ]
+                if not rest or (len(rest) == 1 and 0 < _nbytes(rest[0]) <= INLINE_MAX):
+                    layout.append(_nbytes(rest[0]) if rest else 0)
+                    small.extend(rest)
+                    continue
+            layout.append(-len(rest))
+            large.extend(rest)
         elif (size := _nbytes(payload)) <= INLINE_MAX:  # type: ignore[arg-type]
             layout.append(size)
             small.append(payload)  # type: ignore[arg-type]
         else:
             layout.append(-1)
             large.append(payload)  # type: ignore[arg-type]
-    header = _encoder.encode(_with_layout(message, layout))
-    return [header, b"".join(small), *large]
-
-
-def _with_layout(message: Message, layout: list[int]) -> Message:
-    # The struct is frozen for its readers. Here it was made one line ago by the caller and has none yet; a copy
+    # The struct is frozen for its readers. Here it was made one line ago by the caller and has no layout yet; a copy
     # (msgspec.structs.replace) would cost as much as encoding the header.
     msgspec.structs.force_setattr(message, "layout", layout)
-    return message
+    if refs:
+        msgspec.structs.force_setattr(message, "refs", refs)
+    return [_encoder.encode(message), b"".join(small), *large]
 
 
 def decode(frames: Sequence[Buffer]) -> tuple[AnyMessage, list[Payload]]:
     """The message and its payloads. Raises ProtocolError for malformed, oversize or inconsistent parcels.
 
-    Inlined payloads come back as ``bytes``; framed ones as the frame itself (or a tuple of frames), uncopied.
+    Inlined payloads come back as ``bytes``; framed ones as the frame itself (or a tuple of frames), uncopied; parts in
+    shared memory as a Ref, of which nothing is known but that its numbers are not negative.
     """
     if not frames or len(frames) > FRAMES_MAX:
         raise ProtocolError(f"a parcel of {len(frames)} frames")
@@ -114,7 +136,30 @@ def decode(frames: Sequence[Buffer]) -> tuple[AnyMessage, list[Payload]]:
         return message, []
     if n >= 0 and len(layout) != n:
         raise ProtocolError(f"{kind.__name__} of {n} items with {len(layout)} payloads")
-    return message, _split(frames, layout)
+    payloads = _split(frames, layout)
+    if (refs := getattr(message, "refs", None)) is not None and refs:
+        _insert(payloads, layout, refs)
+    return message, payloads
+
+
+def _insert(payloads: list[Payload], layout: list[int], refs: Refs) -> None:
+    """Put references where they stand among the other parts of their payloads, of which layout 0 means none."""
+    if sum(map(len, refs.values())) > FRAMES_MAX:
+        raise ProtocolError("too many references")
+    for index, entries in refs.items():
+        if index >= len(payloads) or not entries:
+            raise ProtocolError(f"{len(entries)} references for item {index} of {len(payloads)}")
+        payload = payloads[index]
+        parts: list[Part] = []
+        if layout[index]:
+            parts.extend(payload if type(payload) is tuple else (payload,))  # type: ignore[arg-type]
+        last = -1
+        for at, arena, offset, length in entries:
+            if not last < at <= len(parts) or not length:
+                raise ProtocolError(f"a reference to {length} bytes as part {at} of {len(parts)}")
+            parts.insert(at, Ref(arena, offset, length))
+            last = at
+        payloads[index] = tuple(parts) if len(parts) > 1 else parts[0]
 
 
 def _split(frames: Sequence[Buffer], layout: list[int]) -> list[Payload]:

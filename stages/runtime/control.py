@@ -35,8 +35,9 @@ from engine.errors import ProtocolError
 from engine.exitcodes import ExitCode
 from engine.log import get_logger
 from stages.runtime.membership import Membership
-from stages.runtime.shared import Dismissed, Finish, Phase, Shared, Stop, ToMain, Turned, Warm
+from stages.runtime.shared import Dismissed, Finish, Joined, Phase, Shared, Stop, ToMain, Turned, Warm
 from stages.runtime.window import Windows
+from stages.shm import open_store
 
 LINGER_MS: Final = 500  # for the goodbye to leave
 PASS: Final = 100  # messages handled before beats and commands get their turn
@@ -152,7 +153,11 @@ class Control(threading.Thread):
         elif not isinstance(message, Welcome | Refused | Pulse | Dismiss):
             get_logger().warning("the broker sent a %s on the control socket", type(message).__name__)
             return
-        self._tell(self._member.handle(message, now()))
+        event = self._member.handle(message, now())
+        if isinstance(event, Joined):
+            event = Joined(event.welcome, open_store(event.welcome.memory))
+            self._member.maps = event.store is not None
+        self._tell(event)
         if isinstance(message, Welcome):
             self._told_families = b""  # this broker has not seen them
 

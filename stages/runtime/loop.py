@@ -18,6 +18,7 @@ from engine.core.routing import FINAL
 from engine.errors import ProtocolError
 from engine.exitcodes import ExitCode
 from engine.log import get_logger
+from engine.memory import Gone
 from stages.base import Worker
 from stages.compute import SKIPPED, TOO_SLOW, Codec, Outcome, run_batch
 from stages.context import ItemIn
@@ -25,6 +26,7 @@ from stages.runtime.outlets import Outlets
 from stages.runtime.parcels import Origin, Plan
 from stages.runtime.shared import Dismissed, Joined, Shared, Stop, Turned
 from stages.runtime.window import Windows
+from stages.shm import SharedMemory
 from stages.stream import SSEWorker, StreamWorker, flow_of
 from stages.watchdog import Watchdog
 
@@ -60,6 +62,7 @@ class Loop:
         self._flow = flow_of(worker)
         self._slow: set[int] = set()  # uids of the batch whose clients do not read
         self._waited: dict[int, float] = {}  # uid -> seconds
+        self._memory = SharedMemory()
         self._welcome: Welcome | None = None
         self._stop_at: float | None = None
         self._code: ExitCode | None = None
@@ -96,6 +99,8 @@ class Loop:
             # anew, and its numbers mean others.
             forget = former is not None and former.epoch != event.welcome.epoch
             self._outlets.switch(event.welcome.lane, forget=forget)
+            self._memory.switch(event.store)
+            self._codec.put = self._memory.put if event.store is not None else None
         elif isinstance(event, Dismissed):
             self._code = ExitCode.OK
         elif isinstance(event, Turned):
@@ -119,8 +124,16 @@ class Loop:
             message, payloads = wire.decode(frames)
             if not isinstance(message, Batch):
                 raise ProtocolError(f"a {type(message).__name__} on a lane")
+            payloads = self._memory.read(message, payloads)
             since_ns = message.sent_ns if self._welcome.same_host else received_ns
             items = self._plan.items(message, payloads, since_ns)
+        except Gone as error:  # with the broker that sent it, or it has given this worker up: nobody waits for it
+            get_logger().warning("a batch was dropped: %s", error)
+            return
+        except OSError:  # out of descriptors or memory: others may do better, and so may a new process
+            get_logger().exception("shared memory cannot be mapped")
+            self._code = ExitCode.FAILED
+            return
         except ProtocolError as error:  # the broker is mistaken; its own deadlines answer these requests
             get_logger().error("a batch that cannot be read was dropped: %s", error)
             return
@@ -147,6 +160,7 @@ class Loop:
             batch_us=(began_ns - since_ns) // 1000,
             compute_us=self._compute_ns // 1000,
         )
+        self._memory.send(encoded for _, _, encoded in parcels)
         for hop, results, encoded in parcels:
             self._outlets.send(hop, wire.encode(results, encoded))
 

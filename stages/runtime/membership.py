@@ -40,6 +40,7 @@ class Membership:
     """See the module. One thread calls it."""
 
     def __init__(self, hello: Hello) -> None:
+        self.maps = False  # said in Ready: this process can read arenas; set by the shell, before it asks what is due
         self._hello = hello
         self._welcome: Welcome | None = None
         self._warm: Warm | None = None
@@ -97,7 +98,8 @@ class Membership:
         if self._leaving and not self._left:
             owed.append(Leave(key))
         if self._warm is not None and not self._announced and not self._leaving:
-            owed.append(Ready(key, self._warm.mime, self._warm.took_ms, flow=self._warm.flow, about=self._warm.about))
+            warm = self._warm
+            owed.append(Ready(key, warm.mime, warm.took_ms, flow=warm.flow, about=warm.about, maps=self.maps))
         if now >= self._beat_at:
             owed.append(WorkerBeat(key))
         return owed

@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Final, Generic, TypeAlias, TypeVar
 
 from engine.core.messages import Flow, Welcome
+from engine.memory import Store
 
 REMEMBERED: Final = 65_536  # numbers kept of those that nobody asked about: far more than a worker holds at once
 
@@ -28,9 +29,13 @@ class Phase(Enum):
 
 @dataclass(frozen=True)
 class Joined:
-    """The broker knows this worker: this is its lane. Sent again, with another key, after each new hello."""
+    """The broker knows this worker: this is its lane. Sent again, with another key, after each new hello.
+
+    ``store`` is the arena of the welcome, mapped; the main thread's from now on.
+    """
 
     welcome: Welcome
+    store: Store | None = None
 
 
 @dataclass(frozen=True)

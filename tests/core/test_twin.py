@@ -20,6 +20,8 @@ STEPS = (
     "finish",
     "lost",
     "twice",
+    "late",
+    "arrive",
     "kill",
     "start",
     "wait",
@@ -37,6 +39,7 @@ def test_exactly_one_answer_whatever_happens(data: st.DataObject) -> None:
     twin = Twin(
         topology((0, 1), (1,), (0, 1, 2), stages=3),
         [replace(SPEC, name=f"s{index}", idempotent=idempotent or index != 1) for index in range(3)],
+        shared=data.draw(st.booleans()),
     )
     for stage in (0, 1, 2):
         twin.worker(stage)
@@ -51,7 +54,7 @@ def test_exactly_one_answer_whatever_happens(data: st.DataObject) -> None:
             first = len(submitted) + 1
             twin.submit(n, first=first, route=route, budget_s=data.draw(st.sampled_from([0.5, 5.0, 50.0])))
             submitted.update(dict.fromkeys(range(first, first + n), route))
-        elif step in ("finish", "lost", "twice", "error") and busy:
+        elif step in ("finish", "lost", "twice", "late", "error") and busy:
             worker = data.draw(st.sampled_from(busy))
             position = 0  # a worker takes its lane in order
             guilty = {worker.lane[0][0].request_ids[0]: 422} if step == "error" else None
@@ -59,7 +62,11 @@ def test_exactly_one_answer_whatever_happens(data: st.DataObject) -> None:
                 twin.finish(worker, position=position, lost=True)
                 twin.kill(worker)  # only a death loses results
             else:
-                twin.finish(worker, position=position, twice=step == "twice", statuses=guilty)
+                twin.finish(worker, position=position, twice=step == "twice", late=step == "late", statuses=guilty)
+                if step == "late" and data.draw(st.booleans()):
+                    twin.kill(worker)  # with its results in the kernel
+        elif step == "arrive":
+            twin.arrive()
         elif step == "kill" and workers:
             twin.kill(data.draw(st.sampled_from(workers)))
         elif step == "start":
@@ -82,6 +89,7 @@ def test_exactly_one_answer_whatever_happens(data: st.DataObject) -> None:
     # The faults end: every stage has a worker, and all that is under way is finished.
     for _ in range(200):
         bury(twin)
+        twin.arrive()
         for stage in (0, 1, 2):
             if not any(worker.stage == stage for worker in twin.workers.values()):
                 twin.worker(stage)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.core import messages, wire
+from engine.core.arena import Ref
 from engine.core.messages import Answers, AnyMessage, Batch, Hello, Message, Results, Submit
 from engine.errors import ProtocolError
 
@@ -23,8 +24,9 @@ payload = st.one_of(
 )
 
 
-def normal(one: wire.Payload) -> tuple[bytes, ...]:
-    return tuple(bytes(part) for part in one) if isinstance(one, tuple) else (bytes(one),)
+def normal(one: wire.Payload) -> tuple[bytes | Ref, ...]:
+    parts = one if isinstance(one, tuple) else (one,)
+    return tuple(part if isinstance(part, Ref) else bytes(part) for part in parts)
 
 
 def submit(n: int) -> Submit:
@@ -73,11 +75,14 @@ def test_round_trip_of_every_message(kind: type[Message], data: st.DataObject) -
 
 
 def _values(kind: Any, n: int) -> st.SearchStrategy[Any]:
-    origin, args = getattr(kind, "__origin__", None), getattr(kind, "__args__", ())
+    origin: Any = getattr(kind, "__origin__", None)
+    args: tuple[Any, ...] = getattr(kind, "__args__", ())
     if origin is list:
         return st.lists(_values(args[0], n), min_size=n, max_size=n)
     if origin is dict:
         return st.just({})
+    if messages.Place in args:  # or None
+        return st.one_of(st.none(), _values(messages.Place, n))
     if hasattr(kind, "__metadata__"):
         return _values(args[0], n)
     return {
@@ -86,7 +91,33 @@ def _values(kind: Any, n: int) -> st.SearchStrategy[Any]:
         bytes: st.binary(max_size=30),
         bool: st.booleans(),
         messages.StageState: st.just(messages.StageState("s", 1, 1, 0, 0, 0)),
+        messages.Place: st.builds(messages.Place, ids, ids, ids, ids),
     }[kind]
+
+
+refs = st.builds(Ref, ids, ids, st.integers(1, 2**40))
+mixed = st.lists(st.one_of(small, st.just(bytes(wire.INLINE_MAX + 1)), refs), min_size=1, max_size=5).map(tuple)
+
+
+@settings(max_examples=200)
+@given(st.lists(st.one_of(payload, refs, mixed), max_size=12))
+def test_round_trip_of_references(payloads: list[wire.Payload]) -> None:
+    message, got = wire.decode(wire.encode(submit(len(payloads)), payloads))
+    assert isinstance(message, Submit)
+    for sent, came in zip(payloads, got, strict=True):
+        assert normal(came) == normal(sent)
+        assert wire.refs_of(came) == wire.refs_of(sent)
+        assert wire.payload_size(came) == wire.payload_size(sent)
+
+
+def test_a_reference_beside_a_small_part_takes_no_frame() -> None:
+    frames = wire.encode(submit(2), [(b"head", Ref(1, 16384, 100_000)), Ref(1, 32768, 70_000)])
+    assert frames[1:] == [b"head"]
+
+
+def test_a_message_that_cannot_carry_references_refuses_them() -> None:
+    with pytest.raises(AttributeError):
+        wire.encode(Answers(1, [1], [200], [""], [b""]), [Ref(1, 0, 1)])
 
 
 def test_inlined_payloads_share_one_frame_and_large_ones_are_untouched() -> None:
@@ -103,7 +134,21 @@ def frames_of(message: Message, *rest: bytes) -> list[wire.Buffer]:
     return [msgspec.msgpack.encode(message), *rest]
 
 
+def with_refs(refs: messages.Refs, n: int = 1) -> list[wire.Buffer]:
+    """A Submit of ``n`` items with one byte each, and these references."""
+    return frames_of(msgspec.structs.replace(submit(n), layout=[1] * n, refs=refs), b"x" * n)
+
+
 MALFORMED: dict[str, list[wire.Buffer]] = {
+    "references of an item that is not there": with_refs({1: [(0, 1, 0, 1)]}),
+    "an item without references among them": with_refs({0: []}),
+    "a reference past the parts": with_refs({0: [(2, 1, 0, 1)]}),
+    "references out of order": with_refs({0: [(1, 1, 0, 1), (0, 1, 16384, 1)]}),
+    "two references in one place": with_refs({0: [(0, 1, 0, 1), (0, 1, 16384, 1)]}),
+    "an empty reference": with_refs({0: [(0, 1, 0, 0)]}),
+    "a negative offset": with_refs({0: [(0, 1, -1, 1)]}),
+    "a reference of too few numbers": with_refs({0: [(0, 1, 1)]}),  # type: ignore[list-item]
+    "more references than a parcel has": with_refs({0: [(at, 1, 0, 1) for at in range(wire.FRAMES_MAX + 1)]}),
     "no frames": [],
     "an empty header": [b""],
     "not msgpack": [b"\xc1\xff\xff"],

@@ -2,14 +2,18 @@
 
 Every parcel is encoded and decoded on its way, so the twin also exercises the wire. Workers are simulated: they hold
 what the lane gave them until the test lets them finish, fail, vanish or fall silent.
+
+With ``shared`` every payload between frontends, broker and workers lies in arenas (tests/core/memory.py), which know
+what may be read: a block that was released too early is missing when its reader comes to it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
 
-from engine.core.actions import Admit, Dispatch, Drop, Fail, Forget, Kill, News, Settle, ToWorker
+from engine.core.actions import Admit, Dispatch, Drop, Fail, Forget, Kill, News, Release, Settle, ToWorker
 from engine.core.front import FrontMachine, FrontSpec
 from engine.core.messages import (
     PROTOCOL,
@@ -26,7 +30,9 @@ from engine.core.messages import (
 )
 from engine.core.routing import FINAL, Route, Topology
 from engine.core.stage import StageMachine, StageSpec
-from engine.core.wire import Payload, decode, encode
+from engine.core.wire import Payload, decode, encode, refs_of
+from engine.errors import ProtocolError
+from tests.core.memory import Memory
 
 
 def topology(*routes: tuple[int, ...], stages: int = 1) -> Topology:
@@ -42,11 +48,17 @@ class FakeWorker:
     lane: list[tuple[Batch, list[Payload]]] = field(default_factory=list)
     told: list[Message] = field(default_factory=list)
     killed: bool = False
+    arena: int = 0
 
 
 class Twin:
-    def __init__(self, topology: Topology, specs: list[StageSpec], front: FrontSpec | None = None) -> None:
+    def __init__(
+        self, topology: Topology, specs: list[StageSpec], front: FrontSpec | None = None, *, shared: bool = False
+    ) -> None:
         self.now = 1000.0
+        self.memory = Memory() if shared else None
+        self.transit: list[tuple[Results, list[Payload], int]] = []  # results that have left and not arrived
+        self._frontends: dict[bytes, int] = {}  # peer -> arena
         self.topology = topology
         self.front = FrontMachine(front or FrontSpec(10_000, 1 << 30), topology, epoch=7)
         self.stages = [
@@ -66,8 +78,10 @@ class Twin:
         key = self.stages[stage].hello(hello, local=local, now=self.now)
         assert isinstance(key, int)
         fake = self.workers[stage, key] = FakeWorker(stage, key, self._pids)
+        if self.memory is not None:
+            fake.arena = self.memory.open()
         if ready:
-            self.stages[stage].ready(Ready(key, "application/json"), self.now)
+            self.stages[stage].ready(Ready(key, "application/json", maps=True), self.now)
         self.run()
         return fake
 
@@ -76,8 +90,15 @@ class Twin:
     ) -> None:
         seqs = list(range(first, first + n))
         message = Submit(seqs, [route] * n, [int(budget_s * 1e6)] * n, [f"r{seq}" for seq in seqs], [b""] * n)
-        decoded, payloads = decode(encode(message, [b"body%d" % seq for seq in seqs]))
+        bodies: list[Payload] = [b"body%d" % seq for seq in seqs]
+        if self.memory is not None:
+            if peer not in self._frontends:
+                self._frontends[peer] = self.memory.open()
+            bodies = [self.memory.put(self._frontends[peer], body) for body in bodies]
+        decoded, payloads = decode(encode(message, bodies))
         assert isinstance(decoded, Submit)
+        if self.memory is not None:
+            self.memory.books.arrive([ref for payload in payloads for ref in refs_of(payload)])
         self.front.submit(peer, decoded, payloads, self.now)
         self.run()
 
@@ -89,8 +110,10 @@ class Twin:
         statuses: dict[str, int] | None = None,
         lost: bool = False,
         twice: bool = False,
+        late: bool = False,
     ) -> Batch:
-        """The worker completes the batch at ``position`` of its lane. ``lost``: its results never leave it."""
+        """The worker completes the batch at ``position`` of its lane. ``lost``: its results never leave it; ``late``:
+        they are on their way until :meth:`arrive`."""
         batch, payloads = worker.lane.pop(position)
         hops: dict[int, list[int]] = {}
         for index, request_id in enumerate(batch.request_ids):
@@ -108,11 +131,30 @@ class Twin:
                 [batch.trails[i] for i in indexes],
                 "application/json",
             )
-            out = [bytes(payloads[i]) + b"+%d" % worker.stage for i in indexes]  # type: ignore[arg-type]
+            plain = [self.read(payloads[i]) + b"+%d" % worker.stage for i in indexes]
             for _ in range(0 if lost else 2 if twice else 1):
-                self.deliver(results, out, hop)
+                out: list[Payload] = list(plain)
+                if self.memory is not None and hop != FINAL:  # the second copy is another computation's
+                    out = [self.memory.put(worker.arena, one) for one in plain]
+                if late:
+                    self.transit.append((results, out, hop))
+                else:
+                    self.deliver(results, out, hop)
         self.run()
         return batch
+
+    def read(self, payload: Payload) -> bytes:
+        """What a worker finds in a payload."""
+        if self.memory is not None:
+            return self.memory.read(payload)
+        return bytes(payload)  # type: ignore[arg-type]  # no parts and no references here
+
+    def arrive(self) -> None:
+        """What is on its way gets there."""
+        transit, self.transit = self.transit, []
+        for results, payloads, hop in transit:
+            self.deliver(results, payloads, hop)
+        self.run()
 
     def skip(self, worker: FakeWorker, position: int = 0) -> None:
         """The worker found the batch revoked."""
@@ -121,9 +163,14 @@ class Twin:
         self.deliver(Results(worker.stage, worker.key, batch.batch, batch.uids, [0] * n, [b""] * n), [b""] * n, FINAL)
         self.run()
 
-    def deliver(self, results: Results, payloads: list[bytes], hop: int) -> None:
+    def deliver(self, results: Results, payloads: Sequence[Payload], hop: int) -> None:
         decoded, got = decode(encode(results, payloads))
         assert isinstance(decoded, Results)
+        if self.memory is not None:
+            try:
+                self.memory.books.arrive([ref for payload in got for ref in refs_of(payload)])
+            except ProtocolError:
+                return  # its producer is gone, and what it computed is computed again
         if hop == FINAL:
             self.front.results(decoded, got, self.now)
         else:
@@ -184,7 +231,12 @@ class Twin:
             case Kill():
                 self.workers[stage, action.worker].killed = True
             case Forget():
-                del self.workers[stage, action.worker]
+                gone = self.workers.pop((stage, action.worker))
+                if self.memory is not None:
+                    self.memory.retire(gone.arena)
+            case Release():
+                assert self.memory is not None
+                self.memory.release(action.refs)
             case Admit():
                 self.stages[action.stage].enqueue(action.items, self.now)
             case Drop():
@@ -206,6 +258,8 @@ class Twin:
             and all(not len(machine.queue) and machine.queue.nbytes == 0 for machine in self.stages)
             and all(not machine.last_attempts for machine in self.stages)
             and all(not worker.batches for machine in self.stages for worker in machine.workers.values())
+            and not self.transit
+            and (self.memory is None or self.memory.is_empty())
         )
 
 
