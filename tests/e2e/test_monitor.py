@@ -1,0 +1,109 @@
+"""The monitoring example is true: what its dashboard asks for is on the page of a running deployment."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from harness import EXAMPLES, deployed, wait_for
+from prometheus_client.parser import text_string_to_metric_families
+
+MONITOR = EXAMPLES / "monitor"
+DASHBOARD: dict[str, Any] = json.loads((MONITOR / "dashboard.json").read_text())
+TARGETS = [
+    pytest.param(target["expr"], target["legendFormat"], id=f"{panel['title']}-{target['refId']}")
+    for panel in DASHBOARD["panels"]
+    for target in panel.get("targets", [])
+]
+
+# What the dashboard uses of PromQL: `name{label="value",...}`, `by (label, ...)`, functions and ranges.
+SELECTOR = re.compile(r"([a-zA-Z_:][\w:]*)\{([^}]*)\}")
+MATCHER = re.compile(r'(\w+)(=~|!=|!~|=)"([^"]*)"')
+BY = re.compile(r"\bby \(([^)]*)\)")
+FUNCTIONS = {"sum", "max", "rate", "increase", "histogram_quantile", "by"}
+OF_THE_SCRAPE = {"job", "instance"}  # labels that Prometheus adds
+
+
+@dataclass(frozen=True)
+class Page:
+    """Samples of a scrape: name -> the label sets it has."""
+
+    samples: dict[str, list[dict[str, str]]]
+    kinds: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    with deployed(EXAMPLES / "echo" / "stages.toml") as running, running.client() as client:
+
+        def send(number: int) -> int:
+            return client.post("/inference", json={"text": "hi"} if number % 10 else {"no": "text"}).status_code
+
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(send, range(200))) == {200, 422}
+        client.get("/nowhere")  # a refusal
+
+        def scraped() -> str:
+            text = client.get("/metrics").text
+            # The broker's numbers come by the beat: there when the last stage has counted every good item.
+            return text if 'engine_stage_items_total{stage="format"} 180\n' in text else ""
+
+        families = list(text_string_to_metric_families(wait_for("all stages' numbers", scraped)))
+        samples: dict[str, list[dict[str, str]]] = {}
+        for sample in (sample for family in families for sample in family.samples):
+            samples.setdefault(sample.name, []).append(dict(sample.labels))
+        yield Page(samples, {sample.name: family.type for family in families for sample in family.samples})
+
+
+@pytest.mark.parametrize(("expr", "legend"), TARGETS)
+def test_a_query_finds_its_metrics_and_labels(page: Page, expr: str, legend: str) -> None:
+    selectors = SELECTOR.findall(expr)
+    assert selectors, expr
+    kept = {label.strip() for labels in BY.findall(expr) for label in labels.split(",")}
+    for name, matchers in selectors:
+        assert name in page.samples, f"no {name} on the page"
+        labels = set(page.samples[name][0])
+        for label, operator, value in MATCHER.findall(matchers):
+            assert label in labels | OF_THE_SCRAPE, f"{name} has no label {label}"
+            if operator == "=" and label not in OF_THE_SCRAPE:
+                assert any(sample[label] == value for sample in page.samples[name]), f"{name} has no {label} {value}"
+        assert kept - OF_THE_SCRAPE <= labels, f"{name} has no {kept - labels}"
+    assert set(re.findall(r"\{\{(\w+)\}\}", legend)) <= kept
+    rest = SELECTOR.sub("", BY.sub("", expr))
+    assert set(re.findall(r"[a-zA-Z_]\w+", re.sub(r"\[[^]]*\]", "", rest))) <= FUNCTIONS, "a metric without its job"
+
+
+@pytest.mark.parametrize(("expr", "legend"), TARGETS)
+def test_rates_are_of_what_only_grows(page: Page, expr: str, legend: str) -> None:
+    for function, name in re.findall(r"(\w+)\(([a-zA-Z_:][\w:]*)\{", expr):
+        grows = page.kinds[name] in ("counter", "histogram")
+        assert grows == (function in ("rate", "increase")), f"{function} of the {page.kinds[name]} {name}"
+
+
+def test_the_list_of_deployments_is_of_a_metric_that_is_there(page: Page) -> None:
+    (query,) = (item["query"]["query"] for item in DASHBOARD["templating"]["list"] if item["type"] == "query")
+    assert re.fullmatch(r"label_values\((\w+), job\)", query)[1] in page.samples  # type: ignore[index]
+
+
+def test_panels_do_not_overlap_and_have_ids_of_their_own() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        at = panel["gridPos"]
+        cells = {(at["x"] + x, at["y"] + y) for x in range(at["w"]) for y in range(at["h"])}
+        assert not cells & taken, panel["title"]
+        assert all(x < 24 for x, _ in cells)
+        taken |= cells
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(set(ids)) == len(ids)
+
+
+def test_the_scrape_is_of_the_page_a_deployment_has() -> None:
+    text = (MONITOR / "prometheus.yml").read_text()
+    assert "metrics_path: /metrics" in text
+    assert 'targets: ["127.0.0.1:8000"]' in text  # the port of the example it is for
+    assert "port = 8000" in (EXAMPLES / "echo" / "stages.toml").read_text()
