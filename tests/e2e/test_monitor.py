@@ -25,7 +25,7 @@ TARGETS = [
 SELECTOR = re.compile(r"([a-zA-Z_:][\w:]*)\{([^}]*)\}")
 MATCHER = re.compile(r'(\w+)(=~|!=|!~|=)"([^"]*)"')
 BY = re.compile(r"\bby \(([^)]*)\)")
-FUNCTIONS = {"sum", "max", "rate", "increase", "histogram_quantile", "by"}
+FUNCTIONS = {"sum", "max", "rate", "increase", "histogram_quantile", "by", "or", "vector"}
 OF_THE_SCRAPE = {"job", "instance"}  # labels that Prometheus adds
 
 
