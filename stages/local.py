@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import NamedTuple
 
 from engine.config import Deployment
-from engine.core.messages import Status
+from engine.core import sse
+from engine.core.messages import Flow, Status
 from engine.core.wire import Payload, pack_meta
 from engine.log import get_logger
 from stages.base import Worker
@@ -19,12 +20,16 @@ from stages.build import load_offline
 from stages.compute import Codec, run_batch
 from stages.context import ItemIn
 from stages.dryrun import check
+from stages.stream import Sink, SSEWorker, StreamWorker, flow_of
 
 __all__ = ["Pipeline", "Reply", "check"]
 
 
 class Reply(NamedTuple):
-    """What a client would get: the body, or for a status other than 200 the message as UTF-8."""
+    """What a client would get: the body, or for a status other than 200 the message as UTF-8.
+
+    The body of a stream is all of it; a body in pieces that failed in its middle has the failure's status and message.
+    """
 
     status: int
     body: bytes
@@ -66,6 +71,7 @@ class Pipeline:
             query.encode("latin-1"), [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
         )
         payload: Payload = body
+        sent: list[bytes] = []
         for hop, stage in enumerate(stages):
             item = ItemIn(
                 uid=0,
@@ -76,14 +82,23 @@ class Pipeline:
                 meta=meta,
             )
             worker = self.workers[stage]
+            if isinstance(worker, SSEWorker | StreamWorker):
+                worker._sink = _into(sent)
             computed = run_batch(
                 worker, [item], max_batch_size=self._specs[stage].max_batch_size, codec=self._codecs[stage]
             )
             outcome = computed.outcomes[0]
             payload = outcome.payload
             if outcome.status != Status.OK:
-                return Reply(outcome.status, _joined(payload), "text/plain")
-        return Reply(int(Status.OK), _joined(payload), self.workers[stages[-1]].resp_mime_type)
+                break
+        last = self.workers[stages[-1]]
+        flow, ok = flow_of(last), outcome.status == Status.OK
+        if flow is Flow.EVENTS:
+            end = b"" if ok else sse.error(outcome.status, _joined(payload).decode())
+            return Reply(int(Status.OK), b"".join(map(sse.event, sent)) + end, last.resp_mime_type)
+        if not ok:
+            return Reply(outcome.status, _joined(payload), "text/plain")
+        return Reply(int(Status.OK), b"".join(sent) if flow is Flow.CHUNKS else _joined(payload), last.resp_mime_type)
 
     def close(self) -> None:
         """Call every worker's ``teardown``; its exceptions are logged."""
@@ -101,6 +116,14 @@ class Pipeline:
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _into(sent: list[bytes]) -> Sink:
+    def keep(_index: int, data: bytes) -> bool:
+        sent.append(data)
+        return True
+
+    return keep
 
 
 def _joined(payload: Payload) -> bytes:

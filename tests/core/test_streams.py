@@ -1,0 +1,171 @@
+"""Streams and the death of workers: a client that has read events of one computation never reads those of another."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from engine.core.batching import Policy
+from engine.core.front import TORN
+from engine.core.messages import CancelItems, Events, Flow, Granted, Ready, StreamEvents
+from engine.core.stage import StageSpec
+from engine.core.wire import decode, encode
+from tests.core.twin import FakeWorker, Twin, topology
+
+SPEC = StageSpec("s0", 1, Policy(4, 1 << 20, 0.010), timeout_s=2.0, kill_after_s=1.0, max_queue_bytes=1 << 20)
+DIED = b"internal error: a worker of stage s0 died while it streamed this request"
+
+
+def one_stage(**changes: object) -> Twin:
+    return Twin(topology(), [replace(SPEC, **changes)])  # type: ignore[arg-type]
+
+
+def send(twin: Twin, worker: FakeWorker, uid: int, text: bytes = b"event") -> dict[bytes, list[tuple[int, bytes]]]:
+    """The worker sends an event; what frontends get of it, as (number of the request, text)."""
+    message, payloads = decode(encode(StreamEvents(worker.stage, worker.key, [uid]), [text]))
+    assert isinstance(message, StreamEvents)
+    got = {}
+    for peer, (events, bodies) in twin.front.events(message, payloads).items():
+        assert isinstance(events, Events)
+        got[peer] = [(seq, bytes(body)) for seq, body in zip(events.seqs, bodies, strict=True)]  # type: ignore[arg-type]
+    twin.run()
+    return got
+
+
+def uids(worker: FakeWorker) -> list[int]:
+    return worker.lane[0][0].uids
+
+
+def test_events_go_to_the_frontend_that_waits() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    twin.submit(1, peer=b"a")
+    twin.submit(1, peer=b"b")
+    (uid,) = uids(worker)
+    assert send(twin, worker, uid) == {b"a": [(1, b"event")]}
+
+
+def test_what_has_sent_events_is_not_replayed_and_the_rest_of_its_batch_is() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    twin.submit(1)
+    twin.submit(2, first=2)
+    twin.finish(worker)
+    first, _ = uids(worker)
+    send(twin, worker, first)
+    twin.kill(worker)
+    assert twin.answer(2) == (500, DIED)
+    again = twin.worker()
+    assert [batch.request_ids for batch, _ in again.lane] == [["r3"]]
+    twin.finish(again)
+    assert twin.answer(3)[0] == 200
+    assert twin.is_empty()
+
+
+def test_a_replay_that_began_before_the_event_was_known_ends_the_stream_as_a_failure() -> None:
+    """The worker's last event is still on its way when its death is seen."""
+    twin = one_stage()
+    old = twin.worker()
+    twin.submit(1)
+    (uid,) = uids(old)
+    twin.kill(old)
+    new = twin.worker()
+    assert uids(new) == [uid]
+    assert send(twin, old, uid) == {b"f": [(1, b"event")]}
+    assert send(twin, new, uid) == {}
+    assert twin.answer(1) == (500, TORN)
+    assert new.told == [CancelItems([uid])]
+    twin.finish(new)
+    assert twin.is_empty()
+
+
+def test_nor_does_the_replays_result_pass_for_the_end_of_that_stream() -> None:
+    twin = one_stage()
+    old = twin.worker()
+    twin.submit(1)
+    (uid,) = uids(old)
+    twin.kill(old)
+    new = twin.worker()
+    send(twin, old, uid)
+    twin.finish(new)
+    assert twin.answer(1) == (500, TORN)
+    assert twin.is_empty()
+
+
+def test_a_dead_workers_events_are_dropped_once_its_replay_has_spoken() -> None:
+    twin = one_stage()
+    old = twin.worker()
+    twin.submit(1)
+    (uid,) = uids(old)
+    twin.kill(old)
+    new = twin.worker()
+    send(twin, new, uid)
+    send(twin, old, uid)  # nobody can tell any more which of the two the client should believe
+    assert twin.answer(1) == (500, TORN)
+
+
+def test_a_stage_before_the_last_may_report_and_what_comes_behind_it_is_replayed_all_the_same() -> None:
+    twin = Twin(topology((0, 1), stages=2), [SPEC, replace(SPEC, name="s1")])
+    first, second = twin.worker(0), twin.worker(1)
+    twin.submit(1)
+    (uid,) = uids(first)
+    assert send(twin, first, uid, b"halfway") == {b"f": [(1, b"halfway")]}
+    twin.finish(first)
+    assert send(twin, first, uid, b"late but first") == {b"f": [(1, b"late but first")]}
+    twin.kill(second)
+    other = twin.worker(1)
+    assert send(twin, other, uid, b"second") == {b"f": [(1, b"second")]}
+    assert send(twin, first, uid, b"too late") == {}
+    twin.finish(other)
+    assert twin.answer(1)[0] == 200
+    assert twin.is_empty()
+
+
+def test_events_of_a_stage_the_request_has_not_reached_are_dropped() -> None:
+    twin = Twin(topology((0, 1), (1,), stages=3), [SPEC, replace(SPEC, name="s1"), replace(SPEC, name="s2")])
+    first, second, stranger = twin.worker(0), twin.worker(1), twin.worker(2)
+    twin.submit(1)
+    (uid,) = uids(first)
+    assert send(twin, second, uid) == send(twin, stranger, uid) == {}
+    twin.finish(first)
+    twin.finish(second)
+    assert twin.answer(1)[0] == 200
+
+
+def test_a_time_out_ends_a_stream() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    twin.submit(1)
+    (uid,) = uids(worker)
+    send(twin, worker, uid)
+    twin.pass_time(2.1)
+    assert twin.answer(1) == (408, b"inference timeout")
+    assert send(twin, worker, uid) == {}
+
+
+def test_what_a_client_has_taken_is_granted_to_the_worker_that_sends() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    twin.submit(1)
+    (uid,) = uids(worker)
+    twin.front.consumed(b"f", {1: 10})  # of nothing that was sent
+    send(twin, worker, uid)
+    twin.front.consumed(b"f", {1: 300, 99: 5})
+    twin.front.consumed(b"nobody", {1: 300})
+    twin.run()
+    assert worker.told == [Granted({uid: 300})]
+    twin.finish(worker)
+    twin.front.consumed(b"f", {1: 300})
+    twin.run()
+    assert worker.told == [Granted({uid: 300})]
+
+
+def test_how_a_stage_answers_is_known_from_its_first_worker_on() -> None:
+    twin = one_stage()
+    assert twin.stages[0].state().flow == Flow.UNKNOWN
+    worker = twin.worker(ready=False)
+    assert twin.front.stages[0].state.flow == Flow.UNKNOWN
+    twin.stages[0].ready(Ready(worker.key, "text/event-stream", flow=Flow.EVENTS), twin.now)
+    twin.run()
+    twin.kill(worker)
+    state = twin.front.stages[0].state
+    assert (state.ready, state.flow, state.mime) == (0, Flow.EVENTS, "text/event-stream")
