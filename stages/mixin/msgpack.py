@@ -18,11 +18,10 @@ class MsgpackMixin:
     req_mime_type = "application/msgpack"
 
     def deserialize(self, data: bytes) -> Any:
-        """The body decoded. Raises DecodingError when it is not exactly one MessagePack value."""
+        """The body decoded, arrays as tuples, as Mosec does. Raises DecodingError when it is not exactly one value."""
         try:
-            return msgpack.unpackb(data, raw=False, strict_map_key=False)
-        # ExtraData, FormatError, StackError and invalid UTF-8 are ValueErrors; a map with an unhashable key a
-        # TypeError.
+            return msgpack.unpackb(data, raw=False, use_list=False, strict_map_key=False)
+        # ExtraData, FormatError, StackError and invalid UTF-8 are ValueErrors; a map as a map's key a TypeError.
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise DecodingError(_one_line(error)) from error
 
