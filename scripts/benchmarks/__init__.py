@@ -1,0 +1,24 @@
+"""The benchmark: Stageline beside Mosec and LitServe, same worker code, one machine, one run. `scripts/bench` runs it.
+
+From the bottom up; a module imports only what stands above it:
+
+    stats        percentiles, medians, arrivals of a Poisson process; pure
+    plan         a service to measure as a value, and its ``stages.toml``; pure
+    result       rows, what a case and a target are, medians and ratios; pure
+    table        results as text and Markdown; pure
+    record       what workers wrote about their batches: read, and reduced to gaps and means
+    work         the worker code, the same for every system; imports none of them
+    adapters/    one thin file per system around ``work``: the only files that import Mosec or LitServe
+    load         open-loop client, a process of its own
+    wrk          closed-loop client: wrk's command line and its report
+    handover     two processes and shared memory: what passing an array can cost at best
+    offline      the model in a plain loop: what serving it can reach at best
+    processes    CPU time and memory of a system, by role
+    systems      starts, waits for, and stops the systems
+    bench        what a case is given: systems in alternation, clients, progress
+    cases/       one module per case
+    machine      what it ran on
+    picture      results as SVG
+    report       docs/benchmarks.md out of a JSON file
+    __main__     the command line
+"""

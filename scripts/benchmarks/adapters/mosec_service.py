@@ -1,0 +1,53 @@
+"""The work under Mosec: only the base class is added, and the service of BENCH_SERVICE built with its own calls."""
+
+import os
+
+from mosec import Runtime, Server, Worker
+
+from benchmarks import plan, work
+
+
+class Echo(work.Echo, Worker):
+    """See benchmarks.work."""
+
+
+class Nap(work.Nap, Worker):
+    """See benchmarks.work."""
+
+
+class Accelerator(work.Accelerator, Worker):
+    """See benchmarks.work."""
+
+
+class Make(work.Make, Worker):
+    """See benchmarks.work."""
+
+
+class Total(work.Total, Worker):
+    """See benchmarks.work."""
+
+
+class Embed(work.Embed, Worker):
+    """See benchmarks.work."""
+
+
+def main() -> None:
+    """Serve until a signal; flags are Mosec's own."""
+    service = plan.Service.from_json(os.environ[plan.SERVICE_VARIABLE])
+    chain = [
+        Runtime(
+            globals()[stage.work],
+            num=stage.num,
+            max_batch_size=stage.max_batch_size,
+            max_wait_time=stage.max_wait_ms,
+            timeout=int(service.timeout_s),
+        )
+        for stage in service.stages
+    ]
+    server = Server()
+    server.register_runtime(dict.fromkeys(service.paths, chain))
+    server.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""The work under Stageline: only the base class is added. `plan.stages_toml` names these classes."""
+
+from benchmarks import work
+from engine import Worker
+
+
+class Echo(work.Echo, Worker):
+    """See benchmarks.work."""
+
+
+class Nap(work.Nap, Worker):
+    """See benchmarks.work."""
+
+
+class Accelerator(work.Accelerator, Worker):
+    """See benchmarks.work."""
+
+
+class Make(work.Make, Worker):
+    """See benchmarks.work."""
+
+
+class Total(work.Total, Worker):
+    """See benchmarks.work."""
+
+
+class Embed(work.Embed, Worker):
+    """See benchmarks.work."""

@@ -1,0 +1,28 @@
+"""Every case, in the order of a whole run. A group is what a run may name to get several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from benchmarks.cases import accelerator, echo, gap, growth, memory, model, tensors
+from benchmarks.result import Case
+
+CASES: Final[tuple[Case, ...]] = (
+    echo.BATCHED_CASE,
+    echo.SINGLE_CASE,
+    *accelerator.CASES,
+    model.CASE,
+    tensors.CASE,
+    gap.CASE,
+    *growth.CASES,
+    memory.CASE,
+)
+
+
+def chosen(names: Sequence[str]) -> list[Case]:
+    """The cases that names, groups, or ``all`` stand for, each once, in order. Raises ValueError for another word."""
+    known = {"all", *(case.name for case in CASES), *(case.group for case in CASES)}
+    if strangers := [name for name in names if name not in known]:
+        raise ValueError(f"{strangers[0]}: expected one of {', '.join(sorted(known))}")
+    return [case for case in CASES if {"all", case.name, case.group} & set(names)]

@@ -1,0 +1,153 @@
+"""A real model on the CPU: the packaged MiniLM under each system, and in a plain loop as the ceiling.
+
+Loading torch and the model takes longer than measuring, so all systems are started once and take turns; those whose
+turn it is not are idle. Throughput is read from the times the workers wrote, whole batches only: a window of a few
+seconds holds few batches, and counting answers would err by the one cut at its edge.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import chain
+from typing import TYPE_CHECKING, Final
+
+from benchmarks import record, systems
+from benchmarks.bench import open_values
+from benchmarks.plan import Service, Stage
+from benchmarks.result import OURS, PEER, Case, Metric, Picture, Point, Row, Target, worst
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from benchmarks.bench import Bench
+
+BATCH: Final = 16
+TEXT: Final = " ".join(["word"] * 14)  # 16 tokens with [CLS] and [SEP]; all texts alike, so nothing is padding
+BODY: Final = f'{{"text": "{TEXT}"}}'
+SERVICE: Final = Service((Stage("Embed", max_batch_size=BATCH, max_wait_ms=10),), timeout_s=60)
+CONNECTIONS: Final = 4 * BATCH
+LOADS: Final = (50, 80)  # percent of the ceiling measured in the same run
+SATURATED: Final = "closed loop"
+OFFLINE: Final = "offline"
+
+
+class Offline:
+    """The plain loop, in a process of its own; runs when asked to."""
+
+    def __init__(self, process: subprocess.Popen[str], records: Path) -> None:
+        self._process = process
+        self._records = records
+
+    def rate(self, seconds: float) -> float:
+        """Texts per second. Raises RuntimeError when the loop has ended or the time was too short for two batches."""
+        known = sum(map(len, record.read(self._records).values()))
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{seconds}\n")
+        self._process.stdin.flush()
+        self.wait("done")
+        (batches,) = record.read(self._records).values()
+        rate = record.items_per_second(batches[known:])
+        if rate is None:
+            raise RuntimeError(f"{seconds} s is too short for two batches on this machine: give more --seconds")
+        return rate
+
+    def wait(self, word: str) -> None:
+        assert self._process.stdout is not None
+        if self._process.stdout.readline().strip() != word:
+            raise RuntimeError(f"the offline loop ended with {self._process.wait()}")
+
+
+@contextmanager
+def offline(bench: Bench) -> Iterator[Offline]:
+    """The loop, loaded and warm."""
+    records = bench.folder / "offline" / "records"
+    records.mkdir(parents=True)
+    with (records.parent / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.offline", str(BATCH), TEXT],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+            env={**os.environ, **systems.environment(SERVICE, records.parent, bench.threads)},
+        )  # fmt: skip
+    loop = Offline(process, records)
+    try:
+        loop.wait("ready")
+        yield loop
+    finally:
+        systems.stop_child(process)
+
+
+def run(bench: Bench) -> Iterator[Row]:
+    with ExitStack() as stack:
+        bench.say("starting the offline loop")
+        loop = stack.enter_context(offline(bench))
+        running = {
+            system: stack.enter_context(bench.started(system, SERVICE, BODY)) for system in (OURS, PEER, "litserve")
+        }
+        ceilings = []
+        for repeat, contender in bench.turns((OFFLINE, *running)):
+            bench.say(f"measuring {contender}")
+            if contender == OFFLINE:
+                ceilings.append(loop.rate(bench.seconds))
+                yield Row(OFFLINE, repeat, {"load": SATURATED}, {"rate": ceilings[-1]})
+                continue
+            yield from _served(bench, running[contender], repeat, ceilings[0])
+
+
+def _served(bench: Bench, running: systems.Running, repeat: int, ceiling: float) -> Iterator[Row]:
+    report, window = bench.closed(running, BODY, CONNECTIONS)
+    batches = list(chain.from_iterable(bench.batches(running, window).values()))
+    rate, mean = record.items_per_second(batches), record.mean_items(batches)
+    values = {"p50_ms": report.p50_ms, "p99_ms": report.p99_ms}
+    if rate is not None and mean is not None:
+        values |= {"rate": rate, "mean_batch": mean}
+    yield Row(running.system, repeat, {"load": SATURATED}, values)
+    systems.post(running.port, running.service.paths[0], BODY)  # what wrk left behind is computed before this one
+    for percent in LOADS:
+        outcome, window = bench.open(running, BODY, ceiling * percent / 100, repeat=repeat, connections=512)
+        values = open_values(outcome)
+        batches = list(chain.from_iterable(bench.batches(running, window).values()))
+        if (mean := record.mean_items(batches)) is not None:
+            values["mean_batch"] = mean
+        yield Row(running.system, repeat, {"load": f"{percent} % of ceiling"}, values)
+
+
+def _at(load: str) -> Callable[[Point], bool]:
+    return lambda point: point["load"] == load
+
+
+CASE: Final = Case(
+    name="model",
+    group="model",
+    title="A real model: MiniLM on the CPU",
+    about=(
+        f"`model.encode(batch)` of all-MiniLM-L6-v2, batch {BATCH}, texts of 16 tokens, the same number of torch "
+        "threads everywhere. *offline* is the plain loop. Closed loop: wrk; then open loops at shares of the ceiling."
+    ),
+    by=("load",),
+    metrics=(
+        Metric("rate", "texts/s", "higher", digits=1),
+        Metric("p50_ms", "p50, ms", digits=1),
+        Metric("p99_ms", "p99, ms", digits=1),
+        Metric("mean_batch", "mean batch size", "neither", digits=1),
+        Metric("lag_p99_ms", "client's own lag, p99, ms", "neither"),
+    ),
+    run=run,
+    seconds=2.5,
+    pictures=(
+        Picture("rate", "load", "MiniLM: texts per second at saturation"),
+        Picture("p99_ms", "load", "MiniLM: 99th percentile (ms)"),
+    ),
+    targets=(
+        Target(
+            "texts/s at saturation, of the offline loop's",
+            0.95, worst(["rate"], _at(SATURATED), to=OFFLINE, highest=False), at_least=True,
+        ),
+        Target(
+            "p99 at the same rate, of Mosec's", 1, worst(["p99_ms"], lambda point: point["load"] != SATURATED)
+        ),
+    ),
+)  # fmt: skip

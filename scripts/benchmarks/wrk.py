@@ -1,0 +1,89 @@
+"""wrk, the closed-loop client: how it is called, and what its report says. Only :func:`run` touches the system."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+TIMEOUT_S: Final = 30  # of one request; wrk's own default of 2 s would drop slow answers from the latencies
+
+_UNITS_MS: Final = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0, "h": 3_600_000.0}
+_PERCENTILE: Final = re.compile(r"^\s+(\d+)%\s+([\d.]+)(us|ms|s|m|h)\s*$", re.MULTILINE)
+_TOTAL: Final = re.compile(r"^\s*(\d+) requests in ([\d.]+)(us|ms|s|m|h),", re.MULTILINE)
+_ERRORS: Final = re.compile(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)")
+_NOT_2XX: Final = re.compile(r"Non-2xx or 3xx responses: (\d+)")
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run of wrk."""
+
+    requests: int
+    seconds: float
+    p50_ms: float
+    p99_ms: float
+    errors: int
+    not_2xx: int
+
+    @property
+    def rate(self) -> float:
+        """Requests per second."""
+        return self.requests / self.seconds
+
+
+def parse(output: str) -> Report:
+    """What ``wrk --latency`` printed. Raises ValueError when it is something else."""
+    total = _TOTAL.search(output)
+    percentiles = {int(q): float(value) * _UNITS_MS[unit] for q, value, unit in _PERCENTILE.findall(output)}
+    if total is None or not {50, 99} <= percentiles.keys():
+        raise ValueError(f"not a report of wrk --latency: {output!r}")
+    errors = _ERRORS.search(output)
+    not_2xx = _NOT_2XX.search(output)
+    return Report(
+        requests=int(total[1]),
+        seconds=float(total[2]) * _UNITS_MS[total[3]] / 1000,
+        p50_ms=percentiles[50],
+        p99_ms=percentiles[99],
+        errors=sum(map(int, errors.groups())) if errors else 0,
+        not_2xx=int(not_2xx[1]) if not_2xx else 0,
+    )
+
+
+def script(body: str) -> str:
+    """wrk's Lua script for a POST of JSON. A JSON string is a Lua string, but for escapes that bodies here lack."""
+    return f'wrk.method = "POST"\nwrk.body = {json.dumps(body)}\nwrk.headers["Content-Type"] = "application/json"\n'
+
+
+def command(url: str, *, connections: int, seconds: float, script: Path) -> list[str]:
+    """One thread: it makes more requests than any system here answers, and the systems need the other CPUs.
+
+    wrk knows whole seconds only: ``seconds`` is rounded up.
+    """
+    return [
+        "wrk", "-t1", f"-c{connections}", f"-d{math.ceil(seconds)}s", "--latency",
+        "--timeout", f"{TIMEOUT_S}s", "-s", str(script), url,
+    ]  # fmt: skip
+
+
+def run(url: str, body: str, *, connections: int, seconds: float, folder: Path) -> Report:
+    """Run wrk. Raises RuntimeError when it is missing, fails, or an answer was not 200: that is no measurement."""
+    if shutil.which("wrk") is None:
+        raise RuntimeError("wrk is missing; on Debian: apt-get install wrk")
+    lua = folder / "post.lua"
+    lua.write_text(script(body))
+    told = subprocess.run(
+        command(url, connections=connections, seconds=seconds, script=lua),
+        capture_output=True, text=True, check=False, timeout=seconds + TIMEOUT_S + 10,
+    )  # fmt: skip
+    if told.returncode != 0:
+        raise RuntimeError(f"wrk failed: {told.stderr or told.stdout}")
+    report = parse(told.stdout)
+    if report.errors or report.not_2xx:
+        raise RuntimeError(f"{url}: {report.not_2xx} answers were not 200, {report.errors} socket errors")
+    return report
