@@ -50,6 +50,7 @@ __all__ = [
 
 CPUS_VARIABLE: Final = "ENGINE_CPUS"  # "0,1", or "all"; set by the supervisor, read by settle()
 DEVICE_VARIABLE: Final = "ENGINE_DEVICE"
+VISIBLE_VARIABLE: Final = "CUDA_VISIBLE_DEVICES"  # CUDA's own
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -196,7 +197,7 @@ def available_cpus() -> list[int]:
 
 def count_gpus(environ: Mapping[str, str] = os.environ) -> int:
     """How many CUDA devices a process with this environment sees, without loading a CUDA library."""
-    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    visible = environ.get(VISIBLE_VARIABLE)
     if visible is not None:
         entries = [entry.strip() for entry in visible.split(",")]
         # CUDA reads up to the first invalid entry; "-1" and "" are the customary ways to say "none".
@@ -258,7 +259,9 @@ def place(
         for position, slot in enumerate(used):
             share = shares[position if spec.cpus == "auto" else (slot - 1) % len(shares)]
             own = own_env(spec.env, slot)
-            device = assign_device(spec.device, slot, gpus)
+            # Of two workers whose own variables show each of them one GPU, the second too computes on its cuda:0.
+            seen = count_gpus(own) if gpus and VISIBLE_VARIABLE in own else gpus
+            device = assign_device(spec.device, slot, seen)
             env = {
                 **thread_env(share.threads, {**environ, **own}),
                 DEVICE_VARIABLE: device,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
 import signal
 import subprocess
@@ -41,7 +42,7 @@ def running(script: Path, *flags: str, env: dict[str, str] | None = None) -> Ite
 @pytest.fixture(scope="module")
 def ported() -> Iterator[Deployed]:
     env = {"CUDA_VISIBLE_DEVICES": "0,1", "ENGINE_DEBUG": "false", "MOSEC_PORT": "1"}
-    with running(PORTED, "--factor", "3", "--timeout", "5000", env=env) as started:
+    with running(PORTED, "--factor", "3", "--timeout", "5000", "--compression", env=env) as started:
         yield started
 
 
@@ -176,6 +177,23 @@ def test_workers_are_dealt_out_over_the_gpus(ported: Deployed) -> None:
         3: "cuda:0",
         4: "cuda:1",
     }
+
+
+def test_a_worker_that_sees_one_gpu_is_on_the_first_it_sees(ported: Deployed) -> None:
+    told = seen(ported, "/hidden", 2)
+    assert {number: one["device"] for number, one in told.items()} == {1: "cuda:0", 2: "cuda:0"}
+
+
+def test_a_lone_request_never_waits_for_company(client: httpx.Client) -> None:
+    answer = client.post("/lone", json={"x": 1})  # max_wait_time is 5 s
+    assert answer.json() == {"x": 3}
+    assert answer.elapsed.total_seconds() < 2.5
+
+
+def test_corrupt_gzip_is_the_clients_mistake(client: httpx.Client) -> None:
+    sent = {"content-encoding": "gzip"}
+    assert client.post("/inference", content=gzip.compress(b'{"x": 2}'), headers=sent).json() == {"x": 6}
+    assert client.post("/inference", content=b"no gzip", headers=sent).status_code == 400
 
 
 # --- the script ------------------------------------------------------------------------------------------------------

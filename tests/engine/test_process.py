@@ -212,6 +212,19 @@ def test_a_place_tells_its_worker_where_to_run_and_its_own_environment(tmp_path:
     assert "CUDA_VISIBLE_DEVICES" not in first.env
 
 
+def test_a_worker_whose_variables_hide_gpus_counts_those_it_sees(tmp_path: Path) -> None:
+    env = [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}, {}, {}]
+    deployment = make(tmp_path, num=4, device="auto", env=env)
+    workers = [("a", slot) for slot in range(1, 5)]
+
+    def devices(visible: str) -> list[str]:
+        places = process.place(deployment, workers, environ={"CUDA_VISIBLE_DEVICES": visible})
+        return [places[worker].device for worker in workers]
+
+    assert devices("0,1") == ["cuda:0", "cuda:0", "cuda:0", "cuda:1"]
+    assert devices("") == ["cpu"] * 4  # the machine has none, whatever a file says
+
+
 def test_a_supervised_worker_settles_where_it_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENGINE_CPUS", "all")
     monkeypatch.setenv("ENGINE_DEVICE", "cuda:3")

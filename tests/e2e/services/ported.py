@@ -108,6 +108,8 @@ if __name__ == "__main__":
             "/two": [shared],
             "/three": [shared],
             "/gpus": [Runtime(Where, num=4, device="auto")],
+            "/hidden": [Runtime(Where, num=2, env=[{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}])],
+            "/lone": [Runtime(CheckMany, max_batch_size=4, max_wait_time=5000)],
         }
     )
     server.append_worker(Packed, route=["/packed", "/packed/too"])
