@@ -12,6 +12,7 @@ The code, from the bottom up; a module imports only what stands above it:
       arena               shared memory as values: blocks, references, who may use what when
       messages, wire      what crosses sockets, and its bytes
       routing             which stage comes next
+      about               what a stage says of itself, for OpenAPI
       items, batching, stage, front, stats
                           queues, batches, credits, admission and replay: the broker's decisions
       backoff, lifecycle, placement

@@ -153,12 +153,10 @@ def enc_hook_msgpack(value: Any) -> Any:
 
 
 def _dump(value: Any, mode: Literal["json", "python"]) -> Any:
-    if not is_model(type(value)):
+    pydantic = sys.modules.get("pydantic")
+    if pydantic is None or not isinstance(value, pydantic.BaseModel):  # its dataclasses msgspec encodes by itself
         raise NotImplementedError(f"values of type {type(value).__name__} cannot be encoded")
-    pydantic = sys.modules["pydantic"]
-    if isinstance(value, pydantic.BaseModel):
-        return value.model_dump(mode=mode, by_alias=True)
-    return pydantic.TypeAdapter(type(value)).dump_python(value, mode=mode, by_alias=True)
+    return value.model_dump(mode=mode, by_alias=True)
 
 
 # --- schemas ---------------------------------------------------------------------------------------------------------
