@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
 
-from engine.core.actions import Admit, Dispatch, Drop, Fail, Forget, Kill, News, Release, Settle, ToWorker
+from engine.core.actions import Admit, Dispatch, Drop, Fail, Forget, Grant, Kill, News, Release, Settle, ToWorker
 from engine.core.front import FrontMachine, FrontSpec
 from engine.core.messages import (
     PROTOCOL,
     Batch,
     CancelItems,
     Dismiss,
+    Granted,
     Hello,
     Message,
     Ready,
@@ -219,7 +220,7 @@ class Twin:
                 assert isinstance(message, Batch)
                 self.workers[stage, action.worker].lane.append((message, payloads))
             case ToWorker():
-                assert isinstance(action.message, Dismiss | Revoke | CancelItems)
+                assert isinstance(action.message, Dismiss | Revoke | CancelItems | Granted)
                 self.workers[stage, action.worker].told.append(action.message)
             case Settle():
                 self.stages[action.stage].settled(action, self.now)
@@ -241,6 +242,8 @@ class Twin:
                 self.stages[action.stage].enqueue(action.items, self.now)
             case Drop():
                 self.stages[action.stage].cancel(action.uids, self.now)
+            case Grant():
+                self.stages[action.stage].grant(action)
             case _:
                 raise AssertionError(action)
 
