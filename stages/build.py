@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -87,7 +87,8 @@ def examples(worker: Worker) -> list[Any]:
     found.extend(worker.multi_examples)
     if worker.max_batch_size > 1:
         for example in found:
-            if not isinstance(example, Sequence) or isinstance(example, str | bytes):
+            # An array is a list of its rows to many a forward.
+            if not hasattr(example, "__len__") or isinstance(example, str | bytes | bytearray | Mapping | Set):
                 raise StartError(
                     f"an example of stage {worker.stage} is a {type(example).__name__}; "
                     f"with max_batch_size {worker.max_batch_size} it must be a list of values"

@@ -271,6 +271,14 @@ def test_no_example_is_no_warm_up() -> None:
     assert warm_up(make(Counting)) == 0
 
 
+def test_an_array_is_an_example_of_as_many_values_as_it_has_rows() -> None:
+    class Warm(Echo):
+        example = numpy.zeros((3, 2))
+
+    worker = create(Warm, stage="s", worker_id=1, max_batch_size=8, device="cpu", args={})
+    assert warm_up(worker) == 1
+
+
 def test_example_of_a_batching_worker_must_be_a_list() -> None:
     class Single(Counting):
         example = "text"
