@@ -1,7 +1,8 @@
 """Text that is written word by word, several streams at once, and sent while it is written: server-sent events.
 
-A Markov chain stands in for a language model: it has learned from a poem which word follows which two. Like a model it
-makes one word for every stream of its batch per step, and each word leaves at once.
+A Markov chain stands in for a language model: it has learned which word follows which two from some lines after Matthew
+Arnold's "Dover Beach" (1867). Like a model it makes one word for every stream of its batch per step, and each word
+leaves at once.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from harness import EXAMPLES, Deployed, deployed, environment
+from harness import EXAMPLES, Deployed, deployed, environment, wait_for
 
 NAMES = (
     "compression",
@@ -401,6 +402,24 @@ def test_streams_of_one_batch_keep_apart(running: Deployed) -> None:
     assert together == alone * 3
     assert [len(words) for words in alone] == [30] * 3
     assert alone[0] != alone[1] != alone[2]
+
+
+@uses("server-sent-events")
+def test_a_client_that_leaves_stops_the_work(running: Deployed) -> None:
+    def in_flight() -> int:
+        write = next(stage for stage in running.status()["stages"] if stage["name"] == "write")
+        return int(write["workers"][0]["in_flight"])
+
+    wait_for("a worker with nothing to do", lambda: in_flight() == 0)
+    with (
+        running.client() as client,
+        client.stream("POST", "/inference", json={"start": "the sea", "words": 500}) as answer,
+    ):
+        began = time.monotonic()
+        assert next(answer.iter_text())
+        assert in_flight() == 1
+    wait_for("the end of the work", lambda: in_flight() == 0)
+    assert time.monotonic() - began < 5, "500 steps of 10 ms take longer than that"
 
 
 @uses("server-sent-events")
