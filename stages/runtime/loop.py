@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from math import inf
 from typing import Any, Final
 
 from engine.clock import now
@@ -30,9 +31,10 @@ from stages.shm import SharedMemory
 from stages.stream import SSEWorker, StreamWorker, flow_of
 from stages.watchdog import Watchdog
 
-# How long events wait in all for the client of a stream to read on, before that stream is given up: they hold back the
-# other streams of the batch. A StreamWorker has no others, and waits as long as its timeout allows.
+# How long an event waits for the client of its stream to read on, before that stream is given up: meanwhile it holds
+# back the other streams of the batch. A StreamWorker has no others, and waits as long as its timeout allows.
 PATIENCE_S: Final = 1.0
+OUTLETS_S: Final = 0.5  # between two looks at what could not be sent, while waiting
 FLUSH_S: Final = 2.0  # for results that still wait for a connection when the broker has dismissed us
 
 
@@ -61,7 +63,6 @@ class Loop:
         self._watchdog = watchdog
         self._flow = flow_of(worker)
         self._slow: set[int] = set()  # uids of the batch whose clients do not read
-        self._waited: dict[int, float] = {}  # uid -> seconds
         self._memory = SharedMemory()
         self._welcome: Welcome | None = None
         self._stop_at: float | None = None
@@ -148,7 +149,6 @@ class Loop:
                 TOO_SLOW if uid in self._slow else outcome for uid, outcome in zip(message.uids, outcomes, strict=True)
             ]
             self._slow.clear()
-        self._waited.clear()
         self._windows.forget(message.uids)
         self._shared.cancelled.discard(message.uids)
         began_ns = self._forward_ns or received_ns
@@ -223,18 +223,14 @@ class Loop:
 
     def _wait_room(self, uid: int) -> bool:
         """Until the client of this stream has read on. False: it does not, or it has left."""
+        give_up_at = inf if self._flow is Flow.CHUNKS else now() + PATIENCE_S
         while not self._windows.has_room(uid):
             if uid in self._shared.cancelled:
                 return False
-            patience_s = 1.0  # between two looks at the outlets
-            if self._flow is Flow.EVENTS:
-                patience_s = PATIENCE_S - self._waited.get(uid, 0.0)
-                if patience_s <= 0:
-                    self._slow.add(uid)
-                    self._shared.cancelled.add([uid])  # for whoever asks its context
-                    return False
+            if (left := give_up_at - now()) <= 0:
+                self._slow.add(uid)
+                self._shared.cancelled.add([uid])  # for whoever asks its context
+                return False
             self._watchdog.undisturbed(self._outlets.flush)
-            began = now()
-            self._windows.wait(patience_s)
-            self._waited[uid] = self._waited.get(uid, 0.0) + now() - began
+            self._windows.wait(min(left, OUTLETS_S))
         return True
