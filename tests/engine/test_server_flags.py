@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +33,13 @@ def made(*argv: str, **environ: str) -> Deployment:
 
 def test_the_flags_are_mosecs_and_no_others():
     assert tuple(vars(script.arguments().parse_args([]))) == MOSEC
+
+
+def test_the_page_for_those_who_move_has_a_row_for_every_flag():
+    page = (Path(__file__).parents[2] / "docs" / "moving-from-mosec.md").read_text()
+    rows = re.findall(r"^\| `--([a-z-]+)` \| `ENGINE_([A-Z_]+)` \|", page, re.MULTILINE)
+    assert [flag.replace("-", "_") for flag, _ in rows] == list(MOSEC)
+    assert [variable.lower() for _, variable in rows] == list(MOSEC)
 
 
 def test_every_flag_reaches_its_key():
