@@ -1,7 +1,8 @@
-"""An array made in one process and looked at in another, without being copied on the way.
+"""An array made in one process and looked at in another, where it lies.
 
 There is nothing to call and nothing to derive from: arrays (and torch CPU tensors, and bytes) of 64 KiB and more travel
-by reference, smaller ones with the message. What arrives is a read-only view; whoever wants to write makes a copy.
+by reference, smaller ones with the message. The sender copies once, into memory that the receiver has mapped; what
+arrives is a read-only view of it, and whoever wants to write makes a copy.
 """
 
 from __future__ import annotations
