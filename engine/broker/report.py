@@ -83,7 +83,7 @@ def stage_status(machine: StageMachine, now: float) -> StageStatus:
                 state=worker.state.value,
                 batches=worker.done_batches,
                 items=worker.done_items,
-                in_flight=sum(len(batch.items) for batch in worker.batches.values()),
+                in_flight=worker.in_flight,
             )
             for worker in machine.workers.values()
         ],

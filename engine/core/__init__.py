@@ -1,11 +1,13 @@
 """The rules, as pure values and functions: no socket, thread, clock, file or process is touched in this package.
 
-    arena      shared memory as values
     messages   every message of the protocol          wire       parcels: bytes in, messages out
-    about      what a stage says of itself, for OpenAPI
-    routing    which stage comes next                 batching   when does a batch leave, and why
-    stage      one stage: queue, workers, in flight   front      admission, answers, duplicates, deadlines
-    backoff    when to restart what died
+    routing    which stage comes next                 items      what the broker keeps of a request
+    batching   when does a batch leave, and why       crew       a stage's workers and what each could take
+    stage      one stage: queue, in flight, replay    front      admission, answers, duplicates, deadlines
+    actions    what the machines want done            stats      what they count
+    arena      shared memory, as numbers              sse        server-sent events, as text
+    about      what a stage says of itself            lifecycle  the deployment's processes: start, restart, stop
+    backoff    when to restart what died              placement  who runs on which CPU and device
 
 Machines (``stage``, ``front``) take events and ``now`` and append *actions* to a list; the threads in
 :mod:`engine.broker` carry the actions out.

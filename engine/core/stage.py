@@ -24,18 +24,16 @@ Worker states:
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 from math import inf
 from typing import Final
-
-import msgspec
 
 from engine.core.actions import Dispatch, Fail, Forget, Grant, Kill, News, Release, Settle, StageAction, ToWorker
 from engine.core.arena import Ref
 from engine.core.batching import BatchQueue, Policy, Reason, Taker, decide
+from engine.core.crew import Crew, InFlight, Worker, WorkerState
 from engine.core.items import Item, Request
 from engine.core.messages import (
     PROTOCOL,
@@ -92,41 +90,6 @@ class StageSpec:
     max_attempts: int = 3
 
 
-class WorkerState(str, Enum):
-    STARTING = "starting"
-    READY = "ready"
-    OVERDUE = "overdue"
-    LEAVING = "leaving"
-
-
-class InFlight(msgspec.Struct, eq=False):
-    """A batch at a worker. ``items`` shrinks as results reach the next hop."""
-
-    number: int
-    items: dict[int, Item]
-    sent_at: float
-    alone: bool = False
-    revoked: bool = False
-    shared: bool = False  # some of it may be in shared memory
-
-
-@dataclass(slots=True, eq=False)
-class Worker:
-    key: int
-    slot: int
-    pid: int
-    local: bool  # its process is watched by pid
-    heard: float
-    maps: bool = False  # it can be given references to shared memory
-    state: WorkerState = WorkerState.STARTING
-    batches: OrderedDict[int, InFlight] = field(default_factory=OrderedDict)  # first: computing; second: in advance
-    since: float = 0.0  # when it began to compute the first of them
-    done_batches: int = 0
-    done_items: int = 0
-    families: bytes = b""
-    dismissed: bool = False
-
-
 class StageMachine:
     """See the module. Not thread-safe: one thread calls it, and alone reads what it holds."""
 
@@ -147,7 +110,9 @@ class StageMachine:
         self.ledger = ledger  # owned by the front thread; looked up here, never changed
         self.queue = BatchQueue(spec.policy)
         self.last_attempts: deque[Item] = deque()
-        self.workers: dict[int, Worker] = {}
+        # A batch in advance could be replayed while it is computed: not where that is forbidden.
+        self.crew = Crew(in_advance=spec.idempotent)
+        self.workers = self.crew.workers
         self.stats = StageStats(durations=duration_buckets(spec.timeout_s))
         self.actions: list[StageAction] = []
         self.draining = False
@@ -155,11 +120,6 @@ class StageMachine:
         self.service_s = 0.0
         self.mime = "application/json"  # as its workers say, and as they said while there is none
         self.flow = int(Flow.UNKNOWN)
-        self._idle: OrderedDict[int, Worker] = OrderedDict()  # ready, nothing in flight; longest idle first
-        self._single: OrderedDict[int, Worker] = (
-            OrderedDict()
-        )  # ready, one batch, room for one in advance; oldest first
-        self._computing: OrderedDict[int, Worker] = OrderedDict()  # by the start of their current batch
         self._overdue: dict[int, float] = {}  # worker -> when it is killed
         self._dying: list[tuple[float, int]] = []
         self._keys = epoch << KEY_SHIFT  # a key of a former broker's means nobody here
@@ -167,7 +127,6 @@ class StageMachine:
         self._absent_at = absent_at
         self._told: tuple[object, ...] = ()
         self._was_full = False
-        self._prefetch = spec.idempotent  # a batch in advance could be replayed while it is computed
 
     # --- items in ----------------------------------------------------------------------------------------------------
 
@@ -260,7 +219,7 @@ class StageMachine:
         self.mime, self.flow = ready.mime, ready.flow
         self.about = ready.about or self.about
         self.stats.starts += 1
-        self._idle[worker.key] = worker
+        self.crew.place(worker, now, begins=False)
         self._tell()
 
     def beat(self, beat: WorkerBeat, now: float) -> Message:
@@ -279,7 +238,7 @@ class StageMachine:
             return
         worker.heard = now
         worker.state = WorkerState.LEAVING
-        self._unlist(key)
+        self.crew.rest(key)
         self._dismiss(worker)
         self._tell()
 
@@ -288,7 +247,7 @@ class StageMachine:
         if key not in self.workers:
             return
         worker = self.workers[key]
-        self._unlist(key)
+        self.crew.rest(key)
         if worker.batches and not self.spec.idempotent:
             self._dying.append((now + SETTLE_S, key))
         else:
@@ -324,26 +283,29 @@ class StageMachine:
             if worker.state is WorkerState.OVERDUE:
                 worker.state = WorkerState.READY
                 self._tell()
-        self._list(worker, now, restart=was_first)
+        self.crew.place(worker, now, begins=was_first)
+        if worker.state is WorkerState.LEAVING:
+            self._dismiss(worker)
 
     # --- time --------------------------------------------------------------------------------------------------------
 
     def pump(self, now: float) -> float:
         """Do all that can be done now; returns when to call again at the latest (inf: only when something happens)."""
         wake = inf
+        crew = self.crew
         while True:
-            if self.last_attempts and self._idle:
+            if self.last_attempts and crew.idle:
                 item = self.last_attempts.popleft()
                 if item.is_due(now):
-                    self._dispatch(self._idle.popitem(last=False)[1], [item], Reason.REPLAY, now)
+                    self._dispatch(crew.take_idle(), [item], Reason.REPLAY, now)
                 else:
                     self._drop([item], now)
                 continue
             if not len(self.queue):
                 break
-            if self._idle:
+            if crew.idle:
                 taker = Taker.IDLE
-            elif self._single and not self.last_attempts:  # which wait for somebody to become idle
+            elif crew.single and not self.last_attempts:  # which wait for somebody to become idle
                 taker = Taker.BUSY
             else:
                 break
@@ -360,27 +322,22 @@ class StageMachine:
             if dead:
                 self._drop(dead, now)
             if items:
-                source = self._idle if taker is Taker.IDLE else self._single
-                self._dispatch(source.popitem(last=False)[1], items, decision.reason, now)
+                worker = crew.take_idle() if taker is Taker.IDLE else crew.take_single()
+                self._dispatch(worker, items, decision.reason, now)
         if self._is_full() != self._was_full:
             self._tell()
         return min(wake, self._next_limit())
 
     def tick(self, now: float) -> None:
         """Time limits: of batches, of stuck workers, of silent ones. Cheap when nothing is due."""
-        for key, worker in list(self._computing.items()):
-            if worker.since + self.spec.timeout_s > now:
-                break
-            del self._computing[key]
+        for worker in self.crew.late(now, self.spec.timeout_s):
             self._time_out(worker, now)
-        for key, kill_at in list(self._overdue.items()):
-            if kill_at <= now:
-                del self._overdue[key]
-                self.actions.append(Kill(key))
-        for at, key in list(self._dying):
-            if at <= now:
-                self._dying.remove((at, key))
-                self._forget(key, now)
+        for key in [key for key, kill_at in self._overdue.items() if kill_at <= now]:
+            del self._overdue[key]
+            self.actions.append(Kill(key))
+        for at, key in [entry for entry in self._dying if entry[0] <= now]:
+            self._dying.remove((at, key))
+            self._forget(key, now)
 
     def check_silence(self, now: float) -> None:
         """Give up workers that were not heard for SILENCE_S. To be called about once a second.
@@ -395,10 +352,7 @@ class StageMachine:
                 self.exited(key, now)
 
     def _next_limit(self) -> float:
-        limit = inf
-        for worker in self._computing.values():
-            limit = worker.since + self.spec.timeout_s
-            break
+        limit = self.crew.next_late(self.spec.timeout_s)
         if self._overdue:
             limit = min(limit, min(self._overdue.values()))
         if self._dying:
@@ -412,8 +366,7 @@ class StageMachine:
         if worker.state is WorkerState.READY:
             worker.state = WorkerState.OVERDUE
         self._overdue[worker.key] = now + self.spec.kill_after_s
-        self._idle.pop(worker.key, None)
-        self._single.pop(worker.key, None)
+        self.crew.rest(worker.key)
         revoked = [batch for batch in worker.batches.values() if batch is not first and not batch.revoked]
         for batch in revoked:
             # The batch given in advance has not begun: others may have it. It stays on this worker's books until the
@@ -459,32 +412,7 @@ class StageMachine:
         worker.batches[number] = flight
         worker.done_items += len(items)
         self.actions.append(Dispatch(worker.key, batch, payloads))
-        self._list(worker, now, restart=len(worker.batches) == 1)
-
-    def _list(self, worker: Worker, now: float, *, restart: bool) -> None:
-        """Put a worker where it belongs after its batches changed. ``restart``: it begins another batch now."""
-        key = worker.key
-        self._idle.pop(key, None)
-        self._single.pop(key, None)
-        if not worker.batches:
-            self._computing.pop(key, None)
-            if worker.state is WorkerState.READY:
-                self._idle[key] = worker
-            elif worker.state is WorkerState.LEAVING:
-                self._dismiss(worker)
-            return
-        if restart:
-            worker.since = now
-            self._computing[key] = worker
-            self._computing.move_to_end(key)
-        if worker.state is WorkerState.READY and self._prefetch and len(worker.batches) == 1:
-            (only,) = worker.batches.values()
-            if not only.alone and not only.revoked:
-                self._single[key] = worker
-
-    def _unlist(self, key: int) -> None:
-        self._idle.pop(key, None)
-        self._single.pop(key, None)
+        self.crew.place(worker, now, begins=len(worker.batches) == 1)
 
     def _dismiss(self, worker: Worker) -> None:
         if not worker.batches and not worker.dismissed:
@@ -492,11 +420,10 @@ class StageMachine:
             self.actions.append(ToWorker(worker.key, Dismiss()))
 
     def _forget(self, key: int, now: float) -> None:
-        worker = self.workers.pop(key, None)
+        worker = self.workers.get(key)
         if worker is None:
             return
-        self._unlist(key)
-        self._computing.pop(key, None)
+        self.crew.remove(key)
         self._overdue.pop(key, None)
         if not worker.dismissed and worker.state is not WorkerState.STARTING:
             self.stats.deaths += 1
@@ -509,7 +436,7 @@ class StageMachine:
                     self._release(item.let_go())
         self._replay(again, now)
         self.actions.append(Forget(key, worker.slot, worker.families))
-        if not any(one.state is WorkerState.READY for one in self.workers.values()):
+        if not self.crew.has_ready():
             self._absent_at = now + ABSENT_S
         self._tell()
 
@@ -585,7 +512,7 @@ class StageMachine:
         """How the stage stands now. An overdue worker counts as ready: it may come back at any moment."""
         ready = starting = in_flight = 0
         for worker in self.workers.values():
-            in_flight += sum(len(batch.items) for batch in worker.batches.values())
+            in_flight += worker.in_flight
             if worker.state is WorkerState.READY or worker.state is WorkerState.OVERDUE:
                 ready += 1
             elif worker.state is WorkerState.STARTING:

@@ -8,8 +8,9 @@ import pytest
 
 from engine.core.actions import News
 from engine.core.batching import Policy
+from engine.core.crew import WorkerState
 from engine.core.messages import PROTOCOL, CancelItems, Dismiss, Hello, Pulse, Refused, Revoke, WorkerBeat
-from engine.core.stage import ABSENT_S, SETTLE_S, SILENCE_S, StageMachine, StageSpec, WorkerState
+from engine.core.stage import ABSENT_S, SETTLE_S, SILENCE_S, StageMachine, StageSpec
 from tests.core.twin import Twin, topology
 
 SPEC = StageSpec("s0", 1, Policy(4, 1 << 20, 0.010), timeout_s=2.0, kill_after_s=1.0, max_queue_bytes=1 << 20)
