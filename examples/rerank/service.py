@@ -17,7 +17,8 @@ import msgspec
 import numpy as np
 from tokenizers import Tokenizer
 
-from engine import DecodingError, ValidationError, Worker
+from engine import ValidationError, Worker
+from engine.mixin import TypedJSONMixin
 
 MODEL: Final = "all-MiniLM-L6-v2"
 MAX_TOKENS: Final = 256  # of one text, [CLS] and [SEP] included: the model's max_seq_length
@@ -67,21 +68,13 @@ class Ranking:
     tokens: int
 
 
-class Tokenize(Worker):
+class Tokenize(TypedJSONMixin, Worker):
     example = Request(query="warm up", documents=["the tokenizer", Document("and the model")])
 
     def __init__(self) -> None:
         self.tokenizer = Tokenizer.from_file(str(model_folder() / "tokenizer.json"))
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(MAX_TOKENS)
-
-    def deserialize(self, data: bytes) -> Request:
-        try:
-            return msgspec.json.decode(data, type=Request)
-        except msgspec.ValidationError as error:
-            raise ValidationError(str(error)) from error
-        except msgspec.DecodeError as error:
-            raise DecodingError(str(error)) from error
 
     def forward(self, data: Request) -> Tokens:
         texts = [document if isinstance(document, str) else document.text for document in data.documents]

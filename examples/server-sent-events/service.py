@@ -26,6 +26,8 @@ STEP_S: Final = 0.01  # what one step of a model would take
 class Read(Worker):
     """``{"start": "the sea", "words": 20, "seed": 1}``."""
 
+    example = {"start": "the sea", "words": 2}
+
     def forward(self, data: Any) -> dict[str, Any]:
         if not isinstance(data, dict):
             raise ValidationError('expected {"start": "...", "words": ..., "seed": ...}')
@@ -49,7 +51,7 @@ class Stream:
 
 
 class Write(SSEWorker):
-    example = [{"start": "the sea", "words": 2, "seed": 0}]
+    example = [{"start": "the sea", "words": 2, "seed": 0}]  # its events go nowhere
 
     def __init__(self) -> None:
         words = POEM.split()

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Final, TypeAlias
 import msgspec
 import numpy as np
 
-from engine import DecodingError, ValidationError, Worker
+from engine import Worker
+from engine.mixin import TypedJSONMixin
 
 MODEL_VARIABLE: Final = "STABLE_DIFFUSION_MODEL"  # overrides the argument: another model without editing the file
 
@@ -38,16 +39,10 @@ class Request(msgspec.Struct, frozen=True):
         return (self.steps, self.width, self.height, self.guidance)
 
 
-class Read(Worker):
-    example = Request("warm up")
+class Read(TypedJSONMixin, Worker):
+    """Checks the request against its type: what does not fit is answered here."""
 
-    def deserialize(self, data: bytes) -> Request:
-        try:
-            return msgspec.json.decode(data, type=Request)
-        except msgspec.ValidationError as error:
-            raise ValidationError(str(error)) from error
-        except msgspec.DecodeError as error:
-            raise DecodingError(str(error)) from error
+    example = Request("warm up")
 
     def forward(self, data: Request) -> Request:
         return data

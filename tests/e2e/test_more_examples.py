@@ -78,6 +78,10 @@ def told_in_readme(name: str, line: str) -> None:
 def test_every_example_is_here_and_in_the_index() -> None:
     folders = {folder.name for folder in EXAMPLES.iterdir() if (folder / "stages.toml").is_file()}
     assert folders == set(NAMES)
+    for name in NAMES:
+        for file in ("service.py", "server.py", "client.py", "README.md"):
+            assert (EXAMPLES / name / file).is_file(), f"{name}/{file}"
+        assert f"scripts/up examples/{name}" in (EXAMPLES / name / "README.md").read_text() or name == "embedding"
     index = (EXAMPLES.parent / "docs" / "examples.md").read_text()
     assert all(f"(../examples/{name}/README.md)" in index for name in NAMES)
 
