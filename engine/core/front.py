@@ -30,6 +30,8 @@ from engine.core.routing import Topology
 from engine.core.stats import FrontStats
 from engine.core.wire import MICROS, Payload, payload_size, refs_of
 
+OK: Final = int(Status.OK)  # comparing with a member of an enumeration costs a call
+
 EPOCH_SHIFT: Final = 40  # bits of a uid below the epoch: a year at 30,000 requests/s
 EPOCHS: Final = 1 << 22
 SESSION_SHIFT: Final = 32
@@ -102,6 +104,7 @@ class FrontMachine:
         self._sessions = 0
         self._deadlines: list[tuple[float, int]] = []
         self._answers: dict[bytes, _Column] = {}
+        self._places_of: dict[int, dict[int, tuple[int, bool]]] = {}
 
     # --- from frontends ----------------------------------------------------------------------------------------------
 
@@ -228,37 +231,53 @@ class FrontMachine:
 
     def results(self, results: Results, payloads: Sequence[Payload], now: float) -> None:
         """Final results, failures and skips of one batch. All are settled, those still wanted are answered."""
-        mime = results.mime
-        headers = results.headers
-        for index, (uid, status, trail, payload) in enumerate(
-            zip(results.uids, results.statuses, results.trails, payloads, strict=True)
-        ):
-            if status == Status.SKIPPED:
-                continue
-            request = self.ledger.get(uid)
-            if request is None:
-                self.stats.duplicates += 1
-                continue
-            if not self._is_due_from(request, results.stage, status):
+        ledger = self.ledger
+        statuses = results.statuses
+        places = self._places(results.stage)
+        wanted: dict[bytes, list[tuple[int, Request]]] = {}  # by frontend: position and request
+        for index, uid in enumerate(results.uids):
+            status = statuses[index]
+            if not status:
+                continue  # skipped
+            request = ledger.get(uid)
+            if request is None or not _is_due_from(places.get(request.route), request.hop, status):
                 self.stats.duplicates += 1
                 continue
             if request.stream_hop == request.hop and request.streamer != results.worker:
                 self._tear(request)
                 continue
             self._close(request)
-            self._answer(
-                request.frontend, request.seq, status, payload, mime, trail, headers.get(index) if headers else None
-            )
+            if request.frontend in wanted:
+                wanted[request.frontend].append((index, request))
+            else:
+                wanted[request.frontend] = [(index, request)]
+        for peer, rows in wanted.items():
+            column = self._column(peer)
+            if results.headers:
+                base = len(column.seqs)
+                for offset, (index, _) in enumerate(rows):
+                    if found := results.headers.get(index):
+                        column.headers[base + offset] = found
+            column.seqs += [request.seq for _, request in rows]
+            column.statuses += [statuses[index] for index, _ in rows]
+            column.mimes += [results.mime] * len(rows)
+            column.trails += [results.trails[index] for index, _ in rows]
+            column.payloads += [payloads[index] for index, _ in rows]
+            answered = self.stats.answered
+            for index, _ in rows:
+                answered[statuses[index]] = answered.get(statuses[index], 0) + 1
         self.actions.append(Settle(results.stage, results.worker, results.batch, results.uids))
 
-    def _is_due_from(self, request: Request, stage: int, status: int) -> bool:
-        """A result counts only from the stage where the request is; a replayed copy may lag a hop behind."""
-        stages = self.topology.routes[request.route].stages
-        return (
-            request.hop < len(stages)
-            and stages[request.hop] == stage
-            and (status != Status.OK or request.hop == len(stages) - 1)
-        )
+    def _places(self, stage: int) -> dict[int, tuple[int, bool]]:
+        """By route that passes a stage: its hop there, and whether it is the last."""
+        found = self._places_of.get(stage)
+        if found is None:
+            found = self._places_of[stage] = {
+                index: (route.stages.index(stage), route.stages[-1] == stage)
+                for index, route in enumerate(self.topology.routes)
+                if stage in route.stages
+            }
+        return found
 
     def events(self, events: StreamEvents, payloads: Sequence[Payload]) -> dict[bytes, tuple[Events, list[Payload]]]:
         """Stream events by frontend, to be sent at once and in order.
@@ -363,25 +382,24 @@ class FrontMachine:
         if frontend is not None:
             frontend.requests.pop(request.seq, None)
 
-    def _answer(
-        self,
-        peer: bytes,
-        seq: int,
-        status: int,
-        payload: Payload,
-        mime: str = "",
-        trail: bytes = b"",
-        headers: dict[str, str] | None = None,
-    ) -> None:
+    def _column(self, peer: bytes) -> _Column:
         column = self._answers.get(peer)
         if column is None:
             column = self._answers[peer] = _Column()
-        if headers:
-            column.headers[len(column.seqs)] = headers
+        return column
+
+    def _answer(self, peer: bytes, seq: int, status: int, body: bytes) -> None:
+        """An answer in the broker's own words."""
+        column = self._column(peer)
         column.seqs.append(seq)
         column.statuses.append(int(status))
-        column.mimes.append(mime)
-        column.trails.append(trail)
-        column.payloads.append(payload)
-        answered = self.stats.answered
-        answered[status] = answered.get(status, 0) + 1
+        column.mimes.append("")
+        column.trails.append(b"")
+        column.payloads.append(body)
+        self.stats.answered[status] = self.stats.answered.get(status, 0) + 1
+
+
+def _is_due_from(place: tuple[int, bool] | None, hop: int, status: int) -> bool:
+    """A result counts only from the stage where the request is; a replayed copy may lag a hop behind. ``place``: where
+    the stage it comes from stands on the request's route, and whether it is the last there."""
+    return place is not None and place[0] == hop and (place[1] or status != OK)
