@@ -17,6 +17,7 @@ No sockets and no clock here. Time limits come in as ``call``, which may raise E
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -98,7 +99,11 @@ class Codec:
         if self._own_encode:
             encoded = _as_bytes(self._worker.serialize_ipc(result), "serialize_ipc")
             return (self.put(encoded) if self.put is not None else None) or encoded
-        return ipc.pack(result, self.put)
+        try:
+            return ipc.pack(result, self.put)
+        except (pickle.PicklingError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            # What pickle says names modules and addresses: that is for the log.
+            raise EncodingError("the result cannot be passed on to the next stage") from error
 
 
 def _as_bytes(encoded: object, method: str) -> bytes:
@@ -295,7 +300,8 @@ class _Run:
             elif isinstance(error, WrongResults):
                 _log.error("%s", text, extra=who)
             elif isinstance(error, EngineError):
-                _log.warning("%s failed: %s: %s", where, name, text, extra=who)
+                cause = error.__cause__  # of a format's own: what it could not write, say
+                _log.warning("%s failed: %s: %s", where, name, text, extra=who, exc_info=cause if cause else None)
             else:
                 _log.error("%s failed", where, exc_info=error, extra=who)
         self.struck.clear()  # an exception holds its frames, and they hold the batch

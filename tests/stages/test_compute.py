@@ -183,6 +183,16 @@ def test_a_forward_that_changes_its_values_gets_them_anew_when_it_is_called_agai
     assert found == [(200, b'{"n":10}'), (422, b"request validation error: no"), (200, b'{"n":30}')]
 
 
+def test_a_result_that_cannot_be_passed_on_fails_alone_and_tells_only_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    given = [msgspec.structs.replace(item, last=False) for item in items(1, 2)]
+    good, bad = outcomes(Doubling(lambda data: [data[0], {"held": lambda: None}]), given)
+    assert good[0] == 200
+    assert bad == (500, b"encoding error: the result cannot be passed on to the next stage")
+    assert "lambda" in caplog.text
+
+
 def test_each_guilty_item_gets_its_own_message() -> None:
     assert outcomes(Doubling(), items(1, "validation", "bug", 2)) == [
         (200, b"2"),
