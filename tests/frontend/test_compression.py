@@ -1,0 +1,301 @@
+"""gzip and zstd, both ways: what is chosen, what is refused, and what a bomb costs."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import threading
+import tracemalloc
+import zlib
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fakes import Exchange, FakeClient, Response, Service, run
+from hypothesis import given
+from hypothesis import strategies as st
+from running import frontend
+
+from engine.client import Answer
+from engine.config.schema import FrontendSection
+from engine.errors import StartError
+from frontend import compression
+from frontend.compression import Corrupt, TooLarge, choose, decompress
+
+zstd: Any = compression._zstd()
+PACK = {"gzip": gzip.compress, "zstd": zstd.compress}
+LARGE = b'{"a": 1}' * 1000
+
+
+def service(**options: Any) -> Service:
+    return Service(FakeClient(), FrontendSection(address="127.0.0.1", port=0, compression=True, **options))
+
+
+def post(body: bytes, *headers: tuple[str, str], made: Service | None = None) -> Response:
+    answer: Response = (made or service()).call("POST", "/inference", body, headers=headers)
+    return answer
+
+
+# --- what an answer is compressed with ---
+
+
+@pytest.mark.parametrize(
+    ("accept", "coding", "forced"),
+    [
+        (b"", "", False),
+        (b"gzip", "gzip", False),
+        (b"x-gzip", "gzip", False),
+        (b"zstd", "zstd", False),
+        (b"gzip, deflate, br", "gzip", False),
+        (b"gzip, deflate, br, zstd", "zstd", False),
+        (b"GZIP;Q=1", "gzip", False),
+        (b"gzip;q=1.0, zstd;q=0.9", "gzip", False),
+        (b"gzip;q=0.5, zstd;q=0.501", "zstd", False),
+        (b"gzip;q=0", "", False),
+        (b"gzip;q=0, zstd;q=0", "", False),
+        (b"*", "zstd", False),
+        (b"*;q=0.1, zstd;q=0", "gzip", False),
+        (b"*;q=0", "", False),
+        (b"br", "", False),
+        (b"identity", "", False),
+        (b"identity, gzip;q=0.5", "", False),
+        (b"identity;q=0.5, gzip", "gzip", False),
+        (b"identity;q=0, gzip", "gzip", True),
+        (b"gzip, *;q=0", "gzip", True),
+        (b"identity;q=0", "", False),  # nothing would do: the plain answer is better than none
+        (b"gzip;q=2", "", False),
+        (b"gzip;q=x", "", False),
+        (b", ,gzip ; q=0.3 ,", "gzip", False),
+        (b"gzip," * 1000, "", False),
+    ],
+)
+def test_the_coding_is_what_the_client_likes_best(accept: bytes, coding: str, forced: bool) -> None:
+    assert choose(accept) == (coding, forced)
+
+
+@given(st.binary(max_size=200))
+def test_any_accept_encoding_is_understood_somehow(accept: bytes) -> None:
+    coding, _ = choose(accept)
+    assert coding in ("", "gzip", "zstd")
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+@pytest.mark.parametrize("size", [2_000, 1_000_000])
+def test_large_answers_are_compressed(coding: str, size: int) -> None:
+    body = b"ab" * (size // 2)
+    answer = post(body, ("accept-encoding", coding))
+    assert answer.headers["content-encoding"] == coding
+    assert answer.headers["vary"] == "accept-encoding"
+    assert int(answer.headers["content-length"]) == len(answer.body) < size // 10
+    assert decompress(coding, answer.body, size) == body
+
+
+def test_what_is_small_is_left_alone_unless_the_client_insists() -> None:
+    plain = post(b"1" * 1000, ("accept-encoding", "gzip"))
+    assert "content-encoding" not in plain.headers
+    assert plain.headers["vary"] == "accept-encoding"
+    assert plain.body == b"1" * 1000
+    insisted = post(b"1", ("accept-encoding", "gzip, identity;q=0"))
+    assert gzip.decompress(insisted.body) == b"1"
+
+
+@pytest.mark.parametrize("mime", ["image/png", "video/mp4", "application/zip", "application/gzip", "font/woff2"])
+def test_what_is_compressed_by_its_nature_is_left_alone(mime: str) -> None:
+    made = service()
+    made.client.reply = lambda item: Answer(200, item.body, mime)
+    assert "content-encoding" not in post(LARGE, ("accept-encoding", "gzip"), made=made).headers
+
+
+def test_an_error_may_be_compressed_like_any_answer() -> None:
+    made = service()
+    made.client.reply = lambda item: Answer(422, b"x" * 5000)
+    answer = post(b"1", ("accept-encoding", "gzip"), made=made)
+    assert (answer.status, gzip.decompress(answer.body)) == (422, b"x" * 5000)
+
+
+def test_a_worker_cannot_claim_a_coding() -> None:
+    made = service()
+    made.client.reply = lambda item: Answer(422, b"x" * 5000, headers={"Content-Encoding": "br"})
+    assert post(b"1", ("accept-encoding", "gzip"), made=made).headers["content-encoding"] == "gzip"
+
+
+def test_off_nothing_is_compressed() -> None:
+    answer = Service().call("POST", "/inference", LARGE, headers=[("accept-encoding", "gzip")])
+    assert answer.body == LARGE
+    assert not {"content-encoding", "vary"} & set(answer.headers)
+
+
+def test_a_large_answer_is_compressed_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+    pack = compression._pack_gzip
+
+    def spy(body: bytes) -> bytes:
+        threads.append(threading.current_thread())
+        return pack(body)
+
+    monkeypatch.setattr(compression, "_pack_gzip", spy)
+    post(b"x" * 2000, ("accept-encoding", "gzip"))
+    post(b"x" * 2_000_000, ("accept-encoding", "gzip"))
+    assert [thread is threading.main_thread() for thread in threads] == [True, False]
+
+
+# --- bodies of requests ---
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+@pytest.mark.parametrize("size", [0, 1, 100_000, 3_000_000])
+def test_a_compressed_body_arrives_as_what_it_was(coding: str, size: int) -> None:
+    made = service()
+    body = b"ab" * (size // 2) + b"c" * (size % 2)
+    answer = post(PACK[coding](body), ("content-encoding", coding.upper()), made=made)
+    assert (answer.status, answer.body) == (200, body)
+    assert made.client.submitted[0].body == body
+    assert b"content-encoding" not in dict(made.client.submitted[0].headers)
+    assert made.door.held == 0
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+def test_several_members_or_frames_are_one_body(coding: str) -> None:
+    assert decompress(coding, PACK[coding](b"one, ") + PACK[coding](b"two"), 100) == b"one, two"
+
+
+@given(st.sampled_from(["gzip", "zstd"]), st.binary(max_size=5000))
+def test_there_and_back(coding: str, body: bytes) -> None:
+    packed = run(compression.answer_body(coding, body))
+    assert decompress(coding, packed, len(body)) == body
+
+
+CORRUPT = {
+    "nothing": lambda whole: b"",
+    "no such thing": lambda whole: b"hello, world",
+    "cut short": lambda whole: whole[:-3],
+    "a head alone": lambda whole: whole[:6],
+    "a flipped bit": lambda whole: whole[:-6] + bytes([whole[-6] ^ 1]) + whole[-5:],
+    "something behind it": lambda whole: whole + b"rubbish",
+    "half a second one": lambda whole: whole + whole[: len(whole) // 2],
+}
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+@pytest.mark.parametrize("how", CORRUPT)
+def test_what_is_corrupt_is_400(coding: str, how: str) -> None:
+    options = {zstd.CompressionParameter.checksum_flag: 1}
+    pack = PACK["gzip"] if coding == "gzip" else lambda body: zstd.compress(body, options=options)
+    broken = CORRUPT[how](pack(bytes(range(256)) * 40))
+    with pytest.raises(Corrupt):
+        decompress(coding, broken, 1 << 20)
+    made = service()
+    answer = post(broken, ("content-encoding", coding), made=made)
+    assert (answer.status, answer.text) == (400, "bad request: the body is not what its content-encoding says")
+    assert not made.client.submitted
+    assert made.door.held == 0
+
+
+@given(st.sampled_from(["gzip", "zstd"]), st.binary(max_size=300), st.integers(0, 299))
+def test_any_bytes_are_a_body_or_corrupt(coding: str, noise: bytes, at: int) -> None:
+    whole = PACK[coding](b"some text " * 30)
+    for data in (noise, whole[:at] + noise, whole[:at] + whole[at + 1 :]):
+        try:
+            assert len(decompress(coding, data, 1000)) <= 1000
+        except (Corrupt, TooLarge):
+            continue
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+def test_a_bomb_is_413_and_costs_no_more_than_the_limit(coding: str) -> None:
+    if coding == "gzip":
+        packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+        bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(500)) + packer.flush()
+    else:
+        made = zstd.ZstdCompressor()
+        bomb = b"".join(made.compress(bytes(1 << 20)) for _ in range(500)) + made.flush()
+    assert len(bomb) < 1 << 20
+    limit = 4 << 20
+    small = service(max_request_size=limit)
+    tracemalloc.start()
+    try:
+        answer = post(bomb, ("content-encoding", coding), made=small)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (answer.status, answer.text) == (413, "request body too large")
+    assert peak < 4 * limit
+    assert small.door.held == 0
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+@pytest.mark.parametrize("size", [1000, 300_000])
+def test_the_limit_is_of_the_body_as_it_was(coding: str, size: int) -> None:
+    body = b"x" * size
+    assert post(PACK[coding](body), ("content-encoding", coding), made=service(max_request_size=size)).status == 200
+    over = service(max_request_size=size - 1)
+    assert post(PACK[coding](body), ("content-encoding", coding), made=over).status == 413
+
+
+def test_a_zstd_frame_that_wants_much_memory_is_refused() -> None:
+    options = {zstd.CompressionParameter.window_log: 27, zstd.CompressionParameter.enable_long_distance_matching: 1}
+    made = zstd.ZstdCompressor(options=options)
+    greedy = made.compress(b"x" * 1000) + made.flush()  # its size is not declared, so its window is
+    with pytest.raises(Corrupt):
+        decompress("zstd", greedy, 1 << 20)
+
+
+@pytest.mark.parametrize("coding", ["br", "deflate", "gzip, zstd", "gzip, gzip", "zip"])
+def test_other_codings_are_415_and_the_answer_names_ours(coding: str) -> None:
+    answer = post(b"1", ("content-encoding", coding))
+    assert (answer.status, answer.headers["accept-encoding"]) == (415, "gzip, zstd")
+
+
+def test_two_fields_of_codings_are_two_codings() -> None:
+    assert post(gzip.compress(b"1"), ("content-encoding", "gzip"), ("content-encoding", "gzip")).status == 415
+
+
+def test_off_every_coding_is_415() -> None:
+    answer = Service().call("POST", "/inference", gzip.compress(b"1"), headers=[("content-encoding", "gzip")])
+    assert (answer.status, answer.headers["accept-encoding"]) == (415, "identity")
+
+
+def test_the_bytes_that_come_out_are_held_at_the_door() -> None:
+    tight = service(capacity_bytes=10_000)
+    answer = post(gzip.compress(b"x" * 20_000), ("content-encoding", "gzip"), made=tight)
+    assert answer.status == 429
+    assert tight.door.held == 0
+
+
+def test_many_at_once() -> None:
+    made = service()
+
+    async def ask(number: int) -> bytes:
+        body = f"{number} ".encode() * 50_000
+        headers = [("content-encoding", "gzip"), ("accept-encoding", "zstd")]
+        response = await Exchange(made.app, "POST", "/inference", [gzip.compress(body)], headers=headers).response()
+        return decompress("zstd", response.body, len(body))
+
+    async def all_of_them() -> list[bytes]:
+        return await asyncio.gather(*map(ask, range(8)))
+
+    assert [body.split()[0] for body in run(all_of_them())] == [str(number).encode() for number in range(8)]
+
+
+# --- starting ---
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Any:
+        raise ImportError("no module")
+
+    monkeypatch.setattr(compression, "_zstd", missing)
+    with pytest.raises(StartError, match=r"stageline\[compression\]"):
+        compression.require()
+
+
+def test_it_works_in_a_real_frontend(tmp_path: Path) -> None:
+    with (
+        frontend(tmp_path, compression=True) as running,
+        httpx.Client(base_url=running.url, trust_env=False) as client,
+    ):
+        headers = {"content-encoding": "gzip", "accept-encoding": "gzip"}
+        answer = client.post("/inference", content=gzip.compress(LARGE), headers=headers)
+        assert answer.headers["content-encoding"] == "gzip"
+        assert answer.content == LARGE
