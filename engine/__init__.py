@@ -20,6 +20,7 @@ The code, from the bottom up; a module imports only what stands above it:
     config/             stages.toml: schema, loading, flags, the reference page
     loader, log         the user's class; one line per event
     metrics             metric families of all processes, merged
+    metrictext          the page they become
     transport           endpoints and sockets: the only module that knows ZeroMQ's options
     broker/             the broker process: threads around core
     memory              shared memory mapped: filled by who produces, viewed by who reads

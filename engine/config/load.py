@@ -106,5 +106,11 @@ def _load_snapshot(text: str, label: str) -> Deployment:
     file = data.pop("file", None) if isinstance(data, dict) else None
     if not isinstance(file, str) or not os.path.isabs(file):
         raise ConfigError([f"{label}: file: expected the absolute path of the file this is a snapshot of"])
-    argv, path = (tuple(map(str, data.pop(name, ()))) for name in ("argv", "path"))
+    argv, path = (_texts(data.pop(name, []), label, name) for name in ("argv", "path"))
     return replace(rebuild(data, file=Path(file), label=label), argv=argv, path=path)
+
+
+def _texts(value: object, label: str, name: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ConfigError([f"{label}: {name}: expected a list of strings"])
+    return tuple(value)

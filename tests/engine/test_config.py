@@ -507,6 +507,16 @@ def test_a_snapshot_is_final(read, tmp_path, monkeypatch):
         load(snapshot, flags={"port": "1"})
 
 
+def test_a_snapshot_keeps_the_command_line_of_its_script(read, tmp_path):
+    made = replace(read(MINIMAL), argv=("server.py", "--mine", "x"), path=("/a", "/b"))
+    (tmp_path / "deployment.json").write_bytes(dump(made))
+    assert load(tmp_path / "deployment.json") == made
+    broken = json.loads(dump(made)) | {"argv": "server.py"}
+    (tmp_path / "deployment.json").write_text(json.dumps(broken))
+    with pytest.raises(ConfigError, match="argv: expected a list of strings"):
+        load(tmp_path / "deployment.json")
+
+
 def test_a_broken_snapshot_is_told_like_a_broken_file(read, tmp_path):
     snapshot = tmp_path / "deployment.json"
     snapshot.write_text("{")

@@ -9,7 +9,7 @@ import traceback
 import pytest
 
 from engine.errors import StartError
-from engine.loader import importing, load_class
+from engine.loader import importing, load_class, stand_in
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +123,18 @@ def test_the_modules_own_exception_passes_through_with_its_own_traceback(tmp_pat
         load_class(spec, tmp_path)
     last = [frame for frame in traceback.extract_tb(caught.value.__traceback__) if frame.filename.endswith(file)][-1]
     assert (last.lineno, last.line) == (3, line)
+
+
+def test_a_script_is_imported_under_the_command_line_and_path_it_was_started_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["engine", "worker"])
+    write(tmp_path, "lib/sl_found.py", "WORD = 'found'\n")
+    write(tmp_path, "sl_script.py", "import sys, sl_found\nclass A:\n    seen = (sys.argv[1:], sl_found.WORD)\n")
+    before = list(sys.path)
+    stand_in((), ())
+    assert (sys.argv, sys.path) == (["engine", "worker"], before)
+    stand_in(("server.py", "--model", "m"), (*before[:1], str(tmp_path / "lib")))
+    assert load_class("sl_script:A", tmp_path).seen == (["--model", "m"], "found")
+    assert set(before) <= set(sys.path)
 
 
 def test_a_module_knows_that_it_is_being_imported_by_the_loader(tmp_path):
