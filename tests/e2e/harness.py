@@ -190,7 +190,7 @@ class Deployed(Running):
         def url() -> str:
             if self.process.poll() is not None:
                 raise AssertionError(f"it ended with {self.process.returncode}\n{self.tail()}")
-            found = re.search(r"is ready: (http://\S+)", self.out)
+            found = re.search(r"is ready: (https?://\S+)", self.out)
             return found[1] if found else ""
 
         try:
