@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.core.batching import Policy
+from engine.core.messages import Revoke
 from engine.core.stage import StageSpec
 from tests.core.twin import FakeWorker, Twin, topology
 
@@ -146,3 +148,33 @@ def test_items_that_kill_their_worker_fail_alone(poison: set[int], workers: int)
     assert twin.is_empty()
     for seq in range(1, 21):
         assert twin.answer(seq)[0] == (500 if seq in poison else 200)
+
+
+@pytest.mark.parametrize("first", ["skipped", "killed", "computed", "the other finishes", "the other is killed"])
+def test_a_batch_taken_back_from_a_stuck_worker_stays_readable_for_both(first: str) -> None:
+    twin = Twin(topology((0, 1), stages=2), [replace(SPEC, policy=Policy(1)), replace(SPEC, name="s1")], shared=True)
+    stuck = twin.worker(0)
+    twin.worker(1)
+    twin.submit(2)
+    assert len(stuck.lane) == 2  # one in advance
+    twin.pass_time(2.1)
+    assert any(isinstance(message, Revoke) for message in stuck.told)
+    other = twin.worker(0, slot=2)
+    assert other.lane[0][0].uids == stuck.lane[1][0].uids
+    if first == "skipped":
+        twin.skip(stuck, 1)
+    elif first == "killed":
+        twin.kill(stuck)
+    elif first == "computed":
+        twin.finish(stuck, position=1)
+    elif first == "the other finishes":
+        twin.finish(other)
+    else:
+        twin.kill(other)
+    while busy := [worker for worker in twin.workers.values() if worker.lane]:
+        twin.finish(busy[-1])
+        if not twin.answers.get((b"f", 2)):
+            twin.worker(0, slot=3)
+    assert twin.answer(1) == (408, b"inference timeout")
+    assert twin.answer(2) == (200, b"body2+0+1")
+    assert twin.is_empty()

@@ -91,11 +91,12 @@ class Twin:
     ) -> None:
         seqs = list(range(first, first + n))
         message = Submit(seqs, [route] * n, [int(budget_s * 1e6)] * n, [f"r{seq}" for seq in seqs], [b""] * n)
-        bodies: list[Payload] = [b"body%d" % seq for seq in seqs]
+        plain = [b"body%d" % seq for seq in seqs]
+        bodies: list[Payload] = list(plain)
         if self.memory is not None:
             if peer not in self._frontends:
                 self._frontends[peer] = self.memory.open()
-            bodies = [self.memory.put(self._frontends[peer], body) for body in bodies]
+            bodies = [self.memory.put(self._frontends[peer], body) for body in plain]
         decoded, payloads = decode(encode(message, bodies))
         assert isinstance(decoded, Submit)
         if self.memory is not None:
