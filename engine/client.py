@@ -62,7 +62,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class StreamEvent(NamedTuple):
-    """Something of an answer that is still being computed. ``flow`` and ``mime`` are those of the stage it is from."""
+    """Something of an answer that is still being computed. ``mime`` is empty if it is not from the last stage."""
 
     data: bytes
     flow: int  # engine.core.messages.Flow
@@ -401,9 +401,14 @@ class Client:
     def _handle_events(self, events: Events, payloads: Sequence[Payload]) -> None:
         for seq, payload in zip(events.seqs, payloads, strict=True):
             pending = self._pending.get(seq)
-            if pending is not None and pending.on_event is not None:
-                pending.begun = True
-                pending.on_event(StreamEvent(bytes(_joined(payload)), events.flow, events.mime))
+            if pending is None:
+                continue
+            data = bytes(_joined(payload))
+            if pending.on_event is None:  # an answer that is given whole: a stage of its route sends what nobody reads
+                self.consumed(seq, len(data))
+                continue
+            pending.begun = True
+            pending.on_event(StreamEvent(data, events.flow, events.mime))
 
 
 def _joined(payload: Payload) -> bytes | memoryview:

@@ -94,9 +94,7 @@ class Stream:
         """Wait for what the head of the answer depends on. An Answer is to be given whole. Raises Refusal: 408, 503."""
         head_at = now() + HEAD_S
         while True:
-            if self.flow is Flow.UNKNOWN:
-                state = state_of(self._client, self._stage)
-                self.flow, self.mime = Flow(state.flow), state.mime
+            self._learn()
             if self._gone:
                 return Begun.GONE
             if self._pending:
@@ -152,13 +150,22 @@ class Stream:
     # --- inside ------------------------------------------------------------------------------------------------------
 
     def _on_event(self, event: StreamEvent) -> None:
-        if self.flow is Flow.UNKNOWN:
+        self._learn()
+        if self.flow is Flow.UNKNOWN and event.mime:
             self.flow, self.mime = Flow(event.flow), event.mime
         if self.flow is Flow.EVENTS:
             self._pending.append((sse.event(event.data), len(event.data)))
-        elif event.data:
+        elif self.flow is Flow.CHUNKS and event.flow == Flow.CHUNKS:
             self._pending.append((event.data, len(event.data)))
+        else:  # progress reported by an earlier stage, where the answer has no place for it
+            self._client.consumed(self._seq, len(event.data))
+            return
         self._wake.set()
+
+    def _learn(self) -> None:
+        if self.flow is Flow.UNKNOWN:
+            state = state_of(self._client, self._stage)
+            self.flow, self.mime = Flow(state.flow), state.mime
 
     def _on_answer(self, answer: Answer | None) -> None:
         self._settle()

@@ -25,7 +25,7 @@ from typing import Final, TypeAlias
 from engine.core.actions import Admit, Drop, Fail, FrontAction, Grant, Release, Settle
 from engine.core.arena import Ref
 from engine.core.items import Item, Request
-from engine.core.messages import Answers, Events, FrontendBeat, Results, StageState, Status, StreamEvents, Submit
+from engine.core.messages import Answers, Events, Flow, FrontendBeat, Results, StageState, Status, StreamEvents, Submit
 from engine.core.routing import Topology
 from engine.core.stats import FrontStats
 from engine.core.wire import MICROS, Payload, payload_size, refs_of
@@ -289,7 +289,12 @@ class FrontMachine:
         out: dict[bytes, tuple[list[int], list[Payload]]] = {}
         for uid, payload in zip(events.uids, payloads, strict=True):
             request = self.ledger.get(uid)
-            if request is None or not self._is_streamed_by(request, events):
+            if request is None:
+                continue
+            if self._has_no_place(request, events):
+                self.actions.append(Grant(events.stage, events.worker, uid, payload_size(payload)))
+                continue
+            if not self._is_streamed_by(request, events):
                 continue
             seqs, bodies = out.setdefault(request.frontend, ([], []))
             seqs.append(request.seq)
@@ -298,6 +303,11 @@ class FrontMachine:
             peer: (Events(self.epoch, seqs, flow=events.flow, mime=events.mime), bodies)
             for peer, (seqs, bodies) in out.items()
         }
+
+    def _has_no_place(self, request: Request, events: StreamEvents) -> bool:
+        """Whether a stage before the last reports progress in an answer that is no stream of events."""
+        last = self.topology.routes[request.route].stages[-1]
+        return events.stage != last and self.stages[last].state.flow in (Flow.WHOLE, Flow.CHUNKS)
 
     def _is_streamed_by(self, request: Request, events: StreamEvents) -> bool:
         """Whether events of this worker belong to the request; if they may, it is the one from now on."""

@@ -128,7 +128,8 @@ class Answers(Message, frozen=True, tag=4):
 
 class Events(Message, frozen=True, tag=5):
     """Stream events of running requests, in order; the payload is the event's bytes. ``flow`` and ``mime`` are those
-    of the stage they come from, so that a frontend need not have heard of it before."""
+    of the route's last stage, so that a frontend need not have heard of it before; without a mime type they come from
+    another stage of the route."""
 
     epoch: int
     seqs: list[Id]

@@ -203,7 +203,8 @@ class Loop:
             raise RuntimeError("events must be sent by the thread that runs forward")
         if index < 0:
             raise IndexError(f"event for value {index} of a batch")
-        uid = self._worker._items[index].uid
+        item = self._worker._items[index]
+        uid = item.uid
         if uid in self._shared.cancelled or not self._wait_room(uid):
             return False
         welcome = self._welcome
@@ -213,7 +214,7 @@ class Loop:
             worker=welcome.worker,
             uids=[uid],
             flow=int(self._flow),
-            mime=self._worker.resp_mime_type,
+            mime=self._worker.resp_mime_type if item.last else "",
         )
         frames = wire.encode(message, [data])
         self._windows.sent(uid, len(data))

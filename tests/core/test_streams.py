@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from engine.core.batching import Policy
 from engine.core.front import TORN
 from engine.core.messages import CancelItems, Events, Flow, Granted, Ready, StreamEvents
@@ -105,7 +107,7 @@ def test_a_dead_workers_events_are_dropped_once_its_replay_has_spoken() -> None:
 
 def test_a_stage_before_the_last_may_report_and_what_comes_behind_it_is_replayed_all_the_same() -> None:
     twin = Twin(topology((0, 1), stages=2), [SPEC, replace(SPEC, name="s1")])
-    first, second = twin.worker(0), twin.worker(1)
+    first, second = twin.worker(0), twin.worker(1, flow=Flow.EVENTS)
     twin.submit(1)
     (uid,) = uids(first)
     assert send(twin, first, uid, b"halfway") == {b"f": [(1, b"halfway")]}
@@ -118,6 +120,20 @@ def test_a_stage_before_the_last_may_report_and_what_comes_behind_it_is_replayed
     twin.finish(other)
     assert twin.answer(1)[0] == 200
     assert twin.is_empty()
+
+
+@pytest.mark.parametrize("flow", [Flow.WHOLE, Flow.CHUNKS])
+def test_progress_that_the_answer_has_no_place_for_is_dropped_and_costs_nothing(flow: Flow) -> None:
+    twin = Twin(topology((0, 1), stages=2), [SPEC, replace(SPEC, name="s1")])
+    first, second = twin.worker(0), twin.worker(1, flow=flow)
+    twin.submit(1)
+    (uid,) = uids(first)
+    assert send(twin, first, uid, b"12345") == {}
+    assert first.told == [Granted({uid: 5})]
+    twin.kill(first)  # nobody has read anything: it may be computed again
+    twin.finish(twin.worker(0))
+    twin.finish(second)
+    assert twin.answer(1)[0] == 200
 
 
 def test_events_of_a_stage_the_request_has_not_reached_are_dropped() -> None:

@@ -20,6 +20,7 @@ from engine.core.messages import (
     Batch,
     CancelItems,
     Dismiss,
+    Flow,
     Granted,
     Hello,
     Message,
@@ -72,7 +73,9 @@ class Twin:
 
     # --- driving -----------------------------------------------------------------------------------------------------
 
-    def worker(self, stage: int = 0, *, ready: bool = True, local: bool = True, slot: int = 1) -> FakeWorker:
+    def worker(
+        self, stage: int = 0, *, ready: bool = True, local: bool = True, slot: int = 1, flow: Flow = Flow.WHOLE
+    ) -> FakeWorker:
         self._pids += 1
         name = self.topology.stages[stage]
         hello = Hello(PROTOCOL, self.topology.fingerprint, name, slot, self._pids, "here")
@@ -82,7 +85,7 @@ class Twin:
         if self.memory is not None:
             fake.arena = self.memory.open()
         if ready:
-            self.stages[stage].ready(Ready(key, "application/json", maps=True), self.now)
+            self.stages[stage].ready(Ready(key, "application/json", flow=int(flow), maps=True), self.now)
         self.run()
         return fake
 

@@ -295,3 +295,27 @@ def test_a_stage_that_was_unknown_may_answer_at_once_after_all() -> None:
     assert (response.status, response.body) == (200, b"1")
     assert response.headers["content-length"] == "1"
     assert service.door.pending == 0
+
+
+def test_progress_of_an_earlier_stage_is_an_event_like_any_other() -> None:
+    rig = Rig()
+    response = rig.play(
+        lambda: rig.client.streams[0](StreamEvent(b"halfway", int(Flow.EVENTS), "")),
+        lambda: rig.send(b"x"),
+        lambda: rig.answer(END),
+    )
+    assert response.body == b"data: halfway\n\ndata: x\n\n"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_progress_of_an_earlier_stage_has_no_place_in_a_body(known: bool) -> None:
+    rig = chunked()
+    if not known:
+        rig.client.current = replace(READY, stages=())
+    response = rig.play(
+        lambda: rig.client.streams[0](StreamEvent(b"halfway", int(Flow.EVENTS), "")),
+        lambda: rig.send(b"piece"),
+        lambda: rig.answer(Answer(200, b"", "image/x-thing", TRAIL)),
+    )
+    assert (response.body, response.headers["content-type"]) == (b"piece", "image/x-thing")
+    assert rig.client.taken == {1: len(b"halfway")}
