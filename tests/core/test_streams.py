@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.core.batching import Policy
 from engine.core.front import TORN
@@ -185,3 +187,51 @@ def test_how_a_stage_answers_is_known_from_its_first_worker_on() -> None:
     twin.kill(worker)
     state = twin.front.stages[0].state
     assert (state.ready, state.flow, state.mime) == (0, Flow.EVENTS, "text/event-stream")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_whatever_dies_a_client_reads_one_computation_and_gets_one_answer(data: st.DataObject) -> None:
+    """Workers send, finish and die in any order, and what they had sent arrives before or after their death is seen."""
+    twin = one_stage(max_attempts=3)
+    read: dict[int, list[int]] = {}  # request -> the workers whose events its client has read
+    on_the_way: list[tuple[FakeWorker, int]] = []
+    alive: list[FakeWorker] = []
+    requests = 0
+
+    def arrive(worker: FakeWorker, uid: int) -> None:
+        for events in send(twin, worker, uid, b"%d" % worker.key).values():
+            for seq, text in events:
+                assert (b"f", seq) not in twin.answers, "an event after the answer"
+                read.setdefault(seq, []).append(int(text))
+
+    for _ in range(data.draw(st.integers(5, 40))):
+        match data.draw(st.sampled_from(["submit", "worker", "send", "arrive", "finish", "kill"])):
+            case "submit":
+                requests += 1
+                twin.submit(1, first=requests)
+            case "worker":
+                alive.append(twin.worker(slot=len(alive) + 1))
+            case "send" if any(one.lane for one in alive):
+                worker = data.draw(st.sampled_from([one for one in alive if one.lane]))
+                on_the_way.append((worker, data.draw(st.sampled_from(uids(worker)))))
+            case "arrive" if on_the_way:
+                arrive(*on_the_way.pop(data.draw(st.integers(0, len(on_the_way) - 1))))
+            case "finish" if any(one.lane for one in alive):
+                worker = data.draw(st.sampled_from([one for one in alive if one.lane]))
+                for sent in [sent for sent in on_the_way if sent[0] is worker]:  # one socket: they come first
+                    on_the_way.remove(sent)
+                    arrive(*sent)
+                twin.finish(worker)
+            case "kill" if alive:
+                twin.kill(alive.pop(data.draw(st.integers(0, len(alive) - 1))))
+    for sent in on_the_way:
+        arrive(*sent)
+    twin.pass_time(200)
+    for seq in range(1, requests + 1):
+        status, _ = twin.answer(seq)
+        workers = set(read.get(seq, []))
+        assert len(workers) <= 1
+        if status == 200 and workers:
+            assert twin.computed[f"r{seq}"] >= 1
+    assert not twin.front.ledger
