@@ -65,7 +65,7 @@ class Shared:
         self._last_stages = [route.stages[-1] for route in deployment.topology.routes]
         self._ids = count(int.from_bytes(os.urandom(4), "big"))
         self._prefix = os.urandom(12).hex()  # of this process; the rest counts
-        self._writer = Writer(deployment.topology)
+        self._writer = Writer(deployment.topology, varies=deployment.frontend.compression)
         self.tick()
 
     def tick(self) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from engine.core.routing import Topology
 from engine.core.wire import pack_meta
-from frontend import media, requestid, timing
+from frontend import compression, media, requestid, timing
 
 if TYPE_CHECKING:
     from engine.client import Answer
@@ -111,10 +111,12 @@ class Reader:
 
 
 class Writer:
-    """Answers as bytes. One for all connections of a process; ``date`` is kept current by its owner."""
+    """Answers as bytes. One for all connections of a process; ``date`` is kept current by its owner. ``varies``: the
+    same request with an Accept-Encoding would be answered in another coding, and caches must know."""
 
-    def __init__(self, topology: Topology) -> None:
+    def __init__(self, topology: Topology, *, varies: bool = False) -> None:
         self.date = b""
+        self._vary = f"vary: {compression.VARY}\r\n" if varies else ""
         self._stages = [timing.labels(topology.stage_names(index)) for index in range(len(topology.routes))]
         self._steps = [struct.Struct(f"<{3 * len(names)}I") for names in self._stages]
         self._results: dict[tuple[int, str], bytes] = {}
@@ -157,7 +159,7 @@ class Writer:
     def _join(self, status: int, kind: str, body: bytes, request_id: str, lines: list[str]) -> bytes:
         start = [
             f"HTTP/1.1 {status} {media.title(status)}",
-            "server: stageline",
+            f"{self._vary}server: stageline",
             f"content-type: {kind}",
             f"content-length: {len(body)}",
             f"x-request-id: {request_id}",
@@ -170,7 +172,7 @@ class Writer:
         names = [name.replace("%", "%%") for name in self._stages[route]]
         times = [f"{name}-queue;dur=%.2f, {name}-batch;dur=%.2f, {name};dur=%.2f" for name in names]
         form = (
-            "HTTP/1.1 200 OK\r\nserver: stageline\r\n"
+            f"HTTP/1.1 200 OK\r\nserver: stageline\r\n{self._vary}"
             f"content-type: {media.content_type(mime).replace('%', '%%')}\r\n"
             "content-length: %d\r\nx-request-id: %b\r\n"
             f"server-timing: {', '.join(times)}, total;dur=%.2f\r\ndate: %b\r\n\r\n"

@@ -299,3 +299,9 @@ def test_it_works_in_a_real_frontend(tmp_path: Path) -> None:
         answer = client.post("/inference", content=gzip.compress(LARGE), headers=headers)
         assert answer.headers["content-encoding"] == "gzip"
         assert answer.content == LARGE
+        # A client that says nothing about codings is answered in place, by other code.
+        request = client.build_request("POST", "/inference", content=LARGE)
+        del request.headers["accept-encoding"]
+        plain = client.send(request)
+        assert plain.content == LARGE
+        assert (plain.headers["vary"], plain.headers.get("content-encoding")) == ("accept-encoding", None)

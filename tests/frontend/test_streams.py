@@ -193,22 +193,14 @@ def test_a_client_that_leaves_is_noticed_while_its_connection_is_full() -> None:
     rig = Rig()
 
     async def scenario() -> None:
-        full = asyncio.Event()
-        send = rig.exchange._send
-
-        async def stuck(event: Any) -> None:
-            await send(event)
-            if event["type"] == "http.response.body":
-                await full.wait()
-
-        rig.exchange._send = stuck  # type: ignore[method-assign]
+        free = stuck(rig, [])
         task = asyncio.create_task(rig.exchange.call())
         await until(lambda: rig.client.submitted)
         rig.send(b"one")
         await until(lambda: rig.written)
         rig.exchange.leave()
         await until(lambda: rig.client.cancelled)
-        full.set()
+        free.set()
         await task
 
     run(scenario())
@@ -233,6 +225,44 @@ def test_a_burst_of_small_events_is_written_together() -> None:
     rig.play(lambda: rig.send(*[b"x"] * 1000), lambda: rig.answer(END))
     assert len(rig.exchange._sent) < 10
     assert rig.written == b"data: x\n\n" * 1000
+
+
+def stuck(rig: Rig, cuts: list[bool]) -> asyncio.Event:
+    """The client's connection takes no more until the event is set; how the server cuts it is noted."""
+    free = asyncio.Event()
+    send = rig.exchange._send
+
+    async def slow(event: Any) -> None:
+        await send(event)
+        if event["type"] == "http.response.body":
+            await free.wait()
+
+    def cut(at_once: bool) -> None:
+        cuts.append(at_once)
+        rig.exchange.leave()
+        free.set()
+
+    rig.exchange._send = slow  # type: ignore[method-assign]
+    rig.exchange._scope["stageline.cut"] = cut
+    return free
+
+
+def test_a_client_that_takes_nothing_for_long_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "STALL_S", 0.05)
+    rig = Rig()
+    cuts: list[bool] = []
+
+    async def scenario() -> None:
+        stuck(rig, cuts)
+        task = asyncio.create_task(rig.exchange.call())
+        await until(lambda: rig.client.submitted)
+        rig.send(b"one")
+        await task
+
+    run(scenario())
+    assert cuts == [True]
+    assert len(rig.client.cancelled) == 1
+    rig.check_left()
 
 
 # --- bodies in pieces ---
@@ -267,7 +297,10 @@ def test_pieces_that_do_not_come_are_408() -> None:
 
 def test_a_failure_after_the_first_piece_leaves_the_body_without_its_end() -> None:
     rig = chunked()
+    cuts: list[bool] = []
+    rig.exchange._scope["stageline.cut"] = cuts.append
     response = rig.play(lambda: rig.send(b"begun"), lambda: rig.answer(FAILED))
+    assert cuts == [False]
     assert (response.status, response.body) == (200, b"begun")
     assert rig.exchange._sent[-1].get("more_body") is True
 
