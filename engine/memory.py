@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Final
 
 from engine.core.arena import RELEASED, SHARED_MIN, UNIT, Allocator, Ref, fits, marks_end
@@ -19,6 +19,7 @@ from engine.core.wire import Buffer, Part, Payload
 from engine.errors import ProtocolError
 
 CLEAR: Final = b"\0"
+MAPPED_MOST: Final = 128  # arenas of others at once: each takes a descriptor, of which a process often has 1,024
 
 
 class Gone(Exception):
@@ -111,9 +112,8 @@ class Store:
 
 
 class Mapping(mmap.mmap):
-    """A whole arena, read only. ``fd`` is what a part of it can be mapped by once more, in another way."""
+    """A whole arena, read only."""
 
-    fd: int
     place: Place
 
     @classmethod
@@ -122,16 +122,22 @@ class Mapping(mmap.mmap):
         fd = open_arena(place, writable=False)
         try:
             made = cls(fd, place.size, prot=mmap.PROT_READ)
-        except BaseException:
+        finally:
             os.close(fd)
-            raise
-        made.fd = fd
         made.place = place
         return made
 
-    def __del__(self, _close: Callable[[int], None] = os.close) -> None:  # bound: at exit `os` may be gone before
-        if (fd := getattr(self, "fd", -1)) >= 0:
-            _close(fd)
+    def private(self, offset: int, length: int) -> memoryview:
+        """A part of it mapped once more: to be written to without anybody else seeing it. ``offset`` is a block's.
+
+        Raises Gone or OSError.
+        """
+        fd = open_arena(self.place, writable=False)
+        try:
+            flags, prot = mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE
+            return memoryview(mmap.mmap(fd, length, flags=flags, prot=prot, offset=offset))
+        finally:
+            os.close(fd)
 
 
 class Views:
@@ -150,10 +156,12 @@ class Views:
         Raises Gone, OSError when an arena cannot be mapped, ProtocolError for a reference that does not fit. Valid as
         long as the sender of the payloads keeps them: for a batch, until its results have been sent.
         """
-        for place in places:
-            if place.arena not in self._mappings:
-                self._sweep()
-                self._mappings[place.arena] = Mapping.of(place)
+        wanted = {place.arena: place for place in places}
+        if not wanted.keys() <= self._mappings.keys():
+            self._sweep(wanted)
+            for arena, place in wanted.items():
+                if arena not in self._mappings:
+                    self._mappings[arena] = Mapping.of(place)
         return [
             payload
             if type(payload) is bytes
@@ -178,9 +186,13 @@ class Views:
             raise ProtocolError(f"a reference to {part.length} bytes at {part.offset} of arena {part.arena:x}")
         return memoryview(mapping)[part.offset : part.offset + part.length]
 
-    def _sweep(self) -> None:
+    def _sweep(self, wanted: Container[int]) -> None:
+        """Drop what is gone, and of too many those that were mapped first."""
         for arena, mapping in list(self._mappings.items()):
             try:
                 os.close(open_arena(mapping.place, writable=False))
             except Gone:
+                del self._mappings[arena]
+                continue
+            if len(self._mappings) >= MAPPED_MOST and arena not in wanted:
                 del self._mappings[arena]

@@ -15,7 +15,6 @@ torch is never imported here unless a tensor arrives: who pickles one has it loa
 from __future__ import annotations
 
 import io
-import mmap
 import pickle
 import sys
 import warnings
@@ -120,13 +119,5 @@ def as_tensor(buffer: Any, dtype: str, shape: tuple[int, ...]) -> Any:
             base = torch.frombuffer(view.obj, dtype=torch.uint8, count=1).data_ptr()
             offset = torch.frombuffer(view, dtype=torch.uint8, count=1).data_ptr() - base
             assert offset % UNIT == 0  # of blocks, and so of pages
-            view = memoryview(
-                mmap.mmap(
-                    view.obj.fd,
-                    view.nbytes,
-                    flags=mmap.MAP_PRIVATE,
-                    prot=mmap.PROT_READ | mmap.PROT_WRITE,
-                    offset=offset,
-                )
-            )
+            view = view.obj.private(offset, view.nbytes)
         return torch.frombuffer(view, dtype=kind).reshape(shape)

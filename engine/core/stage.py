@@ -138,6 +138,7 @@ class StageMachine:
 
     def accept(self, results: Results, payloads: Sequence[Payload], now: float) -> None:
         """Results of the previous stage. Duplicates and items nobody waits for are dropped; all are settled."""
+        accepted: list[Item] = []
         for uid, status, trail, payload in zip(results.uids, results.statuses, results.trails, payloads, strict=True):
             request = self.ledger.get(uid)
             if request is None or request.closed or status != Status.OK or not self._is_next(request, results.stage):
@@ -146,8 +147,9 @@ class StageMachine:
                 continue
             request.hop += 1
             item = Item(request, payload, payload_size(payload), now, 1, trail, request.hop)
-            self._count_in((item,))
+            accepted.append(item)
             self._push(item)
+        self._count_in(accepted)
         self.actions.append(Settle(results.stage, results.worker, results.batch, results.uids))
 
     def _is_next(self, request: Request, stage: int) -> bool:

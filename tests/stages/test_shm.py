@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine import memory
 from engine.broker.arenas import Arenas
 from engine.core.arena import SHARED_MIN, UNIT, Ref
 from engine.core.messages import Place
@@ -202,17 +203,17 @@ def test_a_result_that_is_a_view_of_what_came_in_is_copied_on(pair: Pair) -> Non
 
 
 def test_what_was_put_and_is_not_sent_is_taken_back(pair: Pair) -> None:
-    memory = SharedMemory()
-    memory.switch(pair.store)
-    kept, dropped = memory.put(BIG), memory.put(BIG)
+    shared = SharedMemory()
+    shared.switch(pair.store)
+    kept, dropped = shared.put(BIG), shared.put(BIG)
     assert kept is not None
     assert dropped is not None
-    memory.send([[b"small", (b"head", kept)]])
+    shared.send([[b"small", (b"head", kept)]])
     assert pair.store.used == -(-len(BIG) // UNIT) * UNIT
-    memory.send([])
-    assert memory.put(BIG) == dropped
+    shared.send([])
+    assert shared.put(BIG) == dropped
     pair.store = Store(pair.place)  # the other was given away
-    memory.close()
+    shared.close()
 
 
 class Own(Worker):
@@ -294,6 +295,26 @@ def test_mappings_of_arenas_that_are_gone_are_dropped(pair: Pair) -> None:
         assert len(pair.views) == 1
 
 
+def test_no_more_than_so_many_arenas_are_mapped_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "MAPPED_MOST", 3)
+    arenas, views = Arenas(SIZE), Views()
+    places = [place for _ in range(6) if (place := arenas.create()) is not None]
+    stores = [Store(place) for place in places]
+    for round_ in range(2):
+        for store in stores:
+            ref = store.put(bytes([round_]) * SHARED_MIN)
+            assert ref is not None
+            (got,) = views.resolve([ref], [store.place])
+            assert bytes(got) == bytes([round_]) * SHARED_MIN  # type: ignore[arg-type]
+            assert len(views) <= 3
+    refs = [ref for store in stores if (ref := store.put(BIG)) is not None]
+    assert len(views.resolve(refs, places)) == 6  # what one batch needs is mapped all the same
+    for store in stores:
+        store.close()
+    views.close()
+    arenas.close()
+
+
 def test_an_arena_that_is_gone_is_told_apart_from_one_that_cannot_be_mapped(pair: Pair) -> None:
     place = pair.place
     for wrong in (
@@ -318,8 +339,7 @@ def test_a_reference_past_the_end_is_refused_by_the_reader_too(pair: Pair) -> No
 def test_no_memory_means_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Arenas(0).create() is None
     assert open_store(None) is None
-    memory = SharedMemory()
-    assert memory.put(BIG) is None
+    assert SharedMemory().put(BIG) is None
 
     def refuse(*_: Any) -> int:
         raise OSError(24, "Too many open files")
