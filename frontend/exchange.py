@@ -89,7 +89,6 @@ class Exchange:
                 return value
         return b""
 
-
     def joined(self, name: bytes) -> bytes:
         """All headers of this name as one list (RFC 9110, section 5.3)."""
         return b", ".join([value for key, value in self.headers if key == name])

@@ -21,7 +21,6 @@ from stages.context import ItemIn
 Parcel: TypeAlias = tuple[int, Results, list[Payload]]  # where to: a stage, or FINAL
 
 
-
 @dataclass(frozen=True)
 class Origin:
     """Whose results they are."""
