@@ -7,6 +7,7 @@ import os
 import resource
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -49,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--seconds", type=float, help="length of one measurement; default: each case's own")
     top.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch's, in case model (%(default)s)")
     top.add_argument("--json", type=Path, help=f"file of results; `all` writes {RESULTS.relative_to(ROOT)} without it")
+    top.add_argument("--add", action="store_true", help="keep the other cases that the file of results holds")
     top.add_argument("--docs", type=Path, default=DOCS, help="where `report` writes; default: the project's docs")
     return top
 
@@ -73,11 +75,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     target = options.json or (RESULTS if "all" in options.cases else None)
     raise_descriptor_limit()
     words = list(arguments) if arguments is not None else sys.argv[1:]
-    results = report.Results(machine.describe(), machine.versions(), command=shlex.join(["scripts/bench", *words]))
+    try:
+        results = begin(target if options.add else None)
+    except ValueError as error:
+        top.error(str(error))
+    command = shlex.join(["scripts/bench", *words])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is stopped
     failed = False
     for case in cases:
         try:
-            measure(case, options, results)
+            measure(case, options, results, command)
         except (RuntimeError, OSError) as error:
             failed = True
             say(f"{case.name}: {error}")
@@ -89,7 +96,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def measure(case: Case, options: argparse.Namespace, results: report.Results) -> None:
+def begin(kept: Path | None) -> report.Results:
+    """Results without rows, or with those of a file. Raises ValueError when that was measured on something else."""
+    results = report.Results(machine.describe(), machine.versions())
+    former = report.read(kept) if kept is not None else None
+    if former is None:
+        return results
+    if (former.machine, former.versions) != (results.machine, results.versions):
+        raise ValueError(f"--add: {kept} was measured on another machine, or with other versions")
+    return former
+
+
+def measure(case: Case, options: argparse.Namespace, results: report.Results, command: str) -> None:
     """Run one case, print its table, and keep its rows."""
     began = time.monotonic()
     seconds = options.seconds or case.seconds
@@ -97,13 +115,20 @@ def measure(case: Case, options: argparse.Namespace, results: report.Results) ->
     # Not under TMPDIR, which may be long: the paths of unix sockets have at most 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="sl-bench-", dir="/tmp"))
     rows: list[Row] = []
+    settings = machine.now()
     try:
         bench = Bench(repeats=options.repeats, seconds=seconds, folder=folder, threads=options.threads, say=say)
         rows.extend(case.run(bench))
     finally:
         shutil.rmtree(folder)
     results.rows[case.name] = rows
-    results.settings[case.name] = {"repeats": options.repeats, "seconds": seconds, "threads": options.threads}
+    settings |= {
+        "repeats": f"{options.repeats}",
+        "seconds": f"{seconds:g}",
+        "torch threads": f"{options.threads}",
+        "command": f"`{command}`",
+    }
+    results.settings[case.name] = settings
     summary = Summary(rows)
     print(f"\n{case.title}\n{case.about}\n\n{table.text(table.cells(case, summary))}\n")
     if case.targets:

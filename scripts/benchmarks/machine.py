@@ -18,21 +18,28 @@ OURS = ("pyzmq", "gunicorn", "falcon", "msgspec", "uvloop", "numpy", "torch", "s
 THEIRS = ("mosec", "litserve", "msgspec", "numpy", "uvloop")
 
 
-def describe() -> dict[str, str]:
-    """Machine and time."""
+def now() -> dict[str, str]:
+    """When a case began, with what, and how busy the machine was then."""
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "stageline": commit(),
+        "load average before": " ".join(f"{one:.1f}" for one in os.getloadavg()),
+    }
+
+
+def describe() -> dict[str, str]:
+    """The machine."""
+    return {
         "cpu": _cpu(),
         "cpus": str(os.cpu_count()),
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}",
-        "load average at the start": " ".join(f"{one:.1f}" for one in os.getloadavg()),
     }
 
 
 def versions() -> dict[str, str]:
-    """Of Stageline, of the systems beside it, and of what they stand on."""
-    found = {"python": platform.python_version(), "stageline": _commit()}
+    """Of the systems beside Stageline, and of what they stand on."""
+    found = {"python": platform.python_version()}
     for name in OURS:
         try:
             found[name] = version(name)
@@ -55,7 +62,7 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> str:
+def commit() -> str:
     """The version, and the commit when run from a repository; ``+`` when files were changed since."""
     told = subprocess.run(
         ["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False, cwd=ROOT

@@ -13,7 +13,7 @@ ROLES: Final = (
     ("engine.cli broker", "broker"),
     ("engine.cli frontend", "frontend"),
     ("engine.cli worker", "worker"),
-    ("engine up", "supervisor"),
+    ("engine.cli up", "supervisor"),
     ("resource_tracker", "supervisor"),
     ("multiprocessing.spawn", "worker"),
     ("/bin/mosec ", "server"),

@@ -26,6 +26,7 @@ worker code, one machine, one run.
     scripts/bench all                      # every case; writes docs/benchmarks/results.json
     scripts/bench echo --seconds 5         # one group of cases, longer measurements
     scripts/bench accelerator-2 --json accelerator.json
+    scripts/bench gap --json docs/benchmarks/results.json --add     # one case measured again, the others kept
     scripts/bench report                   # this page and its pictures, out of the JSON
     scripts/bench --list
 
@@ -62,8 +63,7 @@ class Results:
 
     machine: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
-    settings: dict[str, dict[str, float]] = field(default_factory=dict)  # by case
-    command: str = ""
+    settings: dict[str, dict[str, str]] = field(default_factory=dict)  # by case: when, with what, how long
     rows: dict[str, list[Row]] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -71,7 +71,6 @@ class Results:
             "format": FORMAT,
             "machine": self.machine,
             "versions": self.versions,
-            "command": self.command,
             "settings": self.settings,
             "cases": {name: [row.to_json() for row in rows] for name, rows in self.rows.items()},
         }
@@ -84,7 +83,7 @@ class Results:
         if told.get("format") != FORMAT:
             raise ValueError(f"not results of this benchmark: format {told.get('format')!r}, expected {FORMAT}")
         rows = {name: [Row.from_json(row) for row in rows] for name, rows in told["cases"].items()}
-        return cls(told["machine"], told["versions"], told["settings"], told["command"], rows)
+        return cls(told["machine"], told["versions"], told["settings"], rows)
 
 
 def read(path: Path) -> Results | None:
@@ -106,7 +105,6 @@ def _about(results: Results) -> str:
     lines = ["## The run", ""]
     lines += [f"- {key}: {value}" for key, value in results.machine.items()]
     lines.append("- versions: " + ", ".join(f"{name} {value}" for name, value in results.versions.items()))
-    lines.append(f"- command: `{results.command}`")
     return "\n".join(lines) + "\n"
 
 
@@ -120,11 +118,11 @@ def _targets(measured: Sequence[Case], results: Results) -> str:
 def _section(case: Case, results: Results, pictures: str) -> str:
     summary = Summary(results.rows[case.name])
     settings = results.settings.get(case.name, {})
-    how = ", ".join(f"{key} {value:g}" for key, value in settings.items())
+    how = ", ".join(f"{key} {value}" for key, value in settings.items())
     images = "\n".join(
         f"![{picture.title}]({pictures}/{file_name(case, picture)})"
         for picture in case.pictures
         if any(picture.metric in row.values for row in results.rows[case.name])
     )
-    body = [f"## {case.title}", f"{case.about} ({how}.)", table.markdown(table.cells(case, summary))]
+    body = [f"## {case.title}", case.about, f"*{how}*", table.markdown(table.cells(case, summary))]
     return "\n\n".join([*body, *([images] if images else [])]) + "\n"

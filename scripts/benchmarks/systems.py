@@ -150,6 +150,18 @@ def post(port: int, path: str, body: str) -> int:
         connection.close()
 
 
+def suspend(running: Running) -> None:
+    """Stop the clock of all its processes, until :func:`resume`."""
+    for process in processes.family(running.pid):
+        process.suspend()
+
+
+def resume(running: Running) -> None:
+    """Let its processes go on."""
+    for process in processes.family(running.pid):
+        process.resume()
+
+
 def stop(process: subprocess.Popen[bytes]) -> None:
     """Ask it to stop, then end what is left of it: its descendants and its session's processes, and no others."""
     members = processes.family(process.pid)[1:] + _session(process.pid)

@@ -21,7 +21,6 @@ NAP: Final = '{"s": 0.002}'
 ECHO: Final = '{"x": 2}'
 POOL: Final = 64  # connections, where they are not what grows
 RATE: Final = 250.0  # requests per second; half of what one worker asleep for 2 ms can do
-CONNECTIONS_RATE: Final = 500.0
 
 METRICS: Final = (
     Metric("cpu_us", "CPU, us/request", digits=0),
@@ -48,7 +47,7 @@ def _routes(number: int) -> Service:
 
 
 def _run(
-    axis: str, sizes: Sequence[int], service: Callable[[int], Service], body: str, rate: float
+    axis: str, sizes: Sequence[int], service: Callable[[int], Service], body: str
 ) -> Callable[[Bench], Iterator[Row]]:
     def run(bench: Bench) -> Iterator[Row]:
         for size in sizes:
@@ -56,9 +55,9 @@ def _run(
             for system in (OURS, PEER):
                 bench.say(f"{axis} {size}")
                 with bench.started(system, service(size), body) as running:
-                    bench.open(running, body, rate, repeat=-1, connections=connections, seconds=0.5)  # warm-up
+                    bench.open(running, body, RATE, repeat=-1, connections=connections, seconds=0.5)  # warm-up
                     for repeat in range(bench.repeats):
-                        outcome, window = bench.open(running, body, rate, repeat=repeat, connections=connections)
+                        outcome, window = bench.open(running, body, RATE, repeat=repeat, connections=connections)
                         yield Row(system, repeat, {axis: size}, open_values(outcome) | window.per_request(outcome.sent))
 
     return run
@@ -70,18 +69,16 @@ def _case(
     service: Callable[[int], Service],
     about: str,
     targets: tuple[Target, ...],
-    *,
     body: str = ECHO,
-    rate: float = RATE,
 ) -> Case:
     return Case(
         name=f"growth-{axis}",
         group="growth",
         title=f"Growth: {axis}",
-        about=f"{about} Open loop, {rate:g} requests/s throughout.",
+        about=f"{about} Open loop, {RATE:g} requests/s throughout.",
         by=(axis,),
         metrics=METRICS,
-        run=_run(axis, sizes, service, body, rate),
+        run=_run(axis, sizes, service, body),
         seconds=1.5,
         pictures=(
             Picture("cpu_us", axis, f"CPU per request (us) as {axis} grow"),
@@ -103,7 +100,6 @@ CASES: Final = (
         "connections", (1, 64, 1000, 4000), _connections,
         "One echo stage; all connections are open and take turns.",
         (Target("p99, 4,000 connections by 64", 1.3, grown("p99_ms", {"connections": 64}, {"connections": 4000})),),
-        rate=CONNECTIONS_RATE,
     ),
     _case("routes", (1, 8, 32), _routes, "Routes that share one echo stage and take turns.", ()),
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 CONNECTIONS: Final = 1000
 PADDING: Final = "x" * 1000  # a request that waits is a little over 1 kB
 QUICK: Final = f'{{"s": 0, "pad": "{PADDING}"}}'
-SLOW: Final = f'{{"s": 1, "pad": "{PADDING}"}}'  # the first one holds the worker while the others queue
+SLOW: Final = f'{{"s": 1.5, "pad": "{PADDING}"}}'
 
 
 def run(bench: Bench) -> Iterator[Row]:
@@ -32,10 +33,7 @@ def run(bench: Bench) -> Iterator[Row]:
                 _ask(connection, running, QUICK)
                 _await(connection)
             idle = _used(running)
-            for connection in connections:
-                _ask(connection, running, SLOW)
-            _taken(connections)
-            queued = _used(running)
+            queued = _queued(connections, running)
             yield Row(
                 system, repeat, {"connections": CONNECTIONS},
                 {"start_mib": bare / 1024, "idle_kib": (idle - bare) / CONNECTIONS,
@@ -66,9 +64,21 @@ def _await(connection: socket.socket) -> None:
         raise RuntimeError(f"expected 200, got {found[0]}")
 
 
-def _taken(connections: list[socket.socket]) -> None:
-    """Wait for the first answer: it is 1 s after the first request came, and by then all are in the queue."""
+def _queued(connections: list[socket.socket], running: Running) -> int:
+    """Memory used while all but two requests wait.
+
+    Two slow requests come first. When the first is answered, all others have long been in the queue, and while the
+    worker sleeps through the second, memory is read.
+    """
+    for index, connection in enumerate(connections):
+        _ask(connection, running, SLOW if index < 2 else QUICK)
     _await(connections[0])
+    used = _used(running)
+    if select.select([connections[1]], [], [], 0)[0]:
+        raise RuntimeError("reading the memory took longer than the queue lasted")
+    for connection in connections[1:]:
+        _await(connection)
+    return used
 
 
 CASE: Final = Case(

@@ -1,0 +1,505 @@
+"""The benchmark's pure parts: what it reads, what it computes, what it writes; and its client against a real socket.
+
+How fast anything is stands nowhere here: the benchmark itself says that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from benchmarks import bench, load, plan, processes, record, report, stats, table, work, wrk
+from benchmarks.__main__ import RESULTS, listing, main
+from benchmarks.cases import CASES, accelerator, chosen
+from benchmarks.picture import draw, file_name
+from benchmarks.result import OURS, PEER, Case, Metric, Picture, Row, Summary, Target, grown, worst
+from engine.config import load as load_config
+
+ROOT = Path(__file__).parents[1]
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("samples", "q", "expected"),
+    [([1.0], 50, 1.0), ([1.0, 2.0], 50, 1.0), ([3.0, 1.0, 2.0], 50, 2.0), ([1.0, 2.0], 99, 2.0), ([5.0, 4.0], 0, 4.0)],
+)
+def test_a_percentile_is_one_of_the_samples(samples: list[float], q: float, expected: float) -> None:
+    assert stats.percentile(samples, q) == expected
+
+
+def test_percentiles_of_a_hundred_are_their_ranks() -> None:
+    hundred = [float(number) for number in range(100, 0, -1)]
+    assert [stats.percentile(hundred, q) for q in (1, 50, 99, 100)] == [1, 50, 99, 100]
+
+
+def test_no_samples_have_no_percentile_and_no_median() -> None:
+    with pytest.raises(ValueError, match="no samples"):
+        stats.percentile([], 50)
+    with pytest.raises(ValueError, match="no samples"):
+        stats.median([])
+
+
+def test_a_median_lies_in_the_middle() -> None:
+    assert stats.median([9, 1, 5]) == 5
+    assert stats.median([1, 2, 3, 10]) == 2.5
+
+
+def test_arrivals_are_the_same_for_every_system() -> None:
+    assert stats.arrivals(100, 5, seed=3) == stats.arrivals(100, 5, seed=3)
+    assert stats.arrivals(100, 5, seed=3) != stats.arrivals(100, 5, seed=4)
+
+
+def test_arrivals_are_a_poisson_process() -> None:
+    times = stats.arrivals(1000, 20, seed=1)
+    assert times == sorted(times)
+    assert times[0] > 0
+    assert times[-1] < 20
+    assert len(times) == pytest.approx(20_000, rel=0.03)  # four standard deviations
+    gaps = [after - before for before, after in pairwise(times)]
+    mean = sum(gaps) / len(gaps)
+    variance = sum((gap - mean) ** 2 for gap in gaps) / len(gaps)
+    assert variance == pytest.approx(mean**2, rel=0.1)  # as of an exponential distribution
+
+
+def test_an_impossible_rate_is_refused() -> None:
+    with pytest.raises(ValueError, match="more than 0"):
+        stats.arrivals(0, 1, seed=1)
+
+
+# --- wrk -------------------------------------------------------------------------------------------------------------
+
+WRK = """\
+Running 2s test @ http://127.0.0.1:1234/inference
+  1 threads and 64 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency     4.80ms    4.11ms  26.06ms   85.69%
+    Req/Sec    46.30k   170.59    74.00k    80.00%
+  Latency Distribution
+     50%  950.00us
+     75%    5.88ms
+     90%   10.45ms
+     99%    1.20s
+  46600 requests in 2.01s, 93.29KB read
+Requests/sec:  23184.08
+Transfer/sec:     92.67KB
+"""
+
+
+def test_a_report_of_wrk_is_read() -> None:
+    found = wrk.parse(WRK)
+    assert (found.requests, found.seconds, found.errors, found.not_2xx) == (46600, 2.01, 0, 0)
+    assert found.p50_ms == pytest.approx(0.95)
+    assert found.p99_ms == pytest.approx(1200)
+    assert found.rate == pytest.approx(46600 / 2.01)
+
+
+def test_what_went_wrong_is_read_from_wrk() -> None:
+    told = WRK + "  Socket errors: connect 1, read 2, write 3, timeout 4\n  Non-2xx or 3xx responses: 17\n"
+    assert (wrk.parse(told).errors, wrk.parse(told).not_2xx) == (10, 17)
+
+
+def test_something_else_is_no_report() -> None:
+    with pytest.raises(ValueError, match="not a report"):
+        wrk.parse("unable to connect to 127.0.0.1:1 Connection refused")
+
+
+def test_wrk_is_called_with_whole_seconds() -> None:
+    words = wrk.command("http://127.0.0.1:1/", connections=16, seconds=1.2, script=Path("/x.lua"))
+    assert "-d2s" in words
+    assert "-c16" in words
+
+
+def test_the_body_is_a_string_of_lua() -> None:
+    assert 'wrk.body = "{\\"x\\": 2}"\n' in wrk.script('{"x": 2}')
+
+
+# --- what workers write ----------------------------------------------------------------------------------------------
+
+
+def packed(*batches: tuple[int, int, int]) -> bytes:
+    return b"".join(struct.pack("<qqq", *batch) for batch in batches)
+
+
+def test_a_worker_s_record_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(work.RECORD_VARIABLE, str(tmp_path))
+    worker = work.Accelerator()
+    worker.record(123, 7)
+    os.close(worker.file)
+    (batches,) = record.read(tmp_path).values()
+    assert [(batch.begin_ns, batch.items) for batch in batches] == [(123, 7)]
+    assert len(list(tmp_path.glob("made-*"))) == 1
+
+
+def test_a_record_cut_short_is_left_out() -> None:
+    assert len(record.parse(packed((0, 1, 2), (3, 4, 5))[:-1])) == 1
+
+
+def test_gaps_are_taken_before_full_batches_only() -> None:
+    batches = record.parse(packed((0, 1000, 32), (3000, 9000, 32), (20_000, 30_000, 5), (31_000, 40_000, 32)))
+    assert record.gaps_us(batches, full=32) == [2.0, 1.0]
+
+
+def test_a_rate_counts_whole_batches() -> None:
+    batches = record.parse(packed((0, 10**9, 99), (10**9, 2 * 10**9, 8), (2 * 10**9, 3 * 10**9, 8)))
+    assert record.items_per_second(batches) == 8
+    assert record.items_per_second(batches[:1]) is None
+    assert record.mean_items(batches[1:]) == 8
+    assert record.mean_items([]) is None
+
+
+def test_a_window_holds_whole_batches() -> None:
+    batches = record.parse(packed((0, 10, 1), (10, 20, 2), (20, 30, 3)))
+    assert [batch.items for batch in record.within(batches, 5, 25)] == [2]
+
+
+# --- rows, ratios, targets -------------------------------------------------------------------------------------------
+
+
+def rows(*told: tuple[str, int, int, float]) -> list[Row]:
+    return [Row(system, repeat, {"connections": point}, {"rate": value}) for system, repeat, point, value in told]
+
+
+ROWS = rows(
+    (PEER, 0, 16, 100), (OURS, 0, 16, 290), (OURS, 1, 16, 310), (OURS, 2, 16, 900), (PEER, 1, 16, 120),
+    (OURS, 0, 64, 50), (PEER, 0, 64, 100),
+)  # fmt: skip
+
+
+def nothing(_bench: bench.Bench) -> Iterator[Row]:
+    yield from ROWS
+
+
+CASE = Case(
+    name="made-up",
+    group="made-up",
+    title="Made up",
+    about="Figures for tests.",
+    by=("connections",),
+    metrics=(Metric("rate", "requests/s", "higher", digits=0), Metric("absent", "absent")),
+    run=nothing,
+    seconds=1,
+    pictures=(Picture("rate", "connections", "Rate"), Picture("absent", "connections", "Absent")),
+    targets=(
+        Target("at least three times", 3, worst(["rate"], lambda point: True, highest=False), at_least=True),
+        Target("no growth", 1, grown("rate", {"connections": 16}, {"connections": 64})),
+        Target("never measured", 1, worst(["absent"], lambda point: True)),
+    ),
+)
+
+
+def test_ratios_are_of_medians() -> None:
+    summary = Summary(ROWS)
+    assert summary.value(OURS, {"connections": 16}, "rate") == 310
+    assert summary.value(PEER, {"connections": 16}, "rate") == 110
+    assert summary.ratio({"connections": 16}, "rate") == pytest.approx(310 / 110)
+    assert summary.ratio({"connections": 16}, "absent") is None
+    assert summary.spread(OURS, {"connections": 16}, "rate") == (290, 900)
+    assert summary.systems == [OURS, PEER]
+
+
+def test_a_ratio_to_nothing_is_no_ratio() -> None:
+    summary = Summary(rows((OURS, 0, 1, 5), (PEER, 0, 1, 0)))
+    assert summary.ratio({"connections": 1}, "rate") is None
+
+
+def test_a_target_takes_the_worst_point() -> None:
+    summary = Summary(ROWS)
+    low, growth, never = CASE.targets
+    assert (low.measure(summary), low.met(summary)) == (0.5, False)
+    assert growth.met(summary) is True
+    assert (never.measure(summary), never.met(summary)) == (None, None)
+    assert worst(["rate"], lambda point: True)(summary) == pytest.approx(310 / 110)
+
+
+def test_a_table_shows_medians_spreads_and_ratios() -> None:
+    lines = table.cells(CASE, Summary(ROWS))
+    assert lines[0] == ["connections", "", OURS, PEER, f"ratio to {PEER}"]
+    assert lines[1] == ["16", "requests/s", "310 (290-900)", "110 (100-120)", "2.82x"]
+    assert lines[2] == ["64", "requests/s", "50", "100", "0.50x"]
+    assert len(lines) == 3  # nothing was measured of the other metric
+    assert len({len(line) for line in table.text(lines).splitlines()[1:]}) == 1
+    assert table.markdown(lines).splitlines()[1] == "| --- | --- | --- | --- | --- |"
+
+
+def test_targets_are_told_met_missed_or_not_measured() -> None:
+    lines = table.targets(CASE, Summary(ROWS))
+    assert [(line[2], line[3]) for line in lines[1:]] == [("0.50x", "missed"), ("0.16x", "met"), ("not measured", "")]
+
+
+def test_a_picture_is_drawn_of_what_was_measured(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    (path,) = draw(CASE, Summary(ROWS), tmp_path / "pictures")
+    assert path.name == file_name(CASE, CASE.pictures[0]) == "made-up-rate.svg"
+    assert "<svg" in path.read_text()
+
+
+# --- cases -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_case_is_listed_once_and_belongs_to_all() -> None:
+    names = [case.name for case in CASES]
+    assert len(set(names)) == len(names)
+    assert chosen(["all"]) == list(CASES)
+    assert [line.split()[0] for line in listing().splitlines()[1:]] == names
+    assert {case.group for case in CASES} == {"echo", "accelerator", "model", "tensors", "gap", "growth"}
+
+
+def test_every_module_of_a_case_is_run() -> None:
+    modules = {path.stem for path in (ROOT / "scripts" / "benchmarks" / "cases").glob("[a-z]*.py")}
+    listed = {case.run.__module__.rpartition(".")[2] for case in CASES}
+    assert modules == listed
+
+
+def test_groups_and_cases_are_chosen_in_order_and_once() -> None:
+    assert [case.name for case in chosen(["gap", "echo", "echo-single"])] == ["echo-batched", "echo-single", "gap"]
+    with pytest.raises(ValueError, match="ecko: expected one of"):
+        chosen(["ecko"])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_what_a_case_draws_and_claims_is_among_its_columns(case: Case) -> None:
+    keys = {metric.key for metric in case.metrics}
+    assert all(picture.metric in keys and picture.x in case.by for picture in case.pictures)
+    assert len({file_name(case, picture) for picture in case.pictures}) == len(case.pictures)
+    assert all(target.met(Summary([])) is None for target in case.targets)
+
+
+def test_an_accelerator_s_capacity_is_that_of_full_batches() -> None:
+    assert accelerator.capacity(4) == pytest.approx(4 * 32 / 0.021)
+    assert accelerator.window_s(rate=30, seconds=1.5) == pytest.approx(100 / 30)
+    assert accelerator.window_s(rate=1, seconds=1.5) == 6
+    assert accelerator.window_s(rate=1000, seconds=1.5) == 1.5
+
+
+def test_each_repeat_begins_with_another_system(tmp_path: Path) -> None:
+    run = bench.Bench(repeats=3, seconds=1, folder=tmp_path, threads=1, say=lambda text: None)
+    assert list(run.turns(("a", "b"))) == [(0, "a"), (0, "b"), (1, "b"), (1, "a"), (2, "a"), (2, "b")]
+
+
+def test_cpu_time_is_told_by_request_and_role() -> None:
+    window = bench.Window(0, 2 * 10**9, {"frontend": 300, "broker": 100, "other": 0})
+    assert window.seconds == 2
+    assert window.per_request(100) == {"cpu_us": 4, "cpu_us_frontend": 3, "cpu_us_broker": 1}
+    assert window.per_request(0) == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "role"),
+    [
+        ("/v/bin/python -m engine.cli broker /r/deployment.json --parent 1", "broker"),
+        ("/v/bin/python -m engine.cli frontend /r/deployment.json --parent 1", "frontend"),
+        ("/v/bin/python -m engine.cli worker /r/deployment.json --stage s0-echo", "worker"),
+        ("/v/bin/python -m engine.cli up /r/stages.toml --port 1", "supervisor"),
+        ("/v/lib/python3.11/site-packages/mosec/bin/mosec /r/run/config.json", "server"),
+        ("/v/bin/mosec /r/run/config.json", "server"),
+        ("/v/bin/python -c from multiprocessing.spawn import spawn_main; spawn_main()", "worker"),
+        ("/v/bin/python -c from multiprocessing.resource_tracker import main;main(4)", "supervisor"),
+        ("/v/bin/python /s/adapters/mosec_service.py --port 1", "supervisor"),
+        ("/usr/bin/wrk -t1", "other"),
+    ],
+)
+def test_a_process_is_known_by_its_command_line(line: str, role: str) -> None:
+    assert processes.role(line) == role
+
+
+def test_this_process_has_used_time_and_memory() -> None:
+    assert sum(processes.cpu_us(os.getpid()).values()) > 0
+    assert sum(processes.memory_kib(os.getpid()).values()) > 1000
+
+
+# --- services --------------------------------------------------------------------------------------------------------
+
+SERVICE = plan.Service(
+    (plan.Stage("Make"), plan.Stage("Total", num=2, max_batch_size=8, max_wait_ms=1)), paths=("/a", "/b"), capacity=7
+)
+
+
+def test_a_service_survives_its_json() -> None:
+    assert plan.Service.from_json(SERVICE.to_json()) == SERVICE
+    assert SERVICE.workers == 3
+
+
+def test_a_service_is_a_deployment_of_ours(tmp_path: Path) -> None:
+    adapter = ROOT / "scripts" / "benchmarks" / "adapters" / "stageline_service.py"
+    file = tmp_path / "stages.toml"
+    file.write_text(plan.stages_toml(SERVICE, adapter))
+    deployment = load_config(file, environ={})
+    assert [(stage.name, stage.num, stage.max_batch_size) for stage in deployment.stages] == [
+        ("s0-make", 1, 1),
+        ("s1-total", 2, 8),
+    ]
+    assert [route.path for route in deployment.routes] == ["/a", "/b"]
+    assert deployment.frontend.capacity == 7
+
+
+# --- the open-loop client --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"HTTP/1.1 200 OK\r\ncontent-le", None),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nx", None),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nxy", (200, 40)),
+        (b"HTTP/1.1 429 Too Many Requests\r\na: b\r\ncontent-length:0\r\n\r\n", (429, 58)),
+    ],
+)
+def test_a_response_is_complete_or_not(data: bytes, expected: tuple[int, int] | None) -> None:
+    assert load.parse(data) == expected
+
+
+@pytest.mark.parametrize("data", [b"SSH-2.0\r\n\r\n", b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"])
+def test_a_response_without_a_length_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="content-length"):
+        load.parse(data)
+
+
+def test_an_outcome_counts_what_became_of_each_request() -> None:
+    tally = load.Tally()
+    for status, latency_s in ((200, 0.01), (200, 0.2), (429, 0.001), (503, 0.002), (408, 3.0)):
+        tally.add(status, latency_s)
+    found = tally.outcome(load.Load(port=1, body="", rate=1, seconds=2, connections=1, seed=1), sent=7)
+    assert (found.ok, found.good, found.refused, found.failed) == (2, 1, 2, 3)  # two were never answered
+    assert found.p50_ms == 10
+    assert found.refused_p99_ms == 2
+    assert found.lag_p50_ms is None
+    assert bench.open_values(found)["goodput"] == 0.5
+    assert "lag_p99_ms" not in bench.open_values(found)
+
+
+@contextmanager
+def answering(*answers: bytes) -> Iterator[int]:
+    """A server that answers the requests of each connection with ``answers`` in turn, b"" by closing; its port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        open_ones: list[socket.socket] = []
+        served = iter(range(10**9))
+
+        def serve(connection: socket.socket) -> None:
+            with connection:
+                while connection.recv(65536):
+                    answer = answers[next(served) % len(answers)]
+                    if not answer:
+                        return
+                    connection.sendall(answer)
+
+        def accept() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                open_ones.append(connection)
+                thread = threading.Thread(target=serve, args=(connection,), daemon=True)
+                threads.append(thread)
+                thread.start()
+
+        threads = [threading.Thread(target=accept, daemon=True)]
+        threads[0].start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        for thread in list(threads):
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+BUSY = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n"
+
+
+def test_every_arrival_is_sent_and_answered() -> None:
+    with answering(OK, OK, OK, BUSY) as port:
+        offered = load.Load(port=port, body="{}", rate=400, seconds=0.5, connections=4, seed=1, paths=("/a", "/b"))
+        found = load.Client(offered).run()
+    assert found.sent == len(stats.arrivals(400, 0.5, seed=1))
+    assert (found.ok + found.refused, found.failed) == (found.sent, 0)
+    assert found.refused == found.sent // 4
+    assert found.p50_ms is not None
+
+
+def test_a_connection_that_is_cut_fails_one_request() -> None:
+    with answering(OK, OK, OK, OK, b"") as port:
+        offered = load.Load(port=port, body="{}", rate=200, seconds=0.5, connections=2, seed=1)
+        found = load.Client(offered).run()
+    assert found.failed == found.sent // 5
+    assert found.ok == found.sent - found.failed
+
+
+def test_the_client_is_a_process_that_reads_and_prints_json() -> None:
+    with answering(OK) as port:
+        offered = load.Load(port=port, body="{}", rate=100, seconds=0.2, connections=1, seed=1)
+        told = subprocess.run(
+            [sys.executable, "-m", "benchmarks.load"],
+            input=json.dumps(dataclasses.asdict(offered)), capture_output=True, text=True, check=True, timeout=60,
+            cwd=ROOT / "scripts",
+        )  # fmt: skip
+    found = load.Outcome(**json.loads(told.stdout))
+    assert (found.ok, found.failed) == (found.sent, 0)
+
+
+def test_a_bare_hand_over_hands_over() -> None:
+    pytest.importorskip("numpy")
+    told = subprocess.run(
+        [sys.executable, "-m", "benchmarks.handover", "0.1", "2", "0.1"],
+        capture_output=True, text=True, check=True, timeout=60, cwd=ROOT / "scripts",
+    )  # fmt: skip
+    assert float(told.stdout) > 0
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def results() -> report.Results:
+    case = chosen(["echo-single"])[0]
+    measured = [
+        Row(system, repeat, {"connections": 1}, {"rate": 10.0 + repeat, "p50_ms": 2.0})
+        for system in (OURS, PEER)
+        for repeat in range(3)
+    ]
+    return report.Results({"cpu": "abacus"}, {"mosec": "0.9.8"}, {case.name: {"repeats": "3"}}, {case.name: measured})
+
+
+def test_results_survive_their_json() -> None:
+    assert report.Results.from_json(results().to_json()) == results()
+    with pytest.raises(ValueError, match="format"):
+        report.Results.from_json('{"format": 0}')
+
+
+def test_a_page_shows_what_was_measured_and_nothing_else() -> None:
+    shown = report.page(results())
+    assert "abacus" in shown
+    assert "mosec 0.9.8" in shown
+    assert "| 1 | requests/s | 11 (10-12) | 11 (10-12) | 1.00x |" in shown
+    assert "p50 of one connection" in shown
+    assert "benchmarks/echo-single-rate.svg" in shown
+    assert "MiniLM: texts" not in shown
+
+
+def test_the_page_is_what_the_results_say() -> None:
+    """Run `scripts/bench report` after a change of the page or of the results."""
+    assert (ROOT / "docs" / "benchmarks.md").read_text() == report.page(report.read(RESULTS))
+
+
+def test_a_report_is_written_where_it_is_asked_for(tmp_path: Path) -> None:
+    assert main(["report", "--json", str(tmp_path / "none.json"), "--docs", str(tmp_path / "docs")]) == 0
+    assert (tmp_path / "docs" / "benchmarks.md").read_text() == report.page(None)
+
+
+@pytest.mark.parametrize("words", [[], ["ecko"], ["echo", "--repeats", "0"]])
+def test_bad_words_are_told(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
