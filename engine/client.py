@@ -23,6 +23,7 @@ from engine import admin, transport
 from engine.clock import now
 from engine.core.arena import SHARED_MIN, Ref
 from engine.core.messages import (
+    EVENT_COST,
     Answers,
     Cancel,
     Consumed,
@@ -405,7 +406,7 @@ class Client:
                 continue
             data = bytes(_joined(payload))
             if pending.on_event is None:  # an answer that is given whole: a stage of its route sends what nobody reads
-                self.consumed(seq, len(data))
+                self.consumed(seq, len(data) + EVENT_COST)
                 continue
             pending.begun = True
             pending.on_event(StreamEvent(data, events.flow, events.mime))

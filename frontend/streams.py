@@ -25,7 +25,7 @@ from typing import Final
 from engine.client import Answer, StreamEvent
 from engine.clock import now
 from engine.core import sse
-from engine.core.messages import STREAM_WINDOW, Flow, StageState
+from engine.core.messages import EVENT_COST, STREAM_WINDOW, Flow, StageState
 from engine.errors import Unavailable
 from frontend import errors
 from frontend.broker import BrokerClient
@@ -150,15 +150,16 @@ class Stream:
     # --- inside ------------------------------------------------------------------------------------------------------
 
     def _on_event(self, event: StreamEvent) -> None:
+        cost = len(event.data) + EVENT_COST
         self._learn()
         if self.flow is Flow.UNKNOWN and event.mime:
             self.flow, self.mime = Flow(event.flow), event.mime
         if self.flow is Flow.EVENTS:
-            self._pending.append((sse.event(event.data), len(event.data)))
+            self._pending.append((sse.event(event.data), cost))
         elif self.flow is Flow.CHUNKS and event.flow == Flow.CHUNKS:
-            self._pending.append((event.data, len(event.data)))
+            self._pending.append((event.data, cost))
         else:  # progress reported by an earlier stage, where the answer has no place for it
-            self._client.consumed(self._seq, len(event.data))
+            self._client.consumed(self._seq, cost)
             return
         self._wake.set()
 

@@ -25,7 +25,18 @@ from typing import Final, TypeAlias
 from engine.core.actions import Admit, Drop, Fail, FrontAction, Grant, Release, Settle
 from engine.core.arena import Ref
 from engine.core.items import Item, Request
-from engine.core.messages import Answers, Events, Flow, FrontendBeat, Results, StageState, Status, StreamEvents, Submit
+from engine.core.messages import (
+    EVENT_COST,
+    Answers,
+    Events,
+    Flow,
+    FrontendBeat,
+    Results,
+    StageState,
+    Status,
+    StreamEvents,
+    Submit,
+)
 from engine.core.routing import Topology
 from engine.core.stats import FrontStats
 from engine.core.wire import MICROS, Payload, payload_size, refs_of
@@ -292,7 +303,7 @@ class FrontMachine:
             if request is None:
                 continue
             if self._has_no_place(request, events):
-                self.actions.append(Grant(events.stage, events.worker, uid, payload_size(payload)))
+                self.actions.append(Grant(events.stage, events.worker, uid, payload_size(payload) + EVENT_COST))
                 continue
             if not self._is_streamed_by(request, events):
                 continue

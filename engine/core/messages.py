@@ -31,10 +31,12 @@ import msgspec
 
 PROTOCOL: Final = 1  # raised when a peer of the previous number could misread a message
 STREAM_WINDOW: Final = 1 << 20  # bytes of one stream on their way from a worker to its client
+EVENT_COST: Final = 64  # bytes that each of its events counts beyond its text: what holding it costs, roughly
 
 Id: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=256)]
 Layout: TypeAlias = list[int]
+FlowCode: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=3)]  # of Flow
 Refs: TypeAlias = dict[Id, list[tuple[Id, Id, Id, Id]]]  # item -> (part, arena, offset, length), parts ascending
 
 
@@ -95,7 +97,7 @@ class Cancel(Message, frozen=True, tag=2):
 
 
 class Consumed(Message, frozen=True, tag=8):
-    """The clients of these streams have taken so many more bytes of events: as many more may come."""
+    """The clients of these streams have taken events of so many more bytes (with EVENT_COST): as many more may come."""
 
     nbytes: dict[Id, Id]  # by seq
 
@@ -134,7 +136,7 @@ class Events(Message, frozen=True, tag=5):
     epoch: int
     seqs: list[Id]
     layout: Layout = []
-    flow: int = int(Flow.EVENTS)
+    flow: FlowCode = int(Flow.EVENTS)
     mime: str = ""
 
 
@@ -148,7 +150,7 @@ class StageState(Message, frozen=True, tag=50):
     queued: int
     in_flight: int
     mime: str = "application/json"
-    flow: int = int(Flow.WHOLE)
+    flow: FlowCode = int(Flow.WHOLE)
 
 
 class FrontendPulse(Message, frozen=True, tag=6):
@@ -206,7 +208,7 @@ class Ready(Message, frozen=True, tag=13):
     worker: int
     mime: str
     warmup_ms: int = 0
-    flow: int = int(Flow.WHOLE)
+    flow: FlowCode = int(Flow.WHOLE)
     about: bytes = b""
     maps: bool = False
 
@@ -248,7 +250,7 @@ class CancelItems(Message, frozen=True, tag=19):
 
 
 class Granted(Message, frozen=True, tag=23):
-    """The clients of these items have taken so many more bytes of their events."""
+    """The clients of these items have taken events of so many more bytes (with EVENT_COST)."""
 
     nbytes: dict[Id, Id]  # by uid
 
@@ -307,7 +309,7 @@ class StreamEvents(Message, frozen=True, tag=32):
     worker: int
     uids: list[Id]
     layout: Layout = []
-    flow: int = int(Flow.EVENTS)
+    flow: FlowCode = int(Flow.EVENTS)
     mime: str = ""
 
 

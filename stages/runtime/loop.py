@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from engine.clock import now
 from engine.core import wire
-from engine.core.messages import Batch, Flow, StreamEvents, Welcome
+from engine.core.messages import EVENT_COST, Batch, Flow, StreamEvents, Welcome
 from engine.core.routing import FINAL
 from engine.errors import ProtocolError
 from engine.exitcodes import ExitCode
@@ -217,7 +217,7 @@ class Loop:
             mime=self._worker.resp_mime_type if item.last else "",
         )
         frames = wire.encode(message, [data])
-        self._windows.sent(uid, len(data))
+        self._windows.sent(uid, len(data) + EVENT_COST)
         # Interrupted between two frames of a parcel, the socket would take what follows for the rest of it.
         self._watchdog.undisturbed(lambda: self._outlets.send(FINAL, frames))
         return True

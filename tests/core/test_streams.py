@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engine.core.batching import Policy
 from engine.core.front import TORN
-from engine.core.messages import CancelItems, Events, Flow, Granted, Ready, StreamEvents
+from engine.core.messages import EVENT_COST, CancelItems, Events, Flow, Granted, Ready, StreamEvents
 from engine.core.stage import StageSpec
 from engine.core.wire import decode, encode
 from tests.core.twin import FakeWorker, Twin, topology
@@ -131,7 +131,7 @@ def test_progress_that_the_answer_has_no_place_for_is_dropped_and_costs_nothing(
     twin.submit(1)
     (uid,) = uids(first)
     assert send(twin, first, uid, b"12345") == {}
-    assert first.told == [Granted({uid: 5})]
+    assert first.told == [Granted({uid: 5 + EVENT_COST})]
     twin.kill(first)  # nobody has read anything: it may be computed again
     twin.finish(twin.worker(0))
     twin.finish(second)

@@ -83,6 +83,8 @@ def _values(kind: Any, n: int) -> st.SearchStrategy[Any]:
         return st.just({})
     if messages.Place in args:  # or None
         return st.one_of(st.none(), _values(messages.Place, n))
+    if kind == messages.FlowCode:
+        return st.sampled_from([int(flow) for flow in messages.Flow])
     if hasattr(kind, "__metadata__"):
         return _values(args[0], n)
     return {

@@ -13,7 +13,7 @@ from fakes import READY, Exchange, FakeClient, Response, Service, echo, run, una
 from engine.client import Answer, StreamEvent
 from engine.config.schema import FrontendSection
 from engine.core import sse
-from engine.core.messages import STREAM_WINDOW, Flow
+from engine.core.messages import EVENT_COST, STREAM_WINDOW, Flow
 from engine.core.wire import pack_step
 from frontend import streams
 
@@ -217,7 +217,7 @@ def test_what_a_client_has_taken_is_reported_and_what_waits_is_not() -> None:
         lambda: until(lambda: rig.client.taken),
         lambda: rig.answer(END),
     )
-    assert rig.client.taken == {1: len(quarter) + len(b"small")}
+    assert rig.client.taken == {1: len(quarter) + len(b"small") + 2 * EVENT_COST}
 
 
 def test_a_burst_of_small_events_is_written_together() -> None:
@@ -351,4 +351,4 @@ def test_progress_of_an_earlier_stage_has_no_place_in_a_body(known: bool) -> Non
         lambda: rig.answer(Answer(200, b"", "image/x-thing", TRAIL)),
     )
     assert (response.body, response.headers["content-type"]) == (b"piece", "image/x-thing")
-    assert rig.client.taken == {1: len(b"halfway")}
+    assert rig.client.taken == {1: len(b"halfway") + EVENT_COST}
