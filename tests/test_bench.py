@@ -241,7 +241,6 @@ def test_targets_are_told_met_missed_or_not_measured() -> None:
 
 
 def test_a_picture_is_drawn_of_what_was_measured(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     (path,) = draw(CASE, Summary(ROWS), tmp_path / "pictures")
     assert path.name == file_name(CASE, CASE.pictures[0]) == "made-up-rate.svg"
     assert "<svg" in path.read_text()
@@ -451,7 +450,6 @@ def test_the_client_is_a_process_that_reads_and_prints_json() -> None:
 
 
 def test_a_bare_hand_over_hands_over() -> None:
-    pytest.importorskip("numpy")
     told = subprocess.run(
         [sys.executable, "-m", "benchmarks.handover", "0.1", "2", "0.1"],
         capture_output=True, text=True, check=True, timeout=60, cwd=ROOT / "scripts",
