@@ -18,8 +18,11 @@ from dataclasses import dataclass
 import psutil
 import pytest
 import zmq
+from hypothesis import settings
 
 faulthandler.enable()
+settings.register_profile("project", deadline=None)  # a busy machine is no failure
+settings.load_profile("project")
 
 
 def _start_helpers() -> None:

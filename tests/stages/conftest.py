@@ -149,6 +149,10 @@ class Broker:
         self.tell(Welcome(self.epoch, self.key, transport.bound(lane), True))
         return hello
 
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        """Pump until it holds."""
+        wait_until(condition, self.pump, what)
+
     def give(
         self,
         batch: int,

@@ -281,9 +281,11 @@ def test_revoked_batch_is_skipped(bench: Any, start: Any, let_go: Any) -> None:
     assert [item.status for item in broker.settled(second)] == [Status.SKIPPED] * 2
 
 
-def test_cancelled_items_stop_and_are_not_begun(start: Any) -> None:
+def test_cancelled_items_stop_and_are_not_begun(start: Any, tmp_path: Path) -> None:
     broker, _ = start()
-    running = broker.give(1, [{"do": "until_cancelled"}])
+    begun = tmp_path / "begun"
+    running = broker.give(1, [{"do": "until_cancelled", "path": str(begun)}])
+    broker.until(begun.exists, "the first batch to begin")
     waiting = broker.give(2, [{"do": "echo", "x": 1}] * 2)
     broker.tell(CancelItems([waiting[0]]))
     broker.tell(CancelItems(running))

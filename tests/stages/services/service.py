@@ -42,7 +42,8 @@ class Obey(Worker):
         with open(value["path"]):  # until the test opens it for writing
             return "through"
 
-    def until_cancelled(self, position: int, _value: dict[str, Any]) -> Any:
+    def until_cancelled(self, position: int, value: dict[str, Any]) -> Any:
+        open(value["path"], "w").close()  # to say that it has begun
         while not self.context(position).cancelled:
             time.sleep(0.002)
         return "cancelled"
