@@ -26,7 +26,7 @@ RESULTS: Final = DOCS / "benchmarks" / "results.json"
 
 EXAMPLES: Final = """\
 examples:
-  scripts/bench all                        every case, about a quarter of an hour
+  scripts/bench all                        every case, about twenty minutes
   scripts/bench echo                       one group of cases
   scripts/bench gap --repeats 5 --seconds 10
   scripts/bench model --threads 1 --json /tmp/model.json

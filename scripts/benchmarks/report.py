@@ -23,7 +23,7 @@ INTRODUCTION: Final = """\
 Stageline beside [Mosec](https://pypi.org/project/mosec/) and [LitServe](https://pypi.org/project/litserve/): the same
 worker code, one machine, one run.
 
-    scripts/bench all                      # every case; writes docs/benchmarks/results.json
+    scripts/bench all                      # every case, twenty minutes; writes docs/benchmarks/results.json
     scripts/bench echo --seconds 5         # one group of cases, longer measurements
     scripts/bench accelerator-2 --json accelerator.json
     scripts/bench gap --json docs/benchmarks/results.json --add     # one case measured again, the others kept
