@@ -7,7 +7,7 @@ the ROUTER for questions. Answers leave once per pass, one parcel per frontend, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -16,8 +16,8 @@ import zmq
 from engine import transport
 from engine.broker import report
 from engine.broker.arenas import Arenas
-from engine.broker.letters import Drain, Look, Seen, Stop, ToFront, ToStage
-from engine.broker.loop import BrokerThread, letters_from, parcels
+from engine.broker.letters import Drain, Look, Seen, ToFront, ToStage
+from engine.broker.loop import Part, letters_from, parcels
 from engine.broker.mailbox import Mailbox
 from engine.broker.watch import Watch
 from engine.clock import now as clock
@@ -59,7 +59,7 @@ class Question:
     parts: dict[int, object] = field(default_factory=dict)
 
 
-class FrontThread(BrokerThread[ToFront]):
+class FrontPart(Part[ToFront]):
     def __init__(
         self,
         spec: FrontSpec,
@@ -71,9 +71,8 @@ class FrontThread(BrokerThread[ToFront]):
         endpoints: Endpoints,
         context: zmq.Context[zmq.Socket[bytes]],
         arenas: Arenas,
-        failed: Callable[[], None],
     ) -> None:
-        super().__init__("front", failed)
+        super().__init__()
         self.machine = FrontMachine(spec, topology, epoch, absent_at=clock() + REJOIN_S)
         self.stages: Sequence[Mailbox[ToStage]] = ()  # set before start
         self._name = name
@@ -93,14 +92,14 @@ class FrontThread(BrokerThread[ToFront]):
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
-    def _open(self) -> None:
-        self._front = self._own(transport.router(self._context, self._endpoints.front))
-        self._egress = self._own(transport.pull(self._context, self._endpoints.egress))
-        self._admin = self._own(transport.router(self._context, self._endpoints.admin))
+    def open(self, poller: zmq.Poller) -> None:
+        self._front = self._own(poller, transport.router(self._context, self._endpoints.front))
+        self._egress = self._own(poller, transport.pull(self._context, self._endpoints.egress))
+        self._admin = self._own(poller, transport.router(self._context, self._endpoints.admin))
         if (fd := self._watch.fileno()) is not None:
-            self.poller.register(fd, zmq.POLLIN)
+            self._listen(poller, fd)
 
-    def _pass(self, events: dict[object, int]) -> float:
+    def work(self, events: dict[object, int]) -> float:
         now = clock()
         for letter in self.mailbox.take():
             self._handle_letter(letter)
@@ -130,8 +129,8 @@ class FrontThread(BrokerThread[ToFront]):
         for token in [token for token, question in self._questions.items() if question.until < now]:
             del self._questions[token]
 
-    def _close(self) -> None:
-        super()._close()
+    def close(self) -> None:
+        super().close()
         self._watch.close()
 
     # --- events in ---------------------------------------------------------------------------------------------------
@@ -154,8 +153,6 @@ class FrontThread(BrokerThread[ToFront]):
         elif type(letter) is Drain:
             machine.draining = True
             self._pulse_all()
-        elif type(letter) is Stop:
-            self.stop()
 
     def _handle_egress(self, message: Message, payloads: list[Payload], now: float) -> None:
         if isinstance(message, Results) and 0 <= message.stage < len(self.stages) and not message.refs:

@@ -30,10 +30,5 @@ class Drain:
     """Admit nothing more (front); release what there is without waiting for more (stage)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Leave the loop and close the sockets."""
-
-
-ToStage: TypeAlias = Admit | Drop | Grant | Settle | Look | Drain | Stop
-ToFront: TypeAlias = Fail | News | Seen | Drain | Stop
+ToStage: TypeAlias = Admit | Drop | Grant | Settle | Look | Drain
+ToFront: TypeAlias = Fail | News | Seen | Drain

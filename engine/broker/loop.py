@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from math import ceil, inf
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import zmq
 
 from engine import transport
-from engine.broker.mailbox import Mailbox
+from engine.broker.mailbox import Bell, Mailbox
 from engine.clock import now
 from engine.core.messages import AnyMessage
 from engine.core.wire import Payload, decode
@@ -33,79 +33,109 @@ LONGEST_POLL_S: Final = (
 Letter = TypeVar("Letter")
 
 
-class BrokerThread(ABC, Generic[Letter]):
-    """Runs ``_open``, then ``_pass`` until it is told to stop, then ``_close``, all in its own thread."""
+class Part(ABC, Generic[Letter]):
+    """One machine with its sockets and its mailbox, carried by a :class:`PartThread`, which alone calls it."""
 
-    def __init__(self, name: str, failed: Callable[[], None]) -> None:
+    def __init__(self) -> None:
         self.mailbox: Mailbox[Letter] = Mailbox()
+        self.wake = 0.0  # when it wants to be called at the latest
+        self._sources: list[object] = []
+        self._sockets: list[zmq.Socket[bytes]] = []
+
+    @abstractmethod
+    def open(self, poller: zmq.Poller) -> None:
+        """Make and register sockets. StartError when an address cannot be bound."""
+
+    @abstractmethod
+    def work(self, events: dict[object, int]) -> float:
+        """Do what there is to do; returns when to come again at the latest."""
+
+    def close(self) -> None:
+        """Close what ``open`` made, as far as it came."""
+        for sock in self._sockets:
+            sock.close()
+
+    def is_due(self, events: dict[object, int], instant: float) -> bool:
+        """Whether anything is there to do."""
+        return instant >= self.wake or bool(self.mailbox) or any(source in events for source in self._sources)
+
+    def _own(self, poller: zmq.Poller, sock: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
+        """Poll a socket, and close it in the end."""
+        self._sockets.append(sock)
+        self._listen(poller, sock)
+        return sock
+
+    def _listen(self, poller: zmq.Poller, source: zmq.Socket[bytes] | int) -> None:
+        poller.register(source, zmq.POLLIN)
+        self._sources.append(source)
+
+
+class PartThread:
+    """A thread that carries parts: opens them, works them pass after pass until it is stopped, closes them."""
+
+    def __init__(self, name: str, parts: Sequence[Part[Any]], failed: Callable[[], None]) -> None:
         self.started = threading.Event()
         self.error: Exception | None = None  # why it could not start
-        self.poller = zmq.Poller()
+        self._parts = tuple(parts)
         self._failed = failed
+        self._bell = Bell()
+        for part in parts:
+            part.mailbox.bell = self._bell
+        self._poller = zmq.Poller()
         self._stopping = False
-        self._sockets: list[zmq.Socket[bytes]] = []
         self._thread = threading.Thread(target=self._main, name=name)
 
     def start(self) -> None:
         self._thread.start()
 
-    def join(self, timeout_s: float) -> bool:
-        """Wait for the end; False when the thread is still running."""
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
-
-    def stop(self) -> None:
-        """To be called by the thread itself, on a Stop letter."""
+    def stop(self, timeout_s: float) -> bool:
+        """End it and wait; False when it is still running. From any thread but its own."""
         self._stopping = True
+        self._bell.ring()
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            return False
+        self._bell.close()
+        return True
 
     def _main(self) -> None:
         try:
             try:
-                self._open()
+                for part in self._parts:
+                    part.open(self._poller)
             except Exception as error:
                 self.error = error
                 return
             finally:
                 self.started.set()
-            self.poller.register(self.mailbox.fileno(), zmq.POLLIN)
-            wake = 0.0
+            self._poller.register(self._bell.fileno(), zmq.POLLIN)
             while not self._stopping:
-                wake = self._pass(self._wait(wake))
+                events = self._wait()
+                instant = now()
+                for part in self._parts:
+                    if part.is_due(events, instant):
+                        part.wake = part.work(events)
         except Exception:
             log.critical("%s failed", self._thread.name, exc_info=True)
             self._failed()
         finally:
-            self._close()
+            for part in self._parts:
+                part.close()
 
-    def _wait(self, wake: float) -> dict[object, int]:
-        """Poll until something is readable, a letter came, or ``wake``."""
+    def _wait(self) -> dict[object, int]:
+        """Poll until something is readable, a letter came, or a part wants to be called."""
+        wake = min([part.wake for part in self._parts])
         timeout = min(max(0.0, wake - now()), LONGEST_POLL_S) if wake != inf else LONGEST_POLL_S
-        if not self.mailbox.may_sleep():
+        bell = self._bell
+        bell.asleep = True
+        if self._stopping or any(part.mailbox for part in self._parts):
             timeout = 0.0
         # Rounded up: a wake-up that is a fraction of a millisecond early would poll again and again until it is due.
-        events: dict[object, int] = dict(self.poller.poll(ceil(timeout * 1000)))
-        if self.mailbox.fileno() in events:
-            self.mailbox.clear_signal()
+        events: dict[object, int] = dict(self._poller.poll(ceil(timeout * 1000)))
+        bell.asleep = False
+        if bell.fileno() in events:
+            bell.silence()
         return events
-
-    @abstractmethod
-    def _open(self) -> None:
-        """Make and register sockets. StartError when an address cannot be bound."""
-
-    @abstractmethod
-    def _pass(self, events: dict[object, int]) -> float:
-        """Do what there is to do; returns when to come again at the latest."""
-
-    def _own(self, sock: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
-        """Poll a socket, and close it in the end."""
-        self._sockets.append(sock)
-        self.poller.register(sock, zmq.POLLIN)
-        return sock
-
-    def _close(self) -> None:
-        """Close what ``_open`` made, as far as it came."""
-        for sock in self._sockets:
-            sock.close()
 
 
 def parcels(sock: zmq.Socket[bytes]) -> Iterator[tuple[AnyMessage, list[Payload]]]:

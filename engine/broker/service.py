@@ -13,14 +13,14 @@ import secrets
 import select
 import sys
 import threading
-from typing import Any, Final
+from typing import Final
 
 from engine import transport
 from engine.broker.arenas import Arenas
-from engine.broker.front import FrontThread
-from engine.broker.letters import Drain, Stop
-from engine.broker.loop import BrokerThread
-from engine.broker.stage import StageThread
+from engine.broker.front import FrontPart
+from engine.broker.letters import Drain
+from engine.broker.loop import PartThread
+from engine.broker.stage import StagePart
 from engine.clock import Deadline
 from engine.config import Deployment, StageSection
 from engine.core.batching import Policy
@@ -62,7 +62,7 @@ class Broker:
         self._failures, self._failure = os.pipe()
         self._context = transport.context()
         self.arenas = Arenas(deployment.engine.shared_memory)
-        self.front = FrontThread(
+        self.front = FrontPart(
             FrontSpec(deployment.frontend.capacity, deployment.frontend.capacity_bytes),
             topology,
             name=deployment.engine.name,
@@ -71,10 +71,9 @@ class Broker:
             endpoints=self.endpoints,
             context=self._context,
             arenas=self.arenas,
-            failed=self._fail,
         )
         self.stages = [
-            StageThread(
+            StagePart(
                 index,
                 stage_spec(stage, max_attempts=deployment.engine.max_attempts),
                 topology,
@@ -84,7 +83,6 @@ class Broker:
                 endpoints=self.endpoints,
                 context=self._context,
                 arenas=self.arenas,
-                failed=self._fail,
             )
             for index, stage in enumerate(deployment.stages)
         ]
@@ -93,6 +91,10 @@ class Broker:
         for stage in self.stages:
             stage.stages = mailboxes
             stage.front = self.front.mailbox
+        self._threads = [
+            PartThread("front", [self.front], self._fail),
+            *(PartThread(f"stage-{stage.machine.spec.name}", [stage], self._fail) for stage in self.stages),
+        ]
 
     def _fail(self) -> None:
         self.failed.set()
@@ -104,12 +106,11 @@ class Broker:
 
     def start(self) -> None:
         """Start every thread; raises StartError, with everything closed again, when one cannot bind."""
-        threads: list[BrokerThread[Any]] = [*self.stages, self.front]
-        for thread in threads:
+        for thread in self._threads:
             thread.start()
-        for thread in threads:
+        for thread in self._threads:
             thread.started.wait()
-        error = next((thread.error for thread in threads if thread.error is not None), None)
+        error = next((thread.error for thread in self._threads if thread.error is not None), None)
         if error is not None:
             self.stop()
             raise error if isinstance(error, StartError) else StartError(str(error)) from error
@@ -127,19 +128,11 @@ class Broker:
 
     def stop(self) -> None:
         """End all threads and the context. A thread that does not end is left to the end of the process."""
-        ended = True
-        for thread in self.stages:
-            thread.mailbox.post(Stop())
-        for thread in self.stages:
-            ended = thread.join(JOIN_S) and ended
-        self.front.mailbox.post(Stop())
-        ended = self.front.join(JOIN_S) and ended
-        if not ended:
+        # A list, not a generator in all(): every one is told to stop. The front comes last, it sends the last answers.
+        ended = [thread.stop(JOIN_S) for thread in reversed(self._threads)]
+        if not all(ended):
             log.error("a broker thread did not end; its sockets are left to the end of the process")
             return
-        self.front.mailbox.close()
-        for stage in self.stages:
-            stage.mailbox.close()
         os.close(self._failures)
         os.close(self._failure)
         self.arenas.close()

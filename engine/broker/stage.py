@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Final
 
@@ -18,8 +18,8 @@ import zmq
 from engine import transport
 from engine.broker import report
 from engine.broker.arenas import Arenas
-from engine.broker.letters import Drain, Look, Seen, Stop, ToFront, ToStage
-from engine.broker.loop import BrokerThread, letters_from, parcels
+from engine.broker.letters import Drain, Look, Seen, ToFront, ToStage
+from engine.broker.loop import Part, letters_from, parcels
 from engine.broker.mailbox import Mailbox
 from engine.broker.watch import Watch
 from engine.clock import now as clock
@@ -61,7 +61,7 @@ class Lane:
         return not self.pending
 
 
-class StageThread(BrokerThread[ToStage]):
+class StagePart(Part[ToStage]):
     def __init__(
         self,
         index: int,
@@ -74,9 +74,8 @@ class StageThread(BrokerThread[ToStage]):
         endpoints: Endpoints,
         context: zmq.Context[zmq.Socket[bytes]],
         arenas: Arenas,
-        failed: Callable[[], None],
     ) -> None:
-        super().__init__(f"stage-{spec.name}", failed)
+        super().__init__()
         self.machine = StageMachine(index, spec, topology, ledger, epoch, absent_at=clock() + REJOIN_S)
         self.index = index
         self.front: Mailbox[ToFront] | None = None  # set before start, like stages
@@ -94,13 +93,13 @@ class StageThread(BrokerThread[ToStage]):
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
-    def _open(self) -> None:
-        self._control = self._own(transport.router(self._context, self._endpoints.control(self.index)))
-        self._intake = self._own(transport.pull(self._context, self._endpoints.intake(self.index)))
+    def open(self, poller: zmq.Poller) -> None:
+        self._control = self._own(poller, transport.router(self._context, self._endpoints.control(self.index)))
+        self._intake = self._own(poller, transport.pull(self._context, self._endpoints.intake(self.index)))
         if (fd := self._watch.fileno()) is not None:
-            self.poller.register(fd, zmq.POLLIN)
+            self._listen(poller, fd)
 
-    def _pass(self, events: dict[object, int]) -> float:
+    def work(self, events: dict[object, int]) -> float:
         machine = self.machine
         now = clock()
         for letter in self.mailbox.take():
@@ -140,10 +139,10 @@ class StageThread(BrokerThread[ToStage]):
     def _knows(self, results: Results) -> bool:
         return 0 <= results.stage < len(self.stages)
 
-    def _close(self) -> None:
+    def close(self) -> None:
         for key in list(self._lanes):
             self._close_lane(key)
-        super()._close()
+        super().close()
         self._watch.close()
 
     # --- events in ---------------------------------------------------------------------------------------------------
@@ -162,8 +161,6 @@ class StageThread(BrokerThread[ToStage]):
             self._show(letter, now)
         elif type(letter) is Drain:
             machine.draining = True
-        elif type(letter) is Stop:
-            self.stop()
 
     def _show(self, look: Look, now: float) -> None:
         part: object
