@@ -1,4 +1,4 @@
-"""Arrays between stages in NumBin (https://pypi.org/project/numbin/), which is not pickle: the extra ``numbin``.
+"""Arrays between stages in NumBin, which is not pickle: the extra ``numbin``.
 
 Both stages need the mixin: the one that gives and the one that takes.
 """
