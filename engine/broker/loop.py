@@ -95,6 +95,8 @@ class PartThread:
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             return False
+        for part in self._parts:
+            part.mailbox.bell = None  # its descriptor may soon be somebody else's
         self._bell.close()
         return True
 
