@@ -19,17 +19,19 @@ def spin(until):
         pass
     return "done"
 
+sys.setswitchinterval(1e-5)  # the watching thread gets its turn while this one spins
 outcomes = {"done": 0, "interrupted": 0}
 for turn in range(600):
     watchdog.begin()
-    # Ends within a few microseconds of the limit, before and after it: the signal lands everywhere.
-    until = time.monotonic() + LIMIT + (turn % 60 - 30) * 5e-6
+    # Ends within a few microseconds of the limit, before and after it: the signal lands everywhere. One in 60 does not
+    # end by itself: however busy the machine is, it is interrupted.
+    until = time.monotonic() + (LIMIT + (turn % 60 - 30) * 5e-6 if turn % 60 else 30.0)
     try:
         outcomes[watchdog.call(spin, until)] += 1
     except EngineTimeoutError:
         outcomes["interrupted"] += 1
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0), "the timer that kills was left running"
-assert outcomes["interrupted"], outcomes
+assert outcomes["interrupted"] >= 10, outcomes
 
 # Work of ours inside forward is not torn; the interruption follows it.
 log = []
