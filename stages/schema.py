@@ -8,6 +8,7 @@ the type of an answer.
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 import types
 from collections.abc import Collection, Iterable, Sequence
@@ -122,7 +123,9 @@ def _boundary(worker: Worker, mime: str, type_of: Any, mode: models.Mode) -> Bou
     except (TypeError, NameError, AttributeError, SyntaxError, ValueError, RecursionError) as error:
         side = "request" if mode == "validation" else "response"
         text = " ".join(str(error).split())
-        get_logger().warning("no schema of the %s of %s: %s", side, type(worker).__name__, text)
+        # A type that JSON Schema cannot say, an array in a stage with its own `serialize`, is no mistake.
+        level = logging.INFO if isinstance(error, TypeError) else logging.WARNING
+        get_logger().log(level, "no schema of the %s of %s: %s", side, type(worker).__name__, text)
         return Boundary(mime)
     if _MSGPACK.match(mime):
         schema, named = _binary(schema), {name: _binary(one) for name, one in named.items()}
