@@ -1,9 +1,11 @@
 """The workers of one stage, their batches, and which of them could take another: pure bookkeeping.
 
-A worker has a credit of two: a batch it computes, and one given in advance. Its place follows from what it has:
+A worker's credit is the batch it computes and one in advance, so that it need not wait for the broker when it is done.
+Where batches take less time than the broker needs to hear of one and send the next (:func:`credit_for`), one would not
+do: it gets as many as keep it busy for AHEAD_S. Its place follows from what it has:
 
     idle        ready, nothing in flight; the longest idle comes first
-    single      ready, one batch, room for one in advance; the one that computes longest comes first
+    room        ready, has batches and credit for more; the one with the fewest comes first, then the longest so
     computing   has a batch, whatever its state; the first to reach its time limit comes first
 """
 
@@ -13,11 +15,24 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from math import inf
+from math import ceil, inf
+from typing import Final
 
 import msgspec
 
 from engine.core.items import Item
+
+# Work given in advance, in seconds: what two messages, a pass of the broker and a few wake-ups of threads take when all
+# of them are busy. A batch may find itself behind a slow one for no more than CREDIT_MAX - 1 others.
+AHEAD_S: Final = 0.002
+CREDIT_MAX: Final = 8  # batches
+
+
+def credit_for(batch_s: float) -> int:
+    """How many batches a worker may have when one takes ``batch_s`` seconds (0: not known yet)."""
+    if batch_s <= 0.0:
+        return 2
+    return max(2, min(1 + ceil(AHEAD_S / batch_s), CREDIT_MAX))
 
 
 class WorkerState(str, Enum):
@@ -47,12 +62,13 @@ class Worker:
     heard: float
     maps: bool = False  # it can be given references to shared memory
     state: WorkerState = WorkerState.STARTING
-    batches: OrderedDict[int, InFlight] = field(default_factory=OrderedDict)  # first: computing; second: in advance
+    batches: OrderedDict[int, InFlight] = field(default_factory=OrderedDict)  # first: computing; others: in advance
     since: float = 0.0  # when it began to compute the first of them
     done_batches: int = 0
     done_items: int = 0
     families: bytes = b""
     dismissed: bool = False
+    place: int = -1  # in the crew: how many batches it had when it was last found ready for one more
 
     @property
     def in_flight(self) -> int:
@@ -65,46 +81,52 @@ class Crew:
 
     def __init__(self, *, in_advance: bool) -> None:
         self.workers: dict[int, Worker] = {}
-        self.idle: OrderedDict[int, Worker] = OrderedDict()
-        self.single: OrderedDict[int, Worker] = OrderedDict()
+        self._ready: list[OrderedDict[int, Worker]] = [OrderedDict() for _ in range(CREDIT_MAX)]  # by batches they have
         self._computing: OrderedDict[int, Worker] = OrderedDict()
         self._in_advance = in_advance
+        self._credit = 2 if in_advance else 1
+
+    def learn(self, batch_s: float) -> None:
+        """How long a batch takes now."""
+        if self._in_advance:
+            self._credit = credit_for(batch_s)
 
     def place(self, worker: Worker, now: float, *, begins: bool) -> None:
         """Put a worker where it belongs after its batches or its state changed. ``begins``: it computes another batch
         from now on."""
         key = worker.key
-        self.idle.pop(key, None)
-        self.single.pop(key, None)
-        if not worker.batches:
+        self.rest(worker)
+        count = len(worker.batches)
+        if not count:
             self._computing.pop(key, None)
-            if worker.state is WorkerState.READY:
-                self.idle[key] = worker
-            return
-        if begins:
+        elif begins:
             worker.since = now
             self._computing[key] = worker
             self._computing.move_to_end(key)
-        if worker.state is WorkerState.READY and self._in_advance and len(worker.batches) == 1:
-            (only,) = worker.batches.values()
-            if not only.alone and not only.revoked:
-                self.single[key] = worker
+        if worker.state is WorkerState.READY and count < CREDIT_MAX:
+            for batch in worker.batches.values():
+                if batch.alone or batch.revoked:
+                    return
+            worker.place = count
+            self._ready[count][key] = worker
 
-    def rest(self, key: int) -> None:
+    def rest(self, worker: Worker) -> None:
         """Give a worker nothing more for now; what it has, it keeps."""
-        self.idle.pop(key, None)
-        self.single.pop(key, None)
+        if worker.place >= 0:
+            del self._ready[worker.place][worker.key]
+            worker.place = -1
 
     def remove(self, key: int) -> None:
-        self.rest(key)
+        worker = self.workers.pop(key)
+        self.rest(worker)
         self._computing.pop(key, None)
-        del self.workers[key]
 
-    def take_idle(self) -> Worker:
-        return self.idle.popitem(last=False)[1]
-
-    def take_single(self) -> Worker:
-        return self.single.popitem(last=False)[1]
+    def next(self) -> Worker | None:
+        """Who would get the next batch: somebody idle, else whoever has the fewest and credit for more."""
+        for place in range(self._credit):
+            for worker in self._ready[place].values():
+                return worker
+        return None
 
     def late(self, now: float, timeout_s: float) -> Iterator[Worker]:
         """Workers whose batch has taken ``timeout_s``, each given out once per batch."""

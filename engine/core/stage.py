@@ -3,8 +3,8 @@
 Events come in as method calls with ``now``; what must happen comes out in :attr:`StageMachine.actions`, which the
 stage's thread takes and carries out. Rules held here:
 
-* a batch is bound to a worker at the last moment: to an idle one, or in advance to the one that computes longest, if
-  the batch could not grow any more (:mod:`engine.core.batching`);
+* a batch is bound to a worker at the last moment: to an idle one, or in advance to one that computes, if the batch
+  could not grow any more (:mod:`engine.core.batching`, :mod:`engine.core.crew`);
 * an item stays in flight until the next hop has its result; when its worker dies first it goes back to the front of the
   queue with ``attempt + 1``. Its last attempt is made alone, on an idle worker, with nothing given in advance behind
   it: so an item that kills workers can take innocent ones along at most ``max_attempts - 1`` times, and never to the
@@ -240,7 +240,7 @@ class StageMachine:
             return
         worker.heard = now
         worker.state = WorkerState.LEAVING
-        self.crew.rest(key)
+        self.crew.rest(worker)
         self._dismiss(worker)
         self._tell()
 
@@ -249,7 +249,7 @@ class StageMachine:
         if key not in self.workers:
             return
         worker = self.workers[key]
-        self.crew.rest(key)
+        self.crew.rest(worker)
         if worker.batches and not self.spec.idempotent:
             self._dying.append((now + SETTLE_S, key))
         else:
@@ -281,6 +281,7 @@ class StageMachine:
             if not batch.revoked and worker.state is not WorkerState.OVERDUE:
                 lane.compute_s += took
                 self.service_s += (took - self.service_s) * (SERVICE_SMOOTHING if self.service_s else 1.0)
+                self.crew.learn(self.service_s)
             self._overdue.pop(worker.key, None)
             if worker.state is WorkerState.OVERDUE:
                 worker.state = WorkerState.READY
@@ -296,21 +297,22 @@ class StageMachine:
         wake = inf
         crew = self.crew
         while True:
-            if self.last_attempts and crew.idle:
+            worker = crew.next()
+            if worker is None:
+                break
+            is_idle = not worker.batches
+            if self.last_attempts:  # before all else, and alone: nothing is given in advance while one waits
+                if not is_idle:
+                    break
                 item = self.last_attempts.popleft()
                 if item.is_due(now):
-                    self._dispatch(crew.take_idle(), [item], Reason.REPLAY, now)
+                    self._dispatch(worker, [item], Reason.REPLAY, now)
                 else:
                     self._drop([item], now)
                 continue
             if not len(self.queue):
                 break
-            if crew.idle:
-                taker = Taker.IDLE
-            elif crew.single and not self.last_attempts:  # which wait for somebody to become idle
-                taker = Taker.BUSY
-            else:
-                break
+            taker = Taker.IDLE if is_idle else Taker.BUSY
             # The earliest deadline costs a look at every item; it matters only if a partial batch may wait.
             partial = len(self.queue) < self.spec.policy.max_batch_size
             backlog = self.queue.backlog(deadlines=partial and (taker is Taker.BUSY or not self.spec.policy.eager))
@@ -324,7 +326,6 @@ class StageMachine:
             if dead:
                 self._drop(dead, now)
             if items:
-                worker = crew.take_idle() if taker is Taker.IDLE else crew.take_single()
                 self._dispatch(worker, items, decision.reason, now)
         if self._is_full() != self._was_full:
             self._tell()
@@ -368,7 +369,7 @@ class StageMachine:
         if worker.state is WorkerState.READY:
             worker.state = WorkerState.OVERDUE
         self._overdue[worker.key] = now + self.spec.kill_after_s
-        self.crew.rest(worker.key)
+        self.crew.rest(worker)
         revoked = [batch for batch in worker.batches.values() if batch is not first and not batch.revoked]
         for batch in revoked:
             # The batch given in advance has not begun: others may have it. It stays on this worker's books until the
