@@ -1,13 +1,14 @@
-"""The broker process: threads around the pure machines of :mod:`engine.core`.
+"""The broker process: parts around the pure machines of :mod:`engine.core`.
 
-    service   makes the threads, waits for signals, drains, ends
-    front     one thread: the door (ROUTER front, PULL egress, ROUTER admin) around core.front.FrontMachine
-    stage     one thread per stage: workers and batches (ROUTER control, PULL intake, PUSH lanes) around StageMachine
+    service   makes the parts and their thread, waits for signals, drains, ends
+    loop      what a part is, and the thread that carries parts
+    front     the part at the door (ROUTER front, PULL egress, ROUTER admin) around core.front.FrontMachine
+    stage     a part per stage: workers and batches (ROUTER control, PULL intake, PUSH lanes) around StageMachine
     arenas    shared memory: made, accounted for, ended
-    mailbox   how threads hand each other work
+    mailbox   how parts hand each other work
     watch     notices at once that a process of this host has ended
     report    what the machines counted, as metrics and as status
 
-Each thread owns its sockets and its machine. Between threads only mailboxes, and the ledger of requests under the
-rule of :mod:`engine.core.items`.
+Each part owns its sockets and its machine. Between parts only mailboxes, and the ledger of requests under the rule of
+:mod:`engine.core.items`; so it is a line in ``service`` which thread carries which part. One carries all.
 """

@@ -1,4 +1,4 @@
-"""The life of a broker thread, the same for the front and for stages: set up, pass after pass, close.
+"""The life of the broker's parts and of the thread that carries them: set up, pass after pass, close.
 
 A pass is bounded: so many letters, so many parcels of each socket, then time limits, then sending; so no source can
 keep the others waiting. A thread that fails ends the process: the supervisor starts a new broker, whose epoch tells

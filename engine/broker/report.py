@@ -1,7 +1,7 @@
 """What the machines counted, as status (for people) and as metrics (for Prometheus).
 
-Each stage's thread makes its own part and posts it to the front, which puts the parts together: nobody reads what
-another thread is changing. Connection labels are worker slots, which stay the same over restarts, so label sets stay
+Each stage tells its own side and posts it to the front, which puts them together: nobody reads what another part of
+the broker is changing. Connection labels are worker slots, which stay the same over restarts, so label sets stay
 bounded.
 """
 

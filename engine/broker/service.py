@@ -1,4 +1,4 @@
-"""The broker process: makes the threads, waits for a signal, drains, ends.
+"""The broker process: makes its parts and the thread that carries them, waits for a signal, drains, ends.
 
 Order of start: all stages and the front bind before anybody is told "ready", so that a port in use fails the start and
 not a request. Order of stop: the front stops admitting; what is admitted finishes, within ``grace``; then the stages
@@ -11,7 +11,6 @@ import logging
 import os
 import secrets
 import select
-import sys
 import threading
 from typing import Final
 
@@ -33,7 +32,6 @@ from engine.signals import STOPPING, Signals
 
 log: Final = logging.getLogger("stageline.broker")
 
-SWITCH_INTERVAL_S: Final = 0.0005  # a thread with work waits at most this long for one that computes, not 5 ms
 JOIN_S: Final = 2.0
 
 
@@ -91,10 +89,8 @@ class Broker:
         for stage in self.stages:
             stage.stages = mailboxes
             stage.front = self.front.mailbox
-        self._threads = [
-            PartThread("front", [self.front], self._fail),
-            *(PartThread(f"stage-{stage.machine.spec.name}", [stage], self._fail) for stage in self.stages),
-        ]
+        # One thread for all parts, the front first: what it admits leaves in the same pass.
+        self._threads = [PartThread("broker", [self.front, *self.stages], self._fail)]
 
     def _fail(self) -> None:
         self.failed.set()
@@ -141,7 +137,6 @@ class Broker:
 
 def serve(deployment: Deployment, notify: Notifier) -> int:
     """Run a broker until SIGTERM or SIGINT. Returns the exit code of the process."""
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
     os.umask(0o077)  # ipc sockets are for this user alone
     with Signals(STOPPING) as signals:  # before "ready": a stop may follow it at once
         try:

@@ -8,10 +8,10 @@ import pytest
 
 from engine.core.actions import News
 from engine.core.batching import Policy
-from engine.core.crew import WorkerState
+from engine.core.crew import AHEAD_S, CREDIT_MAX, WorkerState, credit_for
 from engine.core.messages import PROTOCOL, CancelItems, Dismiss, Hello, Pulse, Refused, Revoke, WorkerBeat
 from engine.core.stage import ABSENT_S, SETTLE_S, SILENCE_S, StageMachine, StageSpec
-from tests.core.twin import Twin, topology
+from tests.core.twin import FakeWorker, Twin, topology
 
 SPEC = StageSpec("s0", 1, Policy(4, 1 << 20, 0.010), timeout_s=2.0, kill_after_s=1.0, max_queue_bytes=1 << 20)
 
@@ -41,6 +41,51 @@ def test_while_the_worker_is_busy_the_next_batch_grows_until_it_is_full() -> Non
         twin.submit(1, first=seq)
     assert [(len(batch.uids), batch.reason) for batch, _ in worker.lane] == [(1, "idle"), (4, "full")]
     assert len(twin.stages[0].queue) == 4  # no third batch: the credit is two
+
+
+@pytest.mark.parametrize(
+    ("batch_s", "credit"),
+    [(0.0, 2), (1.0, 2), (AHEAD_S, 2), (AHEAD_S / 2, 3), (AHEAD_S / 3, 4), (AHEAD_S / 1000, CREDIT_MAX)],
+)
+def test_the_shorter_a_batch_the_more_of_them_are_given(batch_s: float, credit: int) -> None:
+    assert credit_for(batch_s) == credit
+
+
+def learnt(twin: Twin, batch_s: float) -> FakeWorker:
+    """A worker that has computed one batch, in so many seconds: the stage knows no other."""
+    worker = twin.worker()
+    twin.submit(1, first=1000)
+    twin.pass_time(batch_s)
+    twin.finish(worker)
+    return worker
+
+
+def test_short_batches_are_given_in_advance_as_many_as_fill_the_time() -> None:
+    twin = one_stage()
+    worker = learnt(twin, AHEAD_S / 3)
+    twin.submit(1)
+    twin.submit(40, first=2)
+    assert [len(batch.uids) for batch, _ in worker.lane] == [1, 4, 4, 4]
+    twin.submit(1, first=100)
+    second = twin.worker(slot=2)
+    assert len(second.lane) == 4  # whoever has fewest comes first
+    while worker.lane or second.lane:
+        twin.finish(worker if worker.lane else second)
+    assert sorted(seq for _, seq in twin.answers) == [*range(1, 42), 100, 1000]
+    assert twin.is_empty()
+
+
+def test_what_waits_behind_a_late_batch_is_revoked_and_given_to_others() -> None:
+    twin = one_stage()
+    worker = learnt(twin, AHEAD_S / 3)
+    twin.submit(16)
+    assert len(worker.lane) == 4
+    twin.pass_time(SPEC.timeout_s)
+    assert worker.told == [Revoke([3, 4, 5])]
+    other = twin.worker(slot=2)
+    while other.lane:
+        twin.finish(other)
+    assert [twin.answer(seq)[0] for seq in range(1, 17)] == [408] * 4 + [200] * 12
 
 
 def test_a_partial_batch_is_given_in_advance_past_its_wait() -> None:
