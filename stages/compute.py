@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -33,6 +33,7 @@ from stages.base import Worker
 from stages.context import ItemIn
 from stages.stream import entry, flow_of
 
+OK: Final = int(Status.OK)  # a member of an enumeration costs a call
 TEXT_MAX: Final = 8192  # characters of an error message; more is a dump, not a message
 INTERNAL_TEXT: Final = b"inference internal error"
 TIMEOUT_TEXT: Final = b"inference timeout"
@@ -76,9 +77,20 @@ class Codec:
         self.put: ipc.Put | None = None  # where large parts of results go; None: beside the others
         self._worker = worker
         kind = type(worker)
+        self._own_serialize = not kind.serialize.__module__.startswith("stages.")
+        self._own_deserialize = not kind.deserialize.__module__.startswith("stages.")
         self._own_decode = kind.deserialize_ipc is not Worker.deserialize_ipc
         self._own_encode = kind.serialize_ipc is not Worker.serialize_ipc
         self._whole = flow_of(worker) is Flow.WHOLE
+
+    def decodes_by_own(self, item: ItemIn) -> bool:
+        """Whether decoding it runs a method of the user's class: one that may ask for its context, or count on its
+        thread."""
+        return self._own_deserialize if item.first else self._own_decode
+
+    def encodes_by_own(self, item: ItemIn) -> bool:
+        """The same for encoding its result."""
+        return self._own_serialize if item.last else self._own_encode
 
     def decode(self, item: ItemIn) -> Any:
         """The value for ``forward``. Raises whatever the user's code raises."""
@@ -178,34 +190,60 @@ def run_batch(
     ``expired`` is asked about each item before it is decoded and before ``forward`` is called on it once more;
     ``begun``, whether its client has got events already, so that it cannot be computed once more.
     """
-    run = _Run(worker, items, codec or Codec(worker), call, expired, begun, isolate and max_batch_size > 1)
-    try:
-        run.decode()
-        if max_batch_size > 1:
-            run.forward_batches()
-        else:
-            run.forward_singles()
-        run.report()
-    finally:
-        worker._items = ()
-    return Computed([outcome or INTERNAL for outcome in run.outcomes], run.calls)
+    run = Run(
+        worker,
+        items,
+        codec or Codec(worker),
+        max_batch_size=max_batch_size,
+        isolate=isolate,
+        expired=expired,
+        begun=begun,
+        call=call,
+    )
+    return run.compute()
 
 
 @dataclass(slots=True)
-class _Run:
-    """The state of one ``run_batch``."""
+class Run:
+    """A :func:`run_batch` in two steps, the first of which can be made ahead: :meth:`decode_aside`, :meth:`compute`."""
 
     worker: Worker
     items: Sequence[ItemIn]
     codec: Codec
-    call: Call
+    _: KW_ONLY
+    max_batch_size: int
+    isolate: bool
     expired: Callable[[ItemIn], bool]
     begun: Callable[[ItemIn], bool]
-    isolate: bool
+    call: Call
+    ahead: bool = False  # decoded already
     outcomes: list[Outcome | None] = field(default_factory=list)
     live: list[tuple[int, ItemIn, Any]] = field(default_factory=list)  # position, item, decoded value
     calls: int = 0
     struck: dict[tuple[str, str, str], tuple[BaseException, list[str]]] = field(default_factory=dict)
+
+    def decode_aside(self) -> None:
+        """Decode in another thread than the one that computes, before :meth:`compute`; nothing where a method of the
+        user's class does it."""
+        if not any(self.codec.decodes_by_own(item) for item in self.items):
+            self.decode()
+            self.ahead = True
+
+    def compute(self) -> Computed:
+        """The rest, in the thread of user code."""
+        try:
+            if not self.ahead:
+                self.decode()
+            else:
+                self.live = [one for one in self.live if not self.skip(one)]
+            if self.max_batch_size > 1:
+                self.forward_batches()
+            else:
+                self.forward_singles()
+            self.report()
+        finally:
+            self.worker._items = ()
+        return Computed([outcome or INTERNAL for outcome in self.outcomes], self.calls)
 
     def decode(self) -> None:
         self.outcomes = [None] * len(self.items)
@@ -217,7 +255,8 @@ class _Run:
 
     def decoded(self, position: int, item: ItemIn) -> list[tuple[int, ItemIn, Any]]:
         """The item with its value; empty when it cannot be decoded, and has failed."""
-        self.worker._items = (item,)
+        if self.codec.decodes_by_own(item):
+            self.worker._items = (item,)  # else nobody asks for its context
         try:
             return [(position, item, self.codec.decode(item))]
         except (Exception, EngineTimeoutError) as error:
@@ -274,9 +313,10 @@ class _Run:
         if isinstance(result, BaseException):
             self.fail(position, result, "forward")
             return
-        self.worker._items = (item,)
+        if self.codec.encodes_by_own(item):
+            self.worker._items = (item,)
         try:
-            self.outcomes[position] = Outcome(int(Status.OK), self.codec.encode(item, result))
+            self.outcomes[position] = Outcome(OK, self.codec.encode(item, result))
         except (Exception, EngineTimeoutError) as error:
             self.fail(position, error, "serialize")
 

@@ -1,12 +1,12 @@
 """Shared memory as the worker's main thread uses it: read what batches refer to, put what results refer to.
 
 A block that was filled for a result that is not sent after all (a later step of its item failed) is taken back when
-the batch's results leave.
+the batch's results are encoded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from engine.core.arena import Ref
 from engine.core.messages import Batch, Place
@@ -56,11 +56,11 @@ class SharedMemory:
         """The batch's payloads without references; see :meth:`engine.memory.Views.resolve`."""
         return self._views.resolve(payloads, batch.memory) if batch.refs else payloads
 
-    def send(self, payloads: Iterable[Sequence[Payload]]) -> None:
-        """These are about to leave: what was put for the batch and is not among them is free again."""
+    def keep(self, payloads: Iterable[Payload]) -> None:
+        """These will be sent: what was put for the batch and is not among them is free again."""
         if not self._fresh:
             return
-        sent = {ref for parcel in payloads for payload in parcel for ref in refs_of(payload)}
+        sent = {ref for payload in payloads for ref in refs_of(payload)}
         if self._store is not None:
             self._store.take_back(ref for ref in self._fresh if ref not in sent)
         self._fresh.clear()

@@ -2,6 +2,9 @@
 
 The main thread runs it, because signals - the watchdog's - interrupt only that one. Between two batches it handles
 what the control thread left in its mailbox, so a new lane or a stop never waits for more than one batch.
+
+While batches follow each other without a pause and ``forward`` takes long enough to be worth it, a thread beside it
+sends the results of the last batch and fetches the next one (:mod:`stages.runtime.aside`).
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import inf
 from typing import Any, Final
 
@@ -21,8 +25,9 @@ from engine.exitcodes import ExitCode
 from engine.log import get_logger
 from engine.memory import Gone
 from stages.base import Worker
-from stages.compute import SKIPPED, TOO_SLOW, Codec, Outcome, run_batch
+from stages.compute import SKIPPED, TOO_SLOW, Codec, Outcome, Run
 from stages.context import ItemIn
+from stages.runtime.aside import Aside
 from stages.runtime.outlets import Outlets
 from stages.runtime.parcels import Origin, Plan
 from stages.runtime.shared import Dismissed, Joined, Shared, Stop, Turned
@@ -36,6 +41,21 @@ from stages.watchdog import Watchdog
 PATIENCE_S: Final = 1.0
 OUTLETS_S: Final = 0.5  # between two looks at what could not be sent, while waiting
 FLUSH_S: Final = 2.0  # for results that still wait for a connection when the broker has dismissed us
+
+# Shorter than this, `forward` is over before a thread beside it has had its turn: waking it costs about 0.1 ms.
+ASIDE_MIN_S: Final = 0.001
+FORWARD_SMOOTHING: Final = 0.2  # weight of the newest batch in the running mean of how long forward takes
+
+
+@dataclass(slots=True)
+class Taken:
+    """A batch off the lane. ``welcome``: under which it came, and its results go."""
+
+    batch: Batch
+    run: Run
+    welcome: Welcome
+    since_ns: int  # when the broker released it
+    received_ns: int
 
 
 class Loop:
@@ -69,27 +89,50 @@ class Loop:
         self._code: ExitCode | None = None
         self._forward_ns = 0  # when the first forward of the batch began
         self._compute_ns = 0  # in forward, over all its calls
+        self._aside: Aside[Taken] = Aside(self._fetch)
+        self._busy = False  # batches follow each other
+        self._forward_s = 0.0  # running mean
+        self._ahead: Taken | None = None  # fetched while another one was computed
+        self._unsent: Callable[[], None] | None = None  # sends the results of the last batch
         if isinstance(worker, SSEWorker | StreamWorker):
             worker._sink = self._stream
         worker._gone = shared.cancelled
 
     def run(self) -> ExitCode:
         """Compute until dismissed, refused, or out of time after a Stop."""
-        while True:
+        try:
+            while (code := self._turn()) is None:
+                pass
+            return code
+        finally:
+            self._aside.stop()
+
+    def _turn(self) -> ExitCode | None:
+        """At most one batch."""
+        if self._shared.to_main:
+            self._send_unsent()  # before a new lane makes them strangers
             while (event := self._shared.to_main.take()) is not None:
                 self._handle(event)
-            if self._code is not None:
-                self._flush()
-                return self._code
-            if self._stop_at is not None and now() >= self._stop_at:
-                get_logger().warning("not dismissed within the grace; leaving")
-                return ExitCode.OK
+        if self._code is not None:
+            self._flush()
+            return self._code
+        if self._stop_at is not None and now() >= self._stop_at:
+            self._send_unsent()
+            get_logger().warning("not dismissed within the grace; leaving")
+            return ExitCode.OK
+        taken, self._ahead = self._ahead, None
+        if taken is None:
+            self._send_unsent()
             self._outlets.flush()
             frames = self._outlets.receive()
-            if frames is not None:
-                self._take(frames)
-            else:
+            if frames is None:
+                self._busy = False
                 self._outlets.wait(None if self._stop_at is None else self._stop_at - now())
+                return None
+            taken = self._read(frames)
+        if taken is not None:
+            self._serve(taken)
+        return None
 
     # --- events ------------------------------------------------------------------------------------------------------
 
@@ -100,6 +143,7 @@ class Loop:
             # anew, and its numbers mean others.
             forget = former is not None and former.epoch != event.welcome.epoch
             self._outlets.switch(event.welcome.lane, forget=forget)
+            self._ahead = None  # of the former lane: the broker has given it to others
             self._memory.switch(event.store)
             self._codec.put = self._memory.put if event.store is not None else None
         elif isinstance(event, Dismissed):
@@ -118,32 +162,80 @@ class Loop:
 
     # --- batches -----------------------------------------------------------------------------------------------------
 
-    def _take(self, frames: list[wire.Buffer]) -> None:
+    def _read(self, frames: list[wire.Buffer]) -> Taken | None:
+        """The batch in a parcel; None when it cannot be computed."""
         received_ns = time.monotonic_ns()
-        assert self._welcome is not None  # the lane came with it
+        welcome = self._welcome
+        assert welcome is not None  # the lane came with it
         try:
             message, payloads = wire.decode(frames)
             if not isinstance(message, Batch):
                 raise ProtocolError(f"a {type(message).__name__} on a lane")
             payloads = self._memory.read(message, payloads)
-            since_ns = message.sent_ns if self._welcome.same_host else received_ns
+            since_ns = message.sent_ns if welcome.same_host else received_ns
             items = self._plan.items(message, payloads, since_ns)
         except Gone as error:  # with the broker that sent it, or it has given this worker up: nobody waits for it
             get_logger().warning("a batch was dropped: %s", error)
-            return
+            return None
         except OSError:  # out of descriptors or memory: others may do better, and so may a new process
             get_logger().exception("shared memory cannot be mapped")
             self._code = ExitCode.FAILED
-            return
+            return None
         except ProtocolError as error:  # the broker is mistaken; its own deadlines answer these requests
             get_logger().error("a batch that cannot be read was dropped: %s", error)
+            return None
+        run = Run(
+            self._worker,
+            items,
+            self._codec,
+            max_batch_size=self._max_batch_size,
+            isolate=self._isolate,
+            expired=self._is_expired,
+            begun=self._has_begun,
+            call=self._timed,
+        )
+        return Taken(message, run, welcome, since_ns, received_ns)
+
+    def _serve(self, taken: Taken) -> None:
+        """Compute a batch and send its results, or leave that to be done beside the next one."""
+        lends = self._busy and self._forward_s >= ASIDE_MIN_S and self._flow is Flow.WHOLE
+        self._busy = True
+        if not lends:
+            self._send_unsent()
+            self._unsent = self._outcome(taken)
+            self._send_unsent()
             return
+        unsent, self._unsent = self._unsent, None
+        self._aside.lend(unsent or _nothing)
+        self._unsent = self._outcome(taken)
+        if self._aside.is_fetching:  # the next batch has not come: these results wait for nothing
+            self._send_unsent()
+        self._ahead = self._aside.take_back()
+
+    def _fetch(self, recall: int) -> Taken | None:
+        """The next batch, decoded as far as that can be done here: in the thread beside the main one."""
+        while self._code is None:
+            frames = self._outlets.receive()
+            if frames is not None:
+                taken = self._read(frames)
+                if taken is not None:
+                    taken.run.decode_aside()
+                    return taken
+            elif not self._outlets.wait_lane(recall):
+                break
+        return None
+
+    def _outcome(self, taken: Taken) -> Callable[[], None]:
+        """Compute a batch. Returns what sends its results."""
+        message = taken.batch
+        self._forward_ns = self._compute_ns = 0
         if message.batch in self._shared.revoked:
             self._shared.revoked.discard([message.batch])
-            outcomes = [SKIPPED] * len(items)
-            self._forward_ns = self._compute_ns = 0
+            outcomes = [SKIPPED] * len(message.uids)
         else:
-            outcomes = self._compute(items)
+            self._watchdog.begin()
+            outcomes = taken.run.compute().outcomes
+            self._forward_s += (self._compute_ns / 1e9 - self._forward_s) * FORWARD_SMOOTHING
         if self._slow:
             outcomes = [
                 TOO_SLOW if uid in self._slow else outcome for uid, outcome in zip(message.uids, outcomes, strict=True)
@@ -151,32 +243,26 @@ class Loop:
             self._slow.clear()
         self._windows.forget(message.uids)
         self._shared.cancelled.discard(message.uids)
-        began_ns = self._forward_ns or received_ns
-        parcels = self._plan.results(
-            Origin(self._plan.stage, self._welcome.worker),
-            message,
+        self._memory.keep([outcome.payload for outcome in outcomes])
+        began_ns = self._forward_ns or taken.received_ns
+        batch_us, compute_us = (began_ns - taken.since_ns) // 1000, self._compute_ns // 1000
+        return lambda: self._send(taken, outcomes, batch_us, compute_us)
+
+    def _send(self, taken: Taken, outcomes: list[Outcome], batch_us: int, compute_us: int) -> None:
+        for hop, results, encoded in self._plan.results(
+            Origin(self._plan.stage, taken.welcome.worker),
+            taken.batch,
             outcomes,
             mime=self._worker.resp_mime_type,
-            batch_us=(began_ns - since_ns) // 1000,
-            compute_us=self._compute_ns // 1000,
-        )
-        self._memory.send(encoded for _, _, encoded in parcels)
-        for hop, results, encoded in parcels:
+            batch_us=batch_us,
+            compute_us=compute_us,
+        ):
             self._outlets.send(hop, wire.encode(results, encoded))
 
-    def _compute(self, items: list[ItemIn]) -> list[Outcome]:
-        self._forward_ns = self._compute_ns = 0
-        self._watchdog.begin()
-        return run_batch(
-            self._worker,
-            items,
-            max_batch_size=self._max_batch_size,
-            isolate=self._isolate,
-            expired=self._is_expired,
-            begun=self._has_begun,
-            call=self._timed,
-            codec=self._codec,
-        ).outcomes
+    def _send_unsent(self) -> None:
+        unsent, self._unsent = self._unsent, None
+        if unsent is not None:
+            unsent()
 
     def _timed(self, function: Callable[[Any], Any], argument: Any) -> Any:
         began = time.monotonic_ns()
@@ -235,3 +321,7 @@ class Loop:
             self._watchdog.undisturbed(self._outlets.flush)
             self._windows.wait(min(left, OUTLETS_S))
         return True
+
+
+def _nothing() -> None:
+    """For a loan without results to send."""

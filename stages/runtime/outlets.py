@@ -1,5 +1,7 @@
 """The main thread's sockets: the lane that batches come from, and the outlets that results leave by.
 
+It may lend them for a while (:mod:`stages.runtime.aside`).
+
 A parcel that finds no connection waits in its outlet and keeps its place: what follows it queues behind it. Nothing
 here is bounded by a number, because the broker's credit is: without answers no new batches come.
 """
@@ -21,7 +23,7 @@ LINGER_MS: Final = 500  # at the end: for the last results to leave
 
 
 class Outlets:
-    """Made, used and closed by the main thread."""
+    """Made, used and closed by the main thread, or by whom it lends them to."""
 
     def __init__(
         self,
@@ -52,6 +54,14 @@ class Outlets:
     def receive(self) -> list[Buffer] | None:
         """The next parcel of the lane, if there is one now."""
         return None if self._lane is None else transport.recv(self._lane)
+
+    def wait_lane(self, recall: int) -> bool:
+        """Until the lane has a batch (True) or ``recall`` is readable."""
+        poller = zmq.Poller()
+        poller.register(recall, zmq.POLLIN)
+        if self._lane is not None:
+            poller.register(self._lane, zmq.POLLIN)
+        return recall not in dict(poller.poll())
 
     def send(self, hop: int, frames: list[Buffer]) -> None:
         """Send a parcel, or keep it until it can be sent. Its frames must not be changed afterwards."""

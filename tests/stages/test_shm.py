@@ -208,9 +208,9 @@ def test_what_was_put_and_is_not_sent_is_taken_back(pair: Pair) -> None:
     kept, dropped = shared.put(BIG), shared.put(BIG)
     assert kept is not None
     assert dropped is not None
-    shared.send([[b"small", (b"head", kept)]])
+    shared.keep([b"small", (b"head", kept)])
     assert pair.store.used == -(-len(BIG) // UNIT) * UNIT
-    shared.send([])
+    shared.keep([])
     assert shared.put(BIG) == dropped
     pair.store = Store(pair.place)  # the other was given away
     shared.close()
