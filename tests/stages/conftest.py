@@ -294,7 +294,7 @@ class Bench:
 
     def fifo(self) -> Path:
         """A named pipe: user code that opens it blocks until the test does (see :func:`release`)."""
-        path = self.folder / "gate"
+        path = self.folder / f"gate-{len(list(self.folder.glob('gate-*')))}"
         os.mkfifo(path)
         return path
 

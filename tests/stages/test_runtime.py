@@ -265,6 +265,50 @@ def test_code_that_holds_the_interpreter_is_killed_with_a_traceback(start: Any) 
     assert "hold_interpreter" in worker.stderr
 
 
+# --- beside forward --------------------------------------------------------------------------------------------------
+
+
+def many(bench: Any, broker: Any, let_go: Any, count: int) -> list[int]:
+    """The uids of so many batches of two, all of which have come before the first of them is computed."""
+    gate = bench.fifo()
+    broker.give(1, [{"do": "gate", "path": str(gate)}])
+    uids = [uid for n in range(count) for uid in broker.give(2 + n, [{"do": "echo", "x": n}] * 2)]
+    let_go(gate, broker)
+    return uids
+
+
+@pytest.mark.parametrize("name", ["Steady", "Own"])
+def test_what_is_fetched_and_sent_beside_forward_is_as_it_was(bench: Any, start: Any, let_go: Any, name: str) -> None:
+    broker, _ = start(one(worker=f"service:{name}"))
+    results = broker.settled(many(bench, broker, let_go, 30))
+    assert [item.status for item in results] == [Status.OK] * 60
+    assert [item.value["x"] for item in results] == [n for n in range(30) for _ in range(2)]
+    assert "aside" in results[-1].value["threads"]
+
+
+def test_a_late_batch_that_was_fetched_ahead_is_skipped(bench: Any, start: Any, let_go: Any) -> None:
+    broker, _ = start(one(worker="service:Steady"))
+    gate = bench.fifo()
+    uids = many(bench, broker, let_go, 10)
+    waits = broker.give(50, [{"do": "gate", "path": str(gate)}])
+    late = broker.give(51, [{"do": "echo", "x": 1}] * 2)
+    broker.tell(CancelItems([late[0]]))
+    assert len(broker.settled(uids)) == 20
+    for _ in range(2):  # the second beat from here on was sent after the message was read
+        broker.expect(WorkerBeat)
+    let_go(gate, broker)
+    assert [item.value for item in broker.settled(waits)] == ["through"]
+    assert [item.status for item in broker.settled(late)] == [Status.SKIPPED, Status.OK]
+
+
+def test_a_worker_that_quits_while_its_sockets_are_lent_ends(bench: Any, start: Any, let_go: Any) -> None:
+    broker, worker = start(one(worker="service:Steady"))
+    uids = many(bench, broker, let_go, 10)
+    broker.give(50, [{"do": "quit"}])
+    assert len(broker.settled(uids)) == 20
+    assert worker.wait(broker) == 7
+
+
 # --- revoking, cancelling --------------------------------------------------------------------------------------------
 
 

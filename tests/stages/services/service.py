@@ -6,6 +6,7 @@ import collections
 import itertools
 import os
 import sys
+import threading
 import time
 from typing import Any
 
@@ -74,6 +75,32 @@ class Warm(Obey):
 
     def setup(self) -> None:
         self.resp_mime_type = "text/x-warm"
+
+
+class Steady(Obey):
+    """Takes its time, answers with a buffer that it fills anew, and tells which threads there are."""
+
+    def __init__(self) -> None:
+        self.buffer: dict[str, Any] = {}
+
+    def forward(self, data: list[dict[str, Any]]) -> list[Any]:
+        time.sleep(0.005)
+        if data[0]["do"] == "quit":
+            sys.exit(7)
+        if data[0]["do"] == "gate":
+            return super().forward(data)
+        self.buffer["x"] = data[0]["x"]
+        self.buffer["threads"] = sorted(thread.name for thread in threading.enumerate())
+        return [self.buffer] * len(data)
+
+
+class Own(Steady):
+    """Decodes by a method of its own, which must run where forward does."""
+
+    def deserialize(self, data: bytes) -> Any:
+        assert threading.current_thread() is threading.main_thread()
+        assert self.context().request_id
+        return super().deserialize(data)
 
 
 class BadInit(Obey):

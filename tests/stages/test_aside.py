@@ -1,0 +1,84 @@
+"""The thread beside forward: lending, taking back, and every way a loan can end."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Iterator
+from queue import SimpleQueue
+
+import pytest
+
+from stages.runtime.aside import Aside
+
+
+class Source:
+    """What the thread fetches from."""
+
+    def __init__(self) -> None:
+        self.things: SimpleQueue[str] = SimpleQueue()
+        self.failure: Exception | None = None
+
+    def fetch(self, recall: int) -> str | None:
+        if self.failure is not None:
+            raise self.failure
+        if not self.things.empty():
+            return self.things.get()
+        select.select([recall], [], [])
+        return None
+
+
+@pytest.fixture
+def source() -> Source:
+    return Source()
+
+
+@pytest.fixture
+def aside(source: Source) -> Iterator[Aside[str]]:
+    made: Aside[str] = Aside(source.fetch)
+    yield made
+    made.stop()
+
+
+def nothing() -> None:
+    pass
+
+
+def test_the_job_is_done_before_something_is_fetched(aside: Aside[str], source: Source) -> None:
+    aside.lend(lambda: source.things.put("made by the job"))
+    assert aside.take_back() == "made by the job"
+
+
+def test_what_waits_is_recalled_again_and_again(aside: Aside[str], source: Source) -> None:
+    for _ in range(50):
+        aside.lend(nothing)
+        assert aside.take_back() is None
+    source.things.put("late")
+    aside.lend(nothing)
+    assert aside.take_back() == "late"
+    assert not aside.is_fetching
+
+
+def test_failures_come_out_where_the_loan_ends(aside: Aside[str], source: Source) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    aside.lend(fail)
+    with pytest.raises(ZeroDivisionError):
+        aside.take_back()
+    source.failure = KeyError("broken")
+    aside.lend(nothing)
+    with pytest.raises(KeyError):
+        aside.take_back()
+    source.failure = None
+    aside.lend(nothing)
+    assert aside.take_back() is None  # it lives on
+
+
+def test_a_loan_that_is_not_taken_back_ends_with_the_thread(source: Source) -> None:
+    aside = Aside(source.fetch)
+    aside.lend(nothing)
+    aside.stop()
+
+
+def test_it_ends_unused(source: Source) -> None:
+    Aside(source.fetch).stop()
