@@ -16,7 +16,7 @@ from engine.config.schema import FrontendSection
 from engine.core.messages import Flow, StageState
 from engine.core.wire import unpack_meta
 from frontend.door import Door
-from frontend.lean import BUFFER_MAX, LeanConnection, Shared
+from frontend.lean import BUFFER_MAX, SWEEP_MOST, SWEEP_S, LeanConnection, Shared, Sweeper
 from frontend.metrics import FrontendMetrics
 from frontend.plain import Head, Reader
 
@@ -404,6 +404,37 @@ def test_time_limits() -> None:
             assert bench.transport.closed
 
     run(scenario())
+
+
+class FakeLoop:
+    """Keeps what is to be called later; the test calls it."""
+
+    def __init__(self) -> None:
+        self.delays: list[float] = []
+
+    def call_later(self, delay: float, callback: Any) -> None:
+        self.delays.append(delay)
+        self.callback = callback
+
+
+def test_a_round_looks_at_every_connection_once_and_at_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    looks: list[LeanConnection] = []
+    monkeypatch.setattr(LeanConnection, "sweep", lambda connection, _instant: looks.append(connection))
+    bench.shared.connections |= {LeanConnection(bench.shared) for _ in range(3 * SWEEP_MOST)}
+    loop = FakeLoop()
+    Sweeper(bench.shared, loop)  # type: ignore[arg-type]
+    loop.callback()
+    assert len(looks) == SWEEP_MOST
+    gone = next(connection for connection in bench.shared.connections if connection not in looks)
+    bench.shared.connections.discard(gone)
+    while len(loop.delays) < 5:
+        loop.callback()
+    assert len(looks) == len(set(looks)) == 3 * SWEEP_MOST
+    assert set(looks) == bench.shared.connections
+    assert sum(loop.delays[1:]) == pytest.approx(SWEEP_S)
+    loop.callback()
+    assert len(looks) == 4 * SWEEP_MOST  # the next round
 
 
 def test_large_uploads_are_read_elsewhere() -> None:
