@@ -1,7 +1,7 @@
 """The frontend's side of the broker: submits requests, awaits answers. Lives in one asyncio event loop.
 
-Requests that are submitted in one turn of the loop leave in one parcel, and answers come in parcels, so the cost of a
-message is shared by all that are under way. The body of a request is kept until its answer: when the broker's *session*
+Requests that are submitted in one turn of the loop, or in turns that follow each other without a pause, leave in one
+parcel, and answers come in parcels, so the cost of a message is shared by all that are under way. The body of a request is kept until its answer: when the broker's *session*
 changes (it was restarted, or the connection was cut and made anew) everything unanswered is submitted again; a broker
 that has it already recognises its number. Not so a stream of which events have come: it ends, as a failure.
 
@@ -50,6 +50,7 @@ RETRY_S: Final = 0.02  # between two tries to send while there is no connection
 LOST_S: Final = 5.0  # without a word from the broker: new requests are refused instead of kept
 FULL_S: Final = 0.02  # how long a 429 of the broker's stands for the next request, which need not be read then
 PARCELS_PER_TURN: Final = 64
+PARCEL_ITEMS: Final = 256  # requests that are enough for a parcel; more may go along
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -116,6 +117,7 @@ class Client:
         self._consumed: dict[int, int] = {}
         self._flushing = False
         self._seq = 0
+        self._seen = 0  # requests that waited to be sent when they were looked at last
         self._session = -1
         self._pulse: FrontendPulse | None = None
         self._heard = 0.0
@@ -270,6 +272,13 @@ class Client:
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
+        # Clients that were answered together come back one by one. While each turn of the loop brings more of them, the
+        # next turn is waited for: what it carries shares a parcel's cost on its whole way. A lone request never waits.
+        if self._seen < len(self._outgoing) < PARCEL_ITEMS and len(self._outgoing) > 1:
+            self._seen = len(self._outgoing)
+            self._loop.call_soon(self._flush)
+            return
+        self._seen = 0
         self._flushing = False
         if self._closed:
             return

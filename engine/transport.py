@@ -218,6 +218,8 @@ def recv(sock: zmq.Socket[bytes]) -> list[Buffer] | None:
 
     Frames of COPY_BELOW bytes and more stay in ZeroMQ's memory (a memoryview keeps them alive); smaller ones are bytes.
     """
+    if not readable(sock):  # a look is a tenth of the exception that says so
+        return None
     frames: list[Buffer] = []
     try:
         while True:

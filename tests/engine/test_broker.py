@@ -22,7 +22,7 @@ from engine import admin, transport
 from engine.broker.mailbox import Bell, Mailbox
 from engine.broker.service import Broker
 from engine.broker.watch import AVAILABLE, Watch
-from engine.client import Answer, Client
+from engine.client import PARCEL_ITEMS, Answer, Client
 from engine.config import Deployment, build
 from engine.core import wire
 from engine.core.messages import (
@@ -30,6 +30,7 @@ from engine.core.messages import (
     Batch,
     Bye,
     Dismiss,
+    FrontendBeat,
     Hello,
     Leave,
     Message,
@@ -249,31 +250,67 @@ def test_two_stages_and_large_bodies(deployment: Deployment) -> None:
     asyncio.run(scenario())
 
 
-def test_requests_of_one_turn_leave_in_one_parcel(deployment: Deployment) -> None:
-    """The broker is played here, to see the parcels."""
+@asynccontextmanager
+async def seen_by_broker(deployment: Deployment) -> Any:
+    """A connected client, the Submits it sends, and what waits for so many of them. The broker is played here."""
+    ctx = transport.context()
+    front = transport.router(ctx, transport.endpoints_of(deployment).front)
+    submits: list[Submit] = []
+    beats = 0
 
+    def look() -> None:
+        nonlocal beats
+        while (frames := transport.recv(front)) is not None:
+            message, _ = wire.decode(frames[1:])
+            if isinstance(message, Submit):
+                submits.append(message)
+            beats += isinstance(message, FrontendBeat)
+
+    async def until_sent(count: int) -> None:
+        await until_async(lambda: look() or len(submits) >= count, "a submit")
+
+    try:
+        async with client(deployment) as c:
+            await until_async(lambda: look() or beats, "a connection")
+            yield c, submits, until_sent
+    finally:
+        front.close()
+        ctx.term()
+
+
+def test_requests_of_one_turn_travel_in_one_parcel(deployment: Deployment) -> None:
     async def scenario() -> None:
-        ctx = transport.context()
-        front = transport.router(ctx, transport.endpoints_of(deployment).front)
-        try:
-            async with client(deployment) as c:
-                answers = [ask(c, b"%d" % i) for i in range(10)]
-                submits: list[Submit] = []
+        async with seen_by_broker(deployment) as (c, submits, until_sent):
+            answers = [ask(c, b"%d" % i) for i in range(10)]
+            await until_sent(1)
+            assert [len(one.seqs) for one in submits] == [10]
+            for answer in answers:
+                c.cancel(answer)
 
-                def look() -> bool:
-                    while (frames := transport.recv(front)) is not None:
-                        message, _ = wire.decode(frames[1:])
-                        if isinstance(message, Submit):
-                            submits.append(message)
-                    return bool(submits)
+    asyncio.run(scenario())
 
-                await until_async(look, "a submit")
-                assert [len(one.seqs) for one in submits] == [10]
-                for answer in answers:
-                    c.cancel(answer)
-        finally:
-            front.close()
-            ctx.term()
+
+def test_what_comes_turn_after_turn_travels_together_and_a_lone_request_at_once(deployment: Deployment) -> None:
+    async def scenario() -> None:
+        async with seen_by_broker(deployment) as (c, submits, until_sent):
+            loop = asyncio.get_running_loop()
+
+            def come(turns: int) -> None:
+                for _ in range(2):
+                    ask(c, b"x")
+                if turns > 1:
+                    loop.call_soon(come, turns - 1)
+
+            come(6)
+            await until_sent(1)
+            assert [len(one.seqs) for one in submits] == [12]
+            ask(c, b"alone")
+            await asyncio.sleep(0)  # the turn in which it leaves
+            assert not c._outgoing
+            await until_sent(2)
+            come(PARCEL_ITEMS)  # no matter how long they keep coming
+            await until_sent(4)
+            assert PARCEL_ITEMS <= len(submits[2].seqs) <= PARCEL_ITEMS + 2
 
     asyncio.run(scenario())
 
