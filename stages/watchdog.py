@@ -42,6 +42,7 @@ class Watchdog:
         self._kill_after_s = kill_after_s
         self._deadline = inf  # of the current batch; inf: it has not begun
         self._armed = False
+        self._used = False  # armed since the thread looked last
         self._parked = False
         self._stopping = False
         self._unpark = threading.Event()
@@ -107,7 +108,7 @@ class Watchdog:
         self._rearm()
 
     def _rearm(self) -> None:
-        self._armed = True
+        self._armed = self._used = True
         if self._parked:
             self._unpark.set()
 
@@ -125,8 +126,8 @@ class Watchdog:
 
         Arming does not wake this thread while it sleeps - a switch of threads for every batch would cost more than the
         batch's own bookkeeping - because it never sleeps longer than one timeout: a deadline set meanwhile lies after
-        its waking. Only when it finds nothing to watch it parks, says so, and looks once more before it waits; the main
-        thread arms first and looks for a parked one second. One of the two sees the other.
+        its waking. Only when nothing was to be watched for one timeout it parks, says so, and looks once more before it
+        waits; the main thread arms first and looks for a parked one second. One of the two sees the other.
         """
         while not self._stopping:
             if self._armed:
@@ -137,6 +138,9 @@ class Watchdog:
                     # A main thread inside C code takes the signal later; do not fill its time with signals.
                     left = self._timeout_s
                 self._unpark.wait(left)
+            elif self._used:
+                self._used = False
+                self._unpark.wait(self._timeout_s)
             else:
                 self._parked = True
                 if not self._armed:
