@@ -20,12 +20,10 @@ from typing import Final
 
 import msgspec
 
+from engine.core.batching import AHEAD_S
 from engine.core.items import Item
 
-# Work given in advance, in seconds: what two messages, a pass of the broker and a few wake-ups of threads take when all
-# of them are busy. A batch may find itself behind a slow one for no more than CREDIT_MAX - 1 others.
-AHEAD_S: Final = 0.002
-CREDIT_MAX: Final = 8  # batches
+CREDIT_MAX: Final = 8  # batches; a slow one holds up no more than the others of them
 
 
 def credit_for(batch_s: float) -> int:

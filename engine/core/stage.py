@@ -317,7 +317,13 @@ class StageMachine:
             partial = len(self.queue) < self.spec.policy.max_batch_size
             backlog = self.queue.backlog(deadlines=partial and (taker is Taker.BUSY or not self.spec.policy.eager))
             decision = decide(
-                self.spec.policy, backlog, taker, now=now, service_s=self.service_s, draining=self.draining
+                self.spec.policy,
+                backlog,
+                taker,
+                now=now,
+                service_s=self.service_s,
+                free_at=worker.since + self.service_s * len(worker.batches),
+                draining=self.draining,
             )
             if decision.reason is None:
                 wake = decision.wake_at

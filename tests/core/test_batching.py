@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.core.batching import Backlog, BatchQueue, Policy, Reason, Taker, decide
+from engine.core.batching import AHEAD_S, Backlog, BatchQueue, Policy, Reason, Taker, decide
 from engine.core.items import Item, Request
 
 POLICY = Policy(max_batch_size=4, max_batch_bytes=1000, max_wait_s=0.010, eager=True)
@@ -51,6 +51,15 @@ def test_not_eager_waits_for_an_idle_worker_too() -> None:
 def test_wait_counts_from_arrival() -> None:
     assert decide(LAZY, WAITING, Taker.IDLE, now=100.0099).reason is None
     assert decide(LAZY, WAITING, Taker.IDLE, now=100.0101).reason is Reason.WAIT
+
+
+def test_a_partial_batch_past_its_wait_grows_until_the_busy_worker_is_about_to_be_done() -> None:
+    decision = decide(POLICY, WAITING, Taker.BUSY, now=100.011, free_at=100.050)
+    assert decision.reason is None
+    assert decision.wake_at == pytest.approx(100.050 - AHEAD_S)
+    assert decide(POLICY, WAITING, Taker.BUSY, now=100.0485, free_at=100.050).reason is Reason.WAIT
+    assert decide(POLICY, but(WAITING, count=4), Taker.BUSY, now=100.011, free_at=100.050).reason is Reason.FULL
+    assert decide(POLICY, WAITING, Taker.IDLE, now=100.011, free_at=100.050).reason is Reason.IDLE
 
 
 def test_busy_workers_get_a_partial_batch_in_advance_only_past_its_wait() -> None:

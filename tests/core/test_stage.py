@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from engine.core.actions import News
-from engine.core.batching import Policy
-from engine.core.crew import AHEAD_S, CREDIT_MAX, WorkerState, credit_for
+from engine.core.batching import AHEAD_S, Policy
+from engine.core.crew import CREDIT_MAX, WorkerState, credit_for
 from engine.core.messages import PROTOCOL, CancelItems, Dismiss, Hello, Pulse, Refused, Revoke, WorkerBeat
 from engine.core.stage import ABSENT_S, SETTLE_S, SILENCE_S, StageMachine, StageSpec
 from tests.core.twin import FakeWorker, Twin, topology
