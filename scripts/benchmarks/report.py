@@ -48,6 +48,8 @@ two CPUs that does nothing else meanwhile; results of a busy machine are worth n
 - **CPU per request** is the CPU time of all processes of a system, by role, over the requests answered. It is steadier
   than throughput on a machine where clients and servers share the CPUs.
 - Everything is on the loopback; client, systems and workers share the machine.
+
+[Where the time goes](performance.md) explains the results, and what bounds the targets that are missed.
 """
 
 NOTHING: Final = """\
