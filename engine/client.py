@@ -52,6 +52,7 @@ LOST_S: Final = 5.0  # without a word from the broker: new requests are refused 
 FULL_S: Final = 0.02  # how long a 429 of the broker's stands for the next request, which need not be read then
 PARCELS_PER_TURN: Final = 64
 PARCEL_ITEMS: Final = 256  # requests that are enough for a parcel; more may go along
+PARCEL_TURNS: Final = 16  # of the event loop that a parcel is filled for at most, so that its first request is not late
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -119,6 +120,7 @@ class Client:
         self._flushing = False
         self._seq = 0
         self._seen = 0  # requests that waited to be sent when they were looked at last
+        self._turns = 0  # for which they have waited
         self._session = -1
         self._pulse: FrontendPulse | None = None
         self._heard = 0.0
@@ -275,11 +277,12 @@ class Client:
     def _flush(self) -> None:
         # Clients that were answered together come back one by one. While each turn of the loop brings more of them, the
         # next turn is waited for: what it carries shares a parcel's cost on its whole way. A lone request never waits.
-        if self._seen < len(self._outgoing) < PARCEL_ITEMS and len(self._outgoing) > 1:
+        if 1 < len(self._outgoing) < PARCEL_ITEMS and len(self._outgoing) > self._seen and self._turns < PARCEL_TURNS:
             self._seen = len(self._outgoing)
+            self._turns += 1
             self._loop.call_soon(self._flush)
             return
-        self._seen = 0
+        self._seen = self._turns = 0
         self._flushing = False
         if self._closed:
             return

@@ -77,15 +77,15 @@ class Codec:
         self.put: ipc.Put | None = None  # where large parts of results go; None: beside the others
         self._worker = worker
         kind = type(worker)
-        self._own_serialize = not kind.serialize.__module__.startswith("stages.")
-        self._own_deserialize = not kind.deserialize.__module__.startswith("stages.")
+        self._own_serialize = _is_own(worker, "serialize")
+        self._own_deserialize = _is_own(worker, "deserialize")
         self._own_decode = kind.deserialize_ipc is not Worker.deserialize_ipc
         self._own_encode = kind.serialize_ipc is not Worker.serialize_ipc
         self._whole = flow_of(worker) is Flow.WHOLE
 
     def decodes_by_own(self, item: ItemIn) -> bool:
-        """Whether decoding it runs a method of the user's class: one that may ask for its context, or count on its
-        thread."""
+        """Whether decoding it runs code of the user's, which may ask for its context or count on its thread (what a
+        pickle of the former stage names is not taken for that)."""
         return self._own_deserialize if item.first else self._own_decode
 
     def encodes_by_own(self, item: ItemIn) -> bool:
@@ -116,6 +116,12 @@ class Codec:
         except (pickle.PicklingError, TypeError, AttributeError, ValueError, RecursionError) as error:
             # What pickle says names modules and addresses: that is for the log.
             raise EncodingError("the result cannot be passed on to the next stage") from error
+
+
+def _is_own(worker: Worker, method: str) -> bool:
+    """Whether a method is another than Worker's: of the user's class, of a mixin that runs validators of the user's, or
+    set on the object."""
+    return method in vars(worker) or getattr(type(worker), method) is not getattr(Worker, method)
 
 
 def _as_bytes(encoded: object, method: str) -> bytes:
@@ -223,8 +229,8 @@ class Run:
     struck: dict[tuple[str, str, str], tuple[BaseException, list[str]]] = field(default_factory=dict)
 
     def decode_aside(self) -> None:
-        """Decode in another thread than the one that computes, before :meth:`compute`; nothing where a method of the
-        user's class does it."""
+        """Decode in another thread than the one that computes, before :meth:`compute`; nothing where code of the user's
+        does it."""
         if not any(self.codec.decodes_by_own(item) for item in self.items):
             self.decode()
             self.ahead = True

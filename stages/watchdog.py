@@ -140,7 +140,9 @@ class Watchdog:
                 self._unpark.wait(left)
             elif self._used:
                 self._used = False
-                self._unpark.wait(self._timeout_s)
+                # A deadline that was known before may be armed again: by `undisturbed`, and by calls of one batch.
+                left = self._deadline - now()
+                self._unpark.wait(left if 0 < left < self._timeout_s else self._timeout_s)
             else:
                 self._parked = True
                 if not self._armed:

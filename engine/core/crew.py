@@ -38,6 +38,7 @@ class WorkerState(str, Enum):
     READY = "ready"
     OVERDUE = "overdue"
     LEAVING = "leaving"
+    DYING = "dying"  # its process has ended; what it sent before may still come
 
 
 class InFlight(msgspec.Struct, eq=False):

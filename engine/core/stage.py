@@ -19,7 +19,8 @@ Worker states:
 
     STARTING --ready--> READY --timeout--> OVERDUE --settled--> READY
     any --leave--> LEAVING (nothing more is given; dismissed when nothing is in flight)
-    any --exit, bye, silence--> forgotten (its key is never used again)
+    any --exit, bye, silence--> forgotten (its key is never used again), where the stage is not idempotent by way of
+        DYING, in which results that were sent before are waited for
 """
 
 from __future__ import annotations
@@ -251,6 +252,7 @@ class StageMachine:
         worker = self.workers[key]
         self.crew.rest(worker)
         if worker.batches and not self.spec.idempotent:
+            worker.state = WorkerState.DYING
             self._dying.append((now + SETTLE_S, key))
         else:
             self._forget(key, now)
@@ -377,14 +379,15 @@ class StageMachine:
         self._overdue[worker.key] = now + self.spec.kill_after_s
         self.crew.rest(worker)
         revoked = [batch for batch in worker.batches.values() if batch is not first and not batch.revoked]
+        again: list[Item] = []
         for batch in revoked:
             # The batch given in advance has not begun: others may have it. It stays on this worker's books until the
             # worker has said that it skipped it (or computed it all the same: the next hop drops duplicates).
             batch.revoked = True
-            again = [item for item in batch.items.values() if item.is_due(now)]
-            for item in again:
-                item.holds += 1
-            self.queue.push_front(again)
+            again += [item for item in batch.items.values() if item.is_due(now)]
+        for item in again:
+            item.holds += 1
+        self.queue.push_front(again)
         if revoked:
             self.actions.append(ToWorker(worker.key, Revoke([batch.number for batch in revoked])))
         self._tell()

@@ -1,12 +1,14 @@
-"""A thread that does what surrounds batches while the main thread is in ``forward``: a waiting device earns nothing.
+"""A thread that fetches the next batch while the main thread is in ``forward``: a waiting device earns nothing.
 
-Between two batches of a busy worker the results of one are sent, and the next one is received and decoded. Of that,
-what is not user code can be done beside ``forward``, which leaves the interpreter to others while a device or C code
-computes. The main thread *lends* its lane and outlets for the time of one ``forward`` and takes them back after it,
-with the next batch if one has come. Lending and taking back go through queues, so whatever one thread did to a socket
-has happened before the other touches it, and at no time do both use one: ZeroMQ allows to migrate sockets like that.
+Receiving and decoding is not user code, and can be done beside ``forward``, which leaves the interpreter to others
+while a device or C code computes. The main thread *lends* its lane for the time of one ``forward`` and takes it back
+after it, with the next batch if one has come. Lending and taking back go through queues, so whatever one thread did to
+the socket has happened before the other touches it, and at no time do both use it: ZeroMQ allows to migrate sockets
+like that.
 
-Results are encoded before the next ``forward``, never beside it: they may be views of a buffer that it fills anew.
+Results are not encoded beside the next ``forward``: they may be views of a buffer that it fills anew. Nor are they sent
+there: if it hung, in code that never lets this thread have its turn, work that is done would be lost with it, and the
+broker would take the finished batch for the one that hangs.
 """
 
 from __future__ import annotations
@@ -27,29 +29,23 @@ class Aside(Generic[Found]):
 
     def __init__(self, fetch: Callable[[int], Found | None]) -> None:
         self._fetch = fetch
-        self._jobs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._loans: SimpleQueue[bool] = SimpleQueue()  # True: a loan begins; False: end
         self._answers: SimpleQueue[tuple[Found | None, BaseException | None]] = SimpleQueue()
         self._recall = Wake()
         self._thread: threading.Thread | None = None
         self._lent = False
-        self._begun = False  # the job is done; fetching since then
         self._done = False
 
-    @property
-    def is_fetching(self) -> bool:
-        """The job of this loan is done, and nothing has been found yet."""
-        return self._begun and not self._done
-
-    def lend(self, job: Callable[[], object]) -> None:
-        """Have ``job`` done, then something fetched, until :meth:`take_back`."""
+    def lend(self) -> None:
+        """Have something fetched until :meth:`take_back`."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._main, name="aside", daemon=True)
             self._thread.start()
-        self._lent, self._begun, self._done = True, False, False
-        self._jobs.put(job)
+        self._lent, self._done = True, False
+        self._loans.put(True)
 
     def take_back(self) -> Found | None:
-        """End the loan; what was fetched. Raises what ``job`` or ``fetch`` raised."""
+        """End the loan; what was fetched. Raises what ``fetch`` raised."""
         recalled = not self._done
         if recalled:
             self._recall.set()
@@ -66,16 +62,14 @@ class Aside(Generic[Found]):
         if self._thread is not None:
             if self._lent:
                 self._recall.set()
-            self._jobs.put(None)
+            self._loans.put(False)
             self._thread.join()
         self._recall.close()
 
     def _main(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while self._loans.get():
             found, failure = None, None
             try:
-                job()
-                self._begun = True
                 found = self._fetch(self._recall.fd)
             except BaseException as error:
                 failure = error

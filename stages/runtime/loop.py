@@ -4,7 +4,7 @@ The main thread runs it, because signals - the watchdog's - interrupt only that 
 what the control thread left in its mailbox, so a new lane or a stop never waits for more than one batch.
 
 While batches follow each other without a pause and ``forward`` takes long enough to be worth it, a thread beside it
-sends the results of the last batch and fetches the next one (:mod:`stages.runtime.aside`).
+fetches the next one (:mod:`stages.runtime.aside`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from engine.exitcodes import ExitCode
 from engine.log import get_logger
 from engine.memory import Gone
 from stages.base import Worker
-from stages.compute import SKIPPED, TOO_SLOW, Codec, Outcome, Run
+from stages.compute import SKIPPED, TOO_SLOW, Codec, Run
 from stages.context import ItemIn
 from stages.runtime.aside import Aside
 from stages.runtime.outlets import Outlets
@@ -93,7 +93,6 @@ class Loop:
         self._busy = False  # batches follow each other
         self._forward_s = 0.0  # running mean
         self._ahead: Taken | None = None  # fetched while another one was computed
-        self._unsent: Callable[[], None] | None = None  # sends the results of the last batch
         if isinstance(worker, SSEWorker | StreamWorker):
             worker._sink = self._stream
         worker._gone = shared.cancelled
@@ -109,21 +108,16 @@ class Loop:
 
     def _turn(self) -> ExitCode | None:
         """At most one batch."""
-        if self._shared.to_main:
-            self._send_unsent()  # before a new lane makes them strangers
-            while (event := self._shared.to_main.take()) is not None:
-                self._handle(event)
+        while (event := self._shared.to_main.take()) is not None:
+            self._handle(event)
         if self._code is not None:
-            self._send_unsent()
             self._flush()
             return self._code
         if self._stop_at is not None and now() >= self._stop_at:
-            self._send_unsent()
             get_logger().warning("not dismissed within the grace; leaving")
             return ExitCode.OK
         taken, self._ahead = self._ahead, None
         if taken is None:
-            self._send_unsent()
             self._outlets.flush()
             frames = self._outlets.receive()
             if frames is None:
@@ -198,19 +192,14 @@ class Loop:
         return Taken(message, run, welcome, since_ns, received_ns)
 
     def _serve(self, taken: Taken) -> None:
-        """Compute a batch and send its results, or leave that to be done beside the next one."""
-        lends = self._busy and self._forward_s >= ASIDE_MIN_S and self._flow is Flow.WHOLE
+        """Compute a batch and send its results; where that takes long, have the next one fetched meanwhile."""
+        lends = self._busy and self._forward_s >= ASIDE_MIN_S
         self._busy = True
         if not lends:
-            self._send_unsent()
-            self._unsent = self._outcome(taken)
-            self._send_unsent()
+            self._compute(taken)
             return
-        unsent, self._unsent = self._unsent, None
-        self._aside.lend(unsent or _nothing)
-        self._unsent = self._outcome(taken)
-        if self._aside.is_fetching:  # the next batch has not come: these results wait for nothing
-            self._send_unsent()
+        self._aside.lend()
+        self._compute(taken)
         self._ahead = self._aside.take_back()
 
     def _fetch(self, recall: int) -> Taken | None:
@@ -226,8 +215,7 @@ class Loop:
                 break
         return None
 
-    def _outcome(self, taken: Taken) -> Callable[[], None]:
-        """Compute a batch. Returns what sends its results."""
+    def _compute(self, taken: Taken) -> None:
         message = taken.batch
         self._forward_ns = self._compute_ns = 0
         if message.batch in self._shared.revoked:
@@ -246,24 +234,15 @@ class Loop:
         self._shared.cancelled.discard(message.uids)
         self._memory.keep([outcome.payload for outcome in outcomes])
         began_ns = self._forward_ns or taken.received_ns
-        batch_us, compute_us = (began_ns - taken.since_ns) // 1000, self._compute_ns // 1000
-        return lambda: self._send(taken, outcomes, batch_us, compute_us)
-
-    def _send(self, taken: Taken, outcomes: list[Outcome], batch_us: int, compute_us: int) -> None:
         for hop, results, encoded in self._plan.results(
             Origin(self._plan.stage, taken.welcome.worker),
-            taken.batch,
+            message,
             outcomes,
             mime=self._worker.resp_mime_type,
-            batch_us=batch_us,
-            compute_us=compute_us,
+            batch_us=(began_ns - taken.since_ns) // 1000,
+            compute_us=self._compute_ns // 1000,
         ):
             self._outlets.send(hop, wire.encode(results, encoded))
-
-    def _send_unsent(self) -> None:
-        unsent, self._unsent = self._unsent, None
-        if unsent is not None:
-            unsent()
 
     def _timed(self, function: Callable[[Any], Any], argument: Any) -> Any:
         began = time.monotonic_ns()
@@ -322,7 +301,3 @@ class Loop:
             self._watchdog.undisturbed(self._outlets.flush)
             self._windows.wait(min(left, OUTLETS_S))
         return True
-
-
-def _nothing() -> None:
-    """For a loan without results to send."""

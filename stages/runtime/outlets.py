@@ -1,6 +1,6 @@
 """The main thread's sockets: the lane that batches come from, and the outlets that results leave by.
 
-It may lend them for a while (:mod:`stages.runtime.aside`).
+It may lend the lane for a while (:mod:`stages.runtime.aside`).
 
 A parcel that finds no connection waits in its outlet and keeps its place: what follows it queues behind it. Nothing
 here is bounded by a number, because the broker's credit is: without answers no new batches come.
@@ -23,7 +23,7 @@ LINGER_MS: Final = 500  # at the end: for the last results to leave
 
 
 class Outlets:
-    """Made, used and closed by the main thread, or by whom it lends them to."""
+    """Made, used and closed by the main thread, but for the lane while it is lent."""
 
     def __init__(
         self,

@@ -83,6 +83,7 @@ def test_what_waits_behind_a_late_batch_is_revoked_and_given_to_others() -> None
     twin.pass_time(SPEC.timeout_s)
     assert worker.told == [Revoke([3, 4, 5])]
     other = twin.worker(slot=2)
+    assert [batch.request_ids[0] for batch, _ in other.lane] == ["r5", "r9", "r13"]  # in their order
     while other.lane:
         twin.finish(other)
     assert [twin.answer(seq)[0] for seq in range(1, 17)] == [408] * 4 + [200] * 12

@@ -22,7 +22,7 @@ from engine import admin, transport
 from engine.broker.mailbox import Bell, Mailbox
 from engine.broker.service import Broker
 from engine.broker.watch import AVAILABLE, Watch
-from engine.client import PARCEL_ITEMS, Answer, Client
+from engine.client import PARCEL_ITEMS, PARCEL_TURNS, Answer, Client
 from engine.config import Deployment, build
 from engine.core import wire
 from engine.core.messages import (
@@ -308,9 +308,13 @@ def test_what_comes_turn_after_turn_travels_together_and_a_lone_request_at_once(
             await asyncio.sleep(0)  # the turn in which it leaves
             assert not c._outgoing
             await until_sent(2)
-            come(PARCEL_ITEMS)  # no matter how long they keep coming
-            await until_sent(4)
-            assert PARCEL_ITEMS <= len(submits[2].seqs) <= PARCEL_ITEMS + 2
+            come(3 * PARCEL_TURNS)  # no matter how long they keep coming
+            await until_sent(5)
+            assert 2 * PARCEL_TURNS <= len(submits[2].seqs) <= 2 * (PARCEL_TURNS + 2)
+            for _ in range(PARCEL_ITEMS):
+                ask(c, b"x")
+            await asyncio.sleep(0)
+            assert not c._outgoing  # enough
 
     asyncio.run(scenario())
 

@@ -286,6 +286,20 @@ def test_what_is_fetched_and_sent_beside_forward_is_as_it_was(bench: Any, start:
     assert "aside" in results[-1].value["threads"]
 
 
+def test_results_leave_before_the_next_batch_hangs(bench: Any, start: Any, let_go: Any) -> None:
+    broker, worker = start(one(worker="service:Steady", timeout=0.5, kill_after=0.2))
+    uids = many(bench, broker, let_go, 10)
+    broker.give(50, [{"do": "hold_interpreter"}])
+    assert [item.status for item in broker.settled(uids)] == [Status.OK] * 20
+    assert worker.wait(broker) == -signal.SIGALRM
+
+
+def test_methods_of_no_class_are_the_users_own(start: Any) -> None:
+    broker, _ = start(one(worker="service:Decoder"))
+    (item,) = broker.settled(broker.give(1, [{"do": "echo", "x": 1}]))
+    assert (item.status, item.value) == (Status.OK, 1)
+
+
 def test_a_late_batch_that_was_fetched_ahead_is_skipped(bench: Any, start: Any, let_go: Any) -> None:
     broker, _ = start(one(worker="service:Steady"))
     gate = bench.fifo()
