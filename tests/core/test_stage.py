@@ -201,8 +201,12 @@ def test_results_that_were_on_their_way_when_the_worker_died_count() -> None:
     twin.kill(worker)
     worker.lane = lane
     twin.finish(worker)
+    twin.submit(1, first=10)
+    assert not worker.lane  # the dead get nothing more
     twin.pass_time(SETTLE_S)
     assert twin.answer(1) == (200, b"body1+0")
+    twin.finish(twin.worker())
+    assert twin.answer(10)[0] == 200
     assert twin.is_empty()
 
 
