@@ -76,11 +76,10 @@ class Codec:
     def __init__(self, worker: Worker) -> None:
         self.put: ipc.Put | None = None  # where large parts of results go; None: beside the others
         self._worker = worker
-        kind = type(worker)
         self._own_serialize = _is_own(worker, "serialize")
         self._own_deserialize = _is_own(worker, "deserialize")
-        self._own_decode = kind.deserialize_ipc is not Worker.deserialize_ipc
-        self._own_encode = kind.serialize_ipc is not Worker.serialize_ipc
+        self._own_decode = _is_own(worker, "deserialize_ipc")
+        self._own_encode = _is_own(worker, "serialize_ipc")
         self._whole = flow_of(worker) is Flow.WHOLE
 
     def decodes_by_own(self, item: ItemIn) -> bool:

@@ -1,4 +1,4 @@
-"""Shared memory as the worker's main thread uses it: read what batches refer to, put what results refer to.
+"""Shared memory as the worker uses it: read what batches refer to, put what results refer to.
 
 A block that was filled for a result that is not sent after all (a later step of its item failed) is taken back when
 the batch's results are encoded.
@@ -27,7 +27,7 @@ def open_store(place: Place | None) -> Store | None:
 
 
 class SharedMemory:
-    """See the module. One thread."""
+    """See the module. The main thread's, but for :meth:`read`, which goes with the lane."""
 
     def __init__(self) -> None:
         self._store: Store | None = None

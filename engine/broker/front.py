@@ -1,4 +1,4 @@
-"""The thread at the door: carries out what :class:`engine.core.front.FrontMachine` decides.
+"""The part at the door: carries out what :class:`engine.core.front.FrontMachine` decides.
 
 Owns the ROUTER of the frontends, the PULL on which all workers deliver final results, failures and stream events, and
 the ROUTER for questions. Answers leave once per pass, one parcel per frontend, however many parcels they came in.

@@ -1,4 +1,4 @@
-"""What broker threads write to each other, beside actions of the machines (Admit, Drop, Grant, Settle, Fail, News)."""
+"""What the parts of the broker write to each other, beside actions (Admit, Drop, Grant, Settle, Fail, News)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The thread of one stage: carries out what :class:`engine.core.stage.StageMachine` decides.
+"""The part of one stage: carries out what :class:`engine.core.stage.StageMachine` decides.
 
 Owns the ROUTER that workers say hello to, the PULL that the previous stages' workers push results to, and one PUSH lane
 per worker. Knows no rule of batching, credit or replay.

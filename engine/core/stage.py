@@ -1,7 +1,7 @@
 """One stage as a state machine: its queue, its workers and their credits, what is in flight, and every rule about them.
 
 Events come in as method calls with ``now``; what must happen comes out in :attr:`StageMachine.actions`, which the
-stage's thread takes and carries out. Rules held here:
+broker's part for the stage takes and carries out. Rules held here:
 
 * a batch is bound to a worker at the last moment: to an idle one, or in advance to one that computes, if the batch
   could not grow any more (:mod:`engine.core.batching`, :mod:`engine.core.crew`);

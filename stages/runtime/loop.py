@@ -195,12 +195,11 @@ class Loop:
         """Compute a batch and send its results; where that takes long, have the next one fetched meanwhile."""
         lends = self._busy and self._forward_s >= ASIDE_MIN_S
         self._busy = True
-        if not lends:
-            self._compute(taken)
-            return
-        self._aside.lend()
+        if lends:
+            self._aside.lend()
         self._compute(taken)
-        self._ahead = self._aside.take_back()
+        if lends:
+            self._ahead = self._aside.take_back()
 
     def _fetch(self, recall: int) -> Taken | None:
         """The next batch, decoded as far as that can be done here: in the thread beside the main one."""
@@ -232,7 +231,7 @@ class Loop:
             self._slow.clear()
         self._windows.forget(message.uids)
         self._shared.cancelled.discard(message.uids)
-        self._memory.keep([outcome.payload for outcome in outcomes])
+        self._memory.keep(outcome.payload for outcome in outcomes)
         began_ns = self._forward_ns or taken.received_ns
         for hop, results, encoded in self._plan.results(
             Origin(self._plan.stage, taken.welcome.worker),
