@@ -222,8 +222,12 @@ def recv(sock: zmq.Socket[bytes]) -> list[Buffer] | None:
 
     Frames of COPY_BELOW bytes and more stay in ZeroMQ's memory (a memoryview keeps them alive); smaller ones are bytes.
     """
-    if not readable(sock):  # a look costs less than half the exception that says so
-        return None
+    # A look costs less than half the exception that says so.
+    return recv_ready(sock) if readable(sock) else None
+
+
+def recv_ready(sock: zmq.Socket[bytes]) -> list[Buffer] | None:
+    """The same where a parcel is probably there, as its descriptor said: without the look, but for the exception."""
     frames: list[Buffer] = []
     try:
         while True:

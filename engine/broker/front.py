@@ -17,8 +17,9 @@ from engine import transport
 from engine.broker import report
 from engine.broker.arenas import Arenas
 from engine.broker.letters import Drain, Look, Seen, ToFront, ToStage
-from engine.broker.loop import Part, letters_from, parcels
+from engine.broker.loop import Part
 from engine.broker.mailbox import Mailbox
+from engine.broker.poll import Poll, Source
 from engine.broker.watch import Watch
 from engine.clock import now as clock
 from engine.core.actions import Fail, News, Release
@@ -84,6 +85,7 @@ class FrontPart(Part[ToFront]):
         self._memory: dict[bytes, Place | None] = {}  # frontend -> the arena that it fills
         self._host = transport.host_token()
         self._watch = Watch()
+        self._exits = Source(-1, self)  # until there is a descriptor for it
         self._watched: dict[int, bytes] = {}  # pid -> frontend
         self._questions: dict[int, Question] = {}
         self._asked = 0
@@ -92,34 +94,39 @@ class FrontPart(Part[ToFront]):
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
-    def open(self, poller: zmq.Poller) -> None:
-        self._front = self._own(poller, transport.router(self._context, self._endpoints.front))
-        self._egress = self._own(poller, transport.pull(self._context, self._endpoints.egress))
-        self._admin = self._own(poller, transport.router(self._context, self._endpoints.admin))
+    def open(self, poll: Poll) -> None:
+        self._front = self._inlet(poll, transport.router(self._context, self._endpoints.front))
+        self._egress = self._inlet(poll, transport.pull(self._context, self._endpoints.egress))
+        self._admin = self._inlet(poll, transport.router(self._context, self._endpoints.admin))
         if (fd := self._watch.fileno()) is not None:
-            self._listen(poller, fd)
+            self._exits = Source(fd, self)
+            self._listen(poll, self._exits)
 
-    def work(self, events: dict[object, int]) -> float:
-        now = clock()
-        for letter in self.mailbox.take():
-            self._handle_letter(letter)
-        if self._egress in events:
-            for message, payloads in parcels(self._egress):
+    def work(self, now: float) -> float:
+        machine = self.machine
+        if self.mailbox.letters:
+            for letter in self.mailbox.take():
+                self._handle_letter(letter)
+        if self._egress.ready:
+            for message, payloads in self._egress.parcels():
                 self._handle_egress(message, payloads, now)
-        if self._front in events:
-            for peer, message, payloads in letters_from(self._front):
+        if self._front.ready:
+            for peer, message, payloads in self._front.letters():
                 self._handle_front(peer, message, payloads, now)
-        if self._admin in events:
-            for peer, message, _ in letters_from(self._admin):
+        if self._admin.ready:
+            for peer, message, _ in self._admin.letters():
                 self._handle_admin(peer, message, now)
-        if events and self._watch.fileno() in events:
+        if self._exits.ready:
+            self._exits.ready = False
             for pid in self._watch.ended():
                 self._lose(self._watched.pop(pid, b""))
         if now >= self._check_at:
             self._check(now)
-        next_deadline = self.machine.expire(now)
-        self._carry_out()
-        self._send_answers()
+        next_deadline = machine.expire(now)
+        if machine.actions:
+            self._carry_out()
+        for peer, answers, payloads in machine.take_answers():
+            self._send(peer, answers, payloads)
         return min(next_deadline, self._check_at)
 
     def _check(self, now: float) -> None:
@@ -208,7 +215,7 @@ class FrontPart(Part[ToFront]):
             body = report.about(self.machine, parts)
         else:
             body = report.metrics(self.machine, parts, self._retired, self._namespace, self._arenas.usage())
-        transport.send(self._admin, encode(Report(question.what), [body]), to=question.peer)
+        self._admin.send(encode(Report(question.what), [body]), question.peer)
 
     def _lose(self, peer: bytes) -> None:
         frontend = self.machine.gone(peer)
@@ -224,22 +231,15 @@ class FrontPart(Part[ToFront]):
     # --- actions out -------------------------------------------------------------------------------------------------
 
     def _carry_out(self) -> None:
-        actions = self.machine.actions
-        if not actions:
-            return
-        self.machine.actions = []
+        actions, self.machine.actions = self.machine.actions, []
         for action in actions:
             if isinstance(action, Release):
                 self._arenas.release(action.refs)
             else:
                 self.stages[action.stage].post(action)
 
-    def _send_answers(self) -> None:
-        for peer, answers, payloads in self.machine.take_answers():
-            self._send(peer, answers, payloads)
-
     def _send(self, peer: bytes, message: Message, payloads: Sequence[Payload] = ()) -> None:
-        if not transport.send(self._front, encode(message, payloads), to=peer):
+        if not self._front.send(encode(message, payloads), peer):
             self._lose(peer)  # its connection is gone, and whoever waited there with it
 
     def _pulse(self, frontend: Frontend) -> FrontendPulse:

@@ -10,22 +10,18 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from math import ceil, inf
+from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any, Final, Generic, TypeVar
 
 import zmq
 
-from engine import transport
 from engine.broker.mailbox import Bell, Mailbox
+from engine.broker.poll import Inlet, Poll, Source
 from engine.clock import now
-from engine.core.messages import AnyMessage
-from engine.core.wire import Payload, decode
-from engine.errors import ProtocolError
 
 log: Final = logging.getLogger("stageline.broker")
 
-PARCELS_PER_PASS: Final = 64  # of one socket; a parcel may carry hundreds of items
 LONGEST_POLL_S: Final = (
     1.0  # an upper bound on every wait: nothing depends on it, it only limits the damage of a mistake
 )
@@ -39,35 +35,32 @@ class Part(ABC, Generic[Letter]):
     def __init__(self) -> None:
         self.mailbox: Mailbox[Letter] = Mailbox()
         self.wake = 0.0  # when it wants to be called at the latest
-        self._sources: list[object] = []
-        self._sockets: list[zmq.Socket[bytes]] = []
+        self.due = False  # one of its sources is ready
+        self.sources: list[Source] = []
 
     @abstractmethod
-    def open(self, poller: zmq.Poller) -> None:
-        """Make and register sockets. StartError when an address cannot be bound."""
+    def open(self, poll: Poll) -> None:
+        """Make sockets and listen to them. StartError when an address cannot be bound."""
 
     @abstractmethod
-    def work(self, events: dict[object, int]) -> float:
+    def work(self, now: float) -> float:
         """Do what there is to do; returns when to come again at the latest."""
 
     def close(self) -> None:
         """Close what ``open`` made, as far as it came."""
-        for sock in self._sockets:
-            sock.close()
+        for source in self.sources:
+            if isinstance(source, Inlet):
+                source.sock.close()
 
-    def is_due(self, events: dict[object, int], instant: float) -> bool:
-        """Whether anything is there to do."""
-        return instant >= self.wake or bool(self.mailbox) or any(source in events for source in self._sources)
+    def _inlet(self, poll: Poll, sock: zmq.Socket[bytes]) -> Inlet:
+        """Listen to a socket, and close it in the end."""
+        inlet = Inlet(sock, self, poll)
+        self._listen(poll, inlet)
+        return inlet
 
-    def _own(self, poller: zmq.Poller, sock: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
-        """Poll a socket, and close it in the end."""
-        self._sockets.append(sock)
-        self._listen(poller, sock)
-        return sock
-
-    def _listen(self, poller: zmq.Poller, source: zmq.Socket[bytes] | int) -> None:
-        poller.register(source, zmq.POLLIN)
-        self._sources.append(source)
+    def _listen(self, poll: Poll, source: Source) -> None:
+        poll.add(source)
+        self.sources.append(source)
 
 
 class PartThread:
@@ -81,7 +74,9 @@ class PartThread:
         self._bell = Bell()
         for part in parts:
             part.mailbox.bell = self._bell
-        self._poller = zmq.Poller()
+        self._poll = Poll()
+        self._rings = Source(self._bell.fileno(), self)
+        self.due = False  # the bell has rung
         self._stopping = False
         self._thread = threading.Thread(target=self._main, name=name)
 
@@ -104,19 +99,20 @@ class PartThread:
         try:
             try:
                 for part in self._parts:
-                    part.open(self._poller)
+                    part.open(self._poll)
             except Exception as error:
                 self.error = error
                 return
             finally:
                 self.started.set()
-            self._poller.register(self._bell.fileno(), zmq.POLLIN)
+            self._poll.add(self._rings)
             while not self._stopping:
-                events = self._wait()
+                self._wait()
                 instant = now()
                 for part in self._parts:
-                    if part.is_due(events, instant):
-                        part.wake = part.work(events)
+                    if part.due or part.mailbox.letters or instant >= part.wake:
+                        part.due = False
+                        part.wake = part.work(instant)
         except Exception:
             log.critical("%s failed", self._thread.name, exc_info=True)
             self._failed()
@@ -124,43 +120,16 @@ class PartThread:
             for part in self._parts:
                 part.close()
 
-    def _wait(self) -> dict[object, int]:
+    def _wait(self) -> None:
         """Poll until something is readable, a letter came, or a part wants to be called."""
-        wake = min([part.wake for part in self._parts])
-        timeout = min(max(0.0, wake - now()), LONGEST_POLL_S) if wake != inf else LONGEST_POLL_S
         bell = self._bell
         bell.asleep = True
-        if self._stopping or any(part.mailbox for part in self._parts):
-            timeout = 0.0
-        # Rounded up: a wake-up that is a fraction of a millisecond early would poll again and again until it is due.
-        events: dict[object, int] = dict(self._poller.poll(ceil(timeout * 1000)))
+        wake = inf
+        for part in self._parts:
+            wake = min(wake, 0.0 if part.mailbox.letters else part.wake)
+        timeout = 0.0 if self._stopping else min(max(0.0, wake - now()), LONGEST_POLL_S)
+        self._poll.wait(timeout)
         bell.asleep = False
-        if bell.fileno() in events:
+        if self.due:
+            self.due = False
             bell.silence()
-        return events
-
-
-def parcels(sock: zmq.Socket[bytes]) -> Iterator[tuple[AnyMessage, list[Payload]]]:
-    """What a PULL socket has now, at most PARCELS_PER_PASS; what cannot be read is logged and left out."""
-    for _ in range(PARCELS_PER_PASS):
-        frames = transport.recv(sock)
-        if frames is None:
-            return
-        try:
-            yield decode(frames)
-        except ProtocolError as error:
-            log.warning("malformed parcel dropped", extra={"reason": str(error)})
-
-
-def letters_from(sock: zmq.Socket[bytes]) -> Iterator[tuple[bytes, AnyMessage, list[Payload]]]:
-    """The same for a ROUTER socket: with the peer that sent it."""
-    for _ in range(PARCELS_PER_PASS):
-        frames = transport.recv(sock)
-        if frames is None:
-            return
-        try:
-            message, payloads = decode(frames[1:])
-        except ProtocolError as error:
-            log.warning("malformed parcel dropped", extra={"reason": str(error)})
-            continue
-        yield bytes(frames[0]), message, payloads

@@ -49,22 +49,18 @@ class Mailbox(Generic[Letter]):
     """Many posters, one owner. ``post`` may be called from any thread; ``take`` only by the owner."""
 
     def __init__(self) -> None:
-        self._letters: deque[Letter] = deque()
+        self.letters: deque[Letter] = deque()  # to be looked at, not to be changed
         self.bell: Bell | None = None  # of the thread that takes, once there is one
 
-    def __bool__(self) -> bool:
-        """Something is here."""
-        return bool(self._letters)
-
     def post(self, letter: Letter) -> None:
-        self._letters.append(letter)
+        self.letters.append(letter)
         bell = self.bell
         if bell is not None and bell.asleep:
             bell.ring()
 
     def take(self, most: int = 1024) -> list[Letter]:
         """Up to ``most`` letters, in order."""
-        letters = self._letters
+        letters = self.letters
         taken: list[Letter] = []
         while letters and len(taken) < most:
             taken.append(letters.popleft())

@@ -59,7 +59,7 @@ class StageFamilies:
 
 def stage_status(machine: StageMachine, now: float) -> StageStatus:
     state = machine.state()
-    oldest = machine.queue.oldest()
+    oldest = machine.queue.backlog(deadlines=False).oldest
     sizes = [lane.batch_size for lane in machine.stats.lanes.values()]
     batches = sum(size.count for size in sizes)
     return StageStatus(
@@ -125,7 +125,7 @@ def stage_families(machine: StageMachine, retired: Sequence[Family], now: float,
     def lanes(pick: str) -> list[tuple[dict[str, str], Histogram]]:
         return [({**here, "connection": str(slot)}, getattr(lane, pick)) for slot, lane in sorted(stats.lanes.items())]
 
-    oldest = machine.queue.oldest()
+    oldest = machine.queue.backlog(deadlines=False).oldest
     own = [
         histogram(f"{namespace}_batch_size", "Items of a batch.", lanes("batch_size")),
         histogram(

@@ -19,8 +19,9 @@ from engine import transport
 from engine.broker import report
 from engine.broker.arenas import Arenas
 from engine.broker.letters import Drain, Look, Seen, ToFront, ToStage
-from engine.broker.loop import Part, letters_from, parcels
+from engine.broker.loop import Part
 from engine.broker.mailbox import Mailbox
+from engine.broker.poll import Poll, Source
 from engine.broker.watch import Watch
 from engine.clock import now as clock
 from engine.core.actions import Admit, Dispatch, Drop, Fail, Forget, Grant, Kill, News, Release, Settle, ToWorker
@@ -88,40 +89,46 @@ class StagePart(Part[ToStage]):
         self._lanes: dict[int, Lane] = {}
         self._stuck: set[int] = set()  # workers whose lane has something pending
         self._watch = Watch()
+        self._exits = Source(-1, self)  # until there is a descriptor for it
         self._check_at = 0.0
         self._retired: list[Family] = []  # users' metrics of workers that are gone
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
-    def open(self, poller: zmq.Poller) -> None:
-        self._control = self._own(poller, transport.router(self._context, self._endpoints.control(self.index)))
-        self._intake = self._own(poller, transport.pull(self._context, self._endpoints.intake(self.index)))
+    def open(self, poll: Poll) -> None:
+        self._control = self._inlet(poll, transport.router(self._context, self._endpoints.control(self.index)))
+        self._intake = self._inlet(poll, transport.pull(self._context, self._endpoints.intake(self.index)))
         if (fd := self._watch.fileno()) is not None:
-            self._listen(poller, fd)
+            self._exits = Source(fd, self)
+            self._listen(poll, self._exits)
 
-    def work(self, events: dict[object, int]) -> float:
+    def work(self, now: float) -> float:
         machine = self.machine
-        now = clock()
-        for letter in self.mailbox.take():
-            self._handle_letter(letter, now)
-        if self._intake in events:
-            for message, payloads in parcels(self._intake):
+        is_late = now >= self.wake  # else no time limit has passed
+        if self.mailbox.letters:
+            for letter in self.mailbox.take():
+                self._handle_letter(letter, now)
+        if self._intake.ready:
+            for message, payloads in self._intake.parcels():
                 if isinstance(message, Results) and self._knows(message):
                     self._accept(message, payloads, now)
                 else:
                     log.warning("unexpected message dropped", extra={"kind": type(message).__name__})
-        if self._control in events:
-            for peer, message, _ in letters_from(self._control):
+        if self._control.ready:
+            for peer, message, _ in self._control.letters():
                 self._handle_control(peer, message, now)
-        if events and self._watch.fileno() in events:
+        if self._exits.ready:
+            self._exits.ready = False
             for key in self._watch.ended():
                 machine.exited(key, now)
-        machine.tick(now)
-        if now >= self._check_at:
-            self._check_at = now + CHECK_S
-            machine.check_silence(now)
+        if is_late:
+            machine.tick(now)
+            if now >= self._check_at:
+                self._check_at = now + CHECK_S
+                machine.check_silence(now)
         wake = machine.pump(now)
-        self._carry_out(now)
+        if machine.actions:
+            self._carry_out(now)
         if self._stuck:
             self._stuck = {key for key in self._stuck if key in self._lanes and not self._lanes[key].flush()}
             wake = min(wake, now + LANE_RETRY_S if self._stuck else inf)
@@ -265,7 +272,7 @@ class StagePart(Part[ToStage]):
             self._arenas.retire(lane.memory)
 
     def _reply(self, peer: bytes, message: Message) -> None:
-        transport.send(self._control, encode(message), to=peer)  # False: it has gone, and its pidfd or silence tells
+        self._control.send(encode(message), peer)  # False: it has gone, and its pidfd or silence tells
 
     def _post(self, letter: ToFront) -> None:
         assert self.front is not None

@@ -119,46 +119,43 @@ class BatchQueue:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.nbytes = 0
-        self._items: OrderedDict[int, Item] = OrderedDict()
+        self.items: OrderedDict[int, Item] = OrderedDict()  # by uid; to be looked at, not to be changed
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self.items)
 
     def __contains__(self, uid: int) -> bool:
-        return uid in self._items
+        return uid in self.items
 
     def push(self, item: Item) -> None:
-        self._items[item.request.uid] = item
+        self.items[item.request.uid] = item
         self.nbytes += item.size
 
     def push_front(self, items: list[Item]) -> None:
         """Items that were released once come before everything else, in their old order."""
         for item in reversed(items):
             uid = item.request.uid
-            self._items[uid] = item
-            self._items.move_to_end(uid, last=False)
+            self.items[uid] = item
+            self.items.move_to_end(uid, last=False)
             self.nbytes += item.size
 
     def discard(self, uid: int) -> Item | None:
         """Remove an item from wherever it stands; None when it is not here."""
-        item = self._items.pop(uid, None)
+        item = self.items.pop(uid, None)
         if item is not None:
             self.nbytes -= item.size
         return item
 
-    def oldest(self) -> float:
-        """When the first item arrived; inf when there is none."""
-        for item in self._items.values():
-            return item.arrived
-        return inf
-
     def backlog(self, *, deadlines: bool) -> Backlog:
         """``deadlines`` false leaves the earliest deadline out, which costs a look at every item of the next batch."""
-        first = inf
+        first = oldest = inf
+        for item in self.items.values():
+            oldest = item.arrived
+            break
         if deadlines:
-            window = islice(self._items.values(), self.policy.max_batch_size)
+            window = islice(self.items.values(), self.policy.max_batch_size)
             first = min((item.request.deadline for item in window), default=inf)
-        return Backlog(len(self._items), self.nbytes, self.oldest(), first)
+        return Backlog(len(self.items), self.nbytes, oldest, first)
 
     def take(self, now: float) -> tuple[list[Item], list[Item]]:
         """The next batch and the items that are not worth computing any more, both removed from the queue.
@@ -170,7 +167,7 @@ class BatchQueue:
         most = self.policy.max_batch_size
         room = self.policy.max_batch_bytes
         nbytes = 0
-        items = self._items
+        items = self.items
         while items and len(batch) < most:
             uid, item = items.popitem(last=False)
             request = item.request

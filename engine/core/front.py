@@ -242,12 +242,11 @@ class FrontMachine:
 
     def results(self, results: Results, payloads: Sequence[Payload], now: float) -> None:
         """Final results, failures and skips of one batch. All are settled, those still wanted are answered."""
-        ledger = self.ledger
-        statuses = results.statuses
-        places = self._places(results.stage)
-        wanted: dict[bytes, list[tuple[int, Request]]] = {}  # by frontend: position and request
-        for index, uid in enumerate(results.uids):
-            status = statuses[index]
+        ledger, places, headers = self.ledger, self._places(results.stage), results.headers
+        answered = self.stats.answered
+        for uid, status, trail, payload, index in zip(
+            results.uids, results.statuses, results.trails, payloads, range(len(payloads)), strict=True
+        ):
             if not status:
                 continue  # skipped
             request = ledger.get(uid)
@@ -258,25 +257,15 @@ class FrontMachine:
                 self._tear(request)
                 continue
             self._close(request)
-            if request.frontend in wanted:
-                wanted[request.frontend].append((index, request))
-            else:
-                wanted[request.frontend] = [(index, request)]
-        for peer, rows in wanted.items():
-            column = self._column(peer)
-            if results.headers:
-                base = len(column.seqs)
-                for offset, (index, _) in enumerate(rows):
-                    if found := results.headers.get(index):
-                        column.headers[base + offset] = found
-            column.seqs += [request.seq for _, request in rows]
-            column.statuses += [statuses[index] for index, _ in rows]
-            column.mimes += [results.mime] * len(rows)
-            column.trails += [results.trails[index] for index, _ in rows]
-            column.payloads += [payloads[index] for index, _ in rows]
-            answered = self.stats.answered
-            for index, _ in rows:
-                answered[statuses[index]] = answered.get(statuses[index], 0) + 1
+            column = self._answers.get(request.frontend) or self._column(request.frontend)
+            if headers and index in headers:
+                column.headers[len(column.seqs)] = headers[index]
+            column.seqs.append(request.seq)
+            column.statuses.append(status)
+            column.mimes.append(results.mime)
+            column.trails.append(trail)
+            column.payloads.append(payload)
+            answered[status] = answered.get(status, 0) + 1
         self.actions.append(Settle(results.stage, results.worker, results.batch, results.uids))
 
     def _places(self, stage: int) -> dict[int, tuple[int, bool]]:
@@ -363,7 +352,7 @@ class FrontMachine:
     def expire(self, now: float) -> float:
         """Answer what is late; returns the next deadline (inf when there is none)."""
         deadlines = self._deadlines
-        late: defaultdict[int, list[int]] = defaultdict(list)
+        late: dict[int, list[int]] = {}
         while deadlines:
             deadline, uid = deadlines[0]
             request = self.ledger.get(uid)
@@ -373,7 +362,7 @@ class FrontMachine:
             if request is not None:
                 self._close(request)
                 self._answer(request.frontend, request.seq, Status.TIMEOUT, b"inference timeout")
-                late[self._stage_of(request)].append(uid)
+                late.setdefault(self._stage_of(request), []).append(uid)
         for stage, uids in late.items():
             self.actions.append(Drop(stage, uids))
         return deadlines[0][0] if deadlines else inf

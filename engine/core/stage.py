@@ -133,13 +133,11 @@ class StageMachine:
 
     def enqueue(self, items: Sequence[Item], now: float) -> None:
         """Newly admitted items (first stage of their route)."""
-        self._count_in(items)
         for item in items:
             self._push(item)
 
     def accept(self, results: Results, payloads: Sequence[Payload], now: float) -> None:
         """Results of the previous stage. Duplicates and items nobody waits for are dropped; all are settled."""
-        accepted: list[Item] = []
         for uid, status, trail, payload in zip(results.uids, results.statuses, results.trails, payloads, strict=True):
             request = self.ledger.get(uid)
             if request is None or request.closed or status != Status.OK or not self._is_next(request, results.stage):
@@ -147,10 +145,7 @@ class StageMachine:
                 self._release(refs_of(payload))
                 continue
             request.hop += 1
-            item = Item(request, payload, payload_size(payload), now, 1, trail, request.hop)
-            accepted.append(item)
-            self._push(item)
-        self._count_in(accepted)
+            self._push(Item(request, payload, payload_size(payload), now, 1, trail, request.hop))
         self.actions.append(Settle(results.stage, results.worker, results.batch, results.uids))
 
     def _is_next(self, request: Request, stage: int) -> bool:
@@ -163,12 +158,16 @@ class StageMachine:
             return False
 
     def _push(self, item: Item) -> None:
-        if self.queue.nbytes + item.size > self.spec.max_queue_bytes and len(self.queue):
+        stats, size = self.stats, item.size
+        shared = 0 if type(item.payload) is bytes else _shared_bytes(item.payload)
+        stats.shared_in += shared
+        stats.bytes_in += size - shared
+        if 0 < self.queue.nbytes > self.spec.max_queue_bytes - size:
             text = f"too many requests: stage {self.spec.name} holds {self.queue.nbytes} bytes"
             self._fail([item.request.uid], Status.OVERLOADED, text)
             self._release(item.let_go())
             return
-        self.stats.arrived += 1
+        stats.arrived += 1
         self.queue.push(item)
 
     def cancel(self, uids: Sequence[int], now: float) -> None:
@@ -312,11 +311,12 @@ class StageMachine:
                 else:
                     self._drop([item], now)
                 continue
-            if not len(self.queue):
+            waiting = len(self.queue.items)
+            if not waiting:
                 break
             taker = Taker.IDLE if is_idle else Taker.BUSY
             # The earliest deadline costs a look at every item; it matters only if a partial batch may wait.
-            partial = len(self.queue) < self.spec.policy.max_batch_size
+            partial = waiting < self.spec.policy.max_batch_size
             backlog = self.queue.backlog(deadlines=partial and (taker is Taker.BUSY or not self.spec.policy.eager))
             decision = decide(
                 self.spec.policy,
@@ -395,32 +395,37 @@ class StageMachine:
     # --- inside ------------------------------------------------------------------------------------------------------
 
     def _dispatch(self, worker: Worker, items: list[Item], reason: Reason, now: float) -> None:
-        self._batches += 1
-        number = self._batches
-        alone = reason is Reason.REPLAY
+        self._batches = number = self._batches + 1
+        batch = Batch(number, int(now * 1e9), reason._value_, [], [], [], [], [], [], [], [])
+        payloads: list[Payload] = []
+        flight = InFlight(number, {}, now, reason is Reason.REPLAY)
+        nbytes = shared = 0
+        # One loop: a comprehension per column is a call per column, which a small batch pays for nothing.
+        for item in items:
+            request, payload = item.request, item.payload
+            batch.uids.append(request.uid)
+            batch.routes.append(request.route)
+            batch.budgets_us.append(int((request.deadline - now) * MICROS))
+            batch.attempts.append(item.attempt)
+            batch.request_ids.append(request.request_id)
+            batch.metas.append(request.meta)
+            batch.queues_us.append(int((now - item.arrived) * MICROS))
+            batch.trails.append(item.trail)
+            payloads.append(payload)
+            flight.items[request.uid] = item
+            nbytes += item.size
+            if type(payload) is not bytes:
+                flight.shared = True
+                shared += _shared_bytes(payload)
         stats = self.stats
-        stats.releases[reason.value] = stats.releases.get(reason.value, 0) + 1
+        stats.releases[batch.reason] = stats.releases.get(batch.reason, 0) + 1
+        if worker.maps:
+            stats.shared_out += shared
+            nbytes -= shared
+        stats.bytes_out += nbytes
         lane = stats.lane(worker.slot)
         lane.batch_size.observe(len(items))
         lane.batch_wait.observe(now - items[0].arrived)
-        self._count_out(items, maps=worker.maps)
-        requests = [item.request for item in items]
-        batch = Batch(
-            batch=number,
-            sent_ns=int(now * 1e9),
-            reason=reason.value,
-            uids=[request.uid for request in requests],
-            routes=[request.route for request in requests],
-            budgets_us=[int((request.deadline - now) * MICROS) for request in requests],
-            attempts=[item.attempt for item in items],
-            request_ids=[request.request_id for request in requests],
-            metas=[request.meta for request in requests],
-            queues_us=[int((now - item.arrived) * MICROS) for item in items],
-            trails=[item.trail for item in items],
-        )
-        payloads = [item.payload for item in items]
-        flight = InFlight(number, {item.request.uid: item for item in items}, now, alone)
-        flight.shared = not all(type(payload) is bytes for payload in payloads)
         worker.batches[number] = flight
         worker.done_items += len(items)
         self.actions.append(Dispatch(worker.key, batch, payloads))
@@ -491,16 +496,6 @@ class StageMachine:
         if refs:
             self.actions.append(Release(list(refs)))
 
-    def _count_in(self, items: Sequence[Item]) -> None:
-        shared = _shared_bytes(items)
-        self.stats.shared_in += shared
-        self.stats.bytes_in += sum([item.size for item in items]) - shared
-
-    def _count_out(self, items: Sequence[Item], *, maps: bool) -> None:
-        shared = _shared_bytes(items) if maps else 0
-        self.stats.shared_out += shared
-        self.stats.bytes_out += sum([item.size for item in items]) - shared
-
     def _fail(self, uids: list[int], status: Status, text: str) -> None:
         self.stats.failed += len(uids)
         if uids:
@@ -533,6 +528,6 @@ class StageMachine:
         return StageState(self.spec.name, self.spec.num, ready, starting, queued, in_flight, self.mime, self.flow)
 
 
-def _shared_bytes(items: Sequence[Item]) -> int:
-    """Bytes of the items that lie in shared memory."""
-    return sum([ref.length for item in items if type(item.payload) is not bytes for ref in refs_of(item.payload)])
+def _shared_bytes(payload: Payload) -> int:
+    """Bytes of a payload that lie in shared memory."""
+    return sum([ref.length for ref in refs_of(payload)])

@@ -574,7 +574,7 @@ def test_a_letter_rings_only_for_a_sleeper() -> None:
         poller.register(bell.fileno(), zmq.POLLIN)
         box.post(2)
         assert not poller.poll(0)
-        assert box
+        assert box.letters
         bell.asleep = True
         box.post(3)
         box.post(4)
@@ -583,7 +583,7 @@ def test_a_letter_rings_only_for_a_sleeper() -> None:
         assert not poller.poll(0)
         assert box.take(most=1) == [1]
         assert box.take() == [2, 3, 4]
-        assert not box
+        assert not box.letters
     finally:
         bell.close()
     box.post(5)  # to a thread that has ended: nobody reads it, nobody minds

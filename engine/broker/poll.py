@@ -1,0 +1,121 @@
+"""What a thread of the broker waits for, in one system call: ZeroMQ sockets by their descriptors, and plain ones.
+
+ZeroMQ's own poll asks every socket before and after it waits, four system calls each; with one stage that is more than
+the work it finds. Its descriptors are edge-triggered: one is silent although a parcel is there when the socket was used
+in between (a send takes in what has come as well) or when reading stopped early. Such sockets are *in doubt*, and are
+asked once more before the thread sleeps.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+from collections.abc import Iterator, Sequence
+from math import ceil
+from typing import Final, Protocol
+
+import zmq
+
+from engine import transport
+from engine.core.messages import AnyMessage
+from engine.core.wire import Buffer, Payload, decode
+from engine.errors import ProtocolError
+
+log: Final = logging.getLogger("stageline.broker")
+
+PARCELS_PER_PASS: Final = 64  # of one socket; a parcel may carry hundreds of items
+
+
+class Owner(Protocol):
+    """Who sees to a source; ``due`` is set when one of them is ready, and cleared by who looked."""
+
+    due: bool
+
+
+class Source:
+    """A descriptor that is polled. ``ready`` is set by the poll and cleared by who sees to it."""
+
+    __slots__ = ("fd", "owner", "ready")
+
+    def __init__(self, fd: int, owner: Owner) -> None:
+        self.fd = fd
+        self.owner = owner
+        self.ready = False
+
+    def is_ready(self) -> bool:
+        """Whether something is there that the descriptor may not show."""
+        return False
+
+
+class Inlet(Source):
+    """A bound socket of a part: the parcels that have come, and for a ROUTER the way back."""
+
+    __slots__ = ("_doubts", "sock")
+
+    def __init__(self, sock: zmq.Socket[bytes], owner: Owner, poll: Poll) -> None:
+        super().__init__(sock.fileno(), owner)
+        self.sock = sock
+        self._doubts = poll.doubts
+
+    def is_ready(self) -> bool:
+        return transport.readable(self.sock)
+
+    def parcels(self) -> Iterator[tuple[AnyMessage, list[Payload]]]:
+        """What a PULL socket has now, at most PARCELS_PER_PASS; what cannot be read is logged and left out."""
+        for frames in self._frames():
+            try:
+                yield decode(frames)
+            except ProtocolError as error:
+                log.warning("malformed parcel dropped", extra={"reason": str(error)})
+
+    def letters(self) -> Iterator[tuple[bytes, AnyMessage, list[Payload]]]:
+        """The same for a ROUTER socket: with the peer that sent it."""
+        for frames in self._frames():
+            try:
+                message, payloads = decode(frames[1:])
+            except ProtocolError as error:
+                log.warning("malformed parcel dropped", extra={"reason": str(error)})
+                continue
+            yield bytes(frames[0]), message, payloads
+
+    def _frames(self) -> Iterator[list[Buffer]]:
+        self.ready = False
+        for _ in range(PARCELS_PER_PASS):
+            frames = transport.recv_ready(self.sock)
+            if frames is not None:
+                yield frames
+            if not transport.readable(self.sock):
+                return
+        self._doubts.add(self)
+
+    def send(self, frames: Sequence[Buffer], to: bytes) -> bool:
+        """See :func:`engine.transport.send`."""
+        self._doubts.add(self)
+        return transport.send(self.sock, frames, to=to)
+
+
+class Poll:
+    """See the module. One thread."""
+
+    def __init__(self) -> None:
+        self.doubts: set[Source] = set()
+        self._poll = select.poll()
+        self._sources: dict[int, Source] = {}
+
+    def add(self, source: Source) -> None:
+        self._sources[source.fd] = source
+        self._poll.register(source.fd, select.POLLIN)
+
+    def wait(self, timeout_s: float) -> None:
+        """Sets ``ready`` of all sources that have something; returns when one has, or after ``timeout_s``."""
+        doubts = self.doubts
+        if doubts:
+            for source in doubts:
+                if source.is_ready():
+                    source.ready = source.owner.due = True
+                    timeout_s = 0.0
+            doubts.clear()
+        # Rounded up: a wake-up that is a fraction of a millisecond early would poll again and again until it is due.
+        for fd, _ in self._poll.poll(ceil(timeout_s * 1000)):
+            source = self._sources[fd]
+            source.ready = source.owner.due = True
