@@ -26,9 +26,9 @@ import msgspec
 
 from engine.core.messages import Flow, Status
 from engine.core.wire import Payload
-from engine.errors import EncodingError, EngineError, EngineTimeoutError
+from engine.errors import DecodingError, EncodingError, EngineError, EngineTimeoutError
 from engine.log import get_logger
-from stages import ipc
+from stages import ipc, plainjson
 from stages.base import Worker
 from stages.context import ItemIn
 from stages.stream import entry, flow_of
@@ -81,6 +81,9 @@ class Codec:
         self._own_decode = _is_own(worker, "deserialize_ipc")
         self._own_encode = _is_own(worker, "serialize_ipc")
         self._whole = flow_of(worker) is Flow.WHOLE
+        # What Worker's own methods do, without the way there: most services use them, for every item.
+        self.from_json = None if self._own_deserialize else plainjson.decode
+        self.to_json = None if self._own_serialize or not self._whole else plainjson.encode
 
     def decodes_by_own(self, item: ItemIn) -> bool:
         """Whether decoding it runs code of the user's, which may ask for its context or count on its thread (what a
@@ -240,7 +243,7 @@ class Run:
             if not self.ahead:
                 self.decode()
             else:
-                self.live = [one for one in self.live if not self.skip(one)]
+                self.live = self.not_expired(self.live)
             if self.max_batch_size > 1:
                 self.forward_batches()
             else:
@@ -252,11 +255,17 @@ class Run:
 
     def decode(self) -> None:
         self.outcomes = [None] * len(self.items)
+        from_json = self.codec.from_json
         for position, item in enumerate(self.items):
             if self.expired(item):
                 self.outcomes[position] = SKIPPED
-                continue
-            self.live.extend(self.decoded(position, item))
+            elif from_json is None or not item.first or type(item.payload) is not bytes:
+                self.live += self.decoded(position, item)
+            else:
+                try:
+                    self.live.append((position, item, from_json(item.payload)))
+                except DecodingError as error:
+                    self.fail(position, error, "deserialize")
 
     def decoded(self, position: int, item: ItemIn) -> list[tuple[int, ItemIn, Any]]:
         """The item with its value; empty when it cannot be decoded, and has failed."""
@@ -298,21 +307,34 @@ class Run:
                 for position, item, _ in part:
                     if self.begun(item):
                         self.fail(position, error, "forward", SPOILED)
-                left = [one for one in part if not self.begun(one[1]) and not self.skip(one)]
+                left = self.not_expired([one for one in part if not self.begun(one[1])])
                 again = [fresh for position, item, _ in left for fresh in self.decoded(position, item)]
                 middle = (len(again) + 1) // 2
                 # The first half comes off the list first: results leave in the order of the items.
                 parts.extend(half for half in (again[middle:], again[:middle]) if half)
             else:
-                for (position, item, _), result in zip(part, results, strict=True):
-                    self.encode(position, item, result)
+                self.encode_all(part, results)
 
-    def skip(self, entry: tuple[int, ItemIn, Any]) -> bool:
-        position, item, _ = entry
-        if self.expired(item):
-            self.outcomes[position] = SKIPPED
-            return True
-        return False
+    def not_expired(self, entries: Sequence[tuple[int, ItemIn, Any]]) -> list[tuple[int, ItemIn, Any]]:
+        """Those still worth computing; the others are skipped."""
+        left = []
+        for one in entries:
+            if self.expired(one[1]):
+                self.outcomes[one[0]] = SKIPPED
+            else:
+                left.append(one)
+        return left
+
+    def encode_all(self, part: Sequence[tuple[int, ItemIn, Any]], results: Sequence[Any]) -> None:
+        to_json = self.codec.to_json
+        for (position, item, _), result in zip(part, results, strict=True):
+            if to_json is None or not item.last or isinstance(result, BaseException):
+                self.encode(position, item, result)
+                continue
+            try:
+                self.outcomes[position] = Outcome(OK, to_json(result))
+            except EncodingError as error:
+                self.fail(position, error, "serialize")
 
     def encode(self, position: int, item: ItemIn, result: Any) -> None:
         if isinstance(result, BaseException):

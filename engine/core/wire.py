@@ -243,6 +243,14 @@ def pack_step(queue_us: int, batch_us: int, compute_us: int) -> bytes:
         return _step.pack(*(min(max(us, 0), _U32_MAX) for us in (queue_us, batch_us, compute_us)))
 
 
+def pack_steps(queues_us: Sequence[int], batch_us: int, compute_us: int) -> list[bytes]:
+    """:func:`pack_step` for each item of a batch."""
+    try:
+        return [_step.pack(queue_us, batch_us, compute_us) for queue_us in queues_us]
+    except struct.error:
+        return [pack_step(queue_us, batch_us, compute_us) for queue_us in queues_us]
+
+
 def unpack_trail(trail: bytes) -> list[tuple[int, int, int]]:
     """The hops of a trail in order; a torn tail is dropped, for a trail only informs."""
     whole = len(trail) - len(trail) % STEP_BYTES

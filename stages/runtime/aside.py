@@ -1,10 +1,10 @@
-"""A thread that fetches the next batch while the main thread is in ``forward``: a waiting device earns nothing.
+"""A thread that fetches the next batches while the main thread is in ``forward``: a waiting device earns nothing.
 
 Receiving and decoding is not user code, and can be done beside ``forward``, which leaves the interpreter to others
-while a device or C code computes. The main thread *lends* its lane for the time of one ``forward`` and takes it back
-after it, with the next batch if one has come. Lending and taking back go through queues, so whatever one thread did to
-the socket has happened before the other touches it, and at no time do both use it: ZeroMQ allows to migrate sockets
-like that.
+while a device or C code computes. The main thread *lends* its lane while batches follow each other, and has it back
+when it finds that none has come. Lending, finds and giving back go through queues, so whatever one thread did to the
+socket has happened before the other touches it, and at no time do both use it: ZeroMQ allows to migrate sockets like
+that.
 
 Results are not encoded beside the next ``forward``: they may be views of a buffer that it fills anew. Nor are they sent
 there: if it hung, in code that never lets this thread have its turn, work that is done would be lost with it, and the
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 from stages.runtime.shared import Wake
@@ -25,42 +25,61 @@ Found = TypeVar("Found")
 
 class Aside(Generic[Found]):
     """Made and used by the main thread. ``fetch(fd)`` runs in the other one: it waits for something until ``fd`` is
-    readable, and returns None then."""
+    readable, and returns None then, or earlier to end the loan."""
 
     def __init__(self, fetch: Callable[[int], Found | None]) -> None:
         self._fetch = fetch
         self._loans: SimpleQueue[bool] = SimpleQueue()  # True: a loan begins; False: end
-        self._answers: SimpleQueue[tuple[Found | None, BaseException | None]] = SimpleQueue()
+        self._finds: SimpleQueue[Found | _End] = SimpleQueue()
         self._recall = Wake()
+        self._recalled = False
         self._thread: threading.Thread | None = None
-        self._lent = False
-        self._done = False
+        self.lent = False
 
     def lend(self) -> None:
-        """Have something fetched until :meth:`take_back`."""
+        """Have things fetched until :meth:`take` finds nothing, or :meth:`take_back`."""
+        if self.lent:
+            return
         if self._thread is None:
             self._thread = threading.Thread(target=self._main, name="aside", daemon=True)
             self._thread.start()
-        self._lent, self._done = True, False
+        self.lent = True
         self._loans.put(True)
 
-    def take_back(self) -> Found | None:
-        """End the loan; what was fetched. Raises what ``fetch`` raised."""
-        recalled = not self._done
-        if recalled:
+    def take(self) -> list[Found]:
+        """What was fetched, one at a time. Where nothing was, the loan is ended; what came meanwhile is returned, and
+        what ``fetch`` raised is raised."""
+        try:
+            found = self._finds.get_nowait()
+        except Empty:
+            return self.take_back()
+        return self._ended(found) if isinstance(found, _End) else [found]
+
+    def take_back(self) -> list[Found]:
+        """End the loan, if there is one; what was fetched and not taken."""
+        finds: list[Found] = []
+        if self.lent:
+            self._recalled = True
             self._recall.set()
-        found, error = self._answers.get()
-        if recalled:
+        while self.lent:
+            found = self._finds.get()
+            finds += self._ended(found) if isinstance(found, _End) else [found]
+        return finds
+
+    def _ended(self, end: _End) -> list[Found]:
+        self.lent = False
+        if self._recalled:
+            self._recalled = False
             self._recall.clear()
-        self._lent = False
-        if error is not None:
-            raise error
-        return found
+        if end.error is not None:
+            raise end.error
+        return []
 
     def stop(self) -> None:
         """End the thread, and a loan that was not taken back because ``forward`` never returned."""
         if self._thread is not None:
-            if self._lent:
+            if self.lent:
+                self._recalled = True
                 self._recall.set()
             self._loans.put(False)
             self._thread.join()
@@ -68,10 +87,19 @@ class Aside(Generic[Found]):
 
     def _main(self) -> None:
         while self._loans.get():
-            found, failure = None, None
+            error = None
             try:
-                found = self._fetch(self._recall.fd)
-            except BaseException as error:
-                failure = error
-            self._done = True
-            self._answers.put((found, failure))
+                while (found := self._fetch(self._recall.fd)) is not None:
+                    self._finds.put(found)
+                    if self._recalled:
+                        break
+            except BaseException as failure:
+                error = failure
+            self._finds.put(_End(error))
+
+
+class _End:
+    """The lane is given back."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error

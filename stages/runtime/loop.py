@@ -4,13 +4,14 @@ The main thread runs it, because signals - the watchdog's - interrupt only that 
 what the control thread left in its mailbox, so a new lane or a stop never waits for more than one batch.
 
 While batches follow each other without a pause and ``forward`` takes long enough to be worth it, a thread beside it
-fetches the next one (:mod:`stages.runtime.aside`).
+fetches the next ones (:mod:`stages.runtime.aside`).
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
@@ -92,7 +93,7 @@ class Loop:
         self._aside: Aside[Taken] = Aside(self._fetch)
         self._busy = False  # batches follow each other
         self._forward_s = 0.0  # running mean
-        self._ahead: Taken | None = None  # fetched while another one was computed
+        self._ahead: deque[Taken] = deque()  # fetched while another one was computed
         if isinstance(worker, SSEWorker | StreamWorker):
             worker._sink = self._stream
         worker._gone = shared.cancelled
@@ -116,18 +117,26 @@ class Loop:
         if self._stop_at is not None and now() >= self._stop_at:
             get_logger().warning("not dismissed within the grace; leaving")
             return ExitCode.OK
-        taken, self._ahead = self._ahead, None
-        if taken is None:
+        if self._aside.lent and not self._ahead:
+            self._ahead += self._aside.take()
+            if not self._ahead:
+                return None  # whatever ended the loan may have left word
+        if self._ahead:
             self._outlets.flush()
-            frames = self._outlets.receive()
-            if frames is None:
-                self._busy = False
-                self._outlets.wait(None if self._stop_at is None else self._stop_at - now())
-                return None
-            taken = self._read(frames)
-        if taken is not None:
+            self._serve(self._ahead.popleft())
+        elif (taken := self._receive()) is not None:
             self._serve(taken)
         return None
+
+    def _receive(self) -> Taken | None:
+        """A batch off the lane; where there is none, one that comes within a wait."""
+        self._outlets.flush()
+        frames = self._outlets.receive()
+        if frames is None:
+            self._busy = False
+            if self._outlets.wait(None if self._stop_at is None else self._stop_at - now()):
+                frames = self._outlets.receive()
+        return None if frames is None else self._read(frames)
 
     # --- events ------------------------------------------------------------------------------------------------------
 
@@ -137,8 +146,9 @@ class Loop:
             # Within one epoch the broker still knows what the results are about; a new one has admitted the requests
             # anew, and its numbers mean others.
             forget = former is not None and former.epoch != event.welcome.epoch
+            self._aside.take_back()
+            self._ahead.clear()  # of the former lane: the broker has given it to others
             self._outlets.switch(event.welcome.lane, forget=forget)
-            self._ahead = None  # of the former lane: the broker has given it to others
             self._memory.switch(event.store)
             self._codec.put = self._memory.put if event.store is not None else None
         elif isinstance(event, Dismissed):
@@ -192,14 +202,11 @@ class Loop:
         return Taken(message, run, welcome, since_ns, received_ns)
 
     def _serve(self, taken: Taken) -> None:
-        """Compute a batch and send its results; where that takes long, have the next one fetched meanwhile."""
-        lends = self._busy and self._forward_s >= ASIDE_MIN_S
-        self._busy = True
-        if lends:
+        """Compute a batch and send its results; where that takes long, have the next ones fetched meanwhile."""
+        if self._busy and self._forward_s >= ASIDE_MIN_S:
             self._aside.lend()
+        self._busy = True
         self._compute(taken)
-        if lends:
-            self._ahead = self._aside.take_back()
 
     def _fetch(self, recall: int) -> Taken | None:
         """The next batch, decoded as far as that can be done here: in the thread beside the main one."""
@@ -253,7 +260,7 @@ class Loop:
             self._compute_ns += time.monotonic_ns() - began
 
     def _is_expired(self, item: ItemIn) -> bool:
-        return time.monotonic_ns() >= item.deadline_ns or item.uid in self._shared.cancelled
+        return time.monotonic_ns() >= item.deadline_ns or item.uid in self._shared.cancelled.known
 
     # --- streams -----------------------------------------------------------------------------------------------------
 

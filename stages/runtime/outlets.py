@@ -78,8 +78,11 @@ class Outlets:
             done = done and not waiting
         return done
 
-    def wait(self, timeout_s: float | None) -> None:
-        """Until there is a batch, a wake-up, room for what waits, or the time is over. None: no limit."""
+    def wait(self, timeout_s: float | None) -> bool:
+        """Until there is a batch, a wake-up, room for what waits, or the time is over. None: no limit.
+
+        True when there is a batch and nobody called: it can be received at once.
+        """
         blocked = [self._pushes[hop] for hop, waiting in self._waiting.items() if waiting]
         for sock in blocked:
             self._poller.register(sock, zmq.POLLOUT)
@@ -90,6 +93,8 @@ class Outlets:
                 self._poller.unregister(sock)
         if self._wake.fd in ready:
             self._wake.clear()
+            return False
+        return self._lane in ready
 
     def close(self) -> None:
         self._close_lane()

@@ -128,27 +128,27 @@ class Numbers:
     """A set of recent numbers: one thread adds, another asks and discards. Forgets the oldest beyond REMEMBERED."""
 
     def __init__(self) -> None:
-        self._known: dict[int, None] = {}
+        self.known: dict[int, None] = {}  # to be looked at: a look too early by a moment is as good as before
         self._lock = threading.Lock()
 
     def __contains__(self, number: object) -> bool:
-        return number in self._known  # atomic; too early by a moment is as good as before
+        return number in self.known
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self.known)
 
     def add(self, numbers: Iterable[int]) -> None:
         with self._lock:
-            self._known.update(dict.fromkeys(numbers))
-            for number in list(self._known)[: max(0, len(self._known) - REMEMBERED)]:
-                del self._known[number]
+            self.known.update(dict.fromkeys(numbers))
+            for number in list(self.known)[: max(0, len(self.known) - REMEMBERED)]:
+                del self.known[number]
 
     def discard(self, numbers: Iterable[int]) -> None:
-        if not self._known:  # nearly always
+        if not self.known:  # nearly always
             return
         with self._lock:
             for number in numbers:
-                self._known.pop(number, None)
+                self.known.pop(number, None)
 
 
 class Shared:

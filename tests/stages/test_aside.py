@@ -42,16 +42,37 @@ def aside(source: Source) -> Iterator[Aside[str]]:
 def test_what_has_come_is_brought(aside: Aside[str], source: Source) -> None:
     source.things.put("here")
     aside.lend()
-    assert aside.take_back() == "here"
+    assert aside.take_back() == ["here"]
+    assert not aside.lent
+
+
+def test_a_loan_lasts_while_something_comes(aside: Aside[str], source: Source) -> None:
+    source.things.put("one")
+    source.things.put("two")
+    aside.lend()
+    taken: list[str] = []
+    while len(taken) < 2:
+        aside.lend()  # where the thread was too late for the second, the loan has ended
+        taken += aside.take()
+    assert taken == ["one", "two"]
+    assert aside.take_back() == []
+    assert not aside.lent
+
+
+def test_where_nothing_came_the_loan_ends(aside: Aside[str]) -> None:
+    aside.lend()
+    assert aside.take() == []
+    assert not aside.lent
 
 
 def test_what_waits_is_recalled_again_and_again(aside: Aside[str], source: Source) -> None:
     for _ in range(50):
         aside.lend()
-        assert aside.take_back() is None
+        assert aside.take_back() == []
+    assert aside.take_back() == []  # nothing is lent
     source.things.put("late")
     aside.lend()
-    assert aside.take_back() == "late"
+    assert aside.take_back() == ["late"]
 
 
 def test_a_failure_comes_out_where_the_loan_ends(aside: Aside[str], source: Source) -> None:
@@ -60,8 +81,9 @@ def test_a_failure_comes_out_where_the_loan_ends(aside: Aside[str], source: Sour
     with pytest.raises(KeyError):
         aside.take_back()
     source.failure = None
+    assert not aside.lent
     aside.lend()
-    assert aside.take_back() is None  # it lives on
+    assert aside.take_back() == []  # it lives on
 
 
 def test_a_loan_that_is_not_taken_back_ends_with_the_thread(source: Source) -> None:
