@@ -1,11 +1,12 @@
 """Parcels: how messages and payloads become ZeroMQ frames and come back. Pure; the only place that knows the format.
 
-A parcel is ``[header, blob, frame, frame, ...]``. The header is one msgpack array (:mod:`engine.core.messages`).
-Payloads below ``INLINE_MAX`` are joined into ``blob``, because a frame of its own costs about a microsecond on each
-side and a parcel may carry hundreds of small ones; larger payloads, and payloads of several parts (a pickle with
-out-of-band buffers), are frames of their own, so that nobody copies them. ``layout[i] >= 0`` is the number of bytes
-of payload *i* in the blob, ``layout[i] < 0`` the number of frames it takes, negated. Parts that lie in shared memory
-(:class:`~engine.core.arena.Ref`) are in no frame: the header's ``refs`` says where among the other parts they stand.
+A parcel is ``[head, frame, frame, ...]``. The head is the length of the header (u32, little-endian), the header - one
+msgpack array (:mod:`engine.core.messages`) - and the payloads below ``INLINE_MAX``, one after the other: a frame of its
+own costs some microseconds on each side, and a parcel may carry hundreds of small payloads. Larger payloads, and
+payloads of several parts (a pickle with out-of-band buffers), are frames of their own, so that nobody copies them.
+``layout[i] >= 0`` is the number of bytes of payload *i* in the head, ``layout[i] < 0`` the number of frames it takes,
+negated. Parts that lie in shared memory (:class:`~engine.core.arena.Ref`) are in no frame: the header's ``refs`` says
+where among the other parts they stand.
 
 Bytes come from peers that may be broken or hostile: :func:`decode` accepts exactly what :func:`encode` can produce and
 raises :class:`~engine.errors.ProtocolError` for anything else.
@@ -34,6 +35,7 @@ FRAMES_MAX: Final = 65_536  # frames of one parcel, and references
 # All that decoding bytes of a broken or hostile peer may raise (a ValidationError is a DecodeError).
 UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
+_length = struct.Struct("<I")  # of the header
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
 
@@ -65,7 +67,8 @@ def encode(message: Message, payloads: Sequence[Payload] = ()) -> list[Buffer]:
     """Frames of a parcel. A message with payloads must have a ``layout`` field, which is filled in here, and one whose
     payloads contain references a ``refs`` field (else this raises AttributeError)."""
     if not payloads:
-        return [_encoder.encode(message)]
+        header = _encoder.encode(message)
+        return [_length.pack(len(header)) + header]
     layout: list[int] = []
     small: list[Buffer] = []
     large: list[Buffer] = []
@@ -95,7 +98,8 @@ def encode(message: Message, payloads: Sequence[Payload] = ()) -> list[Buffer]:
     msgspec.structs.force_setattr(message, "layout", layout)
     if refs:
         msgspec.structs.force_setattr(message, "refs", refs)
-    return [_encoder.encode(message), b"".join(small), *large]
+    header = _encoder.encode(message)
+    return [b"".join((_length.pack(len(header)), header, *small)), *large]
 
 
 def decode(frames: Sequence[Buffer]) -> tuple[AnyMessage, list[Payload]]:
@@ -106,11 +110,15 @@ def decode(frames: Sequence[Buffer]) -> tuple[AnyMessage, list[Payload]]:
     """
     if not frames or len(frames) > FRAMES_MAX:
         raise ProtocolError(f"a parcel of {len(frames)} frames")
-    header = frames[0]
-    if _nbytes(header) > HEADER_MAX:
-        raise ProtocolError(f"a header of {_nbytes(header)} bytes")
+    head = bytes(frames[0])  # no copy when it is bytes already
+    if len(head) < _length.size:
+        raise ProtocolError(f"a parcel that begins with {len(head)} bytes")
+    (size,) = _length.unpack_from(head)
+    end = _length.size + size
+    if size > HEADER_MAX or end > len(head):
+        raise ProtocolError(f"a header of {size} bytes, of which {len(head) - _length.size} have come")
     try:
-        message = _decoder.decode(header)
+        message = _decoder.decode(head[_length.size : end])
     except UNREADABLE as error:
         raise ProtocolError(f"unreadable header: {error}") from error
     kind = type(message)
@@ -124,19 +132,13 @@ def decode(frames: Sequence[Buffer]) -> tuple[AnyMessage, list[Payload]]:
             if len(getattr(message, name)) != n:
                 raise ProtocolError(f"{kind.__name__}.{name} does not have {n} entries")
     if not hasattr(message, "layout"):
-        if len(frames) != 1:
-            raise ProtocolError(f"{kind.__name__} with {len(frames) - 1} extra frames")
+        if len(frames) != 1 or end != len(head):
+            raise ProtocolError(f"{kind.__name__} with payloads")
         return message, []
     layout: list[int] = message.layout
-    if len(frames) == 1:
-        if layout:
-            raise ProtocolError(f"{kind.__name__} without its payloads")
-        if n > 0:
-            raise ProtocolError(f"{kind.__name__} of {n} items without payloads")
-        return message, []
     if n >= 0 and len(layout) != n:
         raise ProtocolError(f"{kind.__name__} of {n} items with {len(layout)} payloads")
-    payloads = _split(frames, layout)
+    payloads = _split(head, end, frames, layout)
     if (refs := getattr(message, "refs", None)) is not None and refs:
         _insert(payloads, layout, refs)
     return message, payloads
@@ -162,13 +164,13 @@ def _insert(payloads: list[Payload], layout: list[int], refs: Refs) -> None:
         payloads[index] = tuple(parts) if len(parts) > 1 else parts[0]
 
 
-def _split(frames: Sequence[Buffer], layout: list[int]) -> list[Payload]:
-    blob = bytes(frames[1])  # no copy when it is bytes already
+def _split(head: bytes, offset: int, frames: Sequence[Buffer], layout: list[int]) -> list[Payload]:
+    """The payloads in the head, from ``offset`` on, and in the other frames."""
     payloads: list[Payload] = []
-    offset, frame, total = 0, 2, len(frames)
+    frame, total = 1, len(frames)
     for entry in layout:
         if entry >= 0:
-            payloads.append(blob[offset : offset + entry])
+            payloads.append(head[offset : offset + entry])
             offset += entry
         elif entry == -1:
             if frame >= total:
@@ -181,8 +183,8 @@ def _split(frames: Sequence[Buffer], layout: list[int]) -> list[Payload]:
                 raise ProtocolError("layout names more frames than came")
             payloads.append(tuple(frames[frame:end]))
             frame = end
-    if offset != len(blob) or frame != total:
-        raise ProtocolError(f"layout accounts for {offset} of {len(blob)} bytes and {frame} of {total} frames")
+    if offset != len(head) or frame != total:
+        raise ProtocolError(f"layout accounts for {offset} of {len(head)} bytes and {frame} of {total} frames")
     return payloads
 
 
