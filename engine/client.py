@@ -37,7 +37,7 @@ from engine.core.messages import (
     Status,
     Submit,
 )
-from engine.core.wire import Payload, decode, encode, micros
+from engine.core.wire import Buffer, Payload, decode, encode, micros
 from engine.errors import ProtocolError, Unavailable
 from engine.log import get_logger
 from engine.memory import Gone, Store
@@ -309,14 +309,15 @@ class Client:
         batch = [one for one in batch if one.seq in self._pending]
         if not batch:
             return True
-        submit = Submit(
-            seqs=[one.seq for one in batch],
-            routes=[one.route for one in batch],
-            budgets_us=[micros(one.deadline - instant) for one in batch],
-            request_ids=[one.request_id for one in batch],
-            metas=[one.meta for one in batch],
-        )
-        payloads: list[Payload] = [self._payload(one) for one in batch]
+        submit = Submit([], [], [], [], [])
+        payloads: list[Payload] = []
+        for one in batch:
+            submit.seqs.append(one.seq)
+            submit.routes.append(one.route)
+            submit.budgets_us.append(micros(one.deadline - instant))
+            submit.request_ids.append(one.request_id)
+            submit.metas.append(one.meta)
+            payloads.append(one.body if len(one.body) < SHARED_MIN else self._payload(one))
         if self._send(submit, payloads):
             for one in batch:
                 one.sent = True
@@ -328,7 +329,7 @@ class Client:
     def _payload(self, one: _Pending) -> Payload:
         """The body, or where it lies in shared memory. What is sent again goes as it is: the broker may have released
         the block, and the arena may have ended with the session."""
-        if self._store is None or one.sent or len(one.body) < SHARED_MIN:
+        if self._store is None or one.sent:
             return one.body
         return self._store.put(one.body) or one.body
 
@@ -368,22 +369,26 @@ class Client:
         if self._closed:
             return
         for _ in range(PARCELS_PER_TURN):
-            frames = transport.recv(self._sock)
-            if frames is None:
+            frames = transport.recv_ready(self._sock)
+            if frames is not None:
+                self._handle(frames)
+            if not transport.readable(self._sock):
                 return
-            try:
-                message, payloads = decode(frames)
-            except ProtocolError as error:
-                log.warning("malformed parcel dropped", extra={"reason": str(error)})
-                continue
-            self._heard = now()
-            if type(message) is Answers:
-                self._handle_answers(message, payloads)
-            elif type(message) is FrontendPulse:
-                self._handle_pulse(message)
-            elif type(message) is Events:
-                self._handle_events(message, payloads)
         self._loop.call_soon(self._read)
+
+    def _handle(self, frames: list[Buffer]) -> None:
+        try:
+            message, payloads = decode(frames)
+        except ProtocolError as error:
+            log.warning("malformed parcel dropped", extra={"reason": str(error)})
+            return
+        self._heard = now()
+        if type(message) is Answers:
+            self._handle_answers(message, payloads)
+        elif type(message) is FrontendPulse:
+            self._handle_pulse(message)
+        elif type(message) is Events:
+            self._handle_events(message, payloads)
 
     def _handle_answers(self, answers: Answers, payloads: Sequence[Payload]) -> None:
         headers = answers.headers

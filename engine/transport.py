@@ -30,6 +30,8 @@ NOW: Final = int(zmq.NOBLOCK)
 NOW_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 READABLE: Final = int(zmq.POLLIN)
 
+_send: Final = zmq.backend.Socket.send  # zmq.Socket's is a function of Python around it, for options of other patterns
+
 MAX_FRAME: Final = 4 << 30  # bytes of one frame on a bound socket; larger ones cut the connection
 
 
@@ -207,7 +209,7 @@ def send(sock: zmq.Socket[bytes], frames: Sequence[Buffer], *, to: bytes | None 
     try:
         for index, part in enumerate(parts):
             size = part.nbytes if type(part) is memoryview else len(part)
-            sock.send(part, NOW if index == last else NOW_MORE, copy=size < COPY_BELOW)
+            _send(sock, part, NOW if index == last else NOW_MORE, copy=size < COPY_BELOW)  # type: ignore[call-overload]
     except zmq.Again:
         return False
     except zmq.ZMQError as error:
