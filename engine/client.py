@@ -51,7 +51,7 @@ RETRY_S: Final = 0.02  # between two tries to send while there is no connection
 LOST_S: Final = 5.0  # without a word from the broker: new requests are refused instead of kept
 FULL_S: Final = 0.02  # how long a 429 of the broker's stands for the next request, which need not be read then
 PARCELS_PER_TURN: Final = 64
-PARCEL_ITEMS: Final = 256  # requests that are enough for a parcel; more may go along
+PARCEL_ITEMS: Final = 32  # requests that are enough for a parcel: the broker can begin while others are still read
 PARCEL_TURNS: Final = 16  # of the event loop that a parcel is filled for at most, so that its first request is not late
 
 
@@ -117,7 +117,8 @@ class Client:
         self._outgoing: list[_Pending] = []
         self._cancelled: list[int] = []
         self._consumed: dict[int, int] = {}
-        self._flushing = False
+        self._flushing = False  # a flush is on its way
+        self._stalled = False  # the last one found no connection: the next one tries again, after a while
         self._seq = 0
         self._seen = 0  # requests that waited to be sent when they were looked at last
         self._turns = 0  # for which they have waited
@@ -218,9 +219,10 @@ class Client:
         pending = _Pending(done, seq, route, body, instant + timeout_s, request_id, meta, on_event)
         self._pending[seq] = pending
         self._outgoing.append(pending)
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
+        if len(self._outgoing) >= PARCEL_ITEMS and not self._stalled:
+            self._send_all()
+        else:
+            self._flush_soon()
         return seq
 
     def cancel(self, answer: asyncio.Future[Answer]) -> None:
@@ -277,13 +279,16 @@ class Client:
     def _flush(self) -> None:
         # Clients that were answered together come back one by one. While each turn of the loop brings more of them, the
         # next turn is waited for: what it carries shares a parcel's cost on its whole way. A lone request never waits.
-        if 1 < len(self._outgoing) < PARCEL_ITEMS and len(self._outgoing) > self._seen and self._turns < PARCEL_TURNS:
+        if 1 < len(self._outgoing) > self._seen and self._turns < PARCEL_TURNS and not self._stalled:
             self._seen = len(self._outgoing)
             self._turns += 1
             self._loop.call_soon(self._flush)
             return
-        self._seen = self._turns = 0
         self._flushing = False
+        self._send_all()
+
+    def _send_all(self) -> None:
+        self._seen = self._turns = 0
         if self._closed:
             return
         sent = True
@@ -299,7 +304,8 @@ class Client:
             sent = self._send(Consumed(self._consumed))
             if sent:
                 self._consumed = {}
-        if not sent:
+        self._stalled = not sent
+        if self._stalled and not self._flushing:
             self._flushing = True
             self._loop.call_later(RETRY_S, self._flush)
 

@@ -252,7 +252,8 @@ def test_two_stages_and_large_bodies(deployment: Deployment) -> None:
 
 @asynccontextmanager
 async def seen_by_broker(deployment: Deployment) -> Any:
-    """A connected client, the Submits it sends, and what waits for so many of them. The broker is played here."""
+    """A connected client, the Submits it sends, and what waits until all it was asked have come. The broker is played
+    here."""
     ctx = transport.context()
     front = transport.router(ctx, transport.endpoints_of(deployment).front)
     submits: list[Submit] = []
@@ -266,8 +267,8 @@ async def seen_by_broker(deployment: Deployment) -> Any:
                 submits.append(message)
             beats += isinstance(message, FrontendBeat)
 
-    async def until_sent(count: int) -> None:
-        await until_async(lambda: look() or len(submits) >= count, "a submit")
+    async def until_sent() -> None:
+        await until_async(lambda: look() or (submits and submits[-1].seqs[-1] == c._seq), "a submit")
 
     try:
         async with client(deployment) as c:
@@ -282,7 +283,7 @@ def test_requests_of_one_turn_travel_in_one_parcel(deployment: Deployment) -> No
     async def scenario() -> None:
         async with seen_by_broker(deployment) as (c, submits, until_sent):
             answers = [ask(c, b"%d" % i) for i in range(10)]
-            await until_sent(1)
+            await until_sent()
             assert [len(one.seqs) for one in submits] == [10]
             for answer in answers:
                 c.cancel(answer)
@@ -294,27 +295,34 @@ def test_what_comes_turn_after_turn_travels_together_and_a_lone_request_at_once(
     async def scenario() -> None:
         async with seen_by_broker(deployment) as (c, submits, until_sent):
             loop = asyncio.get_running_loop()
+            come_all = asyncio.Event()
 
-            def come(turns: int) -> None:
-                for _ in range(2):
+            def come(turns: int, at_once: int = 2) -> None:
+                for _ in range(at_once):
                     ask(c, b"x")
                 if turns > 1:
-                    loop.call_soon(come, turns - 1)
+                    loop.call_soon(come, turns - 1, 1)
+                else:
+                    come_all.set()
 
             come(6)
-            await until_sent(1)
-            assert [len(one.seqs) for one in submits] == [12]
+            await come_all.wait()
+            await until_sent()
+            assert [len(one.seqs) for one in submits] == [7]
             ask(c, b"alone")
             await asyncio.sleep(0)  # the turn in which it leaves
             assert not c._outgoing
-            await until_sent(2)
+            await until_sent()
+            come_all.clear()
             come(3 * PARCEL_TURNS)  # no matter how long they keep coming
-            await until_sent(5)
-            assert 2 * PARCEL_TURNS <= len(submits[2].seqs) <= 2 * (PARCEL_TURNS + 2)
-            for _ in range(PARCEL_ITEMS):
+            await come_all.wait()
+            await until_sent()
+            assert PARCEL_TURNS <= len(submits[2].seqs) <= PARCEL_TURNS + 3
+            for _ in range(2 * PARCEL_ITEMS):
                 ask(c, b"x")
-            await asyncio.sleep(0)
-            assert not c._outgoing  # enough
+            assert not c._outgoing  # what is enough for a parcel leaves at once
+            await until_sent()
+            assert [len(one.seqs) for one in submits[-2:]] == [PARCEL_ITEMS] * 2
 
     asyncio.run(scenario())
 
