@@ -89,8 +89,9 @@ class Broker:
         for stage in self.stages:
             stage.stages = mailboxes
             stage.front = self.front.mailbox
-        # One thread for all parts, the front first: what it admits leaves in the same pass.
-        self._threads = [PartThread("broker", [self.front, *self.stages], self._fail)]
+        # One thread for all parts. In this order what one part tells another - the front whom it admits, each part the
+        # stage before it that it has its results - is heard in the same pass.
+        self._threads = [PartThread("broker", [self.front, *reversed(self.stages)], self._fail)]
 
     def _fail(self) -> None:
         self.failed.set()

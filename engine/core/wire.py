@@ -46,14 +46,14 @@ _columns: dict[type, tuple[str, ...]] = {}
 def payload_size(payload: Payload) -> int:
     """Bytes of a payload over all its parts."""
     if type(payload) is tuple:
-        return sum(_nbytes(part) for part in payload)
+        return sum([_nbytes(part) for part in payload])
     return _nbytes(payload)  # type: ignore[arg-type]  # not a tuple here
 
 
 def refs_of(payload: Payload) -> tuple[Ref, ...]:
     """The references of a payload; nearly always none."""
     if type(payload) is tuple:
-        return tuple(part for part in payload if type(part) is Ref)
+        return tuple([part for part in payload if type(part) is Ref])
     return (payload,) if type(payload) is Ref else ()
 
 
