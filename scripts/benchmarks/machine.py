@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -39,7 +40,7 @@ def describe() -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """Of the systems beside Stageline, and of what they stand on."""
-    found = {"python": platform.python_version()}
+    found = {"python": _python()}
     for name in OURS:
         try:
             found[name] = version(name)
@@ -53,6 +54,13 @@ def versions() -> dict[str, str]:
     if match := re.search(r"wrk (\S+)", told.stdout + told.stderr):
         found["wrk"] = match[1]
     return found
+
+
+def _python() -> str:
+    """The interpreter, the same for all systems, and whose build it is: distributions optimise theirs by a profile."""
+    if sys.base_prefix != "/usr":
+        return platform.python_version()
+    return f"{platform.python_version()} of {platform.freedesktop_os_release().get('PRETTY_NAME', 'the system')}"
 
 
 def _cpu() -> str:

@@ -38,6 +38,9 @@ two CPUs that does nothing else meanwhile; results of a busy machine are worth n
 
 - **Same code.** `scripts/benchmarks/work.py` holds the workers as plain classes; an adapter per system adds its base
   class. Everything around them is each system's own default: JSON, and serialization between stages.
+- **Same interpreter**, the `python3` that is found first. Builds differ: those of distributions and official images are
+  optimised by a profile, one made with the defaults of a version manager is not, which costs Stageline a tenth of its
+  throughput.
 - **In alternation.** Each system is started, waited for until every worker is there, warmed up, measured, and stopped;
   each repeat begins with another one. Where starting takes longer than measuring (the model, growth) each is started
   once, and its repeats are windows of one run. Tables show medians over the repeats, the smallest and the largest in
