@@ -1,8 +1,8 @@
 """The frontend's side of the broker: submits requests, awaits answers. Lives in one asyncio event loop.
 
 Requests that are submitted in one turn of the loop, or in turns that follow each other without a pause, leave in one
-parcel, and answers come in parcels, so the cost of a message is shared by all that are under way. The body of a request
-is kept until its answer: when the broker's *session* changes (it was restarted, or the connection was cut and made
+parcel (or several, if they are many), and answers come in parcels, so the cost of a message is shared by all that are
+under way. The body of a request is kept until its answer: when the broker's *session* changes (it was restarted, or the connection was cut and made
 anew) everything unanswered is submitted again; a broker that has it already recognises its number. Not so a stream of
 which events have come: it ends, as a failure.
 

@@ -26,7 +26,7 @@ import msgspec
 
 from engine.core.messages import Flow, Status
 from engine.core.wire import Payload
-from engine.errors import DecodingError, EncodingError, EngineError, EngineTimeoutError
+from engine.errors import EncodingError, EngineError, EngineTimeoutError
 from engine.log import get_logger
 from stages import ipc, plainjson
 from stages.base import Worker
@@ -70,7 +70,7 @@ class Codec:
 
     A class that does not override ``serialize_ipc`` (or ``deserialize_ipc``) is served by :mod:`stages.ipc`
     directly, which keeps large buffers apart; one that does gets and gives plain ``bytes``, large ones by way of
-    shared memory too.
+    shared memory too. Which methods are the user's own is decided when it is made: after the warm-up.
     """
 
     def __init__(self, worker: Worker) -> None:
@@ -264,7 +264,7 @@ class Run:
             else:
                 try:
                     self.live.append((position, item, from_json(item.payload)))
-                except DecodingError as error:
+                except (Exception, EngineTimeoutError) as error:
                     self.fail(position, error, "deserialize")
 
     def decoded(self, position: int, item: ItemIn) -> list[tuple[int, ItemIn, Any]]:
@@ -333,7 +333,7 @@ class Run:
                 continue
             try:
                 self.outcomes[position] = Outcome(OK, to_json(result))
-            except EncodingError as error:
+            except (Exception, EngineTimeoutError) as error:  # a value may bring code of its own
                 self.fail(position, error, "serialize")
 
     def encode(self, position: int, item: ItemIn, result: Any) -> None:

@@ -9,6 +9,6 @@
     about      what a stage says of itself            lifecycle  the deployment's processes: start, restart, stop
     backoff    when to restart what died              placement  who runs on which CPU and device
 
-Machines (``stage``, ``front``) take events and ``now`` and append *actions* to a list; the threads in
+Machines (``stage``, ``front``) take events and ``now`` and append *actions* to a list; the parts in
 :mod:`engine.broker` carry the actions out.
 """

@@ -1,4 +1,4 @@
-"""What the machines want done: values they append, which the broker's threads carry out."""
+"""What the machines want done: values they append, which the broker's parts carry out."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ class _Column:
 
 
 class FrontMachine:
-    """See the module. Not thread-safe: one thread calls it; stage threads look requests up in :attr:`ledger`."""
+    """See the module. Not thread-safe: one thread calls it; stages look requests up in :attr:`ledger`."""
 
     def __init__(self, spec: FrontSpec, topology: Topology, epoch: int, *, absent_at: float = 0.0) -> None:
         self.spec = spec

@@ -1,8 +1,8 @@
 """What the broker keeps of a request: the request itself, and its current payload at one stage.
 
-Ownership. The front thread makes a :class:`Request`, keeps it in the ledger until it is answered, and alone sets
-``closed``, ``stream_hop`` and ``streamer``. Stage threads only read it, with one exception: the stage that accepts a
-result advances ``hop``. Only the stage that follows hop *k* may move it to *k + 1*, so no two threads ever write it at
+Ownership. The front makes a :class:`Request`, keeps it in the ledger until it is answered, and alone sets
+``closed``, ``stream_hop`` and ``streamer``. Stages only read it, with one exception: the stage that accepts a
+result advances ``hop``. Only the stage that follows hop *k* may move it to *k + 1*, so no two ever write it at
 the same hop, and a second copy of the same result (a worker that died after sending was replayed) finds ``hop`` already
 advanced and is dropped. Reading ``closed`` a moment too early is harmless: the item is computed once in vain, and its
 answer is dropped at the ledger. So is reading ``stream_hop``: a replay that should not have been is found out by its

@@ -108,7 +108,7 @@ class StageMachine:
         self.spec = spec
         self.topology = topology
         self.epoch = epoch
-        self.ledger = ledger  # owned by the front thread; looked up here, never changed
+        self.ledger = ledger  # owned by the front; looked up here, never changed
         self.queue = BatchQueue(spec.policy)
         self.last_attempts: deque[Item] = deque()
         # A batch in advance could be replayed while it is computed: not where that is forbidden.

@@ -112,6 +112,7 @@ class Loop:
         while (event := self._shared.to_main.take()) is not None:
             self._handle(event)
         if self._code is not None:
+            self._aside.take_back()  # waiting looks at the lane as well
             self._flush()
             return self._code
         if self._stop_at is not None and now() >= self._stop_at:

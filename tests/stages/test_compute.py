@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -308,6 +309,23 @@ def test_numpy_result_is_explained() -> None:
     array, scalar = outcomes(worker, items(1, 2))
     assert array[1].endswith(b"call .tolist() on it")
     assert scalar[1].endswith(b"call .item() on it")
+
+
+class Nowhere(datetime.tzinfo):
+    """A value that brings code of its own into its encoding."""
+
+    def utcoffset(self, _: datetime.datetime | None) -> datetime.timedelta:
+        raise LookupError("no such zone")
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_result_whose_own_code_fails_fails_alone(size: int) -> None:
+    class Dated(Worker):
+        def forward(self, data: Any) -> Any:
+            when = datetime.datetime(2000, 1, 1, tzinfo=Nowhere())
+            return [[when, "fine"][value] for value in data] if isinstance(data, list) else [when, "fine"][data]
+
+    assert outcomes(Dated(), items(0, 1), size) == [INTERNAL, (200, b'"fine"')]
 
 
 def test_serialize_must_return_bytes() -> None:
