@@ -2,9 +2,9 @@
 
 Requests that are submitted in one turn of the loop, or in turns that follow each other without a pause, leave in one
 parcel (or several, if they are many), and answers come in parcels, so the cost of a message is shared by all that are
-under way. The body of a request is kept until its answer: when the broker's *session* changes (it was restarted, or the connection was cut and made
-anew) everything unanswered is submitted again; a broker that has it already recognises its number. Not so a stream of
-which events have come: it ends, as a failure.
+under way. The body of a request is kept until its answer: when the broker's *session* changes (it was restarted, or the
+connection was cut and made anew) everything unanswered is submitted again; a broker that has it already recognises its
+number. Not so a stream of which events have come: it ends, as a failure.
 
 ``ZMQ_FD`` is edge-triggered: it becomes readable when something happens in the socket, not while something is there. So
 EVENTS is looked at after every send, and reading goes on until nothing is left, in bounded turns.

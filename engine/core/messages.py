@@ -2,8 +2,8 @@
 
 A message is the header of a parcel (:mod:`engine.core.wire`). A message about many items carries them as packed
 columns - one list per field, position *i* of each is item *i* - because encoding one list of 32 integers costs a
-tenth of encoding 32 small maps. ``layout`` says where item *i*'s payload lies behind the header or in the frames after it, and
-``refs`` (sparse: item position -> parts) which parts lie in shared memory instead (:mod:`engine.core.arena`).
+tenth of encoding 32 small maps. ``layout`` says where item *i*'s payload lies, behind the header or in the frames after
+it, and ``refs`` (sparse: item position -> parts) which parts lie in shared memory instead (:mod:`engine.core.arena`).
 
 Which socket carries what (the broker's side binds, see :mod:`engine.transport`):
 

@@ -5,7 +5,7 @@ Threads, and what each owns:
 * *main*: user code, the watchdog's timers, the lane and the outlets (``loop``, ``outlets``);
 * *control*: the control socket, heartbeats, signals (``control``, deciding by the pure ``membership``);
 * *watchdog*: nothing; it sends the main thread a signal (:mod:`stages.watchdog`);
-* *aside*: the lane while the main thread lends it, as long as batches of a long ``forward`` follow each other (``aside``).
+* *aside*: the lane while the main thread lends it, where batches of a long ``forward`` follow each other (``aside``).
 
 They meet in ``shared``. ``parcels`` (pure) turns batches into items and outcomes into results.
 
