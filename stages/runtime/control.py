@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Final
 
 import zmq
@@ -84,9 +84,11 @@ class Control(threading.Thread):
             self._poller.register(self._shared.to_control.wake.fd, zmq.POLLIN)
             self._poller.register(self._signals_fd, zmq.POLLIN)
             while not self._finished:
-                self._poll()
-                self._take_signals()
-                self._take_commands()
+                ready = self._poll()
+                if self._signals_fd in ready:
+                    self._take_signals()
+                if self._shared.to_control.wake.fd in ready:
+                    self._take_commands()
                 self._receive()
                 self._send()
                 self._check()
@@ -98,11 +100,12 @@ class Control(threading.Thread):
 
     # --- one pass ----------------------------------------------------------------------------------------------------
 
-    def _poll(self) -> None:
+    def _poll(self) -> Container[object]:
+        """Sleep until there is something to do; what is readable then."""
         wake_at = self._member.wake_at(now())
         if self._unload_at is not None:
             wake_at = min(wake_at, self._unload_at)
-        self._poller.poll(int(max(0.0, wake_at - now()) * 1000) + 1)
+        return dict(self._poller.poll(int(max(0.0, wake_at - now()) * 1000) + 1))
 
     def _take_signals(self) -> None:
         try:
