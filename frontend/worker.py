@@ -274,8 +274,16 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
             self.lean.changed = self.changed.set
             sweeper = Sweeper(self.lean, self.loop)
         handshake_s = self.app.deployment.frontend.header_timeout if context is not None else None
+        # asyncio listens once more, and would let a hundred clients wait where it is not told how many: the others' first
+        # packets are dropped, and they try again a second later.
         servers = [
-            await self.loop.create_server(self._connect, sock=sock.sock, ssl=context, ssl_handshake_timeout=handshake_s)
+            await self.loop.create_server(
+                self._connect,
+                sock=sock.sock,
+                backlog=self.cfg.backlog,
+                ssl=context,
+                ssl_handshake_timeout=handshake_s,
+            )
             for sock in self.sockets
         ]
         self.app.booted()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import resource
+import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from harness import SERVICES, Deployed, deployed
@@ -59,3 +62,23 @@ def test_a_thousand_at_once_each_get_their_own_answer(chain: Deployed) -> None:
             assert right(body, answer), f"{number}: {answer.status_code} {answer.text}"
     status = chain.status()
     assert all(stage["queued"] == stage["in_flight"] == 0 for stage in status["stages"])
+
+
+def test_clients_that_come_in_a_burst_stand_in_line(chain: Deployed) -> None:
+    """More than the hundred for which asyncio makes room by itself; the others would be sent away for a second."""
+    url = urlsplit(chain.url)
+    assert url.hostname is not None
+    frontends = chain.processes("frontend")
+    with ExitStack() as open_ones:
+        for process in frontends:
+            process.suspend()
+            open_ones.callback(process.resume)
+        line = [
+            open_ones.enter_context(socket.create_connection((url.hostname, url.port), timeout=20.0))
+            for _ in range(500)
+        ]
+        for process in frontends:
+            process.resume()
+        for waiting in line:
+            waiting.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert {waiting.recv(12) for waiting in line} == {b"HTTP/1.1 200"}
