@@ -274,8 +274,8 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
             self.lean.changed = self.changed.set
             sweeper = Sweeper(self.lean, self.loop)
         handshake_s = self.app.deployment.frontend.header_timeout if context is not None else None
-        # asyncio listens once more, and would let a hundred clients wait where it is not told how many: the others' first
-        # packets are dropped, and they try again a second later.
+        # asyncio listens once more, and lets a hundred clients wait where it is not told how many: the first packets of
+        # others are dropped, and they try again a second later.
         servers = [
             await self.loop.create_server(
                 self._connect,
