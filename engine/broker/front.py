@@ -19,7 +19,7 @@ from engine.broker.arenas import Arenas
 from engine.broker.letters import Drain, Look, Seen, ToFront, ToStage
 from engine.broker.loop import Part
 from engine.broker.mailbox import Mailbox
-from engine.broker.poll import Poll, Source
+from engine.broker.poll import Poll
 from engine.broker.watch import Watch
 from engine.clock import now as clock
 from engine.core.actions import Fail, News, Release
@@ -85,7 +85,6 @@ class FrontPart(Part[ToFront]):
         self._memory: dict[bytes, Place | None] = {}  # frontend -> the arena that it fills
         self._host = transport.host_token()
         self._watch = Watch()
-        self._exits = Source(-1, self)  # until there is a descriptor for it
         self._watched: dict[int, bytes] = {}  # pid -> frontend
         self._questions: dict[int, Question] = {}
         self._asked = 0
@@ -98,9 +97,7 @@ class FrontPart(Part[ToFront]):
         self._front = self._inlet(poll, transport.router(self._context, self._endpoints.front))
         self._egress = self._inlet(poll, transport.pull(self._context, self._endpoints.egress))
         self._admin = self._inlet(poll, transport.router(self._context, self._endpoints.admin))
-        if (fd := self._watch.fileno()) is not None:
-            self._exits = Source(fd, self)
-            self._listen(poll, self._exits)
+        self._exits = self._source(poll, self._watch.fileno())
 
     def work(self, now: float) -> float:
         machine = self.machine

@@ -36,7 +36,7 @@ class Part(ABC, Generic[Letter]):
         self.mailbox: Mailbox[Letter] = Mailbox()
         self.wake = 0.0  # when it wants to be called at the latest
         self.due = False  # one of its sources is ready
-        self.sources: list[Source] = []
+        self._inlets: list[Inlet] = []
 
     @abstractmethod
     def open(self, poll: Poll) -> None:
@@ -48,19 +48,22 @@ class Part(ABC, Generic[Letter]):
 
     def close(self) -> None:
         """Close what ``open`` made, as far as it came."""
-        for source in self.sources:
-            if isinstance(source, Inlet):
-                source.sock.close()
+        for inlet in self._inlets:
+            inlet.sock.close()
 
     def _inlet(self, poll: Poll, sock: zmq.Socket[bytes]) -> Inlet:
         """Listen to a socket, and close it in the end."""
         inlet = Inlet(sock, self, poll)
-        self._listen(poll, inlet)
+        self._inlets.append(inlet)
+        poll.add(inlet)
         return inlet
 
-    def _listen(self, poll: Poll, source: Source) -> None:
-        poll.add(source)
-        self.sources.append(source)
+    def _source(self, poll: Poll, fd: int | None) -> Source:
+        """Listen to a descriptor; without one it is never ready."""
+        source = Source(-1 if fd is None else fd, self)
+        if fd is not None:
+            poll.add(source)
+        return source
 
 
 class PartThread:

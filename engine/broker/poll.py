@@ -42,10 +42,6 @@ class Source:
         self.owner = owner
         self.ready = False
 
-    def is_ready(self) -> bool:
-        """Whether something is there that the descriptor may not show."""
-        return False
-
 
 class Inlet(Source):
     """A bound socket of a part: the parcels that have come, and for a ROUTER the way back."""
@@ -56,9 +52,6 @@ class Inlet(Source):
         super().__init__(sock.fileno(), owner)
         self.sock = sock
         self._doubts = poll.doubts
-
-    def is_ready(self) -> bool:
-        return transport.readable(self.sock)
 
     def parcels(self) -> Iterator[tuple[AnyMessage, list[Payload]]]:
         """What a PULL socket has now, at most PARCELS_PER_PASS; what cannot be read is logged and left out."""
@@ -98,7 +91,7 @@ class Poll:
     """See the module. One thread."""
 
     def __init__(self) -> None:
-        self.doubts: set[Source] = set()
+        self.doubts: set[Inlet] = set()
         self._poll = select.poll()
         self._sources: dict[int, Source] = {}
 
@@ -110,9 +103,9 @@ class Poll:
         """Sets ``ready`` of all sources that have something; returns when one has, or after ``timeout_s``."""
         doubts = self.doubts
         if doubts:
-            for source in doubts:
-                if source.is_ready():
-                    source.ready = source.owner.due = True
+            for inlet in doubts:
+                if transport.readable(inlet.sock):
+                    inlet.ready = inlet.owner.due = True
                     timeout_s = 0.0
             doubts.clear()
         # Rounded up: a wake-up that is a fraction of a millisecond early would poll again and again until it is due.

@@ -21,7 +21,7 @@ from engine.broker.arenas import Arenas
 from engine.broker.letters import Drain, Look, Seen, ToFront, ToStage
 from engine.broker.loop import Part
 from engine.broker.mailbox import Mailbox
-from engine.broker.poll import Poll, Source
+from engine.broker.poll import Poll
 from engine.broker.watch import Watch
 from engine.clock import now as clock
 from engine.core.actions import Admit, Dispatch, Drop, Fail, Forget, Grant, Kill, News, Release, Settle, ToWorker
@@ -89,7 +89,6 @@ class StagePart(Part[ToStage]):
         self._lanes: dict[int, Lane] = {}
         self._stuck: set[int] = set()  # workers whose lane has something pending
         self._watch = Watch()
-        self._exits = Source(-1, self)  # until there is a descriptor for it
         self._check_at = 0.0
         self._retired: list[Family] = []  # users' metrics of workers that are gone
 
@@ -98,9 +97,7 @@ class StagePart(Part[ToStage]):
     def open(self, poll: Poll) -> None:
         self._control = self._inlet(poll, transport.router(self._context, self._endpoints.control(self.index)))
         self._intake = self._inlet(poll, transport.pull(self._context, self._endpoints.intake(self.index)))
-        if (fd := self._watch.fileno()) is not None:
-            self._exits = Source(fd, self)
-            self._listen(poll, self._exits)
+        self._exits = self._source(poll, self._watch.fileno())
 
     def work(self, now: float) -> float:
         machine = self.machine
