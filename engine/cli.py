@@ -165,9 +165,9 @@ def _frontend(options: argparse.Namespace, deployment: Deployment) -> int:
 
     die_with_parent(options.parent)
     log.setup("frontend", level=deployment.engine.log_level)
-    from frontend import server
+    from frontend import serve
 
-    return server.serve(deployment, Notifier(options.status_fd))
+    return serve.serve(deployment, Notifier(options.status_fd))
 
 
 def _worker(options: argparse.Namespace, deployment: Deployment) -> int:

@@ -18,9 +18,10 @@ Where to look:
     requestid, timing, deadline   one header each: x-request-id, server-timing, x-request-timeout
     metrics    what this process counts
     broker     what the application needs of the broker's client (engine.client in production, a fake in tests)
-    server     the embedded gunicorn: listening, worker processes, stopping; `serve` is the process
+    serve      the process
+    listening  the sockets it listens on
+    serving    gunicorn, and all that knows of it: worker processes, connections, stopping
     tls        certificate, key, HTTP/2 by ALPN
-    worker     gunicorn's asgi worker with an orderly drain, and its connections with time limits
 
 A request passes `exchange`, then `door.check` before its body is read, then `body`, then `client.submit`; one answer
 comes out by the deadline plus a small grace, whatever happens behind.

@@ -27,7 +27,7 @@ log = logging.getLogger("stageline.frontend")
 
 LINGER_S: Final = 5.0  # how long the rest of a refused body is read and dropped, so that its sender sees the answer
 
-CUT: Final = "stageline.cut"  # in the scope, by frontend.worker: ends a connection in the middle of an answer
+CUT: Final = "stageline.cut"  # in the scope, by its connection: ends a connection in the middle of an answer
 _KEY: Final = "stageline.exchange"
 _SERVER: Final = (b"server", b"stageline")
 
@@ -151,7 +151,7 @@ class Layer:
 
 async def _drop_body(exchange: Exchange) -> None:
     """Read the rest of a refused body, for a while: common HTTP/2 clients look for the answer only after they have sent
-    all, and wait for window credit until then. (Over HTTP/1 the connection is half-closed instead: frontend.worker.)"""
+    all, and wait for window credit until then. (Over HTTP/1 frontend.serving.connection half-closes instead.)"""
 
     async def drop() -> None:
         while (event := await exchange.receive())["type"] == "http.request" and event.get("more_body", False):

@@ -49,6 +49,9 @@ ZMQ_USERS: Final = (
     "stages.runtime",
 )
 
+# gunicorn's private names are relied upon, and change: they are known in one folder, which has them in a table.
+GUNICORN_USER: Final = "frontend.serving"
+
 # The pure part does not wait, look at a clock, or touch the system.
 IMPURE: Final = frozenset(
     ("asyncio", "multiprocessing", "os", "select", "selectors", "socket", "subprocess", "threading", "time", "zmq")
@@ -143,6 +146,12 @@ def test_errors_import_nothing_of_ours() -> None:
 def test_zmq_is_known_to_few(module: str) -> None:
     if any(name.partition(".")[0] == "zmq" for name in imports(module)):
         assert any(within(module, user) for user in ZMQ_USERS), f"{module} imports zmq"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_gunicorn_is_known_in_one_folder(module: str) -> None:
+    if any(name.partition(".")[0] == "gunicorn" for name in imports(module)):
+        assert within(module, GUNICORN_USER), f"{module} imports gunicorn"
 
 
 @pytest.mark.parametrize("module", LIGHT)

@@ -25,7 +25,7 @@ from engine.client import Answer
 from engine.config.schema import Deployment, FrontendSection
 from engine.metrics import Family
 from engine.process import Notifier
-from frontend.server import serve
+from frontend.serve import serve
 
 
 class ScriptedClient(FakeClient):

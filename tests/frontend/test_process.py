@@ -17,7 +17,7 @@ from running import Raw, Running, frontend, launched, post, wait_until
 
 from engine.errors import StartError
 from engine.exitcodes import ExitCode
-from frontend.server import PortInUse, listen, url
+from frontend.listening import PortInUse, listen, url
 
 
 @pytest.fixture(params=["lean", "asgi"])

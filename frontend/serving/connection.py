@@ -1,41 +1,23 @@
-"""gunicorn's asgi worker, with an orderly drain, and its connections, with time limits of our own.
+"""One client connection, HTTP/1.1 or HTTP/2: gunicorn's, with time limits and an end of our own.
 
-What gunicorn 27's worker lacks and a public port needs: a time limit for request headers, a bound on their total size,
-an answer (not a reset) for a client whose body was refused or cut short, and a drain that ends when the last request is
-answered instead of waiting for idle connections. Everything else of HTTP/1 and HTTP/2 is gunicorn's. The names with an
-underscore are gunicorn's own; tests over real connections hold what is relied upon.
-
-Another worker class can take this one's place: :mod:`frontend.server` names it, and asks of it only what gunicorn asks
-of a worker, plus ``app.booted()`` once it listens.
+What gunicorn's connection lacks and a public port needs: a time limit for request headers, a bound on their total size,
+an answer (not a reset) for a client whose body was refused or cut short. Everything else of HTTP/1 and HTTP/2 is
+gunicorn's. Which of its names this relies on, and why, is in :mod:`frontend.serving.names`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-import signal
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from gunicorn.arbiter import Arbiter
-from gunicorn.asgi.lifespan import LifespanManager
 from gunicorn.asgi.parser import LimitRequestHeaders
 from gunicorn.asgi.protocol import ASGIProtocol
-from gunicorn.workers.gasgi import ASGIWorker
 
-from engine.clock import Deadline
-from engine.process import tune_garbage_collection
 from frontend import errors, requestid
 from frontend.exchange import CUT, LINGER_S
-from frontend.lean import LeanConnection, Shared, Sweeper
 
 if TYPE_CHECKING:
-    from frontend.server import Application
-
-log = logging.getLogger("stageline.frontend")
-
-BROKER_S: Final = 1.0  # how long the first word of the broker is waited for
-HEARTBEAT_S: Final = 1.0  # gunicorn's master kills a worker that has not beaten for its time-out, 30 s and more
+    from frontend.serving.process import Worker
 
 
 class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
@@ -229,130 +211,3 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
             problem.detail,
             (*extra_headers, ("x-request-id", requestid.choose(None)), ("server", "stageline")),
         )
-
-
-class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
-    """A gunicorn worker process: lifespan, listening, heartbeat, drain."""
-
-    app: Application
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.connections: set[Connection] = set()
-        self.lean: Shared | None = None  # when plain requests are answered in place
-        self.changed = asyncio.Event()  # a connection ended, or the process was told to stop
-
-    def init_signals(self) -> None:
-        super().init_signals()
-        # A terminal sends Ctrl-C to the whole group; the master alone decides what it means, and says so by SIGTERM.
-        self.loop.remove_signal_handler(signal.SIGINT)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def handle_exit_signal(self) -> None:
-        self.alive = False
-        self.changed.set()
-
-    def handle_quit_signal(self) -> None:
-        super().handle_quit_signal()
-        self.alive = False
-        self.changed.set()
-
-    async def _serve(self) -> None:
-        self.changed = asyncio.Event()
-        lifespan = LifespanManager(self.asgi, self.log, self.state)
-        try:
-            await lifespan.startup()
-        except Exception as error:
-            self.log.error("cannot start: %s", error)
-            raise SystemExit(Arbiter.WORKER_BOOT_ERROR) from error
-        await self._meet_broker()
-        tune_garbage_collection()
-        context = self._get_ssl_context()
-        sweeper = None
-        if self.app.deployment.frontend.server == "lean" and context is None:
-            self.lean = self.app.lean(self._take_over)
-            self.lean.changed = self.changed.set
-            sweeper = Sweeper(self.lean, self.loop)
-        handshake_s = self.app.deployment.frontend.header_timeout if context is not None else None
-        # asyncio listens once more, and lets a hundred clients wait where it is not told how many: the first packets of
-        # others are dropped, and they try again a second later.
-        servers = [
-            await self.loop.create_server(
-                self._connect,
-                sock=sock.sock,
-                backlog=self.cfg.backlog,
-                ssl=context,
-                ssl_handshake_timeout=handshake_s,
-            )
-            for sock in self.sockets
-        ]
-        self.app.booted()
-        while self.alive:
-            self.notify()
-            if self.ppid != os.getppid():
-                self.log.warning("the master has gone, stopping")
-                break
-            await self._wait_changed(HEARTBEAT_S)
-        self.alive = False
-        for server in servers:
-            server.close()
-        await self._drain(Deadline(self.app.deployment.engine.grace))
-        if sweeper is not None:
-            sweeper.stop()
-        await lifespan.shutdown()
-
-    async def _meet_broker(self) -> None:
-        """Listen only when it is known what routes there are to stream, or after a moment: without a broker the health
-        pages must answer all the same."""
-        patience = Deadline(BROKER_S)
-        while not self.app.client.stages and not patience.passed and self.alive:
-            await self._wait_changed(0.01)
-
-    def _connect(self) -> asyncio.Protocol:
-        if self.lean is not None:
-            return LeanConnection(self.lean)
-        connection: asyncio.Protocol = Connection(self)
-        return connection
-
-    def _take_over(self, transport: asyncio.Transport, data: bytes) -> asyncio.Protocol:
-        """A lean connection met something that is not plain: from here on it is gunicorn's."""
-        connection: asyncio.Protocol = Connection(self)
-        transport.set_protocol(connection)
-        connection.connection_made(transport)
-        connection.data_received(data)
-        return connection
-
-    @property
-    def _all(self) -> list[Connection | LeanConnection]:
-        return [*self.connections, *(self.lean.connections if self.lean is not None else ())]
-
-    async def _drain(self, deadline: Deadline) -> None:
-        """Answer what is being served, then end every connection.
-
-        From here on every answer says ``connection: close`` (gunicorn looks at ``alive``), and a request that still
-        arrives on a kept-alive connection is answered 503 by the door.
-        """
-        self.app.door.draining = True
-        while self._all and not self._quick_shutdown:
-            for connection in self._all:
-                if connection.idle or isinstance(connection, LeanConnection):
-                    connection.end()
-            if deadline.passed or all(item.idle for item in self._all):
-                break
-            self.notify()
-            await self._wait_changed(min(HEARTBEAT_S, deadline.remaining()))
-        busy = sum(not item.idle for item in self._all)
-        if busy:
-            self.log.warning("stopping with %d requests unanswered", busy)
-        for connection in self._all:
-            connection.end()
-        farewell = Deadline(1.0)  # for buffers to empty and GOAWAY frames to leave
-        while self._all and not farewell.passed and not self._quick_shutdown:
-            await self._wait_changed(farewell.remaining())
-
-    async def _wait_changed(self, timeout_s: float) -> None:
-        try:
-            await asyncio.wait_for(self.changed.wait(), timeout_s)
-        except asyncio.TimeoutError:
-            pass  # looking around once in a while is the point
-        self.changed.clear()

@@ -1,0 +1,70 @@
+"""The listening sockets, and the address under which clients find them.
+
+They are bound here and handed to the server: a port that is in use is then an exit code instead of five retries, and
+with port 0 the real one is known at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+from engine.errors import StartError
+
+BACKLOG: Final = 2048  # connections the kernel accepts for us, gunicorn's default; net.core.somaxconn caps it
+
+
+class PortInUse(StartError):
+    """Somebody listens there already."""
+
+
+def listen(address: str, port: int) -> list[socket.socket]:
+    """Bound, listening sockets for every address that ``address`` (a name, IPv4 or IPv6) means, all on one port.
+
+    Port 0 takes a free one. Raises PortInUse, or StartError when the address cannot be listened on.
+    """
+    try:
+        found = socket.getaddrinfo(address or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError) as error:
+        raise StartError(f"cannot resolve the address {address!r} to listen on: {error}") from error
+    sockets: list[socket.socket] = []
+    trouble: OSError | None = None
+    for family, sockaddr in dict.fromkeys((entry[0], entry[4]) for entry in found):
+        host = sockaddr[0]
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections in TIME_WAIT do not hold the port
+            sock.bind((host, port, *sockaddr[2:]))
+            sock.listen(BACKLOG)
+        except OSError as error:
+            sock.close()
+            if error.errno == errno.EADDRINUSE:
+                _close(sockets)
+                raise PortInUse(
+                    f"port {port} of {address or 'this host'} is in use; stop what listens there or set another port"
+                ) from error
+            trouble = error  # a name may also mean an address this host has not got: localhost without IPv6
+            continue
+        port = sock.getsockname()[1]
+        sockets.append(sock)
+    if not sockets:
+        raise StartError(f"cannot listen on {address or '*'}:{port}: {trouble}") from trouble
+    return sockets
+
+
+def _close(sockets: Sequence[socket.socket]) -> None:
+    for sock in sockets:
+        sock.close()
+
+
+def url(address: str, sock: socket.socket, *, secure: bool = False) -> str:
+    """Where a client on this host reaches the service."""
+    host, port = sock.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1" if host == "0.0.0.0" else "::1"
+    elif address and address != host:
+        host = address
+    scheme = "https" if secure else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -1,0 +1,90 @@
+"""The frontend process: :func:`serve`.
+
+It listens, and lets the server in :mod:`frontend.serving` run the application in as many worker processes as asked.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from engine.config.schema import Deployment
+from engine.errors import StartError
+from engine.exitcodes import ExitCode
+from engine.log import get_logger
+from engine.metrics import Family
+from engine.process import Notifier
+from frontend import compression, tls
+from frontend.broker import BrokerClient
+from frontend.listening import PortInUse, listen, url
+from frontend.serving import names
+from frontend.serving.options import has_http2
+
+if TYPE_CHECKING:
+    from frontend.serving.application import Connect
+
+log = get_logger("stageline.frontend")
+
+
+def connect(deployment: Deployment, name: str, families: Callable[[], list[Family]]) -> BrokerClient:
+    """The client of a real broker, not started. Imported here: only worker processes need ZeroMQ."""
+    from engine.client import Client
+    from engine.transport import endpoints_of
+
+    return Client(endpoints_of(deployment), name=name, families=families)
+
+
+def serve(deployment: Deployment, notify: Notifier, *, connect: Connect = connect) -> int:
+    """Run the frontend until it is told to stop; gives the exit code.
+
+    SIGTERM and SIGINT drain for at most ``engine.grace``. Sends "ready" with the service's ``url`` when all worker
+    processes listen, "failed" with a reason when it cannot start. Call it in the main thread, once in a process.
+    """
+    try:
+        code = _serve(deployment, notify, connect)
+    except StartError as error:
+        log.error("%s", error)
+        notify.send("failed", reason=str(error))
+        return ExitCode.BUSY if isinstance(error, PortInUse) else ExitCode.START
+    return ExitCode.OK if code == 0 else ExitCode.FAILED
+
+
+def _serve(deployment: Deployment, notify: Notifier, connect: Connect) -> int:
+    names.check()
+    from frontend.serving import application, master  # only now: what is missing would be an ImportError of theirs
+
+    frontend = deployment.frontend
+    if frontend.compression:
+        compression.require()
+    secure = tls.context(frontend.certfile, frontend.keyfile, http2=has_http2())
+    sockets = listen(frontend.address, frontend.port)
+    address = url(frontend.address, sockets[0], secure=secure is not None)
+    turns = _Turns(frontend.workers)
+
+    def booted() -> None:
+        if turns.last():
+            log.info("listening", extra={"url": address, "workers": frontend.workers})
+            notify.send("ready", url=address)
+
+    app = application.Application(deployment, sockets, connect, booted, secure=secure)
+    for sock in sockets:
+        sock.detach()  # gunicorn opens the descriptors anew and closes them
+    return master.run(app)
+
+
+class _Turns:
+    """Tells the last of ``count`` processes that it is the last, by bytes in a pipe: each takes one, and the last byte
+    is another. A process that replaces one that died early takes a turn again, which can only make it early."""
+
+    def __init__(self, count: int) -> None:
+        self._reading, writing = os.pipe()
+        os.set_blocking(self._reading, False)
+        os.write(writing, b"." * (count - 1) + b"!")
+        os.close(writing)
+
+    def last(self) -> bool:
+        try:
+            return os.read(self._reading, 1) == b"!"
+        except BlockingIOError:
+            return False

@@ -1,0 +1,65 @@
+"""What gunicorn runs. In the master: configuration. In a worker process: the application and its client."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from gunicorn.app.base import BaseApplication
+
+from engine.config.schema import Deployment
+from engine.metrics import Family
+from frontend.app import create
+from frontend.broker import BrokerClient
+from frontend.door import Door
+from frontend.exchange import Application as ASGIApplication
+from frontend.lean import Shared
+from frontend.metrics import FrontendMetrics
+from frontend.serving.options import options
+
+Connect: TypeAlias = Callable[[Deployment, str, Callable[[], list[Family]]], BrokerClient]
+
+
+class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
+    """What gunicorn runs. In the master: configuration. In a worker process, after :meth:`load`: the application."""
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        sockets: Sequence[socket.socket],
+        connect: Connect,
+        booted: Callable[[], None],
+        *,
+        secure: ssl.SSLContext | None = None,
+    ) -> None:
+        self.deployment = deployment
+        self.booted = booted
+        self._sockets = sockets
+        self._secure = secure
+        self._connect = connect
+        frontend = deployment.frontend
+        paths = [route.path for route in deployment.routes]
+        self.metrics = FrontendMetrics(deployment.engine.namespace, paths, frontend.timeout)
+        self.door = Door(capacity=frontend.capacity, capacity_bytes=frontend.capacity_bytes)
+        super().__init__()
+
+    def load_config(self) -> None:
+        self.cfg.set("bind", [f"fd://{sock.fileno()}" for sock in self._sockets])
+        for name, value in options(self.deployment.frontend, self.deployment.engine.grace).items():
+            self.cfg.set(name, value)
+        if self._secure is not None:
+            self.cfg.set("certfile", self.deployment.frontend.certfile)  # what gunicorn knows by that it is TLS
+            self.cfg.set("ssl_context", lambda _config, _default: self._secure)
+
+    def load(self) -> ASGIApplication:
+        name = f"{socket.gethostname()}:{os.getpid()}"
+        self.client = self._connect(self.deployment, name, self.metrics.families)
+        return create(self.deployment, self.client, self.metrics, self.door, name=name)
+
+    def lean(self, hand_over: Callable[[asyncio.Transport, bytes], asyncio.Protocol]) -> Shared:
+        """What lean connections share, in a worker process, after :meth:`load`."""
+        return Shared(self.deployment, self.client, self.door, self.metrics, hand_over)

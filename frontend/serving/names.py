@@ -1,0 +1,147 @@
+"""The names of gunicorn that are relied upon although its documentation does not promise them: where, and why.
+
+:func:`check` looks for each at start, because gunicorn changes such names in minor versions: a method of ours that
+overrides nothing any more is never called, and a bound on headers or a drain would be gone without a word. A test holds
+that the table is complete. Whoever raises the version in ``setup.cfg`` reads what gunicorn changed in these places,
+runs the tests of the frontend, and sets :data:`CHECKED`.
+"""
+
+from __future__ import annotations
+
+import dis
+import importlib
+import logging
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Final
+
+from engine.errors import StartError
+
+CHECKED: Final = (27, 0)  # the minor version this was written against, as in setup.cfg
+
+log = logging.getLogger("stageline.frontend")
+
+
+@dataclass(frozen=True)
+class Name:
+    """``owner`` is ``module:Class`` or ``module``; ``used`` the file of this package."""
+
+    owner: str
+    name: str
+    used: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.owner.replace(':', '.')}.{self.name}"
+
+
+_ARBITER: Final = "gunicorn.arbiter:Arbiter"
+_LOGGER: Final = "gunicorn.glogging:Logger"
+_WORKER: Final = "gunicorn.workers.gasgi:ASGIWorker"
+_PROTOCOL: Final = "gunicorn.asgi.protocol:ASGIProtocol"
+_RECEIVER: Final = "gunicorn.asgi.protocol:BodyReceiver"
+
+NAMES: Final = (
+    # --- the master ---
+    Name(_ARBITER, "WORKER_BOOT_ERROR", "process", "exit status by which the master gives up"),
+    Name(_ARBITER, "APP_LOAD_ERROR", "master", "the other one"),
+    Name(_ARBITER, "handle_int", "master", "overridden: Ctrl-C drains, as SIGTERM does, by raising StopIteration"),
+    Name(_ARBITER, "handle_hup", "master", "overridden: a deployment is read once"),
+    Name(_ARBITER, "handle_usr2", "master", "overridden: the supervisor replaces this process"),
+    Name(_LOGGER, "setup", "master", "overridden: no handlers of its own"),
+    Name(_LOGGER, "error_log", "master", "the logger whose records go where ours go"),
+    Name(_LOGGER, "access_log", "master", "the same"),
+    Name(_LOGGER, "_access_log_enabled", "master", "off: requests are not logged"),
+    # --- a worker process ---
+    Name(_WORKER, "_serve", "process", "overridden: the whole life of a worker process in its event loop"),
+    Name(_WORKER, "_quick_shutdown", "process", "a second Ctrl-C, passed on by the master: do not drain"),
+    Name(_WORKER, "_get_ssl_context", "process", "gunicorn's way to our TLS context"),
+    Name(_WORKER, "init_signals", "process", "overridden: a terminal's Ctrl-C is the master's alone"),
+    Name(_WORKER, "handle_exit_signal", "process", "overridden: a stop wakes the loop at once"),
+    Name(_WORKER, "handle_quit_signal", "process", "overridden: the same"),
+    Name(_WORKER, "alive", "process", "False: stopping; each answer then says connection: close"),
+    Name(_WORKER, "asgi", "process", "the application, for its lifespan"),
+    Name(_WORKER, "state", "process", "what the lifespan's scope carries"),
+    Name(_WORKER, "notify", "process", "the heartbeat without which the master kills"),
+    Name("gunicorn.asgi.lifespan:LifespanManager", "startup", "process", "starts the client in its event loop"),
+    Name("gunicorn.asgi.lifespan:LifespanManager", "shutdown", "process", "closes it after the last answer"),
+    # --- a connection: its life ---
+    Name(_PROTOCOL, "_closed", "connection", "nothing more is read or written here"),
+    Name(_PROTOCOL, "_close_transport", "connection", "overridden: closes by halves while a body is unread"),
+    Name(_PROTOCOL, "_keepalive", "connection", "seconds, ours"),
+    Name(_PROTOCOL, "_resume_reading", "connection", "to drop the rest of a body that is not wanted"),
+    Name(_PROTOCOL, "_request_ready", "connection", "what the connection's task waits for between requests"),
+    # --- a connection: is something under way ---
+    Name(_PROTOCOL, "_awaiting_request", "connection", "HTTP/1: between two requests"),
+    Name(_PROTOCOL, "_finishing_calls", "connection", "HTTP/1: answered, the application still runs"),
+    Name(_PROTOCOL, "_h2_tasks", "connection", "HTTP/2: streams being served"),
+    Name(_PROTOCOL, "_h2c_buffer", "connection", "not None: HTTP/1 or HTTP/2 is not decided yet"),
+    Name(_PROTOCOL, "_h2c_start", "connection", "overridden: HTTP/2 it is, the time limit for headers ends"),
+    Name(_PROTOCOL, "_h2c_upgrade_ok", "connection", "False: HTTP/2 by prior knowledge only"),
+    Name(_PROTOCOL, "_start_http1", "connection", "overridden: HTTP/1 it is, upgrading is off"),
+    # --- a connection: requests and answers ---
+    Name(_PROTOCOL, "_current_request", "connection", "its headers are complete and it is not answered yet"),
+    Name(_PROTOCOL, "_feed_callback_parser", "connection", "overridden: counts the bytes of headers, and their time"),
+    Name(_PROTOCOL, "_on_headers_complete", "connection", "overridden: the bound on all headers together"),
+    Name(_PROTOCOL, "_build_http_scope", "connection", "overridden: adds the way to cut an answer off"),
+    Name(_PROTOCOL, "_will_close", "connection", "overridden: no request follows a body that was not read"),
+    Name(_PROTOCOL, "_send_response_start", "connection", "overridden: notes that an answer has begun"),
+    Name(_PROTOCOL, "_send_error_response", "connection", "overridden: refusals in the words of our table"),
+    Name(_PROTOCOL, "_body_receiver", "connection", "the body of the current request"),
+    Name(_RECEIVER, "_complete", "connection", "the body was read to its end"),
+    Name(_RECEIVER, "signal_disconnect", "connection", "ends the application's wait for more of it"),
+    Name("gunicorn.asgi.protocol:CallbackRequest", "raw_path", "connection", "the size of the request line"),
+    Name("gunicorn.asgi.protocol:CallbackRequest", "headers_bytes", "connection", "the size of the headers"),
+    Name("gunicorn.asgi.parser", "LimitRequestHeaders", "connection", "raised where they are too large: 431"),
+)  # fmt: skip
+
+
+def missing() -> list[Name]:
+    """Those that the installed gunicorn has not got."""
+    return [name for name in NAMES if not _has(name)]
+
+
+def check() -> None:
+    """StartError when the installed gunicorn is not one that this can work with. Imports what the frontend needs of it
+    anyway."""
+    try:
+        gunicorn = importlib.import_module("gunicorn")
+    except ImportError as error:
+        raise StartError(f"gunicorn cannot be imported: {error}") from error
+    tried = ".".join(map(str, CHECKED))
+    later = f"{CHECKED[0]}.{CHECKED[1] + 1}"
+    have: str = gunicorn.__version__
+    advice = f'this release was checked with {tried}: pip install "gunicorn>={tried},<{later}"'
+    if gone := missing():
+        first = gone[0]
+        raise StartError(
+            f"gunicorn {have} is installed and has no {first} ({first.why}); "
+            + (f"{len(gone) - 1} more names are missing; " if len(gone) > 1 else "")
+            + advice
+        )
+    if tuple(gunicorn.version_info[:2]) != CHECKED:
+        log.warning("gunicorn %s is installed; %s", have, advice)
+
+
+def _has(wanted: Name) -> bool:
+    module, _, cls = wanted.owner.partition(":")
+    try:
+        owner: object = importlib.import_module(module)
+    except ImportError:
+        return False
+    if cls:
+        owner = getattr(owner, cls, None)
+    return hasattr(owner, wanted.name) or (isinstance(owner, type) and _is_set_by(owner, wanted.name))
+
+
+def _is_set_by(cls: type, name: str) -> bool:
+    """Whether a method of the class sets such an attribute of something, mostly of its instance: all that can be known
+    without making one."""
+    members = [member for base in cls.__mro__ for member in vars(base).values()]
+    functions = [member.__func__ if isinstance(member, classmethod) else member for member in members]
+    return any(
+        step.opname == "STORE_ATTR" and step.argval == name
+        for function in functions
+        if isinstance(function, FunctionType) and name in function.__code__.co_names
+        for step in dis.get_instructions(function)
+    )
