@@ -12,6 +12,8 @@ _HEAD: Final = ("STAGE", "READY", "STARTING", "QUEUED", "OLDEST", "IN FLIGHT", "
 def table(answer: bytes) -> str:
     """The broker's JSON in lines for a terminal. Raises ValueError when it is not JSON; missing numbers show as 0."""
     told: Mapping[str, Any] = json.loads(answer)
+    if error := told.get("error"):
+        return f"{told.get('name', '?')}: {error}"
     state = "draining" if told.get("draining") else "up"
     lines = [
         f"{told.get('name', '?')}: {state} for {_duration(told.get('uptime_s', 0))}, "
@@ -33,6 +35,8 @@ def table(answer: bytes) -> str:
 
 
 def _stage(stage: Mapping[str, Any]) -> tuple[Any, ...]:
+    if error := stage.get("error"):
+        return (stage["name"], error, *[""] * (len(_HEAD) - 2))
     reasons: Mapping[str, int] = stage.get("batches_by_reason", {})
     return (
         stage["name"],

@@ -119,8 +119,7 @@ def _common(sock: zmq.Socket[bytes], endpoint: str) -> None:
 
 def router(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
     """A bound ROUTER: front, admin, control. Mandatory: an answer to a vanished peer is an error, not silence."""
-    sock = ctx.socket(zmq.ROUTER)
-    _common(sock, endpoint)
+    sock = _bound_kind(ctx, zmq.ROUTER, endpoint)
     sock.router_mandatory = 1
     sock.maxmsgsize = MAX_FRAME
     _bind(sock, endpoint)
@@ -129,8 +128,7 @@ def router(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[byt
 
 def pull(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
     """A bound PULL: intake, egress."""
-    sock = ctx.socket(zmq.PULL)
-    _common(sock, endpoint)
+    sock = _bound_kind(ctx, zmq.PULL, endpoint)
     sock.maxmsgsize = MAX_FRAME
     _bind(sock, endpoint)
     return sock
@@ -138,8 +136,7 @@ def pull(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes
 
 def lane(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
     """A bound PUSH for exactly one worker."""
-    sock = ctx.socket(zmq.PUSH)
-    _common(sock, endpoint)
+    sock = _bound_kind(ctx, zmq.PUSH, endpoint)
     _bind(sock, endpoint)
     return sock
 
@@ -172,6 +169,16 @@ def push(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes
     _common(sock, endpoint)
     sock.immediate = 1
     sock.connect(endpoint)
+    return sock
+
+
+def _bound_kind(ctx: zmq.Context[zmq.Socket[bytes]], kind: int, endpoint: str) -> zmq.Socket[bytes]:
+    """A socket that will be bound to ``endpoint``. StartError when the system has none to give."""
+    try:
+        sock = ctx.socket(kind)
+    except zmq.ZMQError as error:  # out of descriptors
+        raise StartError(f"cannot make a socket for {endpoint}: {error}") from error
+    _common(sock, endpoint)
     return sock
 
 

@@ -8,6 +8,7 @@
     mailbox   how parts hand each other work
     watch     notices at once that a process of this host has ended
     report    what the machines counted, as metrics and as status
+    retired   what is kept of the metrics of processes that have gone
 
 Each part owns its sockets and its machine. Between parts only mailboxes, and the ledger of requests under the rule of
 :mod:`engine.core.items`; so it is a line in ``service`` which thread carries which part. One carries all.

@@ -20,6 +20,7 @@ from engine.broker.letters import Drain, Look, Seen, ToFront, ToStage
 from engine.broker.loop import Part
 from engine.broker.mailbox import Mailbox
 from engine.broker.poll import Poll
+from engine.broker.retired import Retired
 from engine.broker.watch import Watch
 from engine.clock import now as clock
 from engine.core.actions import Fail, News, Release
@@ -41,7 +42,6 @@ from engine.core.routing import Topology
 from engine.core.stage import REJOIN_S
 from engine.core.wire import Payload, encode
 from engine.errors import ProtocolError
-from engine.metrics import Family, fold, unpack
 from engine.transport import Endpoints
 
 log: Final = logging.getLogger("stageline.broker")
@@ -57,7 +57,7 @@ class Question:
     peer: bytes
     what: str
     until: float
-    parts: dict[int, object] = field(default_factory=dict)
+    parts: dict[int, report.Part | None] = field(default_factory=dict)
 
 
 class FrontPart(Part[ToFront]):
@@ -89,7 +89,7 @@ class FrontPart(Part[ToFront]):
         self._questions: dict[int, Question] = {}
         self._asked = 0
         self._check_at = 0.0
-        self._retired: list[Family] = []  # metrics of frontends that are gone
+        self._retired = Retired()  # metrics of frontends that are gone
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
@@ -161,7 +161,7 @@ class FrontPart(Part[ToFront]):
     def _handle_egress(self, message: Message, payloads: list[Payload], now: float) -> None:
         if isinstance(message, Results) and 0 <= message.stage < len(self.stages) and not message.refs:
             self.machine.results(message, payloads, now)
-        elif isinstance(message, StreamEvents):
+        elif isinstance(message, StreamEvents) and 0 <= message.stage < len(self.stages):
             for peer, (events, bodies) in self.machine.events(message, payloads).items():
                 self._send(peer, events, bodies)
         else:
@@ -196,7 +196,7 @@ class FrontPart(Part[ToFront]):
             log.warning("unexpected message dropped", extra={"kind": type(message).__name__})
 
     def _handle_admin(self, peer: bytes, message: Message, now: float) -> None:
-        if not isinstance(message, Ask) or message.what not in ("status", "metrics", "about"):
+        if not isinstance(message, Ask) or message.what not in report.QUESTIONS:
             log.warning("unexpected question dropped", extra={"kind": type(message).__name__})
             return
         self._asked += 1
@@ -206,12 +206,20 @@ class FrontPart(Part[ToFront]):
 
     def _answer_question(self, question: Question) -> None:
         parts = [question.parts[stage] for stage in range(len(self.stages))]
-        if question.what == "status":
-            body = report.status(self.machine, parts, name=self._name, uptime_s=clock() - self._began)
-        elif question.what == "about":
-            body = report.about(self.machine, parts)
-        else:
-            body = report.metrics(self.machine, parts, self._retired, self._namespace, self._arenas.usage())
+        self.machine.stats.untold += parts.count(None)
+        try:
+            deployed = report.Deployed(
+                name=self._name,
+                namespace=self._namespace,
+                uptime_s=clock() - self._began,
+                shared=self._arenas.usage(),
+                retired=self._retired.families,
+            )
+            body = report.answer(self.machine, question.what, parts, deployed)
+        except Exception:
+            log.exception("a report failed", extra={"what": question.what})
+            self.machine.stats.untold += 1
+            body = report.untold(question.what, self._name)
         self._admin.send(encode(Report(question.what), [body]), question.peer)
 
     def _lose(self, peer: bytes) -> None:
@@ -223,7 +231,7 @@ class FrontPart(Part[ToFront]):
         if self._watched.pop(frontend.pid, None) is not None:
             self._watch.remove(frontend.pid)
         if frontend.families:
-            self._retired = fold(self._retired, unpack(frontend.families))
+            self._retired.add(frontend.families, whose=frontend.name)
 
     # --- actions out -------------------------------------------------------------------------------------------------
 

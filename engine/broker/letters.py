@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from engine.broker.report import Part
 from engine.core.actions import Admit, Drop, Fail, Grant, News, Settle
 
 
@@ -22,7 +23,7 @@ class Seen:
 
     token: int
     stage: int
-    part: object  # report.StageStatus, report.StageFamilies or bytes, by the question
+    part: Part | None  # None: it could not be made
 
 
 @dataclass(frozen=True, slots=True)

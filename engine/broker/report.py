@@ -3,21 +3,28 @@
 Each stage tells its own side and posts it to the front, which puts them together: nobody reads what another part of
 the broker is changing. Connection labels are worker slots, which stay the same over restarts, so label sets stay
 bounded.
+
+To look must not break: who makes a report (:func:`stage_part`, :func:`answer`) is ready for any exception, logs it and
+sends what says so (None for a stage's part, :func:`untold` for the whole), for requests matter more than reports.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
 from engine.core.about import pack_all as pack_abouts
+from engine.core.crew import WorkerState
 from engine.core.front import FrontMachine
 from engine.core.stage import StageMachine
 from engine.core.stats import Histogram
 from engine.metrics import Family, Sample, Sources, counter, gauge, histogram, merge, pack, pack_sources
+
+QUESTIONS: Final = ("status", "metrics", "about")
+UNTOLD: Final = "not told: the broker's log says why"
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
@@ -57,6 +64,45 @@ class StageFamilies:
     retired: list[Family]
 
 
+Part: TypeAlias = "StageStatus | StageFamilies | bytes"  # what a stage says to a question
+
+
+def stage_part(machine: StageMachine, what: str, retired: Sequence[Family], now: float, namespace: str) -> Part:
+    """One stage's part of the answer to a question of QUESTIONS."""
+    if what == "status":
+        return stage_status(machine, now)
+    if what == "about":
+        return machine.about
+    return stage_families(machine, retired, now, namespace)
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What the front's report says beside its machine. ``shared``: arenas, and bytes held in them."""
+
+    name: str
+    namespace: str
+    uptime_s: float
+    shared: tuple[int, int]
+    retired: Sequence[Family]
+
+
+def answer(machine: FrontMachine, what: str, parts: Sequence[Part | None], deployed: Deployed) -> bytes:
+    """The answer to a question, from the parts of all stages in their order (None: a stage could not make its own)."""
+    if what == "status":
+        return status(machine, parts, deployed)
+    if what == "about":
+        return about(machine, parts)
+    return metrics(machine, parts, deployed)
+
+
+def untold(what: str, name: str) -> bytes:
+    """The answer when not even :func:`answer` could be made: as empty as the asker can read."""
+    if what == "status":
+        return msgspec.json.encode({"name": name, "error": UNTOLD, "stages": []})
+    return pack_abouts({}) if what == "about" else pack_sources(Sources())
+
+
 def stage_status(machine: StageMachine, now: float) -> StageStatus:
     state = machine.state()
     oldest = machine.queue.backlog(deadlines=False).oldest
@@ -90,17 +136,18 @@ def stage_status(machine: StageMachine, now: float) -> StageStatus:
     )
 
 
-def status(machine: FrontMachine, parts: Sequence[object], *, name: str, uptime_s: float) -> bytes:
+def status(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deployed) -> bytes:
     """The whole deployment as JSON."""
+    stages = zip(machine.topology.stages, parts, strict=True)
     whole: dict[str, Any] = {
-        "name": name,
+        "name": deployed.name,
         "epoch": machine.epoch,
-        "uptime_s": round(uptime_s, 3),
+        "uptime_s": round(deployed.uptime_s, 3),
         "draining": machine.draining,
         "admitted": len(machine.ledger),
         "capacity": machine.spec.capacity,
         "admitted_bytes": machine.nbytes,
-        "stages": parts,
+        "stages": [part if part is not None else {"name": name, "error": UNTOLD} for name, part in stages],
         "frontends": [
             {"name": frontend.name, "pid": frontend.pid, "pending": len(frontend.requests)}
             for frontend in machine.frontends.values()
@@ -109,9 +156,10 @@ def status(machine: FrontMachine, parts: Sequence[object], *, name: str, uptime_
     return msgspec.json.encode(whole)
 
 
-def about(machine: FrontMachine, parts: Sequence[object]) -> bytes:
+def about(machine: FrontMachine, parts: Sequence[Part | None]) -> bytes:
     """What each stage says about itself, by its name."""
-    return pack_abouts(dict(zip(machine.topology.stages, cast("Sequence[bytes]", parts), strict=True)))
+    stages = zip(machine.topology.stages, parts, strict=True)
+    return pack_abouts({name: part for name, part in stages if isinstance(part, bytes)})
 
 
 # --- metrics ---------------------------------------------------------------------------------------------------------
@@ -187,23 +235,17 @@ def stage_families(machine: StageMachine, retired: Sequence[Family], now: float,
 
 
 def _workers_by_state(name: str, machine: StageMachine, here: dict[str, str]) -> Family:
-    counts = dict.fromkeys(("starting", "ready", "overdue", "leaving"), 0)
+    counts = dict.fromkeys(WorkerState, 0)
     for worker in machine.workers.values():
-        counts[worker.state.value] += 1
-    samples = [Sample(name, {**here, "state": state}, count) for state, count in counts.items()]
+        counts[worker.state] += 1
+    samples = [Sample(name, {**here, "state": state.value}, count) for state, count in counts.items()]
     return Family(name, "gauge", "Workers by state.", samples)
 
 
-def metrics(
-    machine: FrontMachine,
-    parts: Sequence[object],
-    retired: Sequence[Family],
-    namespace: str,
-    shared: tuple[int, int],
-) -> bytes:
-    """All the broker knows, as packed :class:`engine.metrics.Sources`. ``shared``: arenas, and bytes held in them."""
-    stages = cast("Sequence[StageFamilies]", parts)
-    stats = machine.stats
+def metrics(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deployed) -> bytes:
+    """All the broker knows, as packed :class:`engine.metrics.Sources`."""
+    stages = [part for part in parts if isinstance(part, StageFamilies)]
+    stats, namespace, shared = machine.stats, deployed.namespace, deployed.shared
     own = [
         counter(f"{namespace}_admitted", "Requests admitted.", [({}, stats.admitted)]),
         counter(
@@ -218,6 +260,11 @@ def metrics(
         gauge(f"{namespace}_draining", "1 while nothing new is admitted.", int(machine.draining)),
         gauge(f"{namespace}_shared_memory_arenas", "Processes that have shared memory to fill.", shared[0]),
         gauge(f"{namespace}_shared_memory_bytes", "Bytes in shared memory that may still be read.", shared[1]),
+        counter(
+            f"{namespace}_reports_untold",
+            "Reports, or stages' parts of them, that could not be made: a fault of ours.",
+            [({}, stats.untold)],
+        ),
         gauge(f"{namespace}_frontends", "Frontend processes connected.", len(machine.frontends)),
     ]
     return pack_sources(
@@ -225,6 +272,6 @@ def metrics(
             broker=pack(merge([own, *(stage.own for stage in stages)])),
             frontends=[(one.name, one.families) for one in machine.frontends.values() if one.families],
             workers=[worker for stage in stages for worker in stage.workers],
-            retired=pack(merge([retired, *(stage.retired for stage in stages)])),
+            retired=pack(merge([deployed.retired, *(stage.retired for stage in stages)])),
         )
     )

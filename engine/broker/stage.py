@@ -22,6 +22,7 @@ from engine.broker.letters import Drain, Look, Seen, ToFront, ToStage
 from engine.broker.loop import Part
 from engine.broker.mailbox import Mailbox
 from engine.broker.poll import Poll
+from engine.broker.retired import Retired
 from engine.broker.watch import Watch
 from engine.clock import now as clock
 from engine.core.actions import Admit, Dispatch, Drop, Fail, Forget, Grant, Kill, News, Release, Settle, ToWorker
@@ -30,8 +31,7 @@ from engine.core.messages import Bye, Hello, Leave, Message, Place, Ready, Refus
 from engine.core.routing import Topology
 from engine.core.stage import REJOIN_S, StageMachine, StageSpec
 from engine.core.wire import Buffer, Payload, encode, refs_of
-from engine.errors import ProtocolError
-from engine.metrics import Family, fold, unpack
+from engine.errors import ProtocolError, StartError
 from engine.transport import Endpoints
 
 log: Final = logging.getLogger("stageline.broker")
@@ -90,7 +90,7 @@ class StagePart(Part[ToStage]):
         self._stuck: set[int] = set()  # workers whose lane has something pending
         self._watch = Watch()
         self._check_at = 0.0
-        self._retired: list[Family] = []  # users' metrics of workers that are gone
+        self._retired = Retired()  # users' metrics of workers that are gone
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
@@ -167,13 +167,11 @@ class StagePart(Part[ToStage]):
             machine.draining = True
 
     def _show(self, look: Look, now: float) -> None:
-        part: object
-        if look.what == "status":
-            part = report.stage_status(self.machine, now)
-        elif look.what == "about":
-            part = self.machine.about
-        else:
-            part = report.stage_families(self.machine, self._retired, now, self._namespace)
+        try:
+            part = report.stage_part(self.machine, look.what, self._retired.families, now, self._namespace)
+        except Exception:
+            log.exception("a report failed", extra={"stage": self.machine.spec.name, "what": look.what})
+            part = None
         self._post(Seen(look.token, self.index, part))
 
     def _handle_control(self, peer: bytes, message: Message, now: float) -> None:
@@ -202,7 +200,13 @@ class StagePart(Part[ToStage]):
             return
         # Its former self, if any, was forgotten just now: close that lane before its address is bound again.
         self._carry_out(now)
-        sock = transport.lane(self._context, self._endpoints.lane(self.index, answer))
+        try:
+            sock = transport.lane(self._context, self._endpoints.lane(self.index, answer))
+        except StartError as error:  # out of descriptors, say: one worker the fewer, not all of the deployment
+            log.error("worker refused", extra={"stage": hello.stage, "worker": hello.slot, "reason": str(error)})
+            self.machine.exited(answer, now)
+            self._reply(peer, Refused(f"the broker can make no lane for this worker: {error}"))
+            return
         memory = self._arenas.create() if local else None
         self._lanes[answer] = Lane(sock, peer, memory)
         if local and not self._watch.add(answer, hello.pid):
@@ -259,7 +263,7 @@ class StagePart(Part[ToStage]):
         self._watch.remove(action.worker)
         self._close_lane(action.worker)
         if action.families:
-            self._retired = fold(self._retired, unpack(action.families))
+            self._retired.add(action.families, whose=f"{self.machine.spec.name}-{action.slot}")
 
     def _close_lane(self, key: int) -> None:
         lane = self._lanes.pop(key, None)

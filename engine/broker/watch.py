@@ -32,9 +32,13 @@ class Watch:
             return False
         try:
             fd = os.pidfd_open(pid)
-        except OSError:
+        except (OSError, OverflowError):  # the number is a peer's word: it may be no process's at all
             return False
-        self._epoll.register(fd, select.EPOLLIN)
+        try:
+            self._epoll.register(fd, select.EPOLLIN)
+        except OSError:  # more than the system lets one user watch
+            os.close(fd)
+            return False
         self._by_fd[fd] = key
         self._by_key[key] = fd
         return True

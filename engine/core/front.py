@@ -169,7 +169,6 @@ class FrontMachine:
     def _blocked(self, route: int, now: float) -> Refusal | None:
         """Why nothing is admitted on a route; None when something may be."""
         if not 0 <= route < len(self.topology.routes):
-            self.stats.malformed += 1
             return "malformed", Status.FAILED, "internal error: no such route"
         if self.draining:
             return "draining", Status.UNAVAILABLE, "service unavailable: draining"
@@ -243,7 +242,6 @@ class FrontMachine:
     def results(self, results: Results, payloads: Sequence[Payload], now: float) -> None:
         """Final results, failures and skips of one batch. All are settled, those still wanted are answered."""
         ledger, places, headers = self.ledger, self._places(results.stage), results.headers
-        answered = self.stats.answered
         for uid, status, trail, payload, index in zip(
             results.uids, results.statuses, results.trails, payloads, range(len(payloads)), strict=True
         ):
@@ -265,7 +263,6 @@ class FrontMachine:
             column.mimes.append(results.mime)
             column.trails.append(trail)
             column.payloads.append(payload)
-            answered[status] = answered.get(status, 0) + 1
         self.actions.append(Settle(results.stage, results.worker, results.batch, results.uids))
 
     def _places(self, stage: int) -> dict[int, tuple[int, bool]]:
@@ -406,7 +403,6 @@ class FrontMachine:
         column.mimes.append("")
         column.trails.append(b"")
         column.payloads.append(body)
-        self.stats.answered[status] = self.stats.answered.get(status, 0) + 1
 
 
 def _is_due_from(place: tuple[int, bool] | None, hop: int, status: int) -> bool:

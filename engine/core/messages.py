@@ -35,6 +35,7 @@ EVENT_COST: Final = 64  # bytes that each of its events counts beyond its text: 
 
 Id: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=256)]
+Micros: TypeAlias = Annotated[int, msgspec.Meta(le=1 << 53)]  # what a float holds exactly: 285 years
 Layout: TypeAlias = list[int]
 FlowCode: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=3)]  # of Flow
 Refs: TypeAlias = dict[Id, list[tuple[Id, Id, Id, Id]]]  # item -> (part, arena, offset, length), parts ascending
@@ -83,7 +84,7 @@ class Submit(Message, frozen=True, tag=1):
 
     seqs: list[Id]
     routes: list[int]
-    budgets_us: list[int]  # time remaining until the deadline
+    budgets_us: list[Micros]  # time remaining until the deadline
     request_ids: list[str]
     metas: list[bytes]
     layout: Layout = []

@@ -83,8 +83,7 @@ class FrontStats:
     """Of the front since the broker started."""
 
     admitted: int = 0
-    answered: dict[int, int] = field(default_factory=dict)  # by status
     rejected: dict[str, int] = field(default_factory=dict)  # by reason
     duplicates: int = 0
     cancelled: int = 0
-    malformed: int = 0
+    untold: int = 0  # reports that could not be made

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -47,13 +45,6 @@ from engine.errors import StartError, Unavailable
 from engine.metrics import unpack, unpack_sources
 
 CAP_S = 20.0
-
-
-@pytest.fixture
-def deployment() -> Iterator[Deployment]:
-    folder = tempfile.mkdtemp(prefix="sl-", dir="/tmp")  # short: an ipc path holds about 100 bytes
-    yield deploy(folder)
-    shutil.rmtree(folder)
 
 
 def deploy(folder: str, *, stages: int = 1, bind: str = "", **frontend: Any) -> Deployment:

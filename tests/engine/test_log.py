@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import json
@@ -10,6 +11,7 @@ import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -205,3 +207,15 @@ def test_a_stderr_whose_reader_has_gone_does_not_end_a_process():
         child.stderr.close()
         child.stdin.close()
         assert child.stdout.read() == b"alive\n"
+
+
+def test_no_field_has_a_name_that_the_record_itself_has() -> None:
+    """``logging`` raises KeyError for such a field, in the thread that wanted to say something."""
+    reserved = {*logging.makeLogRecord({}).__dict__, "message", "asctime"}
+    root = Path(__file__).parents[2]
+    for package in ("engine", "frontend", "stages"):
+        for path in (root / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.keyword) and node.arg == "extra" and isinstance(node.value, ast.Dict):
+                    names = {key.value for key in node.value.keys if isinstance(key, ast.Constant)}
+                    assert not names & reserved, f"{path}:{node.value.lineno}"
