@@ -48,6 +48,7 @@ log: Final = logging.getLogger("stageline.broker")
 
 CHECK_S: Final = 1.0  # between two looks for silent frontends
 ANSWER_S: Final = 2.0  # for the stages to show themselves; a question that takes longer is forgotten
+QUESTIONS_MOST: Final = 256  # that wait for a stage's part: many more than anybody asks in ANSWER_S
 
 
 @dataclass(slots=True)
@@ -198,6 +199,9 @@ class FrontPart(Part[ToFront]):
     def _handle_admin(self, peer: bytes, message: Message, now: float) -> None:
         if not isinstance(message, Ask) or message.what not in report.QUESTIONS:
             log.warning("unexpected question dropped", extra={"kind": type(message).__name__})
+            return
+        if len(self._questions) >= QUESTIONS_MOST:
+            log.warning("a question is dropped: so many wait", extra={"waiting": len(self._questions)})
             return
         self._asked += 1
         self._questions[self._asked] = Question(peer, message.what, now + ANSWER_S)

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from math import inf
 from typing import Final, TypeAlias
 
@@ -50,6 +50,9 @@ SESSION_SHIFT: Final = 32
 # A frontend sends a beat every second. Its requests are dropped when it has been silent this long; on the same host its
 # exit is noticed at once.
 FRONTEND_SILENCE_S: Final = 10.0
+
+# Answered requests stay in the heap of deadlines, to be taken out together when they are the larger part of it.
+DEADLINES_SLACK: Final = 1024
 
 TORN: Final = b"internal error: a worker died while it streamed this request"
 
@@ -115,7 +118,15 @@ class FrontMachine:
         self._sessions = 0
         self._deadlines: list[tuple[float, int]] = []
         self._answers: dict[bytes, _Column] = {}
-        self._places_of: dict[int, dict[int, tuple[int, bool]]] = {}
+        # By stage, by route that passes it: its hop there, and whether it is the last.
+        self._standings = [
+            {
+                index: (route.stages.index(stage), route.stages[-1] == stage)
+                for index, route in enumerate(topology.routes)
+                if stage in route.stages
+            }
+            for stage in range(len(topology.stages))
+        ]
 
     # --- from frontends ----------------------------------------------------------------------------------------------
 
@@ -229,9 +240,16 @@ class FrontMachine:
         for request in requests:
             self.stats.cancelled += 1
             self._close(request)
-            where[self._stage_of(request)].append(request.uid)
+            for stage in self._stages_of(request):
+                where[stage].append(request.uid)
         for stage, uids in where.items():
             self.actions.append(Drop(stage, uids))
+
+    def _stages_of(self, request: Request) -> tuple[int, ...]:
+        """Where something of a request that was just closed may be: where it is, and the stage after that. On another
+        thread this one may be accepting a result: it found the request open and has not advanced its hop yet. Whatever
+        it puts into its queue then, it reads this letter afterwards."""
+        return self.topology.routes[request.route].stages[request.hop :][:2]
 
     def _stage_of(self, request: Request) -> int:
         stages = self.topology.routes[request.route].stages
@@ -240,15 +258,16 @@ class FrontMachine:
     # --- from workers and stages -------------------------------------------------------------------------------------
 
     def results(self, results: Results, payloads: Sequence[Payload], now: float) -> None:
-        """Final results, failures and skips of one batch. All are settled, those still wanted are answered."""
-        ledger, places, headers = self.ledger, self._places(results.stage), results.headers
+        """Final results, failures and skips of one batch of a stage there is. All are settled, those still wanted are
+        answered."""
+        ledger, standings, headers = self.ledger, self._standings[results.stage], results.headers
         for uid, status, trail, payload, index in zip(
             results.uids, results.statuses, results.trails, payloads, range(len(payloads)), strict=True
         ):
             if not status:
                 continue  # skipped
             request = ledger.get(uid)
-            if request is None or not _is_due_from(places.get(request.route), request.hop, status):
+            if request is None or not _is_due_from(standings.get(request.route), request.hop, status):
                 self.stats.duplicates += 1
                 continue
             if request.stream_hop == request.hop and request.streamer != results.worker:
@@ -264,17 +283,6 @@ class FrontMachine:
             column.trails.append(trail)
             column.payloads.append(payload)
         self.actions.append(Settle(results.stage, results.worker, results.batch, results.uids))
-
-    def _places(self, stage: int) -> dict[int, tuple[int, bool]]:
-        """By route that passes a stage: its hop there, and whether it is the last."""
-        found = self._places_of.get(stage)
-        if found is None:
-            found = self._places_of[stage] = {
-                index: (route.stages.index(stage), route.stages[-1] == stage)
-                for index, route in enumerate(self.topology.routes)
-                if stage in route.stages
-            }
-        return found
 
     def events(self, events: StreamEvents, payloads: Sequence[Payload]) -> dict[bytes, tuple[Events, list[Payload]]]:
         """Stream events by frontend, to be sent at once and in order.
@@ -324,7 +332,7 @@ class FrontMachine:
     def _tear(self, request: Request) -> None:
         self._close(request)
         self._answer(request.frontend, request.seq, Status.FAILED, TORN)
-        self.actions.append(Drop(self._stage_of(request), [request.uid]))
+        self.actions.extend(Drop(stage, [request.uid]) for stage in self._stages_of(request))
 
     def consumed(self, peer: bytes, nbytes: Mapping[int, int]) -> None:
         """Clients have taken events: whoever sends them may go on."""
@@ -347,8 +355,12 @@ class FrontMachine:
                 self._answer(request.frontend, request.seq, fail.status, body)
 
     def expire(self, now: float) -> float:
-        """Answer what is late; returns the next deadline (inf when there is none)."""
+        """Answer what is late; returns the next deadline (inf when there is none). To be called once per pass: it also
+        keeps the heap below twice the ledger, DEADLINES_SLACK, and what is admitted between two calls."""
         deadlines = self._deadlines
+        if len(deadlines) > 2 * len(self.ledger) + DEADLINES_SLACK:
+            deadlines[:] = [entry for entry in deadlines if entry[1] in self.ledger]
+            heapify(deadlines)
         late: dict[int, list[int]] = {}
         while deadlines:
             deadline, uid = deadlines[0]
@@ -359,7 +371,8 @@ class FrontMachine:
             if request is not None:
                 self._close(request)
                 self._answer(request.frontend, request.seq, Status.TIMEOUT, b"inference timeout")
-                late.setdefault(self._stage_of(request), []).append(uid)
+                for stage in self._stages_of(request):
+                    late.setdefault(stage, []).append(uid)
         for stage, uids in late.items():
             self.actions.append(Drop(stage, uids))
         return deadlines[0][0] if deadlines else inf
@@ -405,7 +418,7 @@ class FrontMachine:
         column.payloads.append(body)
 
 
-def _is_due_from(place: tuple[int, bool] | None, hop: int, status: int) -> bool:
-    """A result counts only from the stage where the request is; a replayed copy may lag a hop behind. ``place``: where
-    the stage it comes from stands on the request's route, and whether it is the last there."""
-    return place is not None and place[0] == hop and (place[1] or status != OK)
+def _is_due_from(standing: tuple[int, bool] | None, hop: int, status: int) -> bool:
+    """A result counts only from the stage where the request is; a replayed copy may lag a hop behind. ``standing``: the
+    hop of the stage it comes from on the request's route, and whether it is the last there."""
+    return standing is not None and standing[0] == hop and (standing[1] or status != OK)

@@ -25,7 +25,7 @@ Worker states:
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -110,7 +110,7 @@ class StageMachine:
         self.epoch = epoch
         self.ledger = ledger  # owned by the front; looked up here, never changed
         self.queue = BatchQueue(spec.policy)
-        self.last_attempts: deque[Item] = deque()
+        self.last_attempts: OrderedDict[int, Item] = OrderedDict()  # by uid
         # A batch in advance could be replayed while it is computed: not where that is forbidden.
         self.crew = Crew(in_advance=spec.idempotent)
         self.workers = self.crew.workers
@@ -174,7 +174,7 @@ class StageMachine:
         """Nobody waits for these any more: out of the queue, and a word to the workers that compute them."""
         elsewhere = set()
         for uid in uids:
-            item = self.queue.discard(uid)
+            item = self.queue.discard(uid) or self.last_attempts.pop(uid, None)
             if item is None:
                 elsewhere.add(uid)
             else:
@@ -305,7 +305,7 @@ class StageMachine:
             if self.last_attempts:  # before all else, and alone: nothing is given in advance while one waits
                 if not is_idle:
                     break
-                item = self.last_attempts.popleft()
+                _, item = self.last_attempts.popitem(last=False)
                 if item.is_due(now):
                     self._dispatch(worker, [item], Reason.REPLAY, now)
                 else:
@@ -478,7 +478,7 @@ class StageMachine:
                 item.attempt += 1
                 self.stats.replayed += 1
                 if item.attempt == self.spec.max_attempts:
-                    self.last_attempts.append(item)
+                    self.last_attempts[item.request.uid] = item
                 else:
                     again.append(item)
         self.queue.push_front(again)

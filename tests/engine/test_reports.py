@@ -24,8 +24,9 @@ from engine.core.batching import Policy
 from engine.core.crew import WorkerState
 from engine.core.messages import Bye, FrontendBeat, Leave, Refused, StreamEvents, Submit, WorkerBeat
 from engine.core.stage import StageSpec
-from engine.errors import StartError
+from engine.errors import StartError, Unavailable
 from engine.metrics import Family, Sample, counter, pack, unpack, unpack_sources
+from tests.core.test_bounds import entries
 from tests.core.twin import FakeWorker, Twin, topology
 from tests.engine.test_broker import (
     CAP_S,
@@ -281,3 +282,28 @@ def test_what_is_kept_of_the_dead_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
         samples = [Sample("seen_total", {"pid": str(process), "kind": str(kind)}, 1.0) for kind in range(10)]
         retired.add(pack([Family("seen", "counter", "d", samples)]), whose=f"s0-{process}")
     assert sum(len(family.samples) for family in retired.families) == 100
+
+
+def test_what_came_and_went_leaves_nothing_in_the_parts(deployment: Deployment) -> None:
+    with running(deployment) as broker:
+        kept = []
+        for turn in range(40):
+            with worker(deployment, slot=1 + turn % 2) as w:
+                w.send(WorkerBeat(w.key, pack([counter("seen", "d", [({}, 1)])])))
+                w.receive()
+                for what in report.QUESTIONS:
+                    admin.ask(deployment, what, CAP_S)
+                w.send(Bye(w.key))
+                until(lambda: not broker.stages[0].machine.workers, "the goodbye")
+            status_of(deployment)  # a pass later
+            kept.append(entries([broker.front, *broker.stages]))
+        assert kept[-1] == kept[1]  # by then both slots have been there
+
+
+def test_more_questions_than_anybody_asks_are_dropped(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(deployment):
+        with monkeypatch.context() as patch:
+            patch.setattr("engine.broker.front.QUESTIONS_MOST", 0)
+            with pytest.raises(Unavailable):
+                admin.ask(deployment, "status", 0.05)
+        assert status_of(deployment)["name"] == "t"
