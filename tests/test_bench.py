@@ -482,18 +482,38 @@ def test_a_page_shows_what_was_measured_and_nothing_else() -> None:
     assert "mosec 0.9.8" in shown
     assert "| 1 | requests/s | 11 (10-12) | 11 (10-12) | 1.00x |" in shown
     assert "p50 of one connection" in shown
-    assert "benchmarks/echo-single-rate.svg" in shown
+    assert "svg" not in shown  # pictures are not kept with the page
     assert "MiniLM: texts" not in shown
 
 
-def test_the_page_is_what_the_results_say() -> None:
-    """Run `scripts/bench report` after a change of the page or of the results."""
-    assert (ROOT / "docs" / "benchmarks.md").read_text() == report.page(report.read(RESULTS))
+def test_the_page_begins_as_the_report_says() -> None:
+    """Run `scripts/bench report` after a change of the page's words: without results, those it shows are kept."""
+    shown = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert shown == report.page(None, shown)
+    assert report.THE_RUN in shown
 
 
 def test_a_report_is_written_where_it_is_asked_for(tmp_path: Path) -> None:
     assert main(["report", "--json", str(tmp_path / "none.json"), "--docs", str(tmp_path / "docs")]) == 0
     assert (tmp_path / "docs" / "benchmarks.md").read_text() == report.page(None)
+
+
+def test_a_report_without_results_keeps_those_of_the_page(tmp_path: Path) -> None:
+    (tmp_path / "benchmarks.md").write_text(report.page(results()).replace("# Benchmarks", "# Of another day"))
+    assert main(["report", "--json", str(tmp_path / "none.json"), "--docs", str(tmp_path)]) == 0
+    assert (tmp_path / "benchmarks.md").read_text() == report.page(results())
+
+
+def test_pictures_and_results_are_not_kept_with_the_source() -> None:
+    made = [RESULTS, RESULTS.parent / file_name(CASES[0], CASES[0].pictures[0])]
+    asked = subprocess.run(
+        ["git", "check-ignore", *made], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+    )
+    assert asked.stdout.splitlines() == [str(path) for path in made], asked.stderr
+    listed = subprocess.run(
+        ["git", "ls-files", RESULTS.parent], capture_output=True, text=True, timeout=60, check=True, cwd=ROOT
+    )
+    assert listed.stdout == ""
 
 
 @pytest.mark.parametrize("words", [[], ["ecko"], ["echo", "--repeats", "0"]])

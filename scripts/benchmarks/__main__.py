@@ -30,7 +30,7 @@ examples:
   scripts/bench echo                       one group of cases
   scripts/bench gap --repeats 5 --seconds 10
   scripts/bench model --threads 1 --json /tmp/model.json
-  scripts/bench report                     docs/benchmarks.md and its pictures, out of the last `all`
+  scripts/bench report                     docs/benchmarks.md, and pictures, out of the last `all`
   scripts/bench --list
 """
 
@@ -137,7 +137,7 @@ def measure(case: Case, options: argparse.Namespace, results: report.Results, co
 
 
 def write_report(source: Path, docs: Path) -> int:
-    """docs/benchmarks.md, and its pictures when there are results."""
+    """docs/benchmarks.md, and pictures in docs/benchmarks/ when there are results; else the page's own results stay."""
     from benchmarks import picture
 
     results = report.read(source)
@@ -147,8 +147,8 @@ def write_report(source: Path, docs: Path) -> int:
                 picture.draw(case, Summary(results.rows[case.name]), docs / "benchmarks")
     docs.mkdir(parents=True, exist_ok=True)
     page = docs / "benchmarks.md"
-    page.write_text(report.page(results))
-    say(f"wrote {page}" + ("" if results else f"; there is no {source}, so it shows no results"))
+    page.write_text(report.page(results, page.read_text() if page.exists() else ""))
+    say(f"wrote {page}" + ("" if results else f"; there is no {source}, so the results it shows are the former ones"))
     return 0
 
 

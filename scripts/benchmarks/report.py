@@ -1,4 +1,8 @@
-"""docs/benchmarks.md: how to run the benchmark, and, once there is a JSON file of a run, what came out of it."""
+"""docs/benchmarks.md: how to run the benchmark, and, once there is a JSON file of a run, what came out of it.
+
+The page is kept with the source, for it is read. What it is made of is not: the JSON file and the pictures lie in
+docs/benchmarks/, which git ignores, and are made anew by whoever measures.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,6 @@ from typing import Any, Final
 
 from benchmarks import table
 from benchmarks.cases import CASES
-from benchmarks.picture import file_name
 from benchmarks.result import Case, Row, Summary
 
 FORMAT: Final = 1
@@ -27,7 +30,7 @@ worker code, one machine, one run.
     scripts/bench echo --seconds 5         # one group of cases, longer measurements
     scripts/bench accelerator-2 --json accelerator.json
     scripts/bench gap --json docs/benchmarks/results.json --add     # one case measured again, the others kept
-    scripts/bench report                   # this page and its pictures, out of the JSON
+    scripts/bench report                   # this page, and pictures beside the JSON, out of the JSON
     scripts/bench --list
 
 It needs Linux, Python 3.10 or newer with `venv`, and `wrk` (Debian: `apt-get install wrk`). It installs what it
@@ -52,8 +55,13 @@ two CPUs that does nothing else meanwhile; results of a busy machine are worth n
   than throughput on a machine where clients and servers share the CPUs.
 - Everything is on the loopback; client, systems and workers share the machine.
 
+What was measured (`results.json`) and its pictures lie in `docs/benchmarks/` once it is run; they are not kept with the
+source.
+
 [Where the time goes](performance.md) explains the results, and what bounds the targets that are missed.
 """
+
+THE_RUN: Final = "## The run"  # what follows is of the results
 
 NOTHING: Final = """\
 ## Results
@@ -96,18 +104,19 @@ def read(path: Path) -> Results | None:
     return Results.from_json(path.read_text()) if path.exists() else None
 
 
-def page(results: Results | None, pictures: str = "benchmarks") -> str:
-    """The whole page. ``pictures`` is their folder as the page refers to it. Pure."""
+def page(results: Results | None, former: str = "") -> str:
+    """The whole page. Without results, those that the page ``former`` shows stay. Pure."""
     if results is None:
-        return f"{INTRODUCTION}\n{NOTHING}"
+        _, heading, shown = former.partition(THE_RUN)
+        return f"{INTRODUCTION}\n{heading + shown if heading else NOTHING}"
     measured = [case for case in CASES if results.rows.get(case.name)]
     parts = [INTRODUCTION, _about(results), _targets(measured, results)]
-    parts += [_section(case, results, pictures) for case in measured]
+    parts += [_section(case, results) for case in measured]
     return "\n".join(parts)
 
 
 def _about(results: Results) -> str:
-    lines = ["## The run", ""]
+    lines = [THE_RUN, ""]
     lines += [f"- {key}: {value}" for key, value in results.machine.items()]
     lines.append("- versions: " + ", ".join(f"{name} {value}" for name, value in results.versions.items()))
     return "\n".join(lines) + "\n"
@@ -120,14 +129,8 @@ def _targets(measured: Sequence[Case], results: Results) -> str:
     return f"## Targets\n\n{table.markdown(lines)}\n"
 
 
-def _section(case: Case, results: Results, pictures: str) -> str:
+def _section(case: Case, results: Results) -> str:
     summary = Summary(results.rows[case.name])
     settings = results.settings.get(case.name, {})
     how = ", ".join(f"{key} {value}" for key, value in settings.items())
-    images = "\n".join(
-        f"![{picture.title}]({pictures}/{file_name(case, picture)})"
-        for picture in case.pictures
-        if any(picture.metric in row.values for row in results.rows[case.name])
-    )
-    body = [f"## {case.title}", case.about, f"*{how}*", table.markdown(table.cells(case, summary))]
-    return "\n\n".join([*body, *([images] if images else [])]) + "\n"
+    return "\n\n".join([f"## {case.title}", case.about, f"*{how}*", table.markdown(table.cells(case, summary))]) + "\n"
