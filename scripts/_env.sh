@@ -1,20 +1,50 @@
 # Shared by the scripts: where the repository is, and `prepare`, which makes .venv and installs into it what is asked for.
 # Sourced, never run. Everything is done only when needed: a stamp in .venv remembers what it was made from.
+# A first option `--python VERSION` (3.13, or 3.13.0) means that Python, and an environment of its own: .venv-VERSION.
 
 set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-VENV="$ROOT/.venv"
 CONSTRAINTS="$ROOT/scripts/constraints.txt"
-PYTHON="$VENV/bin/python"
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 say() { printf '>> %s\n' "$*" >&2; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
-# The interpreter to make .venv with: 3.10 or newer.
+VERSION=""  # "" is whichever Python find_python meets first
+case "${1:-}" in
+  --python) VERSION="${2:-}"; shift; [ $# -eq 0 ] || shift ;;
+  --python=*) VERSION="${1#*=}"; shift ;;
+  *) VERSION=any ;;
+esac
+[[ "$VERSION" =~ ^(any|3(\.[0-9]+)+)$ ]] || fail "--python: expected a version such as 3.13, got \"$VERSION\""
+VERSION="${VERSION#any}"
+
+VENV="$ROOT/.venv${VERSION:+-$VERSION}"
+PYTHON="$VENV/bin/python"
+
+# The interpreter of VERSION: on the PATH, or kept by pyenv. Fails in silence when there is none.
+# Each is asked what it is: pyenv puts a python3.13 on the PATH that only says that it is not chosen.
+find_version() {
+  local version="$1" minor candidate
+  minor="$(printf '%s' "$version" | cut -d. -f1,2)"
+  for candidate in "python$minor" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$version"{,.*}/bin/python3 python3; do
+    command -v "$candidate" >/dev/null || continue
+    case "$("$candidate" -c 'import platform; print(platform.python_version())' 2>/dev/null)." in
+      "$version".*) command -v "$candidate"; return ;;
+    esac
+  done
+  return 1
+}
+
+# The interpreter to make an environment with: of VERSION, or else 3.10 or newer.
 find_python() {
   local candidate
+  if [ -n "$VERSION" ]; then
+    find_version "$VERSION" && return
+    fail "there is no Python $VERSION: neither on the PATH as python$(cut -d. -f1,2 <<<"$VERSION")," \
+      "nor kept by pyenv in ${PYENV_ROOT:-$HOME/.pyenv}/versions"
+  fi
   for candidate in python3 python3.13 python3.12 python3.11 python3.10; do
     if command -v "$candidate" >/dev/null &&
       "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
@@ -37,7 +67,7 @@ make_venv() {
   if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
     fail "$python cannot make virtual environments; on Debian: apt-get install python3-venv"
   fi
-  say "making .venv with $("$python" --version)"
+  say "making ${VENV##*/} with $("$python" --version)"
   "$python" -m venv "$VENV"
 }
 
