@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import zmq
-
 from engine import transport
 from engine.clock import Deadline
 from engine.core.messages import Ask, Report
@@ -30,7 +28,7 @@ def ask(deployment: Deployment, what: str, timeout_s: float = 2.0) -> bytes:
         context.term()
 
 
-def ask_at(context: zmq.Context[zmq.Socket[bytes]], endpoint: str, what: str, timeout_s: float) -> bytes:
+def ask_at(context: transport.Context, endpoint: str, what: str, timeout_s: float) -> bytes:
     """The same with a context and an endpoint at hand; may be called by any thread."""
     deadline = Deadline(timeout_s)
     sock = transport.dealer(context, endpoint)
@@ -39,7 +37,7 @@ def ask_at(context: zmq.Context[zmq.Socket[bytes]], endpoint: str, what: str, ti
         while not transport.send(sock, frames):
             if deadline.passed:
                 raise Unavailable(503, f"no broker listens at {endpoint}")
-            sock.poll(RETRY_MS, zmq.POLLOUT)
+            sock.poll(RETRY_MS, transport.WRITABLE)
         while not deadline.passed:
             if not sock.poll(max(1, int(deadline.remaining() * 1000))):
                 continue

@@ -184,9 +184,9 @@ def _worker(options: argparse.Namespace, deployment: Deployment) -> int:
 
     die_with_parent(options.parent)
     log.setup("worker", level=deployment.engine.log_level, stage=stage, worker=options.slot)
-    from stages import runtime
+    from stages.runtime import serve
 
-    return runtime.serve(deployment, stage, options.slot, Notifier(options.status_fd))
+    return serve.serve(deployment, stage, options.slot, Notifier(options.status_fd))
 
 
 def _status(options: argparse.Namespace, deployment: Deployment) -> int:

@@ -1,15 +1,21 @@
 """Signals as input of an event loop: the handlers only enqueue.
 
 A Python signal handler runs between any two lines, so one that decides or logs can meet half-made state. These write
-the signal's number into a socket pair (the C part of the interpreter does, in the order of arrival); the loop that
-selects on it decides.
+the signal's number into a socket pair (the C part of the interpreter does, in the order of arrival, also while the main
+thread is deep inside C code); the loop or thread that selects on it decides.
+
+A forked child - a process that user code starts, with ``multiprocessing`` perhaps - would inherit both: what is sent to
+the child would be read by its parent, and the child could not be stopped. So a fork gives the child the handlers that
+were there before, with the signals held back until that is done.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -17,18 +23,30 @@ from engine.errors import StartError
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
+_entered: list[Signals] = []  # innermost last; changed by the main thread only
+
 
 class Signals:
     """While entered, the given signals arrive as numbers from :meth:`read` when :meth:`fileno` is readable.
 
-    Main thread only (StartError otherwise: the interpreter delivers signals nowhere else). What was set up before is
-    put back on leaving. A SIGHUP that is ignored stays ignored: that is what nohup asked for.
+    To be entered in the main thread only (StartError otherwise: the interpreter delivers signals nowhere else); any
+    thread may read. What was set up before is put back on leaving. A SIGHUP that is ignored stays ignored: that is what
+    nohup asked for.
+
+    ``interrupt`` is called with the number in the main thread besides, between any two of its lines, and may raise to
+    get out of code that is not ours.
     """
 
-    def __init__(self, numbers: Sequence[int] = (*STOPPING, signal.SIGCHLD)) -> None:
+    def __init__(
+        self,
+        numbers: Sequence[int] = (*STOPPING, signal.SIGCHLD),
+        *,
+        interrupt: Callable[[int], None] | None = None,
+    ) -> None:
         self._numbers = [
             number for number in numbers if not (number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN)
         ]
+        self._interrupt = interrupt
         self._before: dict[int, Any] = {}  # typeshed's handler type is a private union
         self._before_fd = -1
         self._reading, self._writing = socket.socketpair()
@@ -40,33 +58,65 @@ class Signals:
             self._before_fd = signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
         except ValueError as error:
             self._close()
-            raise StartError("a deployment can only be run from the main thread of a process") from error
+            raise StartError("this can only be run from the main thread of a process") from error
+        _entered.append(self)
         for number in self._numbers:
-            self._before[number] = signal.signal(number, _enqueued)
+            self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        signal.set_wakeup_fd(self._before_fd)
-        self._close()
+        self._leave(self._before_fd)
 
     def fileno(self) -> int:
         return self._reading.fileno()
 
     def read(self) -> list[int]:
-        """The signals that have arrived, in order; never blocks."""
+        """The signals that have arrived, in order; never blocks. Numbers of signals that others handle may be among
+        them."""
         try:
             return list(self._reading.recv(4096))
         except BlockingIOError:
             return []
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """The wake-up descriptor already has the number. A handler must exist, or the default action would be taken."""
+        if self._interrupt is not None:
+            self._interrupt(number)
+
+    def _leave(self, wakeup_fd: int) -> None:
+        if self not in _entered:  # a forked child that leaves as its parent will: it has left already
+            return
+        _entered.remove(self)
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        signal.set_wakeup_fd(wakeup_fd)
+        self._close()
 
     def _close(self) -> None:
         self._reading.close()
         self._writing.close()
 
 
-def _enqueued(number: int, frame: FrameType | None) -> None:
-    """The wake-up descriptor already has the number. A handler must exist, or the default action would be taken."""
+# --- forks -----------------------------------------------------------------------------------------------------------
+
+_held = threading.local()  # the mask of a thread that forks just now
+
+
+def _before_fork() -> None:
+    numbers = {number for signals in _entered for number in signals._numbers}
+    _held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+
+def _after_fork() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _held.mask)
+
+
+def _in_child() -> None:
+    for signals in reversed(_entered.copy()):
+        signals._leave(-1)
+    _after_fork()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)

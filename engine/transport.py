@@ -15,7 +15,7 @@ import os
 import socket as stdsocket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 from urllib.parse import urlsplit
 
 import zmq
@@ -24,11 +24,16 @@ from engine.config import Deployment, run_dir
 from engine.core.wire import HEADER_MAX, Buffer
 from engine.errors import StartError
 
+Socket: TypeAlias = zmq.Socket[bytes]
+Context: TypeAlias = zmq.Context[Socket]
+Poller: TypeAlias = zmq.Poller
+
 COPY_BELOW: Final = 64 * 1024  # bytes; below it a copy is cheaper than pyzmq's zero-copy bookkeeping
 # As plain numbers: to combine or to compare members of pyzmq's enumerations costs as much as what is done with them.
 NOW: Final = int(zmq.NOBLOCK)
 NOW_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 READABLE: Final = int(zmq.POLLIN)
+WRITABLE: Final = int(zmq.POLLOUT)
 
 _send: Final = zmq.backend.Socket.send  # zmq.Socket's is a function of Python around it, for options of other patterns
 
@@ -93,14 +98,14 @@ def _bracket(host: str) -> str:
 # --- sockets ---------------------------------------------------------------------------------------------------------
 
 
-def context() -> zmq.Context[zmq.Socket[bytes]]:
+def context() -> Context:
     """A context of this process. Linger 0: the default makes ``term()`` hang on an undelivered message."""
     made = zmq.Context(io_threads=1)
     made.linger = 0
     return made
 
 
-def _common(sock: zmq.Socket[bytes], endpoint: str) -> None:
+def _common(sock: Socket, endpoint: str) -> None:
     # Books are kept by the broker in items and bytes; a mark would only drop or block without telling anybody.
     sock.sndhwm = 0
     sock.rcvhwm = 0
@@ -117,7 +122,7 @@ def _common(sock: zmq.Socket[bytes], endpoint: str) -> None:
     sock.ipv6 = "[" in endpoint  # else 127.0.0.1 would be bound as ::ffff:127.0.0.1
 
 
-def router(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+def router(ctx: Context, endpoint: str) -> Socket:
     """A bound ROUTER: front, admin, control. Mandatory: an answer to a vanished peer is an error, not silence."""
     sock = _bound_kind(ctx, zmq.ROUTER, endpoint)
     sock.router_mandatory = 1
@@ -126,7 +131,7 @@ def router(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[byt
     return sock
 
 
-def pull(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+def pull(ctx: Context, endpoint: str) -> Socket:
     """A bound PULL: intake, egress."""
     sock = _bound_kind(ctx, zmq.PULL, endpoint)
     sock.maxmsgsize = MAX_FRAME
@@ -134,14 +139,14 @@ def pull(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes
     return sock
 
 
-def lane(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+def lane(ctx: Context, endpoint: str) -> Socket:
     """A bound PUSH for exactly one worker."""
     sock = _bound_kind(ctx, zmq.PUSH, endpoint)
     _bind(sock, endpoint)
     return sock
 
 
-def lane_end(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+def lane_end(ctx: Context, endpoint: str) -> Socket:
     """The worker's PULL end of its lane."""
     sock = ctx.socket(zmq.PULL)
     _common(sock, endpoint)
@@ -149,7 +154,7 @@ def lane_end(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[b
     return sock
 
 
-def dealer(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+def dealer(ctx: Context, endpoint: str) -> Socket:
     """A connecting DEALER: frontends, workers' control, admin questions.
 
     IMMEDIATE: with no connection a send says EAGAIN instead of queueing for a broker that may never come. The routing
@@ -163,7 +168,7 @@ def dealer(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[byt
     return sock
 
 
-def push(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
+def push(ctx: Context, endpoint: str) -> Socket:
     """A worker's PUSH to an intake or the egress. IMMEDIATE for the same reason as :func:`dealer`."""
     sock = ctx.socket(zmq.PUSH)
     _common(sock, endpoint)
@@ -172,7 +177,7 @@ def push(ctx: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes
     return sock
 
 
-def _bound_kind(ctx: zmq.Context[zmq.Socket[bytes]], kind: int, endpoint: str) -> zmq.Socket[bytes]:
+def _bound_kind(ctx: Context, kind: int, endpoint: str) -> Socket:
     """A socket that will be bound to ``endpoint``. StartError when the system has none to give."""
     try:
         sock = ctx.socket(kind)
@@ -182,7 +187,7 @@ def _bound_kind(ctx: zmq.Context[zmq.Socket[bytes]], kind: int, endpoint: str) -
     return sock
 
 
-def _bind(sock: zmq.Socket[bytes], endpoint: str) -> None:
+def _bind(sock: Socket, endpoint: str) -> None:
     if endpoint.startswith("ipc://"):
         path = endpoint.removeprefix("ipc://")
         if len(path.encode()) > 100:  # sun_path holds 108 bytes, and libzmq needs a few
@@ -196,7 +201,7 @@ def _bind(sock: zmq.Socket[bytes], endpoint: str) -> None:
         raise StartError(f"cannot listen on {endpoint}: {error}") from error
 
 
-def bound(sock: zmq.Socket[bytes]) -> str:
+def bound(sock: Socket) -> str:
     """The endpoint that a peer connects to, with the port that the system chose."""
     endpoint = sock.getsockopt(zmq.LAST_ENDPOINT)
     assert isinstance(endpoint, bytes)
@@ -206,7 +211,7 @@ def bound(sock: zmq.Socket[bytes]) -> str:
 # --- parcels ---------------------------------------------------------------------------------------------------------
 
 
-def send(sock: zmq.Socket[bytes], frames: Sequence[Buffer], *, to: bytes | None = None) -> bool:
+def send(sock: Socket, frames: Sequence[Buffer], *, to: bytes | None = None) -> bool:
     """Send a parcel without blocking. False when there is no connection or the peer has gone; then nothing was sent.
 
     Large frames are handed over without a copy: the caller must not change them afterwards.
@@ -226,7 +231,7 @@ def send(sock: zmq.Socket[bytes], frames: Sequence[Buffer], *, to: bytes | None 
     return True
 
 
-def recv(sock: zmq.Socket[bytes]) -> list[Buffer] | None:
+def recv(sock: Socket) -> list[Buffer] | None:
     """The next parcel, or None when there is none now. A ROUTER's parcel begins with the peer's identity.
 
     Frames of COPY_BELOW bytes and more stay in ZeroMQ's memory (a memoryview keeps them alive); smaller ones are bytes.
@@ -235,7 +240,7 @@ def recv(sock: zmq.Socket[bytes]) -> list[Buffer] | None:
     return recv_ready(sock) if readable(sock) else None
 
 
-def recv_ready(sock: zmq.Socket[bytes]) -> list[Buffer] | None:
+def recv_ready(sock: Socket) -> list[Buffer] | None:
     """The same where a parcel is probably there, as its descriptor said: without the look, but for the exception."""
     frames: list[Buffer] = []
     try:
@@ -248,7 +253,7 @@ def recv_ready(sock: zmq.Socket[bytes]) -> list[Buffer] | None:
         return None
 
 
-def readable(sock: zmq.Socket[bytes]) -> bool:
+def readable(sock: Socket) -> bool:
     """Whether a parcel is here. To be asked after every send by users of the edge-triggered descriptor."""
     events: int = sock.getsockopt(zmq.EVENTS)  # type: ignore[assignment]  # the type covers every option
     return bool(events & READABLE)

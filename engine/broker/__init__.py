@@ -5,7 +5,6 @@
     front     the part at the door (ROUTER front, PULL egress, ROUTER admin) around core.front.FrontMachine
     stage     a part per stage: workers and batches (ROUTER control, PULL intake, PUSH lanes) around StageMachine
     arenas    shared memory: made, accounted for, ended
-    mailbox   how parts hand each other work
     watch     notices at once that a process of this host has ended
     report    what the machines counted, as metrics and as status
     retired   what is kept of the metrics of processes that have gone

@@ -18,7 +18,6 @@ from engine.broker import report
 from engine.broker.arenas import Arenas
 from engine.broker.letters import Drain, Look, Seen, ToFront, ToStage
 from engine.broker.loop import Part
-from engine.broker.mailbox import Mailbox
 from engine.broker.poll import Poll
 from engine.broker.retired import Retired
 from engine.broker.watch import Watch
@@ -42,6 +41,7 @@ from engine.core.routing import Topology
 from engine.core.stage import REJOIN_S
 from engine.core.wire import Payload, encode
 from engine.errors import ProtocolError
+from engine.mailbox import Mailbox
 from engine.transport import Endpoints
 
 log: Final = logging.getLogger("stageline.broker")

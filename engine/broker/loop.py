@@ -16,9 +16,9 @@ from typing import Any, Final, Generic, TypeVar
 
 import zmq
 
-from engine.broker.mailbox import Bell, Mailbox
 from engine.broker.poll import Inlet, Poll, Source
 from engine.clock import now
+from engine.mailbox import Bell, Mailbox
 
 log: Final = logging.getLogger("stageline.broker")
 

@@ -20,7 +20,6 @@ from engine.broker import report
 from engine.broker.arenas import Arenas
 from engine.broker.letters import Drain, Look, Seen, ToFront, ToStage
 from engine.broker.loop import Part
-from engine.broker.mailbox import Mailbox
 from engine.broker.poll import Poll
 from engine.broker.retired import Retired
 from engine.broker.watch import Watch
@@ -32,6 +31,7 @@ from engine.core.routing import Topology
 from engine.core.stage import REJOIN_S, StageMachine, StageSpec
 from engine.core.wire import Buffer, Payload, encode, refs_of
 from engine.errors import ProtocolError, StartError
+from engine.mailbox import Mailbox
 from engine.transport import Endpoints
 
 log: Final = logging.getLogger("stageline.broker")

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
-from stages.runtime.shared import Wake
+from engine.mailbox import Bell
 
 Found = TypeVar("Found")
 
@@ -31,7 +31,7 @@ class Aside(Generic[Found]):
         self._fetch = fetch
         self._loans: SimpleQueue[bool] = SimpleQueue()  # True: a loan begins; False: end
         self._finds: SimpleQueue[Found | _End] = SimpleQueue()
-        self._recall = Wake()
+        self._recall = Bell()
         self._recalled = False
         self._thread: threading.Thread | None = None
         self.lent = False
@@ -60,7 +60,7 @@ class Aside(Generic[Found]):
         finds: list[Found] = []
         if self.lent:
             self._recalled = True
-            self._recall.set()
+            self._recall.ring()
         while self.lent:
             found = self._finds.get()
             finds += self._ended(found) if isinstance(found, _End) else [found]
@@ -70,7 +70,7 @@ class Aside(Generic[Found]):
         self.lent = False
         if self._recalled:
             self._recalled = False
-            self._recall.clear()
+            self._recall.silence()
         if end.error is not None:
             raise end.error
         return []
@@ -80,7 +80,7 @@ class Aside(Generic[Found]):
         if self._thread is not None:
             if self.lent:
                 self._recalled = True
-                self._recall.set()
+                self._recall.ring()
             self._loans.put(False)
             self._thread.join()
         self._recall.close()
@@ -89,7 +89,7 @@ class Aside(Generic[Found]):
         while self._loans.get():
             error = None
             try:
-                while (found := self._fetch(self._recall.fd)) is not None:
+                while (found := self._fetch(self._recall.fileno())) is not None:
                     self._finds.put(found)
                     if self._recalled:
                         break

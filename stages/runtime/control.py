@@ -1,19 +1,16 @@
 """The control thread: owns the control socket and the signals, so that a worker is heard while ``forward`` runs.
 
-It decides nothing: :mod:`stages.runtime.membership` does. Signals reach it through Python's wake-up descriptor,
-written by the C-level handler: also when the main thread is deep inside C code that lets other threads run.
+It decides nothing: :mod:`stages.runtime.membership` does. Signals reach it through :class:`engine.signals.Signals`,
+also when the main thread is deep inside C code that lets other threads run.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Container
 from typing import Final
-
-import zmq
 
 from engine import transport
 from engine.clock import now
@@ -34,6 +31,7 @@ from engine.core.messages import (
 from engine.errors import ProtocolError
 from engine.exitcodes import ExitCode
 from engine.log import get_logger
+from engine.signals import STOPPING, Signals
 from stages.runtime.membership import Membership
 from stages.runtime.shared import Dismissed, Finish, Joined, Phase, Shared, Stop, ToMain, Turned, Warm
 from stages.runtime.window import Windows
@@ -41,54 +39,66 @@ from stages.shm import open_store
 
 LINGER_MS: Final = 500  # for the goodbye to leave
 PASS: Final = 100  # messages handled before beats and commands get their turn
-UNLOAD_S: Final = 2.0  # from a signal while loading to leaving without the main thread's consent
-STOP_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
+UNLOAD_S: Final = 0.5  # from a signal while loading to leaving without the main thread's consent
 
 
-class Control(threading.Thread):
-    """Started by the main thread once; ends after Finish, or with the process."""
+class Control:
+    """Started by the main thread once; ends after Finish, or with the process.
+
+    It has a thread and is none: names of ours in a subclass of ``Thread`` could hide some that it has, or will have.
+    """
 
     def __init__(
         self,
-        ctx: zmq.Context[zmq.Socket[bytes]],
+        ctx: transport.Context,
         endpoint: str,
         hello: Hello,
         shared: Shared,
         windows: Windows,
         *,
-        signals_fd: int,
+        signals: Signals,
         grace_s: float,
         families: Callable[[], bytes],
         refused: Callable[[str], None],
     ) -> None:
-        super().__init__(name="control", daemon=True)
+        self._thread = threading.Thread(target=self._main, name="control", daemon=True)
         self._ctx = ctx
         self._endpoint = endpoint
         self._shared = shared
         self._windows = windows
-        self._signals_fd = signals_fd
+        self._signals = signals
         self._grace_s = grace_s
         self._families = families
         self._refused = refused
         self._member = Membership(hello)
-        self._sock: zmq.Socket[bytes] | None = None
-        self._poller = zmq.Poller()
+        self._sock: transport.Socket | None = None
+        self._poller = transport.Poller()
         self._told_families = b""
         self._stopping = False
         self._unload_at: float | None = None
         self._finished = False
 
-    def run(self) -> None:
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for its end; False when it goes on."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _main(self) -> None:
         try:
             self._open()
-            self._poller.register(self._shared.to_control.wake.fd, zmq.POLLIN)
-            self._poller.register(self._signals_fd, zmq.POLLIN)
+            bell, signals = self._shared.control_bell.fileno(), self._signals.fileno()
+            self._poller.register(bell, transport.READABLE)
+            self._poller.register(signals, transport.READABLE)
             while not self._finished:
                 ready = self._poll()
-                if self._signals_fd in ready:
+                if signals in ready:
                     self._take_signals()
-                if self._shared.to_control.wake.fd in ready:
-                    self._take_commands()
+                if bell in ready:
+                    self._shared.control_bell.silence()
+                self._take_commands()
                 self._receive()
                 self._send()
                 self._check()
@@ -105,15 +115,15 @@ class Control(threading.Thread):
         wake_at = self._member.wake_at(now())
         if self._unload_at is not None:
             wake_at = min(wake_at, self._unload_at)
-        return dict(self._poller.poll(int(max(0.0, wake_at - now()) * 1000) + 1))
+        mailbox, bell = self._shared.to_control, self._shared.control_bell
+        bell.asleep = True
+        ready = self._poller.poll(0 if mailbox.letters else int(max(0.0, wake_at - now()) * 1000) + 1)
+        bell.asleep = False
+        return dict(ready)
 
     def _take_signals(self) -> None:
-        try:
-            numbers = os.read(self._signals_fd, 256)
-        except BlockingIOError:
-            return
-        for number in numbers:
-            if number not in STOP_SIGNALS:
+        for number in self._signals.read():
+            if number not in STOPPING:
                 continue  # the watchdog's
             if self._stopping:
                 get_logger().warning("stopped at once by a second signal")
@@ -121,12 +131,11 @@ class Control(threading.Thread):
             self._stopping = True
             if self._shared.phase is Phase.LOADING:
                 self._unload_at = now() + UNLOAD_S
-            self._shared.to_main.put(Stop(now() + self._grace_s))
+            self._shared.to_main.post(Stop(now() + self._grace_s))
             self._tell(self._member.leave())
 
     def _take_commands(self) -> None:
-        self._shared.to_control.wake.clear()
-        while (command := self._shared.to_control.take()) is not None:
+        for command in self._shared.to_control.take():
             if isinstance(command, Warm):
                 self._member.warm(command)
             elif isinstance(command, Finish):
@@ -199,11 +208,11 @@ class Control(threading.Thread):
                 exit_now(ExitCode.START)
         elif isinstance(event, Dismissed):
             get_logger().debug("dismissed")
-        self._shared.to_main.put(event)
+        self._shared.to_main.post(event)
 
     def _open(self) -> None:
         self._sock = transport.dealer(self._ctx, self._endpoint)
-        self._poller.register(self._sock, zmq.POLLIN)
+        self._poller.register(self._sock, transport.READABLE)
 
     def _close(self, *, goodbye: bool) -> None:
         assert self._sock is not None

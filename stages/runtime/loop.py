@@ -9,38 +9,30 @@ fetches the next ones (:mod:`stages.runtime.aside`).
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf
 from typing import Any, Final
 
 from engine.clock import now
 from engine.core import wire
-from engine.core.messages import EVENT_COST, Batch, Flow, StreamEvents, Welcome
-from engine.core.routing import FINAL
+from engine.core.messages import Batch, Welcome
 from engine.errors import ProtocolError
 from engine.exitcodes import ExitCode
 from engine.log import get_logger
 from engine.memory import Gone
 from stages.base import Worker
-from stages.compute import SKIPPED, TOO_SLOW, Codec, Run
+from stages.compute import SKIPPED, Codec, Run
 from stages.context import ItemIn
 from stages.runtime.aside import Aside
 from stages.runtime.outlets import Outlets
 from stages.runtime.parcels import Origin, Plan
 from stages.runtime.shared import Dismissed, Joined, Shared, Stop, Turned
-from stages.runtime.window import Windows
+from stages.runtime.streams import Streams
 from stages.shm import SharedMemory
-from stages.stream import SSEWorker, StreamWorker, flow_of
 from stages.watchdog import Watchdog
 
-# How long an event waits for the client of its stream to read on, before that stream is given up: meanwhile it holds
-# back the other streams of the batch. A StreamWorker has no others, and waits as long as its timeout allows.
-PATIENCE_S: Final = 1.0
-OUTLETS_S: Final = 0.5  # between two looks at what could not be sent, while waiting
 FLUSH_S: Final = 2.0  # for results that still wait for a connection when the broker has dismissed us
 
 # Shorter than this, `forward` is over before a thread beside it has had its turn: waking it costs about 0.1 ms.
@@ -70,7 +62,7 @@ class Loop:
         plan: Plan,
         outlets: Outlets,
         shared: Shared,
-        windows: Windows,
+        streams: Streams,
         watchdog: Watchdog,
     ) -> None:
         self._worker = worker
@@ -80,10 +72,8 @@ class Loop:
         self._plan = plan
         self._outlets = outlets
         self._shared = shared
-        self._windows = windows
+        self._streams = streams
         self._watchdog = watchdog
-        self._flow = flow_of(worker)
-        self._slow: set[int] = set()  # uids of the batch whose clients do not read
         self._memory = SharedMemory()
         self._welcome: Welcome | None = None
         self._stop_at: float | None = None
@@ -94,8 +84,6 @@ class Loop:
         self._busy = False  # batches follow each other
         self._forward_s = 0.0  # running mean
         self._ahead: deque[Taken] = deque()  # fetched while another one was computed
-        if isinstance(worker, SSEWorker | StreamWorker):
-            worker._sink = self._stream
         worker._gone = shared.cancelled
 
     def run(self) -> ExitCode:
@@ -109,7 +97,7 @@ class Loop:
 
     def _turn(self) -> ExitCode | None:
         """At most one batch."""
-        while (event := self._shared.to_main.take()) is not None:
+        for event in self._shared.to_main.take():
             self._handle(event)
         if self._code is not None:
             self._aside.take_back()  # waiting looks at the lane as well
@@ -150,6 +138,7 @@ class Loop:
             self._aside.take_back()
             self._ahead.clear()  # of the former lane: the broker has given it to others
             self._outlets.switch(event.welcome.lane, forget=forget)
+            self._streams.key = event.welcome.worker
             self._memory.switch(event.store)
             self._codec.put = self._memory.put if event.store is not None else None
         elif isinstance(event, Dismissed):
@@ -197,7 +186,7 @@ class Loop:
             max_batch_size=self._max_batch_size,
             isolate=self._isolate,
             expired=self._is_expired,
-            begun=self._has_begun,
+            begun=self._streams.has_begun,
             call=self._timed,
         )
         return Taken(message, run, welcome, since_ns, received_ns)
@@ -232,12 +221,7 @@ class Loop:
             self._watchdog.begin()
             outcomes = taken.run.compute().outcomes
             self._forward_s += (self._compute_ns / 1e9 - self._forward_s) * FORWARD_SMOOTHING
-        if self._slow:
-            outcomes = [
-                TOO_SLOW if uid in self._slow else outcome for uid, outcome in zip(message.uids, outcomes, strict=True)
-            ]
-            self._slow.clear()
-        self._windows.forget(message.uids)
+        outcomes = self._streams.end(message.uids, outcomes)
         self._shared.cancelled.discard(message.uids)
         self._memory.keep(outcome.payload for outcome in outcomes)
         began_ns = self._forward_ns or taken.received_ns
@@ -262,49 +246,3 @@ class Loop:
 
     def _is_expired(self, item: ItemIn) -> bool:
         return time.monotonic_ns() >= item.deadline_ns or item.uid in self._shared.cancelled.known
-
-    # --- streams -----------------------------------------------------------------------------------------------------
-
-    def _has_begun(self, item: ItemIn) -> bool:
-        return self._windows.has_begun(item.uid)
-
-    def _stream(self, index: int, data: bytes) -> bool:
-        """The sink of a streaming worker, called from inside forward. False: nobody listens any more."""
-        if not self._worker._items:
-            return False
-        if threading.current_thread() is not threading.main_thread():
-            raise RuntimeError("events must be sent by the thread that runs forward")
-        if index < 0:
-            raise IndexError(f"event for value {index} of a batch")
-        item = self._worker._items[index]
-        uid = item.uid
-        if uid in self._shared.cancelled or not self._wait_room(uid):
-            return False
-        welcome = self._welcome
-        assert welcome is not None
-        message = StreamEvents(
-            stage=self._plan.stage,
-            worker=welcome.worker,
-            uids=[uid],
-            flow=int(self._flow),
-            mime=self._worker.resp_mime_type if item.last else "",
-        )
-        frames = wire.encode(message, [data])
-        self._windows.sent(uid, len(data) + EVENT_COST)
-        # Interrupted between two frames of a parcel, the socket would take what follows for the rest of it.
-        self._watchdog.undisturbed(lambda: self._outlets.send(FINAL, frames))
-        return True
-
-    def _wait_room(self, uid: int) -> bool:
-        """Until the client of this stream has read on. False: it does not, or it has left."""
-        give_up_at = inf if self._flow is Flow.CHUNKS else now() + PATIENCE_S
-        while not self._windows.has_room(uid):
-            if uid in self._shared.cancelled:
-                return False
-            if (left := give_up_at - now()) <= 0:
-                self._slow.add(uid)
-                self._shared.cancelled.add([uid])  # for whoever asks its context
-                return False
-            self._watchdog.undisturbed(self._outlets.flush)
-            self._windows.wait(min(left, OUTLETS_S))
-        return True

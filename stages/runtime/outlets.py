@@ -12,12 +12,11 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
-import zmq
-
 from engine import transport
 from engine.core.routing import FINAL
 from engine.core.wire import Buffer
-from stages.runtime.shared import Wake
+from engine.mailbox import Bell, Mailbox
+from stages.runtime.shared import ToMain
 
 LINGER_MS: Final = 500  # at the end: for the last results to leave
 
@@ -27,16 +26,18 @@ class Outlets:
 
     def __init__(
         self,
-        ctx: zmq.Context[zmq.Socket[bytes]],
+        ctx: transport.Context,
         endpoints: transport.Endpoints,
         hops: Iterable[int],
-        wake: Wake,
+        mailbox: Mailbox[ToMain],
+        bell: Bell,
     ) -> None:
         self._ctx = ctx
-        self._wake = wake
-        self._lane: zmq.Socket[bytes] | None = None
-        self._poller = zmq.Poller()
-        self._poller.register(wake.fd, zmq.POLLIN)
+        self._mailbox = mailbox
+        self._bell = bell  # of that mailbox
+        self._lane: transport.Socket | None = None
+        self._poller = transport.Poller()
+        self._poller.register(bell.fileno(), transport.READABLE)
         self._pushes = {
             hop: transport.push(ctx, endpoints.egress if hop == FINAL else endpoints.intake(hop)) for hop in hops
         }
@@ -46,7 +47,7 @@ class Outlets:
         """Take batches from this lane from now on. ``forget``: nobody knows the unsent results any more."""
         self._close_lane()
         self._lane = transport.lane_end(self._ctx, lane)
-        self._poller.register(self._lane, zmq.POLLIN)
+        self._poller.register(self._lane, transport.READABLE)
         if forget:
             for waiting in self._waiting.values():
                 waiting.clear()
@@ -57,10 +58,10 @@ class Outlets:
 
     def wait_lane(self, recall: int) -> bool:
         """Until the lane has a batch (True) or ``recall`` is readable."""
-        poller = zmq.Poller()
-        poller.register(recall, zmq.POLLIN)
+        poller = transport.Poller()
+        poller.register(recall, transport.READABLE)
         if self._lane is not None:
-            poller.register(self._lane, zmq.POLLIN)
+            poller.register(self._lane, transport.READABLE)
         return recall not in dict(poller.poll())
 
     def send(self, hop: int, frames: list[Buffer]) -> None:
@@ -79,22 +80,24 @@ class Outlets:
         return done
 
     def wait(self, timeout_s: float | None) -> bool:
-        """Until there is a batch, a wake-up, room for what waits, or the time is over. None: no limit.
+        """Until there is a batch, a letter, room for what waits, or the time is over. None: no limit.
 
-        True when there is a batch and nobody called: it can be received at once.
+        True when there is a batch and no letter: it can be received at once.
         """
         blocked = [self._pushes[hop] for hop, waiting in self._waiting.items() if waiting]
         for sock in blocked:
-            self._poller.register(sock, zmq.POLLOUT)
+            self._poller.register(sock, transport.WRITABLE)
+        wait_ms = None if timeout_s is None else int(max(0.0, timeout_s) * 1000) + 1
+        self._bell.asleep = True
         try:
-            ready = dict(self._poller.poll(None if timeout_s is None else int(max(0.0, timeout_s) * 1000) + 1))
+            ready = dict(self._poller.poll(0 if self._mailbox.letters else wait_ms))
         finally:
+            self._bell.asleep = False
             for sock in blocked:
                 self._poller.unregister(sock)
-        if self._wake.fd in ready:
-            self._wake.clear()
-            return False
-        return self._lane in ready
+        if self._bell.fileno() in ready:
+            self._bell.silence()
+        return self._lane in ready and not self._mailbox.letters
 
     def close(self) -> None:
         self._close_lane()

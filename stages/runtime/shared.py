@@ -1,4 +1,4 @@
-"""What the two threads of a worker process share: two mailboxes with a wake-up pipe each, and two sets of numbers.
+"""What the two threads of a worker process share: a mailbox each, and two sets of numbers.
 
 The main thread computes and owns lane and outlets; the control thread talks to the broker. Neither touches a socket
 of the other: it leaves an event in the other's mailbox. Only the sets are read across, for they must be known
@@ -7,15 +7,14 @@ of the other: it leaves an event in the other's mailbox. Only the sets are read 
 
 from __future__ import annotations
 
-import os
 import threading
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Generic, TypeAlias, TypeVar
+from typing import Final, TypeAlias
 
 from engine.core.messages import Flow, Welcome
+from engine.mailbox import Bell, Mailbox
 from engine.memory import Store
 
 REMEMBERED: Final = 65_536  # numbers kept of those that nobody asked about: far more than a worker holds at once
@@ -77,52 +76,6 @@ class Finish:
 
 ToControl: TypeAlias = Warm | Finish
 
-Event = TypeVar("Event")
-
-
-class Wake:
-    """A pipe: :meth:`set` from any thread makes ``fd`` readable for the one that polls it."""
-
-    def __init__(self) -> None:
-        self.fd, self._writing = os.pipe()
-        os.set_blocking(self.fd, False)
-        os.set_blocking(self._writing, False)
-
-    def set(self) -> None:
-        try:
-            os.write(self._writing, b"\0")
-        except BlockingIOError:
-            pass  # full of wake-ups that nobody has read yet: one more would say nothing new
-
-    def clear(self) -> None:
-        try:
-            os.read(self.fd, 4096)
-        except BlockingIOError:
-            pass  # a wake-up that another pass has read
-
-    def close(self) -> None:
-        os.close(self.fd)
-        os.close(self._writing)
-
-
-class Mailbox(Generic[Event]):
-    """Events for one thread, in order. :meth:`put` from any thread; the rest by its owner."""
-
-    def __init__(self) -> None:
-        self._events: deque[Event] = deque()
-        self.wake = Wake()
-
-    def __bool__(self) -> bool:
-        return bool(self._events)
-
-    def put(self, event: Event) -> None:
-        self._events.append(event)
-        self.wake.set()
-
-    def take(self) -> Event | None:
-        """The oldest event, or None. The wake-up pipe is emptied when polled, before events are taken."""
-        return self._events.popleft() if self._events else None
-
 
 class Numbers:
     """A set of recent numbers: one thread adds, another asks and discards. Forgets the oldest beyond REMEMBERED."""
@@ -155,12 +108,13 @@ class Shared:
     """Made by the main thread before the control thread starts, closed by it after that has ended."""
 
     def __init__(self) -> None:
-        self.to_main: Mailbox[ToMain] = Mailbox()
-        self.to_control: Mailbox[ToControl] = Mailbox()
+        self.main_bell, self.control_bell = Bell(), Bell()
+        self.to_main: Mailbox[ToMain] = Mailbox(self.main_bell)
+        self.to_control: Mailbox[ToControl] = Mailbox(self.control_bell)
         self.cancelled = Numbers()  # uids nobody waits for
         self.revoked = Numbers()  # batches given to somebody else
         self.phase = Phase.LOADING  # written by the main thread
 
     def close(self) -> None:
-        self.to_main.wake.close()
-        self.to_control.wake.close()
+        self.main_bell.close()
+        self.control_bell.close()

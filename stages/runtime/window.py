@@ -14,7 +14,7 @@ import select
 from collections.abc import Iterable, Mapping
 
 from engine.core.messages import STREAM_WINDOW
-from stages.runtime.shared import Wake
+from engine.mailbox import Bell
 
 
 class Windows:
@@ -23,9 +23,9 @@ class Windows:
     def __init__(self) -> None:
         self._sent: dict[int, int] = {}  # uid -> bytes; written by the main thread
         self._granted: dict[int, int] = {}  # written by the control thread, swept by the main thread
-        self._wake = Wake()
+        self._bell = Bell()
         self._poll = select.poll()
-        self._poll.register(self._wake.fd, select.POLLIN)
+        self._poll.register(self._bell.fileno(), select.POLLIN)
 
     # --- the main thread ---
 
@@ -42,7 +42,7 @@ class Windows:
     def wait(self, timeout_s: float) -> None:
         """Until something was granted or cancelled, or the time is over."""
         if self._poll.poll(max(0.0, timeout_s) * 1000):
-            self._wake.clear()
+            self._bell.silence()
 
     def forget(self, uids: Iterable[int]) -> None:
         """Their batch is done."""
@@ -59,11 +59,11 @@ class Windows:
         for uid, count in nbytes.items():
             if uid in self._sent:
                 self._granted[uid] = self._granted.get(uid, 0) + count
-        self._wake.set()
+        self._bell.ring()
 
     def changed(self) -> None:
         """Something else that :meth:`wait` waits for has happened: a client has left."""
-        self._wake.set()
+        self._bell.ring()
 
     def close(self) -> None:
-        self._wake.close()
+        self._bell.close()

@@ -17,7 +17,6 @@ import pytest
 import zmq
 
 from engine import admin, transport
-from engine.broker.mailbox import Bell, Mailbox
 from engine.broker.service import Broker
 from engine.broker.watch import AVAILABLE, Watch
 from engine.client import PARCEL_ITEMS, PARCEL_TURNS, Answer, Client
@@ -562,30 +561,6 @@ def test_a_port_in_use_fails_the_start_and_closes_everything(deployment: Deploym
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_letter_rings_only_for_a_sleeper() -> None:
-    box: Mailbox[int] = Mailbox()
-    box.post(1)  # before there is a thread
-    bell = box.bell = Bell()
-    try:
-        poller = zmq.Poller()
-        poller.register(bell.fileno(), zmq.POLLIN)
-        box.post(2)
-        assert not poller.poll(0)
-        assert box.letters
-        bell.asleep = True
-        box.post(3)
-        box.post(4)
-        assert poller.poll(0)
-        bell.silence()
-        assert not poller.poll(0)
-        assert box.take(most=1) == [1]
-        assert box.take() == [2, 3, 4]
-        assert not box.letters
-    finally:
-        bell.close()
-    box.post(5)  # to a thread that has ended: nobody reads it, nobody minds
 
 
 def test_watch_tells_ends_once_and_kills() -> None:

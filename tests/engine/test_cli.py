@@ -51,7 +51,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr("engine.supervisor.run", note("run"))
     monkeypatch.setattr("engine.supervisor.run_workers", note("run_workers"))
     monkeypatch.setattr("engine.broker.service.serve", note("broker"))
-    monkeypatch.setattr("stages.runtime.serve", note("worker"))
+    monkeypatch.setattr("stages.runtime.serve.serve", note("worker"))
     return calls
 
 

@@ -31,7 +31,7 @@ import sys
 from engine import log
 from engine.config import load
 from engine.process import Notifier
-from stages.runtime import serve
+from stages.runtime.serve import serve
 log.setup("worker", stage=sys.argv[2], worker=int(sys.argv[3]))
 sys.exit(serve(load(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Notifier(int(sys.argv[4]))))
 """

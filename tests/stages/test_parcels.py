@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import select
-import threading
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +13,7 @@ from engine.errors import ProtocolError
 from stages.compute import SKIPPED, Outcome
 from stages.runtime import shared
 from stages.runtime.parcels import Origin, Plan
-from stages.runtime.shared import Dismissed, Mailbox, Numbers, ToMain, Turned
+from stages.runtime.shared import Numbers
 
 # Stage 1 is last on /a, in the middle of /b, first on /c, alone on /d, absent from /e.
 TOPOLOGY = Topology(
@@ -103,33 +100,6 @@ def test_the_first_stages_step_begins_the_trail() -> None:
 
 
 # --- shared ----------------------------------------------------------------------------------------------------------
-
-
-def test_mailbox_wakes_its_owner_and_keeps_order() -> None:
-    box: Mailbox[ToMain] = Mailbox()
-    try:
-        threading.Thread(target=lambda: [box.put(Turned("a")), box.put(Dismissed())]).start()
-        readable, _, _ = select.select([box.wake.fd], [], [], 20)
-        assert readable
-        found: list[ToMain] = []
-        while len(found) < 2:
-            if (event := box.take()) is not None:
-                found.append(event)
-        assert found == [Turned("a"), Dismissed()]
-        box.wake.clear()
-        box.wake.clear()  # nothing to read is fine
-        assert not select.select([box.wake.fd], [], [], 0)[0]
-    finally:
-        box.wake.close()
-
-
-def test_wake_that_nobody_reads_does_not_block() -> None:
-    wake = shared.Wake()
-    try:
-        for _ in range(100_000):
-            wake.set()
-    finally:
-        wake.close()
 
 
 def test_numbers_forget_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""How the broker's parts hand each other work: a deque each, and one bell for each thread.
+"""How threads of a process hand each other work: a deque each, and a bell for each thread that sleeps in a poll.
 
 The thread announces that it is about to sleep, looks at its mailboxes once more, and polls; a poster rings the bell
 only when the thread has announced that. Interleavings: a letter posted before the announcement is seen by the second
@@ -32,25 +32,30 @@ class Bell:
         self.asleep = False
         try:
             os.write(self._write, b"\0")
-        except (BlockingIOError, OSError):
-            pass  # full: the thread is awake already; closed: the broker is ending and nobody reads any more
+        except OSError:
+            pass  # full: the thread is awake already; closed: its owner is ending and nobody reads any more
 
     def silence(self) -> None:
-        """Call when the descriptor was readable, and only then. More bytes than this cannot be there: between two calls
-        the flag is set once, and each poster that saw it set wrote one."""
-        os.read(self._read, 4096)
+        """Call when the descriptor was readable. More bytes than this are there only where it is rung without being
+        announced; then it is readable once more."""
+        try:
+            os.read(self._read, 4096)
+        except BlockingIOError:
+            pass  # an earlier call has taken what was rung meanwhile
 
     def close(self) -> None:
-        os.close(self._read)
-        os.close(self._write)
+        reading, writing = self._read, self._write
+        self._read = self._write = -1  # whoever still rings must not write into a descriptor that is somebody else's
+        os.close(reading)
+        os.close(writing)
 
 
 class Mailbox(Generic[Letter]):
     """Many posters, one owner. ``post`` may be called from any thread; ``take`` only by the owner."""
 
-    def __init__(self) -> None:
+    def __init__(self, bell: Bell | None = None) -> None:
         self.letters: deque[Letter] = deque()  # to be looked at, not to be changed
-        self.bell: Bell | None = None  # of the thread that takes, once there is one
+        self.bell = bell  # of the thread that takes, once there is one
 
     def post(self, letter: Letter) -> None:
         self.letters.append(letter)

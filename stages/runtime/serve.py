@@ -1,0 +1,195 @@
+"""The worker process: :func:`serve`.
+
+Order of starting, with its reasons: signals first, so that a stop is never lost; then CPUs and thread counts, which
+libraries read when they are loaded; then the control thread, so that the broker knows of this worker while its
+model loads; then user code. Order of stopping: Leave, what is in flight, Dismiss, ``teardown``, Bye, sockets,
+context.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import time
+from typing import Final
+
+from engine import transport
+from engine.config import Deployment
+from engine.core.messages import PROTOCOL, Hello
+from engine.errors import ConfigError, StartError
+from engine.exitcodes import ExitCode
+from engine.loader import load_class, stand_in
+from engine.log import get_logger
+from engine.process import Notifier, settle
+from engine.signals import STOPPING, Signals
+from stages.base import Worker
+from stages.build import create, is_first, is_last, warm_up
+from stages.mixin.typed import check_types
+from stages.runtime.control import Control
+from stages.runtime.loop import Loop
+from stages.runtime.outlets import Outlets
+from stages.runtime.parcels import Plan
+from stages.runtime.shared import Finish, Phase, Shared, Warm
+from stages.runtime.streams import Streams
+from stages.runtime.user_metrics import UserMetrics
+from stages.runtime.window import Windows
+from stages.schema import describe
+from stages.stream import check_place, flow_of
+from stages.watchdog import Watchdog
+
+GOODBYE_S: Final = 2.0  # for the control thread to end
+
+
+def serve(deployment: Deployment, stage: str, slot: int, notify: Notifier) -> int:
+    """Run worker ``slot`` (1..num) of ``stage`` until it is dismissed. Returns the exit code; the main thread only.
+
+    OK after a stop; START when the worker could not start or the broker refuses it, with the reason and the user's own
+    traceback in the log. A broker that is away is waited for.
+    """
+    shared = Shared()
+    windows = Windows()
+    try:
+        with Signals(STOPPING, interrupt=lambda number: _interrupt(shared)) as signals:
+            _trace_crashes()
+            try:
+                placement = settle(deployment, stage, slot)
+            except StartError as error:
+                return _failed(notify, error)
+            return _serve(deployment, stage, slot, placement.device, notify, shared, windows, signals)
+    except SystemExit as end:
+        # A stop while loading, or user code that wants its process to end: the code is its own.
+        return end.code if isinstance(end.code, int) else ExitCode.FAILED if end.code else ExitCode.OK
+    finally:
+        shared.close()
+        windows.close()
+
+
+def _serve(
+    deployment: Deployment,
+    stage: str,
+    slot: int,
+    device: str,
+    notify: Notifier,
+    shared: Shared,
+    windows: Windows,
+    signals: Signals,
+) -> int:
+    topology = deployment.topology
+    index = topology.stages.index(stage)
+    endpoints = transport.endpoints_of(deployment)
+    ctx = transport.context()
+    control = Control(
+        ctx,
+        endpoints.control(index),
+        Hello(PROTOCOL, topology.fingerprint, stage, slot, os.getpid(), transport.host_token()),
+        shared,
+        windows,
+        signals=signals,
+        grace_s=deployment.engine.grace,
+        families=UserMetrics(),
+        refused=lambda reason: notify.send("failed", reason=reason),
+    )
+    control.start()
+    outlets: Outlets | None = None
+    try:
+        try:
+            worker, warm = _load(deployment, stage, slot, device, notify)
+        except Exception as error:  # whatever user code raises: it is shown whole
+            return _failed(notify, error)
+        spec = deployment.stage(stage)
+        plan = Plan(topology, index)
+        outlets = Outlets(ctx, endpoints, plan.hops, shared.to_main, shared.main_bell)
+        watchdog = Watchdog(spec.timeout, spec.kill_after)
+        watchdog.start()
+        streams = Streams(
+            worker, stage=index, outlets=outlets, cancelled=shared.cancelled, windows=windows, watchdog=watchdog
+        )
+        loop = Loop(
+            worker,
+            isolate=spec.idempotent if spec.isolate is None else spec.isolate,
+            plan=plan,
+            outlets=outlets,
+            shared=shared,
+            streams=streams,
+            watchdog=watchdog,
+        )
+        # In this order: once the broker may send batches, a stop must wait for them.
+        shared.phase = Phase.SERVING
+        shared.to_control.post(warm)
+        notify.send("ready")
+        code = loop.run()
+        shared.phase = Phase.ENDING
+        watchdog.stop()
+        _tear_down(worker)
+        return code
+    finally:
+        shared.phase = Phase.ENDING
+        shared.to_control.post(Finish())
+        ended = control.join(GOODBYE_S)
+        if outlets is not None:
+            outlets.close()
+        if ended:  # else its socket would hold the context for ever
+            ctx.term()
+
+
+def _load(deployment: Deployment, stage: str, slot: int, device: str, notify: Notifier) -> tuple[Worker, Warm]:
+    """User code from import to warm-up. Raises whatever it raises."""
+    spec = deployment.stage(stage)
+    began = time.monotonic()
+    notify.send("loading")
+    stand_in(deployment.argv, deployment.path)
+    cls = load_class(spec.worker, deployment.file.parent)
+    worker = create(
+        cls,
+        stage=stage,
+        worker_id=slot,
+        max_batch_size=spec.max_batch_size,
+        device=device,
+        args=spec.args,
+    )
+    check_place(worker, is_last=is_last(deployment, stage))
+    first = is_first(deployment, stage)
+    if first:
+        check_types(worker)
+    about = describe(worker, first=first, last=any(route.stages[-1] == stage for route in deployment.routes))
+    warming = time.monotonic()
+    warm_up(worker, lambda done, of: notify.send("warming", done=done, of=of))
+    took_ms = int((time.monotonic() - warming) * 1000)
+    get_logger().info(
+        "worker is warm",
+        extra={"device": device, "load_s": round(warming - began, 3), "warmup_s": took_ms / 1000},
+    )
+    return worker, Warm(worker.resp_mime_type, took_ms, flow=int(flow_of(worker)), about=about)
+
+
+def _failed(notify: Notifier, error: Exception) -> ExitCode:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    if isinstance(error, StartError | ConfigError):  # ours: the message says it all
+        reason = " ".join(str(error).split())
+        get_logger().error("the worker cannot start: %s", reason)
+    else:
+        get_logger().error("the worker cannot start", exc_info=error)
+    notify.send("failed", reason=reason[:1000])
+    return ExitCode.START
+
+
+def _tear_down(worker: Worker) -> None:
+    try:
+        worker.teardown()
+    except Exception:  # the user's; the process ends all the same, and its batches are done
+        get_logger().exception("teardown failed")
+
+
+def _interrupt(shared: Shared) -> None:
+    """Between two lines of the main thread: end user code that loads. Once it serves, the control thread decides."""
+    if shared.phase is Phase.LOADING:
+        raise SystemExit(ExitCode.OK)
+
+
+def _trace_crashes() -> None:
+    if faulthandler.is_enabled():
+        return
+    try:
+        faulthandler.enable()  # native code that crashes says where
+    except (AttributeError, ValueError, OSError, RuntimeError) as error:  # stderr is closed or no file
+        get_logger().debug("no tracebacks for crashes of native code: %s", error)
