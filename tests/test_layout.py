@@ -26,7 +26,8 @@ LAYERS: Final = (
         "engine.config", "engine.metrics", "engine.metrictext", "engine.clock", "engine.log", "engine.loader",
     )),
     ("client, transport", (
-        "engine.client", "engine.transport", "engine.memory", "engine.process", "engine.signals", "engine.admin",
+        "engine.client", "engine.transport", "engine.memory", "engine.process", "engine.signals", "engine.mailbox",
+        "engine.admin",
     )),
     ("frontend | stages | engine.broker", ("frontend", "stages", "engine.broker")),
     ("supervisor", ("engine.supervisor",)),
@@ -44,9 +45,6 @@ FACADES: Final = ("engine",)
 ZMQ_USERS: Final = (
     "engine.transport",
     "engine.broker",
-    "engine.client",
-    "engine.admin",
-    "stages.runtime",
 )
 
 # gunicorn's private names are relied upon, and change: they are known in one folder, which has them in a table.
