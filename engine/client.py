@@ -23,6 +23,7 @@ import msgspec
 from engine import admin, transport
 from engine.clock import now
 from engine.core.arena import SHARED_MIN, Ref
+from engine.core.liveness import BEAT_S, CLIENT_RESEND_S, LOST_S
 from engine.core.messages import (
     EVENT_COST,
     Answers,
@@ -46,9 +47,6 @@ from engine.transport import Endpoints
 
 log: Final = get_logger("stageline.client")
 
-BEAT_S: Final = 1.0
-RETRY_S: Final = 0.02  # between two tries to send while there is no connection
-LOST_S: Final = 5.0  # without a word from the broker: new requests are refused instead of kept
 FULL_S: Final = 0.02  # how long a 429 of the broker's stands for the next request, which need not be read then
 PARCELS_PER_TURN: Final = 64
 PARCEL_ITEMS: Final = 32  # requests that are enough for a parcel: the broker can begin while others are still read
@@ -307,7 +305,7 @@ class Client:
         self._stalled = not sent
         if self._stalled and not self._flushing:
             self._flushing = True
-            self._loop.call_later(RETRY_S, self._flush)
+            self._loop.call_later(CLIENT_RESEND_S, self._flush)
 
     def _submit_all(self, batch: Sequence[_Pending]) -> bool:
         instant = now()
@@ -367,7 +365,7 @@ class Client:
             except Exception:
                 log.exception("a heartbeat failed")
                 sent = True
-            await asyncio.sleep(BEAT_S if sent else RETRY_S)
+            await asyncio.sleep(BEAT_S if sent else CLIENT_RESEND_S)
 
     # --- receiving ---------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import zmq
 
 from engine.config import Deployment, run_dir
+from engine.core.liveness import RECONNECT_MOST_S
 from engine.core.wire import HEADER_MAX, Buffer
 from engine.errors import StartError
 
@@ -118,7 +119,7 @@ def _common(sock: Socket, endpoint: str) -> None:
     sock.handshake_ivl = 5_000
     # Come back fast, then back off: without a maximum there is no back-off at all.
     sock.reconnect_ivl = 20
-    sock.reconnect_ivl_max = 1_000
+    sock.reconnect_ivl_max = int(RECONNECT_MOST_S * 1000)
     sock.ipv6 = "[" in endpoint  # else 127.0.0.1 would be bound as ::ffff:127.0.0.1
 
 

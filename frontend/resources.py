@@ -15,6 +15,7 @@ import falcon.asgi
 
 from engine.client import Answer
 from engine.clock import now
+from engine.core.liveness import ANSWER_GRACE_S
 from engine.core.messages import Flow
 from engine.core.wire import pack_meta
 from engine.errors import ProtocolError, Unavailable
@@ -30,7 +31,7 @@ from frontend.metrics import FrontendMetrics
 
 log = logging.getLogger("stageline.frontend")
 
-GRACE_S: Final = 0.25  # the broker and the workers watch the same deadline; their answer may still be on its way
+GRACE_S: Final = ANSWER_GRACE_S
 QUICK_S: Final = 0.02  # most answers are there by then; a watch for the client's leaving costs a task
 
 

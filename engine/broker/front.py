@@ -24,6 +24,7 @@ from engine.broker.watch import Watch
 from engine.clock import now as clock
 from engine.core.actions import Fail, News, Release
 from engine.core.front import Frontend, FrontMachine, FrontSpec
+from engine.core.liveness import CHECK_S, REJOIN_S, REPORT_S
 from engine.core.messages import (
     Ask,
     Cancel,
@@ -38,7 +39,6 @@ from engine.core.messages import (
     Submit,
 )
 from engine.core.routing import Topology
-from engine.core.stage import REJOIN_S
 from engine.core.wire import Payload, encode
 from engine.errors import ProtocolError
 from engine.mailbox import Mailbox
@@ -46,9 +46,7 @@ from engine.transport import Endpoints
 
 log: Final = logging.getLogger("stageline.broker")
 
-CHECK_S: Final = 1.0  # between two looks for silent frontends
-ANSWER_S: Final = 2.0  # for the stages to show themselves; a question that takes longer is forgotten
-QUESTIONS_MOST: Final = 256  # that wait for a stage's part: many more than anybody asks in ANSWER_S
+QUESTIONS_MOST: Final = 256  # that wait for a stage's part: many more than anybody asks in REPORT_S
 
 
 @dataclass(slots=True)
@@ -204,7 +202,7 @@ class FrontPart(Part[ToFront]):
             log.warning("a question is dropped: so many wait", extra={"waiting": len(self._questions)})
             return
         self._asked += 1
-        self._questions[self._asked] = Question(peer, message.what, now + ANSWER_S)
+        self._questions[self._asked] = Question(peer, message.what, now + REPORT_S)
         for stage in self.stages:
             stage.post(Look(self._asked, message.what))
 

@@ -17,10 +17,10 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from engine.core.about import pack_all as pack_abouts
-from engine.core.crew import WorkerState
 from engine.core.front import FrontMachine
 from engine.core.stage import StageMachine
 from engine.core.stats import Histogram
+from engine.core.worker_states import WorkerState
 from engine.metrics import Family, Sample, Sources, counter, gauge, histogram, merge, pack, pack_sources
 
 QUESTIONS: Final = ("status", "metrics", "about")
@@ -235,7 +235,7 @@ def stage_families(machine: StageMachine, retired: Sequence[Family], now: float,
 
 
 def _workers_by_state(name: str, machine: StageMachine, here: dict[str, str]) -> Family:
-    counts = dict.fromkeys(WorkerState, 0)
+    counts: dict[WorkerState, int] = {state: 0 for state in WorkerState if state is not WorkerState.GONE}
     for worker in machine.workers.values():
         counts[worker.state] += 1
     samples = [Sample(name, {**here, "state": state.value}, count) for state, count in counts.items()]

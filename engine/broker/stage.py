@@ -26,18 +26,16 @@ from engine.broker.watch import Watch
 from engine.clock import now as clock
 from engine.core.actions import Admit, Dispatch, Drop, Fail, Forget, Grant, Kill, News, Release, Settle, ToWorker
 from engine.core.items import Request
+from engine.core.liveness import CHECK_S, LANE_RETRY_S, REJOIN_S
 from engine.core.messages import Bye, Hello, Leave, Message, Place, Ready, Refused, Results, Welcome, WorkerBeat
 from engine.core.routing import Topology
-from engine.core.stage import REJOIN_S, StageMachine, StageSpec
+from engine.core.stage import StageMachine, StageSpec
 from engine.core.wire import Buffer, Payload, encode, refs_of
 from engine.errors import ProtocolError, StartError
 from engine.mailbox import Mailbox
 from engine.transport import Endpoints
 
 log: Final = logging.getLogger("stageline.broker")
-
-LANE_RETRY_S: Final = 0.001  # a lane that has no connection yet: its worker is connecting
-CHECK_S: Final = 1.0  # between two looks for silent workers
 
 
 class Lane:

@@ -3,6 +3,7 @@
     messages   every message of the protocol          wire       parcels: bytes in, messages out
     routing    which stage comes next                 items      what the broker keeps of a request
     batching   when does a batch leave, and why       crew       a stage's workers and what each could take
+    liveness   who waits for whom how long            worker_states  a worker's life, as a table
     stage      one stage: queue, in flight, replay    front      admission, answers, duplicates, deadlines
     actions    what the machines want done            stats      what they count
     arena      shared memory, as numbers              sse        server-sent events, as text

@@ -2,7 +2,7 @@
 
 A worker's credit is the batch it computes and one in advance, so that it need not wait for the broker when it is done.
 Where batches take less time than the broker needs to hear of one and send the next (:func:`credit_for`), one would not
-do: it gets as many as keep it busy for AHEAD_S. Its place follows from what it has:
+do: it gets as many as keep it busy for AHEAD_S. Where it stands follows from what it has:
 
     idle        ready, nothing in flight; the longest idle comes first
     room        ready, has batches and credit for more; the one with the fewest comes first, then the longest so
@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import Enum
 from math import ceil, inf
 from typing import Final
 
@@ -22,6 +21,7 @@ import msgspec
 
 from engine.core.batching import AHEAD_S
 from engine.core.items import Item
+from engine.core.worker_states import WorkerState
 
 CREDIT_MAX: Final = 8  # batches; a slow one holds up no more than the others of them
 
@@ -31,14 +31,6 @@ def credit_for(batch_s: float) -> int:
     if batch_s <= 0.0:
         return 2
     return max(2, min(1 + ceil(AHEAD_S / batch_s), CREDIT_MAX))
-
-
-class WorkerState(str, Enum):
-    STARTING = "starting"
-    READY = "ready"
-    OVERDUE = "overdue"
-    LEAVING = "leaving"
-    DYING = "dying"  # its process has ended; what it sent before may still come
 
 
 class InFlight(msgspec.Struct, eq=False):
@@ -66,8 +58,9 @@ class Worker:
     done_batches: int = 0
     done_items: int = 0
     families: bytes = b""
+    served: bool = False  # it was ready once
     dismissed: bool = False
-    place: int = -1  # in the crew: how many batches it had when it was last found ready for one more
+    rank: int = -1  # in the crew: how many batches it had when it was last found ready for one more; -1: it was not
 
     @property
     def in_flight(self) -> int:
@@ -90,7 +83,7 @@ class Crew:
         if self._in_advance:
             self._credit = credit_for(batch_s)
 
-    def place(self, worker: Worker, now: float, *, begins: bool) -> None:
+    def sort_in(self, worker: Worker, now: float, *, begins: bool) -> None:
         """Put a worker where it belongs after its batches or its state changed. ``begins``: it computes another batch
         from now on."""
         key = worker.key
@@ -106,14 +99,14 @@ class Crew:
             for batch in worker.batches.values():
                 if batch.alone or batch.revoked:
                     return
-            worker.place = count
+            worker.rank = count
             self._ready[count][key] = worker
 
     def rest(self, worker: Worker) -> None:
         """Give a worker nothing more for now; what it has, it keeps."""
-        if worker.place >= 0:
-            del self._ready[worker.place][worker.key]
-            worker.place = -1
+        if worker.rank >= 0:
+            del self._ready[worker.rank][worker.key]
+            worker.rank = -1
 
     def remove(self, key: int) -> None:
         worker = self.workers.pop(key)
@@ -122,8 +115,8 @@ class Crew:
 
     def next(self) -> Worker | None:
         """Who would get the next batch: somebody idle, else whoever has the fewest and credit for more."""
-        for place in range(self._credit):
-            for worker in self._ready[place].values():
+        for rank in range(self._credit):
+            for worker in self._ready[rank].values():
                 return worker
         return None
 
@@ -141,6 +134,3 @@ class Crew:
         for worker in self._computing.values():
             return worker.since + timeout_s
         return inf
-
-    def has_ready(self) -> bool:
-        return any(worker.state is WorkerState.READY for worker in self.workers.values())

@@ -25,6 +25,7 @@ from typing import Final, TypeAlias
 from engine.core.actions import Admit, Drop, Fail, FrontAction, Grant, Release, Settle
 from engine.core.arena import Ref
 from engine.core.items import Item, Request
+from engine.core.liveness import FRONTEND_SILENCE_S
 from engine.core.messages import (
     EVENT_COST,
     Answers,
@@ -46,10 +47,6 @@ OK: Final = int(Status.OK)  # comparing with a member of an enumeration costs a 
 EPOCH_SHIFT: Final = 40  # bits of a uid below the epoch: a year at 30,000 requests/s
 EPOCHS: Final = 1 << 22
 SESSION_SHIFT: Final = 32
-
-# A frontend sends a beat every second. Its requests are dropped when it has been silent this long; on the same host its
-# exit is noticed at once.
-FRONTEND_SILENCE_S: Final = 10.0
 
 # Answered requests stay in the heap of deadlines, to be taken out together when they are the larger part of it.
 DEADLINES_SLACK: Final = 1024

@@ -15,12 +15,7 @@ broker's part for the stage takes and carries out. Rules held here:
   given it, whatever became of the request meanwhile;
 * ``timeout`` seconds into a batch its items are answered; ``kill_after`` seconds later its worker is killed.
 
-Worker states:
-
-    STARTING --ready--> READY --timeout--> OVERDUE --settled--> READY
-    any --leave--> LEAVING (nothing more is given; dismissed when nothing is in flight)
-    any --exit, bye, silence--> forgotten (its key is never used again), where the stage is not idempotent by way of
-        DYING, in which results that were sent before are waited for
+The states of a worker, and which event moves it where, are a table in :mod:`engine.core.worker_states`.
 """
 
 from __future__ import annotations
@@ -34,8 +29,9 @@ from typing import Final
 from engine.core.actions import Dispatch, Fail, Forget, Grant, Kill, News, Release, Settle, StageAction, ToWorker
 from engine.core.arena import Ref
 from engine.core.batching import BatchQueue, Policy, Reason, Taker, decide
-from engine.core.crew import Crew, InFlight, Worker, WorkerState
+from engine.core.crew import Crew, InFlight, Worker
 from engine.core.items import Item, Request
+from engine.core.liveness import ABSENT_S, SETTLE_S, WORKER_SILENCE_S
 from engine.core.messages import (
     PROTOCOL,
     Batch,
@@ -57,20 +53,7 @@ from engine.core.messages import (
 from engine.core.routing import Topology
 from engine.core.stats import StageStats, duration_buckets
 from engine.core.wire import MICROS, Payload, payload_size, refs_of
-
-# A worker sends a beat every second. Ten missed in a row are silence: longer than any garbage collection or swap storm
-# that a request with a deadline of seconds would survive anyway.
-SILENCE_S: Final = 10.0
-
-# A process that exits right after sending leaves its results in the kernel for an instant. Where computing twice is
-# harmless nothing is waited for; where it is forbidden, this long.
-SETTLE_S: Final = 0.25
-
-# How long a stage without any worker still takes requests: a killed worker is usually back before that.
-ABSENT_S: Final = 10.0
-
-# How long a broker that has just started waits for workers that may be there already: it may follow one that died.
-REJOIN_S: Final = 3.0
+from engine.core.worker_states import SERVING, TABLE, WorkerEvent, WorkerState
 
 KEY_SHIFT: Final = 20  # bits of a worker's key below the epoch
 
@@ -122,10 +105,10 @@ class StageMachine:
         self.mime = "application/json"  # as its workers say, and as they said while there is none
         self.flow = int(Flow.UNKNOWN)
         self._overdue: dict[int, float] = {}  # worker -> when it is killed
-        self._dying: list[tuple[float, int]] = []
+        self._dying: dict[int, float] = {}  # worker -> until when its last results are waited for
         self._keys = epoch << KEY_SHIFT  # a key of a former broker's means nobody here
         self._batches = 0
-        self._absent_at = absent_at
+        self._absent_at = absent_at  # from when on the stage has nobody; inf while it has
         self._told: tuple[object, ...] = ()
         self._was_full = False
 
@@ -205,24 +188,28 @@ class StageMachine:
             return Refused("the broker was started with other stages or routes: start both from the same stages.toml")
         for old in list(self.workers.values()):
             if old.pid == hello.pid and old.slot == hello.slot and old.local == local:
-                self._forget(old.key, now)
+                self._turn(old, WorkerEvent.AGAIN)
+                self._forget(old, now)
         self._keys += 1
         self.workers[self._keys] = Worker(self._keys, hello.slot, hello.pid, local, now)
-        self._tell()
+        self._tell(now)
         return self._keys
 
     def ready(self, ready: Ready, now: float) -> None:
+        """The worker's warm-up is done. Said again, or after it wanted to leave, it changes nothing."""
         worker = self.workers.get(ready.worker)
-        if worker is None or worker.state is not WorkerState.STARTING:
+        if worker is None:
             return
         worker.heard = now
-        worker.state = WorkerState.READY
+        if not self._turn(worker, WorkerEvent.READY):
+            return
         worker.maps = ready.maps and worker.local
         self.mime, self.flow = ready.mime, ready.flow
         self.about = ready.about or self.about
+        worker.served = True
         self.stats.starts += 1
-        self.crew.place(worker, now, begins=False)
-        self._tell()
+        self.crew.sort_in(worker, now, begins=False)
+        self._tell(now)
 
     def beat(self, beat: WorkerBeat, now: float) -> Message:
         """The answer to a heartbeat: an unknown worker is asked to say hello again."""
@@ -235,26 +222,31 @@ class StageMachine:
         return Pulse(self.epoch, True)
 
     def leave(self, key: int, now: float) -> None:
+        """The worker wants to stop: nothing more is given to it."""
         worker = self.workers.get(key)
         if worker is None:
             return
         worker.heard = now
-        worker.state = WorkerState.LEAVING
-        self.crew.rest(worker)
-        self._dismiss(worker)
-        self._tell()
+        if self._turn(worker, WorkerEvent.LEAVE):
+            self.crew.rest(worker)
+            self._dismiss(worker)
+            self._tell(now)
 
     def exited(self, key: int, now: float) -> None:
         """The worker's process has ended, it said bye, or it is given up."""
-        if key not in self.workers:
+        worker = self.workers.get(key)
+        if worker is None:
             return
-        worker = self.workers[key]
+        owes = bool(worker.batches) and not self.spec.idempotent
+        if not self._turn(worker, WorkerEvent.END_OWING if owes else WorkerEvent.END):
+            return  # told twice: by its pidfd and by its goodbye, say
         self.crew.rest(worker)
-        if worker.batches and not self.spec.idempotent:
-            worker.state = WorkerState.DYING
-            self._dying.append((now + SETTLE_S, key))
+        self._overdue.pop(key, None)
+        if worker.state is WorkerState.DYING:
+            self._dying[key] = now + SETTLE_S
+            self._tell(now)
         else:
-            self._forget(key, now)
+            self._forget(worker, now)
 
     def settled(self, settle: Settle, now: float) -> None:
         """The next hop holds these results: free them, and the worker's credit with the last one of a batch."""
@@ -284,12 +276,14 @@ class StageMachine:
                 self.service_s += (took - self.service_s) * (SERVICE_SMOOTHING if self.service_s else 1.0)
                 self.crew.learn(self.service_s)
             self._overdue.pop(worker.key, None)
-            if worker.state is WorkerState.OVERDUE:
-                worker.state = WorkerState.READY
-                self._tell()
-        self.crew.place(worker, now, begins=was_first)
+            if self._turn(worker, WorkerEvent.BACK):
+                self._tell(now)
+        self.crew.sort_in(worker, now, begins=was_first)
         if worker.state is WorkerState.LEAVING:
             self._dismiss(worker)
+        elif worker.state is WorkerState.DYING and not worker.batches:
+            self._turn(worker, WorkerEvent.SETTLED)
+            self._forget(worker, now)
 
     # --- time --------------------------------------------------------------------------------------------------------
 
@@ -336,7 +330,7 @@ class StageMachine:
             if items:
                 self._dispatch(worker, items, decision.reason, now)
         if self._is_full() != self._was_full:
-            self._tell()
+            self._tell(now)
         return min(wake, self._next_limit())
 
     def tick(self, now: float) -> None:
@@ -346,18 +340,19 @@ class StageMachine:
         for key in [key for key, kill_at in self._overdue.items() if kill_at <= now]:
             del self._overdue[key]
             self.actions.append(Kill(key))
-        for at, key in [entry for entry in self._dying if entry[0] <= now]:
-            self._dying.remove((at, key))
-            self._forget(key, now)
+        for key in [key for key, until in self._dying.items() if until <= now]:
+            worker = self.workers[key]
+            self._turn(worker, WorkerEvent.SETTLED)
+            self._forget(worker, now)
 
     def check_silence(self, now: float) -> None:
-        """Give up workers that were not heard for SILENCE_S. To be called about once a second.
+        """Give up workers that were not heard for WORKER_SILENCE_S. To be called about once a second.
 
         A local worker that computes may be silent as long as its timeout allows, for C code can hold the interpreter;
         its process is watched. A remote one is given up: whatever it still does, its results are duplicates.
         """
         for key, worker in list(self.workers.items()):
-            if now - worker.heard > SILENCE_S and not (
+            if now - worker.heard > WORKER_SILENCE_S and not (
                 worker.local and (worker.batches or worker.state is WorkerState.STARTING)
             ):
                 self.exited(key, now)
@@ -367,16 +362,16 @@ class StageMachine:
         if self._overdue:
             limit = min(limit, min(self._overdue.values()))
         if self._dying:
-            limit = min(limit, min(at for at, _ in self._dying))
+            limit = min(limit, min(self._dying.values()))
         return limit
 
     def _time_out(self, worker: Worker, now: float) -> None:
         first = next(iter(worker.batches.values()))
         uids = list(first.items)
         self._fail(uids, Status.TIMEOUT, "inference timeout")
-        if worker.state is WorkerState.READY:
-            worker.state = WorkerState.OVERDUE
-        self._overdue[worker.key] = now + self.spec.kill_after_s
+        self._turn(worker, WorkerEvent.LATE)
+        if worker.state is not WorkerState.DYING:  # there is nobody to kill
+            self._overdue[worker.key] = now + self.spec.kill_after_s
         self.crew.rest(worker)
         revoked = [batch for batch in worker.batches.values() if batch is not first and not batch.revoked]
         again: list[Item] = []
@@ -390,7 +385,7 @@ class StageMachine:
         self.queue.push_front(again)
         if revoked:
             self.actions.append(ToWorker(worker.key, Revoke([batch.number for batch in revoked])))
-        self._tell()
+        self._tell(now)
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -429,20 +424,25 @@ class StageMachine:
         worker.batches[number] = flight
         worker.done_items += len(items)
         self.actions.append(Dispatch(worker.key, batch, payloads))
-        self.crew.place(worker, now, begins=len(worker.batches) == 1)
+        self.crew.sort_in(worker, now, begins=len(worker.batches) == 1)
 
     def _dismiss(self, worker: Worker) -> None:
         if not worker.batches and not worker.dismissed:
             worker.dismissed = True
             self.actions.append(ToWorker(worker.key, Dismiss()))
 
-    def _forget(self, key: int, now: float) -> None:
-        worker = self.workers.get(key)
-        if worker is None:
-            return
+    def _turn(self, worker: Worker, event: WorkerEvent) -> bool:
+        """All events of a worker's life go through here. Whether it changed anything."""
+        before = worker.state
+        worker.state = TABLE[before, event]
+        return worker.state is not before
+
+    def _forget(self, worker: Worker, now: float) -> None:
+        key = worker.key
         self.crew.remove(key)
         self._overdue.pop(key, None)
-        if not worker.dismissed and worker.state is not WorkerState.STARTING:
+        self._dying.pop(key, None)
+        if worker.served and not worker.dismissed:
             self.stats.deaths += 1
         again: list[Item] = []
         for batch in worker.batches.values():
@@ -453,9 +453,7 @@ class StageMachine:
                     self._release(item.let_go())
         self._replay(again, now)
         self.actions.append(Forget(key, worker.slot, worker.families))
-        if not self.crew.has_ready():
-            self._absent_at = now + ABSENT_S
-        self._tell()
+        self._tell(now)
 
     def _replay(self, items: list[Item], now: float) -> None:
         again: list[Item] = []
@@ -501,16 +499,19 @@ class StageMachine:
         if uids:
             self.actions.append(Fail(self.index, uids, int(status), text))
 
-    def _tell(self) -> None:
+    def _tell(self, now: float) -> None:
         """Say what others decide by - readiness and pressure - when it has changed."""
         state = self.state()
         full = self._was_full = self._is_full()
-        absent_at = inf if state.ready else self._absent_at
-        told = (state.ready, state.starting, state.mime, state.flow, full, absent_at)
+        if state.ready:
+            self._absent_at = inf
+        elif self._absent_at == inf:  # until now there was somebody
+            self._absent_at = now + ABSENT_S
+        told = (state.ready, state.starting, state.mime, state.flow, full, self._absent_at)
         if told == self._told:
             return
         self._told = told
-        self.actions.append(News(self.index, state, absent_at, full))
+        self.actions.append(News(self.index, state, self._absent_at, full))
 
     def _is_full(self) -> bool:
         return self.queue.nbytes >= self.spec.max_queue_bytes
@@ -520,7 +521,7 @@ class StageMachine:
         ready = starting = in_flight = 0
         for worker in self.workers.values():
             in_flight += worker.in_flight
-            if worker.state is WorkerState.READY or worker.state is WorkerState.OVERDUE:
+            if worker.state in SERVING:
                 ready += 1
             elif worker.state is WorkerState.STARTING:
                 starting += 1

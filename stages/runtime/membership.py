@@ -14,6 +14,7 @@ from __future__ import annotations
 from math import inf
 from typing import Final
 
+from engine.core.liveness import BEAT_S, BROKER_SILENCE_S, HELLO_FAST_S, HELLO_SLOW_S, RESEND_S
 from engine.core.messages import (
     AnyMessage,
     Dismiss,
@@ -28,12 +29,7 @@ from engine.core.messages import (
 )
 from stages.runtime.shared import Dismissed, Joined, ToMain, Turned, Warm
 
-HELLO_FAST_S: Final = 0.25  # the first hellos: broker and workers usually start together
-HELLO_SLOW_S: Final = 1.0
 HELLO_FAST_TRIES: Final = 8
-BEAT_S: Final = 1.0  # the broker gives a worker up after ten missed ones
-SILENCE_S: Final = 3.0  # three unanswered beats: the connection may be half-open, a new socket finds out
-RETRY_S: Final = 0.1  # a message that could not be sent is tried again
 
 
 class Membership:
@@ -118,12 +114,13 @@ class Membership:
             self._left = True
 
     def is_silent(self, now: float) -> bool:
-        """Nothing was heard for SILENCE_S after a message that has an answer, or none could be sent: try a new socket.
+        """Nothing was heard for BROKER_SILENCE_S after a message that has an answer, or none could be sent: try a new
+        socket.
 
         Counted from the unanswered message and not from the last answer: a thread that was kept from running, by C code
         that holds the interpreter, has asked nothing meanwhile and may blame nobody.
         """
-        return now - min(self._asked_at, self._beat_at) > SILENCE_S
+        return now - min(self._asked_at, self._beat_at) > BROKER_SILENCE_S
 
     def reopened(self, now: float) -> ToMain | None:
         """The shell has made a new socket. The broker may merely have been slow: nothing is given up yet."""
@@ -138,9 +135,9 @@ class Membership:
     def wake_at(self, now: float) -> float:
         """When :meth:`due` or :meth:`is_silent` should be looked at again at the latest."""
         if self.due(now):
-            return now + RETRY_S
+            return now + RESEND_S
         upcoming = self._beat_at if self._welcome is not None else self._hello_at
-        return max(now, min(upcoming, self._asked_at + SILENCE_S, now + BEAT_S))
+        return max(now, min(upcoming, self._asked_at + BROKER_SILENCE_S, now + BEAT_S))
 
     def _lose(self, now: float) -> ToMain | None:
         self._welcome = None

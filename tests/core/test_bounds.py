@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from engine.core.batching import Policy
-from engine.core.front import DEADLINES_SLACK, FRONTEND_SILENCE_S
+from engine.core.front import DEADLINES_SLACK
+from engine.core.liveness import FRONTEND_SILENCE_S
 from engine.core.messages import FrontendBeat, StreamEvents, WorkerBeat
 from engine.core.stage import StageSpec
 from tests.core.twin import Twin, topology

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from engine.core.batching import Policy
-from engine.core.front import EPOCH_SHIFT, FRONTEND_SILENCE_S, FrontSpec
+from engine.core.front import EPOCH_SHIFT, FrontSpec
+from engine.core.liveness import FRONTEND_SILENCE_S
 from engine.core.messages import FrontendBeat, StreamEvents, Submit
 from engine.core.stage import StageSpec
 from tests.core.twin import Twin, topology

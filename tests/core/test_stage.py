@@ -9,8 +9,9 @@ import pytest
 from engine.core.actions import News
 from engine.core.batching import AHEAD_S, Policy
 from engine.core.crew import CREDIT_MAX, WorkerState, credit_for
+from engine.core.liveness import ABSENT_S, SETTLE_S, WORKER_SILENCE_S
 from engine.core.messages import PROTOCOL, CancelItems, Dismiss, Hello, Pulse, Refused, Revoke, WorkerBeat
-from engine.core.stage import ABSENT_S, SETTLE_S, SILENCE_S, StageMachine, StageSpec
+from engine.core.stage import StageMachine, StageSpec
 from tests.core.twin import FakeWorker, Twin, topology
 
 SPEC = StageSpec("s0", 1, Policy(4, 1 << 20, 0.010), timeout_s=2.0, kill_after_s=1.0, max_queue_bytes=1 << 20)
@@ -294,7 +295,7 @@ def test_silence_gives_a_remote_worker_up_but_not_a_local_one_that_computes() ->
         twin = Twin(topology(), [replace(SPEC, timeout_s=60.0)])
         worker = twin.worker(local=local)
         twin.submit(1)
-        twin.pass_time(SILENCE_S + 1)
+        twin.pass_time(WORKER_SILENCE_S + 1)
         assert twin.stages[0].stats.replayed == expected
         assert (worker.key in twin.stages[0].workers) is local
 
@@ -302,7 +303,7 @@ def test_silence_gives_a_remote_worker_up_but_not_a_local_one_that_computes() ->
 def test_an_idle_silent_worker_is_given_up_and_asked_to_say_hello_again() -> None:
     twin = one_stage()
     worker = twin.worker()
-    twin.pass_time(SILENCE_S + 1)
+    twin.pass_time(WORKER_SILENCE_S + 1)
     assert twin.stages[0].beat(WorkerBeat(worker.key), twin.now) == Pulse(7, False)
 
 

@@ -21,9 +21,9 @@ from engine.core import about as abouts
 from engine.core import stage as stage_rules
 from engine.core import wire
 from engine.core.batching import Policy
-from engine.core.crew import WorkerState
 from engine.core.messages import Bye, FrontendBeat, Leave, Refused, StreamEvents, Submit, WorkerBeat
 from engine.core.stage import StageSpec
+from engine.core.worker_states import WorkerState
 from engine.errors import StartError, Unavailable
 from engine.metrics import Family, Sample, counter, pack, unpack, unpack_sources
 from tests.core.test_bounds import entries
@@ -46,6 +46,9 @@ from tests.engine.test_broker import (
 SPEC = StageSpec(
     "s0", 1, Policy(1), timeout_s=2.0, kill_after_s=5.0, max_queue_bytes=1 << 20, idempotent=False
 )  # fmt: skip
+
+
+LIVING = [state for state in WorkerState if state is not WorkerState.GONE]  # that a stage can know
 
 
 def bring(twin: Twin, state: WorkerState) -> FakeWorker:
@@ -82,13 +85,13 @@ def by_state(page: bytes) -> dict[str, float]:
     return {dict(labels)["state"]: value for (name, labels), value in numbers(page).items() if name == "engine_workers"}
 
 
-@pytest.mark.parametrize("state", WorkerState)
+@pytest.mark.parametrize("state", LIVING)
 def test_every_state_of_a_worker_can_be_told(state: WorkerState) -> None:
     twin = Twin(topology(), [SPEC])
     fake = bring(twin, state)
     (stage,) = json.loads(told(twin, "status"))["stages"]
     assert [(one["key"], one["state"]) for one in stage["workers"]] == [(fake.key, state.value)]
-    assert by_state(told(twin, "metrics")) == {one.value: float(one is state) for one in WorkerState}
+    assert by_state(told(twin, "metrics")) == {one.value: float(one is state) for one in LIVING}
     assert abouts.unpack_all(told(twin, "about")) == {}
 
 

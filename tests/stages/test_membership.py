@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine.core.liveness import RESEND_S
 from engine.core.messages import (
     CancelItems,
     Dismiss,
@@ -14,7 +15,7 @@ from engine.core.messages import (
     Welcome,
     WorkerBeat,
 )
-from stages.runtime.membership import HELLO_FAST_TRIES, RETRY_S, Membership
+from stages.runtime.membership import HELLO_FAST_TRIES, Membership
 from stages.runtime.shared import Dismissed, Joined, Turned, Warm
 
 HELLO = Hello(1, "f", "s", 1, 99, "h")
@@ -51,7 +52,7 @@ def test_hello_is_said_until_welcomed_fast_at_first() -> None:
 def test_a_hello_that_did_not_leave_is_owed_still() -> None:
     member = Membership(HELLO)
     assert member.due(0.0) == member.due(0.1) == [HELLO]
-    assert member.wake_at(0.0) == RETRY_S
+    assert member.wake_at(0.0) == RESEND_S
     assert not member.is_silent(100.0)  # nothing was asked, nobody is to blame
 
 

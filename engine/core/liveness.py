@@ -1,0 +1,91 @@
+"""How long who waits for whom before it is taken for dead, slow or absent. All of it, for what counts is how these
+times stand to each other: each side must have noticed a lost connection and mended it before the other gives it up.
+
+Where the kernel tells of a death - a process on the same host, by its pidfd - nothing here is waited for. These times
+are for other hosts, for connections that were cut without a word, and for processes that live and say nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# --- beats -----------------------------------------------------------------------------------------------------------
+
+# Between two beats of a worker or a frontend, each answered by the broker. Cheap (64 idle workers make 64 small
+# messages a second) and, three missed, still quicker than anybody who watches a page.
+BEAT_S: Final = 1.0
+
+# Between two looks of the broker for who is silent: a beat is not worth a timer of its own.
+CHECK_S: Final = 1.0
+
+# --- a worker and the broker -----------------------------------------------------------------------------------------
+
+# The first hellos, for broker and workers usually start together; then those to a broker that is not there.
+HELLO_FAST_S: Final = 0.25
+HELLO_SLOW_S: Final = 1.0
+
+# A message that could not be sent is tried again.
+RESEND_S: Final = 0.1
+
+# The most that ZeroMQ waits between two tries to connect.
+RECONNECT_MOST_S: Final = 1.0
+
+# A worker that has asked and got no answer for three beats: the connection may be half-open, a new socket finds out.
+BROKER_SILENCE_S: Final = 3.0
+
+# The broker gives a worker up: ten beats missed are longer than any garbage collection or swap storm that a request
+# with a deadline of seconds would survive anyway. A local one that computes may be silent as long as its time limit
+# allows, for C code can hold the interpreter: its process is watched.
+WORKER_SILENCE_S: Final = 10.0
+
+# A process that exits right after sending leaves its results in the kernel for an instant. Where computing twice is
+# harmless nothing is waited for; where it is forbidden, this long.
+SETTLE_S: Final = 0.25
+
+# How long a stage without any worker still takes requests: a killed worker is usually back before that.
+ABSENT_S: Final = 10.0
+
+# How long a broker that has just started waits for workers that may be there already: it may follow one that died.
+REJOIN_S: Final = 3.0
+
+# A lane that has no connection yet is tried again: its worker is connecting.
+LANE_RETRY_S: Final = 0.001
+
+# --- a frontend and the broker ---------------------------------------------------------------------------------------
+
+# A frontend that cannot send tries again: clients wait.
+CLIENT_RESEND_S: Final = 0.02
+
+# A frontend without a word from the broker refuses new requests instead of keeping them.
+LOST_S: Final = 5.0
+
+# The broker drops the requests of a frontend: nobody can be answered there any more.
+FRONTEND_SILENCE_S: Final = 10.0
+
+# What a frontend waits past a request's deadline: broker and workers watch the same one, and their answer may still be
+# on its way.
+ANSWER_GRACE_S: Final = 0.25
+
+# --- questions -------------------------------------------------------------------------------------------------------
+
+# How long the stages have to show themselves for a status or a scrape; a question that takes longer is forgotten.
+REPORT_S: Final = 2.0
+
+# How they must stand to each other, and why. Checked at import: a process with other times would do harm.
+RULES: Final = {
+    "one late beat is not silence": 2 * BEAT_S < BROKER_SILENCE_S,
+    "a worker has a new connection, and has said hello on it, before it is given up":
+        BROKER_SILENCE_S + RECONNECT_MOST_S + BEAT_S + CHECK_S < WORKER_SILENCE_S,
+    "workers find a new broker, and are asked to say hello, before it calls its stages absent":
+        RECONNECT_MOST_S + BEAT_S + RESEND_S < REJOIN_S,
+    "a broker that follows another is there before its frontends refuse": REJOIN_S < LOST_S,
+    "a frontend refuses before the broker drops what it has": LOST_S + CHECK_S < FRONTEND_SILENCE_S,
+    "a stage is not called absent while one of its workers may only be silent":
+        WORKER_SILENCE_S <= ABSENT_S,
+    "the dead are not waited for longer than the living": SETTLE_S < BEAT_S,
+    "a hello that was lost is said again before its silence is noticed": HELLO_SLOW_S < BROKER_SILENCE_S,
+    "what is retried is retried before it is waited for": CLIENT_RESEND_S < RESEND_S < BEAT_S,
+    "an answer given at the deadline arrives": LANE_RETRY_S < CLIENT_RESEND_S < ANSWER_GRACE_S,
+}  # fmt: skip
+
+assert all(RULES.values()), [rule for rule, holds in RULES.items() if not holds]
