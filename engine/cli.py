@@ -91,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
         "engine check stages.toml --json",
     )
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
+    check.add_argument("--strict", action="store_true", help="fail also when a stage could not be tried")
 
     broker = add("broker", _broker, "run the broker of a deployment alone", "engine broker stages.toml")
     frontend = add("frontend", _frontend, "run the HTTP side of a deployment alone", "engine frontend stages.toml")
@@ -136,7 +137,7 @@ def _check(options: argparse.Namespace, deployment: Deployment) -> int:
     from stages import local
 
     log.setup("check", level=deployment.engine.log_level)
-    return local.check(deployment, as_json=options.json)
+    return local.check(deployment, as_json=options.json, strict=options.strict)
 
 
 def _broker(options: argparse.Namespace, deployment: Deployment) -> int:

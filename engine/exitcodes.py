@@ -31,7 +31,7 @@ _MEANINGS = {
     ExitCode.FAILED: "something failed while running; the log says what",
     ExitCode.USAGE: "the command line was not understood",
     ExitCode.CONFIG: "the configuration has errors; every one was printed",
-    ExitCode.START: "a process of the deployment could not start",
+    ExitCode.START: "a process of the deployment could not start, or check found that a stage would not",
     ExitCode.BUSY: "a deployment of this name is already running, or its port is in use",
     ExitCode.UNREACHABLE: "no running deployment answered",
 }

@@ -32,6 +32,9 @@ _COLOURS: Final = {"debug": "2", "info": "32", "warning": "33", "error": "31", "
 # On a terminal a client's text must not move the cursor or change the title: control characters are shown.
 _VISIBLE: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 
+# A field that holds a traceback as text: of another process, or cut to what is the user's. Shown as an exception's is.
+TRACEBACK: Final = "traceback"
+
 GUNICORN: Final = ("gunicorn", "gunicorn.error", "gunicorn.access")
 
 
@@ -123,8 +126,8 @@ class JSONFormatter(logging.Formatter):
         # them), but it cannot take the place of what makes a line a log line.
         fixed = ("time", "level", "logger", "message", "exception", "stack")
         line.update((f"{name}_" if name in fixed else name, value) for name, value in _fields(record).items())
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+        if trace := _trace(self, record):
+            line["exception"] = trace
         if record.stack_info:
             line["stack"] = self.formatStack(record.stack_info)
         try:
@@ -155,8 +158,8 @@ class ReadableFormatter(logging.Formatter):
             self._paint(f"{name}={_text(value).translate(_VISIBLE)}", "2") for name, value in _fields(record).items()
         ]
         text = " ".join(parts)
-        if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info).translate(_VISIBLE)
+        if trace := _trace(self, record):
+            text += "\n" + trace.translate(_VISIBLE)
         if record.stack_info:
             text += "\n" + self.formatStack(record.stack_info)
         return text
@@ -182,7 +185,13 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD and name != TRACEBACK}
+
+
+def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    if record.exc_info:
+        return formatter.formatException(record.exc_info)
+    return _text(getattr(record, TRACEBACK, ""))
 
 
 def _text(value: object) -> str:

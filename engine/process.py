@@ -63,8 +63,9 @@ _PR_GET_CHILD_SUBREAPER: Final = 37
 class Notifier:
     """Tells the supervisor how starting goes: a JSON line per event on the inherited pipe ``fd``; None: nobody listens.
 
-    Events: ``loading``; ``warming`` with ``done`` and ``of``; ``ready`` (a frontend adds ``url``); ``failed`` with a
-    one-line ``reason``. Any thread may call :meth:`send`: a line is far below PIPE_BUF, so writes do not mix.
+    Events: ``loading``; ``warming`` with ``done`` and ``of``; ``ready`` (a frontend adds ``url``, the first worker
+    ``trial``, a request to try); ``failed`` with a one-line ``reason`` and, of user code, its ``trace``. Any thread may
+    call :meth:`send`: a line but the last is far below PIPE_BUF, so writes do not mix.
     """
 
     def __init__(self, fd: int | None = None) -> None:
@@ -72,17 +73,22 @@ class Notifier:
         if fd is not None:
             os.set_inheritable(fd, False)  # a process that user code starts must not hold the pipe open
 
-    def send(self, event: str, **fields: Any) -> None:
-        """Write one line. Never raises and never blocks: a worker's life does not depend on being listened to."""
+    def send(self, event: str, **fields: Any) -> bool:
+        """Write one line; whether it was taken whole.
+
+        Never raises and never blocks: a worker's life does not depend on being listened to.
+        """
         if self._fd is None:
-            return
+            return False
         line = json.dumps({"event": event, **fields}, default=str, separators=(",", ":")) + "\n"
         try:
-            os.write(self._fd, line.encode())
+            data = line.encode()
+            return os.write(self._fd, data) == len(data)
         except BlockingIOError:
-            pass  # the pipe is full of lines nobody has read; the process's exit code still tells the outcome
+            return False  # the pipe is full of lines nobody has read; the exit code still tells the outcome
         except OSError:
             self._fd = None  # the supervisor has gone; die_with_parent ends this process
+            return False
 
 
 # --- parents and orphans ---------------------------------------------------------------------------------------------

@@ -12,6 +12,9 @@
 ``ipc``             how a value travels from one stage to the next: pickle 5 with its large buffers out of band
 ``buffers``         what pickle would copy: large ``bytes`` and tensors
 ``shm``             shared memory as a worker uses it
+``contract``        mistakes in a class that would fail every request, found before its object is made
+``blame``           what such a mistake, and any exception of user code at a start, looks like to its author
+``trial``           the first stage's example as a request to try
 ``build``           making and warming up a worker object, the same way in a process and in a dry run
 ``device``          which device "auto" means here, and how much memory is in use
 ``watchdog``        ends a ``forward`` that takes too long, also when it never returns to Python

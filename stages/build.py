@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any
 
 from engine.config import Deployment, StageSection
-from engine.errors import StartError
+from engine.core.wire import payload_size
+from engine.errors import EncodingError, StartError
 from engine.loader import load_class
 from engine.process import own_env
 from stages.base import Worker
-from stages.compute import as_results
+from stages.compute import Codec, WrongResults, as_results
+from stages.context import ItemIn
+from stages.contract import check_class
 from stages.device import resolve
 from stages.mixin.typed import check_types
 from stages.stream import check_place, entry
@@ -23,21 +26,33 @@ def create(
 ) -> Worker:
     """An object of the user's class, set up but not warmed up.
 
-    Raises StartError, or whatever the user's code raises.
+    Raises StartError for a class that could answer no request, or whatever the user's code raises.
     """
-    if not (isinstance(cls, type) and issubclass(cls, Worker)):
-        raise StartError(f"{getattr(cls, '__qualname__', cls)} of stage {stage} is not derived from engine.Worker")
-    if cls.forward is Worker.forward:
-        raise StartError(f"{cls.__qualname__} of stage {stage} must define forward(self, data)")
+    check_class(cls, stage)
     # Before __init__, which may already choose a device by worker_id.
-    worker: Worker = cls.__new__(cls, **args)
+    worker: Worker = _called(lambda: cls.__new__(cls, **args), cls, stage, args)  # type: ignore[call-overload]  # a Worker
     worker.worker_id = worker_id
     worker.stage = stage
     worker.max_batch_size = max_batch_size
     worker.device = device
-    worker.__init__(**args)  # type: ignore[misc]  # the second half of what calling the class does
+    # The second half of what calling the class does.
+    _called(lambda: worker.__init__(**args), cls, stage, args)  # type: ignore[misc]
     worker.setup()
     return worker
+
+
+def _called(call: Callable[[], Any], cls: type, stage: str, args: Mapping[str, Any]) -> Any:
+    """What ``call`` returns. Raises StartError where the class does not take the stage's ``args``."""
+    try:
+        return call()
+    except TypeError as error:
+        trace = error.__traceback__
+        if trace is None or trace.tb_next is None or trace.tb_next.tb_next is not None:
+            raise  # it came from inside: the user's own
+        given = ", ".join(args) or "none"
+        raise StartError(
+            f"{cls.__qualname__} of stage {stage} does not take its args ({given}): {error}; see args under [[stage]]"
+        ) from error
 
 
 def load_offline(deployment: Deployment, spec: StageSection) -> Worker:
@@ -60,6 +75,11 @@ def load_offline(deployment: Deployment, spec: StageSection) -> Worker:
 def is_first(deployment: Deployment, stage: str) -> bool:
     """Whether some route begins with this stage."""
     return any(route.stages[0] == stage for route in deployment.routes)
+
+
+def lasts(deployment: Deployment, stage: str) -> frozenset[bool]:
+    """The kinds of next hop the stage has on its routes: True, the client; False, another stage."""
+    return frozenset(route.stages[-1] == stage for route in deployment.routes if stage in route.stages)
 
 
 def is_last(deployment: Deployment, stage: str) -> bool:
@@ -99,19 +119,57 @@ def examples(worker: Worker) -> list[Any]:
 def forward_example(worker: Worker, example: Any) -> list[Any]:
     """``forward`` of one example; its results as a list. Any failure among them is raised."""
     returned = entry(worker)(example)
-    results = as_results(returned, len(example)) if worker.max_batch_size > 1 else [returned]
+    try:
+        results = as_results(returned, len(example)) if worker.max_batch_size > 1 else [returned]
+    except WrongResults as error:
+        batching = f"; with max_batch_size {worker.max_batch_size} it gets a list, and returns as many results"
+        raise StartError(f"{type(worker).__qualname__} of stage {worker.stage}: {error}{batching}") from error
     for result in results:
         if isinstance(result, BaseException):
             raise result
     return results
 
 
-def warm_up(worker: Worker, progress: Callable[[int, int], None] = lambda done, of: None) -> int:
-    """Call ``forward`` with every example, in order; returns how many. Any exception is a failed start."""
+def encoded_size(worker: Worker, results: Sequence[Any], lasts: Collection[bool], *, own: bool = True) -> int:
+    """Bytes of the largest result, encoded for every kind of next hop (``lasts``: is that the client?).
+
+    Without ``own`` the user's own ``serialize`` is not called, which may look at a request's headers. Raises StartError
+    for what our own encoding refuses, as it would for every request; else whatever the user's code raises.
+    """
+    codec = Codec(worker)
+    largest = 0
+    for last in sorted(lasts):
+        hop = ItemIn(0, b"", last=last)
+        if not own and codec.encodes_by_own(hop):
+            continue
+        for result in results:
+            try:
+                largest = max(largest, payload_size(codec.encode(hop, result)))
+            except EncodingError as error:
+                if codec.encodes_by_own(hop):
+                    raise
+                text = f"{error.__cause__}" if not last and error.__cause__ else f"{error}"
+                raise StartError(
+                    f"{type(worker).__qualname__}.forward of stage {worker.stage} returned for its example what "
+                    f"{'an answer' if last else 'the next stage'} cannot be made of: {text}"
+                ) from error
+    return largest
+
+
+def warm_up(
+    worker: Worker,
+    progress: Callable[[int, int], object] = lambda done, of: None,
+    *,
+    lasts: Collection[bool] = (),
+) -> int:
+    """Call ``forward`` with every example, in order; returns how many. Any exception is a failed start.
+
+    ``lasts``: which kinds of next hop its results have; that they can be encoded for those is a part of it.
+    """
     found = examples(worker)
     for done, example in enumerate(found):
         progress(done, len(found))
-        forward_example(worker, example)
+        encoded_size(worker, forward_example(worker, example), lasts, own=False)
     if found:
         progress(len(found), len(found))
     return len(found)

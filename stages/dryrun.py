@@ -2,7 +2,7 @@
 
 Each stage is measured once: with its own examples if it has any, else with what the stage before it on a route
 returned, passed on as it would be between processes. A stage that got neither is named as not exercised, not passed
-in silence.
+in silence, and is an error where that was asked for. The last line sums up.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-import traceback
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -19,14 +19,14 @@ import msgspec
 
 from engine.config import Deployment, StageSection
 from engine.core.routing import Topology
-from engine.core.wire import payload_size
 from engine.exitcodes import ExitCode
-from stages import device
+from stages import blame, device
 from stages.base import Worker
-from stages.build import examples, forward_example, load_offline
+from stages.build import encoded_size, examples, forward_example, lasts, load_offline
 from stages.compute import Codec
 from stages.context import ItemIn
 
+NOT_EXERCISED: Final = "not exercised"
 REPEATS: Final = 5  # further calls the median is taken of
 REPEAT_S: Final = 2.0  # no further call is begun after this
 
@@ -47,22 +47,26 @@ class Finding:
     result_bytes: int | None = None  # of the largest encoded result
     memory_bytes: int | None = None  # most beyond what the process held before the stage was loaded
     gpu_bytes: int | None = None  # the same on GPUs, of torch's tensors; None when the stage allocated none
+    too_slow: bool = False  # the median is over the stage's timeout: every such request would get 408
     error: str | None = None
+    trace: str | None = None  # from the user's own first line on
 
 
-def check(deployment: Deployment, *, as_json: bool) -> int:
+def check(deployment: Deployment, *, as_json: bool, strict: bool = False) -> int:
     """Dry-run the deployment and print the findings to stdout. Returns OK, or START if any stage failed.
 
-    Tracebacks of user code go to stderr. Stages are torn down before it returns.
+    ``strict``: a stage that was not exercised is a failure too. Tracebacks of user code go to stderr, from the user's
+    own first line on. Stages are torn down before it returns. KeyboardInterrupt passes through.
     """
     findings = run(deployment)
+    ok = all(finding.status == "ok" or (finding.status == NOT_EXERCISED and not strict) for finding in findings)
     if as_json:
-        document = {"name": deployment.engine.name, "stages": [asdict(finding) for finding in findings]}
+        document = {"name": deployment.engine.name, "ok": ok, "stages": [asdict(finding) for finding in findings]}
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
     else:
-        sys.stdout.write(table(findings))
+        sys.stdout.write(f"{table(findings)}\n{summary(findings, ok=ok)}\n")
     sys.stdout.flush()
-    return ExitCode.START if any(finding.status == "failed" for finding in findings) else ExitCode.OK
+    return ExitCode.OK if ok else ExitCode.START
 
 
 def run(deployment: Deployment) -> list[Finding]:
@@ -73,33 +77,36 @@ def run(deployment: Deployment) -> list[Finding]:
     outputs: dict[int, list[Any]] = {}  # what each exercised stage returned for its last example
     try:
         for number, spec in enumerate(deployment.stages):
-            worker = _load(deployment, spec, findings[number])
+            worker = _load(deployment, spec, findings, number)
             if worker is not None:
                 workers[number] = worker
         for number in _in_route_order(topology):
             if number in workers:
-                results = _exercise(number, topology, workers, outputs, findings)
+                results = _exercise(number, deployment, workers, outputs, findings)
                 if results is not None:
                     outputs[number] = results
         for number, worker in workers.items():
-            _tear_down(worker, findings[number])
+            _tear_down(worker, findings, number)
     finally:
         workers.clear()
     return findings
 
 
-def _load(deployment: Deployment, spec: StageSection, finding: Finding) -> Worker | None:
+def _load(deployment: Deployment, spec: StageSection, findings: Sequence[Finding], number: int) -> Worker | None:
+    finding = findings[number]
     memory = _Memory()
     began = time.perf_counter()
     try:
         worker = load_offline(deployment, spec)
-    except Exception as error:  # whatever user code raises
-        _fail(finding, error, "cannot be loaded")
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever user code raises: it may call sys.exit, or raise what is no Exception
+        _fail(findings, number, error, "cannot be loaded")
         return None
     finding.load_s = time.perf_counter() - began
     memory.add_to(finding)
     finding.device = worker.device
-    finding.status = "not exercised"
+    finding.status = NOT_EXERCISED
     return worker
 
 
@@ -110,26 +117,29 @@ def _in_route_order(topology: Topology) -> list[int]:
 
 def _exercise(
     number: int,
-    topology: Topology,
+    deployment: Deployment,
     workers: dict[int, Worker],
     outputs: dict[int, list[Any]],
     findings: Sequence[Finding],
 ) -> list[Any] | None:
     """Run one stage; what it returned, or None if it was not run or failed."""
-    worker, finding = workers[number], findings[number]
+    worker, finding, spec = workers[number], findings[number], deployment.stages[number]
     try:
         inputs = examples(worker)
         finding.examples = len(inputs)
         if not inputs:
-            inputs = _fed(number, topology, workers, outputs, findings)
+            inputs = _fed(number, deployment.topology, workers, outputs, findings)
         if not inputs:
             return None
         results = _measure(worker, inputs, finding)
-        finding.result_bytes = _largest(number, topology, worker, results)
-    except Exception as error:  # whatever user code raises
-        _fail(finding, error, "failed on its examples")
+        finding.result_bytes = encoded_size(worker, results, lasts(deployment, spec.name))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # as above
+        _fail(findings, number, error, "failed on its example" if finding.examples == 1 else "failed on its examples")
         return None
     finding.status = "ok"
+    finding.too_slow = finding.median_s is not None and finding.median_s > spec.timeout
     return results
 
 
@@ -191,28 +201,22 @@ class _Memory:
             finding.gpu_bytes = (finding.gpu_bytes or 0) + gpu
 
 
-def _largest(number: int, topology: Topology, worker: Worker, results: Sequence[Any]) -> int:
-    """Bytes of the largest result, encoded for every kind of next hop this stage has."""
-    codec = Codec(worker)
-    kinds = {route.stages[-1] == number for route in topology.routes if number in route.stages}
-    return max(
-        (payload_size(codec.encode(ItemIn(0, b"", last=last), result)) for result in results for last in sorted(kinds)),
-        default=0,
-    )
-
-
-def _tear_down(worker: Worker, finding: Finding) -> None:
+def _tear_down(worker: Worker, findings: Sequence[Finding], number: int) -> None:
     try:
         worker.teardown()
-    except Exception as error:  # the user's
-        _fail(finding, error, "failed in teardown")
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's
+        _fail(findings, number, error, "failed in teardown")
 
 
-def _fail(finding: Finding, error: Exception, what: str) -> None:
-    finding.status = "failed"
-    finding.error = " ".join(f"{type(error).__name__}: {error}".split())
-    sys.stderr.write(f"stage {finding.stage} {what}:\n")
-    traceback.print_exception(error, file=sys.stderr)
+def _fail(findings: Sequence[Finding], number: int, error: BaseException, what: str) -> None:
+    """Note a failure, and show its traceback at once; one that other stages have met as well, once."""
+    finding, trace = findings[number], blame.traceback(error)
+    finding.status, finding.error = "failed", blame.line(error)
+    if trace and all(other.trace != trace for other in findings):
+        sys.stderr.write(f"stage {finding.stage} {what}:\n{trace}\n\n")
+    finding.trace = trace or None
 
 
 # --- showing it ------------------------------------------------------------------------------------------------------
@@ -241,11 +245,25 @@ def table(findings: Sequence[Finding]) -> str:
     for finding in findings:
         if finding.error is not None:
             lines.append(f"{finding.stage}: {finding.error}")
-        elif finding.status == "not exercised":
-            lines.append(f"{finding.stage}: not exercised; it has no example, and no stage before it has one")
+        elif finding.status == NOT_EXERCISED:
+            lines.append(
+                f"{finding.stage}: not exercised: give its class an example (a value that forward takes, "
+                "where it batches a list of them), or one to a stage before it"
+            )
         elif finding.fed_by is not None:
             lines.append(f"{finding.stage}: has no example of its own; ran on the results of {finding.fed_by}")
+        if finding.too_slow:
+            lines.append(f"{finding.stage}: slower than its timeout: such requests get 408; raise the stage's timeout")
     return "\n".join(lines) + "\n"
+
+
+def summary(findings: Sequence[Finding], *, ok: bool) -> str:
+    """The last line: how many stages are which, and what was not found out."""
+    counts = Counter(finding.status for finding in findings)
+    told = ", ".join(f"{count} {status}" for status, count in counts.items())
+    untried = counts[NOT_EXERCISED]
+    hint = " (an error with --strict)" if untried and ok else ""
+    return f"check {'passed' if ok else 'FAILED'}: {len(findings)} stage{'s' * (len(findings) != 1)}: {told}{hint}"
 
 
 def _time(seconds: float | None) -> str:

@@ -189,10 +189,11 @@ class Ready:
 
 @dataclass(frozen=True)
 class Failed:
-    """The child says why it cannot start; it is about to exit."""
+    """The child says why it cannot start; it is about to exit. ``trace``: the traceback, of user code."""
 
     child: Child
     reason: str
+    trace: str = ""
 
 
 @dataclass(frozen=True)
@@ -245,11 +246,12 @@ class Level(Enum):
 
 @dataclass(frozen=True)
 class Say:
-    """A line for the log."""
+    """A line for the log, and the traceback below it, if there is one."""
 
     text: str
     level: Level = Level.INFO
     child: Child | None = None
+    trace: str = ""
 
 
 @dataclass(frozen=True)
@@ -273,6 +275,7 @@ class _Record:
     deadline: float | None = None  # of its start, or of its next start
     killed_at: float | None = None
     reason: str = ""  # why it failed, if it said so
+    trace: str = ""
 
 
 class Machine:
@@ -282,7 +285,8 @@ class Machine:
         self.phase = Phase.STARTING
         self.outcome = Outcome.STOPPED
         self.reason = ""  # of a failure, one line
-        self.failed_code: int | None = None  # exit code of the process whose failure ended the start
+        self.failed_code: int | None = None  # exit code of the process of ours whose failure ended the start
+        self._told: dict[str, str] = {}  # the last traceback shown of each stage: its workers mostly fail alike
         self._records = {child: _Record() for child in children}
         self._grace_s = grace_s
         self._policy = policy
@@ -307,9 +311,9 @@ class Machine:
                 self._say(f"{child.name} warming up {done}/{of}", child=child)
             case Ready(child):
                 self._handle_ready(child, now)
-            case Failed(child, reason):
+            case Failed(child, reason, trace):
                 record = self._records[child]
-                record.reason = " ".join(reason.split())
+                record.reason, record.trace = " ".join(reason.split()), trace
                 if record.state is ChildState.STARTING:
                     record.deadline = min(record.deadline or now, now + REPORTED_FAILURE_S)
             case Died(child):
@@ -353,10 +357,14 @@ class Machine:
 
     def _handle_died(self, event: Died, now: float) -> None:
         child, record = event.child, self._records[event.child]
-        how = event.reason or record.reason or describe_exit(event.code)
+        how, trace = event.reason or record.reason or describe_exit(event.code), record.trace
+        failed_too = bool(record.reason) and self.outcome is Outcome.NOT_STARTED and how not in self.reason
         record.deadline = record.killed_at = None
-        record.reason = ""
-        if record.state is ChildState.STOPPING:
+        record.reason = record.trace = ""
+        if failed_too:  # a mistake of its own, beside the one that ended the start
+            self._turn(child, Turn.END)
+            self._say(f"{child.name} could not start either: {how}", Level.ERROR, child, trace)
+        elif record.state is ChildState.STOPPING:
             self._turn(child, Turn.END)
             self._say(f"{child.name} stopped ({describe_exit(event.code)})", Level.DEBUG, child)
         elif self.phase is Phase.STOPPING:  # it was still waiting to be asked
@@ -364,22 +372,23 @@ class Machine:
             self._say(f"{child.name} died ({how}) while stopping", Level.WARNING, child)
         elif child.kind is Kind.DAEMON:
             self._turn(child, Turn.END)
-            self._fail(f"{child.name} ended ({how})", event.code, now)
+            self._fail(child, f"{child.name} ended ({how})", None, now)
         else:
-            self._retry(child, how, event.code, now)
+            self._retry(child, how, event.code, now, trace)
 
-    def _retry(self, child: Child, how: str, code: int | None, now: float) -> None:
+    def _retry(self, child: Child, how: str, code: int | None, now: float, trace: str) -> None:
         record = self._records[child]
         essential = child.kind in ESSENTIAL
         record.history, decision = died(record.history, now, essential=essential, policy=self._policy)
         if isinstance(decision, GiveUp):
             self._turn(child, Turn.END)
-            self._fail(f"{child.name} {decision.reason}: {how}", code, now)
+            # Of a worker's code nothing is concluded: it may be whatever user code ended the process with.
+            self._fail(child, f"{child.name} {decision.reason}: {how}", code if essential else None, now, trace)
             return
         self._turn(child, Turn.RETRY)
         record.deadline = decision.at
         what, level = ("failed to start again", Level.ERROR) if decision.failing else ("died", Level.WARNING)
-        self._say(f"{child.name} {what} ({how}); starting it in {decision.at - now:.1f} s", level, child)
+        self._say(f"{child.name} {what} ({how}); starting it in {decision.at - now:.1f} s", level, child, trace)
 
     # --- events of the deployment
 
@@ -396,14 +405,14 @@ class Machine:
             self._move(Cause.AT_ONCE)
             self._stop((Step(frozenset(Kind), 0.0),), now)
 
-    def _fail(self, reason: str, code: int | None, now: float) -> None:
+    def _fail(self, child: Child, reason: str, code: int | None, now: float, trace: str = "") -> None:
         if self.phase not in (Phase.STARTING, Phase.SERVING):
             self._say(reason, Level.WARNING)  # on the way out already; the first cause stands
             return
         starting = self.phase is Phase.STARTING
         self.outcome = Outcome.NOT_STARTED if starting else Outcome.FAILED
         self.reason, self.failed_code = reason, code
-        self._say(reason, Level.ERROR)
+        self._say(reason, Level.ERROR, child, trace)
         self._move(Cause.FAILED)
         self._stop(stop_order(self._kinds(), self._grace_s, failed_start=starting), now)
 
@@ -491,8 +500,11 @@ class Machine:
     def _move(self, cause: Cause) -> None:
         self.phase = PHASE_TABLE[self.phase, cause]
 
-    def _say(self, text: str, level: Level = Level.INFO, child: Child | None = None) -> None:
-        self._actions.append(Say(text, level, child))
+    def _say(self, text: str, level: Level = Level.INFO, child: Child | None = None, trace: str = "") -> None:
+        if trace:
+            stage = child.stage if child is not None else ""
+            trace, self._told[stage] = ("" if self._told.get(stage) == trace else trace), trace
+        self._actions.append(Say(text, level, child, trace))
 
     def _kinds(self) -> set[Kind]:
         return {child.kind for child in self._records}

@@ -68,6 +68,7 @@ def run(
                 daemons=keepers,
                 on_url=listening.handle_url,
                 on_serving=listening.handle_serving,
+                on_trial=listening.handle_trial,
             )
             loop.run(signals)
             return _ended(machine, deployment.engine.name)
@@ -122,7 +123,7 @@ def _ended(machine: Machine, name: str) -> ExitCode:
     if machine.outcome is Outcome.FAILED:
         log.error("%s stopped: %s", name, machine.reason)
         return ExitCode.FAILED
-    log.error("%s did not start: %s", name, machine.reason)
+    log.error("%s did not start", name)  # the reason was told when it was met
     return next((code for code in _PASSED_ON if code == machine.failed_code), ExitCode.START)
 
 
@@ -133,6 +134,7 @@ class _Listening:
         self._deployment = deployment
         self._folder = folder
         self._url = ""
+        self._trial: str | None = None
 
     def handle_url(self, url: str) -> None:
         first, self._url = not self._url, url
@@ -142,8 +144,11 @@ class _Listening:
             frontend = dataclasses.replace(self._deployment.frontend, port=port)
             write_snapshot(self._folder, dump(dataclasses.replace(self._deployment, frontend=frontend)))
 
+    def handle_trial(self, trial: str) -> None:
+        self._trial = trial
+
     def handle_serving(self) -> None:
-        _print(banner(self._deployment, self._url or _configured(self._deployment)))
+        _print(banner(self._deployment, self._url or _configured(self._deployment), self._trial))
 
 
 def _configured(deployment: Deployment) -> str:

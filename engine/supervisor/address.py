@@ -54,15 +54,22 @@ def shown(url: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{host}:{parts.port}" if parts.port else host))
 
 
-def banner(deployment: Deployment, url: str) -> str:
-    """The last lines of a start: where it listens, and a request to try."""
-    url = shown(url)
-    return f"{deployment.engine.name} is ready: {url}  (stop with Ctrl-C)\ntry: {_example(deployment, url)}"
+def banner(deployment: Deployment, url: str, trial: str | None = None) -> str:
+    """The last lines of a start: where it listens, and a request to try.
+
+    ``trial`` is what the first stage proposes, a command line with ``{url}`` in it.
+    """
+    url, every = shown(url), deployment.frontend.address in _SHOWN
+    where = f"{url} (listening on all addresses, {deployment.frontend.address})" if every else url
+    return f"{deployment.engine.name} is ready: {where}  (stop with Ctrl-C)\ntry: {_example(deployment, url, trial)}"
 
 
-def _example(deployment: Deployment, url: str) -> str:
+def _example(deployment: Deployment, url: str, trial: str | None) -> str:
+    """The author's own example before what the stage proposes."""
     try:
         text = (Path(deployment.file).parent / "example.curl").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         text = ""
-    return text.replace("{url}", url) if text else f"curl -X POST {url}{deployment.routes[0].path} -d '{{}}'"
+    if text:
+        return text.replace("{url}", url)
+    return (trial or "curl {url} -d '{}'").replace("{url}", url + deployment.routes[0].path, 1)

@@ -19,7 +19,7 @@ from typing import Any, Final
 from engine.clock import now
 from engine.core import lifecycle as life
 from engine.core.lifecycle import Child, Kind
-from engine.log import get_logger
+from engine.log import TRACEBACK, get_logger
 from engine.process import Spawned, adopt_orphans, children, signal_group, spawn
 from engine.signals import STOPPING, Signals
 from engine.supervisor.daemons import Daemon
@@ -43,6 +43,7 @@ class Loop:
         daemons: Mapping[Child, Daemon],
         on_url: Callable[[str], None],
         on_serving: Callable[[], None],
+        on_trial: Callable[[str], None] = lambda trial: None,
     ) -> None:
         self._machine = machine
         self._commands = commands
@@ -50,6 +51,7 @@ class Loop:
         self._daemons = dict(daemons)
         self._on_url = on_url
         self._on_serving = on_serving
+        self._on_trial = on_trial
         self._selector = selectors.DefaultSelector()
         self._events: deque[life.Event] = deque()
         self._running: dict[int, tuple[Child, Spawned]] = {}  # by pid
@@ -142,6 +144,8 @@ class Loop:
             return
         if child.kind is Kind.FRONTEND and isinstance(event, life.Ready) and "url" in told:
             self._on_url(str(told["url"]))
+        if child.kind is Kind.WORKER and isinstance(event, life.Ready) and "trial" in told:
+            self._on_trial(str(told["trial"]))
         self._post(event)
 
     def _forget_status(self, spawned: Spawned) -> None:
@@ -159,8 +163,8 @@ class Loop:
                 self._send(child, signal.SIGTERM)
             case life.Kill(child):
                 self._send(child, signal.SIGKILL)
-            case life.Say(text, level, child):
-                log.log(level.value, text, extra=_fields(child))
+            case life.Say(text, level, child, trace):
+                log.log(level.value, text, extra={**_fields(child), **({TRACEBACK: trace} if trace else {})})
             case life.Serving(took_s):
                 log.info("every process is ready after %.1f s", took_s)
                 self._on_serving()
@@ -262,7 +266,7 @@ def _event(child: Child, told: dict[str, Any]) -> life.Event:
         case "ready":
             return life.Ready(child)
         case "failed":
-            return life.Failed(child, str(told["reason"]))
+            return life.Failed(child, str(told["reason"]), str(told.get("trace", "")))
         case other:
             raise ValueError(f"no such event: {other!r}")
 

@@ -59,7 +59,7 @@ class Control:
         signals: Signals,
         grace_s: float,
         families: Callable[[], bytes],
-        refused: Callable[[str], None],
+        refused: Callable[[str], object],
     ) -> None:
         self._thread = threading.Thread(target=self._main, name="control", daemon=True)
         self._ctx = ctx

@@ -16,14 +16,15 @@ from typing import Final
 from engine import transport
 from engine.config import Deployment
 from engine.core.messages import PROTOCOL, Hello
-from engine.errors import ConfigError, StartError
+from engine.errors import StartError
 from engine.exitcodes import ExitCode
 from engine.loader import load_class, stand_in
-from engine.log import get_logger
+from engine.log import TRACEBACK, get_logger
 from engine.process import Notifier, settle
 from engine.signals import STOPPING, Signals
+from stages import blame
 from stages.base import Worker
-from stages.build import create, is_first, is_last, warm_up
+from stages.build import create, is_first, is_last, lasts, warm_up
 from stages.mixin.typed import check_types
 from stages.runtime.control import Control
 from stages.runtime.loop import Loop
@@ -35,9 +36,11 @@ from stages.runtime.user_metrics import UserMetrics
 from stages.runtime.window import Windows
 from stages.schema import describe
 from stages.stream import check_place, flow_of
+from stages.trial import trial
 from stages.watchdog import Watchdog
 
 GOODBYE_S: Final = 2.0  # for the control thread to end
+TRACE_MAX: Final = 8192  # characters of a traceback told to the supervisor
 
 
 def serve(deployment: Deployment, stage: str, slot: int, notify: Notifier) -> int:
@@ -56,9 +59,11 @@ def serve(deployment: Deployment, stage: str, slot: int, notify: Notifier) -> in
             except StartError as error:
                 return _failed(notify, error)
             return _serve(deployment, stage, slot, placement.device, notify, shared, windows, signals)
-    except SystemExit as end:
-        # A stop while loading, or user code that wants its process to end: the code is its own.
-        return end.code if isinstance(end.code, int) else ExitCode.FAILED if end.code else ExitCode.OK
+    except _Stopped:
+        return ExitCode.OK
+    except SystemExit as end:  # out of `forward`: its number says nothing to whoever reads ours, its words may
+        get_logger().error("%s", blame.line(end), extra={TRACEBACK: blame.traceback(end)})
+        return ExitCode.FAILED
     finally:
         shared.close()
         windows.close()
@@ -94,7 +99,9 @@ def _serve(
     try:
         try:
             worker, warm = _load(deployment, stage, slot, device, notify)
-        except Exception as error:  # whatever user code raises: it is shown whole
+        except _Stopped:
+            raise
+        except BaseException as error:  # whatever user code raises; `sys.exit` while it loads is a failed start too
             return _failed(notify, error)
         spec = deployment.stage(stage)
         plan = Plan(topology, index)
@@ -116,7 +123,7 @@ def _serve(
         # In this order: once the broker may send batches, a stop must wait for them.
         shared.phase = Phase.SERVING
         shared.to_control.post(warm)
-        notify.send("ready")
+        notify.send("ready", **_to_try(deployment, stage, slot, worker))
         code = loop.run()
         shared.phase = Phase.ENDING
         watchdog.stop()
@@ -153,7 +160,7 @@ def _load(deployment: Deployment, stage: str, slot: int, device: str, notify: No
         check_types(worker)
     about = describe(worker, first=first, last=any(route.stages[-1] == stage for route in deployment.routes))
     warming = time.monotonic()
-    warm_up(worker, lambda done, of: notify.send("warming", done=done, of=of))
+    warm_up(worker, lambda done, of: notify.send("warming", done=done, of=of), lasts=lasts(deployment, stage))
     took_ms = int((time.monotonic() - warming) * 1000)
     get_logger().info(
         "worker is warm",
@@ -162,15 +169,26 @@ def _load(deployment: Deployment, stage: str, slot: int, device: str, notify: No
     return worker, Warm(worker.resp_mime_type, took_ms, flow=int(flow_of(worker)), about=about)
 
 
-def _failed(notify: Notifier, error: Exception) -> ExitCode:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    if isinstance(error, StartError | ConfigError):  # ours: the message says it all
-        reason = " ".join(str(error).split())
-        get_logger().error("the worker cannot start: %s", reason)
-    else:
-        get_logger().error("the worker cannot start", exc_info=error)
-    notify.send("failed", reason=reason[:1000])
+def _to_try(deployment: Deployment, stage: str, slot: int, worker: Worker) -> dict[str, str]:
+    """What the first worker of all tells besides: a request for the last line of the start."""
+    if slot > 1 or stage != deployment.routes[0].stages[0]:
+        return {}
+    line = trial(worker)
+    return {} if line is None else {"trial": line}
+
+
+def _failed(notify: Notifier, error: BaseException) -> ExitCode:
+    """Tell why this worker cannot start: the supervisor, which tells what many have met once; else the log."""
+    reason, trace = blame.line(error), blame.traceback(error)
+    if not notify.send("failed", reason=reason, trace=_shortened(trace)):
+        get_logger().error("the worker cannot start: %s", reason, extra={TRACEBACK: trace})
     return ExitCode.START
+
+
+def _shortened(trace: str) -> str:
+    """Its beginning, where the user's own line is, and its end, which says what: both fit into the pipe."""
+    half = TRACE_MAX // 2
+    return trace if len(trace) <= TRACE_MAX else f"{trace[:half]}\n  ...\n{trace[-half:]}"
 
 
 def _tear_down(worker: Worker) -> None:
@@ -183,7 +201,11 @@ def _tear_down(worker: Worker) -> None:
 def _interrupt(shared: Shared) -> None:
     """Between two lines of the main thread: end user code that loads. Once it serves, the control thread decides."""
     if shared.phase is Phase.LOADING:
-        raise SystemExit(ExitCode.OK)
+        raise _Stopped(ExitCode.OK)
+
+
+class _Stopped(SystemExit):
+    """A signal's, while loading. Told apart from a ``sys.exit`` of the user's."""
 
 
 def _trace_crashes() -> None:

@@ -22,6 +22,7 @@ from engine.core.lifecycle import (
     Failed,
     Kill,
     Kind,
+    Level,
     Loading,
     Machine,
     Outcome,
@@ -109,7 +110,7 @@ def test_a_worker_that_cannot_start_ends_the_start_with_its_own_reason() -> None
     assert acts(actions) == [Terminate(TWO), Terminate(FRONT)]
     assert made.phase is Phase.STOPPING
     assert made.outcome is Outcome.NOT_STARTED
-    assert made.failed_code == 4
+    assert made.failed_code is None, "of user code's number nothing is concluded"
     assert made.reason == "worker encode-1 could not start: ModuleNotFoundError: no torch"
     made.handle(Died(TWO, -15), 2.2)
     assert acts(made.handle(Died(FRONT, 0), 2.3)) == [Terminate(BROKER)]
@@ -338,3 +339,38 @@ def test_every_state_can_be_stopped(state: ChildState) -> None:
 )
 def test_exits_are_described_in_words(code: int | None, expected: str) -> None:
     assert describe_exit(code) == expected
+
+
+def errors(actions: Sequence[Action]) -> list[tuple[str, str]]:
+    return [
+        (action.text, action.trace) for action in actions if isinstance(action, Say) and action.level is Level.ERROR
+    ]
+
+
+def test_a_mistake_that_all_workers_meet_is_told_once_and_another_as_well() -> None:
+    made = machine()
+    made.handle(Begin(), 0.0)
+    made.handle(Ready(BROKER), 1.0)
+    made.handle(Failed(ONE, "SyntaxError: x", "the trace"), 2.0)
+    made.handle(Failed(TWO, "SyntaxError: x", "the trace"), 2.0)
+    assert errors(made.handle(Died(ONE, 4), 2.1)) == [("worker encode-1 could not start: SyntaxError: x", "the trace")]
+    assert errors(made.handle(Died(TWO, 4), 2.1)) == []
+    made = machine()
+    made.handle(Begin(), 0.0)
+    made.handle(Ready(BROKER), 1.0)
+    made.handle(Failed(ONE, "SyntaxError: x", "the trace"), 2.0)
+    made.handle(Failed(TWO, "KeyError: y", "another"), 2.0)
+    made.handle(Died(ONE, 4), 2.1)
+    assert errors(made.handle(Died(TWO, 4), 2.1)) == [
+        ("worker encode-2 could not start either: KeyError: y", "another")
+    ]
+
+
+@pytest.mark.parametrize("code", [3, 5, 77])
+def test_a_code_that_user_code_chose_is_not_passed_on(code: int) -> None:
+    made = machine()
+    made.handle(Begin(), 0.0)
+    made.handle(Ready(BROKER), 1.0)
+    made.handle(Died(ONE, code), 2.0)
+    assert made.outcome is Outcome.NOT_STARTED
+    assert made.failed_code is None

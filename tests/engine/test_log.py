@@ -219,3 +219,12 @@ def test_no_field_has_a_name_that_the_record_itself_has() -> None:
                 if isinstance(node, ast.keyword) and node.arg == "extra" and isinstance(node.value, ast.Dict):
                     names = {key.value for key in node.value.keys if isinstance(key, ast.Constant)}
                     assert not names & reserved, f"{path}:{node.value.lineno}"
+
+
+def test_a_traceback_given_as_text_is_shown_as_an_exceptions_is(monkeypatch):
+    record = logging.makeLogRecord({"msg": "failed", "levelname": "ERROR", log.TRACEBACK: "Traceback\n  line"})
+    line = json.loads(log.JSONFormatter({"process": "supervisor"}).format(record))
+    assert line["exception"] == "Traceback\n  line"
+    assert log.TRACEBACK not in line
+    text = log.ReadableFormatter({"process": "supervisor"}, colour=False).format(record)
+    assert text.endswith("failed\nTraceback\n  line")

@@ -148,8 +148,7 @@ def test_it_starts_in_order_says_where_it_listens_and_leaves_nothing(start: Call
     tell(folder, "frontend", "url", "http://0.0.0.0:4321")
     trial = start()
     assert trial.wait_ready() == (
-        "tried is ready: http://127.0.0.1:4321  (stop with Ctrl-C)\n"
-        "try: curl -X POST http://127.0.0.1:4321/inference -d '{}'\n"
+        "tried is ready: http://127.0.0.1:4321  (stop with Ctrl-C)\ntry: curl http://127.0.0.1:4321/inference -d '{}'\n"
     )
     order = [line.split()[:2] for line in trial.journal]
     for name in EVERYBODY[1:]:
@@ -176,7 +175,8 @@ def test_a_worker_that_cannot_start_fails_the_deployment_with_its_reason(
     tell(folder, "worker-encode-2", "fails")
     trial = start()
     assert trial.wait_exit() == ExitCode.START
-    assert "tried did not start: worker encode-2 could not start: ValueError: no such model" in trial.log
+    assert trial.log.count("worker encode-2 could not start: ValueError: no such model") == 1
+    assert "tried did not start" in trial.log
     assert not trial.run_dir.exists()
 
 

@@ -234,8 +234,8 @@ def test_attributes_stand_before_init_runs() -> None:
     assert worker.was_set_up
 
 
-def test_unknown_args_are_pythons_own_error() -> None:
-    with pytest.raises(TypeError, match="takes no arguments"):
+def test_args_that_the_class_does_not_take_are_told_as_the_files() -> None:
+    with pytest.raises(StartError, match=r"Echo of stage s does not take its args \(model\): .*takes no arguments"):
         make(Echo, model="x")
 
 

@@ -102,11 +102,11 @@ def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
     import sys
 
     module = f"service_{abs(hash(tmp_path)):x}"
-    (tmp_path / f"{module}.py").write_text(SERVICE)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delenv("COLOUR", raising=False)
 
-    def make(text: str) -> Deployment:
+    def make(text: str, code: str = SERVICE) -> Deployment:
+        (tmp_path / f"{module}.py").write_text(code)
         file = tmp_path / "stages.toml"
         file.write_text(text.format(module=module))
         return load(file, environ={})
@@ -200,11 +200,91 @@ def test_failures_are_shown_whole_and_the_others_still_checked(
     out, err = capsys.readouterr()
     status = {line.split()[0]: line.split()[1] for line in out.splitlines()[1:6]}
     assert status == {cls.lower(): "ok" if cls == "Big" else "failed" for cls in classes}
-    for reason in ("cannot load", "cannot compute", "Missing", "Traceback"):
+    for reason in ("cannot load", "cannot compute", "Traceback"):
         assert reason in err
-    assert "failing: RuntimeError: cannot compute" in out
+    assert "dryrun.py" not in err
+    assert "failing: RuntimeError: cannot compute (" in out
+    assert "missing: " in out
 
 
 def test_stage_that_nothing_reaches_is_named(deployment: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(deployment(stage("size", "Size")), as_json=False) == ExitCode.OK
     assert "size: not exercised" in capsys.readouterr().out
+
+
+MISTAKES = """
+from engine import Worker
+
+class Forgotten(Worker):
+    example = [1, 2]
+
+    def forward(self, data):
+        return sum(data)
+
+class Short(Forgotten):
+    def forward(self, data):
+        return data[:1]
+
+class NoReturn(Worker):
+    def forward(self, data):
+        print(len(data))
+
+class Coroutine(Worker):
+    async def forward(self, data):
+        return data
+
+class Numpy(Worker):
+    example = [1, 2]
+
+    def forward(self, data):
+        import numpy
+        return [numpy.arange(2) for _ in data]
+
+class Quits(Worker):
+    def __init__(self):
+        raise SystemExit(3)
+
+    def forward(self, data):
+        return data
+"""
+
+
+@pytest.mark.parametrize(
+    ("cls", "words"),
+    [
+        ("Forgotten", "forward returned a int for 2 values; it must return a list"),
+        ("Short", "forward returned 1 results for 2 values"),
+        ("NoReturn", 'is a "return" missing?'),
+        ("Coroutine", 'is "async def"'),
+        ("Numpy", "type numpy.ndarray is unsupported; call .tolist() on it"),
+        ("Quits", "sys.exit(3)"),
+    ],
+)
+def test_a_mistake_that_would_answer_500_to_everybody_is_found(
+    deployment: Any, capsys: pytest.CaptureFixture[str], cls: str, words: str
+) -> None:
+    made = deployment(stage("s", cls) + "max_batch_size = 8\n", MISTAKES)
+    assert check(made, as_json=False) == ExitCode.START
+    out, err = capsys.readouterr()
+    assert words in out
+    assert "dryrun" not in err
+    assert "build.py" not in err
+    assert out.splitlines()[-1] == "check FAILED: 1 stage: 1 failed"
+
+
+def test_what_was_not_tried_is_an_error_when_asked_for(deployment: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    made = deployment(stage("size", "Size"))
+    assert check(made, as_json=False) == ExitCode.OK
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "check passed: 1 stage: 1 not exercised (an error with --strict)"
+    )
+    assert check(made, as_json=False, strict=True) == ExitCode.START
+    assert capsys.readouterr().out.splitlines()[-1] == "check FAILED: 1 stage: 1 not exercised"
+
+
+def test_a_mistake_that_two_stages_meet_is_shown_once(deployment: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    made = deployment(stage("one", "A") + stage("two", "B"), "def broken(:\n")
+    assert check(made, as_json=False) == ExitCode.START
+    out, err = capsys.readouterr()
+    assert err.count("SyntaxError") == 1
+    assert out.count("SyntaxError") == 2  # each stage says what is wrong with it

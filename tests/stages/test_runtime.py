@@ -132,9 +132,10 @@ def test_worker_that_cannot_start_says_why(bench: Any, name: str, reason: str) -
     assert worker.names()[-1] == "failed"
     assert reason in str(worker.events[-1]["reason"])
     assert "\n" not in str(worker.events[-1]["reason"])
-    assert reason in worker.stderr
-    if "Bad" in name:
-        assert "service.py" in worker.stderr  # the user's own traceback
+    assert reason not in worker.stderr  # whoever listens tells it, once for all workers that meet it
+    trace = str(worker.events[-1]["trace"])
+    assert ("service.py" in trace) == ("Bad" in name)  # the user's own, and nobody else's
+    assert "runtime" not in trace
 
 
 def test_worker_knows_itself_and_its_request(start: Any) -> None:
@@ -320,7 +321,8 @@ def test_a_worker_that_quits_while_its_sockets_are_lent_ends(bench: Any, start: 
     uids = many(bench, broker, let_go, 10)
     broker.give(50, [{"do": "quit"}])
     assert len(broker.settled(uids)) == 20
-    assert worker.wait(broker) == 7
+    assert worker.wait(broker) == ExitCode.FAILED  # whatever number user code chose
+    assert "sys.exit(7)" in worker.stderr
 
 
 # --- revoking, cancelling --------------------------------------------------------------------------------------------

@@ -1,0 +1,65 @@
+"""A request to try: the first stage's ``example`` as the body of a ``curl``, for the last line of a start.
+
+Only where the body is certain: encoded by the inverse of the very ``deserialize`` that will read it, and read back
+once. A class that reads bodies in its own way is shown with the name of a file in the body's place.
+"""
+
+from __future__ import annotations
+
+import base64
+import shlex
+from typing import Any, Final
+
+from stages.base import Worker
+
+BODY_MAX: Final = 1500  # bytes; a longer line is not one to copy
+
+URL: Final = "{url}"  # stands for the address, once: who knows it puts it in
+FILE: Final = f"curl {URL} --data-binary @FILE"
+
+
+def trial(worker: Worker) -> str | None:
+    """A command line for a shell; None where the class reads plain JSON and has no example that is one."""
+    if _is_own(worker, "deserialize"):
+        return f"{FILE}  # FILE: a body that {type(worker).__name__}.deserialize reads"
+    body = _body(worker)
+    if body is None:
+        return None
+    header = "" if worker.req_mime_type == Worker.req_mime_type else f" -H 'content-type: {worker.req_mime_type}'"
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        text = ""
+    if text and text.isprintable() and not text.startswith("@"):  # which curl takes for the name of a file
+        return f"curl {URL}{header} -d {shlex.quote(text)}"
+    return f"echo {base64.b64encode(body).decode()} | base64 -d | curl {URL}{header} --data-binary @-"
+
+
+def _body(worker: Worker) -> bytes | None:
+    try:
+        value = next(iter(_values(worker)))
+        body: bytes = _serialize(worker)(worker, value)
+        worker.deserialize(body)
+    except Exception:  # no example; not of the format's types; or it means something only after `deserialize`
+        return None
+    return body if 0 < len(body) <= BODY_MAX else None
+
+
+def _values(worker: Worker) -> Any:  # of whatever type the user's class takes
+    examples = [*([] if worker.example is None else [worker.example]), *worker.multi_examples]
+    return examples if worker.max_batch_size == 1 else [value for example in examples[:1] for value in example]
+
+
+def _serialize(worker: Worker) -> Any:
+    """The inverse of its ``deserialize``: what the class of ours that brings that one has beside it."""
+    return next(
+        vars(cls)["serialize"] for cls in type(worker).__mro__ if _is_ours(cls.__module__) and "serialize" in vars(cls)
+    )
+
+
+def _is_own(worker: Worker, method: str) -> bool:
+    return method in vars(worker) or not _is_ours(getattr(getattr(type(worker), method), "__module__", None))
+
+
+def _is_ours(module: str | None) -> bool:
+    return module is not None and module.startswith("stages.")  # a method of C code has none
