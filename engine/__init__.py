@@ -5,6 +5,7 @@ so that ``import engine`` costs nothing and the supervisor never sees zmq, Falco
 
 The code, from the bottom up; a module imports only what stands above it:
 
+    names               which top-level names are ours, whatever lies in the user's folder
     errors              every error, split by who broke the rule; imports nothing
     exitcodes           what the exit codes of commands mean
     clock               monotonic time, and a deadline through several waits
@@ -30,7 +31,8 @@ The code, from the bottom up; a module imports only what stands above it:
     server              the Python API: the same deployment, described by calls
     mixin, runtime, worker
                         names of server and stages where a service written for Mosec looks for them
-    cli, status         the ``engine`` command, and what it shows of a running deployment
+    cli, bootstrap, status
+                        the ``engine`` command, how a child process begins, and what it shows of a running deployment
 
 The HTTP side is the package ``frontend``; the worker process, and the ``Worker`` class that services subclass, is the
 package ``stages``. docs/architecture.md tells the life of a request and which invariant is held where.
@@ -40,6 +42,8 @@ from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
+
+from engine.names import hold
 
 if TYPE_CHECKING:
     from engine.errors import (
@@ -90,6 +94,8 @@ _HOMES: Final = {
     "EncodingError": "engine.errors",
     "EngineTimeoutError": "engine.errors",
 }
+
+hold("engine", "stages")  # before anything of a service is imported that may lie under one of these names
 
 
 def __getattr__(name: str) -> Any:  # PEP 562; a public name can be of any type

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from engine import log
+from engine import log, names
 from engine.config import add_flags, flags_of, load, run_dir
 from engine.errors import ConfigError, StartError, Unavailable
 from engine.exitcodes import ExitCode
@@ -166,6 +166,7 @@ def _frontend(options: argparse.Namespace, deployment: Deployment) -> int:
 
     die_with_parent(options.parent)
     log.setup("frontend", level=deployment.engine.log_level)
+    names.hold("frontend")  # the user's own may stand before it on PYTHONPATH
     from frontend import serve
 
     return serve.serve(deployment, Notifier(options.status_fd))

@@ -17,6 +17,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
+from engine import names
 from engine.errors import StartError
 
 _importing: list[str] = []  # the spec being loaded by this process; see :func:`importing`
@@ -39,6 +40,11 @@ def load_class(spec: str, folder: Path) -> type:
     _importing.append(spec)
     try:
         module = _script(folder / where) if where.endswith(".py") else _module(where, folder)
+    except AttributeError as error:  # ``import stages`` gave ours, and ``stages.Mine`` is not in it
+        name = getattr(error.obj, "__name__", "") if isinstance(error.obj, ModuleType) else ""
+        if names.held(name) and (problem := names.taken(name)):
+            raise StartError(problem) from error
+        raise
     finally:
         _importing.pop()
     return _class(module, name, spec)
@@ -65,6 +71,9 @@ def importing() -> str | None:
 
 
 def _module(name: str, folder: Path) -> ModuleType:
+    top = name.partition(".")[0]
+    if names.held(top) and (problem := names.taken(top, [str(folder)])):
+        raise StartError(problem)
     importlib.invalidate_caches()  # the file may be younger than the finders' view of its folder
     parts = name.split(".")
     for end in range(1, len(parts) + 1):

@@ -299,9 +299,9 @@ def test_cpu_time_is_told_by_request_and_role() -> None:
 @pytest.mark.parametrize(
     ("line", "role"),
     [
-        ("/v/bin/python -m engine.cli broker /r/deployment.json --parent 1", "broker"),
-        ("/v/bin/python -m engine.cli frontend /r/deployment.json --parent 1", "frontend"),
-        ("/v/bin/python -m engine.cli worker /r/deployment.json --stage s0-echo", "worker"),
+        ("/v/bin/python /v/engine/bootstrap.py broker /r/deployment.json --parent 1", "broker"),
+        ("/v/bin/python /v/engine/bootstrap.py frontend /r/deployment.json --parent 1", "frontend"),
+        ("/v/bin/python /v/engine/bootstrap.py worker /r/deployment.json --stage s0-echo", "worker"),
         ("/v/bin/python -m engine.cli up /r/stages.toml --port 1", "supervisor"),
         ("/v/lib/python3.11/site-packages/mosec/bin/mosec /r/run/config.json", "server"),
         ("/v/bin/mosec /r/run/config.json", "server"),

@@ -20,7 +20,7 @@ PACKAGES: Final = ("engine", "frontend", "stages")
 
 # From the lowest layer up. A module belongs to the first prefix that fits; it may import its own layer and lower ones.
 LAYERS: Final = (
-    ("errors", ("engine.errors", "engine.exitcodes")),
+    ("errors", ("engine.errors", "engine.exitcodes", "engine.names")),
     ("core", ("engine.core",)),
     ("config, metrics", (
         "engine.config", "engine.metrics", "engine.metrictext", "engine.clock", "engine.log", "engine.loader",
@@ -32,7 +32,8 @@ LAYERS: Final = (
     ("frontend | stages | engine.broker", ("frontend", "stages", "engine.broker")),
     ("supervisor", ("engine.supervisor",)),
     ("cli", (
-        "engine.cli", "engine.server", "engine.status", "engine.mixin", "engine.worker", "engine.runtime",
+        "engine.cli", "engine.bootstrap", "engine.server", "engine.status", "engine.mixin", "engine.worker",
+        "engine.runtime",
     )),
 )  # fmt: skip
 

@@ -13,6 +13,7 @@ from engine.core.lifecycle import Child, Kind
 from engine.process import place
 
 BROKER_START_S: Final = 30.0  # it binds sockets; half a minute is a machine in deep trouble
+BOOTSTRAP: Final = str(Path(__file__).resolve().parents[1] / "bootstrap.py")
 FRONTEND_START_S: Final = 60.0  # imports, forks and binds; loads no model
 
 # The argument vector of a child, given the number of its status pipe.
@@ -44,17 +45,6 @@ def command_line(snapshot: Path) -> Commands:
     def command(child: Child, status_fd: int) -> Sequence[str]:
         which = ["--stage", child.stage, "--slot", str(child.slot)] if child.kind is Kind.WORKER else []
         told = ["--status-fd", str(status_fd), "--parent", parent]
-        return [*_python(), "-m", "engine.cli", child.kind.value, str(snapshot), *which, *told]
+        return [sys.executable, BOOTSTRAP, child.kind.value, str(snapshot), *which, *told]
 
     return command
-
-
-def _python() -> list[str]:
-    """The interpreter, told not to look for modules in the current folder first.
-
-    ``-m`` does that by default, and a project with a folder called ``frontend`` or ``stages`` is no rarity. Run from
-    its own source tree without being installed, this package is found nowhere else.
-    """
-    root = Path(__file__).resolve().parents[2]
-    safe = sys.version_info >= (3, 11) and Path.cwd() != root
-    return [sys.executable, "-P"] if safe else [sys.executable]

@@ -10,9 +10,9 @@ import psutil
 
 ROLES: Final = (
     # text of the command line -> role; the first that fits
-    ("engine.cli broker", "broker"),
-    ("engine.cli frontend", "frontend"),
-    ("engine.cli worker", "worker"),
+    ("engine/bootstrap.py broker", "broker"),
+    ("engine/bootstrap.py frontend", "frontend"),
+    ("engine/bootstrap.py worker", "worker"),
     ("engine.cli up", "supervisor"),
     ("resource_tracker", "supervisor"),
     ("multiprocessing.spawn", "worker"),

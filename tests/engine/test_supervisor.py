@@ -413,7 +413,9 @@ def test_children_are_started_by_command_line_and_not_from_the_current_folder(
     monkeypatch.chdir(tmp_path)
     command = family.command_line(tmp_path / "deployment.json")
     python, told = command(Child(Kind.BROKER, "broker"), 7), [str(tmp_path / "deployment.json"), "--status-fd", "7"]
-    assert ("-P" in python) is (sys.version_info >= (3, 11))  # else a folder called "frontend" here would be ours
-    assert list(python[python.index("-m") :]) == ["-m", "engine.cli", "broker", *told, "--parent", str(os.getpid())]
+    assert list(python[:1]) == [sys.executable]
+    assert Path(python[1]).is_absolute()  # by its path: a folder called "engine" here would be found first by name
+    assert Path(python[1]).samefile(family.BOOTSTRAP)
+    assert list(python[2:]) == ["broker", *told, "--parent", str(os.getpid())]
     worker = command(Child(Kind.WORKER, "worker encode-2", "encode", 2), 8)
     assert list(worker[worker.index("--stage") :][:4]) == ["--stage", "encode", "--slot", "2"]
