@@ -1,8 +1,10 @@
 """When to start again what has died. Pure: a child's history and ``now`` in, a decision out.
 
-Three cases, told apart by the history alone:
+Four cases, told apart by the history alone:
 
 * never ready: it cannot start, and trying again would only hide the reason. Give up at once.
+* ready, and dead of the same error right after it, several times in a row, and never otherwise: it cannot start either,
+  it only says so late. Give up. A sibling that has lasted is proof that it can be done, and then this case is the next.
 * ready before: it is started again, at first almost at once, then ever later, for a crash loop must not eat the machine
   that its neighbours serve from. There is no last attempt: the model file may be back in an hour.
 * ready before, *essential* (nobody is served without it), and ``budget`` starts in a row have failed: give up, so that
@@ -23,6 +25,8 @@ class Policy:
     most_s: float = 10.0
     healthy_s: float = 10.0  # ready for this long: earlier deaths are forgiven
     budget: int = 8  # failed starts in a row of an essential child: about half a minute with these delays
+    lasting_s: float = 2.0  # ready for this long: it can be started. Below, what kills it is hardly a request
+    alike: int = 5  # deaths in a row, of the same error, before it has lasted once
 
 
 DEFAULT: Final = Policy()
@@ -36,6 +40,9 @@ class History:
     ready_since: float | None = None  # None: it is not ready now
     strikes: int = 0  # deaths since it last was healthy; sets the delay
     failed_starts: int = 0  # in a row; spends the budget
+    lasted: bool = False  # it was ready for ``lasting_s`` once
+    cause: str = ""  # of its last death after it was ready
+    alike: int = 0  # such deaths in a row, of that cause
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,10 @@ class Restart:
 
 @dataclass(frozen=True)
 class GiveUp:
+    """``started``: it had been of use before."""
+
     reason: str
+    started: bool = False
 
 
 Decision: TypeAlias = Restart | GiveUp
@@ -58,18 +68,40 @@ def became_ready(history: History, now: float) -> History:
     return replace(history, ever_ready=True, ready_since=now, failed_starts=0)
 
 
-def died(history: History, now: float, *, essential: bool, policy: Policy = DEFAULT) -> tuple[History, Decision]:
-    """What to do about a death that nobody asked for."""
+def has_lasted(history: History, now: float, policy: Policy = DEFAULT) -> bool:
+    """Whether a child was, or is by now, ready for long enough to know that it can be started."""
+    return history.lasted or (history.ready_since is not None and now - history.ready_since >= policy.lasting_s)
+
+
+def died(
+    history: History,
+    now: float,
+    *,
+    cause: str,
+    essential: bool,
+    proven: bool = False,
+    policy: Policy = DEFAULT,
+) -> tuple[History, Decision]:
+    """What to do about a death that nobody asked for. ``cause``: how it died, in words. ``proven``: a sibling, started
+    in the same way, has lasted."""
     failing = history.ready_since is None
     if not history.ever_ready:
         return history, GiveUp("could not start")
     healthy = not failing and now - (history.ready_since or 0.0) >= policy.healthy_s
-    strikes = 1 if healthy else history.strikes + 1
-    failed_starts = history.failed_starts + failing
-    after = History(True, None, strikes, failed_starts)
-    if essential and failed_starts >= policy.budget:
-        return after, GiveUp(f"failed to start {failed_starts} times in a row")
-    return after, Restart(now + delay_s(strikes, policy), failing)
+    alike = history.alike if failing else history.alike + 1 if cause == history.cause else 1
+    after = History(
+        ever_ready=True,
+        strikes=1 if healthy else history.strikes + 1,
+        failed_starts=history.failed_starts + failing,
+        lasted=has_lasted(history, now, policy),
+        cause=history.cause if failing else cause,
+        alike=alike,
+    )
+    if alike >= policy.alike and not (after.lasted or proven):
+        return after, GiveUp(f"died right after it was ready, {alike} times in a row")
+    if essential and after.failed_starts >= policy.budget:
+        return after, GiveUp(f"failed to start {after.failed_starts} times in a row", started=True)
+    return after, Restart(now + delay_s(after.strikes, policy), failing)
 
 
 def delay_s(strikes: int, policy: Policy = DEFAULT) -> float:

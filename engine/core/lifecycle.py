@@ -10,7 +10,9 @@ Order of stop, and why:
 1. the frontends, for up to ``grace``: they stop accepting and finish what they have, for which they need everybody
 else; 2. the workers and daemons, briefly: by now nobody waits for their results; 3. the broker last, so that the
 workers' goodbyes reach somebody and are not waited for in vain. What remains at the end of a step is killed with its
-process group. A deployment that fails while it starts serves nobody, so its steps 1 and 2 are one.
+process group. A deployment that fails while it starts serves nobody, so its steps 1 and 2 are one. And whoever was
+never ready serves nobody either: it is stopped at once, whatever step it belongs to, and not waited for. (One that is
+started again is: what was admitted may be waiting for it.)
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, TypeAlias
 
-from engine.core.backoff import DEFAULT, GiveUp, History, Policy, became_ready, died
+from engine.core.backoff import DEFAULT, GiveUp, History, Policy, became_ready, died, has_lasted
 
 WORKERS_STOP_S: Final = 5.0  # most for workers once the frontends have gone: one batch, and the user's teardown
 BROKER_STOP_S: Final = 1.0  # it has nothing left to do but close its sockets
+UNREADY_STOP_S: Final = 0.8  # for a process that was never ready: it has nothing to finish, and may be deep in C code
 REPORTED_FAILURE_S: Final = 5.0  # from a child's own "failed" to its exit; past it, it is killed
 MARGIN_S: Final = 0.5  # frontends and workers bound themselves by the grace; they get to keep that promise first
 ABANDON_S: Final = 2.0  # after SIGKILL; a process that the kernel cannot end (stuck in a driver) is not waited for
@@ -134,6 +137,11 @@ class Child:
     stage: str = ""
     slot: int = 0
     start_s: float = 60.0
+
+    @property
+    def role(self) -> tuple[Kind, str]:
+        """Equal for processes that are started in the same way."""
+        return self.kind, self.stage
 
 
 @dataclass(frozen=True)
@@ -272,7 +280,7 @@ class _Record:
     state: ChildState = ChildState.WAITING
     history: History = field(default_factory=History)
     since: float = 0.0  # when it was last spawned
-    deadline: float | None = None  # of its start, or of its next start
+    deadline: float | None = None  # of its start, of its next start, or of its stop before it was ready
     killed_at: float | None = None
     reason: str = ""  # why it failed, if it said so
     trace: str = ""
@@ -378,12 +386,20 @@ class Machine:
 
     def _retry(self, child: Child, how: str, code: int | None, now: float, trace: str) -> None:
         record = self._records[child]
-        essential = child.kind in ESSENTIAL
-        record.history, decision = died(record.history, now, essential=essential, policy=self._policy)
+        siblings = [self._records[other].history for other in self._records if other.role == child.role]
+        record.history, decision = died(
+            record.history,
+            now,
+            cause=how,
+            essential=child.kind in ESSENTIAL,
+            proven=any(has_lasted(history, now, self._policy) for history in siblings),
+            policy=self._policy,
+        )
         if isinstance(decision, GiveUp):
             self._turn(child, Turn.END)
             # Of a worker's code nothing is concluded: it may be whatever user code ended the process with.
-            self._fail(child, f"{child.name} {decision.reason}: {how}", code if essential else None, now, trace)
+            code = code if child.kind in ESSENTIAL else None
+            self._fail(child, f"{child.name} {decision.reason}: {how}", code, now, trace, started=decision.started)
             return
         self._turn(child, Turn.RETRY)
         record.deadline = decision.at
@@ -405,12 +421,15 @@ class Machine:
             self._move(Cause.AT_ONCE)
             self._stop((Step(frozenset(Kind), 0.0),), now)
 
-    def _fail(self, child: Child, reason: str, code: int | None, now: float, trace: str = "") -> None:
+    def _fail(
+        self, child: Child, reason: str, code: int | None, now: float, trace: str = "", *, started: bool = True
+    ) -> None:
+        """``started`` false: what failed had never been of use, however far the others have come."""
         if self.phase not in (Phase.STARTING, Phase.SERVING):
             self._say(reason, Level.WARNING)  # on the way out already; the first cause stands
             return
         starting = self.phase is Phase.STARTING
-        self.outcome = Outcome.NOT_STARTED if starting else Outcome.FAILED
+        self.outcome = Outcome.NOT_STARTED if starting or not started else Outcome.FAILED
         self.reason, self.failed_code = reason, code
         self._say(reason, Level.ERROR, child, trace)
         self._move(Cause.FAILED)
@@ -429,12 +448,20 @@ class Machine:
                     record.deadline = None
                     record.reason = record.reason or f"was not ready within {child.start_s:g} s"
                     self._kill(child, now)
+                elif record.state is ChildState.STOPPING:
+                    record.deadline = None
+                    self._kill(child, now)
         self._advance(now)
 
     # --- stopping
 
     def _stop(self, steps: tuple[Step, ...], now: float) -> None:
         self._steps = steps
+        for child, record in self._records.items():
+            if record.state is ChildState.STARTING and not record.history.ever_ready:
+                self._turn(child, Turn.STOP)
+                record.deadline = now + UNREADY_STOP_S
+                self._actions.append(Terminate(child))
         self._enter_step(now)
 
     def _enter_step(self, now: float) -> None:
@@ -442,6 +469,8 @@ class Machine:
         self._step_ends = now + step.bound_s
         for child in self._of(step):
             record = self._records[child]
+            if record.state is ChildState.STOPPING:
+                continue  # it was never ready, and has been told
             alive = record.state in (ChildState.STARTING, ChildState.READY)
             record.deadline = None
             self._turn(child, Turn.STOP)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
-from engine.core.backoff import DEFAULT, GiveUp, History, Policy, Restart, became_ready, delay_s, died
+from engine.core.backoff import DEFAULT, Decision, GiveUp, History, Policy, Restart, became_ready, delay_s, died
 
 SLOW = Policy(first_s=1.0, most_s=8.0, healthy_s=100.0, budget=3)
 
@@ -22,12 +24,12 @@ def test_the_delay_doubles_up_to_its_cap(strikes: int, expected: float) -> None:
 
 
 def test_a_child_that_was_never_ready_is_given_up_at_once() -> None:
-    _, decision = died(History(), 5.0, essential=False, policy=SLOW)
+    _, decision = died(History(), 5.0, cause="exit code 1", essential=False, policy=SLOW)
     assert decision == GiveUp("could not start")
 
 
 def test_the_first_death_after_being_ready_is_followed_by_the_shortest_delay() -> None:
-    history, decision = died(was_ready(), 5.0, essential=False, policy=SLOW)
+    history, decision = died(was_ready(), 5.0, cause="exit code 1", essential=False, policy=SLOW)
     assert decision == Restart(6.0, failing=False)
     assert history.ready_since is None
     assert history.ever_ready
@@ -36,7 +38,7 @@ def test_the_first_death_after_being_ready_is_followed_by_the_shortest_delay() -
 def test_failing_starts_wait_longer_each_time_and_say_so() -> None:
     history, now, seen = was_ready(), 5.0, []
     for _ in range(6):
-        history, decision = died(history, now, essential=False, policy=SLOW)
+        history, decision = died(history, now, cause="exit code 1", essential=False, policy=SLOW)
         assert isinstance(decision, Restart)
         seen.append((decision.at - now, decision.failing))
         now = decision.at
@@ -46,7 +48,7 @@ def test_failing_starts_wait_longer_each_time_and_say_so() -> None:
 def test_a_crash_loop_that_gets_ready_each_time_still_waits_longer() -> None:
     history, now, delays = was_ready(), 0.0, []
     for _ in range(4):
-        history, decision = died(history, now + 1.0, essential=False, policy=SLOW)
+        history, decision = died(history, now + 1.0, cause="exit code 1", essential=False, policy=SLOW)
         assert isinstance(decision, Restart)
         delays.append(decision.at - now - 1.0)
         now = decision.at
@@ -56,24 +58,76 @@ def test_a_crash_loop_that_gets_ready_each_time_still_waits_longer() -> None:
 
 def test_a_healthy_run_is_forgiven_its_past() -> None:
     history = History(ever_ready=True, ready_since=0.0, strikes=9)
-    after, decision = died(history, SLOW.healthy_s, essential=False, policy=SLOW)
+    after, decision = died(history, SLOW.healthy_s, cause="exit code 1", essential=False, policy=SLOW)
     assert decision == Restart(SLOW.healthy_s + 1.0, failing=False)
     assert after.strikes == 1
 
 
 @pytest.mark.parametrize(("essential", "ends"), [(True, True), (False, False)])
 def test_only_what_everybody_needs_has_a_last_start(essential: bool, ends: bool) -> None:
-    history, decision = died(was_ready(), 1.0, essential=essential, policy=SLOW)
+    history, decision = died(was_ready(), 1.0, cause="exit code 1", essential=essential, policy=SLOW)
     for _ in range(SLOW.budget):
         assert isinstance(decision, Restart)
-        history, decision = died(history, decision.at, essential=essential, policy=SLOW)
+        history, decision = died(history, decision.at, cause="exit code 1", essential=essential, policy=SLOW)
     assert isinstance(decision, GiveUp) is ends
 
 
 def test_becoming_ready_refills_the_budget() -> None:
     history = History(ever_ready=True, strikes=2, failed_starts=SLOW.budget - 1)
     history = became_ready(history, 1.0)
-    history, _ = died(history, 2.0, essential=True, policy=SLOW)
-    history, decision = died(history, 3.0, essential=True, policy=SLOW)
+    history, _ = died(history, 2.0, cause="exit code 1", essential=True, policy=SLOW)
+    history, decision = died(history, 3.0, cause="exit code 1", essential=True, policy=SLOW)
     assert isinstance(decision, Restart)
     assert history.failed_starts == 1
+
+
+# --- ready, and dead
+
+
+def crashes(causes: Sequence[str], *, after_s: float = 0.1, proven: bool = False) -> list[Decision]:
+    """What is decided when a child gets ready each time and dies ``after_s`` later."""
+    history, now, decisions = History(), 0.0, []
+    for cause in causes:
+        now += 100.0
+        history = became_ready(history, now)
+        history, decision = died(history, now + after_s, cause=cause, essential=False, proven=proven, policy=SLOW)
+        decisions.append(decision)
+    return decisions
+
+
+def test_the_same_error_right_after_it_was_ready_is_a_failed_start() -> None:
+    *before, last = crashes(["exit code 1"] * SLOW.alike)
+    assert all(isinstance(decision, Restart) for decision in before)
+    assert last == GiveUp(f"died right after it was ready, {SLOW.alike} times in a row")
+
+
+@pytest.mark.parametrize(
+    "decisions",
+    [
+        crashes(["exit code 1", "killed by SIGKILL"] * 20),
+        crashes(["exit code 1"] * 40, after_s=SLOW.lasting_s),
+        crashes(["exit code 1"] * 40, proven=True),
+    ],
+    ids=["other errors", "it lasts", "a sibling lasted"],
+)
+def test_anything_else_is_started_again_for_ever(decisions: list[Decision]) -> None:
+    assert all(isinstance(decision, Restart) for decision in decisions)
+
+
+def test_one_that_has_lasted_once_is_never_given_up_for_it() -> None:
+    history, decision = died(was_ready(), SLOW.lasting_s, cause="killed by SIGKILL", essential=False, policy=SLOW)
+    for _ in range(40):
+        assert isinstance(decision, Restart)
+        history = became_ready(history, decision.at)
+        history, decision = died(history, decision.at, cause="exit code 1", essential=False, policy=SLOW)
+
+
+def test_failed_starts_in_between_do_not_begin_the_count_anew() -> None:
+    history, decision = died(was_ready(), 0.1, cause="exit code 1", essential=False, policy=SLOW)
+    for _ in range(SLOW.alike - 1):
+        assert isinstance(decision, Restart)
+        history, decision = died(history, decision.at, cause="no disk", essential=False, policy=SLOW)
+        assert isinstance(decision, Restart)
+        history = became_ready(history, decision.at)
+        history, decision = died(history, decision.at, cause="exit code 1", essential=False, policy=SLOW)
+    assert isinstance(decision, GiveUp)

@@ -13,6 +13,7 @@ from engine.core.lifecycle import (
     BROKER_STOP_S,
     CHILD_TABLE,
     MARGIN_S,
+    UNREADY_STOP_S,
     WORKERS_STOP_S,
     Action,
     Begin,
@@ -181,6 +182,33 @@ def test_a_worker_that_fails_later_keeps_the_others_serving_for_ever() -> None:
     assert made.phase is Phase.SERVING
 
 
+def test_workers_that_die_whenever_they_get_ready_have_not_started() -> None:
+    """As with a library that crashes in a thread: each says ready, and ends of the same error."""
+    made = serving()
+    made.handle(Died(ONE, 1), 0.1)
+    made.handle(Died(TWO, 1), 0.1)
+    while made.phase is Phase.SERVING:
+        now = made.wake_at
+        assert now is not None
+        for action in acts(made.handle(Tick(), now)):
+            assert isinstance(action, Spawn)
+            made.handle(Ready(action.child), now)
+            made.handle(Died(action.child, 1), now)
+    assert made.outcome is Outcome.NOT_STARTED
+    assert made.reason == f"worker encode-1 died right after it was ready, {POLICY.alike} times in a row: exit code 1"
+
+
+def test_one_of_a_stage_that_lasts_is_proof_that_it_can_be_started() -> None:
+    made = serving()
+    at = POLICY.lasting_s
+    for _ in range(10):
+        made.handle(Died(ONE, -11), at)
+        at = made.wake_at or 0.0
+        assert acts(made.handle(Tick(), at)) == [Spawn(ONE)]
+        made.handle(Ready(ONE), at)
+    assert made.phase is Phase.SERVING
+
+
 @pytest.mark.parametrize("child", [BROKER, FRONT], ids=lambda child: child.name)
 def test_without_a_broker_or_a_frontend_there_is_an_end_to_it(child: Child) -> None:
     made = serving()
@@ -292,6 +320,37 @@ def test_a_stop_while_starting_spawns_nobody_any_more() -> None:
     made.handle(Died(BROKER, -15), 1.2)
     assert made.phase is Phase.STOPPED
     assert made.outcome is Outcome.STOPPED
+
+
+def test_whoever_was_never_ready_is_stopped_at_once_and_hardly_waited_for() -> None:
+    made = machine()
+    made.handle(Begin(), 0.0)
+    for child in (BROKER, FRONT, TWO):
+        made.handle(Ready(child), 1.0)
+    assert acts(made.handle(StopAsked(signal.SIGTERM), 2.0)) == [Terminate(ONE), Terminate(FRONT)]
+    assert made.wake_at == 2.0 + UNREADY_STOP_S
+    assert acts(made.handle(Died(FRONT, 0), 2.1)) == [Terminate(TWO)]  # the one that has been told is not told again
+    made.handle(Died(TWO, 0), 2.2)
+    assert acts(made.handle(Tick(), 2.0 + UNREADY_STOP_S)) == [Kill(ONE)]
+    assert acts(made.handle(Died(ONE, -9), 2.9)) == [Terminate(BROKER)]
+
+
+def test_a_start_that_fails_does_not_wait_for_those_that_were_never_ready() -> None:
+    made = machine()
+    made.handle(Begin(), 0.0)
+    made.handle(Ready(BROKER), 0.0)
+    made.handle(Died(ONE, 4), 1.0)
+    assert made.wake_at == 1.0 + UNREADY_STOP_S
+    assert acts(made.handle(Tick(), made.wake_at)) == [Kill(TWO), Kill(FRONT)]
+
+
+def test_one_that_is_being_started_again_may_be_what_admitted_requests_wait_for() -> None:
+    made = serving()
+    made.handle(Died(ONE, -9), 5.0)
+    assert acts(made.handle(Tick(), 6.0)) == [Spawn(ONE)]
+    assert acts(made.handle(StopAsked(signal.SIGTERM), 6.5)) == [Terminate(FRONT)]
+    made.handle(Ready(ONE), 7.0)
+    assert acts(made.handle(Died(FRONT, 0), 8.0)) == [Terminate(ONE), Terminate(TWO)]
 
 
 def test_a_stop_while_backing_off_does_not_wait_for_the_restart() -> None:
