@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+from types import FrameType
 from typing import Any
 
 from gunicorn.arbiter import Arbiter
@@ -16,6 +18,7 @@ from gunicorn.glogging import Logger
 
 from engine.errors import StartError
 from frontend.serving.application import Application
+from frontend.serving.process import HELD
 
 
 class Log(Logger):  # type: ignore[misc]  # gunicorn has no types
@@ -37,7 +40,27 @@ class Log(Logger):  # type: ignore[misc]  # gunicorn has no types
 
 
 class Master(Arbiter):  # type: ignore[misc]
-    """gunicorn's master, for which Ctrl-C drains as SIGTERM does; a second one, while it drains, stops at once."""
+    """gunicorn's master, for which Ctrl-C drains as SIGTERM does; a second one, while it drains, stops at once.
+
+    It forks one worker process after the other, with a pause between any two; a stop that comes meanwhile ends that.
+    """
+
+    _told = False  # to stop
+
+    def signal(self, sig: int, frame: FrameType | None) -> None:
+        self._told = self._told or sig in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+        super().signal(sig, frame)
+
+    def spawn_worker(self) -> int:
+        if self._told:
+            raise StopIteration
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+        try:
+            pid: int = super().spawn_worker()
+            return pid
+        finally:
+            if os.getpid() == self.pid:  # else this is the child, which lets them in when its event loop runs
+                signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
     def handle_int(self) -> None:
         raise StopIteration  # gunicorn's own way to say: halt gracefully

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from frontend.serving.application import Application
 
 BROKER_S: Final = 1.0  # how long the first word of the broker is waited for
+# Held back from the master's fork of this process until its event loop runs: before `init_signals` the child would put
+# them into the master's queue, which nobody reads here, and uvloop drops one that comes between `add_signal_handler`
+# and the start of the loop.
+HELD: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGABRT})
+
 HEARTBEAT_S: Final = 1.0  # gunicorn's master kills a worker that has not beaten for its time-out, 30 s and more
 
 
@@ -59,6 +64,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
 
     async def _serve(self) -> None:
         self.changed = asyncio.Event()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
         lifespan = LifespanManager(self.asgi, self.log, self.state)
         try:
             await lifespan.startup()
@@ -66,6 +72,9 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
             self.log.error("cannot start: %s", error)
             raise SystemExit(Arbiter.WORKER_BOOT_ERROR) from error
         await self._meet_broker()
+        if not self.alive:
+            await lifespan.shutdown()
+            return
         tune_garbage_collection()
         context = self._get_ssl_context()
         sweeper = None

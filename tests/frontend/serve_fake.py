@@ -1,5 +1,5 @@
 """A frontend process with a fake client behind it: ``serve_fake.py STATUS_FD EVENTS_FD OPTIONS``, OPTIONS a JSON object
-of keys of ``[frontend]``, and ``grace``.
+of keys of ``[frontend]``, ``grace``, and ``term_at``: where in its start the first worker process gets a SIGTERM.
 
 The body says what becomes of a request: ``hang`` is never answered, ``after 0.2`` so many seconds later, ``die`` kills
 the worker process, anything else comes back. What the client is asked is written to EVENTS_FD, a line each.
@@ -8,6 +8,7 @@ the worker process, anything else comes back. What the client is asked is writte
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -52,6 +53,7 @@ class ScriptedClient(FakeClient):
 
     async def start(self) -> None:
         self._say("started")
+        _maybe_term("start")
 
     async def close(self) -> None:
         self._say("closed")
@@ -65,13 +67,30 @@ class ScriptedClient(FakeClient):
         os.write(self._events, line.encode() + b"\n")
 
 
+_term_at = ""
+_once, _once_end = os.pipe()  # a byte for the one process that is to be told
+os.set_blocking(_once, False)
+
+
+def _maybe_term(where: str) -> None:
+    if where == _term_at:
+        with contextlib.suppress(BlockingIOError):
+            if os.read(_once, 1):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+
 def main() -> int:
+    global _term_at
     status, events, options = int(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
     log.setup("frontend", level="debug")
     grace = options.pop("grace", 5.0)
+    _term_at = options.pop("term_at", "")
+    os.write(_once_end, b".")
+    os.register_at_fork(after_in_child=lambda: _maybe_term("fork"))
     section = replace(FrontendSection(address="127.0.0.1", port=0), **options)
 
     def connect(whole: Deployment, name: str, families: Callable[[], list[Family]]) -> FakeClient:
+        _maybe_term("load")  # the handlers are installed, the event loop does not run yet
         return ScriptedClient(events)
 
     return serve(deployment(section, grace=grace), Notifier(status), connect=connect)

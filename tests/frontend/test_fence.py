@@ -126,6 +126,9 @@ def test_what_is_used_with_an_underscore_stands_in_the_table(module: str) -> Non
     used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and is_private(node.attr)}
     own = set()
     for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            own |= {target.id for line in node.body if isinstance(line, ast.Assign) for target in line.targets
+                    if isinstance(target, ast.Name)}  # fmt: skip
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             own.add(node.name)
             if node.name == "__init__":

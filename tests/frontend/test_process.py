@@ -189,6 +189,28 @@ def test_a_second_interrupt_stops_at_once(server: str, tmp_path: Path) -> None:
         assert running.process.wait(15) == ExitCode.OK
 
 
+@pytest.mark.parametrize("where", ["fork", "load", "start"])
+def test_a_worker_process_that_is_told_to_stop_while_it_starts_stops(where: str, tmp_path: Path) -> None:
+    """Before its handlers are installed, before its event loop runs, and as soon as that does. A lost signal would be
+    noticed by nobody: the process would go on serving, and its replacement never come."""
+    with frontend(tmp_path, term_at=where, grace=20.0) as running:
+        first = running.events.what("started")["pid"]
+        assert running.events.what("closed")["pid"] == first
+        assert running.events.what("started")["pid"] != first
+        assert httpx.post(f"{running.url}/inference", content=b"on", timeout=20).content == b"on"
+        assert running.stop() == ExitCode.OK
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_between_the_forks_of_many_workers_is_not_kept_waiting(tmp_path: Path, number: int) -> None:
+    with launched(tmp_path, workers=64, grace=20.0) as running:
+        running.events.what("started")
+        began = time.monotonic()
+        assert running.stop(number) == ExitCode.OK
+        assert time.monotonic() - began < 5, "64 forks with a pause between any two take about that long"
+        assert "Traceback" not in running.text()
+
+
 # --- worker processes ------------------------------------------------------------------------------------------------
 
 
