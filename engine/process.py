@@ -20,6 +20,7 @@ from glob import glob
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.core.placement import Share, Want, assign_device, own_env, share_cpus, thread_env
+from engine.cpus import available_cpus
 from engine.errors import StartError
 
 if TYPE_CHECKING:
@@ -192,13 +193,6 @@ def signal_group(pid: int, number: int) -> None:
 
 
 # --- the machine -----------------------------------------------------------------------------------------------------
-
-
-def available_cpus() -> list[int]:
-    """Numbers of the CPUs this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def count_gpus(environ: Mapping[str, str] = os.environ) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 _HEAD: Final = ("STAGE", "READY", "STARTING", "QUEUED", "OLDEST", "IN FLIGHT", "BATCHES", "MEAN", "RELEASED BY")
+_THREADS: Final = {"stage": ", a broker thread per stage", "one": ", one broker thread"}
 
 
 def table(answer: bytes) -> str:
@@ -17,7 +18,8 @@ def table(answer: bytes) -> str:
     state = "draining" if told.get("draining") else "up"
     lines = [
         f"{told.get('name', '?')}: {state} for {_duration(told.get('uptime_s', 0))}, "
-        f"{told.get('admitted', 0)} of {told.get('capacity', 0)} requests admitted",
+        f"{told.get('admitted', 0)} of {told.get('capacity', 0)} requests admitted"
+        f"{_THREADS.get(told.get('threads', ''), '')}",
         "",
         *_aligned([_HEAD, *(_stage(stage) for stage in told.get("stages", ()))]),
     ]

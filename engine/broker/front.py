@@ -71,12 +71,14 @@ class FrontPart(Part[ToFront]):
         endpoints: Endpoints,
         context: zmq.Context[zmq.Socket[bytes]],
         arenas: Arenas,
+        threads: str,
     ) -> None:
         super().__init__()
         self.machine = FrontMachine(spec, topology, epoch, absent_at=clock() + REJOIN_S)
         self.stages: Sequence[Mailbox[ToStage]] = ()  # set before start
         self._name = name
         self._namespace = namespace
+        self._threads = threads
         self._began = clock()
         self._endpoints = endpoints
         self._context = context
@@ -204,7 +206,7 @@ class FrontPart(Part[ToFront]):
         self._asked += 1
         self._questions[self._asked] = Question(peer, message.what, now + REPORT_S)
         for stage in self.stages:
-            stage.post(Look(self._asked, message.what))
+            self._post(stage, Look(self._asked, message.what))
 
     def _answer_question(self, question: Question) -> None:
         parts = [question.parts[stage] for stage in range(len(self.stages))]
@@ -214,6 +216,7 @@ class FrontPart(Part[ToFront]):
                 name=self._name,
                 namespace=self._namespace,
                 uptime_s=clock() - self._began,
+                threads=self._threads,
                 shared=self._arenas.usage(),
                 retired=self._retired.families,
             )
@@ -243,7 +246,7 @@ class FrontPart(Part[ToFront]):
             if isinstance(action, Release):
                 self._arenas.release(action.refs)
             else:
-                self.stages[action.stage].post(action)
+                self._post(self.stages[action.stage], action)
 
     def _send(self, peer: bytes, message: Message, payloads: Sequence[Payload] = ()) -> None:
         if not self._front.send(encode(message, payloads), peer):

@@ -34,6 +34,7 @@ class Part(ABC, Generic[Letter]):
 
     def __init__(self) -> None:
         self.mailbox: Mailbox[Letter] = Mailbox()
+        self.unrung: set[Bell | None] = set()  # of the threads that got letters in this pass; its own thread's set
         self.wake = 0.0  # when it wants to be called at the latest
         self.due = False  # one of its sources is ready
         self._inlets: list[Inlet] = []
@@ -51,6 +52,13 @@ class Part(ABC, Generic[Letter]):
         for inlet in self._inlets:
             inlet.sock.close()
 
+    def _post(self, mailbox: Mailbox[Any], letter: object) -> None:
+        """Hand a letter to another part. A thread that sleeps is woken once, at the end of the pass: under the
+        interpreter's lock it could do nothing before, and each wake-up costs both sides a system call and a turn."""
+        mailbox.letters.append(letter)
+        if mailbox.bell is not self.mailbox.bell:
+            self.unrung.add(mailbox.bell)
+
     def _inlet(self, poll: Poll, sock: zmq.Socket[bytes]) -> Inlet:
         """Listen to a socket, and close it in the end."""
         inlet = Inlet(sock, self, poll)
@@ -67,7 +75,8 @@ class Part(ABC, Generic[Letter]):
 
 
 class PartThread:
-    """A thread that carries parts: opens them, works them pass after pass until it is stopped, closes them."""
+    """A thread that carries parts: opens them, works them pass after pass until it is stopped, closes them.
+    Parts do not know which thread carries which of them."""
 
     def __init__(self, name: str, parts: Sequence[Part[Any]], failed: Callable[[], None]) -> None:
         self.started = threading.Event()
@@ -75,8 +84,9 @@ class PartThread:
         self._parts = tuple(parts)
         self._failed = failed
         self._bell = Bell()
+        self._unrung: set[Bell | None] = set()
         for part in parts:
-            part.mailbox.bell = self._bell
+            part.mailbox.bell, part.unrung = self._bell, self._unrung
         self._poll = Poll()
         self._rings = Source(self._bell.fileno(), self)
         self.due = False  # the bell has rung
@@ -116,12 +126,21 @@ class PartThread:
                     if part.due or part.mailbox.letters or instant >= part.wake:
                         part.due = False
                         part.wake = part.work(instant)
+                if self._unrung:
+                    self._ring()
         except Exception:
             log.critical("%s failed", self._thread.name, exc_info=True)
             self._failed()
         finally:
             for part in self._parts:
                 part.close()
+
+    def _ring(self) -> None:
+        """Wake who got letters in this pass. Whoever went to sleep since then has looked at its mailboxes once more."""
+        for bell in self._unrung:
+            if bell is not None and bell.asleep:
+                bell.ring()
+        self._unrung.clear()
 
     def _wait(self) -> None:
         """Poll until something is readable, a letter came, or a part wants to be called."""

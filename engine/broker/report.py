@@ -83,6 +83,7 @@ class Deployed:
     name: str
     namespace: str
     uptime_s: float
+    threads: str  # what carries the broker: "stage" or "one"
     shared: tuple[int, int]
     retired: Sequence[Family]
 
@@ -143,6 +144,7 @@ def status(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deploy
         "name": deployed.name,
         "epoch": machine.epoch,
         "uptime_s": round(deployed.uptime_s, 3),
+        "threads": deployed.threads,
         "draining": machine.draining,
         "admitted": len(machine.ledger),
         "capacity": machine.spec.capacity,

@@ -1,4 +1,4 @@
-"""The broker process: makes its parts and the thread that carries them, waits for a signal, drains, ends.
+"""The broker process: makes its parts and the threads that carry them, waits for a signal, drains, ends.
 
 Order of start: all stages and the front bind before anybody is told "ready", so that a port in use fails the start and
 not a request. Order of stop: the front stops admitting; what is admitted finishes, within ``grace``; then the stages
@@ -12,19 +12,21 @@ import os
 import secrets
 import select
 import threading
-from typing import Final
+from typing import Any, Final
 
 from engine import transport
 from engine.broker.arenas import Arenas
 from engine.broker.front import FrontPart
 from engine.broker.letters import Drain
-from engine.broker.loop import PartThread
+from engine.broker.loop import Part, PartThread
 from engine.broker.stage import StagePart
 from engine.clock import Deadline
 from engine.config import Deployment, StageSection
 from engine.core.batching import Policy
 from engine.core.front import EPOCHS, FrontSpec
+from engine.core.placement import broker_threads
 from engine.core.stage import StageSpec
+from engine.cpus import usable_cpus
 from engine.errors import StartError
 from engine.exitcodes import ExitCode
 from engine.process import Notifier, tune_garbage_collection
@@ -32,7 +34,7 @@ from engine.signals import STOPPING, Signals
 
 log: Final = logging.getLogger("stageline.broker")
 
-JOIN_S: Final = 2.0
+JOIN_S: Final = 2.0  # for all threads to end
 
 
 def stage_spec(stage: StageSection, *, max_attempts: int) -> StageSpec:
@@ -59,6 +61,7 @@ class Broker:
         self.epoch = secrets.randbelow(EPOCHS - 1) + 1
         self._failures, self._failure = os.pipe()
         self._context = transport.context()
+        self.threads = broker_threads(deployment.engine.threads, usable_cpus())
         self.arenas = Arenas(deployment.engine.shared_memory)
         self.front = FrontPart(
             FrontSpec(deployment.frontend.capacity, deployment.frontend.capacity_bytes),
@@ -69,6 +72,7 @@ class Broker:
             endpoints=self.endpoints,
             context=self._context,
             arenas=self.arenas,
+            threads=self.threads,
         )
         self.stages = [
             StagePart(
@@ -89,9 +93,15 @@ class Broker:
         for stage in self.stages:
             stage.stages = mailboxes
             stage.front = self.front.mailbox
-        # One thread for all parts. In this order what one part tells another - the front whom it admits, each part the
-        # stage before it that it has its results - is heard in the same pass.
-        self._threads = [PartThread("broker", [self.front, *reversed(self.stages)], self._fail)]
+        carried: list[tuple[str, list[Part[Any]]]]
+        if self.threads == "stage":
+            carried = [("front", [self.front])]
+            carried += [(f"stage {part.machine.spec.name}", [part]) for part in self.stages]
+        else:
+            # In this order what one part tells another - the front whom it admits, each part the stage before it that
+            # it has its results - is heard in the same pass.
+            carried = [("broker", [self.front, *reversed(self.stages)])]
+        self._threads = [PartThread(name, parts, self._fail) for name, parts in carried]
 
     def _fail(self) -> None:
         self.failed.set()
@@ -126,7 +136,8 @@ class Broker:
     def stop(self) -> None:
         """End all threads and the context. A thread that does not end is left to the end of the process."""
         # A list, not a generator in all(): every one is told to stop. The front comes last, it sends the last answers.
-        ended = [thread.stop(JOIN_S) for thread in reversed(self._threads)]
+        deadline = Deadline(JOIN_S)
+        ended = [thread.stop(deadline.remaining()) for thread in reversed(self._threads)]
         if not all(ended):
             log.error("a broker thread did not end; its sockets are left to the end of the process")
             return
@@ -148,7 +159,10 @@ def serve(deployment: Deployment, notify: Notifier) -> int:
             notify.send("failed", reason=str(error))
             return ExitCode.BUSY if "in use" in str(error) else ExitCode.START
         tune_garbage_collection()
-        log.info("broker ready", extra={"endpoint": broker.endpoints.front, "epoch": broker.epoch})
+        log.info(
+            "broker ready",
+            extra={"endpoint": broker.endpoints.front, "epoch": broker.epoch, "threads": broker.threads},
+        )
         notify.send("ready")
         select.select([signals.fileno(), broker.fileno()], [], [])
     drained = False

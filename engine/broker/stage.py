@@ -170,7 +170,7 @@ class StagePart(Part[ToStage]):
         except Exception:
             log.exception("a report failed", extra={"stage": self.machine.spec.name, "what": look.what})
             part = None
-        self._post(Seen(look.token, self.index, part))
+        self._tell(Seen(look.token, self.index, part))
 
     def _handle_control(self, peer: bytes, message: Message, now: float) -> None:
         if isinstance(message, WorkerBeat):
@@ -221,11 +221,11 @@ class StagePart(Part[ToStage]):
                 if type(action) is Dispatch:
                     self._dispatch(action)
                 elif type(action) is Settle:
-                    self.stages[action.stage].post(action)
+                    self._post(self.stages[action.stage], action)
                 elif type(action) is ToWorker:
                     self._reply(self._lanes[action.worker].peer, action.message)
                 elif type(action) is Fail or type(action) is News:
-                    self._post(action)
+                    self._tell(action)
                 elif type(action) is Kill:
                     self._kill(action.worker, now)
                 elif type(action) is Forget:
@@ -273,6 +273,6 @@ class StagePart(Part[ToStage]):
     def _reply(self, peer: bytes, message: Message) -> None:
         self._control.send(encode(message), peer)  # False: it has gone, and its pidfd or silence tells
 
-    def _post(self, letter: ToFront) -> None:
+    def _tell(self, letter: ToFront) -> None:
         assert self.front is not None
-        self.front.post(letter)
+        self._post(self.front, letter)

@@ -113,6 +113,12 @@ class EngineSection:
         choices=("debug", "info", "warning", "error"),
         flag=True,
     )
+    threads: str = key(
+        "auto",
+        "What carries the broker's parts: a thread per stage and one for the door, one for all, or auto: a thread per "
+        "stage where four CPUs or more may be used.",
+        choices=("auto", "stage", "one"),
+    )
     shared_memory: int = key(
         256 << 20,
         "Most memory, for each frontend and worker process on the broker's host, in which it hands large data "

@@ -8,6 +8,16 @@ advanced and is dropped. Reading ``closed`` a moment too early is harmless: the 
 answer is dropped at the ledger. So is reading ``stream_hop``: a replay that should not have been is found out by its
 ``streamer`` (:meth:`engine.core.front.FrontMachine.events`).
 
+On threads of their own (``[engine] threads``) the parts share these values as follows, also on interpreters without a
+lock. The ledger is a dict that one thread changes and others look up: single operations, which the interpreter makes
+whole. What changes in a request while others read it - ``closed``, ``hop``, ``stream_hop`` - holds booleans and small
+numbers, which exist once and for ever, so that a reader gets the old one or the new one and never one that is being
+freed; ``streamer``, which may be a large number, is the front's alone. All else is written before the request is handed
+on, and handing on is a letter or a parcel, which orders what went before it. An :class:`Item` belongs to one stage.
+
+Two may look past each other: a stage finds a request open and advances its hop while the front closes it and looks where
+it is. So the front tells the next stage as well (:meth:`engine.core.front.FrontMachine._stages_of`).
+
 Structs of msgspec, made in C, and without cycles, so that the garbage collector need not look at them: several are made
 for every request.
 """

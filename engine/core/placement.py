@@ -1,4 +1,5 @@
-"""Where a worker runs: its CPUs, the size of its thread pools, its device, its own environment. Pure.
+"""Where a worker runs: its CPUs, the size of its thread pools, its device, its own environment; and what carries the
+broker. Pure.
 
 A worker that is pinned but starts one compute thread per CPU of the machine fights its neighbours for the CPUs it has,
 so a pin and the thread counts are always decided together.
@@ -19,6 +20,8 @@ THREAD_VARIABLES: Final = (
     "VECLIB_MAXIMUM_THREADS",
 )
 LEAVE_THREADS: Final = 0
+
+MANY_CPUS: Final = 4  # with fewer, threads of the broker only take each other's and the workers' turns
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,14 @@ def share_cpus(available: Sequence[int], wants: Sequence[Want]) -> list[tuple[Sh
     hungry = sum(want.workers for want in wants if want.cpus == "auto")
     runs = iter(_runs(pool, hungry))
     return [tuple(_share(want, index, runs) for index in range(want.workers)) for want in wants]
+
+
+def broker_threads(asked: str, cpus: float) -> str:
+    """What carries the broker's parts, ``"stage"`` (a thread each) or ``"one"``, from the key ``[engine] threads`` and
+    from how many CPUs' worth of time the process can get."""
+    if asked != "auto":
+        return asked
+    return "stage" if cpus >= MANY_CPUS else "one"
 
 
 def _listed(cpus: Any) -> list[int]:

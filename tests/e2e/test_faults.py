@@ -20,9 +20,23 @@ from load import Answer, Load, crowd, right
 CHAIN = SERVICES / "chain.toml"
 
 
+def carried(folder: Path, threads: str, text: str | None = None) -> Path:
+    """The chain (or another text of such a file) with its broker on one thread, or on one per stage."""
+    (folder / "actor.py").write_text((SERVICES / "actor.py").read_text())
+    text = CHAIN.read_text() if text is None else text
+    return write_service(folder, text.replace("[engine]\n", f'[engine]\nthreads = "{threads}"\n', 1))
+
+
+@pytest.fixture(params=["one", "stage"])
+def threads(request: pytest.FixtureRequest) -> str:
+    """What carries the broker: the same faults cost the same."""
+    return str(request.param)
+
+
 @pytest.fixture
-def chain() -> Iterator[Deployed]:
-    with deployed(CHAIN) as running:
+def chain(folder: Path, threads: str) -> Iterator[Deployed]:
+    with deployed(carried(folder, threads)) as running:
+        assert running.status()["threads"] in (("one", "stage") if threads == "auto" else (threads,))
         yield running
 
 
@@ -48,11 +62,10 @@ def test_a_killed_worker_costs_no_request_and_comes_back(chain: Deployed, stage:
     assert load.wrong == []
 
 
-def test_a_stopped_worker_costs_no_more_than_the_batch_it_was_computing(folder: Path) -> None:
+def test_a_stopped_worker_costs_no_more_than_the_batch_it_was_computing(folder: Path, threads: str) -> None:
     """To the broker it looks like one that is stuck in C code: that batch gets 408, the rest is saved."""
     text = (SERVICES / "chain.toml").read_text().replace("timeout = 10.0", "timeout = 2.0\nkill_after = 2.0")
-    (folder / "actor.py").write_text((SERVICES / "actor.py").read_text())
-    with deployed(write_service(folder, text)) as chain:
+    with deployed(carried(folder, threads, text)) as chain:
         with Load(f"{chain.url}/both", threads=24) as load:
             load.flow(50)
             victim = workers(chain, "first")[0]
@@ -83,8 +96,8 @@ def test_a_worker_that_was_stopped_and_wakes_up_answers_nobody_twice(chain: Depl
     assert victim.is_running()
 
 
-def test_poison_fails_alone_naming_its_stage(folder: Path) -> None:
-    with deployed(CHAIN, env={"STAGELINE_JOURNAL": str(folder / "journal")}) as chain:
+def test_poison_fails_alone_naming_its_stage(folder: Path, threads: str) -> None:
+    with deployed(carried(folder, threads), env={"STAGELINE_JOURNAL": str(folder / "journal")}) as chain:
         with Load(f"{chain.url}/both", threads=4) as load, chain.client() as client:
             load.flow(20)
             poison = {"id": "poison", "acts": {"first": {"do": "die"}}}
@@ -97,11 +110,9 @@ def test_poison_fails_alone_naming_its_stage(folder: Path) -> None:
         assert sum(" poison die " in line for line in begun) == 3  # max_attempts
 
 
-def test_a_worker_that_hangs_in_c_is_replaced(folder: Path) -> None:
+def test_a_worker_that_hangs_in_c_is_replaced(folder: Path, threads: str) -> None:
     text = (SERVICES / "table.toml").read_text().replace("kill_after = 30.0", "kill_after = 1.0")
-    file = write_service(folder, text, code="")
-    (folder / "actor.py").write_text((SERVICES / "actor.py").read_text())
-    with deployed(file) as running, running.client() as client:
+    with deployed(carried(folder, threads, text)) as running, running.client() as client:
         (victim,) = workers(running, "second")
         answer = client.post("/second", json={"id": 1, "acts": {"second": {"do": "hold_gil"}}})
         assert (answer.status_code, answer.text) == (408, "inference timeout")
@@ -121,6 +132,7 @@ def test_the_brokers_death_costs_no_request(chain: Deployed) -> None:
     assert load.wrong == []
 
 
+@pytest.mark.parametrize("threads", ["auto"])  # it has no part in this
 def test_a_killed_frontend_is_started_again(chain: Deployed) -> None:
     for process in chain.processes("frontend"):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -135,9 +147,9 @@ def test_a_killed_frontend_is_started_again(chain: Deployed) -> None:
     wait_for("an answer", served, within_s=30)
 
 
-def test_a_client_that_leaves_takes_its_request_with_it(folder: Path) -> None:
+def test_a_client_that_leaves_takes_its_request_with_it(folder: Path, threads: str) -> None:
     journal = folder / "journal"
-    with deployed(CHAIN, env={"STAGELINE_JOURNAL": str(journal)}) as chain:
+    with deployed(carried(folder, threads), env={"STAGELINE_JOURNAL": str(journal)}) as chain:
         busy = [{"id": f"busy-{n}", "acts": {"second": {"do": "sleep", "s": 2.0}}} for n in range(2)]
         answers: list[Answer] = []
         asking = threading.Thread(target=lambda: answers.extend(crowd(f"{chain.url}/both", busy)))

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,12 @@ from engine.metrics import unpack, unpack_sources
 CAP_S = 20.0
 
 
-def deploy(folder: str, *, stages: int = 1, bind: str = "", **frontend: Any) -> Deployment:
+def deploy(
+    folder: str, *, stages: int = 1, bind: str = "", threads: str = "auto", routes: Sequence[Any] = (), **frontend: Any
+) -> Deployment:
     data = {
-        "engine": {"name": "t", "run_dir": folder, "bind": bind},
+        "engine": {"name": "t", "run_dir": folder, "bind": bind, "threads": threads},
+        "route": [{"path": f"/r{i}", "stages": [f"s{stage}" for stage in route]} for i, route in enumerate(routes)],
         "frontend": frontend,
         "stage": [{"name": f"s{i}", "worker": "m:W", "max_batch_size": 4, "timeout": 10.0} for i in range(stages)],
     }
@@ -216,7 +219,7 @@ def test_a_request_goes_there_and_back(deployment: Deployment) -> None:
 
 
 def test_two_stages_and_large_bodies(deployment: Deployment) -> None:
-    deployment = deploy(deployment.engine.run_dir, stages=2)
+    deployment = deploy(deployment.engine.run_dir, stages=2, threads=deployment.engine.threads)
 
     async def scenario() -> None:
         with running(deployment), worker(deployment, 0) as a, worker(deployment, 1) as b:
@@ -553,8 +556,10 @@ def test_a_port_in_use_fails_the_start_and_closes_everything(deployment: Deploym
     ctx = transport.context()
     taken = transport.router(ctx, "tcp://127.0.0.1:*")
     try:
+        threads = deployment.engine.threads
+        elsewhere = deploy(deployment.engine.run_dir, bind=transport.bound(taken), threads=threads)
         with pytest.raises(StartError, match="cannot listen"):
-            Broker(deploy(deployment.engine.run_dir, bind=transport.bound(taken))).start()
+            Broker(elsewhere).start()
     finally:
         taken.close()
         ctx.term()

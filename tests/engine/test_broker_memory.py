@@ -35,9 +35,9 @@ BODY = bytes(range(256)) * 1024
 
 
 @pytest.fixture
-def deployment() -> Iterator[Deployment]:
+def deployment(threads: str) -> Iterator[Deployment]:
     folder = tempfile.mkdtemp(prefix="sl-", dir="/tmp")
-    yield deploy(folder, stages=2)
+    yield deploy(folder, stages=2, threads=threads)
     shutil.rmtree(folder)
 
 

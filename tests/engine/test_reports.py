@@ -70,7 +70,7 @@ def bring(twin: Twin, state: WorkerState) -> FakeWorker:
 def told(twin: Twin, what: str) -> bytes:
     retired: list[Family] = []
     parts = [report.stage_part(machine, what, retired, twin.now, "engine") for machine in twin.stages]
-    return report.answer(twin.front, what, parts, report.Deployed("t", "engine", 1.0, (0, 0), retired))
+    return report.answer(twin.front, what, parts, report.Deployed("t", "engine", 1.0, "one", (0, 0), retired))
 
 
 def numbers(page: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -100,7 +100,7 @@ def test_every_state_of_a_worker_can_be_told(state: WorkerState) -> None:
 
 def once_only(deployment: Deployment, **stage: Any) -> Deployment:
     data = {
-        "engine": {"name": "t", "run_dir": deployment.engine.run_dir},
+        "engine": {"name": "t", "run_dir": deployment.engine.run_dir, "threads": deployment.engine.threads},
         "stage": [{"name": "s0", "worker": "m:W", "idempotent": False, "kill_after": 60.0, **stage}],
     }
     return build(data, file=deployment.file, label="stages.toml")
