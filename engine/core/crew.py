@@ -21,6 +21,7 @@ import msgspec
 
 from engine.core.batching import AHEAD_S
 from engine.core.items import Item
+from engine.core.messages import Flow
 from engine.core.worker_states import WorkerState
 
 CREDIT_MAX: Final = 8  # batches; a slow one holds up no more than the others of them
@@ -52,6 +53,7 @@ class Worker:
     local: bool  # its process is watched by pid
     heard: float
     maps: bool = False  # it can be given references to shared memory
+    flow: int = int(Flow.UNKNOWN)  # how it gives its answers, once it is ready
     state: WorkerState = WorkerState.STARTING
     batches: OrderedDict[int, InFlight] = field(default_factory=OrderedDict)  # first: computing; others: in advance
     since: float = 0.0  # when it began to compute the first of them

@@ -78,7 +78,8 @@ class Frontend:
 
 @dataclass(slots=True, eq=False)
 class StageView:
-    """What the front knows of a stage, from its last News."""
+    """What the front knows of a stage, from its last News; until the first one, nothing. On another thread the stage
+    may be ahead of it, so what is decided by it must be right for the stage as it was a moment ago too."""
 
     state: StageState
     absent_at: float = 0.0
@@ -106,7 +107,9 @@ class FrontMachine:
         self.epoch = epoch
         self.ledger: dict[int, Request] = {}
         self.frontends: dict[bytes, Frontend] = {}
-        self.stages = [StageView(StageState(name, 0, 0, 0, 0, 0), absent_at) for name in topology.stages]
+        self.stages = [
+            StageView(StageState(name, 0, 0, 0, 0, 0, flow=int(Flow.UNKNOWN)), absent_at) for name in topology.stages
+        ]
         self.stats = FrontStats()
         self.actions: list[FrontAction] = []
         self.draining = False
@@ -293,7 +296,7 @@ class FrontMachine:
             request = self.ledger.get(uid)
             if request is None:
                 continue
-            if self._has_no_place(request, events):
+            if self._is_unwanted(request, events):
                 self.actions.append(Grant(events.stage, events.worker, uid, payload_size(payload) + EVENT_COST))
                 continue
             if not self._is_streamed_by(request, events):
@@ -306,8 +309,10 @@ class FrontMachine:
             for peer, (seqs, bodies) in out.items()
         }
 
-    def _has_no_place(self, request: Request, events: StreamEvents) -> bool:
-        """Whether a stage before the last reports progress in an answer that is no stream of events."""
+    def _is_unwanted(self, request: Request, events: StreamEvents) -> bool:
+        """Whether a stage before the last reports progress in an answer that is known to be no stream of events. While
+        it is not known, because the last stage has not been heard of or is changing, they are passed on. What comes
+        from the last stage is the answer, whatever was heard of it."""
         last = self.topology.routes[request.route].stages[-1]
         return events.stage != last and self.stages[last].state.flow in (Flow.WHOLE, Flow.CHUNKS)
 

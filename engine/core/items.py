@@ -15,8 +15,8 @@ numbers, which exist once and for ever, so that a reader gets the old one or the
 freed; ``streamer``, which may be a large number, is the front's alone. All else is written before the request is handed
 on, and handing on is a letter or a parcel, which orders what went before it. An :class:`Item` belongs to one stage.
 
-Two may look past each other: a stage finds a request open and advances its hop while the front closes it and looks where
-it is. So the front tells the next stage as well (:meth:`engine.core.front.FrontMachine._stages_of`).
+Two may look past each other: a stage finds a request open and advances its hop while the front closes it and looks
+where it is. So the front tells the next stage as well (:meth:`engine.core.front.FrontMachine._stages_of`).
 
 Structs of msgspec, made in C, and without cycles, so that the garbage collector need not look at them: several are made
 for every request.

@@ -102,8 +102,8 @@ class StageMachine:
         self.draining = False
         self.about = b""  # what the newest worker said of the stage; it outlives the worker
         self.service_s = 0.0
-        self.mime = "application/json"  # as its workers say, and as they said while there is none
-        self.flow = int(Flow.UNKNOWN)
+        self.mime = "application/json"  # as its newest worker says, or said
+        self.flow = int(Flow.UNKNOWN)  # likewise
         self._overdue: dict[int, float] = {}  # worker -> when it is killed
         self._dying: dict[int, float] = {}  # worker -> until when its last results are waited for
         self._keys = epoch << KEY_SHIFT  # a key of a former broker's means nobody here
@@ -204,7 +204,8 @@ class StageMachine:
         if not self._turn(worker, WorkerEvent.READY):
             return
         worker.maps = ready.maps and worker.local
-        self.mime, self.flow = ready.mime, ready.flow
+        self.mime = ready.mime
+        self.flow = worker.flow = ready.flow
         self.about = ready.about or self.about
         worker.served = True
         self.stats.starts += 1
@@ -279,8 +280,9 @@ class StageMachine:
             if self._turn(worker, WorkerEvent.BACK):
                 self._tell(now)
         self.crew.sort_in(worker, now, begins=was_first)
-        if worker.state is WorkerState.LEAVING:
+        if worker.state is WorkerState.LEAVING and not worker.batches:
             self._dismiss(worker)
+            self._tell(now)  # its way of answering counts no longer
         elif worker.state is WorkerState.DYING and not worker.batches:
             self._turn(worker, WorkerEvent.SETTLED)
             self._forget(worker, now)
@@ -517,16 +519,21 @@ class StageMachine:
         return self.queue.nbytes >= self.spec.max_queue_bytes
 
     def state(self) -> StageState:
-        """How the stage stands now. An overdue worker counts as ready: it may come back at any moment."""
+        """How the stage stands now. An overdue worker counts as ready: it may come back at any moment. Its flow is that
+        of the workers it has, or had; while they differ, because new ones give their answers otherwise than those whom
+        they follow, nobody can know it."""
         ready = starting = in_flight = 0
+        flow = self.flow
         for worker in self.workers.values():
             in_flight += worker.in_flight
+            if worker.batches or worker.state in SERVING:
+                flow = flow if worker.flow == flow else int(Flow.UNKNOWN)
             if worker.state in SERVING:
                 ready += 1
             elif worker.state is WorkerState.STARTING:
                 starting += 1
         queued = len(self.queue) + len(self.last_attempts)
-        return StageState(self.spec.name, self.spec.num, ready, starting, queued, in_flight, self.mime, self.flow)
+        return StageState(self.spec.name, self.spec.num, ready, starting, queued, in_flight, self.mime, flow)
 
 
 def _shared_bytes(payload: Payload) -> int:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.core.batching import Policy
-from engine.core.front import TORN
+from engine.core.front import TORN, FrontMachine
 from engine.core.messages import EVENT_COST, CancelItems, Events, Flow, Granted, Ready, StreamEvents
 from engine.core.stage import StageSpec
 from engine.core.wire import decode, encode
@@ -187,6 +187,59 @@ def test_how_a_stage_answers_is_known_from_its_first_worker_on() -> None:
     twin.kill(worker)
     state = twin.front.stages[0].state
     assert (state.ready, state.flow, state.mime) == (0, Flow.EVENTS, "text/event-stream")
+
+
+def test_of_a_stage_that_was_not_heard_of_nothing_is_believed() -> None:
+    twin = one_stage()
+    assert [view.state.flow for view in twin.front.stages] == [Flow.UNKNOWN]
+
+
+def test_what_comes_before_the_news_is_passed_on() -> None:
+    """On threads of their own: a worker is ready and sends events while what its stage says of it is on its way."""
+    twin = Twin(topology((0, 1), stages=2), [SPEC, replace(SPEC, name="s1")])
+    first, second = twin.worker(0), twin.worker(1, flow=Flow.EVENTS)
+    twin.submit(1)
+    (uid,) = uids(first)
+    for view in twin.front.stages:  # as they were before the first news
+        view.state = FrontMachine(twin.front.spec, twin.topology, 7).stages[0].state
+    assert send(twin, first, uid, b"progress") == {b"f": [(1, b"progress")]}
+    twin.finish(first)
+    assert send(twin, second, uid, b"answer") == {b"f": [(1, b"answer")]}
+
+
+@pytest.mark.parametrize("believed", Flow)
+def test_events_of_the_last_stage_are_passed_on_whatever_is_believed_of_it(believed: Flow) -> None:
+    twin = one_stage()
+    worker = twin.worker(flow=believed)
+    twin.submit(1)
+    (uid,) = uids(worker)
+    assert send(twin, worker, uid) == {b"f": [(1, b"event")]}
+
+
+def test_a_stage_that_is_changing_is_not_known_until_all_its_workers_agree() -> None:
+    """Its workers are replaced one by one by others that stream."""
+    twin = Twin(topology((0, 1), stages=2), [SPEC, replace(SPEC, name="s1")])
+    first = twin.worker(0)
+    old = twin.worker(1, flow=Flow.WHOLE)
+    told = twin.front.stages[1]
+    assert told.state.flow == Flow.WHOLE
+    twin.submit(1)
+    (uid,) = uids(first)
+    assert send(twin, first, uid) == {}
+    new = twin.worker(1, slot=2, flow=Flow.EVENTS)
+    assert told.state.flow == Flow.UNKNOWN
+    assert send(twin, first, uid) == {b"f": [(1, b"event")]}
+    twin.finish(first)
+    busy, idle = (old, new) if old.lane else (new, old)
+    assert busy.lane
+    twin.stages[1].leave(old.key, twin.now)
+    twin.run()
+    assert told.state.flow == (Flow.UNKNOWN if busy is old else Flow.EVENTS)
+    twin.finish(busy)
+    assert told.state.flow == Flow.EVENTS
+    twin.kill(idle)
+    twin.kill(busy)
+    assert told.state.flow == Flow.EVENTS  # as the last one said
 
 
 @settings(max_examples=200, deadline=None)
