@@ -1,11 +1,8 @@
-"""The only module that knows ZeroMQ: endpoints, sockets with their options, and moving parcels.
+"""The only module that knows ZeroMQ: sockets with their options, and moving parcels.
 
 Every option is set once, here, with its reason (:func:`_common` and the makers below). Rules its users keep: a
 context is made after fork; a socket is made, used and closed by one thread; a socket under credit or admission has no
 high-water mark of its own, because marks do not bound TCP buffers and the broker's own books do.
-
-Ports when ``bind`` is ``tcp://HOST:PORT``: front PORT, admin +1, egress +2, then two per stage in file order (control,
-intake); lanes take free ports, which the broker tells each worker.
 """
 
 from __future__ import annotations
@@ -14,13 +11,13 @@ import contextlib
 import os
 import socket as stdsocket
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, TypeAlias
-from urllib.parse import urlsplit
 
 import zmq
 
 from engine.config import Deployment, run_dir
+from engine.config.endpoints import PATH_MAX, length
+from engine.config.endpoints import Endpoints as Endpoints  # for those who make sockets
 from engine.core.liveness import RECONNECT_MOST_S
 from engine.core.wire import HEADER_MAX, Buffer
 from engine.errors import StartError
@@ -41,59 +38,10 @@ _send: Final = zmq.backend.Socket.send  # zmq.Socket's is a function of Python a
 MAX_FRAME: Final = 4 << 30  # bytes of one frame on a bound socket; larger ones cut the connection
 
 
-@dataclass(frozen=True)
-class Endpoints:
-    """Where the broker of a deployment listens. ``base`` is a run directory (ipc) or ``tcp://host:port``."""
-
-    base: str
-    stages: tuple[str, ...]
-
-    @property
-    def is_tcp(self) -> bool:
-        return self.base.startswith("tcp://")
-
-    @property
-    def front(self) -> str:
-        return self._named("front", 0)
-
-    @property
-    def admin(self) -> str:
-        return self._named("admin", 1)
-
-    @property
-    def egress(self) -> str:
-        return self._named("egress", 2)
-
-    def control(self, stage: int) -> str:
-        return self._named(f"control-{stage}", 3 + 2 * stage)
-
-    def intake(self, stage: int) -> str:
-        return self._named(f"intake-{stage}", 4 + 2 * stage)
-
-    def lane(self, stage: int, worker: int) -> str:
-        """What to bind a lane to; the endpoint to connect to is :func:`bound`."""
-        if self.is_tcp:
-            return f"tcp://{_bracket(self._host)}:*"
-        return f"ipc://{self.base}/lane-{stage}-{worker}"
-
-    @property
-    def _host(self) -> str:
-        return urlsplit(self.base).hostname or ""
-
-    def _named(self, name: str, offset: int) -> str:
-        if self.is_tcp:
-            return f"tcp://{_bracket(self._host)}:{(urlsplit(self.base).port or 0) + offset}"
-        return f"ipc://{self.base}/{name}"
-
-
 def endpoints_of(deployment: Deployment) -> Endpoints:
     """Where the broker of this deployment listens."""
     base = deployment.engine.bind or str(run_dir(deployment))
     return Endpoints(base, tuple(stage.name for stage in deployment.stages))
-
-
-def _bracket(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 # --- sockets ---------------------------------------------------------------------------------------------------------
@@ -191,7 +139,8 @@ def _bound_kind(ctx: Context, kind: int, endpoint: str) -> Socket:
 def _bind(sock: Socket, endpoint: str) -> None:
     if endpoint.startswith("ipc://"):
         path = endpoint.removeprefix("ipc://")
-        if len(path.encode()) > 100:  # sun_path holds 108 bytes, and libzmq needs a few
+        if length(path) > PATH_MAX:  # of a deployment that was read from no file
+            sock.close()
             raise StartError(f"the socket path {path} is too long; set a shorter run_dir")
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)  # left by a broker that was killed; the run directory's lock says it is gone
@@ -207,6 +156,15 @@ def bound(sock: Socket) -> str:
     endpoint = sock.getsockopt(zmq.LAST_ENDPOINT)
     assert isinstance(endpoint, bytes)
     return endpoint.rstrip(b"\0").decode()
+
+
+def unbind(sock: Socket) -> None:
+    """Close a bound socket, and remove the file that an ipc one leaves behind: lanes come and go."""
+    endpoint = bound(sock)
+    sock.close()
+    if endpoint.startswith("ipc://"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(endpoint.removeprefix("ipc://"))
 
 
 # --- parcels ---------------------------------------------------------------------------------------------------------

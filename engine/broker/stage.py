@@ -267,7 +267,7 @@ class StagePart(Part[ToStage]):
         lane = self._lanes.pop(key, None)
         self._stuck.discard(key)
         if lane is not None:
-            lane.sock.close()
+            transport.unbind(lane.sock)
             self._arenas.retire(lane.memory)
 
     def _reply(self, peer: bytes, message: Message) -> None:

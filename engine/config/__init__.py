@@ -7,6 +7,7 @@
     script     the command line of a script that describes its deployment by calls: Mosec's
     build      data -> Deployment, with every problem in one ConfigError
     load       files: stages.toml, and the JSON snapshot that child processes read
+    endpoints  where the broker listens, and how long the paths of its sockets can get
     reference  docs/reference.md (run as a program; not imported here)
 
 Imports neither zmq, Falcon nor torch: the supervisor lives on this package alone.

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from engine.config import endpoints
 from engine.config.flags import Override, overrides
 from engine.config.forms import BadValue, expectation, from_data, from_text, nearest, shown
 from engine.config.schema import (
@@ -56,7 +57,7 @@ def build(
     environ = environ or {}
     found, problems = overrides(flags or {}, environ)
     reader = _Reader(label, file, found, problems)
-    return _resolve(reader.read(data), environ)
+    return _resolve(reader.read(data), environ, label)
 
 
 def rebuild(data: Mapping[str, Any], *, file: Path, label: str) -> Deployment:
@@ -208,15 +209,17 @@ class _Reader:
 
     def _check_ports(self, engine: Values, stages: int) -> None:
         port = urlsplit(engine.get("bind", "")).port
-        last = (port or 0) + 2 + 2 * stages  # the plan of ports is in engine.transport
+        last = (port or 0) + 2 + 2 * stages  # the plan of ports is in engine.config.endpoints
         if last > 65535:
             self._problem("engine.bind", f"{stages} stages need the ports up to {last}; expected a lower PORT")
 
 
-def _resolve(deployment: Deployment, environ: Mapping[str, str]) -> Deployment:
+def _resolve(deployment: Deployment, environ: Mapping[str, str], label: str) -> Deployment:
     """Fill in the defaults that depend on other keys, on the file's place, or on the environment."""
     engine, frontend = deployment.engine, deployment.frontend
     name = engine.name or name_from(deployment.file.parent.name)
+    if not engine.bind and (problem := _too_long(engine, name, environ, len(deployment.stages))):
+        raise ConfigError([f"{label}: {problem}"])
     engine = replace(engine, name=name, run_dir=engine.run_dir or default_run_dir(name, environ))
     stages = []
     for stage in deployment.stages:
@@ -230,6 +233,21 @@ def _resolve(deployment: Deployment, environ: Mapping[str, str]) -> Deployment:
             )
         )
     return replace(deployment, engine=engine, stages=tuple(stages))
+
+
+def _too_long(engine: EngineSection, name: str, environ: Mapping[str, str], stages: int) -> str:
+    """What to shorten, if the paths of sockets would be longer than a system takes; else nothing."""
+    path, room = engine.run_dir or default_run_dir(name, environ), endpoints.room(stages)
+    over = endpoints.length(path) - room
+    if over <= 0:
+        return ""
+    why = f"the paths of sockets in {path} would be too long for the system, by {over} bytes"
+    if engine.run_dir:
+        return f"engine.run_dir: expected a path of at most {room} bytes: {why}"
+    whose = "" if engine.name else ", the name of the folder,"
+    if over < len(name):
+        return f"engine.name: {shown(name)}{whose} is too long: {why}; set a shorter name or engine.run_dir"
+    return f"engine.run_dir: set a short one, of at most {room} bytes: {why}, because $XDG_RUNTIME_DIR is so long"
 
 
 def name_from(text: str) -> str:

@@ -157,7 +157,7 @@ def _choice(key: Key, value: str) -> str:
 
 # --- forms -----------------------------------------------------------------------------------------------------------
 
-# 64 characters: a name becomes part of socket paths, of which the system takes about 100.
+# 64 characters: a name becomes part of socket paths (engine.config.endpoints).
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _CLASS: Final = re.compile(r"(?:[^\W\d]\w*(?:\.[^\W\d]\w*)*|.*\.py):[^\W\d]\w*(?:\.[^\W\d]\w*)*", re.DOTALL)
 _PREFIX: Final = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")  # Prometheus data model: metric names

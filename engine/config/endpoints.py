@@ -1,0 +1,92 @@
+"""Where the broker of a deployment listens, and how long a path its sockets can come to.
+
+``ipc`` sockets are files in the run directory, and a system takes about a hundred bytes for the path of one; a lane,
+which has the longest name, is made when its worker says hello, long after the deployment was told to be ready. So the
+longest path that can occur is looked at when the configuration is read.
+
+Ports when ``bind`` is ``tcp://HOST:PORT``: front PORT, admin +1, egress +2, then two per stage in file order (control,
+intake); lanes take free ports, which the broker tells each worker.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+# sun_path of sockaddr_un (unix(7)) without its final zero byte.
+PATH_MAX: Final = 107 if sys.platform.startswith("linux") else 103
+
+LANE_KEYS: Final = 1 << 42  # keys of workers are below it: an epoch and a count (engine.core.stage)
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Where the broker of a deployment listens. ``base`` is a run directory (ipc) or ``tcp://host:port``."""
+
+    base: str
+    stages: tuple[str, ...]
+
+    @property
+    def is_tcp(self) -> bool:
+        return self.base.startswith("tcp://")
+
+    @property
+    def front(self) -> str:
+        return self._named("front", 0)
+
+    @property
+    def admin(self) -> str:
+        return self._named("admin", 1)
+
+    @property
+    def egress(self) -> str:
+        return self._named("egress", 2)
+
+    def control(self, stage: int) -> str:
+        return self._named(_control(stage), 3 + 2 * stage)
+
+    def intake(self, stage: int) -> str:
+        return self._named(f"intake-{stage}", 4 + 2 * stage)
+
+    def lane(self, stage: int, worker: int) -> str:
+        """What to bind a lane to; the endpoint to connect to is what the system makes of it."""
+        if self.is_tcp:
+            return f"tcp://{_bracket(self._host)}:*"
+        return f"ipc://{self.base}/{_lane(stage, worker)}"
+
+    @property
+    def _host(self) -> str:
+        return urlsplit(self.base).hostname or ""
+
+    def _named(self, name: str, offset: int) -> str:
+        if self.is_tcp:
+            return f"tcp://{_bracket(self._host)}:{(urlsplit(self.base).port or 0) + offset}"
+        return f"ipc://{self.base}/{name}"
+
+
+def room(stages: int) -> int:
+    """The most bytes that the path of a run directory may have, with so many stages."""
+    last = stages - 1
+    return PATH_MAX - 1 - max(len(_control(last)), len(_lane(last, LANE_KEYS - 1)))
+
+
+def length(path: str) -> int:
+    """The bytes of a path: a letter may have several."""
+    return len(os.fsencode(path))
+
+
+def _control(stage: int) -> str:
+    return f"control-{stage}"
+
+
+def _lane(stage: int, worker: int) -> str:
+    """Short, so that a deployment's name can be long; whole, for a worker of a former broker that comes back to its
+    lane must not find another's."""
+    return f"l{stage:x}-{worker:x}"
+
+
+def _bracket(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,142 @@
+"""Where the broker listens: addresses, and paths that are never longer than a system takes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine import transport
+from engine.config import build
+from engine.config.endpoints import LANE_KEYS, PATH_MAX, Endpoints, room
+from engine.core.front import EPOCHS
+from engine.core.stage import KEY_SHIFT
+from engine.errors import ConfigError
+
+
+def made(file: Path, *, stages: int = 1, environ: dict[str, str] | None = None, **engine: str) -> None:
+    data = {"engine": engine, "stage": [{"name": f"s{index}", "worker": "m:C"} for index in range(stages)]}
+    build(data, file=file, label="stages.toml", environ=environ or {})
+
+
+def refusal(file: Path, **given: object) -> str:
+    with pytest.raises(ConfigError) as told:
+        made(file, **given)  # type: ignore[arg-type]
+    assert len(told.value.problems) == 1
+    return str(told.value)
+
+
+FILE = Path("/srv/echo/stages.toml")
+
+
+def test_the_keys_that_workers_get_are_those_that_were_counted_with() -> None:
+    assert EPOCHS << KEY_SHIFT <= LANE_KEYS
+
+
+@pytest.mark.parametrize("stages", [1, 2, 11, 101, 300])
+def test_every_path_in_a_run_directory_with_that_much_room_can_be_bound(stages: int) -> None:
+    base = "/" + "x" * (room(stages) - 1)
+    found = Endpoints(base, tuple(map(str, range(stages))))
+    last = stages - 1
+    named = [found.front, found.admin, found.egress, found.control(last), found.intake(last)]
+    longest = max(len(name.removeprefix("ipc://")) for name in [*named, found.lane(last, LANE_KEYS - 1)])
+    assert longest == PATH_MAX
+
+
+def test_a_path_of_that_length_is_one_that_the_system_takes(tmp_path: Path) -> None:
+    """Bound relative to nothing: by its whole name, as ZeroMQ does."""
+    folder = Path(os.path.commonpath([tmp_path, "/tmp"])) / f"sl-{os.getpid()}"
+    folder.mkdir()
+    try:
+        path = folder / ("y" * (PATH_MAX - len(str(folder)) - 1))
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(path))
+        path.unlink()
+        with pytest.raises(OSError, match="too long"), socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(f"{path}y")
+    finally:
+        folder.rmdir()
+
+
+def test_lanes_differ_by_stage_worker_and_broker() -> None:
+    found = Endpoints("/run", ("a",))
+    lanes = {
+        found.lane(stage, (epoch << KEY_SHIFT) + key) for stage in range(20) for epoch in (1, 2) for key in (1, 17)
+    }
+    assert len(lanes) == 80
+
+
+# --- what is said where one would be too long ------------------------------------------------------------------------
+
+
+def test_the_longest_name_fits_where_sessions_have_their_sockets() -> None:
+    made(Path(f"/srv/{'n' * 64}/stages.toml"), environ={"XDG_RUNTIME_DIR": "/run/user/1000"})
+    made(FILE, name="n" * 64)
+
+
+def test_a_long_run_dir_is_refused_with_how_long_it_may_be() -> None:
+    said = refusal(FILE, run_dir="/srv/" + "r" * 100)
+    assert said.startswith(f"stages.toml: engine.run_dir: expected a path of at most {room(1)} bytes")
+
+
+def test_letters_of_several_bytes_count_as_such() -> None:
+    path = "/srv/" + "ü" * (room(1) // 2 - 2)
+    assert len(path) < room(1) < len(path.encode())
+    assert "engine.run_dir" in refusal(FILE, run_dir=path)
+
+
+def test_many_stages_leave_less_room() -> None:
+    path = "/" + "r" * (room(1) - 1)
+    made(FILE, run_dir=path)
+    assert "engine.run_dir" in refusal(FILE, run_dir=path, stages=300)
+
+
+def test_a_long_name_under_a_long_folder_is_what_to_shorten() -> None:
+    session = {"XDG_RUNTIME_DIR": "/run/" + "u" * 30}
+    said = refusal(FILE, name="n" * 60, environ=session)
+    assert said.startswith(f'stages.toml: engine.name: "{"n" * 60}" is too long')
+    said = refusal(Path(f"/srv/{'f' * 60}/stages.toml"), environ=session)
+    assert "the name of the folder, is too long" in said
+    assert "set a shorter name or engine.run_dir" in said
+
+
+def test_where_no_name_would_be_short_enough_the_folder_is_named() -> None:
+    said = refusal(FILE, name="echo", environ={"XDG_RUNTIME_DIR": "/run/" + "u" * 100})
+    assert said.startswith("stages.toml: engine.run_dir: set a short one")
+    assert "$XDG_RUNTIME_DIR" in said
+
+
+def test_without_sockets_in_it_a_run_dir_may_be_long() -> None:
+    made(FILE, run_dir="/srv/" + "r" * 100, bind="tcp://127.0.0.1:7000")
+
+
+# --- sockets ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    path = Path("/tmp") / f"sl-ü-{os.getpid()}"
+    path.mkdir()
+    yield path
+    path.rmdir()
+
+
+def test_a_lane_leaves_no_file_behind(folder: Path) -> None:
+    context = transport.context()
+    try:
+        lane = transport.lane(context, Endpoints(str(folder), ("a",)).lane(0, 5))
+        assert [path.name for path in folder.iterdir()] == ["l0-5"]
+        transport.unbind(lane)
+        assert list(folder.iterdir()) == []
+    finally:
+        context.term()
+
+
+def test_a_path_that_is_too_long_leaves_no_socket_behind(folder: Path) -> None:
+    context = transport.context()
+    with pytest.raises(transport.StartError, match="too long"):
+        transport.lane(context, f"ipc://{folder}/{'y' * 100}")
+    context.term()  # would wait for ever for a socket that is open
