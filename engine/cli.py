@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from importlib import metadata
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from engine import log, names
-from engine.config import add_flags, flags_of, load, run_dir
+from engine.config import FILE_NAME, add_flags, flags_of, in_file_only, load, run_dir, strangers
 from engine.errors import ConfigError, StartError, Unavailable
 from engine.exitcodes import ExitCode
 
@@ -23,10 +25,26 @@ if TYPE_CHECKING:
 
 STATUS_TIMEOUT_S: Final = 3.0
 
+COMMANDS: Final = ("up", "check", "broker", "frontend", "worker", "status")
+
 Command: TypeAlias = Callable[[argparse.Namespace, "Deployment"], int]
 
 _EXIT_CODES: Final = "exit codes:\n" + "\n".join(f"  {code:d}  {code.name:<12} {code.meaning}" for code in ExitCode)
-_FILE: Final = "a stages.toml, or the folder it is in"
+_FILE: Final = "a stages.toml, or the folder it is in; default: the stages.toml here"
+
+# Which keys a command has flags for: those it looks at. ``up`` has all.
+_EVERYWHERE: Final = ("log_level",)
+_HERE: Final = (*_EVERYWHERE, "run_dir")
+_FLAGS: Final = {
+    "check": (*_EVERYWHERE, "timeout"),
+    "broker": (*_HERE, "grace", "namespace", "capacity", "timeout"),
+    "frontend": (
+        *_HERE, "grace", "namespace", "capacity", "timeout", "address", "port", "max_request_size", "compression",
+        "certfile", "keyfile",
+    ),
+    "worker": (*_HERE, "grace", "timeout"),
+    "status": _HERE,
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. SystemExit only out of argparse (``--help``, bad flags)."""
-    options = parser().parse_args(arguments)
+    options = _parsed(sys.argv[1:] if arguments is None else list(arguments))
+    if options is None:
+        return ExitCode.USAGE
     command: Command = options.command
     try:
         return command(options, load(options.file, flags=flags_of(options)))
@@ -54,6 +74,38 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except StartError as error:
         print(f"engine: {error}", file=sys.stderr)
         return ExitCode.START
+
+
+def _parsed(arguments: list[str]) -> argparse.Namespace | None:
+    """The command line as options; None when it asked for nothing and was told what there is."""
+    top = parser()
+    if not arguments:
+        top.print_help()
+        return None
+    name = arguments[0]
+    if not name.startswith("-") and name not in COMMANDS:
+        deployment = name.endswith((".toml", os.sep)) or os.path.exists(name)
+        top.error(f'unknown command "{name}"' + (f"; did you mean: engine up {name}" if deployment else _near(name)))
+    options, unknown = top.parse_known_args(arguments)
+    if unknown:
+        sub: argparse.ArgumentParser = options.parser
+        sub.error(f"unrecognized arguments: {' '.join(unknown)}{_near_flag(unknown[0], name, sub)}")
+    return options
+
+
+def _near(name: str) -> str:
+    found = get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+    return f"; did you mean {found[0]}?" if found else f"; commands are {', '.join(COMMANDS)}"
+
+
+def _near_flag(flag: str, name: str, sub: argparse.ArgumentParser) -> str:
+    flag = flag.partition("=")[0]
+    key = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
+    users = [command for command, keys in _FLAGS.items() if key in keys]
+    if users:
+        return f"; {flag} is a flag of up, {', '.join(users)}: engine {name} does not look at it"
+    near = get_close_matches(flag, re.findall(r"--[a-z-]+", sub.format_help()), n=1)
+    return in_file_only(key) or (f"; did you mean {near[0]}?" if near else "")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"engine {_version()}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def add(name: str, command: Command, what: str, example: str, *, flags: bool = True) -> argparse.ArgumentParser:
+    def add(name: str, command: Command, what: str, example: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name,
             help=what,
@@ -77,10 +129,9 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        sub.add_argument("file", metavar="FILE", help=_FILE)
-        sub.set_defaults(command=command)
-        if flags:
-            add_flags(sub)
+        sub.add_argument("file", metavar="FILE", nargs="?", default=FILE_NAME, help=_FILE)
+        sub.set_defaults(command=command, parser=sub)
+        add_flags(sub, _FLAGS.get(name))
         return sub
 
     add("up", _up, "run a whole deployment on this machine", "engine up stages.toml --port 9000")
@@ -126,10 +177,17 @@ def _version() -> str:
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
+def _warn_of_strangers() -> None:
+    """Once for a whole deployment: not in the processes that a supervisor starts."""
+    for line in strangers(os.environ):
+        log.get_logger().warning("%s", line)
+
+
 def _up(options: argparse.Namespace, deployment: Deployment) -> int:
     from engine import supervisor
 
     log.setup("supervisor", level=deployment.engine.log_level)
+    _warn_of_strangers()
     return supervisor.run(deployment)
 
 
@@ -137,6 +195,7 @@ def _check(options: argparse.Namespace, deployment: Deployment) -> int:
     from stages import local
 
     log.setup("check", level=deployment.engine.log_level)
+    _warn_of_strangers()
     return local.check(deployment, as_json=options.json, strict=options.strict)
 
 
@@ -181,6 +240,7 @@ def _worker(options: argparse.Namespace, deployment: Deployment) -> int:
         from engine import supervisor
 
         log.setup("supervisor", level=deployment.engine.log_level)
+        _warn_of_strangers()
         return supervisor.run_workers(deployment, stage, options.num or deployment.stage(stage).num)
     from engine.process import Notifier, die_with_parent
 

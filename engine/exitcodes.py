@@ -29,7 +29,7 @@ class ExitCode(IntEnum):
 _MEANINGS = {
     ExitCode.OK: "done; a deployment that was asked to stop has stopped in order",
     ExitCode.FAILED: "something failed while running; the log says what",
-    ExitCode.USAGE: "the command line was not understood",
+    ExitCode.USAGE: "the command line was not understood, or named no command",
     ExitCode.CONFIG: "the configuration has errors; every one was printed",
     ExitCode.START: "a process of the deployment could not start, or check found that a stage would not",
     ExitCode.BUSY: "a deployment of this name is already running, or its port is in use",

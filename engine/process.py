@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from glob import glob
 from typing import TYPE_CHECKING, Any, Final
 
-from engine.core.placement import Share, Want, assign_device, own_env, share_cpus, thread_env
+from engine.core.placement import Share, Want, assign_device, is_there, own_env, share_cpus, thread_env
 from engine.cpus import available_cpus
 from engine.errors import StartError
 
@@ -203,7 +203,19 @@ def count_gpus(environ: Mapping[str, str] = os.environ) -> int:
         # CUDA reads up to the first invalid entry; "-1" and "" are the customary ways to say "none".
         return next((i for i, entry in enumerate(entries) if entry.startswith("-") or not entry), len(entries))
     nodes = len(glob("/dev/nvidia[0-9]*"))
-    return nodes or _count_listed()
+    return nodes or _count_amd() or int(os.path.exists("/dev/nvhost-gpu")) or _count_listed()  # the third: Jetson's
+
+
+def _count_amd() -> int:
+    """AMD's GPUs, which torch calls "cuda" too: nodes of its driver's topology that are no CPU."""
+    found = 0
+    for path in glob("/sys/class/kfd/kfd/topology/nodes/*/gpu_id"):
+        try:
+            with open(path) as file:
+                found += file.read().strip() not in ("", "0")
+        except OSError:  # one this user may not see
+            continue
+    return found
 
 
 def _count_listed() -> int:
@@ -246,7 +258,10 @@ def place(
     *,
     environ: Mapping[str, str] = os.environ,
 ) -> dict[tuple[str, int], Placement]:
-    """Places for ``workers``, each a stage's name and a slot (from 1), as if they had this machine to themselves."""
+    """Places for ``workers``, each a stage's name and a slot (from 1), as if they had this machine to themselves.
+
+    Raises StartError for a device that is not there.
+    """
     slots: dict[str, list[int]] = {}
     for name, slot in workers:
         slots.setdefault(name, []).append(slot)
@@ -262,6 +277,8 @@ def place(
             # Of two workers whose own variables show each of them one GPU, the second too computes on its cuda:0.
             seen = count_gpus(own) if gpus and VISIBLE_VARIABLE in own else gpus
             device = assign_device(spec.device, slot, seen)
+            if not is_there(device, seen):
+                raise StartError(_no_gpu(name, spec.device, device, seen, own.get(VISIBLE_VARIABLE)))
             env = {
                 **thread_env(share.threads, {**environ, **own}),
                 DEVICE_VARIABLE: device,
@@ -270,6 +287,17 @@ def place(
             }
             placements[name, slot] = Placement(share.cpus, device, env)
     return placements
+
+
+def _no_gpu(stage: str, asked: Any, device: str, seen: int, visible: str | None) -> str:
+    """A worker on a GPU that is not there would fail at its first tensor, or compute on the CPU and not say so."""
+    there = f"there {'is' if seen == 1 else 'are'} {seen} GPU{'s' * (seen != 1)}" if seen else "there is no GPU"
+    where = "" if visible is None else f" that {VISIBLE_VARIABLE}={visible} shows"
+    asked = json.dumps(asked)
+    return (
+        f'stage "{stage}": device = {asked} needs {device}, and {there}{where}; '
+        'set device = "auto", which takes the CPU where there is no GPU, or the number of one that is there'
+    )
 
 
 def _width(deployment: Deployment, name: str, used: Sequence[int]) -> int:
@@ -281,7 +309,7 @@ def settle(deployment: Deployment, stage: str, slot: int) -> Placement:
     """Called by a worker process before it imports user code: pin to its CPUs, complete its environment.
 
     Under a supervisor the environment already says where to run; a worker run by hand is placed as one of the whole
-    file's workers. Raises StartError when it cannot be pinned as asked.
+    file's workers. Raises StartError when it cannot be pinned as asked, or its device is not there.
     """
     everybody = [(spec.name, k) for spec in deployment.stages for k in range(1, spec.num + 1)]
     if (stage, slot) not in everybody:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from engine import loader, log
-from engine.config import Deployment, build, name_from, read_key, script
+from engine.config import Deployment, build, name_from, read_key, script, strangers
 from engine.config.schema import DEFAULT_ROUTE
 from engine.config.script import arguments
 from engine.errors import ConfigError
@@ -224,6 +224,8 @@ class Server:
         log.setup("supervisor", level=deployment.engine.log_level)
         for theirs, ours in script.foreign(os.environ).items():
             log.get_logger().warning("%s is set and not read; the variable is %s", theirs, ours)
+        for line in strangers(os.environ, also=script.variables()):
+            log.get_logger().warning("%s", line)
         if settings.dry_run:
             from stages.local import check  # here, because it loads user code and what that needs
 

@@ -11,12 +11,11 @@ from engine.config import Deployment, StageSection
 from engine.core.wire import payload_size
 from engine.errors import EncodingError, StartError
 from engine.loader import load_class
-from engine.process import own_env
+from engine.process import own_env, place
 from stages.base import Worker
 from stages.compute import Codec, WrongResults, as_results
 from stages.context import ItemIn
 from stages.contract import check_class
-from stages.device import resolve
 from stages.mixin.typed import check_types
 from stages.stream import check_place, entry
 
@@ -57,13 +56,14 @@ def _called(call: Callable[[], Any], cls: type, stage: str, args: Mapping[str, A
 
 def load_offline(deployment: Deployment, spec: StageSection) -> Worker:
     """Worker 1 of a stage, in this process: with the stage's environment while it is loaded, and only then."""
+    device = place(deployment, [(spec.name, 1)])[spec.name, 1].device
     with _environment(own_env(spec.env, 1)):
         worker = create(
             load_class(spec.worker, deployment.file.parent),
             stage=spec.name,
             worker_id=1,
             max_batch_size=spec.max_batch_size,
-            device=resolve(spec.device),
+            device=device,
             args=spec.args,
         )
     check_place(worker, is_last=is_last(deployment, spec.name))

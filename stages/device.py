@@ -1,4 +1,4 @@
-"""Which device "auto" means offline, and how much memory is in use.
+"""How much memory is in use, of the machine and of its GPUs.
 
 Never imports torch: it asks it if user code has.
 """
@@ -10,15 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from engine.process import assign_device, count_gpus
-
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
-
-
-def resolve(device: Any, slot: int = 1) -> str:
-    """The device of worker ``slot`` for a stage's ``device`` key, on this machine: ``cpu`` or ``cuda:N``."""
-    return assign_device(device, slot, 0 if device == "cpu" else count_gpus())
 
 
 def _cuda() -> Any:

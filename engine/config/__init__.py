@@ -6,6 +6,7 @@
     flags      the command-line flags and environment variables of the keys that have them
     script     the command line of a script that describes its deployment by calls: Mosec's
     build      data -> Deployment, with every problem in one ConfigError
+    mistakes   where in a file a problem is, and the usual reason
     load       files: stages.toml, and the JSON snapshot that child processes read
     endpoints  where the broker listens, and how long the paths of its sockets can get
     reference  docs/reference.md (run as a program; not imported here)
@@ -13,12 +14,13 @@
 Imports neither zmq, Falcon nor torch: the supervisor lives on this package alone.
 """
 
-from engine.config.build import build, name_from, read_key
-from engine.config.flags import add_flags, flags_of
-from engine.config.load import dump, load, run_dir
+from engine.config.build import build, default_run_dir, name_from, read_key
+from engine.config.flags import add_flags, flags_of, in_file_only, strangers
+from engine.config.load import FILE_NAME, dump, load, run_dir
 from engine.config.schema import Deployment, EngineSection, FrontendSection, RouteSection, StageSection
 
 __all__ = [
+    "FILE_NAME",
     "Deployment",
     "EngineSection",
     "FrontendSection",
@@ -26,10 +28,13 @@ __all__ = [
     "StageSection",
     "add_flags",
     "build",
+    "default_run_dir",
     "dump",
     "flags_of",
+    "in_file_only",
     "load",
     "name_from",
     "read_key",
     "run_dir",
+    "strangers",
 ]

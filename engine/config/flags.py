@@ -9,13 +9,20 @@ that what is wrong with them is reported along with everything else.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Final
 
 from engine.config.forms import nearest
-from engine.config.schema import SECTIONS, Key, Unit, default, key_of, types
+from engine.config.schema import SECTIONS, Key, Unit, default, key_of, keys, types
 from engine.config.units import format_size
+
+PREFIX: Final = "ENGINE_"
+# What processes of a deployment tell each other (engine.process), and what Kubernetes sets in each pod for a Service
+# that is called "engine".
+_OUR_OWN: Final = ("ENGINE_CPUS", "ENGINE_DEVICE")
+_KUBERNETES: Final = re.compile(r"ENGINE_(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)")
 
 _DEST: Final = "config_"  # keeps our attributes of the namespace apart from those of the command
 
@@ -44,7 +51,7 @@ class Flag:
 
     @property
     def variable(self) -> str:
-        return "ENGINE_" + self.name.upper()
+        return PREFIX + self.name.upper()
 
 
 def flags() -> list[Flag]:
@@ -57,13 +64,15 @@ def flags() -> list[Flag]:
     ]
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a group with one flag per key to ``parser``; :func:`flags_of` reads them back.
+def add_flags(parser: argparse.ArgumentParser, only: Collection[str] | None = None) -> None:
+    """Add a group with one flag per key to ``parser``, or for the keys ``only``; :func:`flags_of` reads them back.
 
     A boolean key gets ``--x`` and ``--no-x``. The parser should be made with ``allow_abbrev=False``.
     """
     group = parser.add_argument_group("configuration", "These override the environment, which overrides the file.")
     for flag in flags():
+        if only is not None and flag.name not in only:
+            continue
         if flag.kind is bool:
             group.add_argument(
                 flag.option,
@@ -102,6 +111,31 @@ def overrides(
         elif text := environ.get(flag.variable):
             found[flag.section, flag.name] = Override(text, flag.variable)
     return found, problems
+
+
+def strangers(environ: Mapping[str, str], *, also: Sequence[str] = ()) -> list[str]:
+    """A line for each variable that begins with ``ENGINE_``, is set, and means nothing here (``also`` do mean
+    something).
+
+    For a warning and not an error: the prefix is no property of ours, and a variable of another program must not keep
+    a deployment from starting; one that was misspelt must not be silent either.
+    """
+    known = [flag.variable for flag in flags()]
+    told = []
+    for name in sorted(environ):
+        if not name.startswith(PREFIX) or not environ[name] or name in known or name in also or name in _OUR_OWN:
+            continue
+        if _KUBERNETES.fullmatch(name):
+            continue
+        hint = in_file_only(name.removeprefix(PREFIX).lower()) or nearest(name, [*known, *also])
+        told.append(f"{name} is set and not read{hint}")
+    return told
+
+
+def in_file_only(name: str) -> str:
+    """Where a key stands that can be set in the file alone; "" when there is none of this name."""
+    sections = [section for section, kind in SECTIONS.items() if name in keys(kind) and not keys(kind)[name].flag]
+    return f"; {name} is set in the file, under {' or '.join(sections)}" if sections else ""
 
 
 def _metavar(flag: Flag) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from engine.config.build import build, default_run_dir, name_from, rebuild
+from engine.config.mistakes import is_python, not_toml, numbered
 from engine.config.schema import Deployment
 from engine.errors import ConfigError
 
@@ -26,6 +26,7 @@ else:
     import tomli as tomllib
 
 FILE_NAME: Final = "stages.toml"
+SHOWN: Final = 5  # files that could be meant
 
 _NO_FLAGS: Final[Mapping[str, str]] = {}
 
@@ -47,6 +48,8 @@ def load(
     if path.is_dir():
         path /= FILE_NAME
     label = str(path)
+    if path.is_file() and (told := is_python(path, label)):
+        raise ConfigError([told])
     text = _read(path, label)
     if path.suffix == ".json":
         if flags:
@@ -55,8 +58,11 @@ def load(
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError([_syntax(label, str(error))]) from None
-    return build(data, file=Path(os.path.abspath(path)), label=label, flags=flags, environ=environ)
+        raise ConfigError([not_toml(path, label, text, str(error))]) from None
+    try:
+        return build(data, file=Path(os.path.abspath(path)), label=label, flags=flags, environ=environ)
+    except ConfigError as error:
+        raise ConfigError(numbered(error.problems, label, text)) from None
 
 
 def dump(deployment: Deployment) -> bytes:
@@ -82,20 +88,26 @@ def run_dir(deployment: Deployment) -> Path:
 
 def _read(path: Path, label: str) -> str:
     try:
-        return path.read_bytes().decode()
+        return path.read_bytes().decode("utf-8-sig")  # some editors of Windows begin a file with a mark
     except FileNotFoundError:
-        raise ConfigError([f"{label}: no such file; expected a {FILE_NAME}, or a folder that holds one"]) from None
+        expected = f"no such file; expected a {FILE_NAME}, or a folder that holds one{_beside(path)}"
+        raise ConfigError([f"{label}: {expected}"]) from None
     except OSError as error:
         raise ConfigError([f"{label}: cannot be read: {error.strerror}"]) from None
     except UnicodeDecodeError as error:
         raise ConfigError([f"{label}: expected UTF-8 text; byte {error.start} is not"]) from None
 
 
-def _syntax(label: str, message: str) -> str:
-    found = re.search(r" \(at line (\d+), column (\d+)\)$", message)
-    if found is None:
-        return f"{label}: expected TOML: {message}"
-    return f"{label}: line {found[1]}, column {found[2]}: expected TOML: {message[: found.start()]}"
+def _beside(path: Path) -> str:
+    """What lies where a file was looked for and could be meant."""
+    try:
+        names = sorted(item.name for item in path.parent.iterdir() if item.suffix == ".toml" and item.is_file())
+        folders = sorted(item.parent.name for item in path.parent.glob(f"*/{FILE_NAME}"))
+    except OSError:  # no such folder, or none that may be read
+        return ""
+    names = [name for name in names if name != "pyproject.toml"] + folders
+    where = "this folder" if path.parent == Path() else path.parent
+    return f"; in {where} there is {', '.join(names[:SHOWN])}" if names else ""
 
 
 def _load_snapshot(text: str, label: str) -> Deployment:

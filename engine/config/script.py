@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from engine.config.flags import PREFIX
 from engine.config.forms import BadValue, from_text
 from engine.config.schema import EngineSection, FrontendSection, Key, StageSection, keys
 from engine.config.units import format_size
@@ -123,6 +124,11 @@ def foreign(environ: Mapping[str, str]) -> dict[str, str]:
         for name in environ
         if name.startswith("MOSEC_") and name.removeprefix("MOSEC_") in known
     }
+
+
+def variables() -> list[str]:
+    """The variables that a script reads beside those of the keys."""
+    return [f"{PREFIX}{name.upper()}" for name in (*_OWN, *_FLAG_KEYS)]
 
 
 def _default_wait() -> float:

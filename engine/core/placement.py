@@ -105,8 +105,7 @@ def assign_device(device: Any, slot: int, available_cuda: int) -> str:
     """The device of worker ``slot`` (from 1): "cpu" or "cuda:N".
 
     "auto" takes the GPUs in turn when there are any; "cuda" does so without falling back to the CPU; a list is dealt
-    out in turn, its bare "cuda" included. A GPU that is not there is left for the worker to report, in its library's
-    words.
+    out in turn, its bare "cuda" included. Whether that GPU is there is :func:`is_there`'s to say.
     """
     if isinstance(device, list | tuple):
         return assign_device(device[(slot - 1) % len(device)], slot, available_cuda)
@@ -115,6 +114,11 @@ def assign_device(device: Any, slot: int, available_cuda: int) -> str:
     if device == "cuda":
         return f"cuda:{(slot - 1) % max(1, available_cuda)}"
     return str(device)
+
+
+def is_there(device: str, available_cuda: int) -> bool:
+    """Whether a device, as :func:`assign_device` gives it, exists where so many GPUs do."""
+    return device == "cpu" or int(device.partition(":")[2] or 0) < available_cuda
 
 
 def own_env(env: Any, slot: int) -> dict[str, str]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import os
+import shlex
+import shutil
 import socket
+import sys
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
-from engine.config import Deployment
+from engine.config import FILE_NAME, Deployment, default_run_dir
 from engine.errors import StartError
 from engine.supervisor.rundir import Busy
 
@@ -55,13 +59,44 @@ def shown(url: str) -> str:
 
 
 def banner(deployment: Deployment, url: str, trial: str | None = None) -> str:
-    """The last lines of a start: where it listens, and a request to try.
+    """The last lines of a start: where it listens, a request to try, and how to look at it.
 
     ``trial`` is what the first stage proposes, a command line with ``{url}`` in it.
     """
     url, every = shown(url), deployment.frontend.address in _SHOWN
     where = f"{url} (listening on all addresses, {deployment.frontend.address})" if every else url
-    return f"{deployment.engine.name} is ready: {where}  (stop with Ctrl-C)\ntry: {_example(deployment, url, trial)}"
+    lines = [
+        f"{deployment.engine.name} is ready: {where}  (stop with Ctrl-C)",
+        f"try: {_example(deployment, url, trial)}",
+    ]
+    if deployment.file.suffix != ".py":  # a script's deployment has no file that the command could read
+        lines.append(f"look: {status_command(deployment)}")
+    return "\n".join(lines)
+
+
+def status_command(deployment: Deployment) -> str:
+    """A command line that works in this shell: by name only where the command found there is the one that runs."""
+    own = Path(sys.executable).parent / "engine"
+    found = shutil.which("engine")
+    command = "engine" if found is not None and Path(found).absolute() == own else _from_here(own)
+    if not own.exists():  # run from its source, and installed nowhere
+        command = f"{_from_here(Path(sys.executable))} -m engine.cli"
+    file = deployment.file.parent if deployment.file.name == FILE_NAME else deployment.file
+    words = [command, "status"]
+    if file != Path.cwd():
+        words.append(shlex.quote(_from_here(file)))
+    own_dir = deployment.engine.run_dir
+    if own_dir and own_dir != default_run_dir(deployment.engine.name, os.environ):
+        words += ["--run-dir", shlex.quote(own_dir)]
+    return " ".join(words)
+
+
+def _from_here(path: Path) -> str:
+    """Relative where it lies below the current folder, else whole."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
 
 
 def _example(deployment: Deployment, url: str, trial: str | None) -> str:

@@ -10,7 +10,7 @@ HIDDEN = [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
 
 if __name__ == "__main__":
     server = Server()
-    server.append_worker(Multiply, name="auto", num=2, route="/auto")
+    server.append_worker(Multiply, name="auto", num=2, args=CPU, route="/auto")
     server.append_worker(Multiply, name="listed", num=3, device=LISTED, args=CPU, route="/listed")
     server.append_worker(Multiply, name="hidden", num=2, device="cuda:0", env=HIDDEN, args=CPU, route="/hidden")
     server.run()

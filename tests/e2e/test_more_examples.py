@@ -95,7 +95,8 @@ def test_the_script_describes_the_same_service_as_the_file(name: str) -> None:
 @pytest.fixture(scope="module")
 def running(request: pytest.FixtureRequest) -> Iterator[Deployed]:
     """The example whose name a test gives, up and ready; shared by the tests of this module that name it."""
-    with deployed(EXAMPLES / request.param / "stages.toml") as example:
+    env = {"CUDA_VISIBLE_DEVICES": "0,1"} if request.param == "gpu-assignment" else {}  # as its README says
+    with deployed(EXAMPLES / request.param / "stages.toml", env=env) as example:
         yield example
 
 

@@ -190,10 +190,20 @@ def test_the_frontend_tells_the_truth_while_workers_load(service: Path) -> None:
 
 def test_the_last_lines_say_where_it_listens_and_what_to_try(service: Path) -> None:
     with deployed(one_stage(service, "Checked")) as running:
-        ready, trial = running.out.strip().splitlines()[-2:]
+        ready, trial, look = running.out.strip().splitlines()[-3:]
         assert ready.startswith(f"one is ready: {running.url}")
         assert trial.startswith("try: curl ")
         assert f"{running.url}/inference" in trial
+        assert """-d '{"id":"example"}'""" in trial, "the first stage's own example"
+        told = subprocess.run(
+            ["/bin/sh", "-c", f"{trial.removeprefix('try: ')}; {look.removeprefix('look: ')}"],
+            env={"PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        assert told.stdout.startswith('{"id":"example"}one: up for ')
 
 
 def test_check_runs_the_examples_without_a_deployment(service: Path) -> None:

@@ -81,7 +81,8 @@ def test_every_command_has_help_with_an_example(command: str, capsys: pytest.Cap
     assert end.value.code == 0
     text = capsys.readouterr().out
     assert f"example:\n  engine {command} stages.toml" in text
-    assert "--port" in text
+    assert "--log-level" in text
+    assert ("--port" in text) == (command in ("up", "frontend")), "only the flags that it looks at"
     assert "--parent" not in text
     assert "--status-fd" not in text
 
@@ -89,8 +90,6 @@ def test_every_command_has_help_with_an_example(command: str, capsys: pytest.Cap
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
-        ["up"],
         ["fly", "x"],
         ["up", "x", "--por", "1"],
         ["worker", "x"],
@@ -102,6 +101,28 @@ def test_what_is_not_understood_is_bad_usage(arguments: list[str], capsys: pytes
         cli.run(arguments)
     assert end.value.code == ExitCode.USAGE
     assert "usage: engine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["chek", "x"], 'unknown command "chek"; did you mean check?'),
+        (["stages.toml"], "did you mean: engine up stages.toml"),
+        (["up", "x", "--prot", "1"], "unrecognized arguments: --prot 1; did you mean --port?"),
+        (["status", "x", "--port", "1"], "--port is a flag of up, frontend: engine status does not look at it"),
+        (["up", "x", "--workers", "1"], "workers is set in the file, under frontend"),
+    ],
+)
+def test_what_was_meant_is_said(arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.run(arguments)
+    assert end.value.code == ExitCode.USAGE
+    assert hint in capsys.readouterr().err
+
+
+def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([]) == ExitCode.USAGE
+    assert "commands:" in capsys.readouterr().out
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,6 +160,25 @@ def test_up_runs_the_supervisor_on_a_file_or_its_folder(file: Path, asked: dict[
     assert isinstance(deployment, Deployment)
     assert deployment.frontend.port == 1234
     assert asked["log"] == (("supervisor",), {"level": "error"})
+
+
+def test_without_a_file_it_is_the_one_here(
+    file: Path, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(file.parent)
+    assert cli.run(["up"]) == 0
+    assert asked["run"][0][0].file == file
+    file.rename(file.with_name("other.toml"))
+    assert cli.run(["up"]) == ExitCode.CONFIG
+    assert "in this folder there is other.toml" in capsys.readouterr().err
+
+
+def test_a_variable_that_means_nothing_is_warned_about(
+    file: Path, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("ENGINE_PROT", "1")
+    assert cli.run(["up", str(file)]) == 0
+    assert "ENGINE_PROT is set and not read; did you mean ENGINE_PORT?" in caplog.text
 
 
 @pytest.mark.parametrize(("extra", "num"), [([], 3), (["--num", "2"], 2)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -41,7 +42,8 @@ def problems(read, tmp_path):
     def problems(text, **about):
         with pytest.raises(ConfigError) as caught:
             read(text, **about)
-        return [line.removeprefix(f"{tmp_path}{os.sep}") for line in caught.value.problems]
+        lines = [line.removeprefix(f"{tmp_path}{os.sep}") for line in caught.value.problems]
+        return [re.sub(r"^stages\.toml:\d+:", "stages.toml:", line) for line in lines]  # numbers: test_mistakes
 
     return problems
 
@@ -377,7 +379,7 @@ def test_syntax_errors_have_a_line(problems):
     (line,) = problems("[engine]\nname = \n")
     assert line.startswith("stages.toml: line 2, column 8: expected TOML: ")
     (line,) = problems("x = [1,")
-    assert line.startswith("stages.toml: expected TOML: ")
+    assert line.startswith("stages.toml: line 1, column 8: expected TOML: ")
 
 
 def test_files_that_cannot_be_read_say_what_to_do(tmp_path):

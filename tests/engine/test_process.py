@@ -197,10 +197,12 @@ def test_gpus_are_counted_from_what_cuda_is_allowed_to_see(visible: str, expecte
 
 # --- placement
 
+TWO_GPUS = {"CUDA_VISIBLE_DEVICES": "0,1"}
+
 
 def test_a_place_tells_its_worker_where_to_run_and_its_own_environment(tmp_path: Path) -> None:
     deployment = make(tmp_path, num=2, cpus=[[0], [0]], device="cuda:1", env=[{"A": "1"}, {"OMP_NUM_THREADS": "7"}])
-    places = process.place(deployment, [("a", 1), ("a", 2)], environ={"MKL_NUM_THREADS": "5"})
+    places = process.place(deployment, [("a", 1), ("a", 2)], environ={"MKL_NUM_THREADS": "5", **TWO_GPUS})
     first, second = places["a", 1], places["a", 2]
     assert first.cpus == (0,)
     assert first.env["A"] == "1"
@@ -210,6 +212,28 @@ def test_a_place_tells_its_worker_where_to_run_and_its_own_environment(tmp_path:
     assert "MKL_NUM_THREADS" not in first.env  # the user's environment already says
     assert (first.env["ENGINE_DEVICE"], first.env["ENGINE_CPUS"]) == ("cuda:1", "0")
     assert "CUDA_VISIBLE_DEVICES" not in first.env
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "words"),
+    [
+        ("cuda", "", 'stage "a": device = "cuda" needs cuda:0, and there is no GPU'),
+        ("cuda:7", "0,1", 'device = "cuda:7" needs cuda:7, and there are 2 GPUs'),
+        (["cpu", "cuda:1"], "0", 'device = ["cpu", "cuda:1"] needs cuda:1, and there is 1 GPU'),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path, device: object, visible: str, words: str) -> None:
+    deployment = make(tmp_path, num=2, device=device)
+    with pytest.raises(StartError) as refused:
+        process.place(deployment, [("a", 1), ("a", 2)], environ={"CUDA_VISIBLE_DEVICES": visible})
+    assert words in str(refused.value)
+    assert 'set device = "auto"' in str(refused.value)
+
+
+def test_a_worker_whose_own_variables_hide_its_gpu_is_refused(tmp_path: Path) -> None:
+    deployment = make(tmp_path, device="cuda:0", env={"CUDA_VISIBLE_DEVICES": ""})
+    with pytest.raises(StartError, match="there is no GPU that CUDA_VISIBLE_DEVICES= shows"):
+        process.place(deployment, [("a", 1)], environ=TWO_GPUS)
 
 
 def test_a_worker_whose_variables_hide_gpus_counts_those_it_sees(tmp_path: Path) -> None:

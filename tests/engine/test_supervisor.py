@@ -83,11 +83,11 @@ class Trial:
         wait_until(f"{times} x {line!r} in the journal", lambda: self.journal.count(line) >= times)
 
     def wait_ready(self) -> str:
-        """The two lines that say so."""
+        """The three lines that say so."""
         assert self.process.stdout is not None
         readable, _, _ = select.select([self.process.stdout], [], [], PATIENCE_S)
         assert readable, self.log
-        lines = self.process.stdout.readline() + self.process.stdout.readline()
+        lines = b"".join(self.process.stdout.readline() for _ in range(3))
         assert lines, self.log
         return lines.decode()
 
@@ -147,7 +147,9 @@ def tell(folder: Path, name: str, what: str, text: str = "") -> None:
 def test_it_starts_in_order_says_where_it_listens_and_leaves_nothing(start: Callable[..., Trial], folder: Path) -> None:
     tell(folder, "frontend", "url", "http://0.0.0.0:4321")
     trial = start()
-    assert trial.wait_ready() == (
+    ready, look = trial.wait_ready().split("look: ")
+    assert look.endswith(f"engine status {folder} --run-dir {trial.run_dir}\n")
+    assert ready == (
         "tried is ready: http://127.0.0.1:4321  (stop with Ctrl-C)\ntry: curl http://127.0.0.1:4321/inference -d '{}'\n"
     )
     order = [line.split()[:2] for line in trial.journal]
