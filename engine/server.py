@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from engine import loader, log
-from engine.config import Deployment, build, name_from, read_key, script, strangers
+from engine.config import Deployment, build, default_run_dir, name_from, read_key, script, strangers
 from engine.config.schema import DEFAULT_ROUTE
 from engine.config.script import arguments
 from engine.errors import ConfigError
@@ -185,7 +185,7 @@ class Server:
         file = _script()
         names = self._names()
         wait = {} if settings.wait_ms is None else {"max_wait_time": settings.wait_ms}
-        data = {
+        data: dict[str, Any] = {
             "engine": {"name": name_from(f"{file.parent.name}-{file.stem}")},
             "stage": [
                 {**wait, **runtime.table, "name": name, "worker": runtime.spec} for runtime, name in names.items()
@@ -194,8 +194,17 @@ class Server:
                 {"path": path, "stages": [names[runtime] for runtime in chain]} for path, chain in self._routes.items()
             ],
         }
+
+        def described() -> Deployment:
+            return build(data, file=file, label=file.name, flags=settings.flags, environ=settings.environ)
+
         try:
-            made = build(data, file=file, label=file.name, flags=settings.flags, environ=settings.environ)
+            made = described()
+            if not (settings.flags.get("run_dir") or settings.environ.get("ENGINE_RUN_DIR")):
+                # Two runs of one script on different ports are two deployments. A free port has no number yet.
+                port = made.frontend.port or f"p{os.getpid()}"
+                data["engine"]["run_dir"] = default_run_dir(f"{made.engine.name}-{port}", settings.environ)
+                made = described()
         except ConfigError as error:
             raise ConfigError([*settings.problems, *error.problems]) from None
         if settings.problems:

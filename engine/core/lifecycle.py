@@ -269,7 +269,14 @@ class Serving:
     took_s: float
 
 
-Action: TypeAlias = Spawn | Terminate | Kill | Say | Serving
+@dataclass(frozen=True)
+class Stopping:
+    """The deployment stops, and will have stopped within so many seconds."""
+
+    within_s: float
+
+
+Action: TypeAlias = Spawn | Terminate | Kill | Say | Serving | Stopping
 
 
 # --- the machine -----------------------------------------------------------------------------------------------------
@@ -457,6 +464,7 @@ class Machine:
 
     def _stop(self, steps: tuple[Step, ...], now: float) -> None:
         self._steps = steps
+        self._actions.append(Stopping(sum(step.bound_s + ABANDON_S for step in steps)))
         for child, record in self._records.items():
             if record.state is ChildState.STARTING and not record.history.ever_ready:
                 self._turn(child, Turn.STOP)

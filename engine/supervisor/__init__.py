@@ -11,7 +11,9 @@ blink.
 from __future__ import annotations
 
 import dataclasses
+import select
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -22,13 +24,13 @@ from engine.core.lifecycle import Child, Kind, Machine, Outcome
 from engine.errors import StartError
 from engine.exitcodes import ExitCode
 from engine.log import get_logger
-from engine.signals import Signals
+from engine.signals import STOPPING, Signals
 from engine.supervisor import family
 from engine.supervisor.address import banner, check_port
 from engine.supervisor.daemons import Daemons, named
 from engine.supervisor.family import Commands
 from engine.supervisor.loop import Loop
-from engine.supervisor.rundir import Busy, claim, make_private, write_snapshot
+from engine.supervisor.rundir import Busy, Withdrawn, claim, make_private, mark_stopping, write_snapshot
 
 __all__ = ["Busy", "claim", "make_private", "run", "run_workers"]
 
@@ -50,11 +52,12 @@ def run(
     SIGTERM, SIGINT and SIGHUP drain and stop it within about ``grace`` plus 7 seconds; a SIGINT while it stops ends
     it at once. ``daemons`` are processes that are started with it, are stopped with it, and whose end ends it:
     ``multiprocessing.Process`` or ``subprocess.Popen`` objects, or a mapping of names to such. ``commands`` replaces
-    how children are started. Main thread only. Says on stdout, as its last lines, where the deployment listens.
+    how children are started. A predecessor of this name that is stopping is waited for. Main thread only. Says on
+    stdout, as its last lines, where the deployment listens.
     """
     held = named(daemons)
     try:
-        with Signals() as signals, claim(run_dir(deployment), deployment.engine.name) as folder:
+        with Signals() as signals, claim(run_dir(deployment), deployment.engine.name, _pause(signals)) as folder:
             check_port(deployment.frontend.address, deployment.frontend.port)
             snapshot = write_snapshot(folder, dump(deployment))
             members = family.whole(deployment)
@@ -69,9 +72,13 @@ def run(
                 on_url=listening.handle_url,
                 on_serving=listening.handle_serving,
                 on_trial=listening.handle_trial,
+                on_stopping=lambda within_s: mark_stopping(folder, within_s),
             )
             loop.run(signals)
             return _ended(machine, deployment.engine.name)
+    except Withdrawn:
+        log.info("%s: stopped before it started", deployment.engine.name)
+        return ExitCode.OK
     except Busy as error:
         log.error("%s", error)
         return ExitCode.BUSY
@@ -114,6 +121,16 @@ def run_workers(
     except StartError as error:
         log.error("%s did not start: %s", name, error)
         return ExitCode.START
+
+
+def _pause(signals: Signals) -> Callable[[float], bool]:
+    """Waits, unless told to stop."""
+
+    def pause(seconds: float) -> bool:
+        select.select([signals], [], [], seconds)
+        return not any(number in STOPPING for number in signals.read())
+
+    return pause
 
 
 def _ended(machine: Machine, name: str) -> ExitCode:

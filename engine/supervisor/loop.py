@@ -44,6 +44,7 @@ class Loop:
         on_url: Callable[[str], None],
         on_serving: Callable[[], None],
         on_trial: Callable[[str], None] = lambda trial: None,
+        on_stopping: Callable[[float], None] = lambda within_s: None,
     ) -> None:
         self._machine = machine
         self._commands = commands
@@ -51,6 +52,7 @@ class Loop:
         self._daemons = dict(daemons)
         self._on_url = on_url
         self._on_serving = on_serving
+        self._on_stopping = on_stopping
         self._on_trial = on_trial
         self._selector = selectors.DefaultSelector()
         self._events: deque[life.Event] = deque()
@@ -67,6 +69,7 @@ class Loop:
         self._selector.register(signals, selectors.EVENT_READ, lambda: self._read_signals(signals))
         try:
             self._post(life.Begin())
+            self._reap()  # a daemon that was running already may have ended before anybody listened
             while self._machine.phase is not life.Phase.STOPPED:
                 wake_at = self._machine.wake_at
                 timeout = None if wake_at is None else max(0.0, wake_at - now())
@@ -168,6 +171,8 @@ class Loop:
             case life.Serving(took_s):
                 log.info("every process is ready after %.1f s", took_s)
                 self._on_serving()
+            case life.Stopping(within_s):
+                self._on_stopping(within_s + SWEEP_S)
 
     def _spawn(self, child: Child) -> None:
         if child.kind is Kind.DAEMON:

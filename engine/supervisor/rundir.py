@@ -1,7 +1,8 @@
 """The run directory: private, owned by one running deployment at a time, empty again when that ends.
 
-It holds the broker's sockets, ``lock`` (held for the supervisor's life), ``pid`` and ``deployment.json`` (what the
-children read). Private (0700) because whoever can reach the sockets can make workers unpickle.
+It holds the broker's sockets, ``lock`` (held for the supervisor's life), ``pid``, ``deployment.json`` (what the
+children read), and ``stopping`` once that has begun: the seconds it may take. Private (0700) because whoever can reach
+the sockets can make workers unpickle.
 """
 
 from __future__ import annotations
@@ -10,28 +11,44 @@ import contextlib
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from engine.clock import Deadline
 from engine.errors import StartError
+from engine.log import get_logger
 
 LOCK: Final = "lock"
 PID: Final = "pid"
 SNAPSHOT: Final = "deployment.json"
+STOPPING: Final = "stopping"
+
+LOOK_S: Final = 0.05  # between two looks at a lock that somebody holds
+SIGNAL_S: Final = 0.3  # from a signal that was sent to a supervisor to its saying so: whoever stops and starts is quick
+LATE_S: Final = 1.0  # on top of what a stopping deployment said it may take
+
+log = get_logger()
 
 
 class Busy(StartError):
     """Somebody else has what this deployment needs: its name, or its port."""
 
 
+class Withdrawn(Exception):
+    """The start was called off while it waited."""
+
+
 @contextlib.contextmanager
-def claim(path: Path, name: str) -> Iterator[Path]:
+def claim(path: Path, name: str, pause: Callable[[float], bool] | None = None) -> Iterator[Path]:
     """Make ``path`` if need be and hold its lock inside the ``with``; clean up on entry and on leaving.
 
-    Raises Busy when a deployment of this ``name`` runs, StartError when the directory cannot be trusted or made.
+    A predecessor that is stopping is waited for, for as long as that may take. ``pause`` waits so many seconds, and
+    says whether to go on waiting. Raises Busy when a deployment of this ``name`` runs, StartError when the directory
+    cannot be trusted or made, Withdrawn when ``pause`` says no.
     """
-    lock = _lock(path, name)
+    lock = _wait_lock(path, name, pause or _sleep)
     try:
         _sweep(path)  # a predecessor that was killed leaves its sockets
         _write(path / PID, f"{os.getpid()}\n".encode())
@@ -77,6 +94,44 @@ def _check_owner(path: Path, owners: tuple[int, ...]) -> None:
         raise StartError(f"{path} belongs to user {owner}; set another run_dir")
 
 
+def mark_stopping(path: Path, within_s: float) -> None:
+    """Tell whoever comes next that the wait is worth it."""
+    _write(path / STOPPING, f"{within_s:.3f}\n".encode())
+
+
+def _wait_lock(path: Path, name: str, pause: Callable[[float], bool]) -> int:
+    patience = Deadline(SIGNAL_S)
+    waits = False
+    while True:
+        try:
+            return _lock(path, name)
+        except Busy:
+            if not waits and (within_s := _stopping(path)) is not None:
+                waits, patience = True, Deadline(within_s + LATE_S)
+                log.info(
+                    "%s is still stopping%s; waiting for it, for up to %.0f s", name, _pid(path), within_s + LATE_S
+                )
+            if patience.passed and waits:
+                raise Busy(f"{name} is stopping{_pid(path)} and takes longer than it may; end it") from None
+            if patience.passed:
+                raise
+        if not pause(LOOK_S):
+            raise Withdrawn
+
+
+def _sleep(seconds: float) -> bool:
+    time.sleep(seconds)
+    return True
+
+
+def _stopping(path: Path) -> float | None:
+    """How many seconds the holder of the lock may take to stop, if it does."""
+    try:
+        return float((path / STOPPING).read_text())
+    except (OSError, ValueError):  # not there, not whole yet, or just removed
+        return None
+
+
 def _lock(path: Path, name: str) -> int:
     """A descriptor that holds the lock.
 
@@ -104,21 +159,24 @@ def _lock(path: Path, name: str) -> int:
 
 
 def _who(path: Path, name: str) -> str:
-    try:
-        pid = f" (pid {(path / PID).read_text().strip()})"
-    except OSError:  # it has the lock, and is about to write the file or has just removed it
-        pid = ""
     return (
-        f"{name} is already running{pid} in {path}; look at it with engine status, stop it, "
+        f"{name} is already running{_pid(path)} in {path}; look at it with engine status, stop it, "
         "or give this one another name or run_dir"
     )
+
+
+def _pid(path: Path) -> str:
+    try:
+        return f" (pid {(path / PID).read_text().strip()})"
+    except OSError:  # it has the lock, and is about to write the file or has just removed it
+        return ""
 
 
 def _sweep(path: Path) -> None:
     """Remove what a deployment leaves: sockets and its own files. A run_dir set by hand may hold other things."""
     with contextlib.suppress(FileNotFoundError):
         for entry in path.iterdir():
-            if entry.name in (PID, SNAPSHOT, f"{SNAPSHOT}.new") or stat.S_ISSOCK(entry.lstat().st_mode):
+            if entry.name in (PID, SNAPSHOT, f"{SNAPSHOT}.new", STOPPING) or stat.S_ISSOCK(entry.lstat().st_mode):
                 entry.unlink(missing_ok=True)
 
 

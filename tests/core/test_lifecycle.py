@@ -33,6 +33,7 @@ from engine.core.lifecycle import (
     Serving,
     Spawn,
     StopAsked,
+    Stopping,
     Terminate,
     Tick,
     Turn,
@@ -67,7 +68,7 @@ def serving(children: Sequence[Child] = EVERYBODY) -> Machine:
 
 def acts(actions: list[Action]) -> list[Action]:
     """Without what is only said."""
-    return [action for action in actions if not isinstance(action, Say)]
+    return [action for action in actions if not isinstance(action, Say | Stopping)]
 
 
 def said(actions: list[Action]) -> str:
@@ -273,6 +274,17 @@ def test_a_stop_is_bounded_when_nobody_obeys() -> None:
     made.handle(Died(BROKER, -9), now)
     assert made.phase is Phase.STOPPED
     assert now <= GRACE + 7
+
+
+def test_how_long_a_stop_may_take_is_told_and_true() -> None:
+    made = serving()
+    (told,) = (action for action in made.handle(StopAsked(signal.SIGTERM), 0.0) if isinstance(action, Stopping))
+    while made.phase is not Phase.STOPPED:  # nobody obeys, and the kernel can end nobody
+        assert made.wake_at is not None
+        now = made.wake_at
+        made.handle(Tick(), now)
+    assert now == told.within_s
+    assert told.within_s < GRACE + 15
 
 
 def test_a_process_that_the_kernel_cannot_end_is_left_behind() -> None:

@@ -95,6 +95,22 @@ def test_flags_and_environment_override_as_with_a_file():
         server.deployment(flags={"port": "abc"})
 
 
+def test_two_runs_on_different_ports_are_two_deployments():
+    server = Server()
+    server.append_worker(Encode)
+    made = {port: server.deployment(flags={"port": port}) for port in ("8001", "8002", "0")}
+    assert len({deployment.engine.run_dir for deployment in made.values()}) == 3
+    assert len({deployment.engine.name for deployment in made.values()}) == 1
+    assert made["8001"] == server.deployment(environ={"ENGINE_PORT": "8001"})  # and one of a port is one
+
+
+def test_a_run_dir_that_was_given_stays():
+    server = Server()
+    server.append_worker(Encode)
+    for given in ({"flags": {"run_dir": "/srv/run"}}, {"environ": {"ENGINE_RUN_DIR": "/srv/run"}}):
+        assert server.deployment(**given).engine.run_dir == "/srv/run"
+
+
 def test_nothing_registered_is_a_config_error():
     with pytest.raises(ConfigError, match="expected at least one"):
         Server().deployment()

@@ -23,6 +23,7 @@ from engine.clock import Deadline
 from engine.core.lifecycle import Child, Kind
 from engine.exitcodes import ExitCode
 from engine.supervisor import family
+from engine.supervisor.rundir import Busy, claim, mark_stopping
 
 PATIENCE_S = 30.0
 PROGRAMS = Path(__file__).parent / "programs"
@@ -214,11 +215,61 @@ def test_a_second_deployment_of_the_same_name_is_refused(start: Callable[..., Tr
     assert first.stop() == ExitCode.OK
 
 
+def test_a_predecessor_that_is_stopping_is_waited_for(start: Callable[..., Trial], folder: Path) -> None:
+    tell(folder, "frontend", "lingers")
+    first = start(engine={"grace": 30.0})
+    first.wait_ready()
+    first.process.send_signal(signal.SIGTERM)  # whether or not it has been taken notice of when the next one looks
+    second = start()
+    wait_until("the wait is told", lambda: "tried is still stopping" in first.log)
+    assert f"(pid {first.process.pid}); waiting for it, for up to" in first.log
+    assert len(first.pids("broker")) == 1
+    first.untell("frontend", "lingers")
+    assert first.process.wait(PATIENCE_S) == ExitCode.OK
+    second.wait_ready()
+    assert (second.run_dir / "pid").read_text() == f"{second.process.pid}\n"
+    assert second.stop() == ExitCode.OK
+    assert not second.run_dir.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_start_that_waits_for_its_predecessor_can_be_called_off(
+    start: Callable[..., Trial], folder: Path, number: int
+) -> None:
+    tell(folder, "frontend", "lingers")
+    first = start(engine={"grace": 30.0})
+    first.wait_ready()
+    first.process.send_signal(signal.SIGTERM)
+    second = start()
+    wait_until("the wait is told", lambda: "tried is still stopping" in first.log)
+    second.process.send_signal(number)
+    assert second.process.wait(PATIENCE_S) == ExitCode.OK
+    assert first.process.poll() is None
+    first.untell("frontend", "lingers")
+    assert first.wait_exit() == ExitCode.OK
+
+
+def test_a_predecessor_that_takes_longer_than_it_said_is_not_waited_for_any_more(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> bool:
+        pauses.append(seconds)
+        return True
+
+    with claim(run_dir, "tried"):
+        mark_stopping(run_dir, -0.9)  # so that what is added to it leaves 0.1 s
+        with pytest.raises(Busy, match="takes longer than it may"), claim(run_dir, "tried", pause):
+            pass
+    assert pauses
+
+
 def test_what_a_killed_predecessor_left_is_swept(start: Callable[..., Trial], folder: Path) -> None:
     run_dir = folder / "run"
     run_dir.mkdir(mode=0o700)
     (run_dir / "lock").touch()
     (run_dir / "pid").write_text("1\n")
+    (run_dir / "stopping").write_text("30.0\n")
     (run_dir / "notes").write_text("somebody's")
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(run_dir / "front"))
