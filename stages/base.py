@@ -10,7 +10,7 @@ import pickle
 from collections.abc import Container, Sequence
 from typing import Any
 
-from stages import plainjson
+from stages import buffers, plainjson
 from stages.context import Context, ItemIn
 
 
@@ -69,7 +69,7 @@ class Worker:
 
         The runtime does the same without this method, and without copying large buffers, unless it is overridden.
         """
-        return pickle.dumps(data, protocol=5)
+        return buffers.whole(data)
 
     def deserialize_ipc(self, data: bytes) -> Any:
         """Inverse of the previous stage's :meth:`serialize_ipc`. Override both or neither."""

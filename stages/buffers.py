@@ -1,13 +1,17 @@
-"""What pickle copies into its own bytes although it need not: large ``bytes`` and torch tensors, lifted out as buffers.
+"""What pickle copies into its own bytes although it need not, or hands on as less than it was.
 
 Pickle 5 hands numpy arrays out of band by itself. For the rest:
 
 * ``bytes``, ``bytearray`` and ``memoryview``: the value itself, or one inside dicts, lists and tuples (these exact
   types, to DEPTH levels and WIDTH entries each: a look at more would cost those who have none). What arrives is
-  ``bytes`` or ``bytearray``, copied once out of the buffer, and a read-only ``memoryview`` without a copy.
+  ``bytes`` or ``bytearray``, copied once out of the buffer, and a ``memoryview`` without a copy.
 * torch tensors on the CPU, dense and without gradient, wherever they stand. What arrives looks at the buffer without a
-  copy. torch knows no read-only tensors, and a write into read-only memory would kill the process; so a tensor in
-  shared memory gets a mapping of its own in which the kernel copies a page when it is written to.
+  copy.
+* numpy arrays that cannot be written to arrive as ones that can, like all others: where the flag comes from - an array
+  made of a request's bytes, say - means nothing to the next stage, and whether it was kept would depend on the size.
+
+Whoever unpickles hands in buffers that are the value's own - to be written to, and each the beginning of an object -
+but for those of ``bytes`` and ``bytearray``, which are copied at once. :func:`borrowable` says which these are.
 
 torch is never imported here unless a tensor arrives: who pickles one has it loaded.
 """
@@ -17,71 +21,138 @@ from __future__ import annotations
 import io
 import pickle
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any, Final
 
-from engine.core.arena import SHARED_MIN, UNIT
-from engine.memory import Mapping
+from engine.core.arena import SHARED_MIN
 
 DEPTH: Final = 4
 WIDTH: Final = 64
 PROTOCOL: Final = 5
 
 
-def dumps(value: Any, keep_in_band: Callable[[pickle.PickleBuffer], bool]) -> bytes:
-    """The value's pickle; ``keep_in_band`` is asked about each buffer. Raises what pickling raises."""
-    value = _lift(value, DEPTH)
+def whole(value: Any) -> bytes:
+    """The value as one pickle, whatever its size. Raises what pickling raises."""
+    return dumps(value, apart_min=sys.maxsize)[0]
+
+
+def dumps(value: Any, *, apart_min: int) -> tuple[bytes, list[memoryview]]:
+    """The value's pickle, and apart from it the buffers of that many bytes and more. Raises what pickling raises."""
+    copied: list[pickle.PickleBuffer] = []
+    value = _lift(value, DEPTH, apart_min, copied)
     if "torch" not in sys.modules:
-        return pickle.dumps(value, protocol=PROTOCOL, buffer_callback=keep_in_band)
-    out = io.BytesIO()
-    _Pickler(out, protocol=PROTOCOL, buffer_callback=keep_in_band).dump(value)
-    return out.getvalue()
+        buffers = _Buffers(apart_min, copied)
+        head = pickle.dumps(value, protocol=PROTOCOL, buffer_callback=buffers)
+        if not buffers.frozen:
+            return head + buffers.marks, buffers.apart
+    buffers, out = _Buffers(apart_min, copied), io.BytesIO()
+    _Pickler(out, protocol=PROTOCOL, buffer_callback=buffers).dump(value)
+    out.write(buffers.marks)
+    return out.getvalue(), buffers.apart
+
+
+def borrowable(head: bytes | bytearray | memoryview, apart: int) -> list[bool]:
+    """Of each of the buffers apart from a pickle, whether what is made of it does not look at it any more. That stands
+    behind the pickle's end, where unpickling does not look."""
+    return [mark == COPIED for mark in head[len(head) - apart :]]
+
+
+COPIED: Final = 1
+
+
+class _Buffers:
+    """Asked about each buffer: True keeps it in the pickle."""
+
+    def __init__(self, apart_min: int, copied: list[pickle.PickleBuffer]) -> None:
+        self.apart: list[memoryview] = []
+        self.marks = bytearray()
+        self.frozen = False  # an array was met that needs our pickler
+        self._min = apart_min
+        self._copied = copied
+
+    def __call__(self, buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()  # contiguous: the only kind numpy hands out
+        if raw.readonly and _is_array(raw.obj):
+            self.frozen = True
+        if raw.nbytes < self._min:
+            return True
+        self.apart.append(raw)
+        self.marks.append(COPIED if self._copied and buffer is self._copied[-1] else 0)
+        return False
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------------
 
 
 class _Lifted:
-    """Stands for a buffer while it is pickled."""
+    """Stands for a buffer while it is pickled. ``copied`` is told of it, if it is one of those."""
 
-    __slots__ = ("_data", "_restore")
+    __slots__ = ("_copied", "_data", "_restore")
 
-    def __init__(self, restore: Callable[[Any], Any], data: bytes | bytearray | memoryview) -> None:
+    def __init__(
+        self,
+        restore: Callable[[Any], Any],
+        data: bytes | bytearray | memoryview,
+        copied: list[pickle.PickleBuffer] | None = None,
+    ) -> None:
         self._restore = restore
         self._data = data
+        self._copied = copied
 
     def __reduce_ex__(self, _protocol: Any) -> tuple[Callable[[Any], Any], tuple[pickle.PickleBuffer]]:
-        return self._restore, (pickle.PickleBuffer(self._data),)
+        buffer = pickle.PickleBuffer(self._data)
+        if self._copied is not None:
+            self._copied.append(buffer)
+        return self._restore, (buffer,)
 
 
-def _lift(value: Any, depth: int) -> Any:
+def _lift(value: Any, depth: int, apart_min: int, copied: list[pickle.PickleBuffer]) -> Any:
     """The value, or a copy of its containers in which large buffers are replaced."""
     kind = type(value)
     if kind is bytes:
-        return _Lifted(as_bytes, value) if len(value) >= SHARED_MIN else value
+        return _Lifted(as_bytes, value, copied) if len(value) >= apart_min else value
     if kind is bytearray:
-        return _Lifted(as_bytearray, value) if len(value) >= SHARED_MIN else value
+        return _Lifted(as_bytearray, value, copied) if len(value) >= apart_min else value
     if kind is memoryview:  # which pickle refuses, whatever its size
         return _Lifted(as_view, value if value.c_contiguous else memoryview(value.tobytes()))
     if depth and (kind is dict or kind is list or kind is tuple) and len(value) <= WIDTH:
         entries = value.values() if kind is dict else value
-        lifted = [_lift(entry, depth - 1) for entry in entries]
+        lifted = [_lift(entry, depth - 1, apart_min, copied) for entry in entries]
         if any(after is not before for after, before in zip(lifted, entries, strict=True)):
             return dict(zip(value, lifted, strict=True)) if kind is dict else kind(lifted)
     return value
 
 
 def as_bytes(buffer: Any) -> bytes:
-    return buffer if type(buffer) is bytes else bytes(buffer)
+    return bytes(memoryview(buffer))  # a copy of bytes as well
 
 
 def as_bytearray(buffer: Any) -> bytearray:
-    return buffer if type(buffer) is bytearray else bytearray(buffer)
+    return bytearray(buffer)
 
 
 def as_view(buffer: Any) -> memoryview:
-    return memoryview(buffer).toreadonly()
+    return _writable(buffer)
+
+
+def _writable(buffer: Any) -> memoryview:
+    """What pickle was handed in, or what it made, of something that could not be written to."""
+    if type(buffer) is bytes:  # out of the pickle, and perhaps one that Python keeps for all: b"" or b"a"
+        return memoryview(bytearray(buffer))
+    view = memoryview(buffer)
+    return memoryview(view.obj)[: view.nbytes] if view.readonly else view
+
+
+# --- arrays ----------------------------------------------------------------------------------------------------------
+
+
+def _is_array(value: Any) -> bool:
+    return "numpy" in sys.modules and type(value) is sys.modules["numpy"].ndarray
+
+
+def as_array(build: Callable[..., Any], buffer: Any, *how: Any) -> Any:
+    """``build`` and ``how`` are numpy's own."""
+    return build(_writable(buffer), *how)
 
 
 # --- tensors ---------------------------------------------------------------------------------------------------------
@@ -89,10 +160,15 @@ def as_view(buffer: Any) -> memoryview:
 
 class _Pickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
-        if type(value) is sys.modules["torch"].Tensor and _is_plain(value):
+        torch = sys.modules.get("torch")
+        if torch is not None and type(value) is torch.Tensor and _is_plain(value):
             flat = value.resolve_conj().resolve_neg().contiguous().flatten()
-            data = pickle.PickleBuffer(flat.view(sys.modules["torch"].uint8).numpy())
+            data = pickle.PickleBuffer(flat.view(torch.uint8).numpy())
             return as_tensor, (data, str(value.dtype).removeprefix("torch."), tuple(value.shape))
+        if _is_array(value) and not value.flags.writeable:
+            build, how, *rest = value.__reduce_ex__(PROTOCOL)
+            if not rest and type(how[0]) is pickle.PickleBuffer:  # else it is copied, with its flags as new
+                return as_array, (build, *how)
         return NotImplemented
 
 
@@ -108,16 +184,7 @@ def _is_plain(tensor: Any) -> bool:
 
 
 def as_tensor(buffer: Any, dtype: str, shape: tuple[int, ...]) -> Any:
-    """A tensor over the buffer. What is in band, or came through a socket, is nobody else's: no copy either."""
+    """A tensor over the buffer."""
     import torch
 
-    kind = getattr(torch, dtype)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about buffers that are not writable: see the module
-        view = memoryview(buffer)
-        if isinstance(view.obj, Mapping):
-            base = torch.frombuffer(view.obj, dtype=torch.uint8, count=1).data_ptr()
-            offset = torch.frombuffer(view, dtype=torch.uint8, count=1).data_ptr() - base
-            assert offset % UNIT == 0  # of blocks, and so of pages
-            view = view.obj.private(offset, view.nbytes)
-        return torch.frombuffer(view, dtype=kind).reshape(shape)
+    return torch.frombuffer(_writable(buffer), dtype=getattr(torch, dtype)).reshape(shape)

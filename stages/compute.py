@@ -3,8 +3,8 @@
 * What fails for one item - its bytes, its validation, its result, its encoding - fails that item and no other, and its
   message goes to that item's client alone.
 * An exception out of ``forward`` with several items is narrowed: ``forward`` is called again on halves, so that
-  only the guilty items fail (``isolate``). It gets values decoded anew, for it may have changed the first ones before
-  it failed. Where calling twice is forbidden the whole batch fails.
+  only the guilty items fail (``isolate``). It gets values decoded anew from the bytes that came, for it may have
+  changed the first ones before it failed. Where calling twice is forbidden the whole batch fails.
 * A client sees the text of an :class:`~engine.errors.EngineError`; of any other exception only ``inference internal
   error``. The traceback goes to the log, once per kind of failure and batch, with the ids of the requests it struck.
 * What has sent events is not computed again, and its result is dropped.
@@ -31,6 +31,7 @@ from engine.log import get_logger
 from stages import ipc, plainjson
 from stages.base import Worker
 from stages.context import ItemIn
+from stages.shm import FOREIGN, Lease
 from stages.stream import entry, flow_of
 
 OK: Final = int(Status.OK)  # a member of an enumeration costs a call
@@ -94,15 +95,14 @@ class Codec:
         """The same for encoding its result."""
         return self._own_serialize if item.last else self._own_encode
 
-    def decode(self, item: ItemIn) -> Any:
-        """The value for ``forward``. Raises whatever the user's code raises."""
+    def decode(self, item: ItemIn, lease: Lease = FOREIGN, *, last: bool = False) -> Any:
+        """The value for ``forward``, in memory of its own; the payload stays what it is unless this is the ``last``
+        time that it is decoded. Raises whatever the user's code raises."""
         if item.first:
-            payload = item.payload
-            body = b"".join(payload) if type(payload) is tuple else bytes(payload)  # type: ignore[arg-type]  # no refs
-            return self._worker.deserialize(body)
+            return self._worker.deserialize(lease.own_bytes(item.payload, last=last))
         if self._own_decode:
-            return self._worker.deserialize_ipc(ipc.plain(item.payload))
-        return ipc.unpack(item.payload)
+            return self._worker.deserialize_ipc(ipc.plain(item.payload, lease, last=last))
+        return ipc.unpack(item.payload, lease, last=last)
 
     def encode(self, item: ItemIn, result: Any) -> Payload:
         """The payload for the next hop. Raises whatever the user's code raises, or EncodingError."""
@@ -130,7 +130,7 @@ def _as_bytes(encoded: object, method: str) -> bytes:
     if type(encoded) is bytes:
         return encoded
     if isinstance(encoded, bytes | bytearray | memoryview):  # a copy: the user may write into it again
-        return bytes(encoded)
+        return bytes(memoryview(encoded))  # not what a subclass says its bytes are
     raise EncodingError(f"{method} must return bytes, not {type(encoded).__name__}")
 
 
@@ -192,6 +192,7 @@ def run_batch(
     begun: Callable[[ItemIn], bool] = never,
     call: Call = call_plainly,
     codec: Codec | None = None,
+    lease: Lease = FOREIGN,
 ) -> Computed:
     """Compute a batch. Never raises for what user code does, except SystemExit and KeyboardInterrupt.
 
@@ -207,6 +208,7 @@ def run_batch(
         expired=expired,
         begun=begun,
         call=call,
+        lease=lease,
     )
     return run.compute()
 
@@ -224,6 +226,7 @@ class Run:
     expired: Callable[[ItemIn], bool]
     begun: Callable[[ItemIn], bool]
     call: Call
+    lease: Lease = FOREIGN
     ahead: bool = False  # decoded already
     outcomes: list[Outcome | None] = field(default_factory=list)
     live: list[tuple[int, ItemIn, Any]] = field(default_factory=list)  # position, item, decoded value
@@ -251,28 +254,35 @@ class Run:
             self.report()
         finally:
             self.worker._items = ()
+            self.live = []
         return Computed([outcome or INTERNAL for outcome in self.outcomes], self.calls)
+
+    def end(self) -> None:
+        """After :meth:`compute`, or in its place; before the results are sent. Raises what :meth:`Lease.end` raises."""
+        self.live = []
+        self.lease.end()
 
     def decode(self) -> None:
         self.outcomes = [None] * len(self.items)
+        last = not self.isolate or self.max_batch_size == 1 or len(self.items) == 1  # else halves may be
         from_json = self.codec.from_json
         for position, item in enumerate(self.items):
             if self.expired(item):
                 self.outcomes[position] = SKIPPED
             elif from_json is None or not item.first or type(item.payload) is not bytes:
-                self.live += self.decoded(position, item)
+                self.live += self.decoded(position, item, last=last)
             else:
                 try:
                     self.live.append((position, item, from_json(item.payload)))
                 except (Exception, EngineTimeoutError) as error:
                     self.fail(position, error, "deserialize")
 
-    def decoded(self, position: int, item: ItemIn) -> list[tuple[int, ItemIn, Any]]:
+    def decoded(self, position: int, item: ItemIn, *, last: bool) -> list[tuple[int, ItemIn, Any]]:
         """The item with its value; empty when it cannot be decoded, and has failed."""
         if self.codec.decodes_by_own(item):
             self.worker._items = (item,)  # else nobody asks for its context
         try:
-            return [(position, item, self.codec.decode(item))]
+            return [(position, item, self.codec.decode(item, self.lease, last=last))]
         except (Exception, EngineTimeoutError) as error:
             self.fail(position, error, "deserialize")
             return []
@@ -308,7 +318,8 @@ class Run:
                     if self.begun(item):
                         self.fail(position, error, "forward", SPOILED)
                 left = self.not_expired([one for one in part if not self.begun(one[1])])
-                again = [fresh for position, item, _ in left for fresh in self.decoded(position, item)]
+                last = len(left) <= 2  # a half of one is not halved
+                again = [fresh for position, item, _ in left for fresh in self.decoded(position, item, last=last)]
                 middle = (len(again) + 1) // 2
                 # The first half comes off the list first: results leave in the order of the items.
                 parts.extend(half for half in (again[middle:], again[:middle]) if half)

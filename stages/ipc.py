@@ -2,7 +2,8 @@
 
 Pickle is understood only on private sockets (the run directory, or later an authenticated link). A buffer of 64 KiB or
 more - an array, a tensor, ``bytes`` (:mod:`stages.buffers` says which) - does not pass through the pickle: it is copied
-once into shared memory, or where there is none is a frame of its own. What arrives is a read-only view.
+once into shared memory, or where there is none is a frame of its own. What arrives is the receiver's own, to be
+written to and kept, however it came.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Final, TypeAlias
 from engine.core.arena import SHARED_MIN, Ref
 from engine.core.wire import Buffer, Part, Payload
 from stages import buffers
+from stages.shm import FOREIGN, Lease
 
 OUT_OF_BAND_MIN: Final = SHARED_MIN
 
@@ -22,42 +24,38 @@ Put: TypeAlias = Callable[[Buffer], Ref | None]  # a copy in shared memory; None
 
 def pack(value: Any, put: Put | None = None) -> Payload:
     """The value as one part, or as a tuple of its pickle and its large buffers. Raises what pickling raises."""
-    parts: list[Part] = []
-
-    def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
-        raw = buffer.raw()  # contiguous: the only kind numpy hands out
-        if raw.nbytes < OUT_OF_BAND_MIN:
-            return True
-        parts.append(_sendable(raw, put))
-        return False
-
-    head = buffers.dumps(value, keep_in_band)
+    head, large = buffers.dumps(value, apart_min=OUT_OF_BAND_MIN)
     first: Part = head if put is None else put(head) or head
-    return (first, *parts) if parts else first
+    return (first, *[_sendable(raw, put) for raw in large]) if large else first
 
 
 def _sendable(raw: memoryview, put: Put | None) -> Part:
-    if put is None:
-        # The socket's thread reads the buffer after forward has been called again. A writable one may be a buffer that
-        # the user fills anew each time, so it is copied; a read-only one is safe to lend.
-        return raw if raw.readonly else bytes(raw)
-    # Where memory is shared a read-only buffer may itself be a view of it, which is no longer valid then.
-    return put(raw) or bytes(raw)
+    """A copy, for the socket's thread reads the buffer after ``forward`` has been called again, and the user may fill
+    it anew each time. That a view cannot be written to says nothing of the memory behind it; ``bytes`` do not change.
+    """
+    return (put(raw) if put is not None else None) or (raw if type(raw.obj) is bytes else bytes(raw))
 
 
-def unpack(payload: Payload) -> Any:
-    """Inverse of :func:`pack`, once references are resolved. Raises what unpickling raises; ValueError for a payload
-    without parts."""
+def unpack(payload: Payload, lease: Lease = FOREIGN, *, last: bool = False) -> Any:
+    """Inverse of :func:`pack`; what it returns looks at no memory but its own. Raises what unpickling raises;
+    ValueError for a payload without parts. ``last``: see :class:`stages.shm.Lease`."""
     if type(payload) is not tuple:
-        return pickle.loads(payload)  # type: ignore[arg-type]  # not a tuple here
+        return pickle.loads(lease.view(payload))  # type: ignore[arg-type]  # not a tuple here
     if not payload:
         raise ValueError("a payload without parts")
-    head, *parts = payload
-    return pickle.loads(head, buffers=[memoryview(part).toreadonly() for part in parts])  # type: ignore[arg-type]
+    pickled, parts = lease.view(payload[0]), payload[1:]
+    borrowed = buffers.borrowable(pickled, len(parts))
+    return pickle.loads(
+        pickled,
+        buffers=[
+            lease.view(part) if borrow else lease.own(part, last=last)
+            for part, borrow in zip(parts, borrowed, strict=True)
+        ],
+    )
 
 
-def plain(payload: Payload) -> bytes:
+def plain(payload: Payload, lease: Lease = FOREIGN, *, last: bool = False) -> bytes:
     """The payload as the one ``bytes`` that a ``deserialize_ipc`` of the user's own expects."""
     if type(payload) is tuple:
-        return pickle.dumps(unpack(payload), protocol=5)
-    return bytes(payload)  # type: ignore[arg-type]  # not a tuple here; no copy when it is bytes already
+        return buffers.whole(unpack(payload, lease, last=last))
+    return lease.own_bytes(payload, last=last)

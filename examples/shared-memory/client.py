@@ -20,7 +20,7 @@ def main() -> None:
     def ask(mib: int, seed: int) -> dict[str, Any]:
         with urlopen(Request(f"{url}/inference", json.dumps({"mib": mib, "seed": seed}).encode())) as response:
             answer: dict[str, Any] = json.load(response)
-        assert (answer["mib"], answer["first"], answer["last"]) == (mib, seed, 1.0), answer
+        assert (answer["mib"], answer["first"], answer["written"], answer["last"]) == (mib, seed, seed + 1, 1.0), answer
         return answer
 
     def ask_until(end: float, mib: int, first: int) -> int:
@@ -32,7 +32,7 @@ def main() -> None:
         return sent
 
     answer = ask(4, 1)
-    print(f"what arrives is writable: {answer['writable']}; owns its memory: {answer['owns_its_memory']}")
+    print(f"what arrives was copied: {answer['owns_its_memory']}; can be written to: {answer['written'] == 2}")
     with ThreadPoolExecutor(SENDERS) as pool:
         for mib in SIZES:
             began = time.monotonic()

@@ -13,14 +13,20 @@ __all__ = ["NumBinIPCMixin"]
 
 
 class NumBinIPCMixin:
-    """One numpy array per item; nothing else is taken. What arrives cannot be written to."""
+    """One numpy array per item; nothing else is taken."""
 
     def serialize_ipc(self, data: Any) -> bytes:
         """A numpy array as NumBin. Raises EncodingError for anything else."""
+        import struct
+
         import numbin
 
         try:
             packed: bytes = numbin.dumps(data)
+        except struct.error as error:
+            raise EncodingError(
+                f"NumBin takes arrays of fewer than 65,536 numbers an axis, not {data.shape}"
+            ) from error
         # It asks for shape and type without looking first.
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise EncodingError(f"NumBin takes numpy arrays of numbers, not {type(data).__name__}") from error
@@ -33,6 +39,7 @@ class NumBinIPCMixin:
         import numbin
 
         try:
-            return numbin.loads(data)
+            found = numbin.loads(data)
+            return found if found.flags.writeable else found.copy()  # a view of the bytes, which are not to be changed
         except (struct.error, KeyError, IndexError, TypeError, ValueError) as error:
             raise DecodingError(f"the previous stage did not send NumBin: {error}") from error

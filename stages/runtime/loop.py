@@ -166,7 +166,7 @@ class Loop:
             message, payloads = wire.decode(frames)
             if not isinstance(message, Batch):
                 raise ProtocolError(f"a {type(message).__name__} on a lane")
-            payloads = self._memory.read(message, payloads)
+            lease = self._memory.lease(message, payloads)
             since_ns = message.sent_ns if welcome.same_host else received_ns
             items = self._plan.items(message, payloads, since_ns)
         except Gone as error:  # with the broker that sent it, or it has given this worker up: nobody waits for it
@@ -188,6 +188,7 @@ class Loop:
             expired=self._is_expired,
             begun=self._streams.has_begun,
             call=self._timed,
+            lease=lease,
         )
         return Taken(message, run, welcome, since_ns, received_ns)
 
@@ -221,6 +222,7 @@ class Loop:
             self._watchdog.begin()
             outcomes = taken.run.compute().outcomes
             self._forward_s += (self._compute_ns / 1e9 - self._forward_s) * FORWARD_SMOOTHING
+        taken.run.end()
         outcomes = self._streams.end(message.uids, outcomes)
         self._shared.cancelled.discard(message.uids)
         self._memory.keep(outcome.payload for outcome in outcomes)

@@ -371,9 +371,9 @@ def test_the_types_describe_the_routes(running: Deployed) -> None:
 
 
 @uses("shared-memory")
-def test_arrays_arrive_whole_and_read_only(running: Deployed) -> None:
+def test_arrays_arrive_whole_and_writable(running: Deployed) -> None:
     told = python(str(EXAMPLES / "shared-memory" / "client.py"), running.url, "0.5").splitlines()
-    assert told[0] == "what arrives is writable: False; owns its memory: False"
+    assert told[0] == "what arrives was copied: False; can be written to: True"
     assert [line.split()[0] for line in told[1:]] == ["1", "4", "16"]
     assert all(line.endswith(" arrived whole") and float(line.split()[2]) > 0 for line in told[1:])
     with running.client() as client:

@@ -18,6 +18,7 @@ from engine.core import wire
 from engine.core.arena import Ref, marks_end
 from engine.core.messages import Place, Ready, Results, Welcome
 from engine.memory import Store, Views
+from stages.shm import Lease
 from tests.engine.test_broker import (
     Worker,
     ask,
@@ -87,8 +88,9 @@ def test_references_are_for_watched_neighbours_that_can_map(deployment: Deployme
                     if pid and maps:
                         assert [type(one) for one in payloads] == [Ref]
                         views = Views()
-                        payloads = views.resolve(payloads, batch.memory)
+                        arenas = views.open(payloads, batch.memory)
                         assert len(views) == 1
+                        payloads = [Lease(arenas).view(one) for one in payloads]  # type: ignore[arg-type]
                     assert batch.refs == {} or (pid and maps)
                     assert bytes(payloads[0]) == BODY  # type: ignore[arg-type]
                     first.answer(batch, [b"small"])

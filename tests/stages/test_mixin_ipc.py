@@ -62,6 +62,11 @@ def test_anything_but_an_array_of_numbers_is_an_encoding_error(value: Any) -> No
         Arrays().serialize_ipc(value)
 
 
+def test_an_axis_that_is_too_long_for_it_is_an_encoding_error() -> None:
+    with pytest.raises(EncodingError, match="65,536"):
+        Arrays().serialize_ipc(np.zeros(65_536, np.uint8))
+
+
 def test_what_is_no_numbin_is_a_decoding_error() -> None:
     for data in (b"", b"xx", b"\xff" * 30, pickle.dumps([1]), Arrays().serialize_ipc(np.ones(3))[:-4]):
         with pytest.raises(DecodingError, match="NumBin"):

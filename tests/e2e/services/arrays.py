@@ -61,10 +61,10 @@ class Check(Worker):
         about: dict[str, Any] = {"type": type(value).__name__}
         if isinstance(value, np.ndarray):
             about = {**about, "writable": value.flags.writeable, "owns": value.flags.owndata}
-        if about["type"] == "Tensor":  # which torch does not protect
-            value.add_(1)
-        else:
-            right = right and self._is(value, expected)  # nobody has written there meanwhile
+        right = right and self._is(value, expected)  # nobody has written there meanwhile
+        if not isinstance(value, bytes):
+            value += 1  # it is ours
+            right = right and self._is(value, expected + 1)
         return {"n": request["n"], "pad": request["pad"], "right": right, "arenas": arenas(), **about}
 
     @staticmethod
