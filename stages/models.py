@@ -16,6 +16,7 @@ import msgspec
 
 from engine.core.about import REF_PREFIX, Schema
 from engine.errors import DecodingError, ValidationError
+from stages.bases import as_base
 
 if TYPE_CHECKING:
     import pydantic
@@ -155,7 +156,7 @@ def enc_hook_msgpack(value: Any) -> Any:
 def _dump(value: Any, mode: Literal["json", "python"]) -> Any:
     pydantic = sys.modules.get("pydantic")
     if pydantic is None or not isinstance(value, pydantic.BaseModel):  # its dataclasses msgspec encodes by itself
-        raise NotImplementedError(f"values of type {type(value).__name__} cannot be encoded")
+        return as_base(value)
     return value.model_dump(mode=mode, by_alias=True)
 
 

@@ -2,18 +2,20 @@
 
 msgspec reads and writes what RFC 8259 allows. Services written against ``json`` meet more: ``NaN`` in a request, a
 ``numpy.float64`` (a ``float``) or a subclass of ``str`` in a result, ``None`` as a key. So what msgspec does not take
-goes a second, slower way through ``json``, and only what that refuses too is an error. One thing is not taken over: a
-result's NaN or infinity is written ``null``, for ``NaN`` is JSON to Python alone.
+goes a second, slower way, and only what ``json`` refuses too is an error. One thing is not taken over: a result's NaN
+or infinity is written ``null``, for ``NaN`` is JSON to Python alone.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 import msgspec
 
 from engine.errors import DecodingError, EncodingError
+from stages.bases import as_base
 
 
 def decode(data: bytes) -> Any:
@@ -29,33 +31,45 @@ def decode(data: bytes) -> Any:
 
 def encode(data: Any) -> bytes:
     """The bytes. Raises EncodingError, which names the type that JSON lacks."""
+    return encode_with(_encode, data)
+
+
+def encode_with(encoder: Callable[[Any], bytes], data: Any) -> bytes:
+    """The same by an encoder of msgspec's with a hook of its own."""
     try:
-        return _encode(data)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        return encoder(data)
+    except UNENCODABLE as error:
         try:
-            return _through_json(data)
-        except (TypeError, ValueError, OverflowError, RecursionError):
+            return _once_more(encoder, data)
+        except UNENCODABLE:
             raise EncodingError(_explain(error)) from error
 
 
-def _as_base(value: Any) -> Any:
-    """What a subclass of a JSON type is to ``json``. Called by msgspec for types it does not know."""
-    kinds: tuple[type[Any], ...] = (str, float, int, dict, list)
-    for base in kinds:
-        if isinstance(value, base):
-            return base(value)
-    kind = type(value)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    raise TypeError(f"Encoding objects of type {name} is unsupported")
-
-
-_encode = msgspec.json.Encoder(enc_hook=_as_base).encode
-
-
-def _through_json(data: Any) -> bytes:
+def _once_more(encoder: Callable[[Any], bytes], data: Any) -> bytes:
     """Keys that are no text, and text that is no UTF-8 (escaped, as ``\\ud800``): seldom enough to be slow."""
-    plain = json.loads(json.dumps(data), parse_constant=lambda _name: None)
-    return json.dumps(plain, separators=(",", ":")).encode()
+    plain = _with_text_keys(data)
+    try:
+        return encoder(plain)
+    except UnicodeEncodeError:
+        plain = json.loads(json.dumps(plain), parse_constant=lambda _name: None)
+        return json.dumps(plain, separators=(",", ":")).encode()
+
+
+def _with_text_keys(value: Any) -> Any:
+    """The same with what ``json`` makes of keys: their characters, or the text of a number, a truth value or None."""
+    if isinstance(value, dict):
+        return {_text_key(key): _with_text_keys(entry) for key, entry in dict.items(value)}
+    if isinstance(value, list):
+        return [_with_text_keys(entry) for entry in list.__iter__(value)]
+    if isinstance(value, tuple):
+        return [_with_text_keys(entry) for entry in tuple.__iter__(value)]
+    return value
+
+
+def _text_key(key: Any) -> Any:
+    if isinstance(key, str):
+        return str.__str__(key)
+    return json.dumps(key) if key is None or isinstance(key, float | int) else key
 
 
 def _explain(error: Exception) -> str:
@@ -65,3 +79,7 @@ def _explain(error: Exception) -> str:
     if "numpy." in text:
         return f"{text}; call .item() on it"
     return text
+
+
+UNENCODABLE: Final = (TypeError, ValueError, OverflowError, RecursionError, NotImplementedError)
+_encode: Final = msgspec.json.Encoder(enc_hook=as_base).encode

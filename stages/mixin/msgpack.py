@@ -7,6 +7,7 @@ from typing import Any
 import msgpack
 
 from engine.errors import DecodingError, EncodingError
+from stages.bases import as_base
 
 __all__ = ["MsgpackMixin"]
 
@@ -28,10 +29,19 @@ class MsgpackMixin:
     def serialize(self, data: Any) -> bytes:
         """The result encoded. Raises EncodingError, which names the type that MessagePack lacks."""
         try:
-            packed: bytes = msgpack.packb(data, use_bin_type=True)
+            packed: bytes = msgpack.packb(data, use_bin_type=True, strict_types=True, default=_plain)
         except (ValueError, TypeError, OverflowError, RecursionError, msgpack.PackException) as error:
             raise EncodingError(_one_line(error)) from error
         return packed
+
+
+def _plain(value: Any) -> Any:
+    """For what is of no plain type exactly: tuples too, which MessagePack does not have, and requests come with."""
+    if isinstance(value, tuple):
+        return list(tuple.__iter__(value))
+    if isinstance(value, dict):
+        return dict(dict.items(value))
+    return list(list.__iter__(value)) if isinstance(value, list) else as_base(value)
 
 
 def _one_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from engine.errors import DecodingError, EncodingError, StartError, ValidationError
-from stages import models
+from stages import models, plainjson
 from stages.base import Worker
 from stages.schema import request_type
 
@@ -21,7 +21,6 @@ from stages.schema import request_type
 Decode = Callable[[bytes], Any]
 
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_UNENCODABLE = (TypeError, ValueError, OverflowError, RecursionError, NotImplementedError)
 
 _encode_json = msgspec.json.Encoder(enc_hook=models.enc_hook_json).encode
 _encode_msgpack = msgspec.msgpack.Encoder(enc_hook=models.enc_hook_msgpack).encode
@@ -63,7 +62,7 @@ class TypedJSONMixin(_Typed):
 
     def serialize(self, data: Any) -> bytes:
         """The result as JSON. Raises EncodingError, which names the type that JSON lacks."""
-        return _encoded(_encode_json, data)
+        return plainjson.encode_with(_encode_json, data)
 
 
 class TypedMsgPackMixin(_Typed):
@@ -81,7 +80,10 @@ class TypedMsgPackMixin(_Typed):
 
     def serialize(self, data: Any) -> bytes:
         """The result as MessagePack. Raises EncodingError, which names the type that MessagePack lacks."""
-        return _encoded(_encode_msgpack, data)
+        try:
+            return _encode_msgpack(data)
+        except plainjson.UNENCODABLE as error:
+            raise EncodingError(str(error)) from error
 
 
 def check_types(worker: Worker) -> None:
@@ -113,10 +115,3 @@ def _strict(typed: Decode, untyped: Decode) -> Decode:
             raise DecodingError(str(error)) from error
 
     return decode
-
-
-def _encoded(encode: Callable[[Any], bytes], data: Any) -> bytes:
-    try:
-        return encode(data)
-    except _UNENCODABLE as error:
-        raise EncodingError(str(error)) from error
