@@ -4,6 +4,10 @@ A Python signal handler runs between any two lines, so one that decides or logs 
 the signal's number into a socket pair (the C part of the interpreter does, in the order of arrival, also while the main
 thread is deep inside C code); the loop or thread that selects on it decides.
 
+The wake-up descriptor is one for the whole process, and libraries take it: an event loop of asyncio that watches
+signals sets its own, and none at all when it ends. So a handler looks whose it is, and enqueues the number itself where
+it was not ours.
+
 A forked child - a process that user code starts, with ``multiprocessing`` perhaps - would inherit both: what is sent to
 the child would be read by its parent, and the child could not be stopped. So a fork gives the child the handlers that
 were there before, with the signals held back until that is done.
@@ -69,6 +73,13 @@ class Signals:
     ) -> None:
         self._leave(self._before_fd)
 
+    def renew(self) -> None:
+        """Put back what code that is not ours has replaced meanwhile."""
+        for number in self._numbers:
+            if signal.getsignal(number) != self._handle:
+                signal.signal(number, self._handle)
+        signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
+
     def fileno(self) -> int:
         return self._reading.fileno()
 
@@ -81,7 +92,16 @@ class Signals:
             return []
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """The wake-up descriptor already has the number. A handler must exist, or the default action would be taken."""
+        """A handler must exist, or the default action would be taken. Mostly the descriptor has the number already."""
+        ours = self._writing.fileno()
+        former = signal.set_wakeup_fd(ours, warn_on_full_buffer=False)
+        if former != ours:
+            try:
+                self._writing.send(bytes([number]))
+            except BlockingIOError:
+                pass  # as many as that were not read: one more says nothing new
+            if former != -1:
+                signal.set_wakeup_fd(former)  # of a loop that runs
         if self._interrupt is not None:
             self._interrupt(number)
 

@@ -103,6 +103,7 @@ def _serve(
             raise
         except BaseException as error:  # whatever user code raises; `sys.exit` while it loads is a failed start too
             return _failed(notify, error)
+        signals.renew()  # what user code has set up while it loaded must not keep a stop from us
         spec = deployment.stage(stage)
         plan = Plan(topology, index)
         outlets = Outlets(ctx, endpoints, plan.hops, shared.to_main, shared.main_bell)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -83,6 +85,46 @@ def test_what_interrupts_may_raise_out_of_the_main_thread() -> None:
     with Signals((USR1,), interrupt=interrupt) as signals:
         with pytest.raises(KeyError):
             signalled()
+        assert arrive(signals) == [USR1]
+
+
+# --- other users of the wake-up descriptor ---------------------------------------------------------------------------
+
+
+async def watch(number: int, during: Callable[[], None] = lambda: None) -> None:
+    loop = asyncio.get_running_loop()
+    seen = asyncio.Event()
+    loop.add_signal_handler(number, seen.set)
+    during()
+    os.kill(os.getpid(), number)
+    await asyncio.wait_for(seen.wait(), 20.0)
+    loop.remove_signal_handler(number)
+
+
+def test_an_event_loop_that_watched_signals_takes_none_of_ours_along() -> None:
+    with Signals((USR1,)) as signals:
+        asyncio.run(watch(USR2))
+        assert signals.read() == []
+        for _ in range(2):
+            os.kill(os.getpid(), USR1)
+            assert arrive(signals) == [USR1]
+
+
+def test_while_an_event_loop_watches_both_hear_their_own() -> None:
+    with Signals((USR1,)) as signals:
+
+        def ours() -> None:
+            os.kill(os.getpid(), USR1)
+            assert arrive(signals) == [USR1]
+
+        asyncio.run(watch(USR2, during=ours))
+
+
+def test_a_signal_that_other_code_took_over_can_be_taken_back() -> None:
+    with Signals((USR1,)) as signals:
+        asyncio.run(watch(USR1))  # leaves the default action, which would end this process
+        signals.renew()
+        os.kill(os.getpid(), USR1)
         assert arrive(signals) == [USR1]
 
 

@@ -366,13 +366,14 @@ def test_a_stages_environment_reaches_its_own_workers_only(start: Callable[..., 
 # --- daemons
 
 
-@pytest.mark.parametrize("kind", ["popen", "process"])
+@pytest.mark.parametrize("kind", ["popen", "process", "forked"])
 def test_daemons_live_with_the_deployment(start: Callable[..., Trial], kind: str) -> None:
     trial = start(daemons=[kind])
     trial.wait_ready()
     children = [child.pid for child in psutil.Process(trial.process.pid).children()]
     assert len(children) > len(EVERYBODY)
     assert trial.stop() == ExitCode.OK
+    assert "killing it" not in trial.log  # a stop reaches it, and not its supervisor in its place
     wait_until("multiprocessing's own helper has gone too", lambda: all(gone(pid) for pid in children))
 
 

@@ -45,6 +45,8 @@ def main() -> int:
         daemons["popen"] = sleeper()
     if "process" in options.get("daemons", ()):
         daemons["process"] = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    if "forked" in options.get("daemons", ()):
+        daemons["forked"] = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
     for name, daemon in daemons.items():
         if daemon.pid is not None:
             (folder / f"{name}.pid").write_text(str(daemon.pid))
