@@ -205,16 +205,16 @@ def _broker(options: argparse.Namespace, deployment: Deployment) -> int:
     die_with_parent(options.parent)
     log.setup("broker", level=deployment.engine.log_level)
     notify = Notifier(options.status_fd)
-    from engine.broker import service
+    from engine.broker import serve
 
     if options.parent is not None or deployment.engine.bind:
-        return service.serve(deployment, notify)
+        return serve.serve(deployment, notify)
     # By hand, on ipc sockets: nobody has made the directory they live in, or seen to it that there is one broker.
     from engine.supervisor.rundir import Busy, claim
 
     try:
         with claim(run_dir(deployment), deployment.engine.name):
-            return service.serve(deployment, notify)
+            return serve.serve(deployment, notify)
     except Busy as error:
         log.get_logger().error("%s", error)
         return ExitCode.BUSY

@@ -1,6 +1,7 @@
 """The broker process: parts around the pure machines of :mod:`engine.core`.
 
-    service   makes the parts and their thread, waits for signals, drains, ends
+    serve     the program: makes a broker, waits for signals, drains it, ends
+    service   makes the parts and the threads that carry them
     loop      what a part is, and the thread that carries parts
     front     the part at the door (ROUTER front, PULL egress, ROUTER admin) around core.front.FrontMachine
     stage     a part per stage: workers and batches (ROUTER control, PULL intake, PUSH lanes) around StageMachine

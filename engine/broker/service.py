@@ -1,4 +1,4 @@
-"""The broker process: makes its parts and the threads that carry them, waits for a signal, drains, ends.
+"""A broker: its parts, and the threads that carry them, started and stopped in order.
 
 Order of start: all stages and the front bind before anybody is told "ready", so that a port in use fails the start and
 not a request. Order of stop: the front stops admitting; what is admitted finishes, within ``grace``; then the stages
@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import select
 import threading
 from typing import Any, Final
 
@@ -28,9 +27,6 @@ from engine.core.placement import broker_threads
 from engine.core.stage import StageSpec
 from engine.cpus import usable_cpus
 from engine.errors import StartError
-from engine.exitcodes import ExitCode
-from engine.process import Notifier, tune_garbage_collection
-from engine.signals import STOPPING, Signals
 
 log: Final = logging.getLogger("stageline.broker")
 
@@ -145,33 +141,3 @@ class Broker:
         os.close(self._failure)
         self.arenas.close()
         self._context.term()
-
-
-def serve(deployment: Deployment, notify: Notifier) -> int:
-    """Run a broker until SIGTERM or SIGINT. Returns the exit code of the process."""
-    os.umask(0o077)  # ipc sockets are for this user alone
-    with Signals(STOPPING) as signals:  # before "ready": a stop may follow it at once
-        try:
-            broker = Broker(deployment)
-            broker.start()
-        except StartError as error:
-            log.error("the broker cannot start: %s", error)
-            notify.send("failed", reason=str(error))
-            return ExitCode.BUSY if "in use" in str(error) else ExitCode.START
-        tune_garbage_collection()
-        log.info(
-            "broker ready",
-            extra={"endpoint": broker.endpoints.front, "epoch": broker.epoch, "threads": broker.threads},
-        )
-        notify.send("ready")
-        select.select([signals.fileno(), broker.fileno()], [], [])
-    drained = False
-    if not broker.failed.is_set():
-        drained = broker.drain(deployment.engine.grace)
-    broker.stop()
-    if broker.failed.is_set():
-        return ExitCode.FAILED
-    if not drained:
-        log.warning("stopped with requests unanswered: the grace time was over")
-    log.info("broker stopped")
-    return ExitCode.OK

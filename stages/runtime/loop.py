@@ -97,8 +97,9 @@ class Loop:
 
     def _turn(self) -> ExitCode | None:
         """At most one batch."""
-        for event in self._shared.to_main.take():
-            self._handle(event)
+        if self._shared.to_main.letters:
+            for event in self._shared.to_main.take():
+                self._handle(event)
         if self._code is not None:
             self._aside.take_back()  # waiting looks at the lane as well
             self._flush()

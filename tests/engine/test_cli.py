@@ -50,7 +50,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr("engine.log.setup", lambda *args, **kwargs: calls.__setitem__("log", (args, kwargs)))
     monkeypatch.setattr("engine.supervisor.run", note("run"))
     monkeypatch.setattr("engine.supervisor.run_workers", note("run_workers"))
-    monkeypatch.setattr("engine.broker.service.serve", note("broker"))
+    monkeypatch.setattr("engine.broker.serve.serve", note("broker"))
     monkeypatch.setattr("stages.runtime.serve.serve", note("worker"))
     return calls
 
@@ -203,7 +203,7 @@ def test_a_broker_by_hand_makes_its_private_directory_and_removes_it(
 ) -> None:
     run_dir = tmp_path / "run"
     modes = []
-    monkeypatch.setattr("engine.broker.service.serve", lambda *_: modes.append(run_dir.stat().st_mode & 0o777) or 0)
+    monkeypatch.setattr("engine.broker.serve.serve", lambda *_: modes.append(run_dir.stat().st_mode & 0o777) or 0)
     assert cli.run(["broker", str(file), "--run-dir", str(run_dir)]) == 0
     assert modes == [0o700]
     assert not run_dir.exists()

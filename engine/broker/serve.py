@@ -1,0 +1,47 @@
+"""The broker process: makes a broker, waits for a signal, drains it, ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+from typing import Final
+
+from engine.broker.service import Broker
+from engine.config import Deployment
+from engine.errors import StartError
+from engine.exitcodes import ExitCode
+from engine.process import Notifier, tune_garbage_collection
+from engine.signals import STOPPING, Signals
+
+log: Final = logging.getLogger("stageline.broker")
+
+
+def serve(deployment: Deployment, notify: Notifier) -> int:
+    """Run a broker until SIGTERM or SIGINT. Returns the exit code of the process."""
+    os.umask(0o077)  # ipc sockets are for this user alone
+    with Signals(STOPPING) as signals:  # before "ready": a stop may follow it at once
+        try:
+            broker = Broker(deployment)
+            broker.start()
+        except StartError as error:
+            log.error("the broker cannot start: %s", error)
+            notify.send("failed", reason=str(error))
+            return ExitCode.BUSY if "in use" in str(error) else ExitCode.START
+        tune_garbage_collection()
+        log.info(
+            "broker ready",
+            extra={"endpoint": broker.endpoints.front, "epoch": broker.epoch, "threads": broker.threads},
+        )
+        notify.send("ready")
+        select.select([signals.fileno(), broker.fileno()], [], [])
+    drained = False
+    if not broker.failed.is_set():
+        drained = broker.drain(deployment.engine.grace)
+    broker.stop()
+    if broker.failed.is_set():
+        return ExitCode.FAILED
+    if not drained:
+        log.warning("stopped with requests unanswered: the grace time was over")
+    log.info("broker stopped")
+    return ExitCode.OK
