@@ -20,6 +20,7 @@ class Bell:
 
     def __init__(self) -> None:
         self.asleep = False
+        self.idle = False  # asleep, and not to be woken for what is not urgent, where posters make that difference
         self._read, self._write = os.pipe()
         os.set_blocking(self._read, False)
         os.set_blocking(self._write, False)

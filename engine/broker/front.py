@@ -22,7 +22,7 @@ from engine.broker.poll import Poll
 from engine.broker.retired import Retired
 from engine.broker.watch import Watch
 from engine.clock import now as clock
-from engine.core.actions import Fail, News, Release
+from engine.core.actions import Fail, News, Release, Settle
 from engine.core.front import Frontend, FrontMachine, FrontSpec
 from engine.core.liveness import CHECK_S, REJOIN_S, REPORT_S
 from engine.core.messages import (
@@ -246,7 +246,7 @@ class FrontPart(Part[ToFront]):
             if isinstance(action, Release):
                 self._arenas.release(action.refs)
             else:
-                self._post(self.stages[action.stage], action)
+                self._post(self.stages[action.stage], action, urgent=type(action) is not Settle)
 
     def _send(self, peer: bytes, message: Message, payloads: Sequence[Payload] = ()) -> None:
         if not self._front.send(encode(message, payloads), peer):

@@ -34,7 +34,7 @@ class Part(ABC, Generic[Letter]):
 
     def __init__(self) -> None:
         self.mailbox: Mailbox[Letter] = Mailbox()
-        self.unrung: set[Bell | None] = set()  # of the threads that got letters in this pass; its own thread's set
+        self.unrung: dict[Bell | None, bool] = {}  # its thread's: who got letters in this pass; whether any is urgent
         self.wake = 0.0  # when it wants to be called at the latest
         self.due = False  # one of its sources is ready
         self._inlets: list[Inlet] = []
@@ -52,12 +52,18 @@ class Part(ABC, Generic[Letter]):
         for inlet in self._inlets:
             inlet.sock.close()
 
-    def _post(self, mailbox: Mailbox[Any], letter: object) -> None:
+    def is_idle(self) -> bool:
+        """Whether a letter that is not urgent may wait until the part is called for another reason."""
+        return False
+
+    def _post(self, mailbox: Mailbox[Any], letter: object, *, urgent: bool = True) -> None:
         """Hand a letter to another part. A thread that sleeps is woken once, at the end of the pass: under the
-        interpreter's lock it could do nothing before, and each wake-up costs both sides a system call and a turn."""
+        interpreter's lock it could do nothing before, and each wake-up costs both sides a system call and a turn. For
+        letters that are not urgent it is not woken at all when it is idle."""
         mailbox.letters.append(letter)
-        if mailbox.bell is not self.mailbox.bell:
-            self.unrung.add(mailbox.bell)
+        bell = mailbox.bell
+        if bell is not self.mailbox.bell:
+            self.unrung[bell] = urgent or self.unrung.get(bell, False)
 
     def _inlet(self, poll: Poll, sock: zmq.Socket[bytes]) -> Inlet:
         """Listen to a socket, and close it in the end."""
@@ -82,9 +88,10 @@ class PartThread:
         self.started = threading.Event()
         self.error: Exception | None = None  # why it could not start
         self._parts = tuple(parts)
+        self._alone = parts[0] if len(parts) == 1 else None
         self._failed = failed
         self._bell = Bell()
-        self._unrung: set[Bell | None] = set()
+        self._unrung: dict[Bell | None, bool] = {}
         for part in parts:
             part.mailbox.bell, part.unrung = self._bell, self._unrung
         self._poll = Poll()
@@ -137,14 +144,15 @@ class PartThread:
 
     def _ring(self) -> None:
         """Wake who got letters in this pass. Whoever went to sleep since then has looked at its mailboxes once more."""
-        for bell in self._unrung:
-            if bell is not None and bell.asleep:
+        for bell, urgent in self._unrung.items():
+            if bell is not None and bell.asleep and (urgent or not bell.idle):
                 bell.ring()
         self._unrung.clear()
 
     def _wait(self) -> None:
         """Poll until something is readable, a letter came, or a part wants to be called."""
         bell = self._bell
+        bell.idle = self._alone is not None and self._alone.is_idle()  # before it is announced
         bell.asleep = True
         wake = inf
         for part in self._parts:

@@ -129,6 +129,9 @@ class StagePart(Part[ToStage]):
             wake = min(wake, now + LANE_RETRY_S if self._stuck else inf)
         return min(wake, self._check_at)
 
+    def is_idle(self) -> bool:
+        return self.machine.is_idle() and not self._stuck
+
     def _accept(self, results: Results, payloads: list[Payload], now: float) -> None:
         try:
             self._arenas.arrive(payloads)
@@ -221,7 +224,7 @@ class StagePart(Part[ToStage]):
                 if type(action) is Dispatch:
                     self._dispatch(action)
                 elif type(action) is Settle:
-                    self._post(self.stages[action.stage], action)
+                    self._post(self.stages[action.stage], action, urgent=False)
                 elif type(action) is ToWorker:
                     self._reply(self._lanes[action.worker].peer, action.message)
                 elif type(action) is Fail or type(action) is News:

@@ -46,12 +46,13 @@ class Fail(msgspec.Struct, frozen=True):
 
 
 class Settle(msgspec.Struct, frozen=True):
-    """Tell another stage's machine that the next hop has these results."""
+    """Tell another stage's machine that the next hop has these results, ``at`` when."""
 
     stage: int
     worker: int
     batch: int
     uids: list[int]
+    at: float
 
 
 class Kill(msgspec.Struct, frozen=True):

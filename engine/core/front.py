@@ -282,7 +282,7 @@ class FrontMachine:
             column.mimes.append(results.mime)
             column.trails.append(trail)
             column.payloads.append(payload)
-        self.actions.append(Settle(results.stage, results.worker, results.batch, results.uids))
+        self.actions.append(Settle(results.stage, results.worker, results.batch, results.uids, now))
 
     def events(self, events: StreamEvents, payloads: Sequence[Payload]) -> dict[bytes, tuple[Events, list[Payload]]]:
         """Stream events by frontend, to be sent at once and in order.

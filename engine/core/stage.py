@@ -57,6 +57,8 @@ from engine.core.worker_states import SERVING, TABLE, WorkerEvent, WorkerState
 
 KEY_SHIFT: Final = 20  # bits of a worker's key below the epoch
 
+CALM: Final = frozenset({WorkerState.STARTING, WorkerState.READY})
+
 SERVICE_SMOOTHING: Final = 0.2  # weight of the newest batch in the running mean of how long a batch takes
 
 
@@ -111,6 +113,7 @@ class StageMachine:
         self._absent_at = absent_at  # from when on the stage has nobody; inf while it has
         self._told: tuple[object, ...] = ()
         self._was_full = False
+        self._is_calm = True  # all workers are starting or ready
 
     # --- items in ----------------------------------------------------------------------------------------------------
 
@@ -129,7 +132,7 @@ class StageMachine:
                 continue
             request.hop += 1
             self._push(Item(request, payload, payload_size(payload), now, 1, trail, request.hop))
-        self.actions.append(Settle(results.stage, results.worker, results.batch, results.uids))
+        self.actions.append(Settle(results.stage, results.worker, results.batch, results.uids, now))
 
     def _is_next(self, request: Request, stage: int) -> bool:
         try:
@@ -250,7 +253,10 @@ class StageMachine:
             self._forget(worker, now)
 
     def settled(self, settle: Settle, now: float) -> None:
-        """The next hop holds these results: free them, and the worker's credit with the last one of a batch."""
+        """The next hop holds these results: free them, and the worker's credit with the last one of a batch.
+
+        On another thread it may be told a while later, or by a clock that was read a moment before the batch left.
+        """
         worker = self.workers.get(settle.worker)
         batch = worker.batches.get(settle.batch) if worker is not None else None
         if worker is None or batch is None:
@@ -269,9 +275,9 @@ class StageMachine:
         del worker.batches[settle.batch]
         worker.done_batches += 1
         lane = self.stats.lane(worker.slot)
-        lane.process.observe(now - batch.sent_at)
+        lane.process.observe(max(0.0, settle.at - batch.sent_at))
         if was_first:
-            took = now - worker.since
+            took = max(0.0, settle.at - worker.since)
             if not batch.revoked and worker.state is not WorkerState.OVERDUE:
                 lane.compute_s += took
                 self.service_s += (took - self.service_s) * (SERVICE_SMOOTHING if self.service_s else 1.0)
@@ -279,13 +285,18 @@ class StageMachine:
             self._overdue.pop(worker.key, None)
             if self._turn(worker, WorkerEvent.BACK):
                 self._tell(now)
-        self.crew.sort_in(worker, now, begins=was_first)
+        self.crew.sort_in(worker, max(settle.at, worker.since), begins=was_first)
         if worker.state is WorkerState.LEAVING and not worker.batches:
             self._dismiss(worker)
             self._tell(now)  # its way of answering counts no longer
         elif worker.state is WorkerState.DYING and not worker.batches:
             self._turn(worker, WorkerEvent.SETTLED)
             self._forget(worker, now)
+
+    def is_idle(self) -> bool:
+        """Whether being told what was settled would change nothing but the books: nothing waits for a worker, and no
+        worker waits to leave or to come back."""
+        return not self.queue.items and not self.last_attempts and self._is_calm
 
     # --- time --------------------------------------------------------------------------------------------------------
 
@@ -437,11 +448,15 @@ class StageMachine:
         """All events of a worker's life go through here. Whether it changed anything."""
         before = worker.state
         worker.state = TABLE[before, event]
-        return worker.state is not before
+        if worker.state is before:
+            return False
+        self._is_calm = all(one.state in CALM for one in self.workers.values())
+        return True
 
     def _forget(self, worker: Worker, now: float) -> None:
         key = worker.key
         self.crew.remove(key)
+        self._is_calm = all(one.state in CALM for one in self.workers.values())
         self._overdue.pop(key, None)
         self._dying.pop(key, None)
         if worker.served and not worker.dismissed:

@@ -10,16 +10,21 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
 
 from engine import admin, transport
+from engine.broker.loop import Part, PartThread
+from engine.broker.poll import Poll
 from engine.broker.service import Broker
 from engine.config import Deployment
 from engine.core import wire
+from engine.core.actions import Settle
 from engine.core.arena import SHARED_MIN
+from engine.core.batching import Policy
+from engine.core.crew import CREDIT_MAX
 from engine.core.messages import (
     Answers,
     Batch,
@@ -34,12 +39,15 @@ from engine.core.messages import (
 )
 from engine.core.placement import MANY_CPUS, broker_threads
 from engine.core.routing import FINAL
+from engine.core.stage import StageSpec
 from engine.memory import Store
+from tests.core.twin import Twin, topology
 from tests.engine.test_broker import CAP_S, Worker, deploy, running, status_of, until
 
 ROUTES = ((0, 1), (1,), (0, 1, 2))
 REQUESTS = 1500
 LARGE = b"L" * SHARED_MIN
+SPEC = StageSpec("s0", 1, Policy(1), timeout_s=2.0, kill_after_s=60.0, max_queue_bytes=1 << 20)
 
 
 class Played(Worker):
@@ -262,3 +270,127 @@ def test_what_carries_it_is_told(deployment: Deployment, threads: str) -> None:
         assert ({"front", "stage s0"} <= names) is (threads == "stage")
         assert ("broker" in names) is (threads == "one")
         assert broker.threads == threads
+
+
+# --- who is woken, and when ------------------------------------------------------------------------------------------
+
+
+class Busy(Part[str]):
+    """A part that says what it was given, and does as it is told when it is."""
+
+    def __init__(self, does: Callable[[Busy], None] = lambda _: None) -> None:
+        super().__init__()
+        self.heard: list[str] = []
+        self.resting = False
+        self._does = does
+
+    def open(self, poll: Poll) -> None:
+        pass
+
+    def is_idle(self) -> bool:
+        return self.resting
+
+    def work(self, now: float) -> float:
+        for letter in self.mailbox.take():
+            self.heard.append(letter)
+            if letter == "go":
+                self._does(self)
+        return now + CAP_S
+
+
+@contextmanager
+def carried(*parts: Busy) -> Iterator[list[PartThread]]:
+    """Each part on a thread of its own."""
+    threads = [PartThread(f"busy-{index}", [part], lambda: None) for index, part in enumerate(parts)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield threads
+    finally:
+        assert all(thread.stop(CAP_S) for thread in threads)
+
+
+def asleep(part: Busy) -> bool:
+    return part.mailbox.bell is not None and part.mailbox.bell.asleep and not part.mailbox.letters
+
+
+def test_a_thread_is_woken_once_for_all_letters_of_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    receiver = Busy()
+    rung: list[int] = []
+
+    def write(part: Busy) -> None:
+        for number in range(100):
+            part._post(receiver.mailbox, f"{number}")
+        rung.append(len(receiver.heard))  # nobody was woken in the middle of it
+
+    sender = Busy(write)
+    with carried(sender, receiver) as threads:
+        until(lambda: asleep(sender) and asleep(receiver), "both to sleep")
+        bell = receiver.mailbox.bell
+        assert bell is not None
+        rings: list[int] = []
+        ring = bell.ring
+        monkeypatch.setattr(bell, "ring", lambda: (rings.append(1), ring()))
+        sender.mailbox.post("go")
+        until(lambda: len(receiver.heard) == 100, "all letters")
+        assert receiver.heard == [f"{number}" for number in range(100)]
+        assert (rung, len(rings)) == ([0], 1)
+        monkeypatch.undo()
+        assert len(threads) == 2
+
+
+@pytest.mark.parametrize("resting", [True, False])
+@pytest.mark.parametrize("urgent", [True, False])
+def test_only_what_is_urgent_wakes_who_is_idle(monkeypatch: pytest.MonkeyPatch, resting: bool, urgent: bool) -> None:
+    receiver = Busy()
+    receiver.resting = resting
+    sender = Busy(lambda part: part._post(receiver.mailbox, "books", urgent=urgent))
+    monkeypatch.setattr("engine.broker.loop.LONGEST_POLL_S", CAP_S)
+    with carried(sender, receiver):
+        until(lambda: asleep(sender) and asleep(receiver), "both to sleep")
+        sender.mailbox.post("go")
+        if urgent or not resting:
+            until(lambda: receiver.heard == ["books"], "the letter")
+        else:
+            until(lambda: sender.heard == ["go"] and asleep(sender), "the sender to be done")
+            assert receiver.heard == []
+            receiver.mailbox.post("work")  # from anywhere
+            until(lambda: receiver.heard == ["books", "work"], "both, in order")
+
+
+def test_who_has_nothing_to_give_need_not_be_told_what_was_settled() -> None:
+    twin = Twin(topology(), [SPEC])
+    machine = twin.stages[0]
+    assert machine.is_idle()
+    first = twin.worker()
+    assert machine.is_idle()
+    twin.submit(1)
+    assert machine.is_idle()  # all is with a worker
+    twin.submit(CREDIT_MAX + 1, first=2)
+    assert not machine.is_idle()  # what waits goes with the credit that is settled
+    while first.lane:
+        twin.finish(first)
+    machine.leave(first.key, twin.now)
+    assert not machine.is_idle()  # to be dismissed
+    twin.kill(first)
+    second = twin.worker()
+    twin.submit(1, first=99)
+    twin.pass_time(SPEC.timeout_s)
+    assert not machine.is_idle()  # it may come back from its time limit
+    twin.kill(second)
+    assert machine.is_idle()
+
+
+def test_a_batch_took_as_long_as_it_took_however_late_it_is_told() -> None:
+    twin = Twin(topology(), [SPEC])
+    worker = twin.worker()
+    twin.submit(1)
+    (uid,) = worker.lane[0][0].uids
+    machine = twin.stages[0]
+    sent = twin.now
+    machine.settled(Settle(0, worker.key, worker.lane[0][0].batch, [uid], sent + 0.010), sent + 0.9)
+    assert machine.service_s == pytest.approx(0.010)
+    assert machine.stats.lane(1).compute_s == pytest.approx(0.010)
+    twin.submit(1, first=2)
+    machine.settled(Settle(0, worker.key, worker.lane[-1][0].batch, worker.lane[-1][0].uids, sent - 0.001), twin.now)
+    assert machine.service_s >= 0.0  # by a clock that was read before the batch left
