@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-import zmq
-
 from engine import transport
 from engine.broker import report
 from engine.broker.arenas import Arenas
@@ -69,7 +67,7 @@ class FrontPart(Part[ToFront]):
         namespace: str,
         epoch: int,
         endpoints: Endpoints,
-        context: zmq.Context[zmq.Socket[bytes]],
+        context: transport.Context,
         arenas: Arenas,
         threads: str,
     ) -> None:

@@ -14,8 +14,7 @@ from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any, Final, Generic, TypeVar
 
-import zmq
-
+from engine import transport
 from engine.broker.poll import Inlet, Poll, Source
 from engine.clock import now
 from engine.mailbox import Bell, Mailbox
@@ -65,7 +64,7 @@ class Part(ABC, Generic[Letter]):
         if bell is not self.mailbox.bell:
             self.unrung[bell] = urgent or self.unrung.get(bell, False)
 
-    def _inlet(self, poll: Poll, sock: zmq.Socket[bytes]) -> Inlet:
+    def _inlet(self, poll: Poll, sock: transport.Socket) -> Inlet:
         """Listen to a socket, and close it in the end."""
         inlet = Inlet(sock, self, poll)
         self._inlets.append(inlet)

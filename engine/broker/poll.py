@@ -14,8 +14,6 @@ from collections.abc import Iterator, Sequence
 from math import ceil
 from typing import Final, Protocol
 
-import zmq
-
 from engine import transport
 from engine.core.messages import AnyMessage
 from engine.core.wire import Buffer, Payload, decode
@@ -48,7 +46,7 @@ class Inlet(Source):
 
     __slots__ = ("_doubts", "sock")
 
-    def __init__(self, sock: zmq.Socket[bytes], owner: Owner, poll: Poll) -> None:
+    def __init__(self, sock: transport.Socket, owner: Owner, poll: Poll) -> None:
         super().__init__(sock.fileno(), owner)
         self.sock = sock
         self._doubts = poll.doubts

@@ -13,7 +13,6 @@ from math import inf
 from typing import Final
 
 import msgspec
-import zmq
 
 from engine import transport
 from engine.broker import report
@@ -43,7 +42,7 @@ class Lane:
 
     __slots__ = ("memory", "peer", "pending", "sock")
 
-    def __init__(self, sock: zmq.Socket[bytes], peer: bytes, memory: Place | None) -> None:
+    def __init__(self, sock: transport.Socket, peer: bytes, memory: Place | None) -> None:
         self.sock = sock
         self.memory = memory  # the arena that the worker fills
         self.peer = peer  # of the worker on the control socket
@@ -71,7 +70,7 @@ class StagePart(Part[ToStage]):
         ledger: Mapping[int, Request],
         epoch: int,
         endpoints: Endpoints,
-        context: zmq.Context[zmq.Socket[bytes]],
+        context: transport.Context,
         arenas: Arenas,
     ) -> None:
         super().__init__()
