@@ -101,7 +101,10 @@ class Signals:
             except BlockingIOError:
                 pass  # as many as that were not read: one more says nothing new
             if former != -1:
-                signal.set_wakeup_fd(former)  # of a loop that runs
+                try:
+                    signal.set_wakeup_fd(former)  # of a loop that runs
+                except (OSError, ValueError):
+                    pass  # of one that has closed it
         if self._interrupt is not None:
             self._interrupt(number)
 

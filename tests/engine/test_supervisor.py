@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -181,6 +182,17 @@ def test_a_worker_that_cannot_start_fails_the_deployment_with_its_reason(
     assert trial.log.count("worker encode-2 could not start: ValueError: no such model") == 1
     assert "tried did not start" in trial.log
     assert not trial.run_dir.exists()
+
+
+def test_workers_that_die_whenever_they_are_ready_fail_the_deployment(
+    start: Callable[..., Trial], folder: Path
+) -> None:
+    for name in ("worker-encode-1", "worker-encode-2"):
+        tell(folder, name, "dies")
+    trial = start()
+    assert trial.wait_exit() == ExitCode.START
+    assert re.search(r"worker encode-[12] died right after it was ready, 5 times in a row: exit code 9", trial.log)
+    assert "tried did not start" in trial.log
 
 
 def test_a_frontend_that_finds_its_port_taken_passes_its_code_on(start: Callable[..., Trial], folder: Path) -> None:

@@ -3,7 +3,7 @@
 Arguments: folder, name, status descriptor, parent pid. In the folder, ``NAME.fails`` makes it fail to start,
 ``NAME.code`` with that exit code, ``NAME.hangs`` never get ready, ``NAME.stays`` ignore SIGTERM, ``NAME.lingers`` wait
 after SIGTERM until the file is removed, ``NAME.breeds`` start two processes of its own: one in its group, one that has
-left it for a session of its own. ``NAME.url`` is told when ready.
+left it for a session of its own, ``NAME.dies`` end as soon as it is ready. ``NAME.url`` is told when ready.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ if not told("hangs"):
     fields = {"url": (folder / f"{name}.url").read_text()} if told("url") else {}
     journal("ready")
     notify.send("ready", **fields)
+if told("dies"):
+    sys.exit(9)
 while not stopping:
     time.sleep(0.01)
 journal("stops")
