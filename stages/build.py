@@ -78,7 +78,7 @@ def is_first(deployment: Deployment, stage: str) -> bool:
 
 
 def lasts(deployment: Deployment, stage: str) -> frozenset[bool]:
-    """The kinds of next hop the stage has on its routes: True, the client; False, another stage."""
+    """The kinds of receiver that results of the stage have on its routes: True, the client; False, another stage."""
     return frozenset(route.stages[-1] == stage for route in deployment.routes if stage in route.stages)
 
 
@@ -131,7 +131,7 @@ def forward_example(worker: Worker, example: Any) -> list[Any]:
 
 
 def encoded_size(worker: Worker, results: Sequence[Any], lasts: Collection[bool], *, own: bool = True) -> int:
-    """Bytes of the largest result, encoded for every kind of next hop (``lasts``: is that the client?).
+    """Bytes of the largest result, encoded for every kind of receiver (``lasts``: is that the client?).
 
     Without ``own`` the user's own ``serialize`` is not called, which may look at a request's headers. Raises StartError
     for what our own encoding refuses, as it would for every request; else whatever the user's code raises.
@@ -139,14 +139,14 @@ def encoded_size(worker: Worker, results: Sequence[Any], lasts: Collection[bool]
     codec = Codec(worker)
     largest = 0
     for last in sorted(lasts):
-        hop = ItemIn(0, b"", last=last)
-        if not own and codec.encodes_by_own(hop):
+        given = ItemIn(0, b"", last=last)
+        if not own and codec.encodes_by_own(given):
             continue
         for result in results:
             try:
-                largest = max(largest, payload_size(codec.encode(hop, result)))
+                largest = max(largest, payload_size(codec.encode(given, result)))
             except EncodingError as error:
-                if codec.encodes_by_own(hop):
+                if codec.encodes_by_own(given):
                     raise
                 text = f"{error.__cause__}" if not last and error.__cause__ else f"{error}"
                 raise StartError(
@@ -164,7 +164,7 @@ def warm_up(
 ) -> int:
     """Call ``forward`` with every example, in order; returns how many. Any exception is a failed start.
 
-    ``lasts``: which kinds of next hop its results have; that they can be encoded for those is a part of it.
+    ``lasts``: which kinds of receiver its results have; that they can be encoded for those is a part of it.
     """
     found = examples(worker)
     for done, example in enumerate(found):

@@ -105,7 +105,7 @@ class Codec:
         return ipc.unpack(item.payload, lease, last=last)
 
     def encode(self, item: ItemIn, result: Any) -> Payload:
-        """The payload for the next hop. Raises whatever the user's code raises, or EncodingError."""
+        """The payload for whoever comes next. Raises whatever the user's code raises, or EncodingError."""
         if item.last:
             if not self._whole:  # the answer has been sent, and what forward returned was never meant for it
                 return b""

@@ -185,7 +185,7 @@ def stage_families(machine: StageMachine, retired: Sequence[Family], now: float,
         ),
         histogram(
             f"{namespace}_process_duration_second",
-            "Seconds from the release of a batch until the next hop has its results.",
+            "Seconds from the release of a batch until the next stage, or the front, has its results.",
             lanes("process"),
         ),
         counter(

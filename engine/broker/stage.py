@@ -23,6 +23,7 @@ from engine.broker.poll import Poll
 from engine.broker.retired import Retired
 from engine.broker.watch import Watch
 from engine.clock import now as clock
+from engine.core import wording
 from engine.core.actions import Admit, Dispatch, Drop, Fail, Forget, Grant, Kill, News, Release, Settle, ToWorker
 from engine.core.items import Request
 from engine.core.liveness import CHECK_S, LANE_RETRY_S, REJOIN_S
@@ -205,7 +206,7 @@ class StagePart(Part[ToStage]):
         except StartError as error:  # out of descriptors, say: one worker the fewer, not all of the deployment
             log.error("worker refused", extra={"stage": hello.stage, "worker": hello.slot, "reason": str(error)})
             self.machine.exited(answer, now)
-            self._reply(peer, Refused(f"the broker can make no lane for this worker: {error}"))
+            self._reply(peer, Refused(wording.no_lane(error)))
             return
         memory = self._arenas.create() if local else None
         self._lanes[answer] = Lane(sock, peer, memory)

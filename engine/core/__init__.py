@@ -9,6 +9,7 @@
     arena      shared memory, as numbers              sse        server-sent events, as text
     about      what a stage says of itself            lifecycle  the deployment's processes: start, restart, stop
     backoff    when to restart what died              placement  who runs on which CPU and device
+    wording    what is said of requests given up
 
 Machines (``stage``, ``front``) take events and ``now`` and append *actions* to a list; the parts in
 :mod:`engine.broker` carry the actions out.

@@ -46,7 +46,7 @@ class Fail(msgspec.Struct, frozen=True):
 
 
 class Settle(msgspec.Struct, frozen=True):
-    """Tell another stage's machine that the next hop has these results, ``at`` when."""
+    """Tell another stage's machine that its results have arrived where they went, ``at`` when."""
 
     stage: int
     worker: int

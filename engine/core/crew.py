@@ -35,7 +35,7 @@ def credit_for(batch_s: float) -> int:
 
 
 class InFlight(msgspec.Struct, eq=False):
-    """A batch at a worker. ``items`` shrinks as results reach the next hop."""
+    """A batch at a worker. ``items`` shrinks as results reach the next stage or the front."""
 
     number: int
     items: dict[int, Item]
@@ -46,7 +46,7 @@ class InFlight(msgspec.Struct, eq=False):
 
 
 @dataclass(slots=True, eq=False)
-class Worker:
+class Member:
     key: int
     slot: int
     pid: int
@@ -74,9 +74,9 @@ class Crew:
     """See the module. ``in_advance`` false: nobody is given a second batch."""
 
     def __init__(self, *, in_advance: bool) -> None:
-        self.workers: dict[int, Worker] = {}
-        self._ready: list[OrderedDict[int, Worker]] = [OrderedDict() for _ in range(CREDIT_MAX)]  # by batches they have
-        self._computing: OrderedDict[int, Worker] = OrderedDict()
+        self.workers: dict[int, Member] = {}
+        self._ready: list[OrderedDict[int, Member]] = [OrderedDict() for _ in range(CREDIT_MAX)]  # by batches they have
+        self._computing: OrderedDict[int, Member] = OrderedDict()
         self._in_advance = in_advance
         self._credit = 2 if in_advance else 1
 
@@ -85,7 +85,7 @@ class Crew:
         if self._in_advance:
             self._credit = credit_for(batch_s)
 
-    def sort_in(self, worker: Worker, now: float, *, begins: bool) -> None:
+    def sort_in(self, worker: Member, now: float, *, begins: bool) -> None:
         """Put a worker where it belongs after its batches or its state changed. ``begins``: it computes another batch
         from now on."""
         key = worker.key
@@ -104,7 +104,7 @@ class Crew:
             worker.rank = count
             self._ready[count][key] = worker
 
-    def rest(self, worker: Worker) -> None:
+    def rest(self, worker: Member) -> None:
         """Give a worker nothing more for now; what it has, it keeps."""
         if worker.rank >= 0:
             del self._ready[worker.rank][worker.key]
@@ -115,14 +115,14 @@ class Crew:
         self.rest(worker)
         self._computing.pop(key, None)
 
-    def next(self) -> Worker | None:
+    def next(self) -> Member | None:
         """Who would get the next batch: somebody idle, else whoever has the fewest and credit for more."""
         for rank in range(self._credit):
             for worker in self._ready[rank].values():
                 return worker
         return None
 
-    def late(self, now: float, timeout_s: float) -> Iterator[Worker]:
+    def late(self, now: float, timeout_s: float) -> Iterator[Member]:
         """Workers whose batch has taken ``timeout_s``, each given out once per batch."""
         while self._computing:
             key, worker = next(iter(self._computing.items()))

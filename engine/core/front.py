@@ -22,6 +22,7 @@ from heapq import heapify, heappop, heappush
 from math import inf
 from typing import Final, TypeAlias
 
+from engine.core import wording
 from engine.core.actions import Admit, Drop, Fail, FrontAction, Grant, Release, Settle
 from engine.core.arena import Ref
 from engine.core.items import Item, Request
@@ -51,7 +52,8 @@ SESSION_SHIFT: Final = 32
 # Answered requests stay in the heap of deadlines, to be taken out together when they are the larger part of it.
 DEADLINES_SLACK: Final = 1024
 
-TORN: Final = b"internal error: a worker died while it streamed this request"
+TORN: Final = wording.TORN.encode()
+TIMEOUT: Final = wording.TIMEOUT.encode()
 
 
 Refusal: TypeAlias = tuple[str, Status, str]  # metric label, status, text
@@ -194,7 +196,7 @@ class FrontMachine:
     def _refusal(self, budget_us: int, size: int) -> Refusal | None:
         """Why one request is not admitted; None when it is."""
         if budget_us <= 0:
-            return "deadline", Status.TIMEOUT, "inference timeout"
+            return "deadline", Status.TIMEOUT, wording.TIMEOUT
         if len(self.ledger) >= self.spec.capacity:
             return "capacity", Status.OVERLOADED, f"too many requests: {len(self.ledger)} are being served"
         if self.nbytes + size > self.spec.capacity_bytes and self.ledger:
@@ -372,7 +374,7 @@ class FrontMachine:
             heappop(deadlines)
             if request is not None:
                 self._close(request)
-                self._answer(request.frontend, request.seq, Status.TIMEOUT, b"inference timeout")
+                self._answer(request.frontend, request.seq, Status.TIMEOUT, TIMEOUT)
                 for stage in self._stages_of(request):
                     late.setdefault(stage, []).append(uid)
         for stage, uids in late.items():

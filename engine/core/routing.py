@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-FINAL: Final = -1  # "the next hop is the egress"
+FINAL: Final = -1  # in place of a stage: the route ends here, and results go to the egress
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,7 @@ class Topology:
     def _hop(self) -> tuple[dict[int, int], ...]:
         return tuple({stage: hop for hop, stage in enumerate(route.stages)} for route in self.routes)
 
-    def first(self, route: int) -> int:
-        return self.routes[route].stages[0]
-
-    def next_hop(self, route: int, stage: int) -> int:
+    def next_stage(self, route: int, stage: int) -> int:
         """The stage after ``stage`` on ``route``, or FINAL. KeyError when the route does not pass there."""
         return self._next[route][stage]
 

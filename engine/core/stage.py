@@ -5,10 +5,10 @@ broker's part for the stage takes and carries out. Rules held here:
 
 * a batch is bound to a worker at the last moment: to an idle one, or in advance to one that computes, if the batch
   could not grow any more (:mod:`engine.core.batching`, :mod:`engine.core.crew`);
-* an item stays in flight until the next hop has its result; when its worker dies first it goes back to the front of the
-  queue with ``attempt + 1``. Its last attempt is made alone, on an idle worker, with nothing given in advance behind
-  it: so an item that kills workers can take innocent ones along at most ``max_attempts - 1`` times, and never to the
-  end;
+* an item stays in flight until its result has arrived at the next stage or the front; when its worker dies first it
+  goes back to the front of the queue with ``attempt + 1``. Its last attempt is made alone, on an idle worker, with
+  nothing given in advance behind it: so an item that kills workers can take innocent ones along at most
+  ``max_attempts - 1`` times, and never to the end;
 * a stage that is not idempotent never replays: its items fail, saying so; nor is an item replayed of which the client
   has read events already;
 * what an item has in shared memory is released when nobody can read it again: not while a worker that lives has been
@@ -26,10 +26,11 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final
 
+from engine.core import wording
 from engine.core.actions import Dispatch, Fail, Forget, Grant, Kill, News, Release, Settle, StageAction, ToWorker
 from engine.core.arena import Ref
 from engine.core.batching import BatchQueue, Policy, Reason, Taker, decide
-from engine.core.crew import Crew, InFlight, Worker
+from engine.core.crew import Crew, InFlight, Member
 from engine.core.items import Item, Request
 from engine.core.liveness import ABSENT_S, SETTLE_S, WORKER_SILENCE_S
 from engine.core.messages import (
@@ -137,7 +138,7 @@ class StageMachine:
     def _is_next(self, request: Request, stage: int) -> bool:
         try:
             return (
-                self.topology.next_hop(request.route, stage) == self.index
+                self.topology.next_stage(request.route, stage) == self.index
                 and self.topology.hop(request.route, stage) == request.hop
             )
         except KeyError:  # a worker names a stage that is not on the route
@@ -149,7 +150,7 @@ class StageMachine:
         stats.shared_in += shared
         stats.bytes_in += size - shared
         if 0 < self.queue.nbytes > self.spec.max_queue_bytes - size:
-            text = f"too many requests: stage {self.spec.name} holds {self.queue.nbytes} bytes"
+            text = wording.full_in_bytes(self.spec.name, self.queue.nbytes)
             self._fail([item.request.uid], Status.OVERLOADED, text)
             self._release(item.let_go())
             return
@@ -194,7 +195,7 @@ class StageMachine:
                 self._turn(old, WorkerEvent.AGAIN)
                 self._forget(old, now)
         self._keys += 1
-        self.workers[self._keys] = Worker(self._keys, hello.slot, hello.pid, local, now)
+        self.workers[self._keys] = Member(self._keys, hello.slot, hello.pid, local, now)
         self._tell(now)
         return self._keys
 
@@ -253,7 +254,8 @@ class StageMachine:
             self._forget(worker, now)
 
     def settled(self, settle: Settle, now: float) -> None:
-        """The next hop holds these results: free them, and the worker's credit with the last one of a batch.
+        """These results have arrived at the next stage or the front: free them, and the worker's credit with the last
+        one of a batch.
 
         On another thread it may be told a while later, or by a clock that was read a moment before the batch left.
         """
@@ -378,10 +380,10 @@ class StageMachine:
             limit = min(limit, min(self._dying.values()))
         return limit
 
-    def _time_out(self, worker: Worker, now: float) -> None:
+    def _time_out(self, worker: Member, now: float) -> None:
         first = next(iter(worker.batches.values()))
         uids = list(first.items)
-        self._fail(uids, Status.TIMEOUT, "inference timeout")
+        self._fail(uids, Status.TIMEOUT, wording.TIMEOUT)
         self._turn(worker, WorkerEvent.LATE)
         if worker.state is not WorkerState.DYING:  # there is nobody to kill
             self._overdue[worker.key] = now + self.spec.kill_after_s
@@ -390,7 +392,7 @@ class StageMachine:
         again: list[Item] = []
         for batch in revoked:
             # The batch given in advance has not begun: others may have it. It stays on this worker's books until the
-            # worker has said that it skipped it (or computed it all the same: the next hop drops duplicates).
+            # worker has said that it skipped it (or computed it all the same: whoever gets it drops duplicates).
             batch.revoked = True
             again += [item for item in batch.items.values() if item.is_due(now)]
         for item in again:
@@ -402,7 +404,7 @@ class StageMachine:
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _dispatch(self, worker: Worker, items: list[Item], reason: Reason, now: float) -> None:
+    def _dispatch(self, worker: Member, items: list[Item], reason: Reason, now: float) -> None:
         self._batches = number = self._batches + 1
         batch = Batch(number, int(now * 1e9), reason._value_, [], [], [], [], [], [], [], [])
         payloads: list[Payload] = []
@@ -439,12 +441,12 @@ class StageMachine:
         self.actions.append(Dispatch(worker.key, batch, payloads))
         self.crew.sort_in(worker, now, begins=len(worker.batches) == 1)
 
-    def _dismiss(self, worker: Worker) -> None:
+    def _dismiss(self, worker: Member) -> None:
         if not worker.batches and not worker.dismissed:
             worker.dismissed = True
             self.actions.append(ToWorker(worker.key, Dismiss()))
 
-    def _turn(self, worker: Worker, event: WorkerEvent) -> bool:
+    def _turn(self, worker: Member, event: WorkerEvent) -> bool:
         """All events of a worker's life go through here. Whether it changed anything."""
         before = worker.state
         worker.state = TABLE[before, event]
@@ -453,7 +455,7 @@ class StageMachine:
         self._is_calm = all(one.state in CALM for one in self.workers.values())
         return True
 
-    def _forget(self, worker: Worker, now: float) -> None:
+    def _forget(self, worker: Member, now: float) -> None:
         key = worker.key
         self.crew.remove(key)
         self._is_calm = all(one.state in CALM for one in self.workers.values())
@@ -478,17 +480,11 @@ class StageMachine:
             if not item.is_due(now):
                 self._drop([item], now)
             elif item.request.stream_hop == item.hop:
-                text = f"internal error: a worker of stage {self.spec.name} died while it streamed this request"
-                self._fail([item.request.uid], Status.FAILED, text)
-                self._release(item.let_go())
+                self._give_up(item, wording.died_streaming(self.spec.name))
             elif not self.spec.idempotent:
-                text = f"internal error: a worker of stage {self.spec.name} died, and the stage is not replayed"
-                self._fail([item.request.uid], Status.FAILED, text)
-                self._release(item.let_go())
+                self._give_up(item, wording.died_once_only(self.spec.name))
             elif item.attempt >= self.spec.max_attempts:
-                text = f"internal error: workers of stage {self.spec.name} died {item.attempt} times under this request"
-                self._fail([item.request.uid], Status.FAILED, text)
-                self._release(item.let_go())
+                self._give_up(item, wording.died_again(self.spec.name, item.attempt))
             else:
                 item.attempt += 1
                 self.stats.replayed += 1
@@ -498,12 +494,16 @@ class StageMachine:
                     again.append(item)
         self.queue.push_front(again)
 
+    def _give_up(self, item: Item, text: str) -> None:
+        self._fail([item.request.uid], Status.FAILED, text)
+        self._release(item.let_go())
+
     def _drop(self, items: list[Item], now: float) -> None:
         """Items that are not worth computing: closed ones were answered, late ones are now."""
         self.stats.dropped += len(items)
         late = [item.request.uid for item in items if not item.request.closed and item.hop == item.request.hop]
         if late:
-            self._fail(late, Status.TIMEOUT, "inference timeout")
+            self._fail(late, Status.TIMEOUT, wording.TIMEOUT)
         for item in items:
             self._release(item.let_go())
 

@@ -29,11 +29,6 @@ class Histogram:
     def count(self) -> int:
         return sum(self.counts)
 
-    @property
-    def mean(self) -> float:
-        count = self.count
-        return self.total / count if count else 0.0
-
 
 @dataclass(slots=True)
 class LaneStats:

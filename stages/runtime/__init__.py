@@ -1,7 +1,7 @@
 """The worker process.
 
     serve       the program: starts in order, loads user code, ends in order
-    loop        the main thread: a batch from the lane, computed, its results to the next hops
+    loop        the main thread: a batch from the lane, computed, its results to whoever comes next
     outlets     the main thread's sockets
     streams     events of an answer that is still being computed
     window      how far a stream may run ahead of its client

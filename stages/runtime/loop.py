@@ -1,4 +1,4 @@
-"""The main loop: a batch from the lane, computed, its results to the next hops; until dismissed.
+"""The main loop: a batch from the lane, computed, its results to whoever comes next; until dismissed.
 
 The main thread runs it, because signals - the watchdog's - interrupt only that one. Between two batches it handles
 what the control thread left in its mailbox, so a new lane or a stop never waits for more than one batch.
@@ -228,7 +228,7 @@ class Loop:
         self._shared.cancelled.discard(message.uids)
         self._memory.keep(outcome.payload for outcome in outcomes)
         began_ns = self._forward_ns or taken.received_ns
-        for hop, results, encoded in self._plan.results(
+        for target, results, encoded in self._plan.results(
             Origin(self._plan.stage, taken.welcome.worker),
             message,
             outcomes,
@@ -236,7 +236,7 @@ class Loop:
             batch_us=(began_ns - taken.since_ns) // 1000,
             compute_us=self._compute_ns // 1000,
         ):
-            self._outlets.send(hop, wire.encode(results, encoded))
+            self._outlets.send(target, wire.encode(results, encoded))
 
     def _timed(self, function: Callable[[Any], Any], argument: Any) -> Any:
         began = time.monotonic_ns()

@@ -28,7 +28,7 @@ class Outlets:
         self,
         ctx: transport.Context,
         endpoints: transport.Endpoints,
-        hops: Iterable[int],
+        targets: Iterable[int],
         mailbox: Mailbox[ToMain],
         bell: Bell,
     ) -> None:
@@ -39,9 +39,10 @@ class Outlets:
         self._poller = transport.Poller()
         self._poller.register(bell.fileno(), transport.READABLE)
         self._pushes = {
-            hop: transport.push(ctx, endpoints.egress if hop == FINAL else endpoints.intake(hop)) for hop in hops
+            target: transport.push(ctx, endpoints.egress if target == FINAL else endpoints.intake(target))
+            for target in targets
         }
-        self._waiting: dict[int, deque[list[Buffer]]] = {hop: deque() for hop in self._pushes}
+        self._waiting: dict[int, deque[list[Buffer]]] = {target: deque() for target in self._pushes}
 
     def switch(self, lane: str, *, forget: bool) -> None:
         """Take batches from this lane from now on. ``forget``: nobody knows the unsent results any more."""
@@ -64,17 +65,17 @@ class Outlets:
             poller.register(self._lane, transport.READABLE)
         return recall not in dict(poller.poll())
 
-    def send(self, hop: int, frames: list[Buffer]) -> None:
+    def send(self, target: int, frames: list[Buffer]) -> None:
         """Send a parcel, or keep it until it can be sent. Its frames must not be changed afterwards."""
-        waiting = self._waiting[hop]
-        if waiting or not transport.send(self._pushes[hop], frames):
+        waiting = self._waiting[target]
+        if waiting or not transport.send(self._pushes[target], frames):
             waiting.append(frames)
 
     def flush(self) -> bool:
         """Send what waits, as far as it goes. True when nothing is left."""
         done = True
-        for hop, waiting in self._waiting.items():
-            while waiting and transport.send(self._pushes[hop], waiting[0]):
+        for target, waiting in self._waiting.items():
+            while waiting and transport.send(self._pushes[target], waiting[0]):
                 waiting.popleft()
             done = done and not waiting
         return done
@@ -84,7 +85,7 @@ class Outlets:
 
         True when there is a batch and no letter: it can be received at once.
         """
-        blocked = [self._pushes[hop] for hop, waiting in self._waiting.items() if waiting]
+        blocked = [self._pushes[target] for target, waiting in self._waiting.items() if waiting]
         for sock in blocked:
             self._poller.register(sock, transport.WRITABLE)
         wait_ms = None if timeout_s is None else int(max(0.0, timeout_s) * 1000) + 1

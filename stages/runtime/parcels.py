@@ -39,10 +39,10 @@ class Plan:
         for number, route in enumerate(topology.routes):
             if stage in route.stages:
                 self.first[number] = route.stages[0] == stage
-                self.following[number] = topology.next_hop(number, stage)
+                self.following[number] = topology.next_stage(number, stage)
 
     @property
-    def hops(self) -> frozenset[int]:
+    def targets(self) -> frozenset[int]:
         """Every place results can go to; the egress always, for failures."""
         return frozenset(self.following.values()) | {FINAL}
 
@@ -84,7 +84,7 @@ class Plan:
         batch_us: int = 0,
         compute_us: int = 0,
     ) -> list[Parcel]:
-        """The outcomes by next hop.
+        """The outcomes by where they go: the next stage, or FINAL.
 
         ``compute_us`` goes into each item's trail, and as a total into one of the parcels.
         """
@@ -92,8 +92,8 @@ class Plan:
         steps = pack_steps(batch.queues_us, batch_us, compute_us)
         # One loop: a comprehension per column is a call per column, which a small batch pays for nothing.
         for position, outcome in enumerate(outcomes):
-            hop = self.following[batch.routes[position]] if outcome.status == OK else FINAL
-            if hop not in parcels:
+            target = self.following[batch.routes[position]] if outcome.status == OK else FINAL
+            if target not in parcels:
                 results = Results(
                     stage=origin.stage,
                     worker=origin.worker,
@@ -101,12 +101,12 @@ class Plan:
                     uids=[],
                     statuses=[],
                     trails=[],
-                    mime=mime if hop == FINAL else "",
+                    mime=mime if target == FINAL else "",
                     compute_us=0 if parcels else compute_us,
                     headers={},
                 )
-                parcels[hop] = (hop, results, [])
-            _, results, payloads = parcels[hop]
+                parcels[target] = (target, results, [])
+            _, results, payloads = parcels[target]
             if outcome.headers:
                 results.headers[len(results.uids)] = outcome.headers
             results.uids.append(batch.uids[position])

@@ -106,7 +106,7 @@ def _serve(
         signals.renew()  # what user code has set up while it loaded must not keep a stop from us
         spec = deployment.stage(stage)
         plan = Plan(topology, index)
-        outlets = Outlets(ctx, endpoints, plan.hops, shared.to_main, shared.main_bell)
+        outlets = Outlets(ctx, endpoints, plan.targets, shared.to_main, shared.main_bell)
         watchdog = Watchdog(spec.timeout, spec.kill_after)
         watchdog.start()
         streams = Streams(

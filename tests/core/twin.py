@@ -120,13 +120,13 @@ class Twin:
         """The worker completes the batch at ``position`` of its lane. ``lost``: its results never leave it; ``late``:
         they are on their way until :meth:`arrive`."""
         batch, payloads = worker.lane.pop(position)
-        hops: dict[int, list[int]] = {}
+        targets: dict[int, list[int]] = {}
         for index, request_id in enumerate(batch.request_ids):
             status = (statuses or {}).get(request_id, int(Status.OK))
             self.computed[request_id] = self.computed.get(request_id, 0) + 1
-            hop = self.topology.next_hop(batch.routes[index], worker.stage) if status == Status.OK else FINAL
-            hops.setdefault(hop, []).append(index)
-        for hop, indexes in hops.items():
+            target = self.topology.next_stage(batch.routes[index], worker.stage) if status == Status.OK else FINAL
+            targets.setdefault(target, []).append(index)
+        for target, indexes in targets.items():
             results = Results(
                 worker.stage,
                 worker.key,
@@ -139,12 +139,12 @@ class Twin:
             plain = [self.read(payloads[i]) + b"+%d" % worker.stage for i in indexes]
             for _ in range(0 if lost else 2 if twice else 1):
                 out: list[Payload] = list(plain)
-                if self.memory is not None and hop != FINAL:  # the second copy is another computation's
+                if self.memory is not None and target != FINAL:  # the second copy is another computation's
                     out = [self.memory.put(worker.arena, one) for one in plain]
                 if late:
-                    self.transit.append((results, out, hop))
+                    self.transit.append((results, out, target))
                 else:
-                    self.deliver(results, out, hop)
+                    self.deliver(results, out, target)
         self.run()
         return batch
 
@@ -157,8 +157,8 @@ class Twin:
     def arrive(self) -> None:
         """What is on its way gets there."""
         transit, self.transit = self.transit, []
-        for results, payloads, hop in transit:
-            self.deliver(results, payloads, hop)
+        for results, payloads, target in transit:
+            self.deliver(results, payloads, target)
         self.run()
 
     def skip(self, worker: FakeWorker, position: int = 0) -> None:
@@ -168,7 +168,7 @@ class Twin:
         self.deliver(Results(worker.stage, worker.key, batch.batch, batch.uids, [0] * n, [b""] * n), [b""] * n, FINAL)
         self.run()
 
-    def deliver(self, results: Results, payloads: Sequence[Payload], hop: int) -> None:
+    def deliver(self, results: Results, payloads: Sequence[Payload], target: int) -> None:
         decoded, got = decode(encode(results, payloads))
         assert isinstance(decoded, Results)
         if self.memory is not None:
@@ -176,10 +176,10 @@ class Twin:
                 self.memory.books.arrive([ref for payload in got for ref in refs_of(payload)])
             except ProtocolError:
                 return  # its producer is gone, and what it computed is computed again
-        if hop == FINAL:
+        if target == FINAL:
             self.front.results(decoded, got, self.now)
         else:
-            self.stages[hop].accept(decoded, got, self.now)
+            self.stages[target].accept(decoded, got, self.now)
 
     def kill(self, worker: FakeWorker) -> None:
         """The process has ended; its lane is lost."""

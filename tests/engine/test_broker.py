@@ -77,8 +77,8 @@ class Worker:
         self.stage = stage
         self.ctx = transport.context()
         self.control = transport.dealer(self.ctx, self.endpoints.control(stage))
-        hops = [i for i in range(len(self.topology.stages)) if i != stage]
-        self.out = {hop: transport.push(self.ctx, self.endpoints.intake(hop)) for hop in hops}
+        targets = [i for i in range(len(self.topology.stages)) if i != stage]
+        self.out = {target: transport.push(self.ctx, self.endpoints.intake(target)) for target in targets}
         self.out[-1] = transport.push(self.ctx, self.endpoints.egress)
         self.hello = Hello(
             PROTOCOL,
@@ -122,7 +122,7 @@ class Worker:
         return message, payloads
 
     def answer(self, batch: Batch, payloads: list[wire.Payload], mark: bytes = b"!") -> None:
-        hop = self.topology.next_hop(batch.routes[0], self.stage)
+        target = self.topology.next_stage(batch.routes[0], self.stage)
         results = Results(
             self.stage,
             self.key,
@@ -132,11 +132,11 @@ class Worker:
             [trail + wire.pack_step(us, 1, 2) for trail, us in zip(batch.trails, batch.queues_us, strict=True)],
             "text/plain",
         )
-        self.push(results, [bytes(p) + mark for p in payloads], hop)  # type: ignore[arg-type]
+        self.push(results, [bytes(p) + mark for p in payloads], target)  # type: ignore[arg-type]
 
-    def push(self, message: Message, payloads: list[bytes], hop: int = -1) -> None:
+    def push(self, message: Message, payloads: list[bytes], target: int = -1) -> None:
         frames = wire.encode(message, payloads)
-        until(lambda: transport.send(self.out[hop], frames), "a connection")
+        until(lambda: transport.send(self.out[target], frames), "a connection")
 
     def close(self) -> None:
         for sock in (self.control, self.lane, *self.out.values()):

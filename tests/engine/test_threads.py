@@ -95,11 +95,11 @@ class Played(Worker):
             self._push(batch, payloads, guilty=batch.uids[0] if act == "err" else -1)
 
     def _push(self, batch: Batch, payloads: list[wire.Payload], guilty: int) -> None:
-        hops: dict[int, list[int]] = {}
+        targets: dict[int, list[int]] = {}
         for index, (uid, route) in enumerate(zip(batch.uids, batch.routes, strict=True)):
-            hop = FINAL if uid == guilty else self.topology.next_hop(route, self.stage)
-            hops.setdefault(hop, []).append(index)
-        for hop, indexes in hops.items():
+            target = FINAL if uid == guilty else self.topology.next_stage(route, self.stage)
+            targets.setdefault(target, []).append(index)
+        for target, indexes in targets.items():
             results = Results(
                 self.stage,
                 self.key,
@@ -110,7 +110,7 @@ class Played(Worker):
                 "text/plain",
             )
             mark = b"+%d" % self.stage
-            self.push(results, [bytes(payloads[i]) + mark for i in indexes], hop)  # type: ignore[arg-type]
+            self.push(results, [bytes(payloads[i]) + mark for i in indexes], target)  # type: ignore[arg-type]
 
     def receive(self) -> Message:
         """The welcome: what was said to its former self may come before it."""

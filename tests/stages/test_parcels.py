@@ -52,7 +52,7 @@ def test_items_know_where_they_come_from_and_go_to() -> None:
     assert [(item.first, item.last) for item in items] == [(False, True), (False, False), (True, False), (True, True)]
     assert [item.deadline_ns for item in items] == [11_000, 12_000, 13_000, 14_000]
     assert (items[2].uid, items[2].payload, items[2].request_id, items[2].meta) == (2, b"c", "r2", b"m")
-    assert PLAN.hops == {2, FINAL}
+    assert PLAN.targets == {2, FINAL}
 
 
 @pytest.mark.parametrize("route", [4, 5, -1])
@@ -61,18 +61,18 @@ def test_a_route_that_does_not_pass_here_is_a_protocol_error(route: int) -> None
         PLAN.items(batch([0, route]), [b"", b""], since_ns=0)
 
 
-def test_results_are_grouped_by_next_hop_and_failures_leave_by_the_egress() -> None:
+def test_results_are_grouped_by_next_stage_and_failures_leave_by_the_egress() -> None:
     outcomes = [Outcome(200, b"A"), Outcome(200, b"B"), Outcome(422, b"no", {"x": "y"}), SKIPPED]
     parcels = PLAN.results(ORIGIN, batch([0, 1, 2, 3]), outcomes, mime="m", batch_us=50, compute_us=60)
-    by_hop = {hop: (results, payloads) for hop, results, payloads in parcels}
-    final, final_payloads = by_hop[FINAL]
+    by_target = {target: (results, payloads) for target, results, payloads in parcels}
+    final, final_payloads = by_target[FINAL]
     assert (final.stage, final.worker, final.batch, final.mime) == (1, 5, 9, "m")
     assert (final.uids, final.statuses, final_payloads) == ([0, 2, 3], [200, 422, 0], [b"A", b"no", b""])
     assert final.headers == {1: {"x": "y"}}
-    onward, onward_payloads = by_hop[2]
+    onward, onward_payloads = by_target[2]
     assert (onward.uids, onward.statuses, onward_payloads, onward.mime) == ([1], [200], [b"B"], "")
     assert wire.unpack_trail(onward.trails[0]) == [(1, 2, 3), (41, 50, 60)]
-    assert sorted(results.compute_us for results, _ in by_hop.values()) == [0, 60]
+    assert sorted(results.compute_us for results, _ in by_target.values()) == [0, 60]
 
 
 @given(st.lists(st.tuples(st.sampled_from([0, 1, 2, 3]), st.sampled_from([0, 200, 408, 500])), min_size=1, max_size=40))
@@ -80,15 +80,15 @@ def test_every_item_appears_exactly_once_and_crosses_the_wire(items: list[tuple[
     work = batch([route for route, _ in items])
     outcomes = [Outcome(status, str(uid).encode()) for uid, (_, status) in enumerate(items)]
     seen: dict[int, tuple[int, int, bytes]] = {}
-    for hop, results, payloads in PLAN.results(ORIGIN, work, outcomes, mime="m", compute_us=3):
+    for target, results, payloads in PLAN.results(ORIGIN, work, outcomes, mime="m", compute_us=3):
         message, received = wire.decode(wire.encode(results, payloads))
         assert message == results
         for uid, status, payload in zip(results.uids, results.statuses, received, strict=True):
             assert uid not in seen
-            seen[uid] = (hop, status, bytes(payload))  # type: ignore[arg-type]
+            seen[uid] = (target, status, bytes(payload))  # type: ignore[arg-type]
     for uid, (route, status) in enumerate(items):
-        hop = {0: FINAL, 1: 2, 2: 2, 3: FINAL}[route] if status == Status.OK else FINAL
-        assert seen.pop(uid) == (hop, status, str(uid).encode())
+        target = {0: FINAL, 1: 2, 2: 2, 3: FINAL}[route] if status == Status.OK else FINAL
+        assert seen.pop(uid) == (target, status, str(uid).encode())
     assert not seen
 
 
