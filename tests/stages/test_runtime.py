@@ -423,6 +423,26 @@ def test_worker_finishes_what_it_has_before_it_goes(bench: Any, start: Any, let_
     assert "torn down" in worker.stderr
 
 
+def test_signals_of_processes_that_user_code_starts_are_their_own(start: Any) -> None:
+    broker, worker = start()
+    (item,) = broker.settled(broker.give(1, [{"do": "fork", "n": 5}]))
+    assert item.value == [-signal.SIGTERM] * 5
+    assert broker.settled(broker.give(2, [{"do": "echo", "x": 1}]))[0].value == 1  # nothing of it was for the worker
+    worker.signal(signal.SIGTERM)
+    broker.expect(Leave)
+    broker.tell(Dismiss())
+    assert worker.wait(broker) == ExitCode.OK
+
+
+def test_a_stop_is_heard_after_user_code_has_watched_signals_itself(start: Any) -> None:
+    broker, worker = start()
+    assert broker.settled(broker.give(1, [{"do": "watch_signals"}]))[0].value == "watched"
+    worker.signal(signal.SIGTERM)
+    broker.expect(Leave)
+    broker.tell(Dismiss())
+    assert worker.wait(broker) == ExitCode.OK
+
+
 def test_worker_leaves_without_a_broker(bench: Any) -> None:
     deployment = bench.deployment(ONE)
     worker = bench.worker(deployment)

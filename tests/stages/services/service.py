@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import itertools
+import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -50,6 +53,26 @@ class Obey(Worker):
         while not self.context(position).cancelled:
             time.sleep(0.002)
         return "cancelled"
+
+    def fork(self, _position: int, value: dict[str, Any]) -> Any:
+        """Processes that are ended by a signal, as those of ``multiprocessing.Pool`` are; how they ended."""
+        ends = []
+        for _ in range(value["n"]):
+            child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+            child.start()
+            child.terminate()
+            child.join()
+            ends.append(child.exitcode)
+        return ends
+
+    def watch_signals(self, _position: int, _value: dict[str, Any]) -> Any:
+        async def watch() -> None:
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGWINCH, print)
+            loop.remove_signal_handler(signal.SIGWINCH)
+
+        asyncio.run(watch())
+        return "watched"
 
     def about(self, position: int, value: dict[str, Any]) -> Any:
         context = self.context(position)
