@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -116,8 +117,21 @@ def examples(worker: Worker) -> list[Any]:
     return found
 
 
+def fresh(worker: Worker, example: Any) -> Any:
+    """A copy of an example, as of a request: ``forward`` may change what it gets, and the example is used again.
+
+    The same object twice in a batch becomes two, as two requests are.
+    """
+    try:
+        if worker.max_batch_size > 1 and type(example) in (list, tuple):
+            return [copy.deepcopy(value) for value in example]
+        return copy.deepcopy(example)
+    except Exception:  # what cannot be copied, whatever it says of that
+        return example
+
+
 def forward_example(worker: Worker, example: Any) -> list[Any]:
-    """``forward`` of one example; its results as a list. Any failure among them is raised."""
+    """``forward`` of one (:func:`fresh`) example; its results as a list. Any failure among them is raised."""
     returned = entry(worker)(example)
     try:
         results = as_results(returned, len(example)) if worker.max_batch_size > 1 else [returned]
@@ -169,7 +183,7 @@ def warm_up(
     found = examples(worker)
     for done, example in enumerate(found):
         progress(done, len(found))
-        encoded_size(worker, forward_example(worker, example), lasts, own=False)
+        encoded_size(worker, forward_example(worker, fresh(worker, example)), lasts, own=False)
     if found:
         progress(len(found), len(found))
     return len(found)

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import time
+from threading import Lock
 from typing import Any
 
 import msgpack
@@ -15,7 +16,7 @@ import pytest
 from engine.core.wire import pack_meta
 from engine.errors import DecodingError, EncodingError, StartError
 from stages import SSEWorker, Worker, ipc
-from stages.build import create, examples, warm_up
+from stages.build import create, examples, forward_example, fresh, warm_up
 from stages.context import Context, Headers, ItemIn
 from stages.mixin import MsgpackMixin
 
@@ -265,6 +266,25 @@ def test_warm_up_calls_forward_with_each_example() -> None:
     assert warm_up(worker, lambda done, of: seen.append((done, of))) == 3
     assert worker.given == [0, 1, 2]
     assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+def test_a_forward_that_changes_what_it_gets_does_not_change_the_example() -> None:
+    class Taking(Echo):
+        example = [{"text": "a"}] * 2
+        multi_examples = (example, [{"text": "b", "lock": Lock()}])  # the last one cannot be copied
+
+        def forward(self, data: Any) -> Any:
+            return [value.pop("text") for value in data]
+
+    worker = make(Taking, 8)
+    assert warm_up(worker) == 3
+    assert Taking.example == [{"text": "a"}] * 2
+    assert check_repeats(worker) == ["a", "a"]
+
+
+def check_repeats(worker: Worker) -> list[Any]:
+    """As a dry run does, which measures several calls."""
+    return [forward_example(worker, fresh(worker, worker.example)) for _ in range(3)][-1]
 
 
 def test_no_example_is_no_warm_up() -> None:
