@@ -82,13 +82,13 @@ def died(
     proven: bool = False,
     policy: Policy = DEFAULT,
 ) -> tuple[History, Decision]:
-    """What to do about a death that nobody asked for. ``cause``: how it died, in words. ``proven``: a sibling, started
-    in the same way, has lasted."""
+    """What to do about a death that nobody asked for. ``cause``: its own error, in words; empty: it was ended from
+    outside, which says nothing of what it can do. ``proven``: a sibling, started in the same way, has lasted."""
     failing = history.ready_since is None
     if not history.ever_ready:
         return history, GiveUp("could not start")
     healthy = not failing and now - (history.ready_since or 0.0) >= policy.healthy_s
-    alike = history.alike if failing else history.alike + 1 if cause == history.cause else 1
+    alike = history.alike if failing else 0 if not cause else history.alike + 1 if cause == history.cause else 1
     after = History(
         ever_ready=True,
         strikes=1 if healthy else history.strikes + 1,

@@ -117,6 +117,9 @@ START_ORDER: Final = (
 # Without these nobody is served at all, so there is an end to restarting them (see engine.core.backoff).
 ESSENTIAL: Final = frozenset({Kind.BROKER, Kind.FRONTEND})
 
+# Exit codes of a process that somebody ended - an operator, the kernel for want of memory - or could not be run at all.
+FROM_OUTSIDE: Final = frozenset({-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, None})
+
 ALIVE: Final = frozenset({ChildState.STARTING, ChildState.READY, ChildState.STOPPING})
 
 
@@ -397,7 +400,7 @@ class Machine:
         record.history, decision = died(
             record.history,
             now,
-            cause=how,
+            cause="" if code in FROM_OUTSIDE else how,
             essential=child.kind in ESSENTIAL,
             proven=any(has_lasted(history, now, self._policy) for history in siblings),
             policy=self._policy,

@@ -105,10 +105,11 @@ def test_the_same_error_right_after_it_was_ready_is_a_failed_start() -> None:
     "decisions",
     [
         crashes(["exit code 1", "killed by SIGKILL"] * 20),
+        crashes([""] * 40),
         crashes(["exit code 1"] * 40, after_s=SLOW.lasting_s),
         crashes(["exit code 1"] * 40, proven=True),
     ],
-    ids=["other errors", "it lasts", "a sibling lasted"],
+    ids=["other errors", "ended from outside", "it lasts", "a sibling lasted"],
 )
 def test_anything_else_is_started_again_for_ever(decisions: list[Decision]) -> None:
     assert all(isinstance(decision, Restart) for decision in decisions)

@@ -199,6 +199,17 @@ def test_workers_that_die_whenever_they_get_ready_have_not_started() -> None:
     assert made.reason == f"worker encode-1 died right after it was ready, {POLICY.alike} times in a row: exit code 1"
 
 
+def test_who_is_killed_from_outside_has_made_no_mistake() -> None:
+    made = serving()
+    for _ in range(40):
+        made.handle(Died(ONE, -9), made.wake_at or 0.0)
+        now = made.wake_at
+        assert now is not None
+        assert acts(made.handle(Tick(), now)) == [Spawn(ONE)]
+        made.handle(Ready(ONE), now)
+    assert made.phase is Phase.SERVING
+
+
 def test_one_of_a_stage_that_lasts_is_proof_that_it_can_be_started() -> None:
     made = serving()
     at = POLICY.lasting_s
