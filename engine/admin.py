@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from engine import transport
 from engine.clock import Deadline
+from engine.core.introduction import Refusal
 from engine.core.messages import Ask, Report
 from engine.core.wire import decode, encode
 from engine.errors import ProtocolError, Unavailable
@@ -45,6 +46,8 @@ def ask_at(context: transport.Context, endpoint: str, what: str, timeout_s: floa
             if answer is None:
                 continue
             message, payloads = decode(answer)
+            if isinstance(message, Refusal):
+                raise ProtocolError(message.reason)
             if isinstance(message, Report) and message.what == what and len(payloads) == 1:
                 body = payloads[0]
                 # A Report has no field for references.

@@ -1,50 +1,39 @@
 """Reading a request's body from the ASGI stream, within its limits and once.
 
-Refused as early as can be known: a declared length before anything is read, a growing chunked body with the chunk that
-goes too far. A body that ends early is an error of the client's, never a short request: a connection cut in the middle
-can look to the application like an end.
+What a declared length says of it the gate has judged before anything is read (:mod:`frontend.gate`); a growing chunked
+body is refused with the chunk that goes too far. A body that ends early is an error of the client's, never a short
+request: a connection cut in the middle can look to the application like an end.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
-from typing import Final
 
 from frontend import compression, errors
-from frontend.door import Door
 from frontend.errors import Refusal
 from frontend.exchange import Event, Exchange, Receive
-
-_LENGTH: Final = re.compile(rb"^\d{1,18}\Z")
+from frontend.gate import Gate
+from frontend.head import Head
 
 
 class Body:
-    """A body being read, and the bytes it holds at the door until :meth:`release`."""
+    """A body being read, and the bytes it holds at the gate until :meth:`release`."""
 
-    __slots__ = ("_coding", "_door", "_exchange", "_held", "_length", "_limit", "_pause_s")
+    __slots__ = ("_coding", "_exchange", "_gate", "_held", "_length", "_limit", "_pause_s")
 
-    def __init__(self, exchange: Exchange, door: Door, *, limit: int, pause_s: float, compressed: bool = False) -> None:
-        """Check what the headers say of it. Raises Refusal: 400, 413, 415, 429 or 501.
+    def __init__(self, exchange: Exchange, head: Head, gate: Gate, *, pause_s: float, coding: str = "") -> None:
+        """Count what its head declares. Raises Refusal: 429.
 
-        ``limit`` is in bytes, ``pause_s`` the longest wait for the next piece; ``compressed``: it may be.
+        ``pause_s`` is the longest wait for the next piece; ``coding`` what is to be undone, "" for nothing.
         """
         self._exchange = exchange
-        self._door = door
-        self._limit = limit
+        self._gate = gate
+        self._limit = gate.max_request_size
         self._pause_s = pause_s
         self._held = 0
-        self._length = _declared_length(exchange)
-        if (self._length or 0) > limit:
-            raise Refusal(errors.TOO_LARGE)
-        coding = compression.coding_of(exchange.joined(b"content-encoding"))
-        if coding is None or (coding and not compressed):
-            raise Refusal(errors.ENCODING_LISTED if compressed else errors.ENCODING)
+        self._length = head.length
         self._coding = coding
-        # gunicorn frames "gzip, chunked" and leaves the gzip to the application.
-        if exchange.header(b"transfer-encoding").strip().lower() not in (b"", b"chunked"):
-            raise Refusal(errors.CODING)
         if self._length:
             self._hold(self._length)
 
@@ -93,21 +82,12 @@ class Body:
 
     def release(self) -> None:
         """The body is needed no more. Call once, whatever happened."""
-        self._door.release(self._held)
+        self._gate.release(self._held)
 
     def _hold(self, size: int) -> None:
-        if not self._door.hold(size):
+        if not self._gate.hold(size):
             raise Refusal(errors.CAPACITY_BYTES)
         self._held += size
-
-
-def _declared_length(exchange: Exchange) -> int | None:
-    text = exchange.header(b"content-length")
-    if not text:
-        return None
-    if not _LENGTH.match(text):
-        raise Refusal(errors.BAD_LENGTH)
-    return int(text)
 
 
 if sys.version_info >= (3, 11):

@@ -1,26 +1,19 @@
-"""ONE table: everything a client can be answered instead of a result, with status, words and headers.
+"""ONE table: everything a client can be answered instead of a result, with status, words and headers. Pure.
 
 Our own refusals are raised as :class:`Refusal`; Falcon's errors (no such path, wrong method) and gunicorn's (malformed
 HTTP) are looked up by status, so that they read like ours; whatever else escapes is INTERNAL, with its traceback in the
-log and nothing of it in the answer. What workers and broker answer travels with its own words and is shaped by
-:func:`answer_failure`.
+log and nothing of it in the answer. What workers and broker answer travels with its own words. How either is written
+down is said in :mod:`frontend.answer`.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
-
-import falcon
-import falcon.asgi
+from typing import Final
 
 from engine.errors import Unavailable
-from frontend import compression, media
-from frontend.exchange import Exchange
-
-log = logging.getLogger("stageline.frontend")
+from frontend import compression
 
 
 @dataclass(frozen=True)
@@ -37,6 +30,9 @@ class Problem:
 BAD_REQUEST: Final = Problem("bad_request", 400, "bad request")
 TRUNCATED: Final = Problem("truncated", 400, "bad request: the body ended before its declared length")
 BAD_LENGTH: Final = Problem("bad_length", 400, "bad request: unreadable content-length")
+TWICE: Final = Problem("field_twice", 400, "bad request: a header that may stand once stands there twice")
+NO_HOST: Final = Problem("no_host", 400, "bad request: no host header")
+WEBSOCKET: Final = Problem("websocket", 400, "bad request: this service does not speak WebSocket")
 BAD_TIMEOUT: Final = Problem(
     "bad_timeout", 400, "bad request: x-request-timeout takes seconds and x-request-timeout-ms milliseconds, above 0"
 )
@@ -97,54 +93,3 @@ def unavailable(error: Unavailable) -> Problem:
     """The broker's client did not take the request: its own status and words."""
     reason = "capacity" if error.status == 429 else "unavailable"
     return Problem(reason, error.status, str(error), retry_after_s=max(1, error.retry_after_s))
-
-
-# --- shaping ---------------------------------------------------------------------------------------------------------
-
-
-def answer_problem(exchange: Exchange, resp: falcon.asgi.Response, problem: Problem) -> None:
-    """Fill in ``resp`` from a row."""
-    answer_failure(exchange, resp, problem.status, problem.detail)
-    for name, value in problem.headers.items():
-        resp.set_header(name, value)
-    if problem.retry_after_s:
-        resp.set_header("retry-after", str(problem.retry_after_s))
-    exchange.reason = problem.reason
-
-
-def answer_failure(exchange: Exchange, resp: falcon.asgi.Response, status: int, detail: str) -> None:
-    """Fill in ``resp`` with a message, as text or as problem+json."""
-    resp.status = str(status)
-    resp.text = None  # what a handler had begun is dropped
-    resp.content_type, resp.data = media.message(exchange.header(b"accept"), status, detail, exchange.request_id)
-    if status in (429, 503):
-        resp.set_header("retry-after", "1")
-
-
-def install(app: falcon.asgi.App[Any, Any]) -> None:
-    """Have every error inside Falcon answered from the table."""
-    app.add_error_handler(Refusal, _handle_refusal)
-    app.add_error_handler(falcon.HTTPError, _handle_falcon)
-    app.add_error_handler(Exception, _handle_unexpected)
-
-
-async def _handle_refusal(
-    req: falcon.asgi.Request, resp: falcon.asgi.Response, error: Refusal, params: dict[str, Any]
-) -> None:
-    answer_problem(Exchange.of(req.scope), resp, error.problem)
-
-
-async def _handle_falcon(
-    req: falcon.asgi.Request, resp: falcon.asgi.Response, error: falcon.HTTPError, params: dict[str, Any]
-) -> None:
-    answer_problem(Exchange.of(req.scope), resp, by_status(error.status_code))
-    for name, value in dict(error.headers or {}).items():  # Allow, above all
-        resp.set_header(name, value)
-
-
-async def _handle_unexpected(
-    req: falcon.asgi.Request, resp: falcon.asgi.Response, error: Exception, params: dict[str, Any]
-) -> None:
-    exchange = Exchange.of(req.scope)
-    log.error("unexpected error", exc_info=error, extra={"request_id": exchange.request_id})
-    answer_problem(exchange, resp, INTERNAL)

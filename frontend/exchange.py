@@ -1,9 +1,10 @@
 """One request and its answer, below Falcon: what Falcon hides or does too late for us.
 
-A thin ASGI layer around the application. It gives every answer its x-request-id and counts it; it hands routes the
-connection's own ``receive`` (Falcon keeps it to itself, and only it tells that a client has gone); and it begins with
-an empty body event of its own, because Falcon awaits the first event before anything else: a body that will be refused
-is then never asked for, and a client that waits for ``100 Continue`` gets the refusal instead.
+A thin ASGI layer around the application. It reads every request's head and refuses what no head may say, whatever the
+path; it gives every answer its x-request-id and counts it; it hands routes the connection's own ``receive`` (Falcon
+keeps it to itself, and only it tells that a client has gone); and it begins with an empty body event of its own,
+because Falcon awaits the first event before anything else: a body that will be refused is then never asked for, and a
+client that waits for ``100 Continue`` gets the refusal instead.
 """
 
 from __future__ import annotations
@@ -14,8 +15,12 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, TypeAlias
 
 from engine.clock import now
-from frontend import requestid
+from frontend import head as heads
+from frontend.answer import Answering, Reply, common
+from frontend.errors import CLIENT_GONE, Refusal
+from frontend.head import Head
 from frontend.metrics import FrontendMetrics
+from frontend.requestid import Ids
 
 Event: TypeAlias = MutableMapping[str, Any]
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -27,9 +32,8 @@ log = logging.getLogger("stageline.frontend")
 
 LINGER_S: Final = 5.0  # how long the rest of a refused body is read and dropped, so that its sender sees the answer
 
-CUT: Final = "stageline.cut"  # in the scope, by its connection: ends a connection in the middle of an answer
+CUT: Final = "stageline.cut"  # in the scope, by the connection: ends it in the middle of an answer
 _KEY: Final = "stageline.exchange"
-_SERVER: Final = (b"server", b"stageline")
 
 
 class Exchange:
@@ -40,7 +44,7 @@ class Exchange:
         "at_end",
         "body_ended",
         "gone",
-        "headers",
+        "head",
         "reason",
         "receive",
         "request_bytes",
@@ -50,13 +54,14 @@ class Exchange:
     )
 
     def __init__(
-        self, headers: list[tuple[bytes, bytes]], receive: Receive, cut: Callable[[bool], None] | None = None
+        self, head: Head | None, request_id: str, receive: Receive, cut: Callable[[bool], None] | None = None
     ) -> None:
+        """``head`` None: it could not be read, and nobody but this layer sees the request."""
         self._cut = cut
         self.at_end: list[Callable[[], None]] = []  # called when the request is over, however it ended
-        self.headers = headers
+        self.head = head
         self.receive = receive
-        self.request_id = requestid.choose(self.header(requestid.HEADER) or None)
+        self.request_id = request_id
         self.started = now()
         self.status = 0  # 0: not begun to answer
         self.request_bytes = 0
@@ -72,8 +77,8 @@ class Exchange:
     def leave(self) -> None:
         """The client has gone: nothing more is sent."""
         self.gone = True
-        self.status = 499
-        self.reason = "client_gone"
+        self.status = CLIENT_GONE.status
+        self.reason = CLIENT_GONE.reason
 
     def cut(self, *, at_once: bool = False) -> None:
         """End an answer in its middle, so that the client sees that it is not whole. ``at_once``: what is still to be
@@ -82,32 +87,32 @@ class Exchange:
         if self._cut is not None:
             self._cut(at_once)
 
-    def header(self, name: bytes) -> bytes:
-        """The first header of this lower-case name; empty without one."""
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return b""
-
-    def joined(self, name: bytes) -> bytes:
-        """All headers of this name as one list (RFC 9110, section 5.3)."""
-        return b", ".join([value for key, value in self.headers if key == name])
-
 
 class Layer:
     """The ASGI application around ``app``."""
 
-    def __init__(self, app: Application, metrics: FrontendMetrics) -> None:
+    def __init__(self, app: Application, metrics: FrontendMetrics, answering: Answering) -> None:
         self._app = app
         self._metrics = metrics
+        self._answering = answering
+        self._new_id = Ids()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(scope["headers"], receive, scope.get(CUT))
+        refusal: Refusal | None = None
+        head: Head | None = None
+        try:
+            head = heads.read(
+                scope["method"], scope["http_version"], scope["path"], scope["query_string"], scope["headers"]
+            )
+            scope["path"] = head.path
+        except Refusal as error:
+            refusal = error
+        exchange = Exchange(head, (head and head.request_id) or self._new_id(), receive, scope.get(CUT))
         scope[_KEY] = exchange
-        extra = [(requestid.HEADER, exchange.request_id.encode()), _SERVER]
+        extra = [(name.encode(), value.encode()) for name, value in common(exchange.request_id)]
         sent = 0
 
         async def send_marked(event: Event) -> None:
@@ -132,7 +137,12 @@ class Layer:
             return await receive()
 
         try:
-            await self._app(scope, receive_lazily, send_marked)
+            if refusal is None:
+                await self._app(scope, receive_lazily, send_marked)
+            else:
+                reply = self._answering.problem(refusal.problem, None, exchange.request_id)
+                exchange.reason = reply.reason
+                await _send(reply, send_marked)
             took_s = now() - exchange.started
             if scope["http_version"] == "2" and exchange.status >= 400 and not exchange.body_ended:
                 await _drop_body(exchange)
@@ -149,9 +159,17 @@ class Layer:
             )
 
 
+async def _send(reply: Reply, send: Send) -> None:
+    """A reply without Falcon."""
+    headers = [("content-type", reply.mime), ("content-length", str(len(reply.body))), *reply.headers]
+    encoded = [(name.encode(), value.encode("latin-1")) for name, value in headers]
+    await send({"type": "http.response.start", "status": reply.status, "headers": encoded})
+    await send({"type": "http.response.body", "body": reply.body})
+
+
 async def _drop_body(exchange: Exchange) -> None:
     """Read the rest of a refused body, for a while: common HTTP/2 clients look for the answer only after they have sent
-    all, and wait for window credit until then. (Over HTTP/1 frontend.serving.connection half-closes instead.)"""
+    all, and wait for window credit until then. (Over HTTP/1 the connection is closed by halves: frontend.serving.)"""
 
     async def drop() -> None:
         while (event := await exchange.receive())["type"] == "http.request" and event.get("more_body", False):

@@ -12,9 +12,9 @@ from typing import Any
 import falcon.asgi
 import msgspec
 
-from engine.client import View
-from frontend.broker import BrokerClient
-from frontend.door import Door
+from engine.core.call import BrokerClient
+from engine.core.link import View
+from frontend.gate import Gate
 
 _encode = msgspec.json.Encoder().encode
 
@@ -56,13 +56,13 @@ def _write(resp: falcon.asgi.Response, status: int, document: dict[str, Any]) ->
 class Root:
     """``GET /``: 200, and 503 while draining, so that a balancer sends nothing more."""
 
-    def __init__(self, client: BrokerClient, door: Door) -> None:
+    def __init__(self, client: BrokerClient, gate: Gate) -> None:
         self._client = client
-        self._door = door
+        self._gate = gate
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         view = self._client.view()
-        _write(resp, *liveness(self._door.draining or (view.connected and view.draining)))
+        _write(resp, *liveness(self._gate.draining or (view.connected and view.draining)))
 
     on_head = on_get
 
@@ -79,12 +79,12 @@ class Healthz:
 class Readyz:
     """``GET /readyz``."""
 
-    def __init__(self, client: BrokerClient, door: Door, stages: Sequence[str]) -> None:
+    def __init__(self, client: BrokerClient, gate: Gate, stages: Sequence[str]) -> None:
         self._client = client
-        self._door = door
+        self._gate = gate
         self._stages = stages
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        _write(resp, *readiness(self._client.view(), self._stages, self._door.draining))
+        _write(resp, *readiness(self._client.view(), self._stages, self._gate.draining))
 
     on_head = on_get

@@ -1,11 +1,11 @@
-"""The short way for the plain case: POST a body to a service route over HTTP/1.1, get the result.
+"""The short way for the plain case: POST a body to a service route over HTTP/1.1, get the result or a stream.
 
-A connection begins here. As long as its requests are plain (:mod:`frontend.plain`) and their route answers at once,
-they are submitted and answered in place, without an ASGI event, a task or a future. Whatever is not plain in any
-respect - other paths and methods, chunked bodies, ``Expect``, HTTP/2, streams, large uploads, and every malformed or
-suspicious byte - is *handed over*: gunicorn's connection takes the transport, with the bytes of that request from its
-first one, and keeps it. So each rule about HTTP stays in one place; refused here are only requests that came whole,
-at the door.
+A connection begins here. As long as its requests are plain (:mod:`frontend.plain`), they are submitted and answered in
+place, without an ASGI event, a task or a future. Whatever is not plain in any respect - other paths and methods,
+chunked bodies, ``Expect``, HTTP/2, large uploads, and every malformed or suspicious byte - is *handed over*: gunicorn's
+connection takes the transport, with the bytes of that request from its first one, and keeps it. What a head means,
+whether it may come in, and what is answered is said by the same three modules as there (``head``, ``gate``,
+``answer``); here it is only carried out.
 
 Requests of a connection are answered one after the other; bytes of the next ones wait in the buffer, bounded. There are
 no timers per request: :class:`Sweeper` looks over all connections a few times a second.
@@ -14,26 +14,29 @@ no timers per request: :class:`Sweeper` looks over all connections a few times a
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from email.utils import formatdate
-from itertools import count
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
-from engine.client import Answer
 from engine.clock import now
+from engine.core import meta
+from engine.core.call import Answer, Call, StreamEvent
+from engine.core.liveness import ANSWER_GRACE_S
 from engine.core.messages import Flow
 from engine.errors import Unavailable
 from frontend import errors
 from frontend.errors import Problem
-from frontend.plain import Head, Reader, Writer
-from frontend.resources import GRACE_S
+from frontend.plain import LAST_CHUNK, Plain, Reader, Writer, chunk
+from frontend.requestid import Ids
+from frontend.streams import GRANT, HEAD_S, KEEPALIVE_S, STALL_S, Stream
+from frontend.waiting import hint
 
 if TYPE_CHECKING:
     from engine.config import Deployment
-    from frontend.broker import BrokerClient
-    from frontend.door import Door
+    from engine.core.call import BrokerClient
+    from frontend.answer import Answering
+    from frontend.gate import Gate
     from frontend.metrics import FrontendMetrics
 
 SWEEP_S: Final = 0.25  # how late a time limit may be noticed
@@ -49,66 +52,64 @@ class Shared:
         self,
         deployment: Deployment,
         client: BrokerClient,
-        door: Door,
+        gate: Gate,
         metrics: FrontendMetrics,
+        answering: Answering,
         hand_over: Callable[[asyncio.Transport, bytes], asyncio.Protocol],
     ) -> None:
+        frontend, topology = deployment.frontend, deployment.topology
         self.client = client
-        self.door = door
+        self.gate = gate
         self.metrics = metrics
+        self.answering = answering
         self.hand_over = hand_over
-        self.reader = Reader(deployment)
-        self.timeout_s = deployment.frontend.timeout
-        self.body_timeout_s = deployment.frontend.body_timeout
-        self.header_timeout_s = deployment.frontend.header_timeout
-        self.keepalive_s = deployment.frontend.keepalive
+        self.reader = Reader(topology, gate.terms, compressed=frontend.compression)
+        self.writer = Writer(topology, answering, compressed=frontend.compression)
+        self.body_timeout_s = frontend.body_timeout
+        self.header_timeout_s = frontend.header_timeout
+        self.keepalive_s = frontend.keepalive
         self.connections: set[LeanConnection] = set()
         self.changed: Callable[[], None] = lambda: None  # told when a connection ends or falls idle
-        self._last_stages = [route.stages[-1] for route in deployment.topology.routes]
-        self._ids = count(int.from_bytes(os.urandom(4), "big"))
-        self._prefix = os.urandom(12).hex()  # of this process; the rest counts
-        self._writer = Writer(deployment.topology, varies=deployment.frontend.compression)
+        self.new_id = Ids()
+        self._last_stages = [topology.stage_names(index)[-1] for index in range(len(topology.routes))]
         self.tick()
 
     def tick(self) -> None:
         """Once a second at least: the date of the answers."""
-        self._writer.date = formatdate(usegmt=True).encode()
+        self.writer.date = formatdate(usegmt=True).encode()
 
-    def new_id(self) -> str:
-        """Unique over processes and time; the kernel's randomness is asked once, not for each request."""
-        return f"{self._prefix}{next(self._ids) & 0xFFFFFFFF:08x}"
+    def hint(self, route: int) -> Flow:
+        """How the route gives its answers, as far as is known."""
+        return hint(self.client, self._last_stages[route])
 
-    def is_plain(self, route: int) -> bool:
-        """Whether a route answers at once: streams are sent elsewhere."""
-        stages = self.client.stages
-        return bool(stages) and stages[self._last_stages[route]].flow == Flow.WHOLE
-
-    def respond(self, head: Head, answer: Answer, request_id: str, took_s: float) -> bytes:
+    def respond(self, plain: Plain, answer: Answer, request_id: str, took_s: float) -> bytes:
         """The whole answer as bytes, counted."""
-        status, size, data = self._writer.answer(head, answer, request_id, took_s)
-        self.metrics.count(head.path, status, duration_s=took_s, request_bytes=head.length, response_bytes=size)
+        status, size, data = self.writer.answer(plain, answer, request_id, took_s)
+        self.metrics.count(plain.head.path, status, duration_s=took_s, request_bytes=plain.length, response_bytes=size)
         return data
 
-    def refuse(self, head: Head, problem: Problem, *, close: bool) -> bytes:
+    def refuse(self, plain: Plain, problem: Problem, *, close: bool) -> bytes:
         """A refusal as bytes, counted."""
-        self.metrics.count(head.path, problem.status, reason=problem.reason, request_bytes=head.length)
-        return self._writer.problem(head, problem, head.request_id or self.new_id(), close=close)
+        self.metrics.count(plain.head.path, problem.status, reason=problem.reason, request_bytes=plain.length)
+        request_id = plain.head.request_id or self.new_id()
+        return self.writer.reply(self.answering.problem(problem, plain.head, request_id), request_id, close=close)
 
 
 class LeanConnection(asyncio.Protocol):
-    """One client connection until it is handed over or ends."""
+    """One client connection until it is handed over or ends; also who waits for the answer of its request."""
 
     __slots__ = (
         "_answer_by",
         "_began",
         "_buffer",
         "_choked",
-        "_head",
         "_head_bytes",
         "_id",
         "_paused",
+        "_plain",
         "_seq",
         "_shared",
+        "_stream",
         "_transport",
         "closing",
         "held",
@@ -120,14 +121,15 @@ class LeanConnection(asyncio.Protocol):
         self._transport: Any = None  # uvloop's transports have no common type with asyncio's
         self._buffer = b""
         self._head_bytes = b""
-        self._head: Head | None = None
-        self._seq = 0  # of the request that is being served; 0: none
+        self._plain: Plain | None = None
+        self._seq = 0  # of the request that is being served; 0: the broker owes nothing
+        self._stream: _Streaming | None = None  # the answer, while it is sent in pieces
         self._id = ""
         self._began = 0.0
         self._answer_by = 0.0
         self._paused = False  # reading, because too much waits to be served
         self._choked = False  # the client does not read its answers
-        self.held = 0  # bytes of a body at the door
+        self.held = 0  # bytes of a body at the gate
         self.since = now()  # when the connection last changed between idle, reading and serving
         self.closing = False  # after the answer that is being waited for
 
@@ -140,11 +142,12 @@ class LeanConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         shared = self._shared
         shared.connections.discard(self)
-        if self._seq:
-            shared.client.withdraw(self._seq)
-            shared.door.pending -= 1
-            shared.metrics.count(self._head.path if self._head else "", 0, reason="client_gone")
-            self._seq = 0
+        if self._seq or self._stream is not None:
+            self._withdraw()
+            sent = self._stream.sent if self._stream is not None else 0
+            path = self._plain.head.path if self._plain else ""
+            shared.metrics.count(path, 0, reason=errors.CLIENT_GONE.reason, response_bytes=sent)
+            self._stream = None
         self._release()
         self._transport = None
         shared.changed()
@@ -152,7 +155,7 @@ class LeanConnection(asyncio.Protocol):
     @property
     def idle(self) -> bool:
         """Nothing is read or served here."""
-        return not self._seq and not self._buffer
+        return not self._seq and not self._buffer and self._stream is None
 
     def end(self) -> None:
         """Close now if idle, else after the answer."""
@@ -173,7 +176,7 @@ class LeanConnection(asyncio.Protocol):
     # --- requests ----------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        if self._seq or self._choked:  # the next request, while one is served
+        if self._seq or self._choked or self._stream is not None:  # the next request, while one is served
             self._buffer += data
             if len(self._buffer) > BUFFER_MAX and not self._paused:
                 self._paused = True
@@ -185,14 +188,18 @@ class LeanConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._choked = True  # serve no more until it has read what it got
+        if self._stream is not None:
+            self._stream.choked_at = now()
 
     def resume_writing(self) -> None:
         self._choked = False
-        if not self._seq:
+        if self._stream is not None:
+            self._write_stream()
+        elif not self._seq:
             self._go_on()
 
     def eof_received(self) -> bool | None:
-        if self._buffer and not self._seq:
+        if self._buffer and not self._seq and self._stream is None:
             return self._hand_over(self._buffer).eof_received()  # in the middle of its body: it is told so
         return None  # a client that stops sending has gone: closing a socket looks just so
 
@@ -200,92 +207,63 @@ class LeanConnection(asyncio.Protocol):
         """Take one request from ``data``, which begins with one."""
         shared = self._shared
         size = len(self._head_bytes)
-        head: Head | None
+        plain: Plain | None
         if size and data.startswith(self._head_bytes):
-            head = self._head
+            plain = self._plain
         else:
             size = data.find(b"\r\n\r\n") + 4
             if size < 4 or size > HEAD_MAX:
                 self._hand_over(data)  # a head in pieces
                 return
-            bytes_of_head = data[:size]
-            head = shared.reader.read(bytes_of_head)
-            if head is not None:
-                self._head, self._head_bytes = head, bytes_of_head
-        if head is None or not shared.is_plain(head.route):
+            head_bytes = data[:size]
+            plain = shared.reader.read(head_bytes)
+            if plain is not None:
+                self._plain, self._head_bytes = plain, head_bytes
+        if plain is None:
             self._hand_over(data)
             return
-        end = size + head.length
+        end = size + plain.length
         if len(data) < end:
             if not self.held:
-                if head.length > BUFFER_MAX or not shared.door.hold(head.length):
+                if plain.length > BUFFER_MAX or not shared.gate.hold(plain.length):
                     self._hand_over(data)  # a large upload: gunicorn's side reads it in pieces and refuses it early
                     return
-                self.held = head.length or 1
+                self.held = plain.length or 1
                 self.since = now()
             self._buffer = data
             return
-        self._submit(head, data, size, end)
+        self._submit(plain, data, size, end)
 
-    def _submit(self, head: Head, data: bytes, start: int, end: int) -> None:
+    def _submit(self, plain: Plain, data: bytes, start: int, end: int) -> None:
         shared = self._shared
         instant = now()
-        if not shared.door.open and (problem := shared.door.check(shared.client.view())) is not None:
-            self._refuse(head, problem, data[end:])
+        if not shared.gate.is_open and (problem := shared.gate.refusal(shared.client.view())) is not None:
+            self._refuse(plain, problem, data[end:])
             return
-        request_id = head.request_id or shared.new_id()
+        request_id = plain.head.request_id or shared.new_id()
+        about = meta.pack(request_id, plain.meta)
         try:
-            self._seq = shared.client.call(
-                head.route,
-                data[start:end],
-                self._answered,
-                timeout_s=shared.timeout_s,
-                request_id=request_id,
-                meta=head.meta,
-            )
+            self._seq = shared.client.call(Call(plain.route, data[start:end], instant + plain.timeout_s, about, self))
         except Unavailable as error:
-            self._refuse(head, errors.unavailable(error), data[end:])
+            self._refuse(plain, errors.unavailable(error), data[end:])
             return
-        shared.door.pending += 1
+        shared.gate.pending += 1
         self._id = request_id
         self._began = self.since = instant
-        self._answer_by = instant + shared.timeout_s + GRACE_S
+        self._answer_by = instant + plain.timeout_s + ANSWER_GRACE_S
         self._buffer = data[end:]
 
-    def _refuse(self, head: Head, problem: Problem, rest: bytes) -> None:
+    def _refuse(self, plain: Plain, problem: Problem, rest: bytes) -> None:
         """Answer at once, and go on with what has come behind."""
         self._release()
-        close = self.closing or self._shared.door.draining
-        self._transport.write(self._shared.refuse(head, problem, close=close))
+        close = self.closing or self._shared.gate.draining
+        self._transport.write(self._shared.refuse(plain, problem, close=close))
         self.since = now()
         self._buffer = rest
         if close:
             self._transport.close()
         else:
             self._go_on()
-
-    def _answered(self, answer: Answer | None) -> None:
-        """The broker has answered; None: the client of the broker is closing."""
-        shared = self._shared
-        self._seq = 0
-        shared.door.pending -= 1
-        self._release()
-        transport = self._transport
-        head = self._head
-        if transport is None or head is None:
-            return
-        instant = now()
-        if answer is None:
-            answer = Answer(503, b"service unavailable: shutting down")
-        response = shared.respond(head, answer, self._id, instant - self._began)
-        if self.closing:
-            response = response.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)
-            transport.write(response)
-            transport.close()
-            return
-        transport.write(response)
-        self.since = instant
-        self._go_on()
 
     def _go_on(self) -> None:
         """Serve what has come meanwhile."""
@@ -299,18 +277,118 @@ class LeanConnection(asyncio.Protocol):
 
     def _release(self) -> None:
         if self.held:
-            self._shared.door.release(self._head.length if self._head else 0)
+            self._shared.gate.release(self._plain.length if self._plain else 0)
             self.held = 0
+
+    def _withdraw(self) -> None:
+        if self._seq:
+            self._shared.client.withdraw(self._seq)
+            self._settle()
+
+    def _settle(self) -> None:
+        self._seq = 0
+        self._shared.gate.pending -= 1
+        self._release()
+
+    # --- answers -----------------------------------------------------------------------------------------------------
+
+    def answered(self, answer: Answer | None) -> None:
+        """The broker has answered; None: the client of the broker is closing."""
+        shared, plain, transport = self._shared, self._plain, self._transport
+        self._settle()
+        if transport is None or plain is None:
+            return
+        if answer is None:
+            answer = Answer(errors.DRAINING.status, errors.DRAINING.detail.encode())
+        streams = self._stream is not None or (answer.status != 200 and shared.hint(plain.route) is Flow.EVENTS)
+        if streams and self._answer_stream(plain, answer):
+            return
+        instant = now()
+        response = shared.respond(plain, answer, self._id, instant - self._began)
+        if self.closing:
+            response = response.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)
+            transport.write(response)
+            transport.close()
+            return
+        transport.write(response)
+        self.since = instant
+        self._go_on()
+
+    def event(self, event: StreamEvent) -> None:
+        """Something of an answer that is computed piece by piece."""
+        plain = self._plain
+        assert plain is not None  # it has been submitted
+        streaming = self._stream
+        if streaming is None:
+            streaming = self._stream = _Streaming()
+        freed = streaming.stream.event(event, self._shared.hint(plain.route))
+        if freed:
+            self._shared.client.consumed(self._seq, freed)
+        self._write_stream()
+
+    def _answer_stream(self, plain: Plain, answer: Answer) -> bool:
+        """The end of an answer that is a stream, or would have been one; False: it is to be given whole."""
+        streaming = self._stream or _Streaming()
+        streaming.stream.answered(answer, self._shared.hint(plain.route))
+        if streaming.stream.flow is Flow.UNKNOWN:
+            self._stream = None
+            return False
+        self._stream = streaming
+        self._write_stream()
+        return True
+
+    def _write_stream(self) -> None:
+        """Write what there is, as far as the client takes it."""
+        streaming, transport, plain = self._stream, self._transport, self._plain
+        if streaming is None or transport is None or plain is None or streaming.stream.flow is Flow.UNKNOWN:
+            return
+        stream = streaming.stream
+        if not streaming.has_begun:
+            streaming.has_begun = True
+            reply = self._shared.answering.stream(stream.mime)
+            transport.write(self._shared.writer.begin(reply, self._id, close=self.closing))
+        while not self._choked:
+            data, cost = stream.take()
+            if not data:
+                break
+            transport.write(chunk(data))
+            streaming.sent += len(data)
+            streaming.taken += cost
+            streaming.wrote_at = now()
+            if streaming.taken >= GRANT and self._seq:
+                self._shared.client.consumed(self._seq, streaming.taken)
+                streaming.taken = 0
+        if stream.is_over:
+            self._end_stream(plain, streaming)
+
+    def _end_stream(self, plain: Plain, streaming: _Streaming) -> None:
+        transport, shared = self._transport, self._shared
+        self._stream = None
+        instant = now()
+        shared.metrics.count(
+            plain.head.path,
+            streaming.stream.status,
+            duration_s=instant - self._began,
+            request_bytes=plain.length,
+            response_bytes=streaming.sent,
+        )
+        if streaming.stream.is_cut:
+            transport.close()
+            return
+        transport.write(LAST_CHUNK)
+        if self.closing:
+            transport.close()
+            return
+        self.since = instant
+        self._go_on()
 
     # --- time --------------------------------------------------------------------------------------------------------
 
     def sweep(self, instant: float) -> None:
         """Enforce the time limits."""
         shared = self._shared
-        if self._seq:
-            if instant > self._answer_by:
-                shared.client.withdraw(self._seq)
-                self._answered(Answer(408, b"inference timeout"))
+        if self._seq or self._stream is not None:
+            self._sweep_answer(instant)
         elif self._buffer:
             if instant - self.since > shared.body_timeout_s:
                 self._hand_over(self._buffer)  # it knows the answer, and has a time limit of its own
@@ -318,6 +396,38 @@ class LeanConnection(asyncio.Protocol):
             limit = shared.keepalive_s if self._head_bytes else shared.header_timeout_s
             if instant - self.since > limit and self._transport is not None:
                 self._transport.close()
+
+    def _sweep_answer(self, instant: float) -> None:
+        streaming, plain = self._stream, self._plain
+        if streaming is not None and self._choked and instant - streaming.choked_at > STALL_S:
+            self._transport.abort()  # it takes nothing
+        elif self._seq and instant > self._answer_by:
+            self._shared.client.withdraw(self._seq)
+            late = errors.TIMEOUT if self._shared.client.view().connected else errors.UNREACHABLE
+            self.answered(Answer(late.status, late.detail.encode()))
+        elif self._seq and plain is not None and not self._choked:
+            begun = streaming is not None and streaming.has_begun
+            if begun and streaming is not None:
+                quiet = streaming.stream.flow is Flow.EVENTS and instant - streaming.wrote_at > KEEPALIVE_S
+            else:
+                quiet = instant - self._began > HEAD_S and self._shared.hint(plain.route) is Flow.EVENTS
+            if quiet:
+                streaming = self._stream = streaming or _Streaming()
+                streaming.stream.comment()
+                self._write_stream()
+
+
+class _Streaming:
+    """A streamed answer and what has been written of it."""
+
+    __slots__ = ("choked_at", "has_begun", "sent", "stream", "taken", "wrote_at")
+
+    def __init__(self) -> None:
+        self.stream = Stream()
+        self.has_begun = False  # its head has been written
+        self.sent = 0  # bytes of the body
+        self.taken = 0  # bytes of the window that were written and are not reported yet
+        self.wrote_at = self.choked_at = now()
 
 
 class Sweeper:

@@ -1,6 +1,8 @@
-"""How an answer that is no result is written down, and which headers of a worker may be passed on. Pure.
+"""How words are written down as a body, and which headers of a worker may be passed on. Pure.
 
 A client that names JSON in its Accept gets RFC 9457 problem details; everybody else, ``*/*`` included, a line of text.
+Under ``/v1/`` the clients are OpenAI's and those who speak like them: there it is JSON for all who do not prefer text
+by name, with that API's ``error`` object among the members.
 """
 
 from __future__ import annotations
@@ -23,13 +25,29 @@ _QVALUE: Final = re.compile(r"^(?:0(?:\.\d{0,3})?|1(?:\.0{0,3})?)$")  # RFC 9110
 _encode = msgspec.json.Encoder().encode
 
 
-def wants_problem(accept: str) -> bool:
-    """Whether an Accept header asks for JSON by name, at least as much as for text by name."""
-    return len(accept) <= 1024 and _wants_problem(accept)  # longer ones are nobody's and would fill the cache
+OPENAI: Final = "/v1/"
+
+# The ``type`` of an error as OpenAI's API names it, by status; others by their class.
+_OPENAI_TYPES: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    408: "timeout_error",
+    429: "rate_limit_error",
+}
+
+
+def wants_problem(accept: str, *, unasked: bool = False) -> bool:
+    """Whether an Accept header asks for JSON by name, at least as much as for text by name. ``unasked``: whether who
+    names neither gets it."""
+    if len(accept) > 1024:  # nobody's, and it would fill the cache
+        return unasked
+    json, text = _qualities(accept)
+    return json >= text and (json > 0 or unasked)
 
 
 @lru_cache(maxsize=256)
-def _wants_problem(accept: str) -> bool:
+def _qualities(accept: str) -> tuple[float, float]:
+    """How much JSON and text are wanted, each by name."""
     json = text = 0.0
     for part in accept.lower().split(","):
         media_range, *parameters = (piece.strip() for piece in part.split(";"))
@@ -42,7 +60,7 @@ def _wants_problem(accept: str) -> bool:
             json = max(json, quality)
         elif media_range in _TEXT_TYPES:
             text = max(text, quality)
-    return json > 0 and json >= text
+    return json, text
 
 
 def title(status: int) -> str:
@@ -53,17 +71,24 @@ def title(status: int) -> str:
         return f"Status {status}"
 
 
-def message(accept: bytes, status: int, detail: str, request_id: str) -> tuple[str, bytes]:
-    """Content type and body of an answer that carries only words."""
-    if not accept or not wants_problem(accept.decode("latin-1")):
+def message(
+    accept: bytes, status: int, detail: str, request_id: str, path: str = "", reason: str = ""
+) -> tuple[str, bytes]:
+    """Content type and body of an answer that carries only words. ``path`` is the route's, ``reason`` a name for what
+    happened that programs may compare."""
+    openai = path.startswith(OPENAI)
+    if not wants_problem(accept.decode("latin-1"), unasked=openai):
         return TEXT, detail.encode()
-    problem = {
+    problem: dict[str, object] = {
         "type": "about:blank",
         "title": title(status),
         "status": status,
         "detail": detail,
         "request_id": request_id,
     }
+    if openai:
+        kind = _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+        problem["error"] = {"message": detail, "type": kind, "param": None, "code": reason or None}
     return PROBLEM, _encode(problem)
 
 
@@ -95,12 +120,14 @@ _RESERVED: Final = frozenset(
 
 
 def passable(headers: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Those of a worker's headers that a client may get: well-formed ones that frame nothing."""
-    return [
-        (name, value.strip())
-        for name, value in headers.items()
-        if name.lower() not in _RESERVED and _TOKEN.match(name) and _VALUE.match(value)
-    ]
+    """Those of a worker's headers that a client may get, by lower-case names: well-formed ones that frame nothing; of
+    one that is there twice in different letters the last, but for cookies."""
+    passed: dict[str, tuple[str, str]] = {}
+    for written, value in headers.items():
+        name = written.lower()
+        if name not in _RESERVED and _TOKEN.match(name) and _VALUE.match(value):
+            passed[written if name == "set-cookie" else name] = (name, value.strip())
+    return list(passed.values())
 
 
 @lru_cache(maxsize=256)

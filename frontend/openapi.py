@@ -19,9 +19,9 @@ from engine import __version__
 from engine.config.schema import Deployment, RouteSection
 from engine.core import about, sse
 from engine.core.about import REF_PREFIX, About, Boundary
+from engine.core.call import BrokerClient
 from engine.errors import ProtocolError, Unavailable
 from frontend import components, errors, media
-from frontend.broker import BrokerClient
 from frontend.errors import Refusal
 
 log = logging.getLogger("stageline.frontend")

@@ -1,25 +1,31 @@
-"""What a plain request is, and how its answer is written: bytes in, values out. Pure.
+"""What a plain request is, and how answers are written to its connection: bytes in, values out, and back. Pure.
 
 Plain is a strict subset of HTTP/1.1: a POST to a service route with one Content-Length and nothing to negotiate. What
 is accepted here gunicorn's parser would accept too, and would understand in the same way; that is held by one regular
-expression and a list of fields that ask for something else. :mod:`frontend.lean` hands over what is not plain.
+expression, by a list of fields that ask for something else, and by :mod:`frontend.head` and :mod:`frontend.gate`, which
+say for both what a head means and whether it may come in. :mod:`frontend.lean` hands over what is not plain.
 """
 
 from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
+from engine.core import meta
 from engine.core.routing import Topology
-from engine.core.wire import pack_meta
-from frontend import compression, media, requestid, timing
+from frontend import compression, media
+from frontend import head as heads
+from frontend.answer import SERVER, Answering, Reply, common
+from frontend.errors import Refusal
+from frontend.head import Head
 
 if TYPE_CHECKING:
-    from engine.client import Answer
-    from engine.config import Deployment
-    from frontend.errors import Problem
+    from engine.core.call import Answer
+    from frontend.gate import Terms
 
 # A request line and header fields exactly as RFC 9112 writes them, no more: single spaces, CRLF, no folding, names that
 # are tokens, values without control characters. Anything else may be fine, and is gunicorn's to judge. No part can
@@ -30,7 +36,6 @@ _HEAD: Final = re.compile(
     rb"((?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n){1,100})\r\n"
 )
 _FIELD: Final = re.compile(rb"([^:\r\n]+):([^\r\n]*)\r\n")
-_LENGTH: Final = re.compile(rb"[0-9]{1,12}")
 
 # Fields that ask for something which is done elsewhere.
 _ELSEWHERE: Final = frozenset(
@@ -43,35 +48,31 @@ _ELSEWHERE: Final = frozenset(
         b"trailer",
         b"transfer-encoding",
         b"upgrade",
-        b"x-request-timeout",
-        b"x-request-timeout-ms",
     }
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
-    """A plain head, understood. Equal bytes mean an equal head, so a client that repeats itself is parsed once."""
+class Plain(msgspec.Struct, frozen=True):
+    """A plain head, understood, with the terms on which it may come in. Equal bytes mean an equal one, so a client that
+    repeats itself is parsed once."""
 
     route: int
-    path: str
+    head: Head
     length: int
-    meta: bytes
-    request_id: str  # the client's own; empty: draw one
-    accept: bytes
+    timeout_s: float
+    meta: bytes  # engine.core.meta.pack_head
 
 
 class Reader:
-    """Turns head bytes into :class:`Head`, or None for what is not plain. One for all connections of a process."""
+    """Turns head bytes into :class:`Plain`, or None for what is not plain. One for all connections of a process."""
 
-    def __init__(self, deployment: Deployment) -> None:
-        topology = deployment.topology
+    def __init__(self, topology: Topology, terms: Callable[[Head], Terms], *, compressed: bool) -> None:
+        """``terms`` is the gate's; ``compressed``: answers may be, where a client says so."""
         self._routes = {route.path.encode(): index for index, route in enumerate(topology.routes)}
-        self._paths = [route.path for route in topology.routes]
-        self._limit = deployment.frontend.max_request_size
-        self._elsewhere = _ELSEWHERE | ({b"accept-encoding"} if deployment.frontend.compression else frozenset())
+        self._terms = terms
+        self._elsewhere = _ELSEWHERE | ({b"accept-encoding"} if compressed else frozenset())
 
-    def read(self, head: bytes) -> Head | None:
+    def read(self, head: bytes) -> Plain | None:
         match = _HEAD.fullmatch(head)
         if match is None:
             return None
@@ -79,104 +80,78 @@ class Reader:
         route = self._routes.get(path)
         if route is None or b"#" in query:
             return None
-        length = -1
-        accept = request_id = b""
-        hosts = 0
-        pairs = []
-        for raw_name, raw_value in _FIELD.findall(match[2]):
-            name, value = raw_name.lower(), raw_value.strip(b" \t")
-            if name == b"content-length":
-                if length >= 0 or not _LENGTH.fullmatch(value):
-                    return None
-                length = int(value)
-            elif name == b"host":
-                hosts += 1
-            elif name == b"accept":
-                accept = value
-            elif name == b"x-request-id":
-                request_id = value
-            elif name in self._elsewhere and not (name == b"connection" and value.lower() == b"keep-alive"):
+        fields = _FIELD.findall(match[2])
+        for name, value in fields:
+            lower = name.lower()
+            if lower in self._elsewhere and not (lower == b"connection" and value.strip().lower() == b"keep-alive"):
                 return None
-            pairs.append((name, value))
-        if not 0 <= length <= self._limit or hosts != 1:
+        try:
+            found = heads.read("POST", "1.1", path.decode("ascii"), query, fields)
+            terms = self._terms(found)
+        except Refusal:
+            return None  # refused in the same words there, before its body is read
+        if found.length is None:
             return None
-        return Head(
-            route=route,
-            path=self._paths[route],
-            length=length,
-            meta=pack_meta(query, pairs),
-            request_id=requestid.choose(request_id) if request_id else "",
-            accept=accept,
-        )
+        return Plain(route, found, found.length, terms.timeout_s, meta.pack_head(query, found.fields))
 
 
 class Writer:
-    """Answers as bytes. One for all connections of a process; ``date`` is kept current by its owner. ``varies``: the
-    same request with an Accept-Encoding would be answered in another coding, and caches must know."""
+    """Replies as the bytes of HTTP/1.1. One for all connections of a process; ``date`` is kept current by its owner."""
 
-    def __init__(self, topology: Topology, *, varies: bool = False) -> None:
+    def __init__(self, topology: Topology, answering: Answering, *, compressed: bool) -> None:
         self.date = b""
-        self._vary = f"vary: {compression.VARY}\r\n" if varies else ""
-        self._stages = [timing.labels(topology.stage_names(index)) for index in range(len(topology.routes))]
-        self._steps = [struct.Struct(f"<{3 * len(names)}I") for names in self._stages]
+        self._answering = answering
+        self._vary = f"vary: {compression.VARY}\r\n" if compressed else ""
+        self._steps = [struct.Struct(f"<{3 * len(route.stages)}I") for route in topology.routes]
         self._results: dict[tuple[int, str], bytes] = {}
 
-    def answer(self, head: Head, answer: Answer, request_id: str, took_s: float) -> tuple[int, int, bytes]:
+    def answer(self, plain: Plain, answer: Answer, request_id: str, took_s: float) -> tuple[int, int, bytes]:
         """Status, size of the body, and all of an answer."""
-        steps = self._steps[head.route]
+        steps = self._steps[plain.route]
         trail, body = answer.trail, answer.body
         if answer.status != 200 or len(trail) != steps.size or answer.headers:
-            return self._rare(head, answer, request_id, took_s)
-        form = self._results.get((head.route, answer.mime)) or self._form(head.route, answer.mime)
+            reply = self._answering.result(plain.route, plain.head, answer, request_id, took_s)
+            return reply.status, len(reply.body), self.reply(reply, request_id)
+        form = self._results.get((plain.route, answer.mime)) or self._form(plain.route, answer.mime)
         size = body.nbytes if type(body) is memoryview else len(body)
         times = [us * 0.001 for us in steps.unpack(trail)]
-        return 200, size, form % (size, request_id.encode(), *times, took_s * 1000, self.date) + body
+        return 200, size, form % (size, *times, took_s * 1000, request_id.encode(), self.date) + body
 
-    def problem(self, head: Head, problem: Problem, request_id: str, *, close: bool) -> bytes:
-        """A refusal at the door."""
-        kind, body = media.message(head.accept, problem.status, problem.detail, request_id)
-        lines = [f"{name}: {value}" for name, value in problem.headers.items()]
-        if problem.retry_after_s:
-            lines.append(f"retry-after: {problem.retry_after_s}")
+    def reply(self, reply: Reply, request_id: str, *, close: bool = False) -> bytes:
+        """A whole reply."""
+        framing = [("content-length", str(len(reply.body)))]
+        return self._head(reply, framing, request_id, close=close) + reply.body
+
+    def begin(self, reply: Reply, request_id: str, *, close: bool) -> bytes:
+        """The head of a reply whose body follows in :func:`chunk`s."""
+        return self._head(reply, [("transfer-encoding", "chunked")], request_id, close=close)
+
+    def _head(self, reply: Reply, framing: list[tuple[str, str]], request_id: str, *, close: bool) -> bytes:
+        headers = [("content-type", reply.mime), *framing, *reply.headers, *common(request_id)]
         if close:
-            lines.append("connection: close")
-        return self._join(problem.status, kind, body, request_id, lines)
-
-    def _rare(self, head: Head, answer: Answer, request_id: str, took_s: float) -> tuple[int, int, bytes]:
-        """A failure, an answer with headers of its own, or one whose trail is not whole."""
-        status, body, lines = answer.status, bytes(answer.body), []
-        if status == 200:
-            kind = media.content_type(answer.mime)
-        else:
-            status = status if 400 <= status <= 599 else 500
-            kind, body = media.message(head.accept, status, body.decode("utf-8", "replace"), request_id)
-            if status in (429, 503):
-                lines.append("retry-after: 1")
-        lines.append(f"server-timing: {timing.header(answer.trail, self._stages[head.route], took_s)}")
-        lines.extend(f"{name}: {value}" for name, value in media.passable(answer.headers))
-        return status, len(body), self._join(status, kind, body, request_id, lines)
-
-    def _join(self, status: int, kind: str, body: bytes, request_id: str, lines: list[str]) -> bytes:
-        start = [
-            f"HTTP/1.1 {status} {media.title(status)}",
-            f"{self._vary}server: stageline",
-            f"content-type: {kind}",
-            f"content-length: {len(body)}",
-            f"x-request-id: {request_id}",
-            *lines,
-        ]
-        return "\r\n".join(start).encode("latin-1") + b"\r\ndate: " + self.date + b"\r\n\r\n" + body
+            headers.append(("connection", "close"))
+        lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
+        start = f"HTTP/1.1 {reply.status} {media.title(reply.status)}\r\n{lines}date: "
+        return start.encode("latin-1") + self.date + b"\r\n\r\n"
 
     def _form(self, route: int, mime: str) -> bytes:
-        """A result with holes in it: filling in one format is a third of the cost of building the lines."""
-        names = [name.replace("%", "%%") for name in self._stages[route]]
+        """A result with holes in it, equal to what :meth:`reply` would write: filling in one format is a third of the
+        cost of building the lines."""
+        names = [name.replace("%", "%%") for name in self._answering.stages[route]]
         times = [f"{name}-queue;dur=%.2f, {name}-batch;dur=%.2f, {name};dur=%.2f" for name in names]
         form = (
-            f"HTTP/1.1 200 OK\r\nserver: stageline\r\n{self._vary}"
-            f"content-type: {media.content_type(mime).replace('%', '%%')}\r\n"
-            "content-length: %d\r\nx-request-id: %b\r\n"
-            f"server-timing: {', '.join(times)}, total;dur=%.2f\r\ndate: %b\r\n\r\n"
+            f"HTTP/1.1 200 OK\r\ncontent-type: {media.content_type(mime).replace('%', '%%')}\r\n"
+            f"content-length: %d\r\n{self._vary}server-timing: {', '.join(times)}, total;dur=%.2f\r\n"
+            f"server: {SERVER}\r\nx-request-id: %b\r\ndate: %b\r\n\r\n"
         ).encode("latin-1")
         if len(self._results) < 256:  # a worker may change its mime type as it likes
             self._results[route, mime] = form
         return form
+
+
+LAST_CHUNK: Final = b"0\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    """A piece of a chunked body; not empty, for that would end it."""
+    return b"%x\r\n%b\r\n" % (len(data), data)

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from engine.config.schema import Deployment
+from engine.core.call import BrokerClient
 from engine.errors import StartError
 from engine.exitcodes import ExitCode
 from engine.log import get_logger
 from engine.metrics import Family
 from engine.process import Notifier
 from frontend import compression, tls
-from frontend.broker import BrokerClient
 from frontend.listening import PortInUse, listen, url
 from frontend.serving import names
 from frontend.serving.options import has_http2
@@ -30,9 +30,8 @@ log = get_logger("stageline.frontend")
 def connect(deployment: Deployment, name: str, families: Callable[[], list[Family]]) -> BrokerClient:
     """The client of a real broker, not started. Imported here: only worker processes need ZeroMQ."""
     from engine.client import Client
-    from engine.transport import endpoints_of
 
-    return Client(endpoints_of(deployment), name=name, families=families)
+    return Client(deployment, name=name, families=families)
 
 
 def serve(deployment: Deployment, notify: Notifier, *, connect: Connect = connect) -> int:

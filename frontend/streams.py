@@ -1,247 +1,122 @@
-"""A streamed answer: events and pieces on their way from the broker to one client, and how such an answer ends.
+"""What comes of one request's answer, and what of it is written when: whole, or as a stream, by what comes. Pure.
 
-The head of the answer waits for the first event, the end, or HEAD_S, whichever is first: so a refusal by the broker,
-which comes at once, is still a plain HTTP answer, and a client that waits for a slow first event knows soon that it was
-let in. From then on
+How a stage gives its answers is known for certain only from what its worker sends; what the broker said of the stage
+some time ago (the *hint*) may be older than that worker. So nothing about an answer is decided by the hint but what is
+right either way: when to show a waiting client that it was let in, and in which form to say that nothing came.
 
-* a stream of events (``text/event-stream``) ends in a last event named ``error`` when the request fails - also by its
-  deadline, by the death of its worker, or of the broker. An error before the first event ends it in the same way: its
-  readers look for events, and the status was 200 for all who came before;
-* a body in pieces can only be cut short: without its last chunk (HTTP/1.1) or by a reset of its stream (HTTP/2). An
-  error before the first piece is a plain HTTP answer.
-
-What is held for a client is bounded by the worker's window (:data:`engine.core.messages.STREAM_WINDOW`), which opens as
-the client takes what it got. A client that takes nothing for STALL_S is dropped; one that leaves has its request
-cancelled, at once and whatever is being written.
+* The first event of the last stage makes the answer a stream, of its flow and type; an answer that comes before any is
+  given whole.
+* A stream of events (``text/event-stream``) ends in a last event named ``error`` when the request fails - also by its
+  deadline, by the death of its worker, or of the broker. A failure before the first event ends it in the same way where
+  the stage is known to stream events: its readers look for them, and the status was 200 for all who came before. But
+  for a refusal by the broker, which comes at once and is a plain answer.
+* A body in pieces can only be cut short: without its last chunk (HTTP/1.1) or by a reset of its stream (HTTP/2).
+* Progress that an earlier stage reports has a place only in a stream of events. Until it is known whether there is one
+  it is kept, which the sender's window bounds (:data:`engine.core.messages.STREAM_WINDOW`).
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
-from enum import Enum
 from typing import Final
 
-from engine.client import Answer, StreamEvent
-from engine.clock import now
 from engine.core import sse
-from engine.core.messages import EVENT_COST, STREAM_WINDOW, Flow, StageState
-from engine.errors import Unavailable
-from frontend import errors
-from frontend.broker import BrokerClient
-from frontend.door import Door
-from frontend.errors import Problem, Refusal
-from frontend.exchange import Exchange, Receive
+from engine.core.call import Answer, StreamEvent
+from engine.core.messages import EVENT_COST, STREAM_WINDOW, Flow, Speaker
 
-HEAD_S: Final = 0.1
+HEAD_S: Final = 0.1  # a client that waits for a slow first event is told so long after it came that it was let in
 KEEPALIVE_S: Final = 15.0  # without an event; proxies give up after 30 to 60 s
-STALL_S: Final = 60.0
+STALL_S: Final = 60.0  # a client that takes nothing for so long is dropped
 WRITE_MAX: Final = 64 * 1024  # bytes handed to the connection at once: what it buffers before it says "wait"
 GRANT: Final = STREAM_WINDOW // 4  # bytes; reported together
 
 
-class Begun(Enum):
-    """What :meth:`Stream.begin` found, other than an answer."""
-
-    STREAMING = "streaming"
-    GONE = "the client has left"
-
-
 class Stream:
-    """One streamed answer; Falcon iterates over it. Call :meth:`end` when it is over, however it ended."""
+    """See the module. Events and the answer go in as they come; bytes to write come out of :meth:`take`."""
 
-    def __init__(self, exchange: Exchange, client: BrokerClient, door: Door, stage: int) -> None:
-        """``stage``: the last one of the route."""
-        self.flow = Flow.UNKNOWN
+    __slots__ = ("_held", "_out", "answer", "flow", "is_cut", "mime")
+
+    def __init__(self) -> None:
+        self.flow = Flow.UNKNOWN  # while the answer may still be given whole
         self.mime = ""
-        self._exchange = exchange
-        self._client = client
-        self._door = door
-        self._stage = stage
-        self._seq = 0  # while the broker owes an answer
-        self._limit_at = 0.0
-        self._pending: deque[tuple[bytes, int]] = deque()  # what to write, and how much of the window it is
-        self._writing = 0  # of the window: handed out, and not written yet
-        self._taken = 0  # of the window: written, and not reported yet
-        self._answer: Answer | None = None
-        self._gone = False
-        self._ended = False
-        self._wake = asyncio.Event()
-        self._watch: asyncio.Task[None] | None = None
-        self._stall: asyncio.TimerHandle | None = None
+        self.answer: Answer | None = None
+        self.is_cut = False  # what was written is not whole and nothing can say so but an abrupt end
+        self._out: deque[tuple[bytes, int]] = deque()  # to write, and how much of the window each is
+        self._held: list[StreamEvent] = []  # progress, while it is not known whether it has a place
 
-    # --- from submission to the head of the answer -------------------------------------------------------------------
-
-    def submit(self, route: int, body: bytes, *, timeout_s: float, grace_s: float, meta: bytes) -> None:
-        """Hand the request to the broker. Raises Refusal. ``grace_s``: how late the broker's answer may be."""
-        try:
-            self._seq = self._client.call(
-                route,
-                body,
-                self._on_answer,
-                timeout_s=timeout_s,
-                request_id=self._exchange.request_id,
-                meta=meta,
-                on_event=self._on_event,
-            )
-        except Unavailable as error:
-            raise Refusal(errors.unavailable(error)) from None
-        self._door.pending += 1
-        self._limit_at = now() + timeout_s + grace_s
-        self._watch = asyncio.get_running_loop().create_task(self._watch_client(self._exchange.receive))
-
-    async def begin(self) -> Answer | Begun:
-        """Wait for what the head of the answer depends on. An Answer is to be given whole. Raises Refusal: 408, 503."""
-        head_at = now() + HEAD_S
-        while True:
-            self._learn()
-            if self._gone:
-                return Begun.GONE
-            if self._pending:
-                return Begun.STREAMING
-            if self._answer is not None:
-                refused = self._answer.status in (429, 503) and not self._answer.trail  # no worker has seen it
-                return self._answer if refused or self.flow is not Flow.EVENTS else Begun.STREAMING
-            if self.flow is Flow.EVENTS and now() >= head_at:
-                self._pending.append((sse.COMMENT, 0))  # gunicorn keeps the head until there is a body
-                return Begun.STREAMING
-            if now() >= self._limit_at:
-                raise Refusal(self._late())
-            await self._wait(head_at if self.flow is Flow.EVENTS else self._limit_at)
-
-    # --- the body ----------------------------------------------------------------------------------------------------
-
-    def __aiter__(self) -> Stream:
-        return self
-
-    async def __anext__(self) -> bytes:
-        self._written()
-        keepalive_at = now() + KEEPALIVE_S
-        while True:
-            if self._gone:
-                self._exchange.leave()
-                raise StopAsyncIteration
-            if self._pending:
-                return self._take()
-            if self._ended:
-                raise StopAsyncIteration
-            if self._answer is None and now() >= self._limit_at:
-                late = self._late()
-                self._answer = Answer(late.status, late.detail.encode())
-            if self._answer is not None:
-                self._ended = True
-                self._finish(self._answer)
-            elif self.flow is Flow.EVENTS and now() >= keepalive_at:
-                self._pending.append((sse.COMMENT, 0))
-            else:
-                await self._wait(min(keepalive_at, self._limit_at))
-
-    def end(self) -> None:
-        """Nobody waits any more: cancel what is still computed. Call it once at least; more does no harm."""
-        if self._seq:
-            self._client.withdraw(self._seq)
-            self._settle()
-        if self._watch is not None:
-            self._watch.cancel()
-        if self._stall is not None:
-            self._stall.cancel()
-        self._pending.clear()
-
-    # --- inside ------------------------------------------------------------------------------------------------------
-
-    def _on_event(self, event: StreamEvent) -> None:
-        cost = len(event.data) + EVENT_COST
-        self._learn()
-        if self.flow is Flow.UNKNOWN and event.mime:
-            self.flow, self.mime = Flow(event.flow), event.mime
-        if self.flow is Flow.EVENTS:
-            self._pending.append((sse.event(event.data), cost))
-        elif self.flow is Flow.CHUNKS and event.flow == Flow.CHUNKS:
-            self._pending.append((event.data, cost))
-        else:  # progress reported by an earlier stage, where the answer has no place for it
-            self._client.consumed(self._seq, cost)
-            return
-        self._wake.set()
-
-    def _learn(self) -> None:
+    def event(self, event: StreamEvent, hint: Flow) -> int:
+        """Something of the answer. Returns the bytes of the window that are free again: nobody will read them."""
+        freed = 0
         if self.flow is Flow.UNKNOWN:
-            state = state_of(self._client, self._stage)
-            self.flow, self.mime = Flow(state.flow), state.mime
+            if event.mime:
+                freed = self._begin(event.flow, event.mime)
+            elif hint is Flow.EVENTS:
+                freed = self._begin(Flow.EVENTS, sse.MIME)
+            elif hint is Flow.UNKNOWN:
+                self._held.append(event)
+                return 0
+        return freed + self._add(event)
 
-    def _on_answer(self, answer: Answer | None) -> None:
-        self._settle()
-        self._answer = answer or Answer(errors.DRAINING.status, errors.DRAINING.detail.encode())
-        self._wake.set()
+    def answered(self, answer: Answer, hint: Flow) -> None:
+        """The end of it. Where :attr:`flow` is still UNKNOWN afterwards, the answer is to be given whole."""
+        self.answer = answer
+        if self.flow is Flow.UNKNOWN and hint is Flow.EVENTS and answer.status != 200 and not _is_refusal(answer):
+            self._begin(Flow.EVENTS, sse.MIME)
+        if self.flow is Flow.EVENTS:
+            if answer.status != 200:
+                self._out.append((sse.error(self.status, str(answer.body, "utf-8", "replace")), 0))
+            elif answer.body:  # of a stage that answers at once by now: the stream was begun on an old hint
+                self._out.append((sse.event(bytes(answer.body)), 0))
+        elif self.flow is Flow.CHUNKS:
+            self.is_cut = answer.status != 200
 
-    def _settle(self) -> None:
-        self._seq = 0
-        self._door.pending -= 1
+    def comment(self) -> None:
+        """Something for a stream of events to write that is no event: begins it, and keeps it alive."""
+        if self.flow is Flow.UNKNOWN:
+            self._begin(Flow.EVENTS, sse.MIME)
+        self._out.append((sse.COMMENT, 0))
 
-    async def _watch_client(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self._gone = True
-        if self._seq:  # here, and not where the body is written: that may be waiting for the client itself
-            self._client.withdraw(self._seq)
-            self._settle()
-        self._wake.set()
-
-    async def _wait(self, until: float) -> None:
-        timer = asyncio.get_running_loop().call_later(max(0.0, until - now()), self._wake.set)
-        try:
-            await self._wake.wait()
-        finally:
-            timer.cancel()
-            self._wake.clear()
-
-    def _late(self) -> Problem:
-        """The broker has not answered in time: nobody waits for it any more."""
-        problem = errors.TIMEOUT if self._client.view().connected else errors.UNREACHABLE
-        if self._seq:
-            self._client.withdraw(self._seq)
-            self._settle()
-        return problem
-
-    def _take(self) -> bytes:
-        """The next bytes to write: many small events in one piece, so that a burst is not a write each."""
+    def take(self) -> tuple[bytes, int]:
+        """The next bytes to write and how much of the window they are: small events in one piece, so that a burst is
+        not a write each. Empty when there is nothing now."""
+        out = self._out
         parts: list[bytes] = []
-        size = 0
-        while self._pending and (not parts or size + len(self._pending[0][0]) <= WRITE_MAX):
-            data, counted = self._pending.popleft()
+        size = cost = 0
+        while out and (not parts or size + len(out[0][0]) <= WRITE_MAX):
+            data, counted = out.popleft()
             parts.append(data)
             size += len(data)
-            self._writing += counted
-        self._stall = asyncio.get_running_loop().call_later(STALL_S, self._on_stall)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+            cost += counted
+        return parts[0] if len(parts) == 1 else b"".join(parts), cost
 
-    def _written(self) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
-        self._taken += self._writing
-        self._writing = 0
-        if self._taken >= GRANT and self._seq:
-            self._client.consumed(self._seq, self._taken)
-            self._taken = 0
+    @property
+    def is_over(self) -> bool:
+        """All has been written."""
+        return self.answer is not None and not self._out
 
-    def _on_stall(self) -> None:
-        self._exchange.cut(at_once=True)  # the watch sees the connection end
+    @property
+    def status(self) -> int:
+        """Of the answer as it ended; the client was told 200 long ago."""
+        if self.answer is None or self.answer.status == 200:
+            return 200
+        return self.answer.status if 300 <= self.answer.status <= 599 else 500
 
-    def _finish(self, answer: Answer) -> None:
-        if answer.status == 200:
-            return
-        status = answer.status if 400 <= answer.status <= 599 else 500
-        self._exchange.status = status  # for the metrics; the client was told 200 long ago
+    def _begin(self, flow: Flow, mime: str) -> int:
+        self.flow, self.mime = flow, mime
+        held, self._held = self._held, []
+        return sum([self._add(event) for event in held])
+
+    def _add(self, event: StreamEvent) -> int:
+        cost = len(event.data) + EVENT_COST
         if self.flow is Flow.EVENTS:
-            self._pending.append((sse.error(status, str(answer.body, "utf-8", "replace")), 0))
+            self._out.append((sse.event(event.data), cost))
+        elif self.flow is Flow.CHUNKS and event.flow is Flow.CHUNKS:
+            self._out.append((event.data, cost))
         else:
-            self._exchange.cut()
+            return cost
+        return 0
 
 
-_UNHEARD: Final = StageState("", 0, 0, 0, 0, 0, "", Flow.UNKNOWN)
-
-
-def state_of(client: BrokerClient, stage: int) -> StageState:
-    """What the client knows of a stage; its flow is UNKNOWN before the broker's first word."""
-    stages = client.stages
-    return stages[stage] if stage < len(stages) else _UNHEARD
+def _is_refusal(answer: Answer) -> bool:
+    """By the broker, before any worker saw the request."""
+    return answer.status in (429, 503) and answer.speaker != Speaker.WORKER

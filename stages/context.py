@@ -14,7 +14,8 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from engine.core.wire import Pairs, Payload, unpack_meta
+from engine.core.meta import Pairs, head_of, request_id_of
+from engine.core.wire import Payload
 
 NO_DEADLINE: Final = 0  # of ItemIn.deadline_ns; the monotonic clock never shows 0 in a running process
 
@@ -30,10 +31,14 @@ class ItemIn(msgspec.Struct, frozen=True):
     payload: Payload
     first: bool = True
     last: bool = True
-    request_id: str = ""
     meta: bytes = b""
     attempt: int = 1
     deadline_ns: int = NO_DEADLINE
+
+    @property
+    def request_id(self) -> str:
+        """The request's ``x-request-id``."""
+        return request_id_of(self.meta)
 
 
 NOTHING: Final = ItemIn(0, b"")  # what an offline worker computes for
@@ -100,7 +105,7 @@ class Context:
     def headers(self) -> Mapping[str, str]:
         """The HTTP request's headers, names in any case."""
         if self._headers is None:
-            self._headers = Headers(unpack_meta(self._item.meta)[1])
+            self._headers = Headers(head_of(self._item.meta).headers)
         return self._headers
 
     @property
@@ -113,7 +118,7 @@ class Context:
     @property
     def query_string(self) -> str:
         """The query string as it came, without the question mark."""
-        return unpack_meta(self._item.meta)[0].decode("latin-1")
+        return head_of(self._item.meta).query.decode("latin-1")
 
     def remaining(self) -> float:
         """Seconds until the request's deadline, never below zero; infinite without one."""

@@ -13,7 +13,8 @@ from typing import NamedTuple
 from engine.config import Deployment
 from engine.core import sse
 from engine.core.messages import Flow, Status
-from engine.core.wire import Payload, pack_meta
+from engine.core.meta import pack, pack_head
+from engine.core.wire import Payload
 from engine.log import get_logger
 from stages.base import Worker
 from stages.build import load_offline
@@ -67,9 +68,8 @@ class Pipeline:
     ) -> Reply:
         """One request through the stages of the route ``path``. KeyError when there is no such route."""
         stages = self._topology.routes[self._routes[path]].stages
-        meta = pack_meta(
-            query.encode("latin-1"), [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-        )
+        pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+        meta = pack(request_id, pack_head(query.encode("latin-1"), pairs))
         payload: Payload = body
         sent: list[bytes] = []
         for hop, stage in enumerate(stages):
@@ -78,7 +78,6 @@ class Pipeline:
                 payload=payload,
                 first=hop == 0,
                 last=hop == len(stages) - 1,
-                request_id=request_id,
                 meta=meta,
             )
             worker = self.workers[stage]

@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from engine.core import wire
-from engine.core.messages import AnyMessage, Message, Welcome
+from engine.core.messages import AnyMessage, Message, Ready, Submit
 
 ROOT = Path(__file__).parents[1]
 
@@ -125,18 +125,33 @@ for family in stage_families(machine, (), 0.0, "engine").own:
 
 def test_a_field_of_a_message_is_one_line_that_older_peers_pass_over(copy: Copy) -> None:
     file = "engine/core/messages.py"
-    copy.insert(file, copy.end_of_class(file, "Welcome"), '    greeting: str = "none"\n')
-    old = Welcome(epoch=1, worker=2, lane="ipc:///lane", same_host=True)
+    copy.insert(file, copy.end_of_class(file, "Ready"), '    greeting: str = "none"\n')
+    old = Ready(worker=2, mime="text/plain")
     code = f"""
 from engine.core import wire
-from engine.core.messages import Welcome
+from engine.core.messages import Ready
 came, _ = wire.decode([bytes.fromhex({encoded(old)!r})])
-print(came.lane, came.greeting)
-print(wire.encode(Welcome(epoch=1, worker=2, lane="ipc:///lane", same_host=True, greeting="hello"))[0].hex())
+print(came.mime, came.greeting)
+print(wire.encode(Ready(worker=2, mime="text/plain", greeting="hello"))[0].hex())
 """
     first, new = copy.run("-c", code).splitlines()
-    assert first == "ipc:///lane none"
+    assert first == "text/plain none"
     assert decoded(new) == old
+
+
+def test_a_column_of_a_message_is_one_line_and_older_peers_mean_its_default(copy: Copy) -> None:
+    file = "engine/core/messages.py"
+    line = "    weights: Annotated[list[int], column(7)] = []\n"
+    copy.insert(file, copy.end_of_class(file, "Submit"), line)
+    (old,) = wire.encode(Submit([1, 2], [0, 0], [9, 9], [b"", b""]), [b"a", b"b"])
+    code = f"""
+from engine.core import wire
+came, _ = wire.decode([bytes.fromhex({bytes(old).hex()!r})])
+print(came.weights)
+came = wire.decode(wire.encode(type(came)([1], [0], [9], [b""], weights=[3]), [b"a"]))[0]
+print(came.weights)
+"""
+    assert copy.run("-c", code).splitlines() == ["[7, 7]", "[3]"]
 
 
 def test_a_message_is_a_class_that_joins_the_others(copy: Copy) -> None:

@@ -22,6 +22,7 @@ from engine.broker.watch import Watch
 from engine.clock import now as clock
 from engine.core.actions import Fail, News, Release, Settle
 from engine.core.front import Frontend, FrontMachine, FrontSpec
+from engine.core.introduction import UNREADABLE, FrozenWords, Introduction, Refusal, Stranger
 from engine.core.liveness import CHECK_S, REJOIN_S, REPORT_S
 from engine.core.messages import (
     Ask,
@@ -37,7 +38,7 @@ from engine.core.messages import (
     Submit,
 )
 from engine.core.routing import Topology
-from engine.core.wire import Payload, encode
+from engine.core.wire import AnyWords, Payload, encode
 from engine.errors import ProtocolError
 from engine.mailbox import Mailbox
 from engine.transport import Endpoints
@@ -72,7 +73,7 @@ class FrontPart(Part[ToFront]):
         threads: str,
     ) -> None:
         super().__init__()
-        self.machine = FrontMachine(spec, topology, epoch, absent_at=clock() + REJOIN_S)
+        self.machine = FrontMachine(spec, topology, epoch, deployment=name, absent_at=clock() + REJOIN_S)
         self.stages: Sequence[Mailbox[ToStage]] = ()  # set before start
         self._name = name
         self._namespace = namespace
@@ -107,10 +108,10 @@ class FrontPart(Part[ToFront]):
             for message, payloads in self._egress.parcels():
                 self._handle_egress(message, payloads, now)
         if self._front.ready:
-            for peer, message, payloads in self._front.letters():
+            for peer, message, payloads in self._front.letters(self._cannot_read):
                 self._handle_front(peer, message, payloads, now)
         if self._admin.ready:
-            for peer, message, _ in self._admin.letters():
+            for peer, message, _ in self._admin.letters(self._cannot_read_question):
                 self._handle_admin(peer, message, now)
         if self._exits.ready:
             self._exits.ready = False
@@ -157,7 +158,7 @@ class FrontPart(Part[ToFront]):
             machine.draining = True
             self._pulse_all()
 
-    def _handle_egress(self, message: Message, payloads: list[Payload], now: float) -> None:
+    def _handle_egress(self, message: AnyWords, payloads: list[Payload], now: float) -> None:
         if isinstance(message, Results) and 0 <= message.stage < len(self.stages) and not message.refs:
             self.machine.results(message, payloads, now)
         elif isinstance(message, StreamEvents) and 0 <= message.stage < len(self.stages):
@@ -166,35 +167,60 @@ class FrontPart(Part[ToFront]):
         else:
             log.warning("unexpected message dropped", extra={"kind": type(message).__name__})
 
-    def _handle_front(self, peer: bytes, message: Message, payloads: list[Payload], now: float) -> None:
+    def _handle_front(self, peer: bytes, message: AnyWords, payloads: list[Payload], now: float) -> None:
         machine = self.machine
-        if isinstance(message, Submit):
+        if isinstance(message, Introduction):
+            self._handle_introduction(peer, message, now)
+        elif not isinstance(message, Submit | Cancel | Consumed | FrontendBeat):
+            log.warning("unexpected message dropped", extra={"kind": type(message).__name__})
+        elif not machine.knows(peer):
+            self._tell(peer, Stranger(untaken=message.seqs if isinstance(message, Submit) else []))
+        elif isinstance(message, Submit):
             try:
                 self._arenas.arrive(payloads)
             except ProtocolError as error:
-                # Of a frontend that was given up and still lives: it submits again when it learns its new session.
-                log.warning("requests dropped", extra={"requests": len(message.seqs), "reason": str(error)})
+                # Of an arena that has ended, say: what it stands for must be sent as bytes.
+                log.warning("requests not taken", extra={"requests": len(message.seqs), "reason": str(error)})
+                self._tell(peer, Stranger(untaken=message.seqs))
                 return
             machine.submit(peer, message, payloads, now)
         elif isinstance(message, Cancel):
             machine.cancel(peer, message.seqs)
         elif isinstance(message, Consumed):
             machine.consumed(peer, message.nbytes)
-        elif isinstance(message, FrontendBeat):
-            machine.beat(peer, message, now)
-            if message.host == self._host and peer not in self._memory:
-                self._memory[peer] = self._arenas.create()
-            if (
-                message.host == self._host
-                and message.pid not in self._watched
-                and self._watch.add(message.pid, message.pid)
-            ):
-                self._watched[message.pid] = peer
-            self._send(peer, self._pulse(machine.frontends[peer]))
         else:
-            log.warning("unexpected message dropped", extra={"kind": type(message).__name__})
+            machine.beat(peer, message, now)
+            self._send(peer, self._pulse(machine.frontends[peer]))
 
-    def _handle_admin(self, peer: bytes, message: Message, now: float) -> None:
+    def _handle_introduction(self, peer: bytes, who: Introduction, now: float) -> None:
+        for former in self.machine.formers(peer, who):
+            self._lose(former)
+        answer = self.machine.introduce(peer, who, now)
+        if isinstance(answer, Refusal):
+            log.error("frontend refused", extra={"frontend": who.name, "reason": answer.reason})
+            self._tell(peer, answer)
+            return
+        if who.host == self._host:
+            if peer not in self._memory:
+                self._memory[peer] = self._arenas.create()
+            if who.pid not in self._watched and self._watch.add(who.pid, who.pid):
+                self._watched[who.pid] = peer
+        self._send(peer, answer)
+        if peer in self.machine.frontends:  # it has taken that
+            self._send(peer, self._pulse(self.machine.frontends[peer]))
+
+    def _cannot_read(self, peer: bytes) -> None:
+        if not self.machine.knows(peer):  # of another version, or nothing of ours at all
+            self._tell(peer, UNREADABLE)
+
+    def _cannot_read_question(self, peer: bytes) -> None:
+        self._admin.send(encode(UNREADABLE), peer)
+
+    def _tell(self, peer: bytes, words: FrozenWords) -> None:
+        """To somebody who is not known; if it has gone, nothing is lost."""
+        self._front.send(encode(words), peer)
+
+    def _handle_admin(self, peer: bytes, message: AnyWords, now: float) -> None:
         if not isinstance(message, Ask) or message.what not in report.QUESTIONS:
             log.warning("unexpected question dropped", extra={"kind": type(message).__name__})
             return
@@ -230,11 +256,12 @@ class FrontPart(Part[ToFront]):
         self._arenas.retire(self._memory.pop(peer, None))
         if frontend is None:
             return
-        log.info("frontend gone", extra={"frontend": frontend.name, "requests": len(frontend.requests)})
-        if self._watched.pop(frontend.pid, None) is not None:
-            self._watch.remove(frontend.pid)
+        log.info("frontend gone", extra={"frontend": frontend.who.name, "requests": len(frontend.requests)})
+        if self._watched.get(frontend.who.pid) == peer:
+            del self._watched[frontend.who.pid]
+            self._watch.remove(frontend.who.pid)
         if frontend.families:
-            self._retired.add(frontend.families, whose=frontend.name)
+            self._retired.add(frontend.families, whose=frontend.who.name)
 
     # --- actions out -------------------------------------------------------------------------------------------------
 
@@ -254,7 +281,7 @@ class FrontPart(Part[ToFront]):
         machine = self.machine
         stages = [view.state for view in machine.stages]
         memory = self._memory.get(frontend.peer)
-        return FrontendPulse(machine.epoch, frontend.session, machine.draining, machine.headroom, stages, memory)
+        return FrontendPulse(machine.draining, machine.headroom, stages, memory)
 
     def _pulse_all(self) -> None:
         for frontend in list(self.machine.frontends.values()):

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import logging
 import select
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 from typing import Final, Protocol
 
 from engine import transport
-from engine.core.messages import AnyMessage
-from engine.core.wire import Buffer, Payload, decode
+from engine.core.wire import AnyWords, Buffer, Payload, decode
 from engine.errors import ProtocolError
 
 log: Final = logging.getLogger("stageline.broker")
@@ -51,7 +50,7 @@ class Inlet(Source):
         self.sock = sock
         self._doubts = poll.doubts
 
-    def parcels(self) -> Iterator[tuple[AnyMessage, list[Payload]]]:
+    def parcels(self) -> Iterator[tuple[AnyWords, list[Payload]]]:
         """What a PULL socket has now, at most PARCELS_PER_PASS; what cannot be read is logged and left out."""
         for frames in self._frames():
             try:
@@ -59,13 +58,14 @@ class Inlet(Source):
             except ProtocolError as error:
                 log.warning("malformed parcel dropped", extra={"reason": str(error)})
 
-    def letters(self) -> Iterator[tuple[bytes, AnyMessage, list[Payload]]]:
-        """The same for a ROUTER socket: with the peer that sent it."""
+    def letters(self, unreadable: Callable[[bytes], None]) -> Iterator[tuple[bytes, AnyWords, list[Payload]]]:
+        """The same for a ROUTER socket: with the peer that sent it. ``unreadable`` is told whose words were not."""
         for frames in self._frames():
             try:
                 message, payloads = decode(frames[1:])
             except ProtocolError as error:
                 log.warning("malformed parcel dropped", extra={"reason": str(error)})
+                unreadable(bytes(frames[0]))
                 continue
             yield bytes(frames[0]), message, payloads
 

@@ -151,7 +151,7 @@ def status(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deploy
         "admitted_bytes": machine.nbytes,
         "stages": [part if part is not None else {"name": name, "error": UNTOLD} for name, part in stages],
         "frontends": [
-            {"name": frontend.name, "pid": frontend.pid, "pending": len(frontend.requests)}
+            {"name": frontend.who.name, "pid": frontend.who.pid, "pending": len(frontend.requests)}
             for frontend in machine.frontends.values()
         ],
     }
@@ -272,7 +272,7 @@ def metrics(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deplo
     return pack_sources(
         Sources(
             broker=pack(merge([own, *(stage.own for stage in stages)])),
-            frontends=[(one.name, one.families) for one in machine.frontends.values() if one.families],
+            frontends=[(one.who.name, one.families) for one in machine.frontends.values() if one.families],
             workers=[worker for stage in stages for worker in stage.workers],
             retired=pack(merge([deployed.retired, *(stage.retired for stage in stages)])),
         )

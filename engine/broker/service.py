@@ -75,6 +75,7 @@ class Broker:
                 index,
                 stage_spec(stage, max_attempts=deployment.engine.max_attempts),
                 topology,
+                deployment=deployment.engine.name,
                 namespace=deployment.engine.namespace,
                 ledger=self.front.machine.ledger,
                 epoch=self.epoch,

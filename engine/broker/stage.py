@@ -1,7 +1,7 @@
 """The part of one stage: carries out what :class:`engine.core.stage.StageMachine` decides.
 
-Owns the ROUTER that workers say hello to, the PULL that the previous stages' workers push results to, and one PUSH lane
-per worker. Knows no rule of batching, credit or replay.
+Owns the ROUTER at which workers introduce themselves, the PULL that the previous stages' workers push results to, and
+one PUSH lane per worker. Knows no rule of batching, credit or replay.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from engine.broker.watch import Watch
 from engine.clock import now as clock
 from engine.core import wording
 from engine.core.actions import Admit, Dispatch, Drop, Fail, Forget, Grant, Kill, News, Release, Settle, ToWorker
+from engine.core.introduction import UNREADABLE, FrozenWords, Introduction, Refusal
 from engine.core.items import Request
 from engine.core.liveness import CHECK_S, LANE_RETRY_S, REJOIN_S
-from engine.core.messages import Bye, Hello, Leave, Message, Place, Ready, Refused, Results, Welcome, WorkerBeat
+from engine.core.messages import Bye, Leave, Message, Place, Ready, Results, WorkerBeat
 from engine.core.routing import Topology
 from engine.core.stage import StageMachine, StageSpec
-from engine.core.wire import Buffer, Payload, encode, refs_of
+from engine.core.wire import AnyWords, Buffer, Payload, encode, refs_of
 from engine.errors import ProtocolError, StartError
 from engine.mailbox import Mailbox
 from engine.transport import Endpoints
@@ -67,6 +68,7 @@ class StagePart(Part[ToStage]):
         spec: StageSpec,
         topology: Topology,
         *,
+        deployment: str,
         namespace: str,
         ledger: Mapping[int, Request],
         epoch: int,
@@ -75,7 +77,9 @@ class StagePart(Part[ToStage]):
         arenas: Arenas,
     ) -> None:
         super().__init__()
-        self.machine = StageMachine(index, spec, topology, ledger, epoch, absent_at=clock() + REJOIN_S)
+        self.machine = StageMachine(
+            index, spec, topology, ledger, epoch, deployment=deployment, absent_at=clock() + REJOIN_S
+        )
         self.index = index
         self.front: Mailbox[ToFront] | None = None  # set before start, like stages
         self.stages: Sequence[Mailbox[ToStage]] = ()
@@ -110,7 +114,7 @@ class StagePart(Part[ToStage]):
                 else:
                     log.warning("unexpected message dropped", extra={"kind": type(message).__name__})
         if self._control.ready:
-            for peer, message, _ in self._control.letters():
+            for peer, message, _ in self._control.letters(self._cannot_read):
                 self._handle_control(peer, message, now)
         if self._exits.ready:
             self._exits.ready = False
@@ -175,14 +179,14 @@ class StagePart(Part[ToStage]):
             part = None
         self._tell(Seen(look.token, self.index, part))
 
-    def _handle_control(self, peer: bytes, message: Message, now: float) -> None:
+    def _handle_control(self, peer: bytes, message: AnyWords, now: float) -> None:
         if isinstance(message, WorkerBeat):
             lane = self._lanes.get(message.worker)
             if lane is not None:
                 lane.peer = peer
             self._reply(peer, self.machine.beat(message, now))
-        elif isinstance(message, Hello):
-            self._handle_hello(peer, message, now)
+        elif isinstance(message, Introduction):
+            self._handle_introduction(peer, message, now)
         elif isinstance(message, Ready):
             self.machine.ready(message, now)
         elif isinstance(message, Leave):
@@ -192,27 +196,36 @@ class StagePart(Part[ToStage]):
         else:
             log.warning("unexpected message dropped", extra={"kind": type(message).__name__})
 
-    def _handle_hello(self, peer: bytes, hello: Hello, now: float) -> None:
-        local = hello.host == self._host
-        answer = self.machine.hello(hello, local=local, now=now)
-        if isinstance(answer, Refused):
-            log.error("worker refused", extra={"stage": hello.stage, "worker": hello.slot, "reason": answer.reason})
-            self._reply(peer, answer)
+    def _handle_introduction(self, peer: bytes, who: Introduction, now: float) -> None:
+        local = who.host == self._host
+        machine = self.machine
+        key = machine.introduce(who, local=local, now=now)
+        if not isinstance(key, int):
+            if isinstance(key, Refusal):
+                self._log_refusal(who, key.reason)
+            self._reply(peer, key)
             return
         # Its former self, if any, was forgotten just now: close that lane before its address is bound again.
         self._carry_out(now)
         try:
-            sock = transport.lane(self._context, self._endpoints.lane(self.index, answer))
+            sock = transport.lane(self._context, self._endpoints.lane(self.index, key))
         except StartError as error:  # out of descriptors, say: one worker the fewer, not all of the deployment
-            log.error("worker refused", extra={"stage": hello.stage, "worker": hello.slot, "reason": str(error)})
-            self.machine.exited(answer, now)
-            self._reply(peer, Refused(wording.no_lane(error)))
+            self._log_refusal(who, str(error))
+            machine.exited(key, now)
+            self._reply(peer, Refusal(wording.no_lane(error)))
             return
         memory = self._arenas.create() if local else None
-        self._lanes[answer] = Lane(sock, peer, memory)
-        if local and not self._watch.add(answer, hello.pid):
-            self.machine.workers[answer].local = False  # heartbeats must do
-        self._reply(peer, Welcome(self.machine.epoch, answer, transport.bound(sock), local, memory))
+        self._lanes[key] = Lane(sock, peer, memory)
+        if local and not self._watch.add(key, who.pid):
+            machine.workers[key].local = False  # heartbeats must do
+        self._reply(peer, machine.welcome(key, transport.bound(sock), same_host=local, memory=memory))
+
+    def _cannot_read(self, peer: bytes) -> None:
+        if not any(lane.peer == peer for lane in self._lanes.values()):  # of another version, or nothing of ours at all
+            self._reply(peer, UNREADABLE)
+
+    def _log_refusal(self, who: Introduction, reason: str) -> None:
+        log.error("worker refused", extra={"stage": who.stage, "worker": who.slot, "reason": reason})
 
     # --- actions out -------------------------------------------------------------------------------------------------
 
@@ -273,7 +286,7 @@ class StagePart(Part[ToStage]):
             transport.unbind(lane.sock)
             self._arenas.retire(lane.memory)
 
-    def _reply(self, peer: bytes, message: Message) -> None:
+    def _reply(self, peer: bytes, message: Message | FrozenWords) -> None:
         self._control.send(encode(message), peer)  # False: it has gone, and its pidfd or silence tells
 
     def _tell(self, letter: ToFront) -> None:

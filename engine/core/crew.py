@@ -50,6 +50,7 @@ class Member:
     key: int
     slot: int
     pid: int
+    instance: str  # drawn at random by its process
     local: bool  # its process is watched by pid
     heard: float
     maps: bool = False  # it can be given references to shared memory

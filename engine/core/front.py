@@ -3,6 +3,7 @@
 Events come in as method calls with ``now``; what must happen comes out in :attr:`FrontMachine.actions` and, grouped by
 frontend, from :meth:`FrontMachine.take_answers`. Rules held here:
 
+* a frontend that has not introduced itself is not listened to: its numbers may mean other routes than ours;
 * a request is admitted or answered at once: 503 while draining or when a stage of its route has nobody, 408 when its
   time is over already, 429 past the capacity in requests or bytes, or when a stage of its route holds all it may;
 * an admitted request is in the ledger until it is answered, exactly once; what comes for a request that is not in the
@@ -25,6 +26,7 @@ from typing import Final, TypeAlias
 from engine.core import wording
 from engine.core.actions import Admit, Drop, Fail, FrontAction, Grant, Release, Settle
 from engine.core.arena import Ref
+from engine.core.introduction import NEWEST, Introduction, Refusal, refuse_frontend
 from engine.core.items import Item, Request
 from engine.core.liveness import FRONTEND_SILENCE_S
 from engine.core.messages import (
@@ -33,7 +35,9 @@ from engine.core.messages import (
     Events,
     Flow,
     FrontendBeat,
+    FrontendWelcome,
     Results,
+    Speaker,
     StageState,
     Status,
     StreamEvents,
@@ -56,7 +60,7 @@ TORN: Final = wording.TORN.encode()
 TIMEOUT: Final = wording.TIMEOUT.encode()
 
 
-Refusal: TypeAlias = tuple[str, Status, str]  # metric label, status, text
+Rejection: TypeAlias = tuple[str, Status, str, Speaker]  # metric label, status, text, whose word it is
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,8 @@ class FrontSpec:
 class Frontend:
     peer: bytes
     session: int
+    who: Introduction
     heard: float
-    name: str = ""
-    pid: int = 0
     families: bytes = b""
     requests: dict[int, Request] = field(default_factory=dict)  # by its own number
 
@@ -97,14 +100,18 @@ class _Column:
     mimes: list[str] = field(default_factory=list)
     trails: list[bytes] = field(default_factory=list)
     headers: dict[int, dict[str, str]] = field(default_factory=dict)
+    speakers: dict[int, int] = field(default_factory=dict)
     payloads: list[Payload] = field(default_factory=list)
 
 
 class FrontMachine:
     """See the module. Not thread-safe: one thread calls it; stages look requests up in :attr:`ledger`."""
 
-    def __init__(self, spec: FrontSpec, topology: Topology, epoch: int, *, absent_at: float = 0.0) -> None:
+    def __init__(
+        self, spec: FrontSpec, topology: Topology, epoch: int, *, deployment: str = "", absent_at: float = 0.0
+    ) -> None:
         self.spec = spec
+        self.deployment = deployment
         self.topology = topology
         self.epoch = epoch
         self.ledger: dict[int, Request] = {}
@@ -132,38 +139,65 @@ class FrontMachine:
 
     # --- from frontends ----------------------------------------------------------------------------------------------
 
+    def introduce(self, peer: bytes, who: Introduction, now: float) -> FrontendWelcome | Refusal:
+        """A frontend says who it is. The same process by a new connection is a new session: what it submitted by the
+        former one is dropped, for it will submit again what it still waits for."""
+        refusal = refuse_frontend(who, self.topology, self.deployment)
+        if refusal is not None:
+            return refusal
+        for former in self.formers(peer, who):
+            self.gone(former)
+        frontend = self.frontends.get(peer)
+        if frontend is None:
+            self._sessions += 1
+            session = (self.epoch << SESSION_SHIFT) + self._sessions
+            frontend = self.frontends[peer] = Frontend(peer, session, who, now)
+        frontend.heard = now
+        routes = [(route.path, list(route.stages)) for route in self.topology.routes]
+        return FrontendWelcome(NEWEST, self.epoch, frontend.session, list(self.topology.stages), routes)
+
+    def formers(self, peer: bytes, who: Introduction) -> list[bytes]:
+        """Other connections by which the same process is known."""
+        known = self.frontends.items()
+        return [other for other, frontend in known if frontend.who.instance == who.instance and other != peer]
+
+    def knows(self, peer: bytes) -> bool:
+        """Whether this peer has introduced itself; what others say is not to be passed on to this machine."""
+        return peer in self.frontends
+
     def submit(self, peer: bytes, submit: Submit, payloads: Sequence[Payload], now: float) -> None:
-        frontend = self._frontend(peer, now)
+        """Admit or answer each. KeyError for a peer that is not known."""
+        frontend = self.frontends[peer]
+        frontend.heard = now
         known = frontend.requests
         admitted: dict[int, list[Item]] = {}
-        blocked: dict[int, Refusal | None] = {}  # by route; it holds for the whole parcel
+        blocked: dict[int, Rejection | None] = {}  # by route; it holds for the whole parcel
         unread: list[Ref] = []  # shared memory of what is not admitted
         columns = zip(
             submit.seqs,
             submit.routes,
             submit.budgets_us,
-            submit.request_ids,
             submit.metas,
             payloads,
             strict=True,
         )
-        for seq, route, budget_us, request_id, meta, payload in columns:
+        for seq, route, budget_us, meta, payload in columns:
             if seq in known:
                 unread.extend(refs_of(payload))
                 continue  # sent again by a frontend that was not sure: it is being computed
             if route not in blocked:
                 blocked[route] = self._blocked(route, now)
             size = len(payload) if type(payload) is bytes else payload_size(payload)
-            refusal = blocked[route] or self._refusal(budget_us, size)
-            if refusal is not None:
-                reason, status, text = refusal
+            rejection = blocked[route] or self._rejection(budget_us, size)
+            if rejection is not None:
+                reason, status, text, speaker = rejection
                 self.stats.rejected[reason] = self.stats.rejected.get(reason, 0) + 1
-                self._answer(peer, seq, status, text.encode())
+                self._answer(peer, seq, status, text.encode(), speaker)
                 unread.extend(refs_of(payload))
                 continue
             uid = self._uid = self._uid + 1
             deadline = now + budget_us / MICROS
-            request = Request(uid, peer, seq, route, deadline, request_id, meta, size)
+            request = Request(uid, peer, seq, route, deadline, meta, size)
             self.ledger[uid] = known[seq] = request
             self.nbytes += size
             heappush(self._deadlines, (deadline, uid))
@@ -179,28 +213,32 @@ class FrontMachine:
         if unread:
             self.actions.append(Release(unread))
 
-    def _blocked(self, route: int, now: float) -> Refusal | None:
+    def _blocked(self, route: int, now: float) -> Rejection | None:
         """Why nothing is admitted on a route; None when something may be."""
         if not 0 <= route < len(self.topology.routes):
-            return "malformed", Status.FAILED, "internal error: no such route"
+            return "malformed", Status.FAILED, "internal error: no such route", Speaker.DOOR
         if self.draining:
-            return "draining", Status.UNAVAILABLE, "service unavailable: draining"
+            return "draining", Status.UNAVAILABLE, "service unavailable: draining", Speaker.DOOR
         for stage in self.topology.routes[route].stages:
             view = self.stages[stage]
             if view.absent_at <= now:
-                return "absent", Status.UNAVAILABLE, f"service unavailable: stage {view.state.name} has no worker"
+                text = f"service unavailable: stage {view.state.name} has no worker"
+                return "absent", Status.UNAVAILABLE, text, Speaker.STAGE
             if view.full:
-                return "stage_full", Status.OVERLOADED, f"too many requests: stage {view.state.name} is full"
+                text = f"too many requests: stage {view.state.name} is full"
+                return "stage_full", Status.OVERLOADED, text, Speaker.STAGE
         return None
 
-    def _refusal(self, budget_us: int, size: int) -> Refusal | None:
+    def _rejection(self, budget_us: int, size: int) -> Rejection | None:
         """Why one request is not admitted; None when it is."""
         if budget_us <= 0:
-            return "deadline", Status.TIMEOUT, wording.TIMEOUT
+            return "deadline", Status.TIMEOUT, wording.TIMEOUT, Speaker.DOOR
         if len(self.ledger) >= self.spec.capacity:
-            return "capacity", Status.OVERLOADED, f"too many requests: {len(self.ledger)} are being served"
+            text = f"too many requests: {len(self.ledger)} are being served"
+            return "capacity", Status.OVERLOADED, text, Speaker.DOOR
         if self.nbytes + size > self.spec.capacity_bytes and self.ledger:
-            return "capacity_bytes", Status.OVERLOADED, "too many requests: their bodies fill the memory for them"
+            text = "too many requests: their bodies fill the memory for them"
+            return "capacity_bytes", Status.OVERLOADED, text, Speaker.DOOR
         return None
 
     def cancel(self, peer: bytes, seqs: Sequence[int]) -> None:
@@ -211,9 +249,9 @@ class FrontMachine:
         self._drop([request for seq in seqs if (request := frontend.requests.get(seq)) is not None])
 
     def beat(self, peer: bytes, beat: FrontendBeat, now: float) -> None:
-        frontend = self._frontend(peer, now)
-        frontend.name = beat.name
-        frontend.pid = beat.pid
+        """A frontend lives. KeyError for a peer that is not known."""
+        frontend = self.frontends[peer]
+        frontend.heard = now
         if beat.families:
             frontend.families = beat.families
 
@@ -228,14 +266,6 @@ class FrontMachine:
     def silent(self, now: float) -> list[bytes]:
         """Frontends that were not heard for FRONTEND_SILENCE_S."""
         return [peer for peer, frontend in self.frontends.items() if now - frontend.heard > FRONTEND_SILENCE_S]
-
-    def _frontend(self, peer: bytes, now: float) -> Frontend:
-        frontend = self.frontends.get(peer)
-        if frontend is None:
-            self._sessions += 1
-            frontend = self.frontends[peer] = Frontend(peer, (self.epoch << SESSION_SHIFT) + self._sessions, now)
-        frontend.heard = now
-        return frontend
 
     def _drop(self, requests: Sequence[Request]) -> None:
         where: defaultdict[int, list[int]] = defaultdict(list)
@@ -356,7 +386,7 @@ class FrontMachine:
             request = self.ledger.get(uid)
             if request is not None and self._stage_of(request) == fail.stage:
                 self._close(request)
-                self._answer(request.frontend, request.seq, fail.status, body)
+                self._answer(request.frontend, request.seq, fail.status, body, Speaker.STAGE)
 
     def expire(self, now: float) -> float:
         """Answer what is late; returns the next deadline (inf when there is none). To be called once per pass: it also
@@ -388,7 +418,7 @@ class FrontMachine:
         if not self._answers:
             return []
         taken = [
-            (peer, Answers(self.epoch, c.seqs, c.statuses, c.mimes, c.trails, c.headers), c.payloads)
+            (peer, Answers(self.epoch, c.seqs, c.statuses, c.mimes, c.trails, c.headers, c.speakers), c.payloads)
             for peer, c in self._answers.items()
         ]
         self._answers = {}
@@ -412,9 +442,10 @@ class FrontMachine:
             column = self._answers[peer] = _Column()
         return column
 
-    def _answer(self, peer: bytes, seq: int, status: int, body: bytes) -> None:
+    def _answer(self, peer: bytes, seq: int, status: int, body: bytes, speaker: Speaker = Speaker.DOOR) -> None:
         """An answer in the broker's own words."""
         column = self._column(peer)
+        column.speakers[len(column.seqs)] = int(speaker)
         column.seqs.append(seq)
         column.statuses.append(int(status))
         column.mimes.append("")

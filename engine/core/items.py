@@ -38,7 +38,6 @@ class Request(msgspec.Struct, eq=False, gc=False):
     seq: int  # its number there
     route: int
     deadline: float
-    request_id: str
     meta: bytes
     size: int  # bytes of its body, for the admission's books
     closed: bool = False  # answered, expired or cancelled: nothing more is computed for it

@@ -20,9 +20,10 @@ CHECK_S: Final = 1.0
 
 # --- a worker and the broker -----------------------------------------------------------------------------------------
 
-# The first hellos, for broker and workers usually start together; then those to a broker that is not there.
-HELLO_FAST_S: Final = 0.25
-HELLO_SLOW_S: Final = 1.0
+# The first introductions of a worker or a frontend, for all usually start together; then those to a broker that is not
+# there, or that refused: it may be another one by then.
+INTRODUCE_FAST_S: Final = 0.25
+INTRODUCE_SLOW_S: Final = 1.0
 
 # A message that could not be sent is tried again.
 RESEND_S: Final = 0.1
@@ -74,16 +75,16 @@ REPORT_S: Final = 2.0
 # How they must stand to each other, and why. Checked at import: a process with other times would do harm.
 RULES: Final = {
     "one late beat is not silence": 2 * BEAT_S < BROKER_SILENCE_S,
-    "a worker has a new connection, and has said hello on it, before it is given up":
+    "a worker has a new connection, and has introduced itself on it, before it is given up":
         BROKER_SILENCE_S + RECONNECT_MOST_S + BEAT_S + CHECK_S < WORKER_SILENCE_S,
-    "workers find a new broker, and are asked to say hello, before it calls its stages absent":
+    "workers find a new broker, and are asked who they are, before it calls its stages absent":
         RECONNECT_MOST_S + BEAT_S + RESEND_S < REJOIN_S,
     "a broker that follows another is there before its frontends refuse": REJOIN_S < LOST_S,
     "a frontend refuses before the broker drops what it has": LOST_S + CHECK_S < FRONTEND_SILENCE_S,
     "a stage is not called absent while one of its workers may only be silent":
         WORKER_SILENCE_S <= ABSENT_S,
     "the dead are not waited for longer than the living": SETTLE_S < BEAT_S,
-    "a hello that was lost is said again before its silence is noticed": HELLO_SLOW_S < BROKER_SILENCE_S,
+    "an introduction that was lost is repeated before its silence is noticed": INTRODUCE_SLOW_S < BROKER_SILENCE_S,
     "what is retried is retried before it is waited for": CLIENT_RESEND_S < RESEND_S < BEAT_S,
     "an answer given at the deadline arrives": LANE_RETRY_S < CLIENT_RESEND_S < ANSWER_GRACE_S,
 }  # fmt: skip

@@ -1,16 +1,17 @@
 """Every message that crosses a socket, as frozen values. This file *is* the protocol.
 
 A message is the header of a parcel (:mod:`engine.core.wire`). A message about many items carries them as packed
-columns - one list per field, position *i* of each is item *i* - because encoding one list of 32 integers costs a
+*columns* - one list per field, position *i* of each is item *i* - because encoding one list of 32 integers costs a
 tenth of encoding 32 small maps. ``layout`` says where item *i*'s payload lies, behind the header or in the frames after
 it, and ``refs`` (sparse: item position -> parts) which parts lie in shared memory instead (:mod:`engine.core.arena`).
 
-Which socket carries what (the broker's side binds, see :mod:`engine.transport`):
+Which socket carries what (the broker's side binds, see :mod:`engine.transport`). Before any of these a peer introduces
+itself, in words of their own (:mod:`engine.core.introduction`):
 
     front    frontend -> broker   Submit, Cancel, Consumed, FrontendBeat
-             broker -> frontend   Answers, Events, FrontendPulse
-    control  worker -> broker     Hello, Ready, WorkerBeat, Leave, Bye
-             broker -> worker     Welcome, Refused, Pulse, Dismiss, Revoke, CancelItems, Granted
+             broker -> frontend   FrontendWelcome, Answers, Events, FrontendPulse
+    control  worker -> broker     Ready, WorkerBeat, Leave, Bye
+             broker -> worker     Welcome, Pulse, Dismiss, Revoke, CancelItems, Granted
     lane     broker -> worker     Batch
     intake   worker -> broker     Results (input of the next stage)
     egress   worker -> broker     Results (final, failed or skipped), StreamEvents
@@ -19,7 +20,10 @@ Which socket carries what (the broker's side binds, see :mod:`engine.transport`)
 
 Units: ``*_us`` are microseconds of *remaining* or *elapsed* time, never an instant. ``uid`` is the broker's number
 for an admitted request, unique over epochs; ``seq`` the frontend's own. ``worker`` is the key the broker gave in
-Welcome. A new field goes at the end of a struct with a default: older peers ignore it.
+Welcome. ``meta`` is what only the two ends need of a request (:mod:`engine.core.meta`).
+
+A new field goes at the end of a struct with a default: older peers leave it out, and ignore it. A new column does too:
+``Annotated[list[int], column(0)] = []`` is read as a zero for every item where a peer left it out.
 """
 
 from __future__ import annotations
@@ -29,15 +33,29 @@ from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
-PROTOCOL: Final = 1  # raised when a peer of the previous number could misread a message
+from engine.core.introduction import Name, Path
+
 STREAM_WINDOW: Final = 1 << 20  # bytes of one stream on their way from a worker to its client
 EVENT_COST: Final = 64  # bytes that each of its events counts beyond its text: what holding it costs, roughly
 
+
+def column(default: object = None) -> msgspec.Meta:
+    """Marks a list that has an entry per item; ``default`` is each entry's where a peer leaves the column out, which it
+    may if the field has a default of its own."""
+    return msgspec.Meta(extra={"column": default})
+
+
+_COLUMN: Final = column()
+
 Id: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
-Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=256)]
 Micros: TypeAlias = Annotated[int, msgspec.Meta(le=1 << 53)]  # what a float holds exactly: 285 years
+Ids: TypeAlias = Annotated[list[Id], _COLUMN]
+Ints: TypeAlias = Annotated[list[int], _COLUMN]
+Texts: TypeAlias = Annotated[list[str], _COLUMN]
+Blobs: TypeAlias = Annotated[list[bytes], _COLUMN]
 Layout: TypeAlias = list[int]
 FlowCode: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=3)]  # of Flow
+SpeakerCode: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2)]  # of Speaker
 Refs: TypeAlias = dict[Id, list[tuple[Id, Id, Id, Id]]]  # item -> (part, arena, offset, length), parts ascending
 
 
@@ -63,6 +81,15 @@ class Flow(IntEnum):
     UNKNOWN = 3  # none of its workers has been ready yet
 
 
+class Speaker(IntEnum):
+    """Whose word an answer is. What a worker says is between its code and that one client, whatever status it chose;
+    only the broker's own words say something of the deployment."""
+
+    WORKER = 0  # user code, or what became of it
+    STAGE = 1  # the broker, of one stage: it is full, its workers died, its time limit has passed
+    DOOR = 2  # the broker, of the whole deployment: it is full or draining; and of the request: its time is over
+
+
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=False):
     """Base of all messages: encoded as one msgpack array that begins with the type's tag."""
 
@@ -80,13 +107,12 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Submit(Message, frozen=True, tag=1):
-    """Requests for admission. ``metas`` are opaque here: see :func:`engine.core.wire.pack_meta`."""
+    """Requests for admission. ``routes`` are the broker's numbers, as its welcome told them."""
 
-    seqs: list[Id]
-    routes: list[int]
-    budgets_us: list[Micros]  # time remaining until the deadline
-    request_ids: list[str]
-    metas: list[bytes]
+    seqs: Ids
+    routes: Ints
+    budgets_us: Annotated[list[Micros], _COLUMN]  # time remaining until the deadline
+    metas: Blobs
     layout: Layout = []
     refs: Refs = {}
 
@@ -104,28 +130,26 @@ class Consumed(Message, frozen=True, tag=8):
 
 
 class FrontendBeat(Message, frozen=True, tag=3):
-    """A frontend lives; ``families`` are its metrics (:mod:`engine.metrics`), ``host`` as in Hello."""
+    """A frontend lives; ``families`` are its metrics (:mod:`engine.metrics`)."""
 
-    name: Name
-    pid: int
     pending: int
     families: bytes = b""
-    host: Name = ""
 
 
 class Answers(Message, frozen=True, tag=4):
     """Final answers; the payload is the body, or for a failure the UTF-8 message the client may see.
 
-    ``trails`` holds for each hop three little-endian u32 of microseconds: queue, batch, compute. ``hops`` names the
-    stages of a trail by index. ``headers`` is sparse: item position -> extra response headers.
+    ``trails`` holds for each hop three little-endian u32 of microseconds: queue, batch, compute. Two are sparse, by
+    item position: ``headers``, extra response headers, and ``speakers``, whose word it is where it is no worker's.
     """
 
     epoch: int
-    seqs: list[Id]
-    statuses: list[int]
-    mimes: list[str]
-    trails: list[bytes]
+    seqs: Ids
+    statuses: Ints
+    mimes: Texts
+    trails: Blobs
     headers: dict[int, dict[str, str]] = {}
+    speakers: dict[int, SpeakerCode] = {}
     layout: Layout = []
 
 
@@ -135,7 +159,7 @@ class Events(Message, frozen=True, tag=5):
     another stage of the route."""
 
     epoch: int
-    seqs: list[Id]
+    seqs: Ids
     layout: Layout = []
     flow: FlowCode = int(Flow.EVENTS)
     mime: str = ""
@@ -154,15 +178,25 @@ class StageState(Message, frozen=True, tag=50):
     flow: FlowCode = int(Flow.WHOLE)
 
 
+class FrontendWelcome(Message, frozen=True, tag=7):
+    """The answer to a frontend's introduction: the broker knows it from now on, and knows of none of its requests.
+
+    ``stages`` and ``routes`` (path, numbers of its stages) are the broker's table: its numbers are used from now on.
+    """
+
+    protocol: int
+    epoch: int
+    session: int  # another one for each welcome
+    stages: list[Name]
+    routes: list[tuple[Path, list[Id]]]
+
+
 class FrontendPulse(Message, frozen=True, tag=6):
     """The broker's answer to a FrontendBeat, also sent when readiness or draining changes.
 
-    ``session`` is new whenever the broker meets this peer for the first time: it knows none of its requests.
     ``memory`` is the arena that this frontend may fill.
     """
 
-    epoch: int
-    session: int
     draining: bool
     headroom: int  # requests that could be admitted now
     stages: list[StageState]
@@ -172,34 +206,23 @@ class FrontendPulse(Message, frozen=True, tag=6):
 # --- control -------------------------------------------------------------------------------------------------------
 
 
-class Hello(Message, frozen=True, tag=10):
-    """A worker process exists (before it loads its model). ``host`` identifies machine and process namespace."""
-
-    protocol: int
-    fingerprint: str
-    stage: Name
-    slot: int  # 1..num, fixed over restarts
-    pid: int
-    host: Name
-
-
 class Welcome(Message, frozen=True, tag=11):
-    """``lane`` is the endpoint to connect a PULL socket to; ``same_host``: monotonic clocks may be compared.
+    """The answer to a worker's introduction, which it makes before it loads its model.
 
-    ``memory`` is the arena that this worker may fill; none on another host, or when sharing is off.
+    ``lane`` is the endpoint to connect a PULL socket to; ``same_host``: monotonic clocks may be compared. ``memory`` is
+    the arena that this worker may fill; none on another host, or when sharing is off. ``stages`` and ``routes`` as in
+    :class:`FrontendWelcome`, of which this worker is of stage number ``stage``.
     """
 
+    protocol: int
     epoch: int
     worker: int
     lane: str
     same_host: bool
-    memory: Place | None = None
-
-
-class Refused(Message, frozen=True, tag=12):
-    """The worker cannot join, and trying again will not help."""
-
-    reason: str
+    memory: Place | None
+    stage: Id
+    stages: list[Name]
+    routes: list[tuple[Path, list[Id]]]
 
 
 class Ready(Message, frozen=True, tag=13):
@@ -222,7 +245,7 @@ class WorkerBeat(Message, frozen=True, tag=14):
 
 
 class Pulse(Message, frozen=True, tag=15):
-    """The broker lives. ``known`` false: say hello again, this epoch does not know you."""
+    """The broker lives. ``known`` false: introduce yourself again, this epoch does not know you."""
 
     epoch: int
     known: bool
@@ -274,14 +297,13 @@ class Batch(Message, frozen=True, tag=30):
     batch: Id
     sent_ns: int
     reason: str  # why it left the queue: full, idle, wait, deadline, drain, replay
-    uids: list[Id]
-    routes: list[int]
-    budgets_us: list[int]
-    attempts: list[int]
-    request_ids: list[str]
-    metas: list[bytes]
-    queues_us: list[int]  # time at this stage before the batch left; the worker makes it a step of the trail
-    trails: list[bytes]  # of the stages before
+    uids: Ids
+    routes: Ints
+    budgets_us: Ints
+    attempts: Ints
+    metas: Blobs
+    queues_us: Ints  # time at this stage before the batch left; the worker makes it a step of the trail
+    trails: Blobs  # of the stages before
     layout: Layout = []
     refs: Refs = {}
     memory: list[Place] = []
@@ -293,9 +315,9 @@ class Results(Message, frozen=True, tag=31):
     stage: int
     worker: int
     batch: Id
-    uids: list[Id]
-    statuses: list[int]
-    trails: list[bytes]
+    uids: Ids
+    statuses: Ints
+    trails: Blobs
     mime: str = ""
     compute_us: int = 0  # of the whole batch; once per batch, else 0
     headers: dict[int, dict[str, str]] = {}
@@ -308,7 +330,7 @@ class StreamEvents(Message, frozen=True, tag=32):
 
     stage: int
     worker: int
-    uids: list[Id]
+    uids: Ids
     layout: Layout = []
     flow: FlowCode = int(Flow.EVENTS)
     mime: str = ""
@@ -337,10 +359,9 @@ AnyMessage: TypeAlias = (
     | FrontendBeat
     | Answers
     | Events
+    | FrontendWelcome
     | FrontendPulse
-    | Hello
     | Welcome
-    | Refused
     | Ready
     | WorkerBeat
     | Pulse

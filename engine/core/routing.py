@@ -1,12 +1,12 @@
 """Which stage comes next. Frontends, broker and workers derive the same table from the same file.
 
-Stages and routes travel as small integers: their positions in the file. :attr:`Topology.fingerprint` lets the broker
-refuse a worker that was started from a different file, in which the integers would mean something else.
+Stages and routes travel as small integers: their positions in the broker's file. Whoever joins tells its own table by
+name, and is told the broker's (:mod:`engine.core.introduction`).
 """
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -25,10 +25,17 @@ class Topology:
     stages: tuple[str, ...]  # names
     routes: tuple[Route, ...]
 
-    @cached_property
-    def fingerprint(self) -> str:
-        text = repr((self.stages, [(route.path, route.stages) for route in self.routes]))
-        return hashlib.blake2s(text.encode(), digest_size=8).hexdigest()
+    @staticmethod
+    def of(stages: Sequence[str], routes: Sequence[tuple[str, Sequence[int]]]) -> Topology:
+        """From a table as it travels. Raises ValueError for a route through a stage that is not there, or none."""
+        for path, numbers in routes:
+            if not numbers or not all(0 <= number < len(stages) for number in numbers):
+                raise ValueError(f"route {path} through stages {list(numbers)} of {len(stages)}")
+        return Topology(tuple(stages), tuple(Route(path, tuple(numbers)) for path, numbers in routes))
+
+    def by_name(self) -> dict[str, list[str]]:
+        """Path -> names of the stages that serve it, in order."""
+        return {route.path: [self.stages[stage] for stage in route.stages] for route in self.routes}
 
     @cached_property
     def _next(self) -> tuple[dict[int, int], ...]:

@@ -31,24 +31,24 @@ from engine.core.actions import Dispatch, Fail, Forget, Grant, Kill, News, Relea
 from engine.core.arena import Ref
 from engine.core.batching import BatchQueue, Policy, Reason, Taker, decide
 from engine.core.crew import Crew, InFlight, Member
+from engine.core.introduction import NEWEST, Introduction, Refusal, Stranger, refuse_worker
 from engine.core.items import Item, Request
 from engine.core.liveness import ABSENT_S, SETTLE_S, WORKER_SILENCE_S
 from engine.core.messages import (
-    PROTOCOL,
     Batch,
     CancelItems,
     Dismiss,
     Flow,
     Granted,
-    Hello,
     Message,
+    Place,
     Pulse,
     Ready,
-    Refused,
     Results,
     Revoke,
     StageState,
     Status,
+    Welcome,
     WorkerBeat,
 )
 from engine.core.routing import Topology
@@ -88,9 +88,11 @@ class StageMachine:
         ledger: Mapping[int, Request],
         epoch: int,
         *,
+        deployment: str = "",
         absent_at: float = 0.0,
     ) -> None:
         self.index = index
+        self.deployment = deployment
         self.spec = spec
         self.topology = topology
         self.epoch = epoch
@@ -181,23 +183,35 @@ class StageMachine:
 
     # --- workers -----------------------------------------------------------------------------------------------------
 
-    def hello(self, hello: Hello, *, local: bool, now: float) -> int | Refused:
-        """A process says hello. Its key, or why it cannot join. The same process saying it again replaces itself."""
-        if hello.protocol != PROTOCOL:
-            return Refused(
-                f"the broker speaks protocol {PROTOCOL}, this worker {hello.protocol}: "
-                "install the same version of stageline"
-            )
-        if hello.fingerprint != self.topology.fingerprint:
-            return Refused("the broker was started with other stages or routes: start both from the same stages.toml")
+    def introduce(self, who: Introduction, *, local: bool, now: float) -> int | Refusal | Stranger:
+        """A process says who it is. Its key, or why it cannot join, or where it belongs. One that says so again - the
+        same by its ``instance``, for pids and slots repeat from host to host - replaces its former self."""
+        refusal = refuse_worker(who, self.topology, self.deployment, self.topology.stages[self.index])
+        if refusal is not None:
+            return refusal
         for old in list(self.workers.values()):
-            if old.pid == hello.pid and old.slot == hello.slot and old.local == local:
+            if old.instance == who.instance:
                 self._turn(old, WorkerEvent.AGAIN)
                 self._forget(old, now)
         self._keys += 1
-        self.workers[self._keys] = Member(self._keys, hello.slot, hello.pid, local, now)
+        self.workers[self._keys] = Member(self._keys, who.slot, who.pid, who.instance, local, now)
         self._tell(now)
         return self._keys
+
+    def welcome(self, key: int, lane: str, *, same_host: bool, memory: Place | None) -> Welcome:
+        """What an introduced worker is told: its key, its lane, and the numbers by which stages and routes travel."""
+        routes = [(route.path, list(route.stages)) for route in self.topology.routes]
+        return Welcome(
+            protocol=NEWEST,
+            epoch=self.epoch,
+            worker=key,
+            lane=lane,
+            same_host=same_host,
+            memory=memory,
+            stage=self.index,
+            stages=list(self.topology.stages),
+            routes=routes,
+        )
 
     def ready(self, ready: Ready, now: float) -> None:
         """The worker's warm-up is done. Said again, or after it wanted to leave, it changes nothing."""
@@ -217,7 +231,7 @@ class StageMachine:
         self._tell(now)
 
     def beat(self, beat: WorkerBeat, now: float) -> Message:
-        """The answer to a heartbeat: an unknown worker is asked to say hello again."""
+        """The answer to a heartbeat: an unknown worker is asked to introduce itself again."""
         worker = self.workers.get(beat.worker)
         if worker is None:
             return Pulse(self.epoch, False)
@@ -406,7 +420,18 @@ class StageMachine:
 
     def _dispatch(self, worker: Member, items: list[Item], reason: Reason, now: float) -> None:
         self._batches = number = self._batches + 1
-        batch = Batch(number, int(now * 1e9), reason._value_, [], [], [], [], [], [], [], [])
+        batch = Batch(
+            batch=number,
+            sent_ns=int(now * 1e9),
+            reason=reason._value_,
+            uids=[],
+            routes=[],
+            budgets_us=[],
+            attempts=[],
+            metas=[],
+            queues_us=[],
+            trails=[],
+        )
         payloads: list[Payload] = []
         flight = InFlight(number, {}, now, reason is Reason.REPLAY)
         nbytes = shared = 0
@@ -417,7 +442,6 @@ class StageMachine:
             batch.routes.append(request.route)
             batch.budgets_us.append(int((request.deadline - now) * MICROS))
             batch.attempts.append(item.attempt)
-            batch.request_ids.append(request.request_id)
             batch.metas.append(request.meta)
             batch.queues_us.append(int((now - item.arrived) * MICROS))
             batch.trails.append(item.trail)

@@ -8,6 +8,9 @@ payloads of several parts (a pickle with out-of-band buffers), are frames of the
 negated. Parts that lie in shared memory (:class:`~engine.core.arena.Ref`) are in no frame: the header's ``refs`` says
 where among the other parts they stand.
 
+The words by which peers introduce themselves have a form of their own (:mod:`engine.core.introduction`): one frame of
+JSON, which no header begins like.
+
 Bytes come from peers that may be broken or hostile: :func:`decode` accepts exactly what :func:`encode` can produce and
 raises :class:`~engine.errors.ProtocolError` for anything else.
 """
@@ -16,17 +19,20 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
+from engine.core import introduction
 from engine.core.arena import Ref
+from engine.core.introduction import FrozenWords
 from engine.core.messages import AnyMessage, Message, Refs
 from engine.errors import ProtocolError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Part: TypeAlias = Buffer | Ref
 Payload: TypeAlias = Part | tuple[Part, ...]  # one part, or several
+AnyWords: TypeAlias = AnyMessage | FrozenWords
 
 INLINE_MAX: Final = 32 * 1024  # bytes; above it joining costs more than a frame
 HEADER_MAX: Final = 16 * 1024 * 1024  # bytes; 1,000 requests with 8 KiB of HTTP headers each are half of it
@@ -39,8 +45,8 @@ _length = struct.Struct("<I")  # of the header
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
 
-# Columns that must be as long as the first one, per message type: computed once from the type annotations.
-_columns: dict[type, tuple[str, ...]] = {}
+# Columns that must be as long as the first one, per message type: looked up once.
+_columns: dict[type, tuple[Column, ...]] = {}
 
 
 def payload_size(payload: Payload) -> int:
@@ -63,10 +69,12 @@ def _nbytes(part: Part) -> int:
     return part.length if type(part) is Ref else len(part)  # type: ignore[arg-type]  # bytes or bytearray
 
 
-def encode(message: Message, payloads: Sequence[Payload] = ()) -> list[Buffer]:
+def encode(message: Message | FrozenWords, payloads: Sequence[Payload] = ()) -> list[Buffer]:
     """Frames of a parcel. A message with payloads must have a ``layout`` field, which is filled in here, and one whose
     payloads contain references a ``refs`` field (else this raises AttributeError)."""
     if not payloads:
+        if not isinstance(message, Message):
+            return [*introduction.encode(message)]
         header = _encoder.encode(message)
         return [_length.pack(len(header)) + header]
     layout: list[int] = []
@@ -93,6 +101,7 @@ def encode(message: Message, payloads: Sequence[Payload] = ()) -> list[Buffer]:
         else:
             layout.append(-1)
             large.append(payload)  # type: ignore[arg-type]
+    assert isinstance(message, Message)
     # The struct is frozen for its readers. Here it was made one line ago by the caller and has no layout yet; a copy
     # (msgspec.structs.replace) would cost as much as encoding the header.
     msgspec.structs.force_setattr(message, "layout", layout)
@@ -102,7 +111,7 @@ def encode(message: Message, payloads: Sequence[Payload] = ()) -> list[Buffer]:
     return [b"".join((_length.pack(len(header)), header, *small)), *large]
 
 
-def decode(frames: Sequence[Buffer]) -> tuple[AnyMessage, list[Payload]]:
+def decode(frames: Sequence[Buffer]) -> tuple[AnyWords, list[Payload]]:
     """The message and its payloads. Raises ProtocolError for malformed, oversize or inconsistent parcels.
 
     Inlined payloads come back as ``bytes``; framed ones as the frame itself (or a tuple of frames), uncopied; parts in
@@ -116,21 +125,15 @@ def decode(frames: Sequence[Buffer]) -> tuple[AnyMessage, list[Payload]]:
     (size,) = _length.unpack_from(head)
     end = _length.size + size
     if size > HEADER_MAX or end > len(head):
+        if introduction.is_frozen(head) and len(frames) == 1:
+            return introduction.decode(head), []
         raise ProtocolError(f"a header of {size} bytes, of which {len(head) - _length.size} have come")
     try:
         message = _decoder.decode(head[_length.size : end])
     except UNREADABLE as error:
         raise ProtocolError(f"unreadable header: {error}") from error
+    n = fill_columns(message)
     kind = type(message)
-    columns = _columns.get(kind)
-    if columns is None:
-        columns = _columns[kind] = _column_names(kind)
-    n = -1  # items, for a message about items
-    if columns:
-        n = len(getattr(message, columns[0]))
-        for name in columns:
-            if len(getattr(message, name)) != n:
-                raise ProtocolError(f"{kind.__name__}.{name} does not have {n} entries")
     if not hasattr(message, "layout"):
         if len(frames) != 1 or end != len(head):
             raise ProtocolError(f"{kind.__name__} with payloads")
@@ -188,40 +191,42 @@ def _split(head: bytes, offset: int, frames: Sequence[Buffer], layout: list[int]
     return payloads
 
 
-def _column_names(kind: type) -> tuple[str, ...]:
-    """The list fields of a per-item message; a message whose first field is no list may still be per item."""
-    from engine.core import messages
-
-    per_item: dict[type, tuple[str, ...]] = {
-        messages.Submit: ("seqs", "routes", "budgets_us", "request_ids", "metas"),
-        messages.Answers: ("seqs", "statuses", "mimes", "trails"),
-        messages.Events: ("seqs",),
-        messages.Batch: ("uids", "routes", "budgets_us", "attempts", "request_ids", "metas", "queues_us", "trails"),
-        messages.Results: ("uids", "statuses", "trails"),
-        messages.StreamEvents: ("uids",),
-    }
-    return per_item.get(kind, ())
-
-
-# --- what rides inside a message as opaque bytes --------------------------------------------------------------------
-
-Pairs: TypeAlias = list[tuple[bytes, bytes]]
-_meta_decoder: msgspec.msgpack.Decoder[tuple[bytes, Pairs]] = msgspec.msgpack.Decoder(tuple[bytes, Pairs])
+def fill_columns(message: Message) -> int:
+    """Give columns that its sender left out their defaults. How many items the message is about; -1 if about none.
+    Raises ProtocolError for columns of different lengths."""
+    kind = type(message)
+    columns = _columns.get(kind)
+    if columns is None:
+        columns = _columns[kind] = columns_of(kind)
+    if not columns:
+        return -1
+    n = len(getattr(message, columns[0].name))
+    for column in columns:
+        entries = getattr(message, column.name)
+        if len(entries) != n:
+            if entries or column.is_needed:
+                raise ProtocolError(f"{kind.__name__}.{column.name} does not have {n} entries")
+            entries.extend([column.default] * n)
+    return n
 
 
-def pack_meta(query: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """Query string and header pairs of an HTTP request, for ``Worker.context(i)``; opened only if it is asked for."""
-    return _encoder.encode((query, headers))
+class Column(NamedTuple):
+    """A field of a message that has an entry per item. ``is_needed``: a peer may not leave it out."""
+
+    name: str
+    default: Any
+    is_needed: bool
 
 
-def unpack_meta(meta: bytes) -> tuple[bytes, Pairs]:
-    """Inverse of :func:`pack_meta`; an empty meta is an empty query without headers."""
-    if not meta:
-        return b"", []
-    try:
-        return _meta_decoder.decode(meta)
-    except UNREADABLE as error:
-        raise ProtocolError(f"unreadable request metadata: {error}") from error
+def columns_of(kind: type) -> tuple[Column, ...]:
+    """The columns of a message, as its class declares them; none for a message that is not about items."""
+    fields = msgspec.inspect.type_info(kind)
+    assert isinstance(fields, msgspec.inspect.StructType)
+    return tuple(
+        Column(field.name, extra["column"], field.required)
+        for field in fields.fields
+        if isinstance(field.type, msgspec.inspect.Metadata) and "column" in (extra := field.type.extra or {})
+    )
 
 
 MICROS: Final = 1_000_000  # microseconds, the unit of every duration on the wire, in a second

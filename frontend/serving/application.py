@@ -12,13 +12,15 @@ from typing import TypeAlias
 from gunicorn.app.base import BaseApplication
 
 from engine.config.schema import Deployment
+from engine.core.call import BrokerClient
 from engine.metrics import Family
+from frontend.answer import Answering
 from frontend.app import create
-from frontend.broker import BrokerClient
-from frontend.door import Door
 from frontend.exchange import Application as ASGIApplication
+from frontend.gate import Gate
 from frontend.lean import Shared
 from frontend.metrics import FrontendMetrics
+from frontend.requestid import Ids
 from frontend.serving.options import options
 
 Connect: TypeAlias = Callable[[Deployment, str, Callable[[], list[Family]]], BrokerClient]
@@ -44,7 +46,8 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
         frontend = deployment.frontend
         paths = [route.path for route in deployment.routes]
         self.metrics = FrontendMetrics(deployment.engine.namespace, paths, frontend.timeout)
-        self.door = Door(capacity=frontend.capacity, capacity_bytes=frontend.capacity_bytes)
+        self.gate = Gate(frontend)
+        self.answering = Answering(deployment.topology, compressed=frontend.compression)
         super().__init__()
 
     def load_config(self) -> None:
@@ -57,9 +60,10 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
 
     def load(self) -> ASGIApplication:
         name = f"{socket.gethostname()}:{os.getpid()}"
+        self.new_id = Ids()
         self.client = self._connect(self.deployment, name, self.metrics.families)
-        return create(self.deployment, self.client, self.metrics, self.door, name=name)
+        return create(self.deployment, self.client, self.metrics, self.gate, self.answering, name=name)
 
     def lean(self, hand_over: Callable[[asyncio.Transport, bytes], asyncio.Protocol]) -> Shared:
         """What lean connections share, in a worker process, after :meth:`load`."""
-        return Shared(self.deployment, self.client, self.door, self.metrics, hand_over)
+        return Shared(self.deployment, self.client, self.gate, self.metrics, self.answering, hand_over)

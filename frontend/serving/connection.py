@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from gunicorn.asgi.parser import LimitRequestHeaders
 from gunicorn.asgi.protocol import ASGIProtocol
 
-from frontend import errors, requestid
+from frontend import errors
+from frontend.answer import common
 from frontend.exchange import CUT, LINGER_S
 
 if TYPE_CHECKING:
@@ -125,7 +126,14 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
 
     def _feed_callback_parser(self, data: bytes) -> bool:
         self._arrived = self._header_bytes + len(data)
-        going: bool = super()._feed_callback_parser(data)
+        try:
+            going: bool = super()._feed_callback_parser(data)
+        except ValueError:  # a Content-Length of more digits than int() takes
+            self._current_request = None
+            self._send_error_response(400, "")
+            self._close_transport()
+            self._wake()
+            return False
         if not going or self._current_request is not None:
             self._header_bytes = 0
             self._cancel_header_timer()
@@ -171,6 +179,9 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
         if self._request_ready is not None:
             self._request_ready.set()
 
+    def _is_websocket_upgrade(self, request: Any) -> bool:
+        return False  # it is refused like any other head that asks for what there is not: frontend.head
+
     # --- answering ---
 
     def _build_http_scope(self, *args: Any) -> dict[str, Any]:
@@ -209,5 +220,5 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
         super()._send_error_response(
             problem.status,
             problem.detail,
-            (*extra_headers, ("x-request-id", requestid.choose(None)), ("server", "stageline")),
+            (*extra_headers, *common(self.worker.app.new_id())),
         )

@@ -87,6 +87,7 @@ NAMES: Final = (
     Name(_PROTOCOL, "_feed_callback_parser", "connection", "overridden: counts the bytes of headers, and their time"),
     Name(_PROTOCOL, "_on_headers_complete", "connection", "overridden: the bound on all headers together"),
     Name(_PROTOCOL, "_build_http_scope", "connection", "overridden: adds the way to cut an answer off"),
+    Name(_PROTOCOL, "_is_websocket_upgrade", "connection", "overridden: a handshake is a request, and refused"),
     Name(_PROTOCOL, "_will_close", "connection", "overridden: no request follows a body that was not read"),
     Name(_PROTOCOL, "_send_response_start", "connection", "overridden: notes that an answer has begun"),
     Name(_PROTOCOL, "_send_error_response", "connection", "overridden: refusals in the words of our table"),

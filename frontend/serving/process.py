@@ -111,10 +111,10 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         await lifespan.shutdown()
 
     async def _meet_broker(self) -> None:
-        """Listen only when it is known what routes there are to stream, or after a moment: without a broker the health
-        pages must answer all the same."""
+        """Listen only when the broker knows this process, or after a moment: without one the health pages must answer
+        all the same."""
         patience = Deadline(BROKER_S)
-        while not self.app.client.stages and not patience.passed and self.alive:
+        while not self.app.client.is_joined and not patience.passed and self.alive:
             await self._wait_changed(0.01)
 
     def _connect(self) -> asyncio.Protocol:
@@ -139,9 +139,9 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         """Answer what is being served, then end every connection.
 
         From here on every answer says ``connection: close`` (gunicorn looks at ``alive``), and a request that still
-        arrives on a kept-alive connection is answered 503 by the door.
+        arrives on a kept-alive connection is answered 503 by the gate.
         """
-        self.app.door.draining = True
+        self.app.gate.draining = True
         while self._all and not self._quick_shutdown:
             for connection in self._all:
                 if connection.idle or isinstance(connection, LeanConnection):

@@ -15,15 +15,13 @@ from typing import Final
 from engine import transport
 from engine.clock import now
 from engine.core import wire
+from engine.core.introduction import Introduction, Refusal, Stranger
 from engine.core.messages import (
-    AnyMessage,
     Bye,
     CancelItems,
     Dismiss,
     Granted,
-    Hello,
     Pulse,
-    Refused,
     Revoke,
     Welcome,
     WorkerBeat,
@@ -32,7 +30,7 @@ from engine.errors import ProtocolError
 from engine.exitcodes import ExitCode
 from engine.log import get_logger
 from engine.signals import STOPPING, Signals
-from stages.runtime.membership import Membership
+from stages.runtime.membership import Elsewhere, Membership
 from stages.runtime.shared import Dismissed, Finish, Joined, Phase, Shared, Stop, ToMain, Turned, Warm
 from stages.runtime.window import Windows
 from stages.shm import open_store
@@ -51,8 +49,9 @@ class Control:
     def __init__(
         self,
         ctx: transport.Context,
-        endpoint: str,
-        hello: Hello,
+        endpoints: transport.Endpoints,
+        stage: int,
+        who: Introduction,
         shared: Shared,
         windows: Windows,
         *,
@@ -63,14 +62,15 @@ class Control:
     ) -> None:
         self._thread = threading.Thread(target=self._main, name="control", daemon=True)
         self._ctx = ctx
-        self._endpoint = endpoint
+        self._endpoints = endpoints
+        self._stage = stage  # its number in this process's file, until the broker says what it is there
         self._shared = shared
         self._windows = windows
         self._signals = signals
         self._grace_s = grace_s
         self._families = families
         self._refused = refused
-        self._member = Membership(hello)
+        self._member = Membership(who)
         self._sock: transport.Socket | None = None
         self._poller = transport.Poller()
         self._told_families = b""
@@ -154,7 +154,7 @@ class Control:
                 continue
             self._handle(message)
 
-    def _handle(self, message: AnyMessage) -> None:
+    def _handle(self, message: wire.AnyWords) -> None:
         if isinstance(message, CancelItems):
             self._shared.cancelled.add(message.uids)
             self._windows.changed()
@@ -162,10 +162,14 @@ class Control:
             self._windows.granted(message.nbytes)
         elif isinstance(message, Revoke):
             self._shared.revoked.add(message.batches)
-        elif not isinstance(message, Welcome | Refused | Pulse | Dismiss):
+        elif not isinstance(message, Welcome | Refusal | Stranger | Pulse | Dismiss):
             get_logger().warning("the broker sent a %s on the control socket", type(message).__name__)
             return
         event = self._member.handle(message, now())
+        if isinstance(event, Elsewhere):
+            self._stage = event.stage
+            self._reopen()
+            return
         if isinstance(event, Joined):
             event = Joined(event.welcome, open_store(event.welcome.memory))
             self._member.maps = event.store is not None
@@ -187,9 +191,7 @@ class Control:
     def _check(self) -> None:
         if self._member.is_silent(now()):
             get_logger().debug("the broker is silent; looking for it again")
-            self._close(goodbye=False)
-            self._open()
-            self._tell(self._member.reopened(now()))
+            self._reopen()
         if self._unload_at is not None and now() >= self._unload_at:
             self._unload_at = None
             if self._shared.phase is Phase.LOADING:  # the main thread is in C code and does not see the signal
@@ -210,8 +212,13 @@ class Control:
             get_logger().debug("dismissed")
         self._shared.to_main.post(event)
 
+    def _reopen(self) -> None:
+        self._close(goodbye=False)
+        self._open()
+        self._tell(self._member.reopened(now()))
+
     def _open(self) -> None:
-        self._sock = transport.dealer(self._ctx, self._endpoint)
+        self._sock = transport.dealer(self._ctx, self._endpoints.control(self._stage))
         self._poller.register(self._sock, transport.READABLE)
 
     def _close(self, *, goodbye: bool) -> None:

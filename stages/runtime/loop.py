@@ -18,6 +18,7 @@ from typing import Any, Final
 from engine.clock import now
 from engine.core import wire
 from engine.core.messages import Batch, Welcome
+from engine.core.routing import Topology
 from engine.errors import ProtocolError
 from engine.exitcodes import ExitCode
 from engine.log import get_logger
@@ -27,7 +28,7 @@ from stages.compute import SKIPPED, Codec, Run
 from stages.context import ItemIn
 from stages.runtime.aside import Aside
 from stages.runtime.outlets import Outlets
-from stages.runtime.parcels import Origin, Plan
+from stages.runtime.parcels import NOWHERE, Origin, Plan
 from stages.runtime.shared import Dismissed, Joined, Shared, Stop, Turned
 from stages.runtime.streams import Streams
 from stages.shm import SharedMemory
@@ -59,7 +60,6 @@ class Loop:
         worker: Worker,
         *,
         isolate: bool,
-        plan: Plan,
         outlets: Outlets,
         shared: Shared,
         streams: Streams,
@@ -69,7 +69,7 @@ class Loop:
         self._codec = Codec(worker)
         self._isolate = isolate
         self._max_batch_size = worker.max_batch_size
-        self._plan = plan
+        self._plan = NOWHERE  # until the broker has said how it counts
         self._outlets = outlets
         self._shared = shared
         self._streams = streams
@@ -132,14 +132,21 @@ class Loop:
 
     def _handle(self, event: Joined | Dismissed | Turned | Stop) -> None:
         if isinstance(event, Joined):
-            former, self._welcome = self._welcome, event.welcome
+            welcome = event.welcome
+            try:
+                self._plan = Plan(Topology.of(welcome.stages, welcome.routes), welcome.stage)
+            except ValueError as error:
+                get_logger().error("the broker's welcome makes no sense: %s", error)
+                self._code = ExitCode.FAILED
+                return
+            former, self._welcome = self._welcome, welcome
             # Within one epoch the broker still knows what the results are about; a new one has admitted the requests
             # anew, and its numbers mean others.
-            forget = former is not None and former.epoch != event.welcome.epoch
+            forget = former is not None and former.epoch != welcome.epoch
             self._aside.take_back()
             self._ahead.clear()  # of the former lane: the broker has given it to others
-            self._outlets.switch(event.welcome.lane, forget=forget)
-            self._streams.key = event.welcome.worker
+            self._outlets.switch(welcome.lane, self._plan.targets, forget=forget)
+            self._streams.origin = Origin(welcome.stage, welcome.worker)
             self._memory.switch(event.store)
             self._codec.put = self._memory.put if event.store is not None else None
         elif isinstance(event, Dismissed):

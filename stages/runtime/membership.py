@@ -11,33 +11,40 @@ without a connection takes nothing.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import inf
 from typing import Final
 
-from engine.core.liveness import BEAT_S, BROKER_SILENCE_S, HELLO_FAST_S, HELLO_SLOW_S, RESEND_S
+from engine.core.introduction import Introduction, Refusal, Stranger
+from engine.core.liveness import BEAT_S, BROKER_SILENCE_S, INTRODUCE_FAST_S, INTRODUCE_SLOW_S, RESEND_S
 from engine.core.messages import (
-    AnyMessage,
     Dismiss,
-    Hello,
     Leave,
     Message,
     Pulse,
     Ready,
-    Refused,
     Welcome,
     WorkerBeat,
 )
+from engine.core.wire import AnyWords
 from stages.runtime.shared import Dismissed, Joined, ToMain, Turned, Warm
 
-HELLO_FAST_TRIES: Final = 8
+FAST_TRIES: Final = 8
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """The socket that was tried is another stage's at this broker: ``stage`` is the number of ours."""
+
+    stage: int
 
 
 class Membership:
     """See the module. One thread calls it."""
 
-    def __init__(self, hello: Hello) -> None:
+    def __init__(self, who: Introduction) -> None:
         self.maps = False  # said in Ready: this process can read arenas; set by the shell, before it asks what is due
-        self._hello = hello
+        self._who = who
         self._welcome: Welcome | None = None
         self._warm: Warm | None = None
         self._announced = False  # Ready has left, for this welcome
@@ -45,8 +52,8 @@ class Membership:
         self._left = False  # Leave has left
         self._dismissed = False
         self._lost = False  # silent, and not heard since on the new socket
-        self._hellos = 0
-        self._hello_at = -inf  # when the next is due
+        self._introductions = 0
+        self._introduce_at = -inf  # when the next is due
         self._beat_at = inf
         self._asked_at = inf  # the first message since the broker was last heard
 
@@ -55,7 +62,7 @@ class Membership:
         """The key the broker knows this worker by, while it does."""
         return None if self._welcome is None else self._welcome.worker
 
-    def handle(self, message: AnyMessage, now: float) -> ToMain | None:
+    def handle(self, message: AnyWords, now: float) -> ToMain | Elsewhere | None:
         """A message from the broker; returns what the main thread must know."""
         self._asked_at = inf
         self._lost = False
@@ -70,8 +77,11 @@ class Membership:
             if self._welcome is None or (message.known and message.epoch == self._welcome.epoch):
                 return None
             return self._lose(now)
-        if isinstance(message, Refused):
-            return Turned(message.reason)
+        if isinstance(message, Stranger):
+            return Elsewhere(message.stage) if message.stage >= 0 and self._welcome is None else self._lose(now)
+        if isinstance(message, Refusal):
+            # Once it is a member there is nothing to refuse it: the broker could not read something, and said so.
+            return Turned(message.reason) if self._welcome is None else None
         if isinstance(message, Dismiss):
             return self._dismiss()
         return None
@@ -85,11 +95,11 @@ class Membership:
         self._leaving = True
         return self._dismiss() if self._welcome is None or self._lost else None
 
-    def due(self, now: float) -> list[Message]:
+    def due(self, now: float) -> list[Message | Introduction]:
         """What should be sent now, in order."""
         if self._welcome is None:
-            return [self._hello] if now >= self._hello_at and not self._leaving else []
-        owed: list[Message] = []
+            return [self._who] if now >= self._introduce_at and not self._leaving else []
+        owed: list[Message | Introduction] = []
         key = self._welcome.worker
         if self._leaving and not self._left:
             owed.append(Leave(key))
@@ -100,12 +110,12 @@ class Membership:
             owed.append(WorkerBeat(key))
         return owed
 
-    def sent(self, message: Message, now: float) -> None:
+    def sent(self, message: Message | Introduction, now: float) -> None:
         """This owed message has left."""
         self._asked_at = min(self._asked_at, now)
-        if isinstance(message, Hello):
-            self._hellos += 1
-            self._hello_at = now + (HELLO_FAST_S if self._hellos < HELLO_FAST_TRIES else HELLO_SLOW_S)
+        if isinstance(message, Introduction):
+            self._introductions += 1
+            self._introduce_at = now + (INTRODUCE_FAST_S if self._introductions < FAST_TRIES else INTRODUCE_SLOW_S)
         elif isinstance(message, WorkerBeat):
             self._beat_at = now + BEAT_S
         elif isinstance(message, Ready):
@@ -127,7 +137,7 @@ class Membership:
         self._asked_at = inf
         self._lost = True
         if self._welcome is None:
-            self._hello_at = now
+            self._introduce_at = now
         else:
             self._beat_at = now
         return self._dismiss() if self._leaving else None
@@ -136,14 +146,14 @@ class Membership:
         """When :meth:`due` or :meth:`is_silent` should be looked at again at the latest."""
         if self.due(now):
             return now + RESEND_S
-        upcoming = self._beat_at if self._welcome is not None else self._hello_at
+        upcoming = self._beat_at if self._welcome is not None else self._introduce_at
         return max(now, min(upcoming, self._asked_at + BROKER_SILENCE_S, now + BEAT_S))
 
     def _lose(self, now: float) -> ToMain | None:
         self._welcome = None
         self._beat_at = inf
-        self._hellos = 0
-        self._hello_at = now
+        self._introductions = 0
+        self._introduce_at = now
         return self._dismiss() if self._leaving else None
 
     def _dismiss(self) -> ToMain | None:

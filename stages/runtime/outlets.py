@@ -28,25 +28,27 @@ class Outlets:
         self,
         ctx: transport.Context,
         endpoints: transport.Endpoints,
-        targets: Iterable[int],
         mailbox: Mailbox[ToMain],
         bell: Bell,
     ) -> None:
         self._ctx = ctx
+        self._endpoints = endpoints
         self._mailbox = mailbox
         self._bell = bell  # of that mailbox
         self._lane: transport.Socket | None = None
         self._poller = transport.Poller()
         self._poller.register(bell.fileno(), transport.READABLE)
-        self._pushes = {
-            target: transport.push(ctx, endpoints.egress if target == FINAL else endpoints.intake(target))
-            for target in targets
-        }
-        self._waiting: dict[int, deque[list[Buffer]]] = {target: deque() for target in self._pushes}
+        self._pushes: dict[int, transport.Socket] = {}
+        self._waiting: dict[int, deque[list[Buffer]]] = {}
 
-    def switch(self, lane: str, *, forget: bool) -> None:
-        """Take batches from this lane from now on. ``forget``: nobody knows the unsent results any more."""
+    def switch(self, lane: str, targets: Iterable[int], *, forget: bool) -> None:
+        """Take batches from this lane, and send results to these targets, from now on. ``forget``: nobody knows the
+        unsent results any more."""
         self._close_lane()
+        for target in {*targets} - self._pushes.keys():
+            endpoint = self._endpoints.egress if target == FINAL else self._endpoints.intake(target)
+            self._pushes[target] = transport.push(self._ctx, endpoint)
+            self._waiting[target] = deque()
         self._lane = transport.lane_end(self._ctx, lane)
         self._poller.register(self._lane, transport.READABLE)
         if forget:

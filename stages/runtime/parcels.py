@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from engine.core.messages import Batch, Results
 from engine.core.routing import FINAL, Topology
@@ -30,7 +30,7 @@ class Origin:
 
 
 class Plan:
-    """Where items of each route come from and go to, for one stage."""
+    """Where items of each route come from and go to, for one stage. All numbers are the broker's."""
 
     def __init__(self, topology: Topology, stage: int) -> None:
         self.stage = stage
@@ -55,16 +55,14 @@ class Plan:
                     payload=payload,
                     first=self.first[route],
                     last=self.following[route] == FINAL,
-                    request_id=request_id,
                     meta=meta,
                     attempt=attempt,
                     deadline_ns=since_ns + budget_us * 1000,
                 )
-                for uid, payload, route, request_id, meta, attempt, budget_us in zip(
+                for uid, payload, route, meta, attempt, budget_us in zip(
                     batch.uids,
                     payloads,
                     batch.routes,
-                    batch.request_ids,
                     batch.metas,
                     batch.attempts,
                     batch.budgets_us,
@@ -114,3 +112,6 @@ class Plan:
             results.trails.append(batch.trails[position] + steps[position])
             payloads.append(outcome.payload)
         return list(parcels.values())
+
+
+NOWHERE: Final = Plan(Topology((), ()), -1)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import secrets
 import time
 from typing import Final
 
 from engine import transport
 from engine.config import Deployment
-from engine.core.messages import PROTOCOL, Hello
+from engine.core.introduction import WORKER, introduce
 from engine.errors import StartError
 from engine.exitcodes import ExitCode
 from engine.loader import load_class, stand_in
@@ -29,7 +30,6 @@ from stages.mixin.typed import check_types
 from stages.runtime.control import Control
 from stages.runtime.loop import Loop
 from stages.runtime.outlets import Outlets
-from stages.runtime.parcels import Plan
 from stages.runtime.shared import Finish, Phase, Shared, Warm
 from stages.runtime.streams import Streams
 from stages.runtime.user_metrics import UserMetrics
@@ -80,13 +80,22 @@ def _serve(
     signals: Signals,
 ) -> int:
     topology = deployment.topology
-    index = topology.stages.index(stage)
     endpoints = transport.endpoints_of(deployment)
     ctx = transport.context()
     control = Control(
         ctx,
-        endpoints.control(index),
-        Hello(PROTOCOL, topology.fingerprint, stage, slot, os.getpid(), transport.host_token()),
+        endpoints,
+        topology.stages.index(stage),
+        introduce(
+            WORKER,
+            topology,
+            deployment=deployment.engine.name,
+            instance=secrets.token_hex(16),
+            host=transport.host_token(),
+            pid=os.getpid(),
+            stage=stage,
+            slot=slot,
+        ),
         shared,
         windows,
         signals=signals,
@@ -105,17 +114,13 @@ def _serve(
             return _failed(notify, error)
         signals.renew()  # what user code has set up while it loaded must not keep a stop from us
         spec = deployment.stage(stage)
-        plan = Plan(topology, index)
-        outlets = Outlets(ctx, endpoints, plan.targets, shared.to_main, shared.main_bell)
+        outlets = Outlets(ctx, endpoints, shared.to_main, shared.main_bell)
         watchdog = Watchdog(spec.timeout, spec.kill_after)
         watchdog.start()
-        streams = Streams(
-            worker, stage=index, outlets=outlets, cancelled=shared.cancelled, windows=windows, watchdog=watchdog
-        )
+        streams = Streams(worker, outlets=outlets, cancelled=shared.cancelled, windows=windows, watchdog=watchdog)
         loop = Loop(
             worker,
             isolate=spec.idempotent if spec.isolate is None else spec.isolate,
-            plan=plan,
             outlets=outlets,
             shared=shared,
             streams=streams,

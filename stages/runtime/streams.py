@@ -18,6 +18,7 @@ from stages.base import Worker
 from stages.compute import TOO_SLOW, Outcome
 from stages.context import ItemIn
 from stages.runtime.outlets import Outlets
+from stages.runtime.parcels import Origin
 from stages.runtime.shared import Numbers
 from stages.runtime.window import Windows
 from stages.stream import SSEWorker, StreamWorker, flow_of
@@ -30,21 +31,20 @@ OUTLETS_S: Final = 0.5  # between two looks at what could not be sent, while wai
 
 
 class Streams:
-    """Becomes the sink of ``worker``, if that streams. ``key`` is what the broker calls it, once it does."""
+    """Becomes the sink of ``worker``, if that streams. ``origin`` is whose events the broker takes them for, once it
+    knows the worker."""
 
     def __init__(
         self,
         worker: Worker,
         *,
-        stage: int,
         outlets: Outlets,
         cancelled: Numbers,
         windows: Windows,
         watchdog: Watchdog,
     ) -> None:
-        self.key = -1
+        self.origin = Origin(-1, -1)
         self._worker = worker
-        self._stage = stage
         self._flow = flow_of(worker)
         self._outlets = outlets
         self._cancelled = cancelled
@@ -79,8 +79,8 @@ class Streams:
         if uid in self._cancelled or not self._wait_room(uid):
             return False
         message = StreamEvents(
-            stage=self._stage,
-            worker=self.key,
+            stage=self.origin.stage,
+            worker=self.origin.worker,
             uids=[uid],
             flow=int(self._flow),
             mime=self._worker.resp_mime_type if item.last else "",

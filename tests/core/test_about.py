@@ -6,9 +6,9 @@ from typing import Any
 
 from engine.core.about import REF_PREFIX, refs, rewritten, with_refs
 from engine.core.batching import Policy
-from engine.core.messages import PROTOCOL, Hello, Ready
+from engine.core.messages import Ready
 from engine.core.stage import StageMachine, StageSpec
-from tests.core.twin import topology
+from tests.core.twin import DEPLOYMENT, topology, worker_words
 
 
 def ref(name: str) -> dict[str, Any]:
@@ -68,10 +68,10 @@ def test_references_to_elsewhere_are_left_alone() -> None:
 def test_a_stage_keeps_the_newest_word_beyond_the_worker_that_said_it() -> None:
     made = topology()
     spec = StageSpec("s0", 1, Policy(1, 1, 0.0), timeout_s=1.0, kill_after_s=1.0, max_queue_bytes=1)
-    machine = StageMachine(0, spec, made, {}, epoch=1)
+    machine = StageMachine(0, spec, made, {}, epoch=1, deployment=DEPLOYMENT)
 
     def start(pid: int, about: bytes) -> int:
-        key = machine.hello(Hello(PROTOCOL, made.fingerprint, "s0", 1, pid, "here"), local=True, now=0.0)
+        key = machine.introduce(worker_words(made, "s0", pid=pid), local=True, now=0.0)
         assert isinstance(key, int)
         machine.ready(Ready(key, "application/json", about=about), 0.0)
         return key

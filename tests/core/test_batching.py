@@ -22,7 +22,7 @@ but = msgspec.structs.replace
 
 
 def item(uid: int, *, size: int = 1, arrived: float = 0.0, deadline: float = 1e9) -> Item:
-    request = Request(uid, b"f", uid, 0, deadline, f"r{uid}", b"", size)
+    request = Request(uid, b"f", uid, 0, deadline, b"", size)
     return Item(request, b"x" * size, size, arrived)
 
 

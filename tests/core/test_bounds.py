@@ -84,7 +84,8 @@ def test_a_hundred_thousand_requests_with_long_deadlines_leave_nothing() -> None
     requests = early = 0
     for turn in range(1600):
         peer = b"frontend-%d" % turn
-        twin.front.beat(peer, FrontendBeat("f", turn, 0, b"families"), twin.now)
+        twin.introduce(peer)
+        twin.front.beat(peer, FrontendBeat(0, b"families"), twin.now)
         first, second = twin.worker(0, slot=1 + turn % 4), twin.worker(1, slot=1 + turn % 4)
         for stage, worker in enumerate((first, second)):
             twin.stages[stage].beat(WorkerBeat(worker.key, b"families"), twin.now)

@@ -7,9 +7,9 @@ import pytest
 from engine.core.batching import Policy
 from engine.core.front import EPOCH_SHIFT, FrontSpec
 from engine.core.liveness import FRONTEND_SILENCE_S
-from engine.core.messages import FrontendBeat, StreamEvents, Submit
+from engine.core.messages import FrontendBeat, FrontendWelcome, Speaker, StreamEvents, Submit
 from engine.core.stage import StageSpec
-from tests.core.twin import Twin, topology
+from tests.core.twin import Twin, frontend_words, topology
 
 SPEC = StageSpec("s0", 1, Policy(4, 1 << 20, 0.010), timeout_s=60.0, kill_after_s=1.0, max_queue_bytes=1 << 20)
 
@@ -80,7 +80,8 @@ def test_no_time_left_is_408() -> None:
 def test_an_unknown_route_is_an_error_of_that_request_alone() -> None:
     twin = one_stage()
     worker = twin.worker()
-    message = Submit([1, 2, 3], [0, 99, -1], [10**6] * 3, ["a", "b", "c"], [b""] * 3)
+    message = Submit([1, 2, 3], [0, 99, -1], [10**6] * 3, [b""] * 3)
+    twin.introduce(b"f")
     twin.front.submit(b"f", message, [b"x", b"y", b"z"], twin.now)
     twin.run()
     twin.finish(worker)
@@ -143,15 +144,57 @@ def test_a_frontend_that_dies_takes_its_requests_along() -> None:
     assert twin.is_empty()
 
 
-def test_a_silent_frontend_is_noticed_and_gets_a_new_session() -> None:
+def test_a_silent_frontend_is_noticed_and_is_a_stranger_afterwards() -> None:
     twin = one_stage()
-    twin.front.beat(b"a", FrontendBeat("one", 5, 0, b"m"), twin.now)
-    session = twin.front.frontends[b"a"].session
+    twin.introduce(b"a")
+    twin.front.beat(b"a", FrontendBeat(0, b"m"), twin.now)
     twin.pass_time(FRONTEND_SILENCE_S + 1)
     assert twin.front.silent(twin.now) == [b"a"]
     twin.front.gone(b"a")
-    twin.front.beat(b"a", FrontendBeat("one", 5, 0), twin.now)
-    assert twin.front.frontends[b"a"].session != session
+    assert not twin.front.knows(b"a")
+    with pytest.raises(KeyError):
+        twin.front.submit(b"a", Submit([1], [0], [1], [b""]), [b"x"], twin.now)
+
+
+def test_a_frontend_is_told_the_brokers_table_and_keeps_its_session() -> None:
+    twin = Twin(topology((0, 1), (1,), stages=2), [SPEC, SPEC])
+    welcome = twin.front.introduce(b"a", frontend_words(twin.topology, "one"), twin.now)
+    assert isinstance(welcome, FrontendWelcome)
+    assert (welcome.stages, welcome.routes) == (["s0", "s1"], [("/r0", [0, 1]), ("/r1", [1])])
+    again = twin.front.introduce(b"a", frontend_words(twin.topology, "one"), twin.now)
+    assert again == welcome
+    other = twin.front.introduce(b"b", frontend_words(twin.topology, "two"), twin.now)
+    assert isinstance(other, FrontendWelcome)
+    assert other.session != welcome.session
+
+
+def test_the_same_frontend_by_a_new_connection_is_a_new_session_without_requests() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    twin.submit(3, peer=b"a")
+    former = twin.front.frontends[b"a"].session
+    welcome = twin.front.introduce(b"b", frontend_words(twin.topology, "a"), twin.now)
+    twin.run()
+    assert isinstance(welcome, FrontendWelcome)
+    assert welcome.session != former
+    assert set(twin.front.frontends) == {b"b"}
+    assert not twin.front.ledger
+    twin.finish(worker)
+    assert not twin.answers
+    assert twin.is_empty()
+
+
+def test_answers_say_whose_word_they_are() -> None:
+    twin = one_stage(capacity=4)
+    worker = twin.worker()
+    twin.submit(5)
+    twin.front.expire(twin.now)
+    twin.submit(1, first=9, budget_s=0)
+    twin.finish(worker, statuses={"r1": 429})
+    assert twin.speakers == {5: Speaker.DOOR, 9: Speaker.DOOR, **dict.fromkeys((1, 2, 3, 4), Speaker.WORKER)}
+    twin.submit(1, first=20)
+    twin.pass_time(SPEC.timeout_s)
+    assert twin.speakers[20] == Speaker.STAGE
 
 
 def test_uids_carry_the_epoch() -> None:

@@ -10,9 +10,9 @@ from engine.core.actions import News
 from engine.core.batching import AHEAD_S, Policy
 from engine.core.crew import CREDIT_MAX, WorkerState, credit_for
 from engine.core.liveness import ABSENT_S, SETTLE_S, WORKER_SILENCE_S
-from engine.core.messages import PROTOCOL, CancelItems, Dismiss, Hello, Pulse, Refused, Revoke, WorkerBeat
+from engine.core.messages import CancelItems, Dismiss, Pulse, Revoke, WorkerBeat
 from engine.core.stage import StageMachine, StageSpec
-from tests.core.twin import FakeWorker, Twin, topology
+from tests.core.twin import DEPLOYMENT, FakeWorker, Twin, ids_of, topology, worker_words
 
 SPEC = StageSpec("s0", 1, Policy(4, 1 << 20, 0.010), timeout_s=2.0, kill_after_s=1.0, max_queue_bytes=1 << 20)
 
@@ -84,7 +84,7 @@ def test_what_waits_behind_a_late_batch_is_revoked_and_given_to_others() -> None
     twin.pass_time(SPEC.timeout_s)
     assert worker.told == [Revoke([3, 4, 5])]
     other = twin.worker(slot=2)
-    assert [batch.request_ids[0] for batch, _ in other.lane] == ["r5", "r9", "r13"]  # in their order
+    assert [ids_of(batch)[0] for batch, _ in other.lane] == ["r5", "r9", "r13"]  # in their order
     while other.lane:
         twin.finish(other)
     assert [twin.answer(seq)[0] for seq in range(1, 17)] == [408] * 4 + [200] * 12
@@ -129,7 +129,7 @@ def test_a_killed_workers_items_go_to_the_front_in_their_order() -> None:
     twin.kill(worker)
     other = twin.worker()
     (batch, _) = other.lane[0]
-    assert batch.request_ids == ["r1", "r2", "r3", "r4"]
+    assert ids_of(batch) == ["r1", "r2", "r3", "r4"]
     assert batch.attempts == [2, 2, 2, 2]
     while other.lane:
         twin.finish(other)
@@ -148,7 +148,7 @@ def test_the_last_attempt_is_alone_with_nothing_behind_it() -> None:
     twin.kill(worker)
     worker = twin.worker()
     twin.submit(8, first=50)
-    assert [(batch.request_ids, batch.reason) for batch, _ in worker.lane] == [(["r1"], "replay")]
+    assert [(ids_of(batch), batch.reason) for batch, _ in worker.lane] == [(["r1"], "replay")]
     twin.kill(worker)  # r1 is the poison: three workers died under it
     assert twin.answer(1) == (500, b"internal error: workers of stage s0 died 3 times under this request")
     worker = twin.worker()
@@ -221,7 +221,7 @@ def test_timeout_answers_and_takes_back_what_was_given_in_advance() -> None:
     assert worker.told == [Revoke([worker.lane[1][0].batch])]
     assert not worker.killed
     other = twin.worker(slot=2)
-    assert other.lane[0][0].request_ids == ["r2", "r3", "r4", "r5"]
+    assert ids_of(other.lane[0][0]) == ["r2", "r3", "r4", "r5"]
     assert other.lane[0][0].attempts == [1] * 4  # it was nobody's fault
     twin.finish(worker)  # it comes back late: dropped, and it may work again
     twin.skip(worker)
@@ -325,7 +325,7 @@ def test_cancelled_items_leave_the_queue_and_workers_are_told() -> None:
     twin.run()
     assert worker.told == [CancelItems([uid])]
     twin.finish(worker)
-    assert worker.lane[0][0].request_ids == ["r3"]
+    assert ids_of(worker.lane[0][0]) == ["r3"]
     twin.finish(worker)
     assert set(twin.answers) == {(b"f", 3)}
     assert twin.is_empty()
@@ -344,34 +344,24 @@ def test_a_full_queue_refuses_by_bytes() -> None:
     assert twin.is_empty()
 
 
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [({"protocol": PROTOCOL + 1}, "protocol"), ({"fingerprint": "other"}, "same stages.toml")],
-)
-def test_a_worker_of_another_deployment_is_refused(change: dict[str, object], word: str) -> None:
-    twin = one_stage()
-    good = {
-        "protocol": PROTOCOL,
-        "fingerprint": twin.topology.fingerprint,
-        "stage": "s0",
-        "slot": 1,
-        "pid": 1,
-        "host": "h",
-    }
-    answer = twin.stages[0].hello(Hello(**(good | change)), local=True, now=twin.now)  # type: ignore[arg-type]
-    assert isinstance(answer, Refused)
-    assert word in answer.reason
-
-
-def test_the_same_process_saying_hello_again_replaces_itself() -> None:
+def test_the_same_process_introducing_itself_again_replaces_itself() -> None:
     twin = one_stage()
     worker = twin.worker()
     twin.submit(2)
-    hello = Hello(PROTOCOL, twin.topology.fingerprint, "s0", 1, worker.pid, "here")
-    key = twin.stages[0].hello(hello, local=True, now=twin.now)
+    key = twin.stages[0].introduce(worker_words(twin.topology, "s0", pid=worker.pid), local=True, now=twin.now)
     twin.run()
     assert list(twin.stages[0].workers) == [key]
     assert len(twin.stages[0].queue) == 2  # replayed
+
+
+def test_workers_of_two_hosts_with_equal_pids_and_slots_are_two() -> None:
+    twin = one_stage()
+    keys = [
+        twin.stages[0].introduce(worker_words(twin.topology, "s0", pid=7, instance=host), local=False, now=twin.now)
+        for host in ("one", "two", "one")
+    ]
+    assert list(twin.stages[0].workers) == keys[1:]  # only the first came again
+    assert twin.stages[0].stats.deaths == 0
 
 
 def test_absence_is_told_only_after_a_while() -> None:
@@ -453,9 +443,9 @@ def test_keys_of_another_epoch_mean_nobody() -> None:
 
 def test_a_broker_that_has_just_started_waits_for_workers_that_may_be_there() -> None:
     twin = one_stage()
-    machine = StageMachine(0, SPEC, topology(), {}, 7, absent_at=twin.now + 3)
+    machine = StageMachine(0, SPEC, topology(), {}, 7, deployment=DEPLOYMENT, absent_at=twin.now + 3)
     machine.pump(twin.now)
-    machine.hello(Hello(PROTOCOL, topology().fingerprint, "s0", 1, 1, "h"), local=True, now=twin.now)
+    machine.introduce(worker_words(topology(), "s0"), local=True, now=twin.now)
     (news,) = machine.actions
     assert isinstance(news, News)
     assert news.absent_at == twin.now + 3

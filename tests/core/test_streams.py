@@ -13,7 +13,7 @@ from engine.core.front import TORN, FrontMachine
 from engine.core.messages import EVENT_COST, CancelItems, Events, Flow, Granted, Ready, StreamEvents
 from engine.core.stage import StageSpec
 from engine.core.wire import decode, encode
-from tests.core.twin import FakeWorker, Twin, topology
+from tests.core.twin import FakeWorker, Twin, ids_of, topology
 
 SPEC = StageSpec("s0", 1, Policy(4, 1 << 20, 0.010), timeout_s=2.0, kill_after_s=1.0, max_queue_bytes=1 << 20)
 DIED = b"internal error: a worker of stage s0 died while it streamed this request"
@@ -59,7 +59,7 @@ def test_what_has_sent_events_is_not_replayed_and_the_rest_of_its_batch_is() -> 
     twin.kill(worker)
     assert twin.answer(2) == (500, DIED)
     again = twin.worker()
-    assert [batch.request_ids for batch, _ in again.lane] == [["r3"]]
+    assert [ids_of(batch) for batch, _ in again.lane] == [["r3"]]
     twin.finish(again)
     assert twin.answer(3)[0] == 200
     assert twin.is_empty()

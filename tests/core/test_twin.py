@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from engine.core.batching import Policy
 from engine.core.messages import Revoke
+from engine.core.routing import Route, Topology
 from engine.core.stage import StageSpec
-from tests.core.twin import FakeWorker, Twin, topology
+from engine.errors import Unavailable
+from tests.core.twin import FakeFrontend, FakeWorker, Twin, ids_of, topology
 
 SPEC = StageSpec("s0", 2, Policy(3, 1 << 20, 0.010), timeout_s=2.0, kill_after_s=1.0, max_queue_bytes=1 << 20)
 STEPS = (
@@ -59,7 +61,7 @@ def test_exactly_one_answer_whatever_happens(data: st.DataObject) -> None:
         elif step in ("finish", "lost", "twice", "late", "error") and busy:
             worker = data.draw(st.sampled_from(busy))
             position = 0  # a worker takes its lane in order
-            guilty = {worker.lane[0][0].request_ids[0]: 422} if step == "error" else None
+            guilty = {ids_of(worker.lane[0][0])[0]: 422} if step == "error" else None
             if step == "lost":
                 twin.finish(worker, position=position, lost=True)
                 twin.kill(worker)  # only a death loses results
@@ -114,6 +116,133 @@ def test_exactly_one_answer_whatever_happens(data: st.DataObject) -> None:
             assert body == b"body%d" % seq + b"".join(b"+%d" % stage for stage in stages)
 
 
+LINK_STEPS = (
+    *(
+        "submit",
+        "submit",
+        "finish",
+        "finish",
+        "finish",
+        "lost",
+        "twice",
+        "late",
+        "arrive",
+        "kill",
+        "start",
+        "wait",
+        "long",
+    ),
+    *("cancel", "leave", "error", "cut", "heal", "beat", "broker dies"),
+)
+LINK_TOPOLOGY = topology((0, 1), (1,), (0,), stages=2)
+ONCE_ONLY = (True, True, False)  # stage 1 is not idempotent
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_exactly_one_answer_over_real_links_whatever_becomes_of_broker_and_connections(data: st.DataObject) -> None:
+    twin = Twin(
+        LINK_TOPOLOGY,
+        [replace(SPEC, name="s0"), replace(SPEC, name="s1", idempotent=False)],
+        shared=data.draw(st.booleans()),
+    )
+    for stage in (0, 1):
+        twin.worker(stage)
+    # One of them reads its file the other way round.
+    other = Topology(("s1", "s0"), (Route("/r2", (1,)), Route("/r1", (0,)), Route("/r0", (1, 0))))
+    frontends = {
+        "a": (twin.frontend("a", once_only=ONCE_ONLY), {0: 0, 1: 1, 2: 2}),
+        "b": (twin.frontend("b", once_only=ONCE_ONLY[::-1], topology=other), {0: 2, 1: 1, 2: 0}),
+    }
+    submitted: dict[int, tuple[FakeFrontend, int]] = {}
+    withdrawn: set[int] = set()
+    for _ in range(data.draw(st.integers(1, 60))):
+        step = data.draw(st.sampled_from(LINK_STEPS))
+        workers = list(twin.workers.values())
+        busy = [worker for worker in workers if worker.lane]
+        frontend, numbers = frontends[data.draw(st.sampled_from("ab"))]
+        if step == "submit":
+            for _ in range(data.draw(st.integers(1, 5))):
+                number, route = len(submitted) + 1, data.draw(st.integers(0, 2))
+                try:
+                    frontend.submit(number, route=numbers[route], budget_s=data.draw(st.sampled_from([0.5, 5.0, 50.0])))
+                except Unavailable:
+                    break  # refused, and told so
+                submitted[number] = frontend, route
+        elif step in ("finish", "lost", "twice", "late", "error") and busy:
+            worker = data.draw(st.sampled_from(busy))
+            guilty = {ids_of(worker.lane[0][0])[0]: 429} if step == "error" else None
+            if step == "lost":
+                twin.finish(worker, lost=True)
+                twin.kill(worker)
+            else:
+                twin.finish(worker, twice=step == "twice", late=step == "late", statuses=guilty)
+        elif step == "arrive":
+            twin.arrive()
+        elif step == "kill" and workers:
+            twin.kill(data.draw(st.sampled_from(workers)))
+        elif step == "start":
+            twin.worker(data.draw(st.integers(0, 1)), slot=data.draw(st.integers(1, 2)))
+        elif step == "leave" and workers:
+            worker = data.draw(st.sampled_from(workers))
+            twin.stages[worker.stage].leave(worker.key, twin.now)
+            twin.run()
+        elif step == "wait":
+            twin.pass_time(0.02)
+        elif step == "long":
+            twin.pass_time(data.draw(st.sampled_from([0.6, 2.1, 3.2])))
+        elif step == "cancel" and submitted:
+            number = data.draw(st.sampled_from(sorted(submitted)))
+            if submitted[number][0].withdraw(number):
+                withdrawn.add(number)
+        elif step == "cut":
+            frontend.cut()
+        elif step == "heal" and frontend.is_cut:
+            frontend.heal()
+        elif step == "beat":
+            frontend.beat()
+        elif step == "broker dies":
+            twin.broker_dies()
+        bury(twin)
+    # The faults end: connections are whole, every stage has a worker, and all that is under way is finished.
+    for frontend, _ in frontends.values():
+        frontend.heal()
+    for _ in range(200):
+        bury(twin)
+        twin.arrive()
+        for frontend, _ in frontends.values():
+            frontend.beat()
+        for stage in (0, 1):
+            if not any(worker.stage == stage for worker in twin.workers.values()):
+                twin.worker(stage)
+        for worker in list(twin.workers.values()):
+            if worker.lane:
+                twin.finish(worker)
+        twin.pass_time(0.05)
+        if twin.is_empty() and not any(frontend.link.waiting for frontend, _ in frontends.values()):
+            break
+    for frontend, _ in frontends.values():
+        for peer in list(twin.front.frontends):
+            if frontend.knows(peer) and peer != frontend.peer:
+                twin.front.gone(peer)  # what its silence would tell, later
+    twin.run()
+    assert twin.is_empty()
+    for number, (frontend, route) in submitted.items():
+        got = frontend.answers.get(number, [])
+        if number in withdrawn:
+            assert not got
+            continue
+        (answer,) = got  # exactly one
+        assert answer is not None
+        assert answer.status in (200, 408, 429, 500, 503)
+        if answer.status == 200:
+            assert answer.body == b"body%d" % number + b"".join(
+                b"+%d" % at for at in LINK_TOPOLOGY.routes[route].stages
+            )
+        if ONCE_ONLY[route]:
+            assert twin.given.get((1, f"r{number}"), 0) <= 1, "a once-only stage was given it twice"
+
+
 def bury(twin: Twin) -> None:
     """Workers that were killed for being stuck do end."""
     for worker in list(twin.workers.values()):
@@ -140,7 +269,7 @@ def test_items_that_kill_their_worker_fail_alone(poison: set[int], workers: int)
         for worker in busy:
             if not worker.lane or (worker.stage, worker.key) not in twin.workers:
                 continue
-            if deadly & set(worker.lane[0][0].request_ids):
+            if deadly & set(ids_of(worker.lane[0][0])):
                 twin.kill(worker)
                 twin.worker(slot=1)
             else:

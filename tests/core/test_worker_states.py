@@ -10,10 +10,10 @@ import pytest
 
 from engine.core.batching import Policy
 from engine.core.liveness import ABSENT_S, SETTLE_S
-from engine.core.messages import PROTOCOL, CancelItems, Dismiss, Hello, Pulse, Ready, WorkerBeat
+from engine.core.messages import CancelItems, Dismiss, Pulse, Ready, WorkerBeat
 from engine.core.stage import StageSpec
 from engine.core.worker_states import SERVING, TABLE, WorkerEvent, WorkerState
-from tests.core.twin import FakeWorker, Twin, topology
+from tests.core.twin import FakeWorker, Twin, topology, worker_words
 
 S, E = WorkerState, WorkerEvent
 SPEC = StageSpec("s0", 1, Policy(1), timeout_s=0.2, kill_after_s=60.0, max_queue_bytes=1 << 20)
@@ -70,8 +70,7 @@ def bring(twin: Twin, state: WorkerState, *, busy: bool) -> FakeWorker:
 
 
 def hello_again(twin: Twin, fake: FakeWorker) -> None:
-    hello = Hello(PROTOCOL, twin.topology.fingerprint, "s0", 1, fake.pid, "here")
-    key = twin.stages[0].hello(hello, local=True, now=twin.now)
+    key = twin.stages[0].introduce(worker_words(twin.topology, "s0", pid=fake.pid), local=True, now=twin.now)
     assert isinstance(key, int)
     twin.workers[0, key] = FakeWorker(0, key, fake.pid)
 

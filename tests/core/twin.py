@@ -3,6 +3,10 @@
 Every parcel is encoded and decoded on its way, so the twin also exercises the wire. Workers are simulated: they hold
 what the lane gave them until the test lets them finish, fail, vanish or fall silent.
 
+Frontends come in two kinds. :meth:`Twin.submit` speaks for one that has no state, with numbers of the test's choosing;
+:meth:`Twin.frontend` is the real link of :mod:`engine.core.link`, whose connection can be cut, and which outlives
+brokers (:meth:`Twin.broker_dies`).
+
 With ``shared`` every payload between frontends, broker and workers lies in arenas (tests/core/memory.py), which know
 what may be read: a block that was released too early is missing when its reader comes to it.
 """
@@ -13,16 +17,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
 
+from engine.core import introduction, meta
 from engine.core.actions import Admit, Dispatch, Drop, Fail, Forget, Grant, Kill, News, Release, Settle, ToWorker
+from engine.core.call import Answer, Call, StreamEvent
 from engine.core.front import FrontMachine, FrontSpec
+from engine.core.introduction import FRONTEND, WORKER, Introduction, Refusal, Stranger
+from engine.core.link import Link, Submission
 from engine.core.messages import (
-    PROTOCOL,
     Batch,
+    Cancel,
     CancelItems,
+    Consumed,
     Dismiss,
     Flow,
+    FrontendBeat,
+    FrontendPulse,
     Granted,
-    Hello,
     Message,
     Ready,
     Results,
@@ -32,7 +42,7 @@ from engine.core.messages import (
 )
 from engine.core.routing import FINAL, Route, Topology
 from engine.core.stage import StageMachine, StageSpec
-from engine.core.wire import Payload, decode, encode, refs_of
+from engine.core.wire import AnyWords, Payload, decode, encode, micros, refs_of
 from engine.errors import ProtocolError
 from tests.core.memory import Memory
 
@@ -40,6 +50,42 @@ from tests.core.memory import Memory
 def topology(*routes: tuple[int, ...], stages: int = 1) -> Topology:
     names = tuple(f"s{index}" for index in range(stages))
     return Topology(names, tuple(Route(f"/r{index}", route) for index, route in enumerate(routes or ((0,),))))
+
+
+DEPLOYMENT = "twins"
+
+
+def frontend_words(topology: Topology, instance: str = "f", **changes: object) -> Introduction:
+    """A frontend's introduction."""
+    return introduction.introduce(
+        FRONTEND,
+        topology,
+        deployment=DEPLOYMENT,
+        instance=instance,
+        host="here",
+        pid=1,
+        name=instance,
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+def worker_words(topology: Topology, stage: str, *, slot: int = 1, pid: int = 1, instance: str = "") -> Introduction:
+    """A worker's introduction."""
+    return introduction.introduce(
+        WORKER,
+        topology,
+        deployment=DEPLOYMENT,
+        instance=instance or f"w{pid}",
+        host="here",
+        pid=pid,
+        stage=stage,
+        slot=slot,
+    )
+
+
+def ids_of(batch: Batch) -> list[str]:
+    """The request ids of a batch."""
+    return [meta.request_id_of(one) for one in batch.metas]
 
 
 @dataclass
@@ -62,14 +108,23 @@ class Twin:
         self.transit: list[tuple[Results, list[Payload], int]] = []  # results that have left and not arrived
         self._frontends: dict[bytes, int] = {}  # peer -> arena
         self.topology = topology
-        self.front = FrontMachine(front or FrontSpec(10_000, 1 << 30), topology, epoch=7)
-        self.stages = [
-            StageMachine(index, spec, topology, self.front.ledger, epoch=7) for index, spec in enumerate(specs)
-        ]
+        self.links: dict[str, FakeFrontend] = {}
+        self._specs = specs
+        self._front_spec = front or FrontSpec(10_000, 1 << 30)
+        self._begin(epoch=7)
         self.workers: dict[tuple[int, int], FakeWorker] = {}
         self.answers: dict[tuple[bytes, int], list[tuple[int, bytes]]] = {}
+        self.speakers: dict[int, int] = {}  # by number: whose word the answer was
         self.computed: dict[str, int] = {}  # request id -> how often some worker finished it
+        self.given: dict[tuple[int, str], int] = {}  # stage, request id -> how often a worker was given it
         self._pids = 100
+
+    def _begin(self, *, epoch: int) -> None:
+        self.front = FrontMachine(self._front_spec, self.topology, epoch, deployment=DEPLOYMENT)
+        self.stages = [
+            StageMachine(index, spec, self.topology, self.front.ledger, epoch, deployment=DEPLOYMENT)
+            for index, spec in enumerate(self._specs)
+        ]
 
     # --- driving -----------------------------------------------------------------------------------------------------
 
@@ -77,9 +132,8 @@ class Twin:
         self, stage: int = 0, *, ready: bool = True, local: bool = True, slot: int = 1, flow: Flow = Flow.WHOLE
     ) -> FakeWorker:
         self._pids += 1
-        name = self.topology.stages[stage]
-        hello = Hello(PROTOCOL, self.topology.fingerprint, name, slot, self._pids, "here")
-        key = self.stages[stage].hello(hello, local=local, now=self.now)
+        who = worker_words(self.topology, self.topology.stages[stage], slot=slot, pid=self._pids)
+        key = self.stages[stage].introduce(who, local=local, now=self.now)
         assert isinstance(key, int)
         fake = self.workers[stage, key] = FakeWorker(stage, key, self._pids)
         if self.memory is not None:
@@ -93,7 +147,8 @@ class Twin:
         self, n: int = 1, *, first: int = 1, route: int = 0, budget_s: float = 100.0, peer: bytes = b"f"
     ) -> None:
         seqs = list(range(first, first + n))
-        message = Submit(seqs, [route] * n, [int(budget_s * 1e6)] * n, [f"r{seq}" for seq in seqs], [b""] * n)
+        message = Submit(seqs, [route] * n, [int(budget_s * 1e6)] * n, [meta.pack(f"r{seq}") for seq in seqs])
+        self.introduce(peer)
         plain = [b"body%d" % seq for seq in seqs]
         bodies: list[Payload] = list(plain)
         if self.memory is not None:
@@ -106,6 +161,69 @@ class Twin:
             self.memory.books.arrive([ref for payload in payloads for ref in refs_of(payload)])
         self.front.submit(peer, decoded, payloads, self.now)
         self.run()
+
+    def introduce(self, peer: bytes) -> None:
+        """A frontend without state says who it is, unless it has."""
+        if not self.front.knows(peer):
+            self.front.introduce(peer, frontend_words(self.topology, peer.decode()), self.now)
+
+    def frontend(self, name: str, *, once_only: Sequence[bool] = (), topology: Topology | None = None) -> FakeFrontend:
+        """The real link of a frontend process; connected."""
+        made = self.links[name] = FakeFrontend(self, name, topology or self.topology, once_only)
+        made.pump()
+        self.run()
+        return made
+
+    def broker_dies(self) -> None:
+        """And another takes its place, which knows nobody. Workers have lost their lanes, and introduce themselves."""
+        epoch = self.front.epoch + 1
+        fakes = list(self.workers.values())
+        self.workers.clear()
+        self.transit.clear()
+        if self.memory is not None:
+            self.memory = Memory()
+            self._frontends.clear()
+        self._begin(epoch=epoch)
+        for link in self.links.values():
+            link.arena = None
+        for fake in fakes:
+            self.worker(fake.stage)
+        self.run()
+
+    def hear(self, peer: bytes, words: AnyWords, payloads: list[Payload]) -> None:
+        """What the front's part does with the words of a frontend."""
+        front = self.front
+        if isinstance(words, Introduction):
+            answer = front.introduce(peer, words, self.now)
+            self.tell(peer, answer)
+            if not isinstance(answer, Refusal):
+                self.pulse(peer)
+        elif not front.knows(peer):
+            self.tell(peer, Stranger(untaken=words.seqs if isinstance(words, Submit) else []))
+        elif isinstance(words, Submit):
+            if self.memory is not None:
+                self.memory.books.arrive([ref for payload in payloads for ref in refs_of(payload)])
+            front.submit(peer, words, payloads, self.now)
+        elif isinstance(words, Cancel):
+            front.cancel(peer, words.seqs)
+        elif isinstance(words, Consumed):
+            front.consumed(peer, words.nbytes)
+        elif isinstance(words, FrontendBeat):
+            front.beat(peer, words, self.now)
+            self.pulse(peer)
+        else:
+            raise AssertionError(words)
+
+    def pulse(self, peer: bytes) -> None:
+        front = self.front
+        self.tell(peer, FrontendPulse(front.draining, front.headroom, [view.state for view in front.stages]))
+
+    def tell(self, peer: bytes, words: Message | introduction.FrozenWords, payloads: Sequence[Payload] = ()) -> None:
+        """Words for a frontend, if there is a link by that connection."""
+        for link in self.links.values():
+            if link.peer == peer and not link.is_cut:
+                decoded, got = decode(encode(words, payloads))
+                assert link.link.handle(decoded, got, self.now)
 
     def finish(
         self,
@@ -121,7 +239,8 @@ class Twin:
         they are on their way until :meth:`arrive`."""
         batch, payloads = worker.lane.pop(position)
         targets: dict[int, list[int]] = {}
-        for index, request_id in enumerate(batch.request_ids):
+        request_ids = ids_of(batch)
+        for index, request_id in enumerate(request_ids):
             status = (statuses or {}).get(request_id, int(Status.OK))
             self.computed[request_id] = self.computed.get(request_id, 0) + 1
             target = self.topology.next_stage(batch.routes[index], worker.stage) if status == Status.OK else FINAL
@@ -132,7 +251,7 @@ class Twin:
                 worker.key,
                 batch.batch,
                 [batch.uids[i] for i in indexes],
-                [(statuses or {}).get(batch.request_ids[i], 200) for i in indexes],
+                [(statuses or {}).get(request_ids[i], 200) for i in indexes],
                 [batch.trails[i] for i in indexes],
                 "application/json",
             )
@@ -197,6 +316,8 @@ class Twin:
         """Carry out actions until there are none; returns the next time limit."""
         while True:
             wake = self.front.expire(self.now)
+            for link in self.links.values():
+                link.pump()
             for machine in self.stages:
                 machine.tick(self.now)
                 machine.check_silence(self.now)
@@ -212,8 +333,13 @@ class Twin:
                 acted = True
                 self._carry_out(-1, front_action)
             for peer, answers, payloads in self.front.take_answers():
+                if any(link.knows(peer) for link in self.links.values()):
+                    self.tell(peer, answers, payloads)
+                    continue
                 for seq, status, payload in zip(answers.seqs, answers.statuses, payloads, strict=True):
                     self.answers.setdefault((peer, seq), []).append((status, bytes(payload)))  # type: ignore[arg-type]
+                for index, seq in enumerate(answers.seqs):
+                    self.speakers[seq] = answers.speakers.get(index, 0)
             if not acted:
                 return wake
 
@@ -222,6 +348,8 @@ class Twin:
             case Dispatch():
                 message, payloads = decode(encode(action.batch, action.payloads))
                 assert isinstance(message, Batch)
+                for request_id in ids_of(message):
+                    self.given[stage, request_id] = self.given.get((stage, request_id), 0) + 1
                 self.workers[stage, action.worker].lane.append((message, payloads))
             case ToWorker():
                 assert isinstance(action.message, Dismiss | Revoke | CancelItems | Granted)
@@ -268,6 +396,94 @@ class Twin:
             and not self.transit
             and (self.memory is None or self.memory.is_empty())
         )
+
+
+class FakeFrontend:
+    """A frontend process: its link, and what its requests got. ``answers``: by the test's numbers, in order."""
+
+    def __init__(self, twin: Twin, name: str, topology: Topology, once_only: Sequence[bool]) -> None:
+        self.twin = twin
+        self.name = name
+        self.link = Link(frontend_words(topology, name), topology, once_only=once_only, now=twin.now)
+        self.is_cut = False
+        self.arena: int | None = None  # the arena it fills, of the present broker
+        self.answers: dict[int, list[Answer | None]] = {}
+        self.events: dict[int, list[bytes]] = {}
+        self.seqs: dict[int, int] = {}  # the test's number -> the link's
+        self._connections = 0
+
+    @property
+    def peer(self) -> bytes:
+        """What the broker calls the present connection."""
+        return b"%s/%d" % (self.name.encode(), self._connections)
+
+    def knows(self, peer: bytes) -> bool:
+        """Whether it is, or was, a connection of this one."""
+        return peer.startswith(self.name.encode() + b"/")
+
+    def submit(self, number: int, *, route: int = 0, budget_s: float = 100.0) -> None:
+        """Hand in a request; its body and id are those of :meth:`Twin.submit`. Raises Unavailable."""
+        call = Call(route, b"body%d" % number, self.twin.now + budget_s, meta.pack(f"r{number}"), _Waiter(self, number))
+        self.seqs[number] = self.link.submit(call, self.twin.now)
+        self.twin.run()
+
+    def withdraw(self, number: int) -> bool:
+        withdrawn = self.link.withdraw(self.seqs[number])
+        self.twin.run()
+        return withdrawn
+
+    def beat(self) -> None:
+        """What it does once a second."""
+        if self.link.session != -1 and not self.is_cut:
+            self.twin.hear(self.peer, FrontendBeat(len(self.link.waiting)), [])
+        self.twin.run()
+
+    def cut(self) -> None:
+        """What either side sends is lost from now on, and neither hears of it."""
+        self.is_cut = True
+
+    def heal(self) -> None:
+        """A new connection to the same broker, or to the one that took its place."""
+        former, self.arena = self.arena, None
+        self.is_cut = False
+        self._connections += 1
+        self.beat()
+        if former is not None and self.twin.memory is not None:
+            self.twin.memory.retire(former)  # with the connection it was given to
+
+    def pump(self) -> None:
+        """Send what is owed."""
+        now = self.twin.now
+        while (owed := self.link.owed(now)) is not None:
+            if not self.is_cut:
+                words, payloads = self._parcel(owed) if isinstance(owed, Submission) else decode(encode(owed))
+                self.link.left(owed, now)  # before the answer, which this twin's wires bring at once
+                self.twin.hear(self.peer, words, payloads)
+            else:
+                self.link.left(owed, now)
+
+    def _parcel(self, submission: Submission) -> tuple[AnyWords, list[Payload]]:
+        calls, memory = submission.calls, self.twin.memory
+        bodies: list[Payload] = [call.body for call in calls]
+        if memory is not None and self.twin.front.knows(self.peer):  # a broker that does not gave it no arena
+            if self.arena is None:
+                self.arena = memory.open()
+            bodies = [call.body if call.was_sent else memory.put(self.arena, call.body) for call in calls]
+        budgets = [micros(call.deadline - self.twin.now) for call in calls]
+        submit = Submit([call.seq for call in calls], submission.routes, budgets, [call.meta for call in calls])
+        return decode(encode(submit, bodies))
+
+
+class _Waiter:
+    def __init__(self, frontend: FakeFrontend, number: int) -> None:
+        self._frontend = frontend
+        self._number = number
+
+    def answered(self, answer: Answer | None) -> None:
+        self._frontend.answers.setdefault(self._number, []).append(answer)
+
+    def event(self, event: StreamEvent) -> None:
+        self._frontend.events.setdefault(self._number, []).append(event.data)
 
 
 NEVER = inf

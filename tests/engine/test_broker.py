@@ -5,35 +5,47 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import zmq
 
 from engine import admin, transport
 from engine.broker.service import Broker
 from engine.broker.watch import AVAILABLE, Watch
-from engine.client import PARCEL_ITEMS, PARCEL_TURNS, Answer, Client
+from engine.client import Client, submit
 from engine.config import Deployment, build
-from engine.core import wire
+from engine.core import meta, wire
+from engine.core.call import Answer
+from engine.core.introduction import (
+    NEWEST,
+    UNREADABLE,
+    WORKER,
+    FrozenWords,
+    Introduction,
+    Refusal,
+    Stranger,
+    introduce,
+)
+from engine.core.link import PARCEL_ITEMS, PARCEL_TURNS, UNKNOWN_FATE
 from engine.core.messages import (
-    PROTOCOL,
     Batch,
     Bye,
     Dismiss,
-    FrontendBeat,
-    Hello,
+    FrontendWelcome,
     Leave,
     Message,
     Pulse,
     Ready,
-    Refused,
     Results,
     StreamEvents,
     Submit,
@@ -47,13 +59,21 @@ CAP_S = 20.0
 
 
 def deploy(
-    folder: str, *, stages: int = 1, bind: str = "", threads: str = "auto", routes: Sequence[Any] = (), **frontend: Any
+    folder: str,
+    *,
+    stages: int = 1,
+    bind: str = "",
+    threads: str = "auto",
+    routes: Sequence[Any] = (),
+    idempotent: bool = True,
+    **frontend: Any,
 ) -> Deployment:
+    one = {"worker": "m:W", "max_batch_size": 4, "timeout": 10.0, "idempotent": idempotent}
     data = {
         "engine": {"name": "t", "run_dir": folder, "bind": bind, "threads": threads},
         "route": [{"path": f"/r{i}", "stages": [f"s{stage}" for stage in route]} for i, route in enumerate(routes)],
         "frontend": frontend,
-        "stage": [{"name": f"s{i}", "worker": "m:W", "max_batch_size": 4, "timeout": 10.0} for i in range(stages)],
+        "stage": [{"name": f"s{i}", **one} for i in range(stages)],
     }
     return build(data, file=Path(folder) / "stages.toml", label="stages.toml")
 
@@ -80,29 +100,31 @@ class Worker:
         targets = [i for i in range(len(self.topology.stages)) if i != stage]
         self.out = {target: transport.push(self.ctx, self.endpoints.intake(target)) for target in targets}
         self.out[-1] = transport.push(self.ctx, self.endpoints.egress)
-        self.hello = Hello(
-            PROTOCOL,
-            self.topology.fingerprint,
-            self.topology.stages[stage],
-            slot,
-            pid if pid is not None else os.getpid(),
-            transport.host_token() if pid is not None else "elsewhere",
+        self.who = introduce(
+            WORKER,
+            self.topology,
+            deployment=deployment.engine.name,
+            instance=secrets.token_hex(16),
+            host=transport.host_token() if pid is not None else "elsewhere",
+            pid=pid if pid is not None else os.getpid(),
+            stage=self.topology.stages[stage],
+            slot=slot,
         )
         self.lane: zmq.Socket[bytes] | None = None
         self.key = 0
         self.batches: list[tuple[Batch, list[wire.Payload]]] = []
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Message | FrozenWords) -> None:
         until(lambda: transport.send(self.control, wire.encode(message)), "a connection")
 
-    def receive(self) -> Message:
+    def receive(self) -> wire.AnyWords:
         assert self.control.poll(CAP_S * 1000), "nothing came"
         frames = transport.recv(self.control)
         assert frames is not None
         return wire.decode(frames)[0]
 
     def join(self) -> Worker:
-        self.send(self.hello)
+        self.send(self.who)
         welcome = self.receive()
         assert isinstance(welcome, Welcome), welcome
         self.key = welcome.worker
@@ -163,7 +185,7 @@ def until(condition: Callable[[], object], what: str) -> None:
 
 @asynccontextmanager
 async def client(deployment: Deployment, **about: Any) -> Any:
-    made = Client(transport.endpoints_of(deployment), name="test", **about)
+    made = Client(deployment, name="test", **about)
     await made.start()
     try:
         yield made
@@ -187,7 +209,7 @@ def ready(c: Client) -> bool:
 
 
 def ask(c: Client, body: bytes = b"hi", *, timeout_s: float = 10.0, **about: Any) -> asyncio.Future[Answer]:
-    return c.submit(0, body, timeout_s=timeout_s, request_id="r", meta=b"", **about)
+    return submit(c, 0, body, timeout_s=timeout_s, meta=meta.pack("r"), **about)
 
 
 async def got(answer: asyncio.Future[Answer]) -> Answer:
@@ -250,22 +272,23 @@ async def seen_by_broker(deployment: Deployment) -> Any:
     ctx = transport.context()
     front = transport.router(ctx, transport.endpoints_of(deployment).front)
     submits: list[Submit] = []
-    beats = 0
+    table = [(route.path, list(route.stages)) for route in deployment.topology.routes]
+    welcome = FrontendWelcome(NEWEST, 1, 1, list(deployment.topology.stages), table)
 
     def look() -> None:
-        nonlocal beats
         while (frames := transport.recv(front)) is not None:
             message, _ = wire.decode(frames[1:])
             if isinstance(message, Submit):
                 submits.append(message)
-            beats += isinstance(message, FrontendBeat)
+            elif isinstance(message, Introduction):
+                transport.send(front, wire.encode(welcome), to=bytes(frames[0]))
 
     async def until_sent() -> None:
-        await until_async(lambda: look() or (submits and submits[-1].seqs[-1] == c._seq), "a submit")
+        await until_async(lambda: look() or (submits and submits[-1].seqs[-1] == c.link._seq), "a submit")
 
     try:
         async with client(deployment) as c:
-            await until_async(lambda: look() or beats, "a connection")
+            await until_async(lambda: look() or c.link.session == 1, "a welcome")
             yield c, submits, until_sent
     finally:
         front.close()
@@ -279,7 +302,7 @@ def test_requests_of_one_turn_travel_in_one_parcel(deployment: Deployment) -> No
             await until_sent()
             assert [len(one.seqs) for one in submits] == [10]
             for answer in answers:
-                c.cancel(answer)
+                answer.cancel()
 
     asyncio.run(scenario())
 
@@ -304,7 +327,7 @@ def test_what_comes_turn_after_turn_travels_together_and_a_lone_request_at_once(
             assert [len(one.seqs) for one in submits] == [7]
             ask(c, b"alone")
             await asyncio.sleep(0)  # the turn in which it leaves
-            assert not c._outgoing
+            assert not c.link._outgoing
             await until_sent()
             come_all.clear()
             come(3 * PARCEL_TURNS)  # no matter how long they keep coming
@@ -313,7 +336,7 @@ def test_what_comes_turn_after_turn_travels_together_and_a_lone_request_at_once(
             assert PARCEL_TURNS <= len(submits[2].seqs) <= PARCEL_TURNS + 3
             for _ in range(2 * PARCEL_ITEMS):
                 ask(c, b"x")
-            assert not c._outgoing  # what is enough for a parcel leaves at once
+            assert not c.link._outgoing  # what is enough for a parcel leaves at once
             await until_sent()
             assert [len(one.seqs) for one in submits[-2:]] == [PARCEL_ITEMS] * 2
 
@@ -361,7 +384,7 @@ def test_a_client_that_leaves_cancels(deployment: Deployment) -> None:
                 batch, payloads = await in_thread(w.batch)
                 second = ask(c)
                 await until_async(lambda: len(broker.front.machine.ledger) == 2, "both to be admitted")
-                c.cancel(second)
+                second.cancel()
                 await until_async(lambda: len(broker.front.machine.ledger) == 1, "the cancel")
                 w.answer(batch, payloads)
                 assert (await got(first)).status == 200
@@ -442,7 +465,7 @@ def test_a_client_without_a_broker_keeps_then_refuses(deployment: Deployment, mo
             await asyncio.sleep(0)
             assert not answer.done()
             assert not c.view().connected
-            monkeypatch.setattr("engine.client.LOST_S", -1.0)
+            monkeypatch.setattr("engine.core.link.LOST_S", -1.0)
             with pytest.raises(Unavailable, match="cannot be reached"):
                 ask(c)
         assert answer.cancelled()
@@ -461,7 +484,7 @@ def test_leave_is_answered_with_dismissal(deployment: Deployment) -> None:
         until(lambda: not status_of(deployment)["stages"][0]["workers"], "the goodbye")
 
 
-def test_an_unknown_worker_is_asked_to_say_hello(deployment: Deployment) -> None:
+def test_an_unknown_worker_is_asked_to_introduce_itself(deployment: Deployment) -> None:
     with running(deployment) as broker, worker(deployment) as w:
         w.send(WorkerBeat(w.key + 1000))
         assert w.receive() == Pulse(broker.epoch, False)
@@ -473,12 +496,103 @@ def test_a_worker_from_another_file_is_refused(deployment: Deployment) -> None:
     with running(deployment):
         stranger = Worker(deployment)
         try:
-            stranger.send(Hello(PROTOCOL, "another", "s0", 1, 1, "h"))
+            stranger.send(msgspec.structs.replace(stranger.who, stage="s9"))
             refused = stranger.receive()
-            assert isinstance(refused, Refused)
+            assert isinstance(refused, Refusal)
             assert "stages.toml" in refused.reason
         finally:
             stranger.close()
+
+
+def test_a_worker_at_another_stages_socket_is_sent_to_its_own(deployment: Deployment) -> None:
+    deployment = deploy(deployment.engine.run_dir, stages=2)
+    with running(deployment):
+        lost = Worker(deployment, 1)
+        try:
+            lost.control.close()
+            lost.control = transport.dealer(lost.ctx, lost.endpoints.control(0))
+            lost.send(lost.who)
+            assert lost.receive() == Stranger(stage=1)
+        finally:
+            lost.close()
+
+
+@pytest.mark.parametrize("where", ["front", "admin", "control"])
+def test_whom_the_broker_cannot_read_it_tells_so(deployment: Deployment, where: str) -> None:
+    endpoints = transport.endpoints_of(deployment)
+    junk: list[list[wire.Buffer]] = [
+        [b"\x01\x00\x00\x00\xc1"],
+        [b'{"stageline":"greeting from the future"}'],
+        [b"no parcel", b""],
+    ]
+    with running(deployment), worker(deployment) as w:
+        endpoint = endpoints.control(0) if where == "control" else getattr(endpoints, where)
+        sock = transport.dealer(w.ctx, endpoint)
+        try:
+            for frames in junk:
+                until(lambda frames=frames: transport.send(sock, frames), "a connection")  # type: ignore[misc]
+                assert sock.poll(CAP_S * 1000), "not a word"
+                answer = transport.recv(sock)
+                assert answer is not None
+                assert wire.decode(answer)[0] == UNREADABLE
+        finally:
+            sock.close()
+
+
+def test_a_frontend_of_another_deployment_is_refused_in_words(deployment: Deployment) -> None:
+    async def scenario() -> None:
+        with running(deployment):
+            other = replace(deployment, engine=replace(deployment.engine, name="another"))
+            async with client(other) as c:
+                await until_async(lambda: c.link.refusal, "a refusal")
+                assert '"another"' in c.link.refusal
+                with pytest.raises(Unavailable):
+                    ask(c)
+
+    asyncio.run(scenario())
+
+
+def test_a_frontend_that_reads_its_file_in_another_order_is_served_by_the_right_stages(deployment: Deployment) -> None:
+    deployment = deploy(deployment.engine.run_dir, stages=2, routes=[(0, 1), (1,)])
+    turned = replace(deployment, stages=deployment.stages[::-1], routes=deployment.routes[::-1])
+
+    async def scenario() -> None:
+        with running(deployment), worker(deployment, 0) as first, worker(deployment, 1) as second:
+            async with client(turned) as c:
+                await until_async(lambda: ready(c), "readiness")
+                alone = submit(c, 0, b"x", timeout_s=CAP_S)
+                batch, payloads = await in_thread(second.batch)
+                second.answer(batch, payloads, b"2")
+                assert bytes((await got(alone)).body) == b"x2"
+                both = submit(c, 1, b"x", timeout_s=CAP_S)
+                for one, mark in ((first, b"1"), (second, b"2")):
+                    batch, payloads = await in_thread(one.batch)
+                    one.answer(batch, payloads, mark)
+                assert bytes((await got(both)).body) == b"x12"
+
+    asyncio.run(scenario())
+
+
+def test_a_once_only_request_is_not_given_to_the_next_broker(deployment: Deployment) -> None:
+    deployment = deploy(deployment.engine.run_dir, idempotent=False)
+
+    async def scenario() -> None:
+        w = Worker(deployment)
+        try:
+            async with client(deployment) as c:
+                with running(deployment):
+                    w.join()
+                    await until_async(lambda: ready(c), "readiness")
+                    answer = ask(c, b"once")
+                    await in_thread(w.batch)
+                with running(deployment) as broker:
+                    reply = await got(answer)
+                    assert (reply.status, bytes(reply.body)) == (500, UNKNOWN_FATE)
+                    assert broker.front.machine.stats.admitted == 0
+        finally:
+            w.close()
+
+    asyncio.run(scenario())
 
 
 def test_hostile_parcels_hurt_nobody(deployment: Deployment) -> None:
@@ -496,7 +610,7 @@ def test_hostile_parcels_hurt_nobody(deployment: Deployment) -> None:
                     [b"x"] * 50,
                     wire.encode(Results(99, 1, 1, [1], [200], [b""]), [b"x"]),
                     wire.encode(Results(0, 999, 999, [5], [200], [b""]), [b"x"]),
-                    wire.encode(Submit([1], [55], [1], ["r"], [b""]), [b"x"]),
+                    wire.encode(Submit([1], [55], [1], [b""]), [b"x"]),
                     wire.encode(Bye(12345)),
                 ]
                 for frames in junk:

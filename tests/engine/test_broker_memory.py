@@ -48,7 +48,7 @@ class Sharer(Worker):
     place: Place | None = None
 
     def meet(self, *, maps: bool) -> Sharer:
-        self.send(self.hello)
+        self.send(self.who)
         welcome = self.receive()
         assert isinstance(welcome, Welcome)
         self.key, self.place = welcome.worker, welcome.memory
@@ -171,7 +171,7 @@ def test_references_that_cannot_be_are_refused_and_harm_nobody(deployment: Deplo
                     assert c._store is not None  # a frontend that refers to an arena that has ended
                     c._store._place = msgspec.structs.replace(c._store.place, arena=1)
                     lost = ask(c, BODY, timeout_s=30.0)
-                    c._session = -2  # as after a new connection: everything unanswered goes again, without references
+                    # It is told that they were not taken, and submits them again without references.
                     batch, payloads = await batch_of(first)
                     assert [bytes(one) for one in payloads] == [BODY]  # type: ignore[arg-type]
                     first.answer(batch, [b"a"])

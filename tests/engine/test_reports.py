@@ -21,7 +21,8 @@ from engine.core import about as abouts
 from engine.core import stage as stage_rules
 from engine.core import wire
 from engine.core.batching import Policy
-from engine.core.messages import Bye, FrontendBeat, Leave, Refused, StreamEvents, Submit, WorkerBeat
+from engine.core.introduction import FRONTEND, UNREADABLE, Refusal, introduce
+from engine.core.messages import Bye, FrontendBeat, Leave, StreamEvents, Submit, WorkerBeat
 from engine.core.stage import StageSpec
 from engine.core.worker_states import WorkerState
 from engine.errors import StartError, Unavailable
@@ -145,7 +146,7 @@ def test_a_broker_is_looked_at_in_every_state_of_a_worker(
         with running(deployment) as broker:
             w = Worker(deployment, pid=process.pid)
             try:
-                w.send(w.hello)
+                w.send(w.who)
                 w.receive()
                 look(deployment, WorkerState.STARTING)
                 w.join()  # once more: it replaces itself
@@ -210,8 +211,16 @@ def test_unreadable_metrics_of_the_dead_end_nobody(deployment: Deployment, caplo
         ctx = transport.context()
         front = transport.dealer(ctx, transport.endpoints_of(deployment).front)
         try:
-            beat = FrontendBeat("f", process.pid, 0, b"\xc1", transport.host_token())
-            until(lambda: transport.send(front, wire.encode(beat)), "a connection")
+            who = introduce(
+                FRONTEND,
+                deployment.topology,
+                deployment=deployment.engine.name,
+                instance="i",
+                host=transport.host_token(),
+                pid=process.pid,
+            )
+            until(lambda: transport.send(front, wire.encode(who)), "a connection")
+            transport.send(front, wire.encode(FrontendBeat(0, b"\xc1")))
             until(lambda: status_of(deployment)["frontends"], "the frontend")
             process.kill()
             until(lambda: not status_of(deployment)["frontends"], "its end")
@@ -236,14 +245,13 @@ def test_numbers_that_no_process_and_no_stage_has_end_nobody(deployment: Deploym
                 odd = Worker(deployment)
                 front = transport.dealer(odd.ctx, transport.endpoints_of(deployment).front)
                 try:
-                    hello = msgspec.structs.replace(odd.hello, pid=2**63, host=transport.host_token())
-                    await in_thread(odd.send, hello)
-                    await in_thread(odd.receive)
-                    beat = FrontendBeat("f", 2**63, 0, b"", transport.host_token())
-                    await until_async(lambda: transport.send(front, wire.encode(beat)), "a connection")
-                    submit = wire.encode(
-                        Submit([1], [0], [2**64 - 1], ["r"], [b""]), [b"x"]
-                    )  # a deadline past what a batch can say
+                    who = msgspec.structs.replace(odd.who, pid=2**63, host=transport.host_token())
+                    await in_thread(odd.send, who)
+                    assert await in_thread(odd.receive) == UNREADABLE
+                    who = msgspec.structs.replace(who, kind=FRONTEND, pid=2**31 - 1)
+                    await until_async(lambda: transport.send(front, wire.encode(who)), "a connection")
+                    # A deadline past what a batch can say.
+                    submit = wire.encode(Submit([1], [0], [2**64 - 1], [b""]), [b"x"])
                     await until_async(lambda: transport.send(front, submit), "a connection")
                     w.answer(batch, payloads)
                     assert (await got(answer)).status == 200
@@ -264,9 +272,9 @@ def test_a_worker_for_whom_there_is_no_lane_is_refused(deployment: Deployment, m
             patch.setattr(transport, "lane", none_left)
             unlucky = Worker(deployment, pid=os.getpid())
             try:
-                unlucky.send(unlucky.hello)
+                unlucky.send(unlucky.who)
                 refused = unlucky.receive()
-                assert isinstance(refused, Refused)
+                assert isinstance(refused, Refusal)
                 assert "too many open files" in refused.reason
             finally:
                 unlucky.close()

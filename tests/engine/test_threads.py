@@ -25,14 +25,13 @@ from engine.core.actions import Settle
 from engine.core.arena import SHARED_MIN
 from engine.core.batching import Policy
 from engine.core.crew import CREDIT_MAX
+from engine.core.introduction import FRONTEND, introduce
 from engine.core.messages import (
     Answers,
     Batch,
     Bye,
     Cancel,
-    FrontendBeat,
     FrontendPulse,
-    Message,
     Results,
     Submit,
     Welcome,
@@ -112,7 +111,7 @@ class Played(Worker):
             mark = b"+%d" % self.stage
             self.push(results, [bytes(payloads[i]) + mark for i in indexes], target)  # type: ignore[arg-type]
 
-    def receive(self) -> Message:
+    def receive(self) -> wire.AnyWords:
         """The welcome: what was said to its former self may come before it."""
         while not isinstance(message := super().receive(), Welcome):
             pass
@@ -131,14 +130,21 @@ class Crowd:
         self.random = random.Random(seed)
         self.ctx = transport.context()
         self.sock = transport.dealer(self.ctx, transport.endpoints_of(deployment).front)
+        self.who = introduce(
+            FRONTEND,
+            deployment.topology,
+            deployment=deployment.engine.name,
+            instance="crowd",
+            host=transport.host_token(),
+            pid=os.getpid(),
+        )
         self.store: Store | None = None
         self.sent: dict[int, tuple[int, bytes, float]] = {}  # route, body, time limit
         self.cancelled: set[int] = set()
         self.answers: dict[int, list[tuple[int, bytes]]] = {}
 
     def meet(self) -> None:
-        beat = FrontendBeat("crowd", os.getpid(), 0, b"", transport.host_token())
-        until(lambda: transport.send(self.sock, wire.encode(beat)), "a connection")
+        until(lambda: transport.send(self.sock, wire.encode(self.who)), "a connection")
         until(lambda: self.receive() or self.store is not None, "an arena")
 
     def receive(self) -> None:
@@ -151,7 +157,7 @@ class Crowd:
                 self.store = Store(message.memory)
 
     def ask(self, count: int) -> None:
-        submit = Submit([], [], [], [], [])
+        submit = Submit([], [], [], [])
         bodies: list[wire.Payload] = []
         for _ in range(count):
             seq, route = len(self.sent) + 1, self.random.randrange(len(ROUTES))
@@ -159,8 +165,8 @@ class Crowd:
             body = LARGE + b"%d" % seq if self.random.random() < 0.1 else b"body%d" % seq
             self.sent[seq] = route, body, limit
             for column, value in zip(
-                (submit.seqs, submit.routes, submit.budgets_us, submit.request_ids, submit.metas),
-                (seq, route, int(limit * 1e6), f"r{seq}", b""),
+                (submit.seqs, submit.routes, submit.budgets_us, submit.metas),
+                (seq, route, int(limit * 1e6), b""),
                 strict=True,
             ):
                 column.append(value)  # type: ignore[attr-defined]

@@ -8,16 +8,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engine.client import Answer, OnEvent, View
+from engine.clock import now
 from engine.config.schema import Deployment, EngineSection, FrontendSection, RouteSection, StageSection
+from engine.core import meta
 from engine.core.about import pack_all as pack_abouts
+from engine.core.call import Answer, Call, StreamEvent
+from engine.core.link import View
 from engine.core.messages import StageState
-from engine.core.wire import pack_step, unpack_meta
+from engine.core.wire import pack_step
 from engine.errors import Unavailable
 from engine.metrics import Sources, pack_sources
+from frontend.answer import Answering
 from frontend.app import create
-from frontend.door import Door
 from frontend.exchange import Application, Event
+from frontend.gate import Gate
 from frontend.metrics import FrontendMetrics
 
 NAME = "fake:1"
@@ -56,6 +60,16 @@ class Submitted:
     headers: list[tuple[bytes, bytes]]
 
 
+@dataclass(eq=False)
+class Held:
+    """A request that the fake broker has, until the test lets it go."""
+
+    call: Call
+
+    def set_result(self, answer: Answer) -> None:
+        self.call.waiter.answered(answer)
+
+
 @dataclass
 class FakeClient:
     """Answers what ``reply`` says: an Answer, an error to raise, or None for no answer at all. Default: echo."""
@@ -65,63 +79,50 @@ class FakeClient:
     sources: bytes | Exception = field(default_factory=lambda: pack_sources(Sources()))
     abouts: bytes | Exception = field(default_factory=lambda: pack_abouts({}))
     submitted: list[Submitted] = field(default_factory=list)
-    waiting: list[asyncio.Future[Answer]] = field(default_factory=list)
-    cancelled: list[asyncio.Future[Answer]] = field(default_factory=list)
+    waiting: list[Held] = field(default_factory=list)
+    cancelled: list[Held] = field(default_factory=list)
     started: int = 0
     closed: int = 0
-    streams: list[OnEvent] = field(default_factory=list)  # of the calls that listen, in order
+    streams: list[Callable[[StreamEvent], None]] = field(default_factory=list)  # of the calls, in order
     taken: dict[int, int] = field(default_factory=dict)  # bytes of events reported as consumed
-    _calls: list[asyncio.Future[Answer]] = field(default_factory=list)
+    _calls: list[Held] = field(default_factory=list)
 
-    def submit(
-        self, route: int, body: bytes, *, timeout_s: float, request_id: str, meta: bytes
-    ) -> asyncio.Future[Answer]:
-        item = Submitted(route, body, timeout_s, request_id, *unpack_meta(meta))
+    def call(self, call: Call) -> int:
+        head = meta.head_of(call.meta)
+        timeout_s = round(call.deadline - now(), 2)
+        item = Submitted(call.route, call.body, timeout_s, meta.request_id_of(call.meta), head.query, head.headers)
         self.submitted.append(item)
         reply = self.reply(item)
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         if isinstance(reply, Exception):
             raise reply
+        held = Held(call)
+        self._calls.append(held)
+        self.streams.append(call.waiter.event)
         if reply is None:
-            self.waiting.append(future)
+            self.waiting.append(held)
         else:
-            future.set_result(reply)
-        return future
-
-    def cancel(self, answer: asyncio.Future[Answer]) -> None:
-        self.cancelled.append(answer)
-        answer.cancel()
-
-    def call(
-        self,
-        route: int,
-        body: bytes,
-        done: Callable[[Answer | None], None],
-        *,
-        timeout_s: float,
-        request_id: str,
-        meta: bytes,
-        on_event: OnEvent | None = None,
-    ) -> int:
-        answer = self.submit(route, body, timeout_s=timeout_s, request_id=request_id, meta=meta)
-        answer.add_done_callback(lambda future: None if future.cancelled() else done(future.result()))
-        self._calls.append(answer)
-        if on_event is not None:
-            self.streams.append(on_event)
+            asyncio.get_running_loop().call_soon(self._answer, held, reply)
         return len(self._calls)
+
+    def _answer(self, held: Held, answer: Answer) -> None:
+        if held not in self.cancelled:
+            held.set_result(answer)
 
     def consumed(self, seq: int, nbytes: int) -> None:
         self.taken[seq] = self.taken.get(seq, 0) + nbytes
 
     def withdraw(self, seq: int) -> None:
-        self.cancel(self._calls[seq - 1])
+        self.cancelled.append(self._calls[seq - 1])
 
     def view(self) -> View:
         return self.current
 
+    def stage(self, name: str) -> StageState | None:
+        return next((stage for stage in self.current.stages if stage.name == name), None)
+
     @property
-    def stages(self) -> list[StageState]:
-        return list(self.current.stages)
+    def is_joined(self) -> bool:
+        return bool(self.current.stages)
 
     async def ask(self, what: str, *, timeout_s: float = 2.0) -> bytes:
         found = {"metrics": self.sources, "about": self.abouts}[what]
@@ -158,8 +159,9 @@ class Service:
         whole = deployment(self.frontend)
         paths = [route.path for route in whole.routes]
         self.metrics = FrontendMetrics(whole.engine.namespace, paths, self.frontend.timeout)
-        self.door = Door(capacity=self.frontend.capacity, capacity_bytes=self.frontend.capacity_bytes)
-        self.app: Application = create(whole, self.client, self.metrics, self.door, name=NAME)
+        self.gate = Gate(self.frontend)
+        answering = Answering(whole.topology, compressed=self.frontend.compression)
+        self.app: Application = create(whole, self.client, self.metrics, self.gate, answering, name=NAME)
 
     def view(self, **changes: Any) -> None:
         self.client.current = replace(self.client.current, **changes)
@@ -206,6 +208,8 @@ class Exchange:
         lines = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers]
         if "transfer-encoding" not in names and "content-length" not in names:
             lines.append((b"content-length", str(sum(map(len, chunks)) if length is None else length).encode()))
+        if "host" not in names:
+            lines.insert(0, (b"host", b"test"))
         self._scope: dict[str, Any] = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.4"},

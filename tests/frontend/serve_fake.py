@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fakes import FakeClient, Submitted, deployment, echo
 
 from engine import log
-from engine.client import Answer
 from engine.config.schema import Deployment, FrontendSection
+from engine.core.call import Call
 from engine.metrics import Family
 from engine.process import Notifier
 from frontend.serve import serve
@@ -34,21 +34,21 @@ class ScriptedClient(FakeClient):
         super().__init__()
         self._events = events
 
-    def submit(
-        self, route: int, body: bytes, *, timeout_s: float, request_id: str, meta: bytes
-    ) -> asyncio.Future[Answer]:
+    def call(self, call: Call) -> int:
+        body = call.body
         if body == b"die":
             os.kill(os.getpid(), signal.SIGKILL)
         held = body == b"hang" or body.startswith(b"after ")
         self.reply = (lambda item: None) if held else echo
-        future = super().submit(route, body, timeout_s=timeout_s, request_id=request_id, meta=meta)
+        seq = super().call(call)
         if body.startswith(b"after "):
-            asyncio.get_running_loop().call_later(float(body.split()[1]), self._answer, future, body)
+            answer = echo(Submitted(0, body, 0.0, "", b"", []))
+            asyncio.get_running_loop().call_later(float(body.split()[1]), self._answer, self._calls[-1], answer)
         self._say("submitted", body)
-        return future
+        return seq
 
-    def cancel(self, answer: asyncio.Future[Answer]) -> None:
-        super().cancel(answer)
+    def withdraw(self, seq: int) -> None:
+        super().withdraw(seq)
         self._say("cancelled")
 
     async def start(self) -> None:
@@ -57,10 +57,6 @@ class ScriptedClient(FakeClient):
 
     async def close(self) -> None:
         self._say("closed")
-
-    def _answer(self, future: asyncio.Future[Answer], body: bytes) -> None:
-        if not future.done():
-            future.set_result(echo(Submitted(0, body, 0.0, "", b"", [])))
 
     def _say(self, what: str, body: bytes = b"") -> None:
         line = json.dumps({"what": what, "pid": os.getpid(), "size": len(body), "body": body[:40].decode("latin-1")})

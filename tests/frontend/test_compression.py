@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from running import frontend
 
-from engine.client import Answer
 from engine.config.schema import FrontendSection
+from engine.core.call import Answer
 from engine.errors import StartError
 from frontend import compression
 from frontend.compression import Corrupt, TooLarge, choose, decompress
@@ -152,7 +152,7 @@ def test_a_compressed_body_arrives_as_what_it_was(coding: str, size: int) -> Non
     assert (answer.status, answer.body) == (200, body)
     assert made.client.submitted[0].body == body
     assert b"content-encoding" not in dict(made.client.submitted[0].headers)
-    assert made.door.held == 0
+    assert made.gate.held == 0
 
 
 @pytest.mark.parametrize("coding", ["gzip", "zstd"])
@@ -189,7 +189,7 @@ def test_what_is_corrupt_is_400(coding: str, how: str) -> None:
     answer = post(broken, ("content-encoding", coding), made=made)
     assert (answer.status, answer.text) == (400, "bad request: the body is not what its content-encoding says")
     assert not made.client.submitted
-    assert made.door.held == 0
+    assert made.gate.held == 0
 
 
 @given(st.sampled_from(["gzip", "zstd"]), st.binary(max_size=300), st.integers(0, 299))
@@ -221,7 +221,7 @@ def test_a_bomb_is_413_and_costs_no_more_than_the_limit(coding: str) -> None:
         tracemalloc.stop()
     assert (answer.status, answer.text) == (413, "request body too large")
     assert peak < 4 * limit
-    assert small.door.held == 0
+    assert small.gate.held == 0
 
 
 @pytest.mark.parametrize("coding", ["gzip", "zstd"])
@@ -256,11 +256,11 @@ def test_off_every_coding_is_415() -> None:
     assert (answer.status, answer.headers["accept-encoding"]) == (415, "identity")
 
 
-def test_the_bytes_that_come_out_are_held_at_the_door() -> None:
+def test_the_bytes_that_come_out_are_held_at_the_gate() -> None:
     tight = service(capacity_bytes=10_000)
     answer = post(gzip.compress(b"x" * 20_000), ("content-encoding", "gzip"), made=tight)
     assert answer.status == 429
-    assert tight.door.held == 0
+    assert tight.gate.held == 0
 
 
 def test_many_at_once() -> None:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import pytest
-from fakes import READY, FakeClient, deployment, unavailable
+from fakes import READY, FakeClient, deployment, echo, unavailable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.client import Answer
+from engine.clock import now
 from engine.config.schema import FrontendSection
-from engine.core.messages import Flow, StageState
-from engine.core.wire import unpack_meta
-from frontend.door import Door
+from engine.core import meta, sse
+from engine.core.call import Answer, StreamEvent
+from engine.core.messages import EVENT_COST, STREAM_WINDOW, Flow, Speaker, StageState
+from frontend.answer import Answering
+from frontend.gate import Gate
 from frontend.lean import BUFFER_MAX, SWEEP_MOST, SWEEP_S, LeanConnection, Shared, Sweeper
 from frontend.metrics import FrontendMetrics
-from frontend.plain import Head, Reader
+from frontend.plain import Plain, Reader
+from frontend.streams import HEAD_S, KEEPALIVE_S, STALL_S
 
-READER = Reader(deployment())
+GATE = Gate(FrontendSection())
+READER = Reader(deployment().topology, GATE.terms, compressed=False)
 
 
 def head(*fields: str, line: str = "POST /inference HTTP/1.1") -> bytes:
@@ -40,6 +45,7 @@ PLAIN = {
     "bytes above ASCII in a value": ("host: x", "content-length: 3", "x-a: \xe9"),
     "a tab inside a value": ("host: x", "content-length: 3", "x-a: b\tc"),
     "no body": ("host: x", "content-length: 0"),
+    "a time of its own": ("host: x", "content-length: 3", "x-request-timeout: 1"),
 }
 
 
@@ -64,7 +70,8 @@ ELSEWHERE = {
     "content-encoding": ("host: x", "content-length: 3", "content-encoding: gzip"),
     "upgrade": ("host: x", "content-length: 3", "upgrade: h2c"),
     "close": ("host: x", "content-length: 3", "connection: close"),
-    "a time of its own": ("host: x", "content-length: 3", "x-request-timeout: 1"),
+    "a time of its own that is none": ("host: x", "content-length: 3", "x-request-timeout: soon"),
+    "two content types": ("host: x", "content-length: 3", "content-type: a/b", "Content-Type: a/b"),
     "folding": ("host: x", "content-length: 3", "x-a: b", " c"),
     "a blank before the colon": ("host : x", "content-length: 3"),
     "a field without a colon": ("host: x", "content-length: 3", "what"),
@@ -111,20 +118,20 @@ def test_what_the_worker_is_told() -> None:
         head("Host: x", "Content-Length: 2", "X-A: b ", "x-request-id: mine", line="POST /second?q=1&r HTTP/1.1")
     )
     assert found is not None
-    assert (found.route, found.path, found.length, found.request_id) == (1, "/second", 2, "mine")
-    query, fields = unpack_meta(found.meta)
-    assert query == b"q=1&r"
-    assert fields == [(b"host", b"x"), (b"content-length", b"2"), (b"x-a", b"b"), (b"x-request-id", b"mine")]
+    assert (found.route, found.head.path, found.length, found.head.request_id) == (1, "/second", 2, "mine")
+    told = meta.head_of(meta.pack("mine", found.meta))
+    assert told.query == b"q=1&r"
+    assert told.headers == [(b"host", b"x"), (b"content-length", b"2"), (b"x-a", b"b"), (b"x-request-id", b"mine")]
 
 
 def test_an_insane_request_id_is_replaced() -> None:
     found = READER.read(head("host: x", "content-length: 2", "x-request-id: a b"))
     assert found is not None
-    assert len(found.request_id) == 32
+    assert found.head.request_id == ""
 
 
 def test_compression_is_negotiated_elsewhere() -> None:
-    reader = Reader(deployment(FrontendSection(compression=True)))
+    reader = Reader(deployment().topology, GATE.terms, compressed=True)
     assert reader.read(head("host: x", "content-length: 2", "accept-encoding: gzip")) is None
     assert READER.read(head("host: x", "content-length: 2", "accept-encoding: gzip")) is not None
 
@@ -154,6 +161,7 @@ class FakeTransport:
     def __init__(self) -> None:
         self.written = b""
         self.closed = False
+        self.aborted = False
         self.reading = True
 
     def write(self, data: bytes) -> None:
@@ -162,6 +170,9 @@ class FakeTransport:
 
     def close(self) -> None:
         self.closed = True
+
+    def abort(self) -> None:
+        self.closed = self.aborted = True
 
     def pause_reading(self) -> None:
         self.reading = False
@@ -176,11 +187,12 @@ class Bench:
     def __init__(self, **frontend: Any) -> None:
         section = FrontendSection(**frontend)
         self.client = FakeClient()
-        self.door = Door(capacity=section.capacity, capacity_bytes=section.capacity_bytes)
+        self.gate = Gate(section)
         self.metrics = FrontendMetrics("engine", ["/inference", "/second"], 3.0)
         self.handed: list[bytes] = []
         whole = deployment(section)
-        self.shared = Shared(whole, self.client, self.door, self.metrics, self._take)
+        answering = Answering(whole.topology)
+        self.shared = Shared(whole, self.client, self.gate, self.metrics, answering, self._take)
         self.transport = FakeTransport()
         self.connection = LeanConnection(self.shared)
         self.connection.connection_made(self.transport)  # type: ignore[arg-type]
@@ -225,7 +237,7 @@ def test_answered_in_place() -> None:
         assert bench.replies == [(200, b"abc")]
         assert b"server-timing: first-queue;dur=1.50" in bench.transport.written
         assert b"x-request-id: " in bench.transport.written
-        assert bench.door.pending == 0
+        assert bench.gate.pending == 0
         assert not bench.handed
 
     run(scenario())
@@ -240,7 +252,7 @@ def test_a_body_in_pieces(size: int) -> None:
         bench.feed(data[:cut], *(data[i : i + size] for i in range(cut, len(data), size)))
         await settle()
         assert bench.replies == [(200, b"x" * 120)]
-        assert bench.door.held == 0
+        assert bench.gate.held == 0
 
     run(scenario())
 
@@ -283,12 +295,12 @@ def test_what_is_not_plain_is_handed_over_with_what_follows() -> None:
 @pytest.mark.parametrize(
     ("spoil", "status", "reason"),
     [
-        (lambda bench: setattr(bench.door, "draining", True), 503, "draining"),
-        (lambda bench: setattr(bench.door, "pending", 10_000_000), 429, "capacity"),
+        (lambda bench: setattr(bench.gate, "draining", True), 503, "draining"),
+        (lambda bench: setattr(bench.gate, "pending", 10_000_000), 429, "capacity"),
         (lambda bench: setattr(bench.client, "reply", lambda item: unavailable()), 503, "unavailable"),
     ],
 )
-def test_refused_at_the_door_and_not_handed_over(spoil: Any, status: int, reason: str) -> None:
+def test_refused_at_the_gate_and_not_handed_over(spoil: Any, status: int, reason: str) -> None:
     """An overload must not cost a connection its short way for good."""
 
     async def scenario() -> None:
@@ -301,18 +313,11 @@ def test_refused_at_the_door_and_not_handed_over(spoil: Any, status: int, reason
         assert b"x-request-id: mine\r\n" in bench.transport.written
         assert not bench.handed
         assert bench.transport.closed is (reason == "draining")
-        assert bench.door.held == 0
+        assert bench.gate.held == 0
         names = {s.labels["reason"] for f in bench.metrics.families() for s in f.samples if "reason" in s.labels}
         assert reason in names
 
     run(scenario())
-
-
-def test_streams_and_unknown_stages_are_sent_elsewhere() -> None:
-    bench = Bench()
-    bench.client.current = replace(READY, stages=())
-    bench.feed(plain(b"1"))
-    assert bench.handed == [plain(b"1")]
 
 
 def test_a_client_that_does_not_read_is_served_no_more() -> None:
@@ -353,7 +358,7 @@ def test_a_client_that_leaves_withdraws() -> None:
         bench.feed(plain(b"1"))
         bench.connection.connection_lost(None)
         assert bench.client.cancelled == bench.client.waiting
-        assert bench.door.pending == 0
+        assert bench.gate.pending == 0
 
     run(scenario())
 
@@ -392,7 +397,7 @@ def test_time_limits() -> None:
         assert not bench.handed
         bench.connection.sweep(bench.connection.since + 3.1)
         assert bench.handed == [plain(b"abc")[:-1]]
-        assert bench.door.held == 0
+        assert bench.gate.held == 0
         for said, limit in ((b"", 2.0), (plain(b"x"), 5.0)):
             bench = Bench(keepalive=5.0, header_timeout=2.0)
             if said:
@@ -444,13 +449,221 @@ def test_large_uploads_are_read_elsewhere() -> None:
     assert bench.handed == [begun]
 
 
-@pytest.mark.parametrize("flow", [Flow.EVENTS, Flow.CHUNKS, Flow.UNKNOWN])
-def test_a_stream_is_sent_elsewhere(flow: Flow) -> None:
-    bench = Bench()
-    stages = tuple(StageState(stage.name, 1, 1, 0, 0, 0, flow=flow) for stage in READY.stages)
-    bench.client.current = replace(READY, stages=stages)
-    bench.feed(plain(b"1"))
-    assert bench.handed == [plain(b"1")]
+# --- streams ---------------------------------------------------------------------------------------------------------
+
+MIME = "text/event-stream"
+END = Answer(200, b"", MIME)
+FAILED = Answer(422, b"request validation error: no")
+
+
+class StreamBench(Bench):
+    """A connection with a request under way to a stage that, as far as is known, streams."""
+
+    def __init__(self, flow: Flow = Flow.EVENTS, *, known: bool = True, **frontend: Any) -> None:
+        super().__init__(**frontend)
+        self.flow = flow
+        self.mime = MIME if flow is Flow.EVENTS else "image/x-thing"
+        self.client.reply = lambda item: None
+        if known:
+            stages = tuple(StageState(stage.name, 1, 1, 0, 0, 0, flow=flow) for stage in READY.stages)
+            self.client.current = replace(READY, stages=stages)
+        self.feed(plain(b"1"))
+
+    def send(self, *texts: bytes, mime: str | None = None) -> None:
+        for text in texts:
+            self.client.streams[-1](StreamEvent(text, self.flow, self.mime if mime is None else mime))
+
+    def end(self, answer: Answer = END) -> None:
+        self.client.waiting[-1].set_result(answer)
+
+    @property
+    def head(self) -> bytes:
+        return self.transport.written.partition(b"\r\n\r\n")[0] + b"\r\n"
+
+    @property
+    def body(self) -> tuple[bytes, bool]:
+        """The chunks that were written, and whether the last one was."""
+        rest = self.transport.written.partition(b"\r\n\r\n")[2]
+        body = b""
+        while rest:
+            size, _, rest = rest.partition(b"\r\n")
+            if size == b"0":
+                assert rest == b"\r\n"
+                return body, True
+            body, rest = body + rest[: int(size, 16)], rest[int(size, 16) + 2 :]
+        return body, False
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_events_are_written_as_they_come_whatever_was_known_of_the_stage(known: bool) -> None:
+    async def scenario() -> None:
+        bench = StreamBench(known=known)
+        bench.send(b"one")
+        assert bench.body == (b"data: one\n\n", False)
+        bench.send(b"two\nlines")
+        bench.end()
+        assert bench.body == (b"data: one\n\ndata: two\ndata: lines\n\n", True)
+        for line in (b"HTTP/1.1 200 OK", b"content-type: text/event-stream", b"transfer-encoding: chunked"):
+            assert line + b"\r\n" in bench.head
+        assert b"content-length" not in bench.head
+        assert (bench.gate.pending, bench.gate.held) == (0, 0)
+        assert not bench.handed
+        bench.client.reply = echo
+        bench.transport.written = b""
+        bench.feed(plain(b"next"))
+        await settle()
+        assert bench.replies == [(200, b"next")]
+
+    run(scenario())
+
+
+def test_a_failure_of_a_stream_is_its_last_event_also_as_the_first() -> None:
+    for events in ((), (b"x",)):
+        bench = StreamBench()
+        bench.send(*events)
+        bench.end(FAILED)
+        assert bench.body == (b"".join(map(sse.event, events)) + sse.error(422, "request validation error: no"), True)
+        (codes,) = [one for one in bench.metrics.families() if one.name == "engine_throughput"]
+        assert [sample.labels["code"] for sample in codes.samples] == ["422"]
+
+
+def test_a_refusal_by_the_broker_is_a_plain_answer_and_a_workers_own_is_not() -> None:
+    bench = StreamBench()
+    bench.end(Answer(503, b"draining", speaker=int(Speaker.DOOR)))
+    assert bench.replies == [(503, b"draining")]
+    assert b"retry-after: 1\r\n" in bench.head
+    bench = StreamBench()
+    bench.end(Answer(503, b"not today"))
+    assert bench.body == (sse.error(503, "not today"), True)
+
+
+def test_an_answer_at_once_of_a_stage_that_was_thought_to_stream() -> None:
+    bench = StreamBench()
+    bench.end(Answer(200, b"whole", "text/plain"))
+    assert bench.replies == [(200, b"whole")]
+    bench = StreamBench(Flow.CHUNKS)
+    bench.end(FAILED)
+    assert bench.replies == [(422, b"request validation error: no")]
+
+
+def test_pieces_end_with_the_last_chunk_or_are_cut() -> None:
+    bench = StreamBench(Flow.CHUNKS)
+    bench.send(b"\0\n", b"\r")
+    bench.end(Answer(200, b"", "image/x-thing"))
+    assert bench.body == (b"\0\n\r", True)
+    assert not bench.transport.closed
+    bench = StreamBench(Flow.CHUNKS)
+    bench.send(b"begun")
+    bench.end(FAILED)
+    assert bench.body == (b"begun", False)
+    assert bench.transport.closed
+
+
+def test_progress_has_a_place_in_events_alone() -> None:
+    bench = StreamBench()
+    bench.send(b"halfway", mime="")
+    bench.send(b"x")
+    assert bench.body == (b"data: halfway\n\ndata: x\n\n", False)
+    bench = StreamBench(Flow.CHUNKS)
+    bench.client.streams[-1](StreamEvent(b"halfway", Flow.EVENTS, ""))
+    bench.send(b"piece")
+    assert bench.body == (b"piece", False)
+    assert bench.client.taken == {1: len(b"halfway") + EVENT_COST}
+
+
+def test_what_a_client_does_not_take_waits_and_is_not_reported() -> None:
+    bench = StreamBench()
+    quarter = b"." * (STREAM_WINDOW // 4)
+    bench.send(b"small")
+    bench.connection.pause_writing()
+    bench.send(quarter)
+    assert bench.body == (b"data: small\n\n", False)
+    assert not bench.client.taken
+    bench.connection.resume_writing()
+    assert bench.client.taken == {1: len(quarter) + len(b"small") + 2 * EVENT_COST}
+    bench.end()
+    assert bench.body[1]
+
+
+def test_a_client_that_takes_nothing_for_long_is_dropped() -> None:
+    bench = StreamBench()
+    bench.send(b"x")
+    bench.connection.pause_writing()
+    bench.connection.sweep(now() + STALL_S - 1)
+    assert not bench.transport.closed
+    bench.client.current = replace(bench.client.current)
+    bench.connection._answer_by = inf
+    bench.connection.sweep(now() + STALL_S + 1)
+    assert bench.transport.aborted
+    bench.connection.connection_lost(None)
+    assert len(bench.client.cancelled) == 1
+    assert bench.gate.pending == 0
+
+
+def test_a_waiting_client_is_told_that_it_was_let_in_and_an_idle_one_that_it_still_is() -> None:
+    bench = StreamBench()
+    bench.connection._answer_by = inf
+    bench.connection.sweep(now() + HEAD_S / 2)
+    assert bench.transport.written == b""
+    bench.connection.sweep(now() + HEAD_S * 2)
+    assert bench.body == (sse.COMMENT, False)
+    bench.connection.sweep(now() + KEEPALIVE_S / 2)
+    assert bench.body == (sse.COMMENT, False)
+    bench.connection.sweep(now() + KEEPALIVE_S * 2)
+    assert bench.body == (sse.COMMENT * 2, False)
+    pieces = StreamBench(Flow.CHUNKS)
+    pieces.connection._answer_by = inf
+    pieces.connection.sweep(now() + KEEPALIVE_S * 2)
+    assert pieces.transport.written == b""  # a body has no place for it
+
+
+def test_a_broker_that_does_not_answer_in_time_ends_the_stream() -> None:
+    bench = StreamBench(timeout=1.0)
+    bench.send(b"x")
+    bench.connection.sweep(now() + 60)
+    assert bench.body == (b"data: x\n\n" + sse.error(408, "inference timeout"), True)
+    assert len(bench.client.cancelled) == 1
+    bench = StreamBench(timeout=1.0)
+    bench.client.current = replace(bench.client.current, connected=False)
+    bench.connection.sweep(now() + 60)
+    assert bench.body == (sse.error(503, "service unavailable: the broker cannot be reached"), True)
+
+
+def test_a_client_that_leaves_its_stream_withdraws_and_is_counted_once() -> None:
+    bench = StreamBench()
+    bench.send(b"x")
+    bench.connection.connection_lost(None)
+    assert len(bench.client.cancelled) == 1
+    assert bench.gate.pending == 0
+    (codes,) = [one for one in bench.metrics.families() if one.name == "engine_throughput"]
+    assert [(sample.labels["code"], sample.value) for sample in codes.samples] == [("499", 1)]
+
+
+def test_draining_lets_a_stream_end_and_then_closes() -> None:
+    bench = StreamBench()
+    bench.send(b"x")
+    bench.connection.end()
+    assert not bench.transport.closed
+    bench.end()
+    assert bench.body == (b"data: x\n\n", True)
+    assert bench.transport.closed
+
+
+def test_requests_behind_a_stream_wait_for_its_end() -> None:
+    async def scenario() -> None:
+        bench = StreamBench()
+        bench.send(b"x")
+        bench.client.reply = echo
+        bench.feed(plain(b"2"))
+        assert len(bench.client.submitted) == 1
+        bench.end()
+        await settle()
+        assert bench.transport.written.endswith(b"\r\n\r\n2")
+
+    run(scenario())
+
+
+# --- the rest ---------------------------------------------------------------------------------------------------------
 
 
 def test_ids_are_unique_and_the_same_length() -> None:
@@ -466,7 +679,7 @@ def test_heads_are_parsed_once() -> None:
         seen: list[bytes] = []
         read = bench.shared.reader.read
 
-        def counting(data: bytes) -> Head | None:
+        def counting(data: bytes) -> Plain | None:
             seen.append(data)
             return read(data)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,6 @@ from fakes import READY
 from engine.core.messages import StageState
 from engine.core.wire import pack_step
 from frontend import deadline, errors, health, media, requestid, timing
-from frontend.door import Door
 
 # --- media -----------------------------------------------------------------------------------------------------------
 
@@ -54,7 +54,12 @@ def test_headers_of_a_worker_cannot_frame_or_split_the_answer() -> None:
         "x-wide": "snow \u2603",
         "": "empty",
     }
-    assert media.passable(offered) == [("X-Model", "small"), ("Retry-After", "3")]
+    assert media.passable(offered) == [("x-model", "small"), ("retry-after", "3")]
+
+
+def test_a_header_in_two_spellings_is_passed_on_once_but_for_cookies() -> None:
+    offered = {"Retry-After": "3", "retry-after": "5", "Set-Cookie": "a=1", "set-cookie": "b=2"}
+    assert media.passable(offered) == [("retry-after", "5"), ("set-cookie", "a=1"), ("set-cookie", "b=2")]
 
 
 @pytest.mark.parametrize(
@@ -72,20 +77,56 @@ def test_a_mime_type_is_passed_on_only_when_it_is_one(mime: str, written: str) -
     assert media.content_type(mime) == written
 
 
+@pytest.mark.parametrize(
+    ("accept", "problem"),
+    [("", True), ("*/*", True), ("application/json", True), ("text/plain", False), ("text/plain;q=0", True)],
+)
+def test_where_nobody_asks_it_may_still_be_json(accept: str, problem: bool) -> None:
+    assert media.wants_problem(accept, unasked=True) is problem
+
+
+def test_errors_under_v1_carry_openais_object_beside_the_problem() -> None:
+    mime, body = media.message(b"application/json", 429, "too many requests", "id", "/v1/embeddings", "capacity")
+    document = json.loads(body)
+    assert mime == media.PROBLEM
+    assert (document["status"], document["detail"], document["request_id"]) == (429, "too many requests", "id")
+    assert document["error"] == {
+        "message": "too many requests",
+        "type": "rate_limit_error",
+        "param": None,
+        "code": "capacity",
+    }
+    assert media.message(b"text/plain", 429, "no", "id", "/v1/x") == (media.TEXT, b"no")
+    assert "error" not in json.loads(media.message(b"application/json", 429, "no", "id", "/inference")[1])
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(400, "invalid_request_error"), (401, "authentication_error"), (502, "server_error")]
+)
+def test_the_kind_of_an_error_as_openais_api_names_it(status: int, kind: str) -> None:
+    error = json.loads(media.message(b"", status, "no", "id", "/v1/x")[1])["error"]
+    assert (error["type"], error["code"]) == (kind, None)
+
+
 # --- request id ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("offered", [b"a", b"A-1.b_c:d/e+f=", b"x" * 128])
 def test_a_sane_request_id_is_kept(offered: bytes) -> None:
-    assert requestid.choose(offered) == offered.decode()
+    assert requestid.sane(offered) == offered.decode()
 
 
-@pytest.mark.parametrize("offered", [None, b"", b"x" * 129, b"a b", b"a\n", b"<script>", b"\xff", b'"'])
-def test_any_other_is_replaced_by_a_fresh_one(offered: bytes | None) -> None:
-    first, second = requestid.choose(offered), requestid.choose(offered)
-    assert first != second
-    assert len(first) == 32
-    assert int(first, 16) >= 0
+@pytest.mark.parametrize("offered", [b"", b"x" * 129, b"a b", b"a\n", b"<script>", b"\xff", b'"'])
+def test_any_other_is_none(offered: bytes) -> None:
+    assert requestid.sane(offered) == ""
+
+
+def test_new_ids_are_unique_also_over_processes() -> None:
+    one, other = requestid.Ids(), requestid.Ids()
+    ids = [one() for _ in range(100)] + [other() for _ in range(100)]
+    assert len(set(ids)) == 200
+    assert {len(each) for each in ids} == {32}
+    assert all(requestid.sane(each.encode()) == each for each in ids)
 
 
 # --- server-timing ---------------------------------------------------------------------------------------------------
@@ -133,50 +174,6 @@ def test_a_client_may_ask_for_less_time_and_never_for_more(
     seconds: bytes, milliseconds: bytes, allowed: float | None
 ) -> None:
     assert deadline.allowed(seconds, milliseconds, 3.0) == allowed
-
-
-# --- door ------------------------------------------------------------------------------------------------------------
-
-
-def door() -> Door:
-    return Door(capacity=2, capacity_bytes=100)
-
-
-def test_the_door_is_open() -> None:
-    assert door().check(READY) is None
-
-
-def test_the_door_closes_at_capacity() -> None:
-    one = door()
-    one.pending = 2
-    assert one.check(READY) is errors.CAPACITY
-    one.pending = 1
-    assert one.check(READY) is None
-
-
-def test_the_door_closes_when_the_broker_has_no_room() -> None:
-    assert door().check(replace(READY, headroom=0)) is errors.CAPACITY
-
-
-def test_the_last_headroom_of_a_lost_broker_means_nothing() -> None:
-    assert door().check(replace(READY, headroom=0, connected=False)) is None
-
-
-def test_the_door_closes_for_draining() -> None:
-    one = door()
-    assert one.check(replace(READY, draining=True)) is errors.DRAINING
-    one.draining = True
-    assert one.check(READY) is errors.DRAINING
-
-
-def test_bytes_are_held_up_to_the_bound_and_released() -> None:
-    one = door()
-    assert one.hold(60)
-    assert not one.hold(41)
-    assert one.held == 60
-    assert one.hold(40)
-    one.release(100)
-    assert one.held == 0
 
 
 # --- health ----------------------------------------------------------------------------------------------------------

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from fakes import READY, Exchange, FakeClient, Response, Service, echo, run, unavailable
 
-from engine.client import Answer, StreamEvent
 from engine.config.schema import FrontendSection
 from engine.core import sse
-from engine.core.messages import EVENT_COST, STREAM_WINDOW, Flow
+from engine.core.call import Answer, StreamEvent
+from engine.core.messages import EVENT_COST, STREAM_WINDOW, Flow, Speaker
 from engine.core.wire import pack_step
-from frontend import streams
+from frontend import streams, waiting
 
 TRAIL = pack_step(1, 2, 3) * 2
 END = Answer(200, b"", "text/event-stream", TRAIL)
@@ -67,7 +67,7 @@ class Rig:
         return response
 
     def check_left(self) -> None:
-        assert (self.service.door.pending, self.service.door.held) == (0, 0)
+        assert (self.service.gate.pending, self.service.gate.held) == (0, 0)
 
 
 def replace_flow(state: Any, flow: Flow, mime: str) -> Any:
@@ -118,7 +118,9 @@ def test_a_failure_is_the_last_event_also_as_the_first(events: tuple[bytes, ...]
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_refusal_by_the_broker_is_a_plain_answer(status: int) -> None:
     rig = Rig()
-    response = rig.play(lambda: rig.answer(Answer(status, b"too many requests: 5 are being served")))
+    response = rig.play(
+        lambda: rig.answer(Answer(status, b"too many requests: 5 are being served", speaker=int(Speaker.DOOR)))
+    )
     assert (response.status, response.text) == (status, "too many requests: 5 are being served")
     assert response.headers["retry-after"] == "1"
 
@@ -144,7 +146,7 @@ def test_the_head_does_not_wait_long_for_the_first_event() -> None:
 
 
 def test_an_idle_stream_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "KEEPALIVE_S", 0.02)
+    monkeypatch.setattr(waiting, "KEEPALIVE_S", 0.02)
     rig = Rig()
     response = rig.play(
         lambda: rig.send(b"x"), lambda: until(lambda: rig.written.count(b":\n\n") >= 2), lambda: rig.answer(END)
@@ -248,7 +250,7 @@ def stuck(rig: Rig, cuts: list[bool]) -> asyncio.Event:
 
 
 def test_a_client_that_takes_nothing_for_long_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "STALL_S", 0.05)
+    monkeypatch.setattr(waiting, "STALL_S", 0.05)
     rig = Rig()
     cuts: list[bool] = []
 
@@ -305,7 +307,47 @@ def test_a_failure_after_the_first_piece_leaves_the_body_without_its_end() -> No
     assert rig.exchange._sent[-1].get("more_body") is True
 
 
-# --- stages nobody has heard of yet ---
+# --- what was heard of a stage is old, or nothing was ---
+
+
+def test_events_of_a_stage_that_was_thought_to_answer_at_once_are_a_stream() -> None:
+    rig = Rig(Flow.EVENTS)
+    rig.client.current = READY
+    response = rig.play(lambda: rig.send(b"x"), lambda: rig.answer(END))
+    assert (response.headers["content-type"], response.body) == ("text/event-stream", b"data: x\n\n")
+
+
+def test_an_answer_at_once_of_a_stage_that_was_thought_to_stream_is_given_whole() -> None:
+    rig = Rig(Flow.EVENTS)
+    response = rig.play(lambda: rig.answer(Answer(200, b"whole", "text/plain", TRAIL)))
+    assert (response.status, response.headers["content-type"], response.body) == (200, "text/plain", b"whole")
+
+
+def test_and_is_an_event_when_the_stream_has_begun() -> None:
+    rig = Rig(Flow.EVENTS)
+    response = rig.play(
+        lambda: until(lambda: rig.written == b":\n\n"), lambda: rig.answer(Answer(200, b"whole", "text/plain", TRAIL))
+    )
+    assert response.body == b":\n\ndata: whole\n\n"
+
+
+def test_a_stream_without_an_event_is_one_all_the_same() -> None:
+    rig = Rig(Flow.EVENTS)
+    rig.client.current = READY
+    response = rig.play(lambda: rig.answer(END))
+    assert (response.status, response.headers["content-type"], response.body) == (200, "text/event-stream", b"")
+
+
+def test_progress_waits_until_it_is_known_whether_it_has_a_place() -> None:
+    rig = Rig(Flow.EVENTS)
+    rig.client.current = replace(READY, stages=())
+    response = rig.play(
+        lambda: rig.client.streams[0](StreamEvent(b"halfway", Flow.EVENTS, "")),
+        lambda: rig.send(b"x"),
+        lambda: rig.answer(END),
+    )
+    assert response.body == b"data: halfway\n\ndata: x\n\n"
+    assert not rig.client.taken
 
 
 def test_a_stage_that_was_unknown_is_what_its_events_say() -> None:
@@ -327,13 +369,13 @@ def test_a_stage_that_was_unknown_may_answer_at_once_after_all() -> None:
     response = rig.play(learn)
     assert (response.status, response.body) == (200, b"1")
     assert response.headers["content-length"] == "1"
-    assert service.door.pending == 0
+    assert service.gate.pending == 0
 
 
 def test_progress_of_an_earlier_stage_is_an_event_like_any_other() -> None:
     rig = Rig()
     response = rig.play(
-        lambda: rig.client.streams[0](StreamEvent(b"halfway", int(Flow.EVENTS), "")),
+        lambda: rig.client.streams[0](StreamEvent(b"halfway", Flow.EVENTS, "")),
         lambda: rig.send(b"x"),
         lambda: rig.answer(END),
     )
@@ -346,7 +388,7 @@ def test_progress_of_an_earlier_stage_has_no_place_in_a_body(known: bool) -> Non
     if not known:
         rig.client.current = replace(READY, stages=())
     response = rig.play(
-        lambda: rig.client.streams[0](StreamEvent(b"halfway", int(Flow.EVENTS), "")),
+        lambda: rig.client.streams[0](StreamEvent(b"halfway", Flow.EVENTS, "")),
         lambda: rig.send(b"piece"),
         lambda: rig.answer(Answer(200, b"", "image/x-thing", TRAIL)),
     )

@@ -14,14 +14,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import zmq
 
 from engine import transport
 from engine.config import Deployment, load, run_dir
-from engine.core import wire
-from engine.core.messages import Batch, Hello, Message, Pulse, Results, StreamEvents, Welcome, WorkerBeat
+from engine.core import meta, wire
+from engine.core.introduction import NEWEST, FrozenWords, Introduction
+from engine.core.messages import Batch, Message, Pulse, Results, StreamEvents, Welcome, WorkerBeat
+
+Words = TypeVar("Words", bound=Message | FrozenWords)
 
 SERVICES = Path(__file__).parent / "services"
 CAP_S = 30.0  # generous: a busy machine starts an interpreter in seconds
@@ -67,7 +71,7 @@ class Broker:
     """The broker's side of one stage. Pumps in the test's thread; answers beats unless ``mute``."""
 
     def __init__(self, deployment: Deployment, stage: int, *, epoch: int = 1) -> None:
-        topology = deployment.topology
+        topology = self.topology = deployment.topology
         self.stage = stage
         self.epoch = epoch
         self.key = 0
@@ -81,7 +85,7 @@ class Broker:
                 self.pulls[other] = transport.pull(self.ctx, self.endpoints.intake(other))
         self.lanes: dict[int, zmq.Socket[bytes]] = {}
         self.peer = b""
-        self.heard: list[Message] = []
+        self.heard: list[wire.AnyWords] = []
         self.results: list[Results] = []
         self.items: dict[int, Item] = {}
         self.events: list[tuple[int, bytes]] = []
@@ -122,32 +126,43 @@ class Broker:
                 message.headers.get(at, {}),
             )
 
-    def tell(self, message: Message) -> None:
+    def tell(self, message: Message | FrozenWords) -> None:
         transport.send(self.control, wire.encode(message), to=self.peer)
 
-    def expect(self, kind: type[Message]) -> Message:
+    def expect(self, kind: type[Words]) -> Words:
         """The next message of this kind on the control socket; those before it are dropped."""
-        found: list[Message] = []
+        found: list[Words] = []
 
         def seen() -> bool:
             while self.heard and not found:
                 message = self.heard.pop(0)
-                if type(message) is kind:
+                if isinstance(message, kind):
                     found.append(message)
             return bool(found)
 
         wait_until(seen, self.pump, kind.__name__)
         return found[0]
 
-    def welcome(self) -> Hello:
-        """Wait for a hello and give the worker a new key and lane."""
-        hello = self.expect(Hello)
-        assert isinstance(hello, Hello)
+    def welcome(self) -> Introduction:
+        """Wait for an introduction and give the worker a new key and lane."""
+        who = self.expect(Introduction)
         self.key += 1
         lane = transport.lane(self.ctx, self.endpoints.lane(self.stage, self.key))
         self.lanes[self.key] = lane
-        self.tell(Welcome(self.epoch, self.key, transport.bound(lane), True))
-        return hello
+        self.tell(
+            Welcome(
+                protocol=NEWEST,
+                epoch=self.epoch,
+                worker=self.key,
+                lane=transport.bound(lane),
+                same_host=True,
+                memory=None,
+                stage=self.stage,
+                stages=list(self.topology.stages),
+                routes=[(route.path, list(route.stages)) for route in self.topology.routes],
+            )
+        )
+        return who
 
     def until(self, condition: Callable[[], object], what: str) -> None:
         """Pump until it holds."""
@@ -161,7 +176,7 @@ class Broker:
         first_uid: int | None = None,
         routes: Sequence[int] = (),
         budgets_s: Sequence[float] = (),
-        meta: bytes = b"",
+        head: bytes = b"",
     ) -> list[int]:
         """Send a batch down the lane; values that are bytes are bodies as they are. Returns the uids."""
         start = batch * 100 if first_uid is None else first_uid
@@ -175,8 +190,7 @@ class Broker:
             routes=list(routes) or [0] * n,
             budgets_us=[int(s * 1e6) for s in budgets_s] or [60_000_000] * n,
             attempts=[1] * n,
-            request_ids=[f"r{uid}" for uid in uids],
-            metas=[meta] * n,
+            metas=[meta.pack(f"r{uid}", head) for uid in uids],
             queues_us=[7] * n,
             trails=[b""] * n,
         )

@@ -13,7 +13,7 @@ import msgpack
 import numpy
 import pytest
 
-from engine.core.wire import pack_meta
+from engine.core.meta import pack, pack_head
 from engine.errors import DecodingError, EncodingError, StartError
 from stages import SSEWorker, Worker, ipc
 from stages.build import create, examples, forward_example, fresh, warm_up
@@ -183,9 +183,9 @@ def test_plain_is_one_bytes_whatever_came() -> None:
 
 
 def test_context_reads_the_request() -> None:
-    meta = pack_meta(b"q=a%20b&q=c&empty=", [(b"X-Tenant", b"acme"), (b"accept", b"a"), (b"Accept", b"b")])
+    head = pack_head(b"q=a%20b&q=c&empty=", [(b"X-Tenant", b"acme"), (b"accept", b"a"), (b"Accept", b"b")])
     soon = time.monotonic_ns() + 60 * 10**9
-    context = Context(ItemIn(7, b"", request_id="r7", meta=meta, attempt=2, deadline_ns=soon), {7})
+    context = Context(ItemIn(7, b"", meta=pack("r7", head), attempt=2, deadline_ns=soon), {7})
     assert (context.request_id, context.attempt, context.cancelled) == ("r7", 2, True)
     assert context.headers["x-tenant"] == context.headers["X-TENANT"] == "acme"
     assert context.headers["accept"] == "a, b"

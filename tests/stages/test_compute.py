@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.core.messages import Status
+from engine.core.meta import pack
 from engine.errors import ClientError, EncodingError, EngineError, EngineTimeoutError, ServerError, ValidationError
 from stages import Worker, ipc
 from stages.compute import Codec, Outcome, WrongResults, as_results, outcome_of, run_batch
@@ -43,7 +44,7 @@ class Doubling(Worker):
 
 def items(*values: object, **fields: Any) -> list[ItemIn]:
     return [
-        ItemIn(uid, value if isinstance(value, bytes) else json.dumps(value).encode(), request_id=f"r{uid}", **fields)
+        ItemIn(uid, value if isinstance(value, bytes) else json.dumps(value).encode(), meta=pack(f"r{uid}"), **fields)
         for uid, value in enumerate(values)
     ]
 

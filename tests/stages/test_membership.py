@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import msgspec
+
+from engine.core.introduction import Introduction, Refusal, Stranger
 from engine.core.liveness import RESEND_S
 from engine.core.messages import (
     CancelItems,
     Dismiss,
-    Hello,
     Leave,
     Message,
     Pulse,
     Ready,
-    Refused,
     Welcome,
     WorkerBeat,
 )
-from stages.runtime.membership import HELLO_FAST_TRIES, Membership
+from stages.runtime.membership import FAST_TRIES, Elsewhere, Membership
 from stages.runtime.shared import Dismissed, Joined, Turned, Warm
 
-HELLO = Hello(1, "f", "s", 1, 99, "h")
-WELCOME = Welcome(1, 5, "ipc://lane", True)
-AGAIN = Welcome(2, 1, "ipc://lane2", True)
+WHO = Introduction("worker", (2, 2), "d", "i", ["s"], {"/": ["s"]}, "h", 99, "", "s", 1)
+WELCOME = Welcome(2, 1, 5, "ipc://lane", True, None, 0, ["s"], [("/", [0])])
+AGAIN = msgspec.structs.replace(WELCOME, epoch=2, worker=1, lane="ipc://lane2")
 
 
 def send_all(member: Membership, now: float) -> list[Message]:
@@ -31,27 +32,27 @@ def send_all(member: Membership, now: float) -> list[Message]:
 
 
 def joined(now: float = 0.0) -> Membership:
-    member = Membership(HELLO)
+    member = Membership(WHO)
     send_all(member, now)
     assert member.handle(WELCOME, now) == Joined(WELCOME)
     return member
 
 
-def test_hello_is_said_until_welcomed_fast_at_first() -> None:
-    member = Membership(HELLO)
+def test_it_introduces_itself_until_welcomed_fast_at_first() -> None:
+    member = Membership(WHO)
     said = []
     for tick in range(100):
         now = tick / 20
         said += [now for _ in send_all(member, now)]
         member.handle(Pulse(1, False), now)  # a broker that answers, but not with a welcome
-    assert said[:HELLO_FAST_TRIES] == [tick / 4 for tick in range(HELLO_FAST_TRIES)]
-    assert [b - a for a, b in zip(said[HELLO_FAST_TRIES:], said[HELLO_FAST_TRIES + 1 :], strict=False)] == [1.0, 1.0]
+    assert said[:FAST_TRIES] == [tick / 4 for tick in range(FAST_TRIES)]
+    assert [b - a for a, b in zip(said[FAST_TRIES:], said[FAST_TRIES + 1 :], strict=False)] == [1.0, 1.0]
     assert member.worker is None
 
 
-def test_a_hello_that_did_not_leave_is_owed_still() -> None:
-    member = Membership(HELLO)
-    assert member.due(0.0) == member.due(0.1) == [HELLO]
+def test_an_introduction_that_did_not_leave_is_owed_still() -> None:
+    member = Membership(WHO)
+    assert member.due(0.0) == member.due(0.1) == [WHO]
     assert member.wake_at(0.0) == RESEND_S
     assert not member.is_silent(100.0)  # nothing was asked, nobody is to blame
 
@@ -81,7 +82,7 @@ def test_unknown_or_new_epoch_means_hello_again() -> None:
         member = joined()
         assert member.handle(pulse, 1.0) is None
         assert member.worker is None
-        assert send_all(member, 1.0) == [HELLO]
+        assert send_all(member, 1.0) == [WHO]
         assert member.handle(Pulse(1, True), 1.1) is None  # late, from before
         assert member.handle(AGAIN, 1.2) == Joined(AGAIN)
 
@@ -112,12 +113,12 @@ def test_a_new_socket_beats_with_the_old_key_first() -> None:
     assert member.worker == 5
 
 
-def test_a_new_socket_says_hello_when_there_was_no_welcome() -> None:
-    member = Membership(HELLO)
+def test_it_introduces_itself_on_a_new_socket_when_there_was_no_welcome() -> None:
+    member = Membership(WHO)
     send_all(member, 0.0)
     assert member.is_silent(3.1)
     assert member.reopened(3.1) is None
-    assert send_all(member, 3.1) == [HELLO]
+    assert send_all(member, 3.1) == [WHO]
 
 
 def test_leave_waits_for_dismissal() -> None:
@@ -137,7 +138,7 @@ def test_leaving_worker_does_not_announce_itself() -> None:
 
 
 def test_leaving_without_a_broker_is_immediate() -> None:
-    assert Membership(HELLO).leave() == Dismissed()
+    assert Membership(WHO).leave() == Dismissed()
     silent = joined()
     send_all(silent, 1.0)
     silent.reopened(4.1)
@@ -160,7 +161,27 @@ def test_a_broker_that_goes_while_leaving_dismisses() -> None:
 
 
 def test_refusal_and_other_messages() -> None:
-    member = Membership(HELLO)
-    assert member.handle(Refused("no"), 0.0) == Turned("no")
+    member = Membership(WHO)
+    assert member.handle(Refusal("no"), 0.0) == Turned("no")
     assert member.handle(CancelItems([1]), 0.0) is None
     assert joined().handle(Dismiss(), 0.0) == Dismissed()  # the broker may scale a stage down
+
+
+def test_a_stage_that_is_elsewhere_at_this_broker_is_looked_for_there() -> None:
+    member = Membership(WHO)
+    send_all(member, 0.0)
+    assert member.handle(Stranger(stage=3), 0.0) == Elsewhere(3)
+    assert member.reopened(0.0) is None
+    assert member.due(0.0) == [WHO]
+
+
+def test_a_broker_that_knows_it_no_more_is_introduced_to_again() -> None:
+    member = joined()
+    assert member.handle(Stranger(), 0.0) is None
+    assert member.due(0.0) == [WHO]
+
+
+def test_a_member_is_not_turned_away_for_words_that_could_not_be_read() -> None:
+    member = joined()
+    assert member.handle(Refusal("unreadable"), 0.0) is None
+    assert member.worker == WELCOME.worker

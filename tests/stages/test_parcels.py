@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.core import wire
+from engine.core import meta, wire
 from engine.core.messages import Batch, Status
 from engine.core.routing import FINAL, Route, Topology
 from engine.errors import ProtocolError
@@ -40,8 +40,7 @@ def batch(routes: list[int]) -> Batch:
         routes=routes,
         budgets_us=[10 + uid for uid in range(n)],
         attempts=[1] * n,
-        request_ids=[f"r{uid}" for uid in range(n)],
-        metas=[b"m"] * n,
+        metas=[meta.pack(f"r{uid}", b"m") for uid in range(n)],
         queues_us=[40 + uid for uid in range(n)],
         trails=[wire.pack_step(1, 2, 3)] * n,
     )
@@ -51,7 +50,7 @@ def test_items_know_where_they_come_from_and_go_to() -> None:
     items = PLAN.items(batch([0, 1, 2, 3]), [b"a", b"b", b"c", b"d"], since_ns=1000)
     assert [(item.first, item.last) for item in items] == [(False, True), (False, False), (True, False), (True, True)]
     assert [item.deadline_ns for item in items] == [11_000, 12_000, 13_000, 14_000]
-    assert (items[2].uid, items[2].payload, items[2].request_id, items[2].meta) == (2, b"c", "r2", b"m")
+    assert (items[2].uid, items[2].payload, items[2].request_id) == (2, b"c", "r2")
     assert PLAN.targets == {2, FINAL}
 
 

@@ -10,17 +10,16 @@ from typing import Any
 
 import pytest
 
-from engine.core import wire
+from engine import transport
+from engine.core import meta, wire
+from engine.core.introduction import Introduction, Refusal, Stranger
 from engine.core.messages import (
-    PROTOCOL,
     Bye,
     CancelItems,
     Dismiss,
-    Hello,
     Leave,
     Pulse,
     Ready,
-    Refused,
     Revoke,
     Status,
     WorkerBeat,
@@ -66,13 +65,13 @@ def start(bench: Any) -> Callable[..., tuple[Any, Any]]:
 # --- joining ---------------------------------------------------------------------------------------------------------
 
 
-def test_worker_says_hello_warms_up_and_is_ready(bench: Any) -> None:
+def test_worker_introduces_itself_warms_up_and_is_ready(bench: Any) -> None:
     deployment = bench.deployment(one(worker="service:Warm"))
     broker = bench.broker(deployment)
     worker = bench.worker(deployment, "obey", 2)
-    hello = broker.welcome()
-    assert (hello.protocol, hello.fingerprint) == (PROTOCOL, deployment.topology.fingerprint)
-    assert (hello.stage, hello.slot, hello.pid) == ("obey", 2, worker.popen.pid)
+    who = broker.welcome()
+    assert (who.deployment, who.routes) == (deployment.engine.name, deployment.topology.by_name())
+    assert (who.stage, who.slot, who.pid) == ("obey", 2, worker.popen.pid)
     ready = broker.expect(Ready)
     assert isinstance(ready, Ready)
     assert (ready.worker, ready.mime) == (1, "text/x-warm")
@@ -82,7 +81,7 @@ def test_worker_says_hello_warms_up_and_is_ready(bench: Any) -> None:
     assert worker.events[3] == {"event": "warming", "done": 2, "of": 2}
 
 
-def test_hello_comes_before_the_model_is_loaded(bench: Any, let_go: Any) -> None:
+def test_the_introduction_comes_before_the_model_is_loaded(bench: Any, let_go: Any) -> None:
     gate = bench.fifo()
     deployment = bench.deployment(one(worker="service:SlowInit") + f'args = {{ gate = "{gate}" }}\n')
     broker = bench.broker(deployment)
@@ -107,11 +106,27 @@ def test_refused_worker_exits_with_the_reason(bench: Any) -> None:
     deployment = bench.deployment(ONE)
     broker = bench.broker(deployment)
     worker = bench.worker(deployment)
-    broker.expect(Hello)
-    broker.tell(Refused("other stages"))
+    broker.expect(Introduction)
+    broker.tell(Refusal("other stages"))
     assert worker.wait(broker) == ExitCode.START
     assert "other stages" in worker.stderr
     assert "failed" in worker.names()
+
+
+def test_a_worker_goes_to_the_socket_that_is_its_stages_at_the_broker(bench: Any) -> None:
+    deployment = bench.deployment(ONE)
+    broker = bench.broker(deployment)
+    bench.worker(deployment)
+    broker.expect(Introduction)
+    elsewhere = transport.router(broker.ctx, broker.endpoints.control(1))
+    try:
+        broker.tell(Stranger(stage=1))
+        broker.until(lambda: elsewhere.poll(0), "the worker at the other socket")
+        frames = transport.recv(elsewhere)
+        assert frames is not None
+        assert isinstance(wire.decode(frames[1:])[0], Introduction)
+    finally:
+        elsewhere.close()
 
 
 @pytest.mark.parametrize(
@@ -140,8 +155,8 @@ def test_worker_that_cannot_start_says_why(bench: Any, name: str, reason: str) -
 
 def test_worker_knows_itself_and_its_request(start: Any) -> None:
     broker, _ = start(one(env='{ COLOUR = "green" }'), COLOUR="green", OMP_NUM_THREADS="3")
-    meta = wire.pack_meta(b"q=a%20b&q=c", [(b"x-tenant", b"acme")])
-    (item,) = broker.settled(broker.give(1, [{"do": "about", "env": "COLOUR"}], meta=meta))
+    head = meta.pack_head(b"q=a%20b&q=c", [(b"x-tenant", b"acme")])
+    (item,) = broker.settled(broker.give(1, [{"do": "about", "env": "COLOUR"}], head=head))
     about = item.value
     about.pop("pid")
     assert about == {

@@ -11,6 +11,7 @@ import pytest
 
 from engine import config
 from engine.core.messages import STREAM_WINDOW, Flow
+from engine.core.meta import pack
 from engine.errors import StartError, ValidationError
 from stages import SSEWorker, StreamWorker, Worker
 from stages.build import create, warm_up
@@ -56,7 +57,7 @@ def made(cls: type, **options: Any) -> Any:
 
 
 def item(uid: int, text: str) -> ItemIn:
-    return ItemIn(uid, f'"{text}"'.encode(), request_id=f"r{uid}")
+    return ItemIn(uid, f'"{text}"'.encode(), meta=pack(f"r{uid}"))
 
 
 def into(worker: Any, *, refuse_after: int = 1 << 30) -> list[tuple[int, bytes]]:

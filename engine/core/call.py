@@ -1,0 +1,86 @@
+"""What a frontend's request gets, and how it is told: values between the link and the HTTP paths. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import msgspec
+
+from engine.core.messages import Flow, Speaker, StageState
+
+if TYPE_CHECKING:
+    from engine.core.link import View
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a request got. ``status`` 200 carries the body; any other the message the client may see (UTF-8), or, with a
+    ``content-type`` among the headers, a body of the service's own.
+
+    ``speaker`` says whose word it is: what a worker says with 429 or 503 is between it and this client.
+    """
+
+    status: int
+    body: bytes | memoryview
+    mime: str = "application/json"
+    trail: bytes = b""  # engine.core.wire.unpack_trail
+    headers: dict[str, str] = {}  # of each Answer its own: msgspec copies an empty default
+    speaker: int = int(Speaker.WORKER)
+
+
+class StreamEvent(NamedTuple):
+    """Something of an answer that is still being computed. ``mime`` is empty if it is not from the last stage."""
+
+    data: bytes
+    flow: Flow
+    mime: str
+
+
+class Waiter(Protocol):
+    """Who waits for an answer. Called in the event loop; must not raise."""
+
+    def answered(self, answer: Answer | None) -> None:
+        """The answer, once; None when the client is closed first. Nothing is called any more then."""
+
+    def event(self, event: StreamEvent) -> None:
+        """Something of a streamed answer; its cost must be reported as consumed when its reader has taken it."""
+
+
+class Call(msgspec.Struct, eq=False):
+    """One request, from the HTTP path that read it to the wire.
+
+    ``route`` is a number of this frontend's own file, ``deadline`` in this process's monotonic seconds. ``meta`` is for
+    the workers (:mod:`engine.core.meta`). The rest is the link's (:mod:`engine.core.link`).
+    """
+
+    route: int
+    body: bytes
+    deadline: float
+    meta: bytes
+    waiter: Waiter
+    seq: int = 0
+    is_sent: bool = False  # and not known to have been left alone: it may be computed, or have been
+    was_sent: bool = False  # once at least: what stood for its body in shared memory may be gone
+    is_begun: bool = False  # events of its answer have come
+
+
+class BrokerClient(Protocol):
+    """What the HTTP side needs of the broker: :class:`engine.client.Client`, or a fake in tests. See there."""
+
+    def call(self, call: Call) -> int: ...
+
+    def withdraw(self, seq: int) -> None: ...
+
+    def consumed(self, seq: int, nbytes: int) -> None: ...
+
+    def view(self) -> View: ...
+
+    def stage(self, name: str) -> StageState | None: ...
+
+    @property
+    def is_joined(self) -> bool: ...
+
+    async def ask(self, what: str, *, timeout_s: float = 2.0) -> bytes: ...
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,337 @@
+"""One frontend's standing with one broker: what is owed to it, what it owes, and what its words mean. Pure.
+
+Events come in as method calls with ``now``; what should leave comes out of :meth:`Link.owed`, and the shell says of
+each when it did (:meth:`Link.left`). An instance per broker. Rules held here:
+
+    SEEKING --introduction sent, welcome--> JOINED --"stranger"--> SEEKING
+                                  any --refusal--> REFUSED, which seeks again: a broker can be replaced
+
+* nothing but the introduction is sent before the welcome, for the numbers of routes are the broker's;
+* a request is kept until its answer. A broker that does not know this frontend (it was restarted, or the connection was
+  cut and made anew) knows none of its requests: after the welcome everything unanswered is submitted again - except
+
+  - a *once-only* request (some stage of its route is not idempotent) that was sent and is not known to have been left
+    alone: nobody can say whether it was computed. It ends as a failure that says so;
+  - an answer of which events have come: half of one computation is not continued by another;
+
+* requests that are submitted in turns of the loop that follow each other leave in one parcel, while each turn brings
+  more (:meth:`Link.gathers`);
+* a refusal by the *door* holds for a moment for every request, one by a *stage* for those of its route, and what a
+  *worker* says for nobody but its own client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from math import inf
+from typing import Final, TypeAlias
+
+from engine.core.call import Answer, Call, StreamEvent
+from engine.core.introduction import Introduction, Refusal, Stranger, route_numbers
+from engine.core.liveness import INTRODUCE_FAST_S, INTRODUCE_SLOW_S, LOST_S
+from engine.core.messages import (
+    Answers,
+    Cancel,
+    Consumed,
+    Events,
+    Flow,
+    FrontendPulse,
+    FrontendWelcome,
+    Place,
+    Speaker,
+    StageState,
+    Status,
+)
+from engine.core.routing import Topology
+from engine.core.wire import AnyWords, Payload
+from engine.errors import Unavailable
+
+FULL_S: Final = 0.02  # how long a refusal for want of room stands for the next request, which need not be read then
+PARCEL_ITEMS: Final = 32  # requests that are enough for a parcel: the broker can begin while others are still read
+PARCEL_TURNS: Final = 16  # of the event loop that a parcel is filled for at most, so that its first request is not late
+
+UNKNOWN_FATE: Final = (
+    b"internal error: the broker was lost while it had this request, which may have been computed and must not be twice"
+)
+TORN: Final = b"internal error: the broker was lost while this request was streamed"
+NO_ROUTE: Final = "service unavailable: the broker does not serve this route as this frontend's file has it"
+
+
+class LinkState(Enum):
+    SEEKING = "seeking"
+    JOINED = "joined"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class View:
+    """What the broker said last. ``connected`` false: it has not been heard for LOST_S, or will not have this frontend.
+
+    ``headroom`` is 0 while the broker is known to refuse everybody, and else what it was at the last beat, at least 1:
+    a count that is a second old is no reason to refuse anybody.
+    """
+
+    connected: bool
+    draining: bool
+    headroom: int
+    stages: tuple[StageState, ...]
+
+
+class Submission:
+    """Calls that should leave in one parcel; ``routes`` are the broker's numbers."""
+
+    __slots__ = ("calls", "routes")
+
+    def __init__(self, calls: list[Call], routes: list[int]) -> None:
+        self.calls = calls
+        self.routes = routes
+
+
+Owed: TypeAlias = Introduction | Submission | Cancel | Consumed
+
+
+class Link:
+    """See the module. Called by one thread."""
+
+    def __init__(self, me: Introduction, topology: Topology, *, once_only: Sequence[bool] = (), now: float) -> None:
+        """``topology`` is this frontend's own; ``once_only`` says of each of its routes whether it is not replayed."""
+        self.state = LinkState.SEEKING
+        self.refusal = ""  # in the broker's words
+        self.waiting: dict[int, Call] = {}  # without an answer, by number
+        self.stages: dict[str, StageState] = {}  # as the broker told last; empty before its first word
+        self.memory: Place | None = None  # where large bodies may be put
+        self.missing: tuple[str, ...] = ()  # routes of this frontend's that the broker has not, or leads otherwise
+        self._me = me
+        self._topology = topology
+        self._once_only = tuple(once_only) or (False,) * len(topology.routes)
+        self._numbers: list[int | None] = []  # of routes, at the broker
+        self._outgoing: list[Call] = []
+        self._cancelled: list[int] = []
+        self._consumed: dict[int, int] = {}
+        self._introduce_at = -inf
+        self._seq = 0
+        self._session = -1
+        self._pulse: FrontendPulse | None = None
+        self._heard = now
+        self._full_until = 0.0
+        self._route_full_until: dict[int, float] = {}
+        self._gathered = 0  # requests that waited to be sent when they were looked at last
+        self._turns = 0  # for which they have waited
+
+    # --- requests ----------------------------------------------------------------------------------------------------
+
+    def submit(self, call: Call, now: float) -> int:
+        """Take a request; its number. Raises Unavailable when it is known to be refused."""
+        pulse = self._pulse
+        if pulse is not None and pulse.draining:
+            raise Unavailable(503, "service unavailable: draining")
+        if now - self._heard > LOST_S or self.state is LinkState.REFUSED:
+            raise Unavailable(503, "service unavailable: the broker cannot be reached")
+        if now < self._full_until or (self._route_full_until and now < self._route_full_until.get(call.route, 0.0)):
+            raise Unavailable(429, "too many requests: at capacity")
+        if self.missing and self._numbers[call.route] is None:
+            raise Unavailable(503, NO_ROUTE)
+        seq = call.seq = self._seq = self._seq + 1
+        self.waiting[seq] = call
+        self._outgoing.append(call)
+        return seq
+
+    def withdraw(self, seq: int) -> bool:
+        """Nobody waits for it any more; its waiter is told nothing. False when it has its answer already."""
+        call = self.waiting.pop(seq, None)
+        if call is not None and call.is_sent:
+            self._cancelled.append(seq)
+        return call is not None
+
+    def consumed(self, seq: int, nbytes: int) -> None:
+        """The reader of a stream has taken so many bytes of its events: as many more may come."""
+        if seq in self.waiting:
+            self._consumed[seq] = self._consumed.get(seq, 0) + nbytes
+
+    def close(self) -> None:
+        """Give everything up."""
+        waiting, self.waiting = self.waiting, {}
+        self._outgoing.clear()
+        for call in waiting.values():
+            call.waiter.answered(None)
+
+    # --- what should leave -------------------------------------------------------------------------------------------
+
+    @property
+    def is_parcel_full(self) -> bool:
+        """There are enough requests for a parcel: they should leave at once."""
+        return len(self._outgoing) >= PARCEL_ITEMS and self.state is LinkState.JOINED
+
+    def gathers(self) -> bool:
+        """Whether the requests at hand had better wait for the next turn of the loop, because this one brought more.
+
+        Clients that were answered together come back one by one; what shares a parcel shares its cost on its whole way.
+        A lone request never waits.
+        """
+        count = len(self._outgoing)
+        if 1 < count > self._gathered and self._turns < PARCEL_TURNS:
+            self._gathered = count
+            self._turns += 1
+            return True
+        return False
+
+    def owed(self, now: float) -> Owed | None:
+        """The next thing that should leave, if there is any; it is owed again unless :meth:`left` says that it has."""
+        self._gathered = self._turns = 0
+        if self.state is not LinkState.JOINED:
+            return self._me if now >= self._introduce_at else None
+        if self._outgoing and (submission := self._submission()) is not None:
+            return submission
+        if self._cancelled:
+            return Cancel(self._cancelled)
+        if self._consumed:
+            return Consumed(self._consumed)
+        return None
+
+    def left(self, owed: Owed, now: float) -> None:
+        """This has been sent."""
+        if type(owed) is Submission:
+            for call in owed.calls:
+                call.is_sent = call.was_sent = True
+            self._outgoing = []
+        elif type(owed) is Introduction:
+            self._introduce_at = now + (INTRODUCE_SLOW_S if self.state is LinkState.REFUSED else INTRODUCE_FAST_S)
+        elif type(owed) is Cancel:
+            self._cancelled = []
+        else:
+            self._consumed = {}
+
+    def _submission(self) -> Submission | None:
+        """All that waits to be sent; what was withdrawn or answered meanwhile is left out."""
+        waiting, numbers = self.waiting, self._numbers
+        calls = self._outgoing = [call for call in self._outgoing if call.seq in waiting]
+        # A route that the broker has not was answered when it said so.
+        return Submission(calls, [numbers[call.route] for call in calls]) if calls else None  # type: ignore[misc]
+
+    # --- what comes --------------------------------------------------------------------------------------------------
+
+    def handle(self, words: AnyWords, payloads: Sequence[Payload], now: float) -> bool:
+        """Words of the broker's, whatever they are. False when a broker has no business to say such a thing."""
+        self._heard = now
+        if type(words) is Answers:
+            self._handle_answers(words, payloads)
+        elif type(words) is Events:
+            self._handle_events(words, payloads)
+        elif type(words) is FrontendPulse:
+            self._pulse = words
+            self.memory = words.memory
+            self.stages = {stage.name: stage for stage in words.stages}
+        elif type(words) is FrontendWelcome:
+            return self._handle_welcome(words)
+        elif type(words) is Stranger:
+            self._handle_stranger(words)
+        elif type(words) is Refusal:
+            self.state, self.refusal = LinkState.REFUSED, words.reason
+            self._introduce_at = now + INTRODUCE_SLOW_S
+        else:
+            return False
+        return True
+
+    def _handle_answers(self, answers: Answers, payloads: Sequence[Payload]) -> None:
+        headers, speakers, waiting = answers.headers, answers.speakers, self.waiting
+        columns = zip(answers.seqs, answers.statuses, answers.mimes, answers.trails, payloads, strict=True)
+        for index, (seq, status, mime, trail, payload) in enumerate(columns):
+            call = waiting.pop(seq, None)
+            if call is None:
+                continue  # withdrawn, or the second answer to a request that was submitted again
+            speaker = speakers.get(index, 0) if speakers else 0
+            if speaker and status == Status.OVERLOADED:
+                self._note_full(call, speaker)
+            body = payload if type(payload) is bytes else joined(payload)
+            call.waiter.answered(Answer(status, body, mime, trail, headers.get(index, {}) if headers else {}, speaker))
+
+    def _note_full(self, call: Call, speaker: int) -> None:
+        until = self._heard + FULL_S
+        if speaker == Speaker.DOOR:
+            self._full_until = until
+        else:
+            self._route_full_until[call.route] = until
+
+    def _handle_events(self, events: Events, payloads: Sequence[Payload]) -> None:
+        for seq, payload in zip(events.seqs, payloads, strict=True):
+            call = self.waiting.get(seq)
+            if call is not None:
+                call.is_begun = True
+                call.waiter.event(StreamEvent(bytes(joined(payload)), Flow(events.flow), events.mime))
+
+    def _handle_stranger(self, stranger: Stranger) -> None:
+        """The broker has taken nothing of what is listed. What else was sent went to a broker, or by a connection, that
+        is no more; what became of it is settled when there is a new session."""
+        for seq in stranger.untaken:
+            call = self.waiting.get(seq)
+            if call is not None and call.is_sent:
+                call.is_sent = False
+                self._outgoing.append(call)
+        if self.state is LinkState.JOINED:
+            self.state = LinkState.SEEKING
+            self._introduce_at = -inf
+
+    def _handle_welcome(self, welcome: FrontendWelcome) -> bool:
+        try:
+            broker = Topology.of(welcome.stages, welcome.routes)
+        except ValueError:
+            return False
+        self.state, self.refusal = LinkState.JOINED, ""
+        self._numbers = route_numbers(self._topology, broker)
+        self.missing = tuple(
+            route.path for route, number in zip(self._topology.routes, self._numbers, strict=True) if number is None
+        )
+        if welcome.session == self._session:
+            return True  # the second answer to an introduction that was repeated
+        self._session = welcome.session
+        self._cancelled = []  # a new session knows none of their numbers
+        self._consumed = {}
+        for call in list(self.waiting.values()):
+            if self._numbers[call.route] is None:
+                self._answer(call, Status.UNAVAILABLE, NO_ROUTE.encode())
+            elif call.is_begun:
+                self._answer(call, Status.FAILED, TORN)
+            elif not call.is_sent:
+                continue  # it waits to be sent
+            elif self._once_only[call.route]:
+                self._answer(call, Status.FAILED, UNKNOWN_FATE)
+            else:
+                call.is_sent = False
+                self._outgoing.append(call)
+        return True
+
+    def _answer(self, call: Call, status: Status, text: bytes) -> None:
+        """An answer in our own words."""
+        del self.waiting[call.seq]
+        call.waiter.answered(Answer(int(status), text, speaker=int(Speaker.DOOR)))
+
+    # --- looking -----------------------------------------------------------------------------------------------------
+
+    def view(self, now: float) -> View:
+        pulse = self._pulse
+        connected = pulse is not None and now - self._heard <= LOST_S and self.state is not LinkState.REFUSED
+        if pulse is None:
+            return View(connected, False, 1, ())
+        headroom = 0 if now < self._full_until else max(1, pulse.headroom)
+        return View(connected, pulse.draining, headroom, tuple(pulse.stages))
+
+    @property
+    def session(self) -> int:
+        """Of the last welcome; -1 before the first."""
+        return self._session
+
+
+def joined(payload: Payload) -> bytes | memoryview:
+    """A payload as the broker sends it to frontends: without references."""
+    if isinstance(payload, tuple):
+        return b"".join(payload)  # type: ignore[arg-type]  # see above
+    return payload if isinstance(payload, bytes | memoryview) else bytes(payload)  # type: ignore[arg-type]  # as above
+
+
+def once_only_routes(topology: Topology, idempotent: Mapping[str, bool]) -> tuple[bool, ...]:
+    """For each route whether some stage of it (by name) must not compute anything twice."""
+    return tuple(
+        not all(idempotent[name] for name in topology.stage_names(number)) for number in range(len(topology.routes))
+    )

@@ -1,0 +1,63 @@
+"""What only the two ends of a request's way need of it: written by a frontend, read by workers, opaque in between.
+
+The broker carries these bytes and never looks inside; so a fact about a request that user code may ask for touches two
+files, this one and where it is asked for. The part that a client repeats with each of its requests (:func:`pack_head`)
+is packed once and put behind what is each request's own.
+
+    length of the id (one byte) | request id (ASCII) | head (msgpack), or nothing
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, TypeAlias
+
+import msgspec
+
+from engine.errors import ProtocolError
+
+ID_MAX: Final = 128  # characters of a request id
+
+Pairs: TypeAlias = list[tuple[bytes, bytes]]
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+class Head(msgspec.Struct, frozen=True, array_like=True):
+    """Of an HTTP request. A new field goes last, with a default."""
+
+    query: bytes = b""
+    headers: Pairs = []
+
+
+_decoder = msgspec.msgpack.Decoder(Head)
+_NOTHING: Final = Head()
+
+
+def pack_head(query: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """Query string and header pairs, for :func:`pack`."""
+    return _encoder.encode((query, headers))
+
+
+def pack(request_id: str, head: bytes = b"") -> bytes:
+    """A request's meta. Raises ValueError for an id that is no ASCII or longer than ID_MAX."""
+    length = len(request_id)
+    if length > ID_MAX:
+        raise ValueError(f"a request id of {length} characters")
+    return b"%c%b%b" % (length, request_id.encode("ascii"), head)
+
+
+def request_id_of(meta: bytes) -> str:
+    """The request's id; empty for no meta."""
+    return meta[1 : 1 + meta[0]].decode("latin-1") if meta else ""
+
+
+def head_of(meta: bytes) -> Head:
+    """What :func:`pack_head` packed; a head without anything for no meta. Raises ProtocolError."""
+    head = meta[1 + meta[0] :] if meta else b""
+    if not head:
+        return _NOTHING
+    try:
+        return _decoder.decode(head)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"unreadable request metadata: {error}") from error

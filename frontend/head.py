@@ -1,0 +1,114 @@
+"""What the head of a request means, for every way by which requests come: fields in, a value or a refusal out. Pure.
+
+Parsing bytes is the connection's business; what the fields *say* is read here and nowhere else, so that the same bytes
+mean the same to both servers, over HTTP/1.1 and HTTP/2, whole or in pieces.
+
+* A field that admits one value (RFC 9110, section 5.3) and stands there twice is ambiguous: 400.
+* A field whose name has an underscore is dropped, as proxies do: many a gateway takes ``X_User`` for ``X-User``, and
+  what a proxy in front has checked is only the latter.
+* A target in absolute form is taken for its path (RFC 9112, section 3.2.2).
+* A WebSocket handshake is refused: there is nothing here to talk to.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final, TypeAlias
+
+import msgspec
+
+from frontend import errors, requestid
+from frontend.errors import Refusal
+
+Fields: TypeAlias = Sequence[tuple[bytes, bytes]]
+
+# Of the fields that are read here or by services, those whose definitions allow one value.
+SINGLE: Final = frozenset(
+    {
+        b"authorization",
+        b"content-length",
+        b"content-type",
+        b"expect",
+        b"host",
+        b"idempotency-key",
+        b"traceparent",
+        b"x-request-id",
+        b"x-request-timeout",
+        b"x-request-timeout-ms",
+    }
+)
+
+_LENGTH: Final = re.compile(rb"^[0-9]{1,18}\Z")  # no sign, no blanks, and no number that int() would not take
+_ABSOLUTE: Final = re.compile(r"^https?://[^/?#]*", re.IGNORECASE)
+
+
+class Head(msgspec.Struct, frozen=True):
+    """A head, understood. ``fields`` are what a service may be told: lower-case names, values without blanks around."""
+
+    path: str  # percent-decoded
+    query: bytes
+    fields: list[tuple[bytes, bytes]]
+    length: int | None = None  # of the body; None: not declared
+    transfer_encoding: bytes = b""
+    content_encoding: bytes = b""  # all of them, as one list
+    accept: bytes = b""
+    accept_encoding: bytes = b""
+    timeout: bytes = b""  # x-request-timeout, as it came
+    timeout_ms: bytes = b""
+    request_id: str = ""  # the client's own, if it is sane
+
+
+def read(method: str, version: str, path: str, query: bytes, fields: Fields) -> Head:
+    """Understand a head. ``version`` is ``1.0``, ``1.1`` or ``2``; ``path`` the target without its query,
+    percent-decoded. Raises Refusal: 400, or 404 for a path that no address can have."""
+    told: list[tuple[bytes, bytes]] = []
+    single: dict[bytes, bytes] = {}
+    lists: dict[bytes, bytes] = {}
+    for raw_name, raw_value in fields:
+        name, value = raw_name.lower(), raw_value.strip(b" \t")
+        if name in SINGLE:
+            if name in single:
+                raise Refusal(errors.TWICE)
+            single[name] = value
+        elif b"_" in name:
+            continue
+        elif name in _LISTS:
+            lists[name] = lists[name] + b", " + value if name in lists else value
+        told.append((name, value))
+    if version == "1.1" and b"host" not in single:
+        raise Refusal(errors.NO_HOST)
+    length = single.get(b"content-length")
+    if length is not None and not _LENGTH.match(length):
+        raise Refusal(errors.BAD_LENGTH)
+    if lists.get(b"upgrade", b"").lower() == b"websocket" and b"upgrade" in lists.get(b"connection", b"").lower():
+        raise Refusal(errors.WEBSOCKET)
+    return Head(
+        path=_origin_form(path, method),
+        query=query,
+        fields=told,
+        length=None if length is None else int(length),
+        transfer_encoding=lists.get(b"transfer-encoding", b""),
+        content_encoding=lists.get(b"content-encoding", b""),
+        accept=lists.get(b"accept", b""),
+        accept_encoding=lists.get(b"accept-encoding", b""),
+        timeout=single.get(b"x-request-timeout", b""),
+        timeout_ms=single.get(b"x-request-timeout-ms", b""),
+        request_id=requestid.sane(single.get(b"x-request-id", b"")),
+    )
+
+
+_LISTS: Final = frozenset(
+    {b"accept", b"accept-encoding", b"connection", b"content-encoding", b"transfer-encoding", b"upgrade"}
+)
+
+
+def _origin_form(path: str, method: str) -> str:
+    if path.startswith("/"):
+        if path.startswith("//"):  # an empty first segment; routers that skip it would serve one thing at two addresses
+            raise Refusal(errors.NOT_FOUND)
+        return path
+    match = _ABSOLUTE.match(path)
+    if match is None:  # authority or asterisk form: of methods that are not served
+        raise Refusal(errors.WRONG_METHOD if method in ("CONNECT", "OPTIONS") else errors.BAD_REQUEST)
+    return _origin_form(path[match.end() :] or "/", method)
