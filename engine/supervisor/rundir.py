@@ -95,8 +95,9 @@ def _check_owner(path: Path, owners: tuple[int, ...]) -> None:
 
 
 def mark_stopping(path: Path, within_s: float) -> None:
-    """Tell whoever comes next that the wait is worth it."""
-    _write(path / STOPPING, f"{within_s:.3f}\n".encode())
+    """Tell whoever comes next that the wait is worth it. Never raises: a full disk must not get in a stop's way."""
+    with contextlib.suppress(OSError):
+        _write(path / STOPPING, f"{within_s:.3f}\n".encode())
 
 
 def _wait_lock(path: Path, name: str, pause: Callable[[float], bool]) -> int:

@@ -276,6 +276,10 @@ def test_a_predecessor_that_takes_longer_than_it_said_is_not_waited_for_any_more
     assert pauses
 
 
+def test_a_stop_goes_on_where_nothing_can_be_written(tmp_path: Path) -> None:
+    mark_stopping(tmp_path / "no such folder", 5.0)
+
+
 def test_what_a_killed_predecessor_left_is_swept(start: Callable[..., Trial], folder: Path) -> None:
     run_dir = folder / "run"
     run_dir.mkdir(mode=0o700)
