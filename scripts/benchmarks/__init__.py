@@ -12,6 +12,7 @@ From the bottom up; a module imports only what stands above it:
     load         open-loop client, a process of its own
     wrk          closed-loop client: wrk's command line and its report
     handover     two processes and shared memory: what passing an array can cost at best
+    threads      one broker thread beside one per stage: what it costs and buys; a program of its own
     offline      the model in a plain loop: what serving it can reach at best
     processes    CPU time and memory of a system, by role
     systems      starts, waits for, and stops the systems
