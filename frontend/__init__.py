@@ -6,7 +6,13 @@ Where to look:
     exchange   the thin ASGI layer around Falcon: request id, metrics, and access to the connection's own `receive`
     resources  a route: admission, body, deadline, submit, answer; and /metrics
     health     /, /healthz, /readyz
-    door       may a request come in? Pure: counts, bounds, no I/O
+    head       what the head of a request means; pure, as are the next two
+    gate       may a request come in? Counts, bounds
+    answer     what a request is answered with, for every way out
+    handlers   the same as Falcon's responses
+    waiting    a request that Falcon serves, from the broker's hands to its answer
+    lean       the short way of the plain case, on the connection itself
+    plain      what is plain, and its bytes; pure
     body       reading a request's body within its limits
     openapi    the OpenAPI document, from what the stages say about themselves
     components names for the types of many stages in one document
@@ -23,6 +29,6 @@ Where to look:
     serving    gunicorn, and all that knows of it: worker processes, connections, stopping
     tls        certificate, key, HTTP/2 by ALPN
 
-A request passes `exchange`, then `door.check` before its body is read, then `body`, then `client.submit`; one answer
+A request passes `exchange`, then `gate` before its body is read, then `body`, then `client.submit`; one answer
 comes out by the deadline plus a small grace, whatever happens behind.
 """

@@ -4,6 +4,7 @@
 ``base``            :class:`Worker`, the class users derive from; usable without any server
 ``stream``          :class:`SSEWorker` and :class:`StreamWorker`, whose answers leave while ``forward`` runs
 ``plainjson``       JSON, as lenient as the standard library's
+``bases``           what a subclass of a plain type is to a format
 ``mixin``           other formats than JSON and pickle, checked types, Redis between stages
 ``schema``          types out of ``forward``'s annotations, and a stage's description for OpenAPI
 ``models``          pydantic, where a service uses it

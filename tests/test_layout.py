@@ -7,6 +7,7 @@ a function counts too: it breaks a layer as surely as one at the top.
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -184,3 +185,22 @@ def test_every_module_begins_with_its_reason(module: str) -> None:
     docstring = ast.get_docstring(ast.parse(MODULES[module].read_text()))
     assert docstring
     assert len(docstring) > 20
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_programs_lie_in_files_called_so(module: str) -> None:
+    """Who looks for what a process does first finds it by name."""
+    made = [node.name for node in ast.parse(MODULES[module].read_text()).body if isinstance(node, ast.FunctionDef)]
+    assert "serve" not in made or module.endswith(".serve")
+
+
+@pytest.mark.parametrize("package", [name for name, path in MODULES.items() if path.stem == "__init__"])
+def test_a_package_begins_with_its_map(package: str) -> None:
+    """Every module of it stands there; what it does itself stands in one of them."""
+    if package in FACADES:
+        return
+    path = MODULES[package]
+    said = ast.get_docstring(ast.parse(path.read_text())) or ""
+    for module in sorted(path.parent.glob("*.py")):
+        if module.stem != "__init__":
+            assert re.search(rf"\b{module.stem}\b", said), f"{package} does not mention {module.stem}"

@@ -3,6 +3,8 @@
     serve     the program: makes a broker, waits for signals, drains it, ends
     service   makes the parts and the threads that carry them
     loop      what a part is, and the thread that carries parts
+    poll      what such a thread waits for, in one system call
+    letters   what parts write to each other
     front     the part at the door (ROUTER front, PULL egress, ROUTER admin) around core.front.FrontMachine
     stage     a part per stage: workers and batches (ROUTER control, PULL intake, PUSH lanes) around StageMachine
     arenas    shared memory: made, accounted for, ended
