@@ -32,6 +32,9 @@ log = logging.getLogger("stageline.frontend")
 
 LINGER_S: Final = 5.0  # how long the rest of a refused body is read and dropped, so that its sender sees the answer
 
+SMALL_BODY: Final = 64 * 1024  # bytes of a refused body that are read before its refusal is sent
+SMALL_BODY_S: Final = 0.5  # how long that may take
+
 CUT: Final = "stageline.cut"  # in the scope, by the connection: ends it in the middle of an answer
 _KEY: Final = "stageline.exchange"
 
@@ -101,12 +104,11 @@ class Layer:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        fields = scope["headers"]
         refusal: Refusal | None = None
         head: Head | None = None
         try:
-            head = heads.read(
-                scope["method"], scope["http_version"], scope["path"], scope["query_string"], scope["headers"]
-            )
+            head = heads.read(scope["method"], scope["http_version"], scope["path"], scope["query_string"], fields)
             scope["path"] = head.path
         except Refusal as error:
             refusal = error
@@ -121,6 +123,8 @@ class Layer:
                 return
             if event["type"] == "http.response.start":
                 exchange.status = event["status"]
+                if exchange.status >= 300 and not exchange.body_ended and heads.sends_little(fields, SMALL_BODY):
+                    await _finish_body(exchange)
                 event["headers"] = [*event["headers"], *extra]
             else:
                 sent += len(event.get("body", b""))
@@ -165,6 +169,26 @@ async def _send(reply: Reply, send: Send) -> None:
     encoded = [(name.encode(), value.encode("latin-1")) for name, value in headers]
     await send({"type": "http.response.start", "status": reply.status, "headers": encoded})
     await send({"type": "http.response.body", "body": reply.body})
+
+
+async def _finish_body(exchange: Exchange) -> None:
+    """Read and drop the rest of a small body before its refusal is sent, so that the connection stays in step and open:
+    whether all of it had come by then is chance. A large one, or a client that asks first, is told at once."""
+    dropped = 0
+
+    async def read() -> None:
+        nonlocal dropped
+        while dropped <= SMALL_BODY:
+            event = await exchange.receive()
+            dropped += len(event.get("body", b""))
+            if event["type"] != "http.request" or not event.get("more_body", False):
+                exchange.body_ended = True
+                return
+
+    try:
+        await asyncio.wait_for(read(), SMALL_BODY_S)
+    except asyncio.TimeoutError:
+        pass  # then the connection ends with the answer
 
 
 async def _drop_body(exchange: Exchange) -> None:

@@ -98,6 +98,16 @@ def read(method: str, version: str, path: str, query: bytes, fields: Fields) -> 
     )
 
 
+def sends_little(fields: Fields, most: int) -> bool:
+    """Whether a request sends a body of at most ``most`` bytes without asking first. Of any head, readable or not."""
+    for name, value in fields:
+        if name == b"expect":
+            return False
+        if name == b"content-length" and not (_LENGTH.match(value) and int(value) <= most):
+            return False
+    return True
+
+
 _LISTS: Final = frozenset(
     {b"accept", b"accept-encoding", b"connection", b"content-encoding", b"transfer-encoding", b"upgrade"}
 )

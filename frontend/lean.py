@@ -68,6 +68,7 @@ class Shared:
         self.body_timeout_s = frontend.body_timeout
         self.header_timeout_s = frontend.header_timeout
         self.keepalive_s = frontend.keepalive
+        self.head_max = min(HEAD_MAX, frontend.max_header_size)
         self.connections: set[LeanConnection] = set()
         self.changed: Callable[[], None] = lambda: None  # told when a connection ends or falls idle
         self.new_id = Ids()
@@ -212,7 +213,7 @@ class LeanConnection(asyncio.Protocol):
             plain = self._plain
         else:
             size = data.find(b"\r\n\r\n") + 4
-            if size < 4 or size > HEAD_MAX:
+            if size < 4 or size > shared.head_max:
                 self._hand_over(data)  # a head in pieces
                 return
             head_bytes = data[:size]

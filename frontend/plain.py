@@ -95,6 +95,21 @@ class Reader:
         return Plain(route, found, found.length, terms.timeout_s, meta.pack_head(query, found.fields))
 
 
+def render(reply: Reply, framing: list[tuple[str, str]], request_id: str, date: bytes, *, close: bool) -> bytes:
+    """The head of a reply in HTTP/1.1."""
+    headers = [("content-type", reply.mime), *framing, *reply.headers, *common(request_id)]
+    if close:
+        headers.append(("connection", "close"))
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    start = f"HTTP/1.1 {reply.status} {media.title(reply.status)}\r\n{lines}date: "
+    return start.encode("latin-1") + date + b"\r\n\r\n"
+
+
+def whole(reply: Reply, request_id: str, date: bytes, *, close: bool = False) -> bytes:
+    """A whole reply in HTTP/1.1."""
+    return render(reply, [("content-length", str(len(reply.body)))], request_id, date, close=close) + reply.body
+
+
 class Writer:
     """Replies as the bytes of HTTP/1.1. One for all connections of a process; ``date`` is kept current by its owner."""
 
@@ -119,20 +134,11 @@ class Writer:
 
     def reply(self, reply: Reply, request_id: str, *, close: bool = False) -> bytes:
         """A whole reply."""
-        framing = [("content-length", str(len(reply.body)))]
-        return self._head(reply, framing, request_id, close=close) + reply.body
+        return whole(reply, request_id, self.date, close=close)
 
     def begin(self, reply: Reply, request_id: str, *, close: bool) -> bytes:
         """The head of a reply whose body follows in :func:`chunk`s."""
-        return self._head(reply, [("transfer-encoding", "chunked")], request_id, close=close)
-
-    def _head(self, reply: Reply, framing: list[tuple[str, str]], request_id: str, *, close: bool) -> bytes:
-        headers = [("content-type", reply.mime), *framing, *reply.headers, *common(request_id)]
-        if close:
-            headers.append(("connection", "close"))
-        lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
-        start = f"HTTP/1.1 {reply.status} {media.title(reply.status)}\r\n{lines}date: "
-        return start.encode("latin-1") + self.date + b"\r\n\r\n"
+        return render(reply, [("transfer-encoding", "chunked")], request_id, self.date, close=close)
 
     def _form(self, route: int, mime: str) -> bytes:
         """A result with holes in it, equal to what :meth:`reply` would write: filling in one format is a third of the

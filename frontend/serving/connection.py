@@ -8,14 +8,15 @@ gunicorn's. Which of its names this relies on, and why, is in :mod:`frontend.ser
 from __future__ import annotations
 
 import asyncio
+from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.asgi.parser import LimitRequestHeaders
 from gunicorn.asgi.protocol import ASGIProtocol
 
 from frontend import errors
-from frontend.answer import common
 from frontend.exchange import CUT, LINGER_S
+from frontend.plain import whole
 
 if TYPE_CHECKING:
     from frontend.serving.process import Worker
@@ -217,8 +218,8 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
         problem = errors.by_status(status)
         if self._current_request is None:  # else the application counts it
             self.worker.app.metrics.count("", problem.status, reason=problem.reason)
-        super()._send_error_response(
-            problem.status,
-            problem.detail,
-            (*extra_headers, *common(self.worker.app.new_id())),
-        )
+        app = self.worker.app
+        request_id = app.new_id()
+        reply = app.answering.problem(problem, None, request_id)
+        reply = reply._replace(headers=[*reply.headers, *extra_headers])
+        self._safe_write(whole(reply, request_id, formatdate(usegmt=True).encode(), close=True))

@@ -2,7 +2,8 @@
 of keys of ``[frontend]``, ``grace``, and ``term_at``: where in its start the first worker process gets a SIGTERM.
 
 The body says what becomes of a request: ``hang`` is never answered, ``after 0.2`` so many seconds later, ``die`` kills
-the worker process, anything else comes back. What the client is asked is written to EVENTS_FD, a line each.
+the worker process, anything else comes back; with the option ``tells`` the answer to everything is what the service was
+told of it, as JSON. What the client is asked is written to EVENTS_FD, a line each.
 """
 
 from __future__ import annotations
@@ -23,19 +24,38 @@ from fakes import FakeClient, Submitted, deployment, echo
 
 from engine import log
 from engine.config.schema import Deployment, FrontendSection
-from engine.core.call import Call
+from engine.core.call import Answer, Call
 from engine.metrics import Family
 from engine.process import Notifier
 from frontend.serve import serve
 
 
+def tell(item: Submitted) -> Answer:
+    """What the service was told, but for the id where the client gave none."""
+    fields = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in item.headers]
+    offered = [value for name, value in fields if name == "x-request-id"]
+    told = {
+        "route": item.route,
+        "query": item.query.decode("latin-1"),
+        "fields": fields,
+        "body": item.body.decode("latin-1"),
+        "timeout_s": item.timeout_s,
+        "id": item.request_id if item.request_id in offered else "new",
+    }
+    return Answer(200, json.dumps(told).encode())
+
+
 class ScriptedClient(FakeClient):
-    def __init__(self, events: int) -> None:
+    def __init__(self, events: int, *, tells: bool) -> None:
         super().__init__()
         self._events = events
+        self._tells = tells
 
     def call(self, call: Call) -> int:
         body = call.body
+        if self._tells:
+            self.reply = tell
+            return super().call(call)
         if body == b"die":
             os.kill(os.getpid(), signal.SIGKILL)
         held = body == b"hang" or body.startswith(b"after ")
@@ -80,6 +100,7 @@ def main() -> int:
     status, events, options = int(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
     log.setup("frontend", level="debug")
     grace = options.pop("grace", 5.0)
+    tells = options.pop("tells", False)
     _term_at = options.pop("term_at", "")
     os.write(_once_end, b".")
     os.register_at_fork(after_in_child=lambda: _maybe_term("fork"))
@@ -87,7 +108,7 @@ def main() -> int:
 
     def connect(whole: Deployment, name: str, families: Callable[[], list[Family]]) -> FakeClient:
         _maybe_term("load")  # the handlers are installed, the event loop does not run yet
-        return ScriptedClient(events)
+        return ScriptedClient(events, tells=tells)
 
     return serve(deployment(section, grace=grace), Notifier(status), connect=connect)
 
