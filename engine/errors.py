@@ -16,12 +16,16 @@ class EngineError(Exception):
 
     A subclass may set ``status`` (the HTTP status of the answer, 300 to 599), ``prefix`` (what stands before the
     message) and ``headers`` (extra response headers) to make an answer of its own. A class written for Mosec names its
-    prefix ``msg``: that is read too.
+    prefix ``msg``: that is read too. ``body`` is sent in place of the message where it is not None: ``bytes`` and
+    ``str`` as they are, anything else as JSON, with the content type ``mime`` (default: ``application/json``, for
+    ``str`` ``text/plain``, for ``bytes`` ``application/octet-stream``).
     """
 
     status: int = 500
     prefix: str = "internal error"
     headers: Mapping[str, str] = {}
+    body: object = None
+    mime: str = ""
 
     @property
     def text(self) -> str:

@@ -123,7 +123,7 @@ class Layer:
                 return
             if event["type"] == "http.response.start":
                 exchange.status = event["status"]
-                if exchange.status >= 300 and not exchange.body_ended and heads.sends_little(fields, SMALL_BODY):
+                if not exchange.body_ended and heads.sends_little(fields, SMALL_BODY):
                     await _finish_body(exchange)
                 event["headers"] = [*event["headers"], *extra]
             else:
@@ -172,8 +172,9 @@ async def _send(reply: Reply, send: Send) -> None:
 
 
 async def _finish_body(exchange: Exchange) -> None:
-    """Read and drop the rest of a small body before its refusal is sent, so that the connection stays in step and open:
-    whether all of it had come by then is chance. A large one, or a client that asks first, is told at once."""
+    """Read and drop the rest of a small body that nobody wanted before the answer is sent, so that the connection stays
+    in step and open: whether all of it had come by then is chance. Behind a large one, or one that was not sent before
+    it was asked for, the connection ends."""
     dropped = 0
 
     async def read() -> None:

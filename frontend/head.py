@@ -99,13 +99,19 @@ def read(method: str, version: str, path: str, query: bytes, fields: Fields) -> 
 
 
 def sends_little(fields: Fields, most: int) -> bool:
-    """Whether a request sends a body of at most ``most`` bytes without asking first. Of any head, readable or not."""
+    """Whether a request sends a body, of at most ``most`` bytes as far as it says, and without asking first. Of any
+    head, readable or not."""
+    sends = False
     for name, value in fields:
-        if name == b"expect":
+        if name == b"expect" and value.lower() == b"100-continue":
             return False
-        if name == b"content-length" and not (_LENGTH.match(value) and int(value) <= most):
-            return False
-    return True
+        if name == b"content-length":
+            if not (_LENGTH.match(value) and int(value) <= most):
+                return False
+            sends = True
+        elif name == b"transfer-encoding":
+            sends = True
+    return sends
 
 
 _LISTS: Final = frozenset(

@@ -140,16 +140,32 @@ def outcome_of(error: BaseException) -> Outcome:
         return TIMED_OUT
     if not isinstance(error, EngineError):
         return INTERNAL
-    try:  # a user's subclass: status, text and headers may be anything
+    try:  # a user's subclass: status, text, headers and body may be anything
         status, text, headers = error.status, error.text, dict(error.headers)
+        own = _own_body(error)
     except Exception:
         _log.exception("an error class cannot be turned into an answer", extra={"error": type(error).__name__})
         return INTERNAL
     if type(status) is not int or not 300 <= status <= 599 or not isinstance(text, str):
         _log.error("an error class has no proper status", extra={"error": type(error).__name__, "status": status})
         return INTERNAL
-    clean = {str(name): str(value) for name, value in headers.items()}
+    clean = {str(name): str(value) for name, value in headers.items() if str(name).lower() != "content-type"}
+    if own is not None:
+        body, mime = own
+        return Outcome(status, body, {**clean, "content-type": mime})
     return Outcome(status, text[:TEXT_MAX].encode("utf-8", "replace"), clean or None)
+
+
+def _own_body(error: EngineError) -> tuple[bytes, str] | None:
+    """The body that an error brings, and its content type; None for one that only has words. Raises EncodingError."""
+    body = error.body
+    if body is None:
+        return None
+    if isinstance(body, bytes | bytearray | memoryview):
+        return bytes(body), error.mime or "application/octet-stream"
+    if isinstance(body, str):
+        return body.encode("utf-8", "replace"), error.mime or "text/plain; charset=utf-8"
+    return plainjson.encode(body), error.mime or "application/json"
 
 
 def as_results(returned: Any, n: int) -> list[Any]:

@@ -248,7 +248,8 @@ def test_the_largest_width_and_unused_fields_are_accepted(embedding: Deployed) -
 def test_errors_are_errors_of_the_openai_client(openai: OpenAI, embedding: Deployed) -> None:
     with pytest.raises(UnprocessableEntityError) as caught:
         openai.embeddings.create(model="m", input="")
-    assert "empty" in caught.value.response.text
+    assert "empty" in caught.value.message  # as its users see it
+    assert caught.value.type == "invalid_request_error"
     with embedding.client() as client:
         assert client.post("/v1/embeddings", content=b"{").status_code == 400
 

@@ -176,6 +176,34 @@ def test_options_says_what_is_allowed() -> None:
     assert "POST" in answer.headers["allow"]
 
 
+@pytest.fixture
+def all_bodies_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of a body that is refused is read to keep the connection."""
+    monkeypatch.setattr("frontend.exchange.SMALL_BODY", -1)
+
+
+@pytest.mark.parametrize("framing", [(), (("transfer-encoding", "chunked"),)])
+def test_a_small_body_that_is_refused_is_read_to_its_end_first(framing: tuple[tuple[str, str], ...]) -> None:
+    one = service()
+    one.gate.draining = True
+    exchange = Exchange(one.app, "POST", ROUTE, [b"a", b"b", b"c"], headers=framing)
+    assert run(exchange.response()).status == 503
+    assert exchange.received == 3
+    asks = Exchange(one.app, "POST", ROUTE, [b"a", b"b"], headers=[*framing, ("expect", "100-continue")])
+    assert run(asks.response()).status == 503
+    assert asks.received == 0
+
+
+def test_a_small_body_that_does_not_come_holds_its_refusal_up_for_a_moment_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("frontend.exchange.SMALL_BODY_S", 0.01)
+    one = service()
+    one.gate.draining = True
+    assert run(Exchange(one.app, "POST", ROUTE, [b"a"], length=5, ends=False).response()).status == 503
+
+
+@pytest.mark.usefixtures("all_bodies_are_large")
 def test_a_declared_length_past_the_limit_is_413_before_anything_is_read() -> None:
     one = service(max_request_size=10)
     exchange = Exchange(one.app, "POST", ROUTE, [b"x" * 11])
@@ -184,6 +212,7 @@ def test_a_declared_length_past_the_limit_is_413_before_anything_is_read() -> No
     assert one.client.submitted == []
 
 
+@pytest.mark.usefixtures("all_bodies_are_large")
 def test_a_chunked_body_is_413_with_the_chunk_that_goes_too_far() -> None:
     one = service(max_request_size=10)
     chunks = [b"x" * 6, b"x" * 6, b"x" * 6, b"x" * 6]
@@ -251,6 +280,7 @@ def test_an_unreadable_timeout_is_400(header: tuple[str, str]) -> None:
     assert service().call("POST", ROUTE, headers=[header]).status == 400
 
 
+@pytest.mark.usefixtures("all_bodies_are_large")
 def test_over_capacity_is_429_before_anything_is_read() -> None:
     one = service()
     one.view(headroom=0)
@@ -261,6 +291,7 @@ def test_over_capacity_is_429_before_anything_is_read() -> None:
     assert exchange.received == 0
 
 
+@pytest.mark.usefixtures("all_bodies_are_large")
 def test_too_many_bytes_waiting_is_429_before_anything_is_read() -> None:
     one = service(capacity_bytes=100)
     one.gate.hold(95)
@@ -272,6 +303,7 @@ def test_too_many_bytes_waiting_is_429_before_anything_is_read() -> None:
     assert one.gate.held == 95
 
 
+@pytest.mark.usefixtures("all_bodies_are_large")
 def test_too_many_bytes_in_chunks_is_429_with_the_chunk_that_goes_too_far() -> None:
     one = service(capacity_bytes=10)
     chunks = [b"x" * 6, b"x" * 6, b"x"]

@@ -97,6 +97,34 @@ class Lying(EngineError):
     status = 200
 
 
+class Own(EngineError):
+    status = 409
+    headers = {"Content-Type": "never/this", "x-a": "b"}
+
+    def __init__(self, body: object, mime: str = "") -> None:
+        super().__init__("words for the log")
+        self.body = body
+        self.mime = mime
+
+
+@pytest.mark.parametrize(
+    ("error", "body", "mime"),
+    [
+        (Own({"error": {"code": 7}}), b'{"error":{"code":7}}', "application/json"),
+        (Own("words"), b"words", "text/plain; charset=utf-8"),
+        (Own(b"\0"), b"\0", "application/octet-stream"),
+        (Own([1], "application/x-mine"), b"[1]", "application/x-mine"),
+        (Own(b""), b"", "application/octet-stream"),
+    ],
+)
+def test_an_error_may_bring_a_body_of_its_own(error: Own, body: bytes, mime: str) -> None:
+    assert outcome_of(error) == Outcome(409, body, {"x-a": "b", "content-type": mime})
+
+
+def test_a_body_that_cannot_be_written_tells_the_client_nothing() -> None:
+    assert outcome_of(Own(object())) == Outcome(500, b"inference internal error")
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
