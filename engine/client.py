@@ -19,6 +19,7 @@ from typing import Final
 from engine import admin, transport
 from engine.clock import now
 from engine.config import Deployment
+from engine.core import wording
 from engine.core.arena import SHARED_MIN, Ref
 from engine.core.call import Answer, BrokerClient, Call, StreamEvent
 from engine.core.introduction import FRONTEND, introduce
@@ -102,7 +103,7 @@ class Client:
         that must be sure waits a little longer and withdraws. Raises Unavailable when it is known to be refused.
         """
         if self._closed:
-            raise Unavailable(503, "service unavailable: stopping")
+            raise Unavailable(503, wording.STOPPING)
         seq = self.link.submit(call, now())
         if self.link.is_parcel_full and not self._stalled:
             self._send_all()

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from engine.core import wording
 from engine.errors import Unavailable
 from frontend import compression
 
@@ -46,14 +47,14 @@ TARGET_TOO_LONG: Final = Problem("target_too_long", 414, "request target too lon
 ENCODING: Final = Problem("encoding", 415, "unsupported content-encoding", headers={"accept-encoding": "identity"})
 ENCODING_LISTED: Final = replace(ENCODING, headers={"accept-encoding": compression.ACCEPTED})
 CORRUPT: Final = Problem("corrupt", 400, "bad request: the body is not what its content-encoding says")
-CAPACITY: Final = Problem("capacity", 429, "too many requests: at capacity", retry_after_s=1)
+CAPACITY: Final = Problem("capacity", 429, wording.AT_CAPACITY, retry_after_s=1)
 CAPACITY_BYTES: Final = Problem("capacity_bytes", 429, "too many requests: too many bytes are waiting", retry_after_s=1)
 HEADERS_TOO_LARGE: Final = Problem("headers_too_large", 431, "request headers too large")
 CLIENT_GONE: Final = Problem("client_gone", 499, "client closed the connection")  # nginx's number; nobody reads it
 INTERNAL: Final = Problem("internal", 500, "internal error")
 CODING: Final = Problem("coding", 501, "transfer-encoding other than chunked is not implemented")
 DRAINING: Final = Problem("draining", 503, "service unavailable: shutting down", retry_after_s=1)
-UNREACHABLE: Final = Problem("unreachable", 503, "service unavailable: the broker cannot be reached", retry_after_s=1)
+UNREACHABLE: Final = Problem("unreachable", 503, wording.UNREACHABLE, retry_after_s=1)
 
 # How errors that Falcon and gunicorn know only by status are answered.
 _BY_STATUS: Final = {

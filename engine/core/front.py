@@ -216,17 +216,15 @@ class FrontMachine:
     def _blocked(self, route: int, now: float) -> Rejection | None:
         """Why nothing is admitted on a route; None when something may be."""
         if not 0 <= route < len(self.topology.routes):
-            return "malformed", Status.FAILED, "internal error: no such route", Speaker.DOOR
+            return "malformed", Status.FAILED, wording.NO_ROUTE, Speaker.DOOR
         if self.draining:
-            return "draining", Status.UNAVAILABLE, "service unavailable: draining", Speaker.DOOR
+            return "draining", Status.UNAVAILABLE, wording.DRAINING, Speaker.DOOR
         for stage in self.topology.routes[route].stages:
             view = self.stages[stage]
             if view.absent_at <= now:
-                text = f"service unavailable: stage {view.state.name} has no worker"
-                return "absent", Status.UNAVAILABLE, text, Speaker.STAGE
+                return "absent", Status.UNAVAILABLE, wording.absent(view.state.name), Speaker.STAGE
             if view.full:
-                text = f"too many requests: stage {view.state.name} is full"
-                return "stage_full", Status.OVERLOADED, text, Speaker.STAGE
+                return "stage_full", Status.OVERLOADED, wording.full(view.state.name), Speaker.STAGE
         return None
 
     def _rejection(self, budget_us: int, size: int) -> Rejection | None:
@@ -234,11 +232,9 @@ class FrontMachine:
         if budget_us <= 0:
             return "deadline", Status.TIMEOUT, wording.TIMEOUT, Speaker.DOOR
         if len(self.ledger) >= self.spec.capacity:
-            text = f"too many requests: {len(self.ledger)} are being served"
-            return "capacity", Status.OVERLOADED, text, Speaker.DOOR
+            return "capacity", Status.OVERLOADED, wording.being_served(len(self.ledger)), Speaker.DOOR
         if self.nbytes + size > self.spec.capacity_bytes and self.ledger:
-            text = "too many requests: their bodies fill the memory for them"
-            return "capacity_bytes", Status.OVERLOADED, text, Speaker.DOOR
+            return "capacity_bytes", Status.OVERLOADED, wording.BODIES_FILL, Speaker.DOOR
         return None
 
     def cancel(self, peer: bytes, seqs: Sequence[int]) -> None:

@@ -28,6 +28,7 @@ from enum import Enum
 from math import inf
 from typing import Final, TypeAlias
 
+from engine.core import wording
 from engine.core.call import Answer, Call, StreamEvent
 from engine.core.introduction import Introduction, Refusal, Stranger, route_numbers
 from engine.core.liveness import INTRODUCE_FAST_S, INTRODUCE_SLOW_S, LOST_S
@@ -126,11 +127,11 @@ class Link:
         """Take a request; its number. Raises Unavailable when it is known to be refused."""
         pulse = self._pulse
         if pulse is not None and pulse.draining:
-            raise Unavailable(503, "service unavailable: draining")
+            raise Unavailable(503, wording.DRAINING)
         if now - self._heard > LOST_S or self.state is LinkState.REFUSED:
-            raise Unavailable(503, "service unavailable: the broker cannot be reached")
+            raise Unavailable(503, wording.UNREACHABLE)
         if now < self._full_until or (self._route_full_until and now < self._route_full_until.get(call.route, 0.0)):
-            raise Unavailable(429, "too many requests: at capacity")
+            raise Unavailable(429, wording.AT_CAPACITY)
         if self.missing and self._numbers[call.route] is None:
             raise Unavailable(503, NO_ROUTE)
         seq = call.seq = self._seq = self._seq + 1

@@ -1,5 +1,6 @@
-"""What the broker says of requests that it gives up and of workers that cannot join, in one place: clients and
-operators read it, and what two parts say of the same thing must not differ.
+"""What is said of requests that are refused or given up, and of workers for whom there is no room, in one place:
+clients and operators read it, and what two sides say of the same thing must not differ. How peers are refused that do
+not belong here is said in words that are frozen (:mod:`engine.core.introduction`).
 """
 
 from __future__ import annotations
@@ -7,6 +8,12 @@ from __future__ import annotations
 from typing import Final
 
 TIMEOUT: Final = "inference timeout"
+NO_ROUTE: Final = "internal error: no such route"
+DRAINING: Final = "service unavailable: draining"
+STOPPING: Final = "service unavailable: stopping"
+UNREACHABLE: Final = "service unavailable: the broker cannot be reached"
+AT_CAPACITY: Final = "too many requests: at capacity"
+BODIES_FILL: Final = "too many requests: their bodies fill the memory for them"
 TORN: Final = "internal error: a worker died while it streamed this request"
 
 
@@ -20,6 +27,18 @@ def died_once_only(stage: str) -> str:
 
 def died_again(stage: str, times: int) -> str:
     return f"internal error: workers of stage {stage} died {times} times under this request"
+
+
+def absent(stage: str) -> str:
+    return f"service unavailable: stage {stage} has no worker"
+
+
+def being_served(count: int) -> str:
+    return f"too many requests: {count} are being served"
+
+
+def full(stage: str) -> str:
+    return f"too many requests: stage {stage} is full"
 
 
 def full_in_bytes(stage: str, nbytes: int) -> str:
