@@ -210,11 +210,11 @@ def _broker(options: argparse.Namespace, deployment: Deployment) -> int:
     if options.parent is not None or deployment.engine.bind:
         return serve.serve(deployment, notify)
     # By hand, on ipc sockets: nobody has made the directory they live in, or seen to it that there is one broker.
-    from engine.supervisor.rundir import Busy, claim
+    from engine.supervisor.rundir import Busy, claim, mark_stopping
 
     try:
-        with claim(run_dir(deployment), deployment.engine.name):
-            return serve.serve(deployment, notify)
+        with claim(run_dir(deployment), deployment.engine.name) as folder:
+            return serve.serve(deployment, notify, stopping=lambda within_s: mark_stopping(folder, within_s))
     except Busy as error:
         log.get_logger().error("%s", error)
         return ExitCode.BUSY

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import select
+from collections.abc import Callable
 from typing import Final
 
-from engine.broker.service import Broker
+from engine.broker.service import JOIN_S, Broker
 from engine.config import Deployment
 from engine.errors import StartError
 from engine.exitcodes import ExitCode
@@ -17,8 +18,11 @@ from engine.signals import STOPPING, Signals
 log: Final = logging.getLogger("stageline.broker")
 
 
-def serve(deployment: Deployment, notify: Notifier) -> int:
-    """Run a broker until SIGTERM or SIGINT. Returns the exit code of the process."""
+def serve(
+    deployment: Deployment, notify: Notifier, *, stopping: Callable[[float], None] = lambda within_s: None
+) -> int:
+    """Run a broker until SIGTERM or SIGINT. Returns the exit code of the process. ``stopping`` is told how many seconds
+    the stop may take, once it begins."""
     os.umask(0o077)  # ipc sockets are for this user alone
     with Signals(STOPPING) as signals:  # before "ready": a stop may follow it at once
         try:
@@ -35,6 +39,7 @@ def serve(deployment: Deployment, notify: Notifier) -> int:
         )
         notify.send("ready")
         select.select([signals.fileno(), broker.fileno()], [], [])
+    stopping(deployment.engine.grace + JOIN_S)
     drained = False
     if not broker.failed.is_set():
         drained = broker.drain(deployment.engine.grace)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -202,10 +203,16 @@ def test_a_broker_by_hand_makes_its_private_directory_and_removes_it(
     file: Path, asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir = tmp_path / "run"
-    modes = []
-    monkeypatch.setattr("engine.broker.serve.serve", lambda *_: modes.append(run_dir.stat().st_mode & 0o777) or 0)
+    found = []
+
+    def serve(*_: Any, stopping: Callable[[float], None]) -> int:
+        stopping(12.0)  # for the next one, which waits that long
+        found.extend([run_dir.stat().st_mode & 0o777, (run_dir / "stopping").read_text()])
+        return 0
+
+    monkeypatch.setattr("engine.broker.serve.serve", serve)
     assert cli.run(["broker", str(file), "--run-dir", str(run_dir)]) == 0
-    assert modes == [0o700]
+    assert found == [0o700, "12.000\n"]
     assert not run_dir.exists()
 
 
