@@ -8,6 +8,7 @@ has it. Which block may be used when is decided in :mod:`engine.core.arena`.
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import resource
@@ -199,7 +200,7 @@ _OF_FILE: Final = 0x20  # a page of the arena, which nobody has written to here
 _POPULATE_WRITE: Final = 23  # MADV_POPULATE_WRITE, Linux 5.14
 _NORESERVE: Final = getattr(mmap, "MAP_NORESERVE", 0)  # known to Python since 3.11
 _FIXED: Final = 0x10  # MAP_FIXED
-_OWN: Final = bytes(0 if flags & _MAPPED and not flags & _OF_FILE else 1 for flags in range(256))
+_UNTOUCHED: Final = bytes(0 if flags & _MAPPED and not flags & _OF_FILE else 1 for flags in range(256))
 
 
 class Block(mmap.mmap):
@@ -230,14 +231,16 @@ class Block(mmap.mmap):
         """Pages that have been copied because they were written to, among those of the first ``length`` bytes."""
         pages = -(-length // _PAGE)
         entries = os.pread(pagemap, pages * _ENTRY, self.at // _PAGE * _ENTRY)
-        return pages - entries[_TOP::_ENTRY].translate(_OWN).count(1)
+        return pages - entries[_TOP::_ENTRY].translate(_UNTOUCHED).count(1)
 
     def keep(self, length: int) -> None:
-        """Have all pages of the first ``length`` bytes copied, whatever becomes of the block."""
+        """Have all pages of the first ``length`` bytes copied. Raises OSError without the memory for it."""
         length = -(-length // _PAGE) * _PAGE
         try:
             self.madvise(_POPULATE_WRITE, 0, length)
-        except OSError:  # an older kernel
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # which is what an older kernel says
+                raise
             for at in range(0, length, _PAGE):
                 self[at] = self[at]
 
