@@ -20,7 +20,7 @@ from glob import glob
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.core.placement import Share, Want, assign_device, is_there, own_env, share_cpus, thread_env
-from engine.cpus import available_cpus
+from engine.cpus import available_cpus, quota
 from engine.errors import StartError
 
 if TYPE_CHECKING:
@@ -269,7 +269,7 @@ def place(
     wants = [Want(deployment.stage(name).cpus, _width(deployment, name, used)) for name, used in slots.items()]
     gpus = count_gpus(environ) if any(deployment.stage(name).device != "cpu" for name in slots) else 0
     placements = {}
-    for (name, used), shares in zip(slots.items(), share_cpus(available_cpus(), wants), strict=True):
+    for (name, used), shares in zip(slots.items(), share_cpus(available_cpus(), wants, quota=quota()), strict=True):
         spec = deployment.stage(name)
         for position, slot in enumerate(used):
             share = shares[position if spec.cpus == "auto" else (slot - 1) % len(shares)]

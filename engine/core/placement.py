@@ -8,7 +8,7 @@ so a pin and the thread counts are always decided together.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 # Read by OpenMP, MKL, OpenBLAS, numexpr and Accelerate when their library is loaded; torch follows the first two.
@@ -40,18 +40,31 @@ class Want:
     workers: int
 
 
-def share_cpus(available: Sequence[int], wants: Sequence[Want]) -> list[tuple[Share, ...]]:
+def share_cpus(
+    available: Sequence[int], wants: Sequence[Want], *, quota: float | None = None
+) -> list[tuple[Share, ...]]:
     """Deal the CPUs ``available`` out to the workers of all stages; one tuple per stage, one Share per worker.
 
     Listed CPUs are pinned exactly and taken from what "auto" deals out. "auto" gives every worker an equal, contiguous
     run of CPUs (neighbours share caches); with more workers than CPUs nobody is pinned, since two workers bound to one
     CPU would queue behind each other while another CPU idles.
+
+    ``quota`` is how many CPUs' worth of time there is for all workers together (None: as much as there are CPUs). It
+    bounds the threads of all whose CPUs are not listed: more would be stopped, all at once, until the next period.
     """
     listed = {cpu for want in wants for cpu in _listed(want.cpus)}
     pool = [cpu for cpu in available if cpu not in listed] or list(available)
     hungry = sum(want.workers for want in wants if want.cpus == "auto")
     runs = iter(_runs(pool, hungry))
-    return [tuple(_share(want, index, runs) for index in range(want.workers)) for want in wants]
+    shares = [tuple(_share(want, index, runs) for index in range(want.workers)) for want in wants]
+    if quota is None:
+        return shares
+    unlisted = sum(want.workers for want in wants if not _listed(want.cpus))
+    most = max(1, int(quota / max(1, unlisted)))
+    return [
+        own if _listed(want.cpus) else tuple(replace(one, threads=min(one.threads or most, most)) for one in own)
+        for want, own in zip(wants, shares, strict=True)
+    ]
 
 
 def broker_threads(asked: str, cpus: float) -> str:

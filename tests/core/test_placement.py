@@ -49,6 +49,25 @@ def test_cpus_are_dealt_out(available: list[int], wants: list[Any], expected: li
     assert shares == [tuple(Share(cpus, threads) for cpus, threads in stage) for stage in expected]
 
 
+@pytest.mark.parametrize(
+    ("quota", "wants", "threads"),
+    [
+        (0.5, [(AUTO, 1)], [1]),
+        (8.0, [(AUTO, 1)], [4]),  # no more than there are CPUs
+        (2.0, [(AUTO, 2)], [1, 1]),
+        (3.9, [(AUTO, 1), ([3], 1)], [3, 1]),  # who names CPUs gets them
+        (2.0, [("all", 1)], [2]),
+        (2.0, [("all", 1), (AUTO, 1)], [1, 1]),
+    ],
+)
+def test_a_quota_bounds_the_threads(quota: float, wants: list[Any], threads: list[int]) -> None:
+    """Four CPUs in the mask, and time for fewer."""
+    shares = share_cpus(range(4), [Want(cpus, workers) for cpus, workers in wants], quota=quota)
+    assert [one.threads for stage in shares for one in stage] == threads
+    free = share_cpus(range(4), [Want(cpus, workers) for cpus, workers in wants])
+    assert [one.cpus for stage in shares for one in stage] == [one.cpus for stage in free for one in stage]
+
+
 def test_thread_counts_leave_alone_what_the_user_has_set() -> None:
     assert thread_env(0) == {}
     assert thread_env(3) == dict.fromkeys(THREAD_VARIABLES, "3")

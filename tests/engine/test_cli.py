@@ -275,6 +275,17 @@ def test_status_is_an_aligned_table() -> None:
     assert status.table(json.dumps(TOLD).encode()) == TABLE
 
 
+def test_status_says_what_carries_the_broker() -> None:
+    for threads, words in (("one", "one broker thread"), ("stage", "a broker thread per stage")):
+        assert words in status.table(json.dumps(TOLD | {"threads": threads}).encode()).splitlines()[0]
+
+
+def test_status_says_what_could_not_be_told() -> None:
+    failed = {**TOLD, "stages": [{"name": "encode", "error": "not told"}]}
+    assert "encode  not told" in status.table(json.dumps(failed).encode())
+    assert status.table(b'{"name": "x", "error": "not told", "stages": []}') == "x: not told"
+
+
 def test_status_of_an_empty_deployment_is_a_table_too() -> None:
     assert status.table(b'{"name": "x", "draining": true, "stages": []}').startswith("x: draining for 0s")
 
