@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from http import HTTPStatus
 from typing import Final
 
 import msgspec
+
+from engine.core.sse import phrase
 
 TEXT: Final = "text/plain; charset=utf-8"
 PROBLEM: Final = "application/problem+json"
@@ -63,14 +64,6 @@ def _qualities(accept: str) -> tuple[float, float]:
     return json, text
 
 
-def title(status: int) -> str:
-    """The status's phrase; its number where HTTP has none."""
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return f"Status {status}"
-
-
 def message(
     accept: bytes, status: int, detail: str, request_id: str, path: str = "", reason: str = ""
 ) -> tuple[str, bytes]:
@@ -81,7 +74,7 @@ def message(
         return TEXT, detail.encode()
     problem: dict[str, object] = {
         "type": "about:blank",
-        "title": title(status),
+        "title": phrase(status),
         "status": status,
         "detail": detail,
         "request_id": request_id,

@@ -17,6 +17,7 @@ import msgspec
 
 from engine.core import meta
 from engine.core.routing import Topology
+from engine.core.sse import phrase
 from frontend import compression, media
 from frontend import head as heads
 from frontend.answer import SERVER, Answering, Reply, common
@@ -101,7 +102,7 @@ def render(reply: Reply, framing: list[tuple[str, str]], request_id: str, date: 
     if close:
         headers.append(("connection", "close"))
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
-    start = f"HTTP/1.1 {reply.status} {media.title(reply.status)}\r\n{lines}date: "
+    start = f"HTTP/1.1 {reply.status} {phrase(reply.status)}\r\n{lines}date: "
     return start.encode("latin-1") + date + b"\r\n\r\n"
 
 

@@ -141,7 +141,7 @@ def test_problem_details_for_a_client_that_asks_for_json() -> None:
     assert answer.headers["content-type"] == "application/problem+json"
     assert json.loads(answer.body) == {
         "type": "about:blank",
-        "title": "Unprocessable Entity",
+        "title": "Unprocessable Content",
         "status": 422,
         "detail": "request validation error: 'x'",
         "request_id": "p1",
