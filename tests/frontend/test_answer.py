@@ -6,7 +6,7 @@ import json
 
 import pytest
 from fakes import deployment
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.core.call import Answer
@@ -92,6 +92,7 @@ def test_caches_are_told_of_compression() -> None:
     steps=st.lists(st.tuples(*[st.integers(0, 2**32 - 1)] * 3), min_size=2, max_size=2),
     compressed=st.booleans(),
 )
+@example(route=0, body=b"", mime="", request_id="1", took_ms=0, steps=[(0, 0, 0), (0, 0, 2791325)], compressed=False)
 def test_the_quick_form_of_a_result_is_the_same(
     route: int,
     body: bytes,
