@@ -3,8 +3,9 @@
 A body is decompressed by steps that say how much may come out, so a bomb costs what the limit allows and no more. What
 is large is compressed in a thread: the event loop serves all the others meanwhile.
 
-zstd comes with Python 3.14, and from ``backports.zstd`` (the extra ``stageline[compression]``) before; it is imported
-only by processes that compress.
+zstd comes with Python 3.14, and before from ``backports.zstd``, which is that module for older ones and installed with
+the package: a client that sends zstd must not depend on how its server was installed. It is imported only by processes
+that compress.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def require() -> None:
         _zstd()
     except ImportError as error:
         raise StartError(
-            "compression needs the package backports.zstd: pip install 'stageline[compression]', or turn it off"
+            f"compression needs backports.zstd, which is installed with stageline as a rule: {sys.executable} -m pip "
+            "install backports.zstd, or turn compression off"
         ) from error
 
 
