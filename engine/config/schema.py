@@ -96,7 +96,7 @@ class EngineSection:
     )
     bind: str = key(
         "",
-        "tcp://HOST:PORT the broker listens on, for processes started by hand or on other hosts; "
+        "tcp://HOST:PORT the broker listens on, for processes started by hand on this machine; "
         "empty: private ipc sockets in the run directory. Ports from PORT upwards are used.",
         form=Form.BIND,
     )
@@ -121,7 +121,7 @@ class EngineSection:
     )
     shared_memory: int = key(
         256 << 20,
-        "Most memory, for each frontend and worker process on the broker's host, in which it hands large data "
+        "Most memory, for each frontend and worker process, in which it hands large data "
         "(64 KiB and more) to the next stage; 0 sends everything through sockets.",
         unit=Unit.BYTES,
         least=0,

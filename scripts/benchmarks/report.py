@@ -26,12 +26,14 @@ INTRODUCTION: Final = """\
 Stageline beside Mosec and LitServe: the same
 worker code, one machine, one run.
 
-    scripts/bench all                      # every case, twenty minutes; writes docs/benchmarks/results.json
-    scripts/bench echo --seconds 5         # one group of cases, longer measurements
-    scripts/bench accelerator-2 --json accelerator.json
-    scripts/bench gap --json docs/benchmarks/results.json --add     # one case measured again, the others kept
-    scripts/bench report                   # this page, and pictures beside the JSON, out of the JSON
-    scripts/bench --list
+```sh
+scripts/bench all                      # every case, twenty minutes; writes docs/benchmarks/results.json
+scripts/bench echo --seconds 5         # one group of cases, longer measurements
+scripts/bench accelerator-2 --json accelerator.json
+scripts/bench gap --json docs/benchmarks/results.json --add     # one case measured again, the others kept
+scripts/bench report                   # this page, and pictures beside the JSON, out of the JSON
+scripts/bench --list
+```
 
 It needs Linux, Python 3.10 or newer with `venv`, and `wrk` (Debian: `apt-get install wrk`). It installs what it
 measures: Stageline into `.venv`, the others into `.venv-bench`. Each case takes less than two minutes on a machine with

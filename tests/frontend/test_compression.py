@@ -286,7 +286,7 @@ def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyP
         raise ImportError("no module")
 
     monkeypatch.setattr(compression, "_zstd", missing)
-    with pytest.raises(StartError, match="-m pip install backports.zstd"):
+    with pytest.raises(StartError, match=r"-m pip install backports\.zstd"):
         compression.require()
 
 
