@@ -50,6 +50,8 @@ ONLY_READ: Final = {
 # Commands that are not run on any page, by how they begin, with the reason.
 NOT_RUN: Final = {
     "scripts/test": "this is it",
+    "scripts/check": "what continuous integration runs beside it",
+    "scripts/smoke": "minutes, and other Pythons; continuous integration runs it",
     "python3 -m venv": "making an environment, and",
     "~/serving/bin/pip install": "installing into it, is what the test of the wheel does",
     "prometheus ": "a program of its own; test_monitor checks its configuration",
@@ -89,8 +91,11 @@ def commands(page: Path) -> list[Command]:
 
 
 def _without_comment(text: str) -> str:
-    """A comment stands behind at least two spaces, or one in the last line of a quoted text would be cut off."""
-    return re.sub(r" {2,}# .*$", "", text).strip()
+    for mark in re.finditer(r"\s# ", text):
+        before = text[: mark.start()]
+        if before.count("'") % 2 == before.count('"') % 2 == 0:
+            return before.strip()
+    return text.strip()
 
 
 ALL: Final = [command for page in PAGES for command in commands(page)]
@@ -119,7 +124,7 @@ def test_no_command_hides_outside_of_a_marked_block(page: Path) -> None:
 
 @pytest.mark.parametrize("command", ALL, ids=str)
 def test_what_a_command_names_is_there(command: Command) -> None:
-    for path in re.findall(r"(?<![\w/.~-])(?:scripts|examples|docs)/[\w./-]+", command.text):
+    for path in re.findall(r"(?<![\w/.~-])(?:scripts|examples|docs|tests)/[\w./-]*\w", command.text):
         assert (ROOT / path).exists() or path.startswith("docs/benchmarks/"), path
     words = shlex.split(command.text, comments=True)
     if "scripts/up" in words:
