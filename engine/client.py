@@ -177,7 +177,7 @@ class Client:
             link.left(owed, instant)
 
     def _submit(self, submission: Submission, instant: float) -> bool:
-        submit = Submit([], submission.routes, [], [])
+        submit = Submit(seqs=[], routes=submission.routes, budgets_us=[], metas=[])
         payloads: list[Payload] = []
         for call in submission.calls:
             submit.seqs.append(call.seq)

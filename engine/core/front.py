@@ -154,7 +154,13 @@ class FrontMachine:
             frontend = self.frontends[peer] = Frontend(peer, session, who, now)
         frontend.heard = now
         routes = [(route.path, list(route.stages)) for route in self.topology.routes]
-        return FrontendWelcome(NEWEST, self.epoch, frontend.session, list(self.topology.stages), routes)
+        return FrontendWelcome(
+            protocol=NEWEST,
+            epoch=self.epoch,
+            session=frontend.session,
+            stages=list(self.topology.stages),
+            routes=routes,
+        )
 
     def formers(self, peer: bytes, who: Introduction) -> list[bytes]:
         """Other connections by which the same process is known."""
@@ -414,8 +420,20 @@ class FrontMachine:
         if not self._answers:
             return []
         taken = [
-            (peer, Answers(self.epoch, c.seqs, c.statuses, c.mimes, c.trails, c.headers, c.speakers), c.payloads)
-            for peer, c in self._answers.items()
+            (
+                peer,
+                Answers(
+                    epoch=self.epoch,
+                    seqs=column.seqs,
+                    statuses=column.statuses,
+                    mimes=column.mimes,
+                    trails=column.trails,
+                    headers=column.headers,
+                    speakers=column.speakers,
+                ),
+                column.payloads,
+            )
+            for peer, column in self._answers.items()
         ]
         self._answers = {}
         return taken

@@ -53,11 +53,8 @@ FULL_S: Final = 0.02  # how long a refusal for want of room stands for the next 
 PARCEL_ITEMS: Final = 32  # requests that are enough for a parcel: the broker can begin while others are still read
 PARCEL_TURNS: Final = 16  # of the event loop that a parcel is filled for at most, so that its first request is not late
 
-UNKNOWN_FATE: Final = (
-    b"internal error: the broker was lost while it had this request, which may have been computed and must not be twice"
-)
-TORN: Final = b"internal error: the broker was lost while this request was streamed"
-NO_ROUTE: Final = "service unavailable: the broker does not serve this route as this frontend's file has it"
+UNKNOWN_FATE: Final = wording.UNKNOWN_FATE.encode()
+TORN: Final = wording.BROKER_LOST_STREAMING.encode()
 
 
 class LinkState(Enum):
@@ -133,7 +130,7 @@ class Link:
         if now < self._full_until or (self._route_full_until and now < self._route_full_until.get(call.route, 0.0)):
             raise Unavailable(429, wording.AT_CAPACITY)
         if self.missing and self._numbers[call.route] is None:
-            raise Unavailable(503, NO_ROUTE)
+            raise Unavailable(503, wording.OTHER_ROUTE)
         seq = call.seq = self._seq = self._seq + 1
         self.waiting[seq] = call
         self._outgoing.append(call)
@@ -291,7 +288,7 @@ class Link:
         self._consumed = {}
         for call in list(self.waiting.values()):
             if self._numbers[call.route] is None:
-                self._answer(call, Status.UNAVAILABLE, NO_ROUTE.encode())
+                self._answer(call, Status.UNAVAILABLE, wording.OTHER_ROUTE.encode())
             elif call.is_begun:
                 self._answer(call, Status.FAILED, TORN)
             elif not call.is_sent:

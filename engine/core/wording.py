@@ -15,6 +15,11 @@ UNREACHABLE: Final = "service unavailable: the broker cannot be reached"
 AT_CAPACITY: Final = "too many requests: at capacity"
 BODIES_FILL: Final = "too many requests: their bodies fill the memory for them"
 TORN: Final = "internal error: a worker died while it streamed this request"
+BROKER_LOST_STREAMING: Final = "internal error: the broker was lost while this request was streamed"
+UNKNOWN_FATE: Final = (
+    "internal error: the broker was lost while it had this request, which may have been computed and must not be twice"
+)
+OTHER_ROUTE: Final = "service unavailable: the broker does not serve this route as this frontend's file has it"
 
 
 def died_streaming(stage: str) -> str:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import pytest
 
+from engine.core import wording
 from engine.core.call import Answer, Call, StreamEvent
 from engine.core.introduction import Introduction, Refusal, Stranger
 from engine.core.link import (
     FULL_S,
-    NO_ROUTE,
     PARCEL_ITEMS,
     PARCEL_TURNS,
     TORN,
@@ -134,7 +134,7 @@ def test_a_route_that_the_broker_leads_otherwise_is_refused_and_the_others_are_s
     desk.send()
     _, early = desk.submit(1)
     desk.hear(welcome(table=Topology(("a", "b"), (Route("/two", (1, 0)), Route("/one", (0,))))), pulse())
-    assert (early.answer.status, early.answer.body) == (503, NO_ROUTE.encode())
+    assert (early.answer.status, early.answer.body) == (503, wording.OTHER_ROUTE.encode())
     assert desk.link.missing == ("/two",)
     with pytest.raises(Unavailable, match="does not serve"):
         desk.submit(1)

@@ -272,6 +272,18 @@ def deployed(file: Path, *flags: str, env: Mapping[str, str] | None = None) -> I
             running.kill()
 
 
+@contextlib.contextmanager
+def altered(file: Path, **frontend: str) -> Iterator[Path]:
+    """A copy of a deployment's folder in which keys of ``[frontend]`` have these values, written as TOML."""
+    with short_folder() as folder:
+        copy = shutil.copytree(file.parent, folder / "service") / file.name
+        lines = [line for line in copy.read_text().splitlines() if line.partition(" =")[0] not in frontend]
+        at = lines.index("[frontend]") + 1
+        lines[at:at] = [f"{key} = {value}" for key, value in frontend.items()]
+        copy.write_text("\n".join(lines) + "\n")
+        yield copy
+
+
 def write_service(folder: Path, toml: str, code: str = "") -> Path:
     """A deployment written by a test: its stages.toml."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from harness import SERVICES, Deployed, deployed
+from harness import SERVICES, Deployed, altered, deployed
 
 
-@pytest.fixture(scope="module")
-def table() -> Iterator[Deployed]:
-    with deployed(SERVICES / "table.toml") as running:
+@pytest.fixture(scope="module", params=["lean", "asgi"])
+def table(request: pytest.FixtureRequest) -> Iterator[Deployed]:
+    with altered(SERVICES / "table.toml", server=f'"{request.param}"') as file, deployed(file) as running:
         yield running
 
 

@@ -14,14 +14,16 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 import pytest
-from harness import SERVICES, Deployed, deployed, wait_for
+from harness import SERVICES, Deployed, altered, deployed, wait_for
 
 ERROR = "event: error\ndata: SSE inference error: "
 
 
-@pytest.fixture(scope="module")
-def streams() -> Iterator[Deployed]:
-    with deployed(SERVICES / "streams.toml") as running:
+@pytest.fixture(scope="module", params=["lean", "asgi"])
+def streams(request: pytest.FixtureRequest) -> Iterator[Deployed]:
+    # With compression on, whoever accepts it is served by the other: turned off, so that this one serves all.
+    keys = {"server": f'"{request.param}"', "compression": "false" if request.param == "lean" else "true"}
+    with altered(SERVICES / "streams.toml", **keys) as file, deployed(file) as running:
         yield running
 
 
