@@ -221,7 +221,7 @@ class Client:
             pause_s = BEAT_S
             try:
                 if self.link.state is LinkState.JOINED:
-                    if not self._send(encode(FrontendBeat(len(self.link.waiting), pack(self._families())))):
+                    if not self._send(encode(FrontendBeat(pack(self._families())))):
                         pause_s = CLIENT_RESEND_S
                 else:
                     self._send_all()

@@ -35,6 +35,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     batches: int
     items: int
     in_flight: int
+    warmup_ms: int
 
 
 class StageStatus(msgspec.Struct, frozen=True):
@@ -131,6 +132,7 @@ def stage_status(machine: StageMachine, now: float) -> StageStatus:
                 batches=worker.done_batches,
                 items=worker.done_items,
                 in_flight=worker.in_flight,
+                warmup_ms=worker.warmup_ms,
             )
             for worker in machine.workers.values()
         ],
@@ -197,6 +199,11 @@ def stage_families(machine: StageMachine, retired: Sequence[Family], now: float,
             f"{namespace}_worker_busy_seconds",
             "Seconds that workers computed; its rate over the number of workers is the busy fraction.",
             [({**here, "connection": str(slot)}, lane.compute_s) for slot, lane in sorted(stats.lanes.items())],
+        ),
+        counter(
+            f"{namespace}_worker_forward_seconds",
+            "Seconds that workers spent in forward, by their own clocks.",
+            [({**here, "connection": str(slot)}, lane.forward_s) for slot, lane in sorted(stats.lanes.items())],
         ),
         counter(f"{namespace}_stage_items", "Items that arrived at a stage.", [(here, stats.arrived)]),
         counter(

@@ -46,13 +46,15 @@ class Fail(msgspec.Struct, frozen=True):
 
 
 class Settle(msgspec.Struct, frozen=True):
-    """Tell another stage's machine that its results have arrived where they went, ``at`` when."""
+    """Tell another stage's machine that its results have arrived where they went, ``at`` when. ``compute_us``: what the
+    worker says of the batch's time in ``forward``, in one of those that settle it."""
 
     stage: int
     worker: int
     batch: int
     uids: list[int]
     at: float
+    compute_us: int = 0
 
 
 class Kill(msgspec.Struct, frozen=True):

@@ -20,6 +20,7 @@ from typing import Final
 import msgspec
 
 from engine.core.batching import AHEAD_S
+from engine.core.introduction import NEWEST
 from engine.core.items import Item
 from engine.core.messages import Flow
 from engine.core.worker_states import WorkerState
@@ -53,6 +54,8 @@ class Member:
     instance: str  # drawn at random by its process
     local: bool  # its process is watched by pid
     heard: float
+    protocol: int = NEWEST
+    warmup_ms: int = 0  # as it says
     maps: bool = False  # it can be given references to shared memory
     flow: int = int(Flow.UNKNOWN)  # how it gives its answers, once it is ready
     state: WorkerState = WorkerState.STARTING

@@ -26,7 +26,7 @@ from typing import Final, TypeAlias
 from engine.core import wording
 from engine.core.actions import Admit, Drop, Fail, FrontAction, Grant, Release, Settle
 from engine.core.arena import Ref
-from engine.core.introduction import NEWEST, Introduction, Refusal, refuse_frontend
+from engine.core.introduction import Introduction, Refusal, agreed, refuse_frontend
 from engine.core.items import Item, Request
 from engine.core.liveness import FRONTEND_SILENCE_S
 from engine.core.messages import (
@@ -155,7 +155,7 @@ class FrontMachine:
         frontend.heard = now
         routes = [(route.path, list(route.stages)) for route in self.topology.routes]
         return FrontendWelcome(
-            protocol=NEWEST,
+            protocol=agreed(who),
             epoch=self.epoch,
             session=frontend.session,
             stages=list(self.topology.stages),
@@ -316,7 +316,7 @@ class FrontMachine:
             column.mimes.append(results.mime)
             column.trails.append(trail)
             column.payloads.append(payload)
-        self.actions.append(Settle(results.stage, results.worker, results.batch, results.uids, now))
+        self.actions.append(Settle(results.stage, results.worker, results.batch, results.uids, now, results.compute_us))
 
     def events(self, events: StreamEvents, payloads: Sequence[Payload]) -> dict[bytes, tuple[Events, list[Payload]]]:
         """Stream events by frontend, to be sent at once and in order.
@@ -339,8 +339,7 @@ class FrontMachine:
             seqs.append(request.seq)
             bodies.append(payload)
         return {
-            peer: (Events(self.epoch, seqs, flow=events.flow, mime=events.mime), bodies)
-            for peer, (seqs, bodies) in out.items()
+            peer: (Events(seqs, flow=events.flow, mime=events.mime), bodies) for peer, (seqs, bodies) in out.items()
         }
 
     def _is_unwanted(self, request: Request, events: StreamEvents) -> bool:
@@ -423,7 +422,6 @@ class FrontMachine:
             (
                 peer,
                 Answers(
-                    epoch=self.epoch,
                     seqs=column.seqs,
                     statuses=column.statuses,
                     mimes=column.mimes,

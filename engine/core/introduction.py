@@ -134,6 +134,11 @@ def introduce(
     )
 
 
+def agreed(who: Introduction) -> int:
+    """The protocol to speak with a peer that may join: the newest of both."""
+    return min(NEWEST, who.protocols[1])
+
+
 # --- judging, at the broker ------------------------------------------------------------------------------------------
 
 UNREADABLE: Final = Refusal(

@@ -30,7 +30,7 @@ from typing import Final, TypeAlias
 
 from engine.core import wording
 from engine.core.call import Answer, Call, StreamEvent
-from engine.core.introduction import Introduction, Refusal, Stranger, route_numbers
+from engine.core.introduction import NEWEST, OLDEST, Introduction, Refusal, Stranger, route_numbers
 from engine.core.liveness import INTRODUCE_FAST_S, INTRODUCE_SLOW_S, LOST_S
 from engine.core.messages import (
     Answers,
@@ -275,6 +275,8 @@ class Link:
         try:
             broker = Topology.of(welcome.stages, welcome.routes)
         except ValueError:
+            return False
+        if not OLDEST <= welcome.protocol <= NEWEST:
             return False
         self.state, self.refusal = LinkState.JOINED, ""
         self._numbers = route_numbers(self._topology, broker)

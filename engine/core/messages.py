@@ -132,7 +132,6 @@ class Consumed(Message, frozen=True, tag=8):
 class FrontendBeat(Message, frozen=True, tag=3):
     """A frontend lives; ``families`` are its metrics (:mod:`engine.metrics`)."""
 
-    pending: int
     families: bytes = b""
 
 
@@ -143,7 +142,6 @@ class Answers(Message, frozen=True, tag=4):
     item position: ``headers``, extra response headers, and ``speakers``, whose word it is where it is no worker's.
     """
 
-    epoch: int
     seqs: Ids
     statuses: Ints
     mimes: Texts
@@ -158,7 +156,6 @@ class Events(Message, frozen=True, tag=5):
     of the route's last stage, so that a frontend need not have heard of it before; without a mime type they come from
     another stage of the route."""
 
-    epoch: int
     seqs: Ids
     layout: Layout = []
     flow: FlowCode = int(Flow.EVENTS)

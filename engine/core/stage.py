@@ -31,7 +31,7 @@ from engine.core.actions import Dispatch, Fail, Forget, Grant, Kill, News, Relea
 from engine.core.arena import Ref
 from engine.core.batching import BatchQueue, Policy, Reason, Taker, decide
 from engine.core.crew import Crew, InFlight, Member
-from engine.core.introduction import NEWEST, Introduction, Refusal, Stranger, refuse_worker
+from engine.core.introduction import Introduction, Refusal, Stranger, agreed, refuse_worker
 from engine.core.items import Item, Request
 from engine.core.liveness import ABSENT_S, SETTLE_S, WORKER_SILENCE_S
 from engine.core.messages import (
@@ -135,7 +135,7 @@ class StageMachine:
                 continue
             request.hop += 1
             self._push(Item(request, payload, payload_size(payload), now, 1, trail, request.hop))
-        self.actions.append(Settle(results.stage, results.worker, results.batch, results.uids, now))
+        self.actions.append(Settle(results.stage, results.worker, results.batch, results.uids, now, results.compute_us))
 
     def _is_next(self, request: Request, stage: int) -> bool:
         try:
@@ -194,7 +194,7 @@ class StageMachine:
                 self._turn(old, WorkerEvent.AGAIN)
                 self._forget(old, now)
         self._keys += 1
-        self.workers[self._keys] = Member(self._keys, who.slot, who.pid, who.instance, local, now)
+        self.workers[self._keys] = Member(self._keys, who.slot, who.pid, who.instance, local, now, agreed(who))
         self._tell(now)
         return self._keys
 
@@ -202,7 +202,7 @@ class StageMachine:
         """What an introduced worker is told: its key, its lane, and the numbers by which stages and routes travel."""
         routes = [(route.path, list(route.stages)) for route in self.topology.routes]
         return Welcome(
-            protocol=NEWEST,
+            protocol=self.workers[key].protocol,
             epoch=self.epoch,
             worker=key,
             lane=lane,
@@ -222,6 +222,7 @@ class StageMachine:
         if not self._turn(worker, WorkerEvent.READY):
             return
         worker.maps = ready.maps and worker.local
+        worker.warmup_ms = ready.warmup_ms
         self.mime = ready.mime
         self.flow = worker.flow = ready.flow
         self.about = ready.about or self.about
@@ -278,6 +279,8 @@ class StageMachine:
         if worker is None or batch is None:
             return  # of a worker that was given up; its items were replayed
         held = batch.items
+        if settle.compute_us:
+            self.stats.lane(worker.slot).forward_s += settle.compute_us / MICROS
         if batch.shared:
             for uid in settle.uids:
                 if (item := held.get(uid)) is not None:

@@ -37,7 +37,8 @@ class LaneStats:
     batch_size: Histogram = field(default_factory=lambda: Histogram(SIZES))
     batch_wait: Histogram = field(default_factory=lambda: Histogram(SECONDS))  # oldest item's arrival to release
     process: Histogram = field(default_factory=lambda: Histogram(SECONDS))  # release to settled
-    compute_s: float = 0.0
+    compute_s: float = 0.0  # from a batch's release, or the end of the one before, until its results are settled
+    forward_s: float = 0.0  # in forward, as the worker says
 
 
 def duration_buckets(timeout_s: float) -> tuple[float, ...]:

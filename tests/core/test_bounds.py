@@ -85,7 +85,7 @@ def test_a_hundred_thousand_requests_with_long_deadlines_leave_nothing() -> None
     for turn in range(1600):
         peer = b"frontend-%d" % turn
         twin.introduce(peer)
-        twin.front.beat(peer, FrontendBeat(0, b"families"), twin.now)
+        twin.front.beat(peer, FrontendBeat(b"families"), twin.now)
         first, second = twin.worker(0, slot=1 + turn % 4), twin.worker(1, slot=1 + turn % 4)
         for stage, worker in enumerate((first, second)):
             twin.stages[stage].beat(WorkerBeat(worker.key, b"families"), twin.now)

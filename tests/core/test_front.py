@@ -147,7 +147,7 @@ def test_a_frontend_that_dies_takes_its_requests_along() -> None:
 def test_a_silent_frontend_is_noticed_and_is_a_stranger_afterwards() -> None:
     twin = one_stage()
     twin.introduce(b"a")
-    twin.front.beat(b"a", FrontendBeat(0, b"m"), twin.now)
+    twin.front.beat(b"a", FrontendBeat(b"m"), twin.now)
     twin.pass_time(FRONTEND_SILENCE_S + 1)
     assert twin.front.silent(twin.now) == [b"a"]
     twin.front.gone(b"a")

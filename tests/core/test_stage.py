@@ -10,7 +10,8 @@ from engine.core.actions import News
 from engine.core.batching import AHEAD_S, Policy
 from engine.core.crew import CREDIT_MAX, WorkerState, credit_for
 from engine.core.liveness import ABSENT_S, SETTLE_S, WORKER_SILENCE_S
-from engine.core.messages import CancelItems, Dismiss, Pulse, Revoke, WorkerBeat
+from engine.core.messages import CancelItems, Dismiss, Pulse, Results, Revoke, WorkerBeat
+from engine.core.routing import FINAL
 from engine.core.stage import StageMachine, StageSpec
 from tests.core.twin import DEPLOYMENT, FakeWorker, Twin, ids_of, topology, worker_words
 
@@ -449,3 +450,15 @@ def test_a_broker_that_has_just_started_waits_for_workers_that_may_be_there() ->
     (news,) = machine.actions
     assert isinstance(news, News)
     assert news.absent_at == twin.now + 3
+
+
+def test_what_workers_say_of_forward_is_counted_once_a_batch_and_never_of_the_dead() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    twin.submit(2)
+    batch, payloads = worker.lane.pop(0)
+    results = Results(0, worker.key, batch.batch, batch.uids, [200] * len(batch.uids), batch.trails, compute_us=1500)
+    twin.deliver(results, payloads, FINAL)
+    twin.deliver(results, payloads, FINAL)  # once more, late
+    twin.run()
+    assert twin.stages[0].stats.lanes[1].forward_s == pytest.approx(0.0015)

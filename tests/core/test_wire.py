@@ -124,7 +124,7 @@ def test_a_reference_beside_a_small_part_takes_no_frame() -> None:
 
 def test_a_message_that_cannot_carry_references_refuses_them() -> None:
     with pytest.raises(AttributeError):
-        wire.encode(Answers(1, [1], [200], [""], [b""]), [Ref(1, 0, 1)])
+        wire.encode(Answers([1], [200], [""], [b""]), [Ref(1, 0, 1)])
 
 
 def test_small_payloads_share_a_frame_with_the_header_and_large_ones_are_untouched() -> None:
@@ -269,5 +269,5 @@ def test_results_and_answers_keep_sparse_headers() -> None:
     decoded, _ = wire.decode(wire.encode(results, [b"", b"no"]))
     assert isinstance(decoded, Results)
     assert decoded.headers == {1: {"x-a": "b"}}
-    answers = Answers(1, [5], [200], ["m"], [b""], {0: {"a": "b"}})
+    answers = Answers([5], [200], ["m"], [b""], {0: {"a": "b"}})
     assert wire.decode(wire.encode(answers, [b"x"]))[0].headers == {0: {"a": "b"}}  # type: ignore[union-attr]

@@ -220,7 +220,7 @@ def test_unreadable_metrics_of_the_dead_end_nobody(deployment: Deployment, caplo
                 pid=process.pid,
             )
             until(lambda: transport.send(front, wire.encode(who)), "a connection")
-            transport.send(front, wire.encode(FrontendBeat(0, b"\xc1")))
+            transport.send(front, wire.encode(FrontendBeat(b"\xc1")))
             until(lambda: status_of(deployment)["frontends"], "the frontend")
             process.kill()
             until(lambda: not status_of(deployment)["frontends"], "its end")
