@@ -28,7 +28,7 @@ def listen(address: str, port: int) -> list[socket.socket]:
     try:
         found = socket.getaddrinfo(address or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:
-        raise StartError(f"cannot resolve the address {address!r} to listen on: {error}") from error
+        raise StartError(f'cannot find the address "{address}": {error}; set another with --address') from error
     sockets: list[socket.socket] = []
     trouble: OSError | None = None
     for family, sockaddr in dict.fromkeys((entry[0], entry[4]) for entry in found):
@@ -50,7 +50,9 @@ def listen(address: str, port: int) -> list[socket.socket]:
         port = sock.getsockname()[1]
         sockets.append(sock)
     if not sockets:
-        raise StartError(f"cannot listen on {address or '*'}:{port}: {trouble}") from trouble
+        raise StartError(
+            f"cannot listen on port {port} of {address or 'this host'}: {trouble}; set another --address or --port"
+        ) from trouble
     return sockets
 
 

@@ -43,8 +43,8 @@ def serve(deployment: Deployment, notify: Notifier, *, connect: Connect = connec
     try:
         code = _serve(deployment, notify, connect)
     except StartError as error:
-        log.error("%s", error)
-        notify.send("failed", reason=str(error))
+        if not notify.send("failed", reason=str(error)):  # else the supervisor tells it
+            log.error("%s", error)
         return ExitCode.BUSY if isinstance(error, PortInUse) else ExitCode.START
     return ExitCode.OK if code == 0 else ExitCode.FAILED
 

@@ -11,6 +11,7 @@ intake); lanes take free ports, which the broker tells each worker.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import dataclass
 from typing import Final
@@ -18,6 +19,9 @@ from urllib.parse import urlsplit
 
 # sun_path of sockaddr_un (unix(7)) without its final zero byte.
 PATH_MAX: Final = 107 if sys.platform.startswith("linux") else 103
+
+# Every name that a socket of a broker can have in its run directory.
+_NAMES: Final = re.compile(r"front|admin|egress|control-[0-9]+|intake-[0-9]+|l[0-9a-f]+-[0-9a-f]+")
 
 LANE_KEYS: Final = 1 << 42  # keys of workers are below it: an epoch and a count (engine.core.stage)
 
@@ -71,6 +75,11 @@ def room(stages: int) -> int:
     """The most bytes that the path of a run directory may have, with so many stages."""
     last = stages - 1
     return PATH_MAX - 1 - max(len(_control(last)), len(_lane(last, LANE_KEYS - 1)))
+
+
+def is_name(name: str) -> bool:
+    """Whether a socket of this name in a run directory may be a broker's."""
+    return _NAMES.fullmatch(name) is not None
 
 
 def length(path: str) -> int:

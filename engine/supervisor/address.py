@@ -19,6 +19,11 @@ from engine.supervisor.rundir import Busy
 # "Every address" is a thing to listen on, not to connect to (some systems do not even allow it).
 _SHOWN: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 
+_HINTS: Final = {
+    errno.EACCES: "; ports below 1024 need privileges: choose another with --port",
+    errno.EADDRNOTAVAIL: "; this machine has no such address: set one of its own with --address, or 0.0.0.0 for all",
+}
+
 
 def check_port(host: str, port: int) -> None:
     """Raise Busy when somebody listens there, StartError when it cannot be listened on for another reason.
@@ -26,13 +31,11 @@ def check_port(host: str, port: int) -> None:
     Done before any process is started: a model that loads for minutes should not be the way to find out. The port may
     still be taken in between; then the frontend says so.
     """
-    if port == 0:
-        return
     where = f"port {port} on {host}"
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise StartError(f'cannot find the address "{host}": {error}; set frontend.address') from error
+    except (OSError, UnicodeError) as error:  # a label of more than 63 letters is no name to the codec
+        raise StartError(f'cannot find the address "{host}": {error}; set another with --address') from error
     problems = []
     for family, kind, protocol, _, address in found:
         try:
@@ -45,8 +48,7 @@ def check_port(host: str, port: int) -> None:
     if any(problem.errno == errno.EADDRINUSE for problem in problems):
         raise Busy(f"{where} is in use by another process; stop that one, or choose another with --port")
     if len(problems) == len(found):  # one that works is enough: "localhost" without IPv6
-        hint = "; ports below 1024 need privileges" if problems[0].errno == errno.EACCES else ""
-        raise StartError(f"cannot listen on {where}: {problems[0]}{hint}")
+        raise StartError(f"cannot listen on {where}: {problems[0]}{_HINTS.get(problems[0].errno or 0, '')}")
 
 
 def shown(url: str) -> str:

@@ -2,7 +2,8 @@
 
 It holds the broker's sockets, ``lock`` (held for the supervisor's life), ``pid``, ``deployment.json`` (what the
 children read), and ``stopping`` once that has begun: the seconds it may take. Private (0700) because whoever can reach
-the sockets can make workers unpickle.
+the sockets can make workers unpickle. A folder with other things in it, ``/tmp`` or a home, is used as it is or not at
+all: nothing in it is removed, and who may enter it is not ours to change.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from engine.clock import Deadline
+from engine.config import endpoints
 from engine.errors import StartError
 from engine.log import get_logger
 
@@ -82,7 +84,13 @@ def make_private(path: Path) -> None:
         if path.is_symlink():
             raise StartError(f"the run directory must not be a symbolic link: {path}; set another run_dir")
         _check_owner(path, (os.geteuid(),))
-        if stat.S_IMODE(path.stat().st_mode) != 0o700:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077 and any(not _is_ours(entry) for entry in path.iterdir()):
+            raise StartError(
+                f"the run directory {path} holds other things, and other users may enter it; set a run_dir of its own, "
+                "which is made where it does not exist"
+            )
+        if mode != 0o700:
             path.chmod(0o700)
     except OSError as error:
         raise StartError(f"cannot make the run directory {path}: {error}; set another run_dir") from error
@@ -174,11 +182,21 @@ def _pid(path: Path) -> str:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what a deployment leaves: sockets and its own files. A run_dir set by hand may hold other things."""
+    """Remove what a deployment leaves: its sockets and files, but for the lock. Other things stay, sockets too."""
     with contextlib.suppress(FileNotFoundError):
         for entry in path.iterdir():
-            if entry.name in (PID, SNAPSHOT, f"{SNAPSHOT}.new", STOPPING) or stat.S_ISSOCK(entry.lstat().st_mode):
+            if entry.name != LOCK and _is_ours(entry):
                 entry.unlink(missing_ok=True)
+
+
+def _is_ours(entry: Path) -> bool:
+    """Whether a deployment makes such an entry. Raises OSError."""
+    if entry.name in (LOCK, PID, SNAPSHOT, f"{SNAPSHOT}.new", STOPPING):
+        return True
+    try:
+        return endpoints.is_name(entry.name) and stat.S_ISSOCK(entry.lstat().st_mode)
+    except FileNotFoundError:  # just removed
+        return True
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from engine import transport
 from engine.config import build
-from engine.config.endpoints import LANE_KEYS, PATH_MAX, Endpoints, room
+from engine.config.endpoints import LANE_KEYS, PATH_MAX, Endpoints, is_name, room
 from engine.core.front import EPOCHS
 from engine.core.stage import KEY_SHIFT
 from engine.errors import ConfigError
@@ -59,6 +59,13 @@ def test_a_path_of_that_length_is_one_that_the_system_takes(tmp_path: Path) -> N
             sock.bind(f"{path}y")
     finally:
         folder.rmdir()
+
+
+def test_every_socket_in_a_run_directory_is_known_by_its_name() -> None:
+    ends = Endpoints("/run/x", ("a", "b"))
+    made = [ends.front, ends.admin, ends.egress, ends.control(1), ends.intake(12), ends.lane(11, LANE_KEYS - 1)]
+    assert all(is_name(endpoint.rpartition("/")[2]) for endpoint in made)
+    assert not any(map(is_name, ("bus", "front.1", "agent-7", "lock", "l1")))
 
 
 def test_lanes_differ_by_stage_worker_and_broker() -> None:

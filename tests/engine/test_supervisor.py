@@ -22,8 +22,10 @@ import pytest
 
 from engine.clock import Deadline
 from engine.core.lifecycle import Child, Kind
+from engine.errors import StartError
 from engine.exitcodes import ExitCode
 from engine.supervisor import family
+from engine.supervisor.address import check_port
 from engine.supervisor.rundir import Busy, claim, mark_stopping
 
 PATIENCE_S = 30.0
@@ -294,6 +296,44 @@ def test_what_a_killed_predecessor_left_is_swept(start: Callable[..., Trial], fo
     assert not (run_dir / "front").exists()
     assert trial.stop() == ExitCode.OK
     assert [path.name for path in run_dir.iterdir()] == ["notes"]
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o700])
+def test_a_folder_of_other_things_stays_as_it_is(folder: Path, mode: int) -> None:
+    """As ``--run-dir /tmp`` or a session's own folder of sockets would be."""
+    shared = folder / "run"
+    shared.mkdir()
+    (shared / "notes").write_text("somebody's")
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(shared / "bus"))
+        shared.chmod(mode)
+        if mode == 0o700:
+            with claim(shared, "tried"):
+                pass
+        else:
+            with pytest.raises(StartError, match="holds other things"), claim(shared, "tried"):
+                pass
+    assert {path.name for path in shared.iterdir()} == {"notes", "bus"}
+    assert shared.stat().st_mode & 0o777 == mode
+
+
+def test_an_empty_folder_is_made_private(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    with claim(tmp_path, "tried"):
+        assert tmp_path.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    ("host", "hint"),
+    [
+        ("192.0.2.1", "this machine has no such address"),  # of a network for documentation
+        ("x" * 64 + ".invalid", "set another with --address"),
+    ],
+)
+@pytest.mark.parametrize("port", [0, 8000])
+def test_an_address_that_cannot_be_had_is_found_out_before_anything_starts(host: str, hint: str, port: int) -> None:
+    with pytest.raises(StartError, match=hint):
+        check_port(host, port)
 
 
 def test_a_run_directory_that_is_a_link_is_refused(start: Callable[..., Trial], folder: Path) -> None:

@@ -95,6 +95,7 @@ def test_a_process_whose_port_is_in_use_exits_busy_with_a_reason(tmp_path: Path)
             assert "is in use" in running.status.wait(lambda line: line["event"] == "failed")["reason"]
             assert running.process.wait(20) == ExitCode.BUSY
             assert "Traceback" not in running.text()
+            assert "is in use" not in running.text()  # whoever was notified tells it, once
     finally:
         taken.close()
 
