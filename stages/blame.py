@@ -1,6 +1,6 @@
 """What a mistake in user code looks like to its author: one line, and a traceback that begins at a line of theirs.
 
-Used wherever user code fails before it serves: at a worker's start and in ``engine check``. The frames between the
+Used wherever user code fails: at a worker's start, in ``engine check`` and while it serves. The frames between the
 process's entry and the user's first line are ours, and say nothing about the mistake; nor does a traceback say
 anything where an error of ours has put it into a sentence already.
 
@@ -54,7 +54,7 @@ def traceback(error: BaseException) -> str:
 
     Where no line of theirs is in it, it is whole: then the fault may be ours.
     """
-    if isinstance(error, StartError | ConfigError) or (isinstance(error, EngineError) and not _begins_theirs(error)):
+    if isinstance(error, StartError | ConfigError) or (isinstance(error, EngineError) and not begins_theirs(error)):
         return ""
     try:
         return "".join(TracebackException.from_exception(own(error), compact=True).format()).rstrip("\n")
@@ -77,7 +77,8 @@ def own(error: BaseException) -> BaseException:
     return error
 
 
-def _begins_theirs(error: BaseException) -> bool:
+def begins_theirs(error: BaseException) -> bool:
+    """Whether a line of the user's is in its traceback; else :func:`own` leaves that whole."""
     return _theirs(error.__traceback__) is not None
 
 

@@ -28,7 +28,7 @@ from engine.core.messages import Flow, Status
 from engine.core.wire import Payload
 from engine.errors import EncodingError, EngineError, EngineTimeoutError
 from engine.log import get_logger
-from stages import ipc, plainjson
+from stages import blame, ipc, plainjson
 from stages.base import Worker
 from stages.context import ItemIn
 from stages.shm import FOREIGN, Lease
@@ -387,7 +387,7 @@ class Run:
 
     def report(self) -> None:
         """Log the failures. A broken stage fails all of a batch alike: one traceback tells it."""
-        for (where, name, text), (error, request_ids) in self.struck.items():
+        for (where, _name, text), (error, request_ids) in self.struck.items():
             who = {"request_id": request_ids[0]} if len(request_ids) == 1 else {"request_ids": request_ids}
             if isinstance(error, EngineTimeoutError):
                 _log.warning("%s timed out", where, extra=who)
@@ -395,9 +395,10 @@ class Run:
                 _log.error("%s", text, extra=who)
             elif isinstance(error, EngineError):
                 cause = error.__cause__  # of a format's own: what it could not write, say
-                _log.warning("%s failed: %s: %s", where, name, text, extra=who, exc_info=cause if cause else None)
+                cause = blame.own(cause) if cause is not None and blame.begins_theirs(cause) else None
+                _log.warning("%s failed: %s", where, blame.line(error), extra=who, exc_info=cause)
             else:
-                _log.error("%s failed", where, exc_info=error, extra=who)
+                _log.error("%s failed", where, exc_info=blame.own(error), extra=who)
         self.struck.clear()  # an exception holds its frames, and they hold the batch
 
 

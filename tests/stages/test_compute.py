@@ -6,6 +6,7 @@ import datetime
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -269,6 +270,44 @@ def test_a_stage_that_fails_for_everybody_logs_one_traceback(caplog: pytest.LogC
     (record,) = caplog.records
     assert record.exc_info is not None
     assert record.__dict__["request_ids"] == ["r0", "r1", "r2", "r3"]
+
+
+def frames(record: logging.LogRecord) -> list[str]:
+    """The files of the traceback that a line shows."""
+    shown = logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
+    return [Path(line.split('"')[1]).name for line in shown.splitlines() if line.startswith('  File "')]
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_a_logged_traceback_begins_at_the_users_own_line(size: int, caplog: pytest.LogCaptureFixture) -> None:
+    def answer(data: Any) -> Any:
+        try:
+            return data["missing"]
+        except Exception as error:
+            raise RuntimeError("no such key") from error
+
+    assert outcomes(Doubling(answer), items(1), size) == [INTERNAL]
+    (record,) = caplog.records
+    assert set(frames(record)) == {Path(__file__).name}
+    assert record.getMessage() == "forward failed"
+
+
+class Unsendable:
+    def __reduce__(self) -> Any:
+        raise TypeError("holds a lock")
+
+
+@pytest.mark.parametrize(
+    ("result", "files"),
+    [(Unsendable(), {Path(__file__).name}), (lambda: 1, set())],
+)
+def test_what_could_not_be_encoded_is_told_in_a_line_with_frames_only_of_the_users(
+    result: object, files: set[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    outcomes(Doubling(lambda data: result), items(1, last=False), 1)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("serialize failed: EncodingError: the result cannot be passed on")
+    assert set(frames(record)) - {"pickle.py"} == files
 
 
 def test_clients_mistakes_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
