@@ -35,6 +35,7 @@ OPENING: Final = b'{"stageline":'
 Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=256)]
 Path: TypeAlias = Annotated[str, msgspec.Meta(max_length=2048)]
 Pid: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+Slot: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=4096)]  # as many workers as a stage may have: [[stage]] num
 Number: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 FRONTEND: Final = "frontend"
@@ -63,7 +64,7 @@ class Introduction(_Words, frozen=True, tag="introduction"):
     pid: Pid = 0
     name: Name = ""
     stage: Name = ""
-    slot: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)] = 0
+    slot: Slot = 0
 
 
 class Stranger(_Words, frozen=True, tag="stranger"):

@@ -59,6 +59,7 @@ def test_words_of_a_later_version_are_read_and_what_is_missing_takes_its_default
         b'{"stageline":"something else"}',
         b'{"stageline":"introduction","kind":"worker","protocols":[1],"deployment":"d","instance":"i"}',
         b'{"stageline":"introduction","kind":"worker","protocols":[1,1],"deployment":"d","instance":"i","pid":1099511627776}',
+        b'{"stageline":"introduction","kind":"worker","protocols":[1,1],"deployment":"d","instance":"i","slot":4097}',
         b'{"stageline":"introduction","kind":"worker","protocols":[1,1],"deployment":"%b","instance":"i"}'
         % (b"x" * 300),
         b'{"stageline":"refusal","reason":"%b"}' % (b"x" * introduction.FRAME_MAX),
