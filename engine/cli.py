@@ -27,6 +27,8 @@ STATUS_TIMEOUT_S: Final = 3.0
 
 COMMANDS: Final = ("up", "check", "broker", "frontend", "worker", "status")
 
+_UP_ELSEWHERE: Final = ("run", "serve", "start")  # what other programs call it
+
 Command: TypeAlias = Callable[[argparse.Namespace, "Deployment"], int]
 
 _EXIT_CODES: Final = "exit codes:\n" + "\n".join(f"  {code:d}  {code.name:<12} {code.meaning}" for code in ExitCode)
@@ -94,7 +96,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace | None:
 
 
 def _near(name: str) -> str:
-    found = get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+    found = ["up"] if name in _UP_ELSEWHERE else get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
     return f"; did you mean {found[0]}?" if found else f"; commands are {', '.join(COMMANDS)}"
 
 

@@ -32,7 +32,7 @@ from engine import loader, log
 from engine.config import Deployment, build, default_run_dir, name_from, read_key, script, strangers
 from engine.config.schema import DEFAULT_ROUTE
 from engine.config.script import arguments
-from engine.errors import ConfigError
+from engine.errors import ConfigError, StartError
 from engine.exitcodes import ExitCode
 
 if TYPE_CHECKING:
@@ -217,10 +217,10 @@ class Server:
         Reads ``sys.argv`` for the flags of :func:`arguments` (exact names only; anything else is left to the script)
         and the environment; the workers find both as they are now. Meant as the last line of a script: returns when
         all went well, else raises SystemExit with one of the named exit codes, after saying why on stderr. Raises
-        RuntimeError inside a worker process that imports a script without the ``__main__`` guard.
+        StartError inside a worker process that imports a script without the ``__main__`` guard.
         """
         if (spec := loader.importing()) is not None:
-            raise RuntimeError(
+            raise StartError(
                 f'Server.run() was reached while a worker process imports "{spec}": '
                 'put it under  if __name__ == "__main__":'
             )

@@ -101,6 +101,8 @@ def _other_language(path: Path, label: str, text: str) -> str | None:
 
 def _hint(line: str, what: str) -> str | None:
     """The usual reason, with the line as it is probably meant."""
+    if "Cannot overwrite" in what and (key := _KEY.match(line)):
+        return f"{key['key']} is set more than once in this table"
     twice = re.search(r"\('(stage|route)',\) twice", what)
     if twice or ("mutable" in what and re.match(r"\s*\[\s*(stage|route)\s*\]", line)):
         name = twice[1] if twice else "stage"

@@ -108,6 +108,8 @@ def test_what_is_not_understood_is_bad_usage(arguments: list[str], capsys: pytes
     ("arguments", "hint"),
     [
         (["chek", "x"], 'unknown command "chek"; did you mean check?'),
+        (["run", "x"], 'unknown command "run"; did you mean up?'),
+        (["serve"], "did you mean up?"),
         (["stages.toml"], "did you mean: engine up stages.toml"),
         (["up", "x", "--prot", "1"], "unrecognized arguments: --prot 1; did you mean --port?"),
         (["status", "x", "--port", "1"], "--port is a flag of up, frontend: engine status does not look at it"),

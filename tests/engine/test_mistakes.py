@@ -33,6 +33,7 @@ def problems(tmp_path: Path, text: str, name: str = "stages.toml") -> list[str]:
         ("[frontend]\ncertfile = None\n", 2, "leave certfile out"),
         ("[frontend]\nport =\n", 2, "port has no value"),
         ("[frontend]\nport: 8000\n", 2, "port = 8000"),
+        ("[frontend]\nport = 1\nport = 2\n", 3, "port is set more than once in this table"),
         ('[[stage]]\nname = "encode\n', 2, "a closing quote is missing"),
         ('[[route]]\npath = "/x"\nstages = [encode, "b"]\n', 3, 'also in a list: "encode"'),
         ('[engine]\nrun_dir = "C:\\temp\\q"\n', 2, "run_dir = 'C:\\temp\\q'"),

@@ -13,7 +13,7 @@ import pytest
 import engine
 from engine import Runtime, Server, Worker
 from engine.config.schema import FrontendSection
-from engine.errors import ConfigError
+from engine.errors import ConfigError, StartError
 from engine.exitcodes import ExitCode
 from engine.loader import load_class
 
@@ -320,7 +320,7 @@ def test_a_script_run_as_a_module_is_found_as_that_module(script):
 @pytest.mark.usefixtures("_imports_are_undone")
 def test_a_script_without_the_guard_is_refused_in_a_worker(script):
     script.write_text(SCRIPT.replace("GUARD", "if True:"))
-    with pytest.raises(RuntimeError, match=r'reached while a worker process imports ".*": put it under'):
+    with pytest.raises(StartError, match=r'reached while a worker process imports ".*": put it under'):
         load_class(f"{script}:Double", script.parent)
 
 
