@@ -183,6 +183,10 @@ class Server:
 
     def _deployment(self, settings: script.Settings) -> Deployment:
         file = _script()
+        if not self._routes:
+            raise ConfigError(
+                [f"{file.name}: expected at least one stage: call append_worker or register_runtime before run"]
+            )
         names = self._names()
         wait = {} if settings.wait_ms is None else {"max_wait_time": settings.wait_ms}
         data: dict[str, Any] = {
@@ -233,6 +237,8 @@ class Server:
         log.setup("supervisor", level=deployment.engine.log_level)
         for theirs, ours in script.foreign(os.environ).items():
             log.get_logger().warning("%s is set and not read; the variable is %s", theirs, ours)
+        for flag, near in script.misspelt(sys.argv).items():
+            log.get_logger().warning("%s is no flag of the server; did you mean %s?", flag, near)
         for line in strangers(os.environ, also=script.variables()):
             log.get_logger().warning("%s", line)
         if settings.dry_run:

@@ -9,10 +9,12 @@ plain in both ("5 s").
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Final
 
 from engine.config.flags import PREFIX
@@ -84,6 +86,16 @@ def parse(argv: Sequence[str]) -> dict[str, str]:
     given = ["--help"] if list(argv[1:]) == ["-h"] else argv[1:]
     namespace, _others = parser.parse_known_args(given)
     return {name: "true" if value is True else value for name, value in vars(namespace).items() if value is not None}
+
+
+def misspelt(argv: Sequence[str]) -> dict[str, str]:
+    """Flags in ``argv`` that are none of ours but nearly, with the one that may be meant. They may be the script's own:
+    worth a word and no more."""
+    known = [f"--{name.replace('_', '-')}" for name in (*vars(arguments().parse_args([])), "help")]
+    before = itertools.takewhile(lambda text: text != "--", argv[1:])
+    flags = {text.partition("=")[0] for text in before if text.startswith("--")} - {*known}
+    found = {flag: get_close_matches(flag, known, n=1, cutoff=0.8) for flag in sorted(flags)}
+    return {flag: near[0] for flag, near in found.items() if near}
 
 
 def settings(given: Mapping[str, str], environ: Mapping[str, str]) -> Settings:

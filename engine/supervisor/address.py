@@ -31,7 +31,7 @@ def check_port(host: str, port: int) -> None:
     Done before any process is started: a model that loads for minutes should not be the way to find out. The port may
     still be taken in between; then the frontend says so.
     """
-    where = f"port {port} on {host}"
+    where = f"port {port} on {host}" if port else host
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:  # a label of more than 63 letters is no name to the codec

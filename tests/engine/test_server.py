@@ -112,7 +112,7 @@ def test_a_run_dir_that_was_given_stays():
 
 
 def test_nothing_registered_is_a_config_error():
-    with pytest.raises(ConfigError, match="expected at least one"):
+    with pytest.raises(ConfigError, match="expected at least one stage: call append_worker"):
         Server().deployment()
 
 

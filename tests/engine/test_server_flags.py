@@ -120,6 +120,23 @@ def test_what_is_not_ours_is_left_alone_and_nothing_is_abbreviated():
     assert script.parse(["server.py", *argv]) == {"port": "83"}
 
 
+def test_a_flag_that_is_nearly_ours_is_told_with_ours():
+    argv = [
+        "server.py",
+        "--prot",
+        "1",
+        "--adress=::",
+        "--model",
+        "--port",
+        "--capacity",
+        "3",
+        "prot",
+        "--",
+        "--tineout",
+    ]
+    assert script.misspelt(argv) == {"--prot": "--port", "--adress": "--address"}
+
+
 @pytest.mark.parametrize("argv", [["--help"], ["-h"], ["--port", "1", "--help"]])
 def test_help_shows_the_flags(argv, capsys):
     with pytest.raises(SystemExit) as caught:
