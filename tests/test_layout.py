@@ -34,7 +34,7 @@ LAYERS: Final = (
     ("supervisor", ("engine.supervisor",)),
     ("cli", (
         "engine.cli", "engine.bootstrap", "engine.server", "engine.status", "engine.mixin", "engine.worker",
-        "engine.runtime",
+        "engine.runtime", "engine.__main__",
     )),
 )  # fmt: skip
 

@@ -82,7 +82,7 @@ def status_command(deployment: Deployment) -> str:
     found = shutil.which("engine")
     command = "engine" if found is not None and Path(found).absolute() == own else _from_here(own)
     if not own.exists():  # run from its source, and installed nowhere
-        command = f"{_from_here(Path(sys.executable))} -m engine.cli"
+        command = f"{_from_here(Path(sys.executable))} -m engine"
     file = deployment.file.parent if deployment.file.name == FILE_NAME else deployment.file
     words = [command, "status"]
     if file != Path.cwd():

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from engine import cli, status
+from engine.__main__ import main as entry
 from engine.config import Deployment
 from engine.errors import Unavailable
 from engine.exitcodes import ExitCode
@@ -121,6 +122,27 @@ def test_what_was_meant_is_said(arguments: list[str], hint: str, capsys: pytest.
         cli.run(arguments)
     assert end.value.code == ExitCode.USAGE
     assert hint in capsys.readouterr().err
+
+
+def test_the_package_can_be_run_by_its_name() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "engine", "--version"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("engine ")
+
+
+def test_an_interrupt_while_the_command_is_imported_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        def find_spec(self, name: str, *_others: object) -> None:
+            if name == "engine.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "engine.cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    with pytest.raises(SystemExit) as end:
+        entry()
+    assert end.value.code == ExitCode.FAILED
 
 
 def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
