@@ -36,6 +36,10 @@ from engine.config.schema import (
 from engine.errors import ConfigError
 
 Values = dict[str, Any]  # keys of one table that could be read, with their values
+# What other programs call a key, where no likeness of letters leads to ours.
+_ELSEWHERE: Final = {
+    "host": "address", "workers": "num", "replicas": "num", "class": "worker", "module": "worker", "gpu": "device",
+}  # fmt: skip
 _ARRAYS: Final = ("stage", "route")  # the sections written [[...]]
 
 
@@ -88,12 +92,12 @@ class _Reader:
     def read(self, data: Mapping[str, Any]) -> Deployment:
         for name in data:
             if name not in SECTIONS:
-                self._problem(name, f"unknown section{_meant(name, _section_titles())}")
+                self._problem(name, _unknown(name, data[name]))
         engine = self._table("engine", self._mapping(data, "engine"), "engine")
         frontend = self._table("frontend", self._mapping(data, "frontend"), "frontend")
         stages = [(where, self._table("stage", raw, where)) for where, raw in self._array(data, "stage", "name")]
         routes = [(where, self._table("route", raw, where)) for where, raw in self._array(data, "route", "path")]
-        if not stages and not self._broken(data, "stage"):
+        if not stages and not self._broken(data, "stage") and "stages" not in data:  # that was told already
             self._problem("stage", "expected at least one [[stage]] table")
         self._check_stages(stages)
         self._check_routes(routes, [values["name"] for _, values in stages if "name" in values])
@@ -275,6 +279,14 @@ def _section_titles() -> dict[str, str]:
     return {name: f"[[{name}]]" if name in _ARRAYS else f"[{name}]" for name in SECTIONS}
 
 
+def _unknown(name: str, value: object) -> str:
+    """A key before the first table stands in none."""
+    owner = next((title for known, title in _section_titles().items() if name in keys(SECTIONS[known])), None)
+    if owner is not None and not isinstance(value, Mapping | list | tuple):
+        return f"unknown key; it belongs to {owner}: write it below that line"
+    return f"unknown section{_meant(name, _section_titles())}"
+
+
 def _meant(name: str, titles: Mapping[str, str]) -> str:
     near = nearest(name, list(titles))
     for known, title in titles.items():
@@ -284,6 +296,8 @@ def _meant(name: str, titles: Mapping[str, str]) -> str:
 
 def _meant_key(section: str, name: str) -> str:
     """The nearest key of this section, or the section where this very key would be right."""
+    if (meant := _ELSEWHERE.get(name)) in keys(SECTIONS[section]):
+        return f"; did you mean {meant}?"
     for other, kind in SECTIONS.items():
         if other != section and name in keys(kind):
             return f"; it belongs to {_section_titles()[other]}"

@@ -222,12 +222,19 @@ STAGE = 'stages.toml: stage[0] "encode".'
         ("stage = 3", "stages.toml: stage: expected tables, each written [[stage]], got 3"),
         ('[stage]\nname = "a"', 'stages.toml: stage: expected tables, each written [[stage]], got {"name": "a"}'),
         ("engine = 1\n" + MINIMAL, "stages.toml: engine: expected a table, written [engine], got 1"),
+        ("[[stages]]\n", "stages.toml: stages: unknown section; did you mean [[stage]]?"),
         ("[stages]\n" + MINIMAL, "stages.toml: stages: unknown section; did you mean [[stage]]?"),
         (
             "[zzz]\n" + MINIMAL,
             "stages.toml: zzz: unknown section; sections are [engine], [frontend], [[stage]], [[route]]",
         ),
         ("[engine]\nport = 1\n" + MINIMAL, "stages.toml: engine.port: unknown key; it belongs to [frontend]"),
+        (
+            "port = 1\n" + MINIMAL,
+            "stages.toml: port: unknown key; it belongs to [frontend]: write it below that line",
+        ),
+        ('[frontend]\nhost = "::"\n' + MINIMAL, "stages.toml: frontend.host: unknown key; did you mean address?"),
+        (MINIMAL + "workers = 2\n", f"{STAGE}workers: unknown key; did you mean num?"),
         ("[engine]\nxyzzy = 1\n" + MINIMAL, "stages.toml: engine.xyzzy: unknown key"),
         (
             '[[stage]]\nworker = "m:C"',
