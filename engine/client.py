@@ -25,7 +25,7 @@ from engine.core.call import Answer, BrokerClient, Call, StreamEvent
 from engine.core.introduction import FRONTEND, introduce
 from engine.core.link import Link, LinkState, Submission, View, once_only_routes
 from engine.core.liveness import BEAT_S, CLIENT_RESEND_S, RESEND_S
-from engine.core.messages import EVENT_COST, FrontendBeat, Place, StageState, Submit
+from engine.core.messages import EVENT_COST, FrontendBeat, FrontendWelcome, Place, StageState, Submit
 from engine.core.wire import Buffer, Payload, decode, encode, micros
 from engine.errors import ProtocolError, Unavailable
 from engine.log import get_logger
@@ -253,6 +253,12 @@ class Client:
         state = link.state
         if not link.handle(words, payloads, now()):
             log.warning("unexpected message dropped", extra={"kind": type(words).__name__})
+        if link.troubles:
+            for trouble in link.troubles:
+                log.error("an answer could not be given", exc_info=trouble)
+            link.troubles.clear()
+        if type(words) is FrontendWelcome:
+            self._flush_soon()
         if link.memory is not (self._store.place if self._store is not None else None):
             self._share(link.memory)
         if link.state is not state or link.refusal != self._told[1]:

@@ -48,6 +48,7 @@ class Exchange:
         "body_ended",
         "gone",
         "head",
+        "is_old",
         "reason",
         "receive",
         "request_bytes",
@@ -71,6 +72,7 @@ class Exchange:
         self.body_ended = False
         self.reason = ""  # why it was refused
         self.gone = False
+        self.is_old = False  # HTTP/1.0: a body without a length ends with its connection
 
     @staticmethod
     def of(scope: Scope) -> Exchange:
@@ -113,6 +115,7 @@ class Layer:
         except Refusal as error:
             refusal = error
         exchange = Exchange(head, (head and head.request_id) or self._new_id(), receive, scope.get(CUT))
+        exchange.is_old = scope["http_version"] == "1.0"
         scope[_KEY] = exchange
         extra = [(name.encode(), value.encode()) for name, value in common(exchange.request_id)]
         sent = 0

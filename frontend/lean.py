@@ -23,7 +23,7 @@ from engine.clock import now
 from engine.core import meta
 from engine.core.call import Answer, Call, StreamEvent
 from engine.core.liveness import ANSWER_GRACE_S
-from engine.core.messages import Flow
+from engine.core.messages import Flow, Speaker
 from engine.errors import Unavailable
 from frontend import errors
 from frontend.errors import Problem
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 SWEEP_S: Final = 0.25  # how late a time limit may be noticed
 SWEEP_MOST: Final = 200  # connections looked at in one go: about 0.1 ms
 BUFFER_MAX: Final = 256 * 1024  # bytes of pipelined requests that wait; above it the client is not read
+PIPELINED_PER_TURN: Final = 32  # requests of one connection that are refused before others have their turn
 HEAD_MAX: Final = 16 * 1024  # bytes of a head worth looking at here
 
 
@@ -112,6 +113,7 @@ class LeanConnection(asyncio.Protocol):
         "_shared",
         "_stream",
         "_transport",
+        "_unsent",
         "closing",
         "held",
         "since",
@@ -130,6 +132,7 @@ class LeanConnection(asyncio.Protocol):
         self._answer_by = 0.0
         self._paused = False  # reading, because too much waits to be served
         self._choked = False  # the client does not read its answers
+        self._unsent = 0  # bytes of them, when last looked at
         self.held = 0  # bytes of a body at the gate
         self.since = now()  # when the connection last changed between idle, reading and serving
         self.closing = False  # after the answer that is being waited for
@@ -185,10 +188,13 @@ class LeanConnection(asyncio.Protocol):
             return
         if self._buffer:
             data = self._buffer + data
-        self._serve(data)
+        if self._serve(data):
+            self._go_on()
 
     def pause_writing(self) -> None:
         self._choked = True  # serve no more until it has read what it got
+        self._unsent = self._transport.get_write_buffer_size()
+        self.since = now()
         if self._stream is not None:
             self._stream.choked_at = now()
 
@@ -200,12 +206,13 @@ class LeanConnection(asyncio.Protocol):
             self._go_on()
 
     def eof_received(self) -> bool | None:
-        if self._buffer and not self._seq and self._stream is None:
+        if self._buffer and not self._seq and self._stream is None and not self._choked:
             return self._hand_over(self._buffer).eof_received()  # in the middle of its body: it is told so
         return None  # a client that stops sending has gone: closing a socket looks just so
 
-    def _serve(self, data: bytes) -> None:
-        """Take one request from ``data``, which begins with one."""
+    def _serve(self, data: bytes) -> bool:
+        """Take one request from ``data``, which begins with one. Whether it was refused at once, so that the next one
+        may be taken."""
         shared = self._shared
         size = len(self._head_bytes)
         plain: Plain | None
@@ -215,46 +222,48 @@ class LeanConnection(asyncio.Protocol):
             size = data.find(b"\r\n\r\n") + 4
             if size < 4 or size > shared.head_max:
                 self._hand_over(data)  # a head in pieces
-                return
+                return False
             head_bytes = data[:size]
             plain = shared.reader.read(head_bytes)
             if plain is not None:
                 self._plain, self._head_bytes = plain, head_bytes
         if plain is None:
             self._hand_over(data)
-            return
+            return False
         end = size + plain.length
         if len(data) < end:
             if not self.held:
                 if plain.length > BUFFER_MAX or not shared.gate.hold(plain.length):
                     self._hand_over(data)  # a large upload: gunicorn's side reads it in pieces and refuses it early
-                    return
+                    return False
                 self.held = plain.length or 1
                 self.since = now()
             self._buffer = data
-            return
-        self._submit(plain, data, size, end)
+            if self._paused:  # the rest of this one is wanted
+                self._paused = False
+                self._transport.resume_reading()
+            return False
+        return self._submit(plain, data, size, end)
 
-    def _submit(self, plain: Plain, data: bytes, start: int, end: int) -> None:
+    def _submit(self, plain: Plain, data: bytes, start: int, end: int) -> bool:
         shared = self._shared
         instant = now()
         if not shared.gate.is_open and (problem := shared.gate.refusal(shared.client.view())) is not None:
-            self._refuse(plain, problem, data[end:])
-            return
+            return self._refuse(plain, problem, data[end:])
         request_id = plain.head.request_id or shared.new_id()
         about = meta.pack(request_id, plain.meta)
         try:
             self._seq = shared.client.call(Call(plain.route, data[start:end], instant + plain.timeout_s, about, self))
         except Unavailable as error:
-            self._refuse(plain, errors.unavailable(error), data[end:])
-            return
+            return self._refuse(plain, errors.unavailable(error), data[end:])
         shared.gate.pending += 1
         self._id = request_id
         self._began = self.since = instant
         self._answer_by = instant + plain.timeout_s + ANSWER_GRACE_S
         self._buffer = data[end:]
+        return False
 
-    def _refuse(self, plain: Plain, problem: Problem, rest: bytes) -> None:
+    def _refuse(self, plain: Plain, problem: Problem, rest: bytes) -> bool:
         """Answer at once, and go on with what has come behind."""
         self._release()
         close = self.closing or self._shared.gate.draining
@@ -263,18 +272,24 @@ class LeanConnection(asyncio.Protocol):
         self._buffer = rest
         if close:
             self._transport.close()
-        else:
-            self._go_on()
+        return not close
 
     def _go_on(self) -> None:
-        """Serve what has come meanwhile."""
-        if not self._buffer or self._choked or self._transport is None:
-            return
-        data, self._buffer = self._buffer, b""
-        if self._paused:
-            self._paused = False
-            self._transport.resume_reading()
-        self._serve(data)
+        """Serve what has come meanwhile: at most so much of it as others can wait for."""
+        for _ in range(PIPELINED_PER_TURN):
+            if not self._buffer or self._choked or self._transport is None:
+                return
+            data, self._buffer = self._buffer, b""
+            if self._paused and len(data) <= BUFFER_MAX:
+                self._paused = False
+                self._transport.resume_reading()
+            if not self._serve(data):
+                return
+        asyncio.get_running_loop().call_soon(self._go_on_later)
+
+    def _go_on_later(self) -> None:
+        if not self._seq and self._stream is None:
+            self._go_on()
 
     def _release(self) -> None:
         if self.held:
@@ -300,7 +315,8 @@ class LeanConnection(asyncio.Protocol):
         if transport is None or plain is None:
             return
         if answer is None:
-            answer = Answer(errors.DRAINING.status, errors.DRAINING.detail.encode())
+            self._give_up(plain, errors.DRAINING)
+            return
         streams = self._stream is not None or (answer.status != 200 and shared.hint(plain.route) is Flow.EVENTS)
         if streams and self._answer_stream(plain, answer):
             return
@@ -337,6 +353,16 @@ class LeanConnection(asyncio.Protocol):
         self._stream = streaming
         self._write_stream()
         return True
+
+    def _give_up(self, plain: Plain, problem: Problem) -> None:
+        """The broker gives no answer: this process does. A stream that has begun ends with it."""
+        if self._stream is not None and self._stream.has_begun:
+            speaker = int(Speaker.DOOR)
+            self._answer_stream(plain, Answer(problem.status, problem.detail.encode(), speaker=speaker))
+            return
+        self._stream = None
+        if self._refuse(plain, problem, self._buffer):
+            self._go_on()
 
     def _write_stream(self) -> None:
         """Write what there is, as far as the client takes it."""
@@ -390,6 +416,12 @@ class LeanConnection(asyncio.Protocol):
         shared = self._shared
         if self._seq or self._stream is not None:
             self._sweep_answer(instant)
+        elif self._choked:
+            unsent = self._transport.get_write_buffer_size()
+            if unsent < self._unsent:  # slow, and no harm
+                self._unsent, self.since = unsent, instant
+            elif instant - self.since > STALL_S:
+                self._transport.abort()  # it does not read its answer
         elif self._buffer:
             if instant - self.since > shared.body_timeout_s:
                 self._hand_over(self._buffer)  # it knows the answer, and has a time limit of its own
@@ -403,9 +435,10 @@ class LeanConnection(asyncio.Protocol):
         if streaming is not None and self._choked and instant - streaming.choked_at > STALL_S:
             self._transport.abort()  # it takes nothing
         elif self._seq and instant > self._answer_by:
-            self._shared.client.withdraw(self._seq)
+            self._withdraw()
             late = errors.TIMEOUT if self._shared.client.view().connected else errors.UNREACHABLE
-            self.answered(Answer(late.status, late.detail.encode()))
+            if plain is not None:
+                self._give_up(plain, late)
         elif self._seq and plain is not None and not self._choked:
             begun = streaming is not None and streaming.has_begun
             if begun and streaming is not None:

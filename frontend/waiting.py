@@ -14,7 +14,7 @@ from typing import Final
 from engine.clock import now
 from engine.core.call import Answer, BrokerClient, Call, StreamEvent
 from engine.core.liveness import ANSWER_GRACE_S
-from engine.core.messages import Flow
+from engine.core.messages import Flow, Speaker
 from engine.errors import Unavailable
 from frontend import errors
 from frontend.errors import Problem, Refusal
@@ -116,12 +116,13 @@ class Waiting:
             if stream.answer is not None:
                 if stream.status != 200:
                     self._exchange.status = stream.status  # for the metrics
-                if stream.is_cut:
-                    self._exchange.cut()
+                if stream.is_cut or self._exchange.is_old:
+                    # HTTP/1.0 has no other mark for the end of a stream than that of the connection.
+                    self._exchange.cut(at_once=stream.is_cut and self._exchange.is_old)
                 raise StopAsyncIteration
             if now() >= self._limit_at:
                 late = self._late()
-                stream.answered(Answer(late.status, late.detail.encode()), stream.flow)
+                stream.answered(Answer(late.status, late.detail.encode(), speaker=int(Speaker.DOOR)), stream.flow)
             elif stream.flow is Flow.EVENTS and now() >= keepalive_at:
                 stream.comment()
             else:
@@ -141,7 +142,7 @@ class Waiting:
         self._settle()
         if answer is None:
             self._is_lost = True
-            answer = Answer(errors.DRAINING.status, errors.DRAINING.detail.encode())
+            answer = Answer(errors.DRAINING.status, errors.DRAINING.detail.encode(), speaker=int(Speaker.DOOR))
         self.stream.answered(answer, self._hint())
         self._wake.set()
 

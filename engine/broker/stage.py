@@ -25,7 +25,7 @@ from engine.broker.watch import Watch
 from engine.clock import now as clock
 from engine.core import wording
 from engine.core.actions import Admit, Dispatch, Drop, Fail, Forget, Grant, Kill, News, Release, Settle, ToWorker
-from engine.core.introduction import UNREADABLE, FrozenWords, Introduction, Refusal
+from engine.core.introduction import UNREADABLE, FrozenWords, Introduction, Refusal, Stranger
 from engine.core.items import Request
 from engine.core.liveness import CHECK_S, LANE_RETRY_S, REJOIN_S
 from engine.core.messages import Bye, Leave, Message, Place, Ready, Results, WorkerBeat
@@ -199,6 +199,9 @@ class StagePart(Part[ToStage]):
     def _handle_introduction(self, peer: bytes, who: Introduction, now: float) -> None:
         local = who.host == self._host
         machine = self.machine
+        for former in [key for key, lane in self._lanes.items() if lane.peer == peer]:
+            if machine.workers[former].instance != who.instance:
+                machine.exited(former, now)  # a connection stands for one worker
         key = machine.introduce(who, local=local, now=now)
         if not isinstance(key, int):
             if isinstance(key, Refusal):
@@ -210,9 +213,9 @@ class StagePart(Part[ToStage]):
         try:
             sock = transport.lane(self._context, self._endpoints.lane(self.index, key))
         except StartError as error:  # out of descriptors, say: one worker the fewer, not all of the deployment
-            self._log_refusal(who, str(error))
+            self._log_refusal(who, wording.no_lane(error))
             machine.exited(key, now)
-            self._reply(peer, Refusal(wording.no_lane(error)))
+            self._reply(peer, Stranger())  # not now: it will try again
             return
         memory = self._arenas.create() if local else None
         self._lanes[key] = Lane(sock, peer, memory)

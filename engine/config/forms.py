@@ -162,7 +162,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _CLASS: Final = re.compile(r"(?:[^\W\d]\w*(?:\.[^\W\d]\w*)*|.*\.py):[^\W\d]\w*(?:\.[^\W\d]\w*)*", re.DOTALL)
 _PREFIX: Final = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")  # Prometheus data model: metric names
 _CUDA: Final = re.compile(r"cpu|cuda(:[0-9]{1,4})?")
-_HTTP_PATH: Final = re.compile(r"/[!-~]*")
+_HTTP_PATH: Final = re.compile(r"/[!-~]{0,1023}")
 _BIND: Final = 'tcp://HOST:PORT with a port from 1 to 65000, like "tcp://127.0.0.1:7000"'
 
 _EXPECTED: Final[Mapping[Form, str]] = {

@@ -31,6 +31,11 @@ from engine.core.items import Item
 AHEAD_S: Final = 0.002
 
 
+# Bytes of what the requests of one batch bring for their workers, headers above all: it travels in the batch's header,
+# which is bounded (engine.core.wire.HEADER_MAX).
+METAS_MOST: Final = 8 << 20
+
+
 class Reason(str, Enum):
     FULL = "full"
     IDLE = "idle"
@@ -160,7 +165,7 @@ class BatchQueue:
     def take(self, now: float) -> tuple[list[Item], list[Item]]:
         """The next batch and the items that are not worth computing any more, both removed from the queue.
 
-        A batch holds at most max_batch_size items and max_batch_bytes, but always one item, however large.
+        A batch holds at most max_batch_size items, max_batch_bytes and METAS_MOST, but always one item, however large.
         """
         batch: list[Item] = []
         dead: list[Item] = []
@@ -168,19 +173,21 @@ class BatchQueue:
         room = self.policy.max_batch_bytes
         nbytes = 0
         items = self.items
+        heads = METAS_MOST
         while items and len(batch) < most:
             uid, item = items.popitem(last=False)
             request = item.request
             # Item.is_due, written out: a call for every item is a tenth of what the broker does for it.
             if request.closed or request.deadline <= now or request.hop != item.hop:
                 dead.append(item)
-            elif item.size > room and batch:
+            elif (item.size > room or len(request.meta) > heads) and batch:
                 items[uid] = item
                 items.move_to_end(uid, last=False)
                 break
             else:
                 batch.append(item)
                 room -= item.size
+                heads -= len(request.meta)
             nbytes += item.size
         self.nbytes -= nbytes
         return batch, dead

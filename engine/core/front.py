@@ -23,6 +23,8 @@ from heapq import heapify, heappop, heappush
 from math import inf
 from typing import Final, TypeAlias
 
+from msgspec.structs import replace
+
 from engine.core import wording
 from engine.core.actions import Admit, Drop, Fail, FrontAction, Grant, Release, Settle
 from engine.core.arena import Ref
@@ -151,7 +153,8 @@ class FrontMachine:
         if frontend is None:
             self._sessions += 1
             session = (self.epoch << SESSION_SHIFT) + self._sessions
-            frontend = self.frontends[peer] = Frontend(peer, session, who, now)
+            known = replace(who, stages=[], routes={})  # its table has served its purpose, and may be large
+            frontend = self.frontends[peer] = Frontend(peer, session, known, now)
         frontend.heard = now
         routes = [(route.path, list(route.stages)) for route in self.topology.routes]
         return FrontendWelcome(

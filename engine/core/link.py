@@ -97,6 +97,7 @@ class Link:
         """``topology`` is this frontend's own; ``once_only`` says of each of its routes whether it is not replayed."""
         self.state = LinkState.SEEKING
         self.refusal = ""  # in the broker's words
+        self.troubles: list[Exception] = []  # what waiters raised, which they must not; to be taken and logged
         self.waiting: dict[int, Call] = {}  # without an answer, by number
         self.stages: dict[str, StageState] = {}  # as the broker told last; empty before its first word
         self.memory: Place | None = None  # where large bodies may be put
@@ -139,9 +140,13 @@ class Link:
     def withdraw(self, seq: int) -> bool:
         """Nobody waits for it any more; its waiter is told nothing. False when it has its answer already."""
         call = self.waiting.pop(seq, None)
-        if call is not None and call.is_sent:
+        if call is None:
+            return False
+        if call.is_sent:
             self._cancelled.append(seq)
-        return call is not None
+        else:
+            call.body = call.meta = b""  # it stays in line until that is looked at, which may be a while
+        return True
 
     def consumed(self, seq: int, nbytes: int) -> None:
         """The reader of a stream has taken so many bytes of its events: as many more may come."""
@@ -193,7 +198,7 @@ class Link:
         if type(owed) is Submission:
             for call in owed.calls:
                 call.is_sent = call.was_sent = True
-            self._outgoing = []
+            del self._outgoing[: len(owed.calls)]
         elif type(owed) is Introduction:
             self._introduce_at = now + (INTRODUCE_SLOW_S if self.state is LinkState.REFUSED else INTRODUCE_FAST_S)
         elif type(owed) is Cancel:
@@ -204,7 +209,8 @@ class Link:
     def _submission(self) -> Submission | None:
         """All that waits to be sent; what was withdrawn or answered meanwhile is left out."""
         waiting, numbers = self.waiting, self._numbers
-        calls = self._outgoing = [call for call in self._outgoing if call.seq in waiting]
+        self._outgoing = [call for call in self._outgoing if call.seq in waiting]
+        calls = self._outgoing[:PARCEL_ITEMS]  # many at once, as after a new welcome: several parcels
         # A route that the broker has not was answered when it said so.
         return Submission(calls, [numbers[call.route] for call in calls]) if calls else None  # type: ignore[misc]
 
@@ -228,6 +234,8 @@ class Link:
         elif type(words) is Refusal:
             self.state, self.refusal = LinkState.REFUSED, words.reason
             self._introduce_at = now + INTRODUCE_SLOW_S
+            for call in [call for call in self.waiting.values() if not call.is_sent]:
+                self._answer(call, Status.UNAVAILABLE, wording.UNREACHABLE.encode())
         else:
             return False
         return True
@@ -243,7 +251,11 @@ class Link:
             if speaker and status == Status.OVERLOADED:
                 self._note_full(call, speaker)
             body = payload if type(payload) is bytes else joined(payload)
-            call.waiter.answered(Answer(status, body, mime, trail, headers.get(index, {}) if headers else {}, speaker))
+            answer = Answer(status, body, mime, trail, headers.get(index, {}) if headers else {}, speaker)
+            try:
+                call.waiter.answered(answer)
+            except Exception as error:  # as in _tell, without the call
+                self.troubles.append(error)
 
     def _note_full(self, call: Call, speaker: int) -> None:
         until = self._heard + FULL_S
@@ -257,7 +269,10 @@ class Link:
             call = self.waiting.get(seq)
             if call is not None:
                 call.is_begun = True
-                call.waiter.event(StreamEvent(bytes(joined(payload)), Flow(events.flow), events.mime))
+                try:
+                    call.waiter.event(StreamEvent(bytes(joined(payload)), Flow(events.flow), events.mime))
+                except Exception as error:  # as in _tell
+                    self.troubles.append(error)
 
     def _handle_stranger(self, stranger: Stranger) -> None:
         """The broker has taken nothing of what is listed. What else was sent went to a broker, or by a connection, that
@@ -288,24 +303,33 @@ class Link:
         self._session = welcome.session
         self._cancelled = []  # a new session knows none of their numbers
         self._consumed = {}
-        for call in list(self.waiting.values()):
+        told: list[tuple[Call, Status, bytes]] = []  # afterwards: whoever is told may submit again
+        for call in self.waiting.values():
             if self._numbers[call.route] is None:
-                self._answer(call, Status.UNAVAILABLE, wording.OTHER_ROUTE.encode())
+                told.append((call, Status.UNAVAILABLE, wording.OTHER_ROUTE.encode()))
             elif call.is_begun:
-                self._answer(call, Status.FAILED, TORN)
+                told.append((call, Status.FAILED, TORN))
             elif not call.is_sent:
                 continue  # it waits to be sent
             elif self._once_only[call.route]:
-                self._answer(call, Status.FAILED, UNKNOWN_FATE)
+                told.append((call, Status.FAILED, UNKNOWN_FATE))
             else:
                 call.is_sent = False
                 self._outgoing.append(call)
+        for call, status, text in told:
+            self._answer(call, status, text)
         return True
 
     def _answer(self, call: Call, status: Status, text: bytes) -> None:
-        """An answer in our own words."""
-        del self.waiting[call.seq]
-        call.waiter.answered(Answer(int(status), text, speaker=int(Speaker.DOOR)))
+        """An answer in our own words, unless whoever was told before it has withdrawn it."""
+        if self.waiting.pop(call.seq, None) is not None:
+            self._tell(call, Answer(int(status), text, speaker=int(Speaker.DOOR)))
+
+    def _tell(self, call: Call, answer: Answer) -> None:
+        try:
+            call.waiter.answered(answer)
+        except Exception as error:  # theirs; what others are owed must not be lost with it
+            self.troubles.append(error)
 
     # --- looking -----------------------------------------------------------------------------------------------------
 

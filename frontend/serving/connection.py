@@ -17,6 +17,7 @@ from gunicorn.asgi.protocol import ASGIProtocol
 from frontend import errors
 from frontend.exchange import CUT, LINGER_S
 from frontend.plain import whole
+from frontend.streams import STALL_S
 
 if TYPE_CHECKING:
     from frontend.serving.process import Worker
@@ -41,6 +42,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
         self._refused = False  # by gunicorn's parser or by a time limit
         self._body_ended = False  # the client stopped sending in the middle of a body
         self._lingering: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None  # while the client does not read
 
     @property
     def idle(self) -> bool:
@@ -71,10 +73,31 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._cancel_header_timer()
-        if self._lingering is not None:
-            self._lingering.cancel()
+        for timer in (self._lingering, self._stall):
+            if timer is not None:
+                timer.cancel()
         self.worker.connections.discard(self)
         self.worker.changed.set()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._stall is None and self.transport is not None:
+            self._watch_stall(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    def _watch_stall(self, unsent: int) -> None:
+        self._stall = self.worker.loop.call_later(STALL_S, self._on_stall, unsent)
+
+    def _on_stall(self, before: int) -> None:
+        if (unsent := self.transport.get_write_buffer_size()) < before:
+            self._watch_stall(unsent)  # a slow client is no harm
+        else:
+            self.transport.abort()  # it takes nothing
 
     def eof_received(self) -> bool | None:
         # A client that stops in the middle of its body may still be reading: it gets its 400, which needs the transport

@@ -151,7 +151,7 @@ def frontend(folder: str, route: int, size: int, window: int, seconds: float, pa
         message, _ = receive(sock)
         now = time.monotonic()
         if now > beat_at:
-            send(sock, FrontendBeat(len(sent)))
+            send(sock, FrontendBeat())
             beat_at = now + 1
         if isinstance(message, Answers):
             assert set(message.statuses) == {200}

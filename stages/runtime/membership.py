@@ -78,10 +78,13 @@ class Membership:
                 return None
             return self._lose(now)
         if isinstance(message, Stranger):
-            return Elsewhere(message.stage) if message.stage >= 0 and self._welcome is None else self._lose(now)
+            if self._welcome is not None:
+                return self._lose(now)
+            return Elsewhere(message.stage) if message.stage >= 0 else None  # else: not now, try again
         if isinstance(message, Refusal):
-            # Once it is a member there is nothing to refuse it: the broker could not read something, and said so.
-            return Turned(message.reason) if self._welcome is None else None
+            # A member is told so by another broker than the one that welcomed it, which cannot read its words: it
+            # introduces itself, which any broker can read.
+            return Turned(message.reason) if self._welcome is None else self._lose(now)
         if isinstance(message, Dismiss):
             return self._dismiss()
         return None

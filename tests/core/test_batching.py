@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.core.batching import AHEAD_S, Backlog, BatchQueue, Policy, Reason, Taker, decide
+from engine.core.batching import AHEAD_S, METAS_MOST, Backlog, BatchQueue, Policy, Reason, Taker, decide
 from engine.core.items import Item, Request
 
 POLICY = Policy(max_batch_size=4, max_batch_bytes=1000, max_wait_s=0.010, eager=True)
@@ -207,3 +207,16 @@ def test_bytes_always_add_up(steps: list[int]) -> None:
         elif held:
             queue.discard(held.popitem()[0])
         assert (len(queue), queue.nbytes) == (len(held), sum(held.values()))
+
+
+def test_a_batch_has_room_for_so_much_of_headers() -> None:
+    queue = BatchQueue(Policy(100))
+    for uid in range(1, 6):
+        one = item(uid)
+        one.request.meta = bytes(METAS_MOST // 2)
+        queue.push(one)
+    assert [uids(queue.take(1.0)[0]) for _ in range(3)] == [[1, 2], [3, 4], [5]]
+    alone = item(9)
+    alone.request.meta = bytes(METAS_MOST + 1)
+    queue.push(alone)
+    assert uids(queue.take(1.0)[0]) == [9]

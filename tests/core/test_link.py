@@ -296,6 +296,23 @@ def test_consumed_bytes_are_added_up_while_the_stream_is_owed() -> None:
     assert desk.send() == []
 
 
+def test_many_requests_leave_in_several_parcels() -> None:
+    desk = Desk(joined=False)
+    desk.send()
+    seqs = [desk.submit()[0] for _ in range(3 * PARCEL_ITEMS + 1)]
+    desk.hear(welcome())
+    parcels = [owed for owed in desk.send() if isinstance(owed, Submission)]
+    assert [len(one.calls) for one in parcels] == [PARCEL_ITEMS] * 3 + [1]
+    assert [call.seq for one in parcels for call in one.calls] == seqs
+
+
+def test_what_is_withdrawn_before_it_is_sent_holds_no_body() -> None:
+    desk = Desk(joined=False)
+    call = Call(0, b"large", NOW + 5, b"meta", Waiter())
+    assert desk.link.withdraw(desk.link.submit(call, NOW))
+    assert call.body == call.meta == b""
+
+
 def test_a_lone_request_never_waits_and_a_growing_crowd_does_for_a_while() -> None:
     desk = Desk()
     desk.submit()
@@ -389,6 +406,57 @@ def test_before_the_first_word_it_is_not_connected_and_shut_to_nobody() -> None:
     view = desk.link.view(NOW)
     assert (view.connected, view.draining, view.stages) == (False, False, ())
     assert view.headroom > 0
+
+
+def test_who_is_refused_has_nothing_to_wait_for() -> None:
+    desk = Desk()
+    (sent, on_its_way), (_, waiting) = desk.submit(), desk.submit(1)
+    first = desk.link.owed(NOW)
+    assert isinstance(first, Submission)
+    first.calls[0].is_sent = True
+    desk.hear(Refusal("no"))
+    assert waiting.answer.status == 503
+    assert on_its_way.answers == []
+    assert list(desk.link.waiting) == [sent]
+
+
+def test_what_one_waiter_raises_costs_the_others_nothing() -> None:
+    class Broken(Waiter):
+        def answered(self, answer: Answer | None) -> None:
+            raise RuntimeError("no")
+
+        event = answered  # type: ignore[assignment]
+
+    desk = Desk()
+    broken = desk.link.submit(Call(0, b"", NOW + 5, b"", Broken()), NOW)
+    seq, waiter = desk.submit()
+    desk.send()
+    both = [broken, seq]
+    desk.hear(Events(both, flow=int(Flow.EVENTS), mime="m"))
+    desk.hear(Answers(both, [200] * 2, [""] * 2, [b""] * 2))
+    assert waiter.answer.status == 200
+    assert len(waiter.events) == 1
+    assert [str(error) for error in desk.link.troubles] == ["no", "no"]
+
+
+def test_who_submits_while_others_are_told_of_a_new_session_is_not_taken_for_them() -> None:
+    desk = Desk(once_only=[True, True])
+
+    class Again(Waiter):
+        def answered(self, answer: Answer | None) -> None:
+            super().answered(answer)
+            desk.submitted()  # a full parcel leaves at once, from within
+
+    again = Again()
+    desk.link.submit(Call(0, b"", NOW + 5, b"", again), NOW)
+    desk.send()
+    desk.hear(Stranger())
+    desk.send()
+    later = [desk.submit()[1] for _ in range(5)]
+    desk.hear(welcome(session=2))
+    assert again.answer.status == 500
+    assert [waiter.answers for waiter in later] == [[]] * 5
+    assert len(desk.link.waiting) == 5
 
 
 def test_closing_tells_everybody_once() -> None:

@@ -21,7 +21,7 @@ from engine.core import about as abouts
 from engine.core import stage as stage_rules
 from engine.core import wire
 from engine.core.batching import Policy
-from engine.core.introduction import FRONTEND, UNREADABLE, Refusal, introduce
+from engine.core.introduction import FRONTEND, UNREADABLE, Stranger, introduce
 from engine.core.messages import Bye, FrontendBeat, Leave, StreamEvents, Submit, WorkerBeat
 from engine.core.stage import StageSpec
 from engine.core.worker_states import WorkerState
@@ -273,9 +273,7 @@ def test_a_worker_for_whom_there_is_no_lane_is_refused(deployment: Deployment, m
             unlucky = Worker(deployment, pid=os.getpid())
             try:
                 unlucky.send(unlucky.who)
-                refused = unlucky.receive()
-                assert isinstance(refused, Refusal)
-                assert "too many open files" in refused.reason
+                assert unlucky.receive() == Stranger()  # not now
             finally:
                 unlucky.close()
         assert not status_of(deployment)["stages"][0]["workers"]

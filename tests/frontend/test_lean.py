@@ -163,6 +163,10 @@ class FakeTransport:
         self.closed = False
         self.aborted = False
         self.reading = True
+        self.unsent = 0
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
 
     def write(self, data: bytes) -> None:
         assert not self.closed
@@ -332,6 +336,75 @@ def test_a_client_that_does_not_read_is_served_no_more() -> None:
         assert bench.replies == [(200, b"1")]
 
     run(scenario())
+
+
+def test_many_pipelined_requests_that_are_refused_hold_nobody_up() -> None:
+    """By turns and without recursion: their number is up to the client."""
+
+    async def scenario() -> None:
+        bench = Bench()
+        bench.client.reply = lambda item: None
+        count = BUFFER_MAX // len(plain(b"x")) - 1
+        bench.feed(plain(b"1") + plain(b"x") * count)
+        bench.client.reply = lambda item: unavailable()
+        bench.client.waiting[0].set_result(Answer(200, b"one"))
+        assert 1 < len(bench.replies) < 100
+        for _ in range(count):  # turns, of which each answers several
+            await asyncio.sleep(0)
+        assert bench.replies == [(200, b"one"), *[(503, str(unavailable()).encode())] * count]
+        assert bench.gate.pending == bench.gate.held == 0
+
+    run(scenario())
+
+
+def test_the_buffer_of_pipelined_requests_stays_bounded() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        bench.client.reply = lambda item: None
+        bench.feed(plain(b"1"), plain(b"2") * (2 * BUFFER_MAX // len(plain(b"2"))))
+        assert not bench.transport.reading
+        bench.client.waiting[-1].set_result(Answer(200, b"one"))
+        assert not bench.transport.reading  # there is enough to do
+        while len(bench.connection._buffer) > BUFFER_MAX - 1000:
+            bench.client.waiting[-1].set_result(Answer(200, b"next"))
+        assert bench.transport.reading
+
+    run(scenario())
+
+
+def test_a_request_of_which_the_rest_is_wanted_is_read_on() -> None:
+    bench = Bench()
+    bench.client.reply = lambda item: None
+    body = b"x" * (BUFFER_MAX - 100)
+    bench.feed(plain(b"1"), plain(body)[:-50] + b"")
+    bench.feed(b"")
+    bench.connection._paused, bench.transport.reading = True, False
+    bench.client.waiting[-1].set_result(Answer(200, b"one"))
+    assert bench.transport.reading
+
+
+def test_a_client_that_does_not_read_its_answer_is_not_handed_over_and_is_dropped() -> None:
+    bench = Bench(body_timeout=1.0)
+    bench.connection.pause_writing()
+    bench.feed(plain(b"1"))
+    assert bench.connection.eof_received() is None
+    bench.connection.sweep(now() + STALL_S - 1)
+    assert not bench.handed
+    assert not bench.transport.closed
+    bench.connection.sweep(now() + STALL_S + 1)
+    assert bench.transport.aborted
+
+
+def test_a_client_that_reads_its_answer_slowly_is_not_dropped() -> None:
+    bench = Bench()
+    bench.transport.unsent = 10_000_000
+    bench.connection.pause_writing()
+    for minutes in range(1, 4):
+        bench.transport.unsent -= 1_000_000
+        bench.connection.sweep(now() + minutes * (STALL_S + 1))
+        assert not bench.transport.closed
+    bench.connection.sweep(now() + 5 * (STALL_S + 1))
+    assert bench.transport.aborted
 
 
 def test_a_failure_of_the_worker_in_the_words_the_client_asked_for() -> None:
@@ -626,7 +699,13 @@ def test_a_broker_that_does_not_answer_in_time_ends_the_stream() -> None:
     bench = StreamBench(timeout=1.0)
     bench.client.current = replace(bench.client.current, connected=False)
     bench.connection.sweep(now() + 60)
-    assert bench.body == (sse.error(503, "service unavailable: the broker cannot be reached"), True)
+    assert bench.replies == [(503, b"service unavailable: the broker cannot be reached")]
+    assert b"retry-after: 1\r\n" in bench.head
+    assert "unreachable" in reasons(bench)
+
+
+def reasons(bench: Bench) -> set[str]:
+    return {s.labels["reason"] for f in bench.metrics.families() for s in f.samples if "reason" in s.labels}
 
 
 def test_a_client_that_leaves_its_stream_withdraws_and_is_counted_once() -> None:

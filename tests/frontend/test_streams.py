@@ -307,6 +307,15 @@ def test_a_failure_after_the_first_piece_leaves_the_body_without_its_end() -> No
     assert rig.exchange._sent[-1].get("more_body") is True
 
 
+@pytest.mark.parametrize(("rig", "answer", "at_once"), [(Rig(), END, False), (chunked(), FAILED, True)])
+def test_over_http_1_0_a_stream_ends_with_its_connection(rig: Rig, answer: Answer, at_once: bool) -> None:
+    cuts: list[bool] = []
+    rig.exchange._scope["http_version"] = "1.0"
+    rig.exchange._scope["stageline.cut"] = cuts.append
+    rig.play(lambda: rig.send(b"x"), lambda: rig.answer(answer))
+    assert cuts == [at_once]  # at once: what is not whole must not look so
+
+
 # --- what was heard of a stage is old, or nothing was ---
 
 

@@ -181,7 +181,17 @@ def test_a_broker_that_knows_it_no_more_is_introduced_to_again() -> None:
     assert member.due(0.0) == [WHO]
 
 
-def test_a_member_is_not_turned_away_for_words_that_could_not_be_read() -> None:
+def test_a_member_whose_words_cannot_be_read_introduces_itself() -> None:
     member = joined()
     assert member.handle(Refusal("unreadable"), 0.0) is None
-    assert member.worker == WELCOME.worker
+    assert member.worker is None
+    assert member.due(0.0) == [WHO]
+    assert member.handle(Refusal("another protocol"), 0.0) == Turned("another protocol")
+
+
+def test_a_broker_that_has_no_room_now_is_asked_again_and_not_at_once() -> None:
+    member = Membership(WHO)
+    send_all(member, 0.0)
+    assert member.handle(Stranger(), 0.0) is None
+    assert member.due(0.1) == []
+    assert member.due(1.0) == [WHO]
