@@ -200,7 +200,8 @@ class StagePart(Part[ToStage]):
         local = who.host == self._host
         machine = self.machine
         for former in [key for key, lane in self._lanes.items() if lane.peer == peer]:
-            if machine.workers[former].instance != who.instance:
+            worker = machine.workers.get(former)  # None: gone, and its lane is about to be
+            if worker is not None and worker.instance != who.instance:
                 machine.exited(former, now)  # a connection stands for one worker
         key = machine.introduce(who, local=local, now=now)
         if not isinstance(key, int):

@@ -306,7 +306,8 @@ def test_what_came_and_went_leaves_nothing_in_the_parts(deployment: Deployment) 
                 until(lambda: not broker.stages[0].machine.workers, "the goodbye")
             status_of(deployment)  # a pass later
             kept.append(entries([broker.front, *broker.stages]))
-        assert kept[-1] == kept[1]  # by then both slots have been there
+        # By the second turn both slots have been there. What is about to go may still be there at any one look.
+        until(lambda: entries([broker.front, *broker.stages]) <= min(kept[1:]), "as little as ever")
 
 
 def test_more_questions_than_anybody_asks_are_dropped(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
