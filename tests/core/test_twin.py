@@ -36,6 +36,37 @@ STEPS = (
 )
 
 
+def happen(twin: Twin, data: st.DataObject, step: str, *, stages: int, error: int, dies_late: bool = False) -> None:
+    """What may become of workers, connections to them and time, whoever it is that asks."""
+    workers = list(twin.workers.values())
+    busy = [worker for worker in workers if worker.lane]
+    if step in ("finish", "lost", "twice", "late", "error") and busy:
+        worker = data.draw(st.sampled_from(busy))
+        # A worker takes its lane in order.
+        guilty = {ids_of(worker.lane[0][0])[0]: error} if step == "error" else None
+        if step == "lost":
+            twin.finish(worker, lost=True)
+            twin.kill(worker)  # only a death loses results
+        else:
+            twin.finish(worker, twice=step == "twice", late=step == "late", statuses=guilty)
+            if dies_late and step == "late" and data.draw(st.booleans()):
+                twin.kill(worker)  # with its results in the kernel
+    elif step == "arrive":
+        twin.arrive()
+    elif step == "kill" and workers:
+        twin.kill(data.draw(st.sampled_from(workers)))
+    elif step == "start":
+        twin.worker(data.draw(st.integers(0, stages - 1)), slot=data.draw(st.integers(1, 2)))
+    elif step == "leave" and workers:
+        worker = data.draw(st.sampled_from(workers))
+        twin.stages[worker.stage].leave(worker.key, twin.now)
+        twin.run()
+    elif step == "wait":
+        twin.pass_time(0.02)
+    elif step == "long":
+        twin.pass_time(data.draw(st.sampled_from([0.6, 2.1, 3.2])))
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_exactly_one_answer_whatever_happens(data: st.DataObject) -> None:
@@ -51,44 +82,19 @@ def test_exactly_one_answer_whatever_happens(data: st.DataObject) -> None:
     cancelled: set[int] = set()
     for _ in range(data.draw(st.integers(1, 60))):
         step = data.draw(st.sampled_from(STEPS))
-        workers = list(twin.workers.values())
-        busy = [worker for worker in workers if worker.lane]
         if step == "submit":
             n, route = data.draw(st.integers(1, 7)), data.draw(st.integers(0, 2))
             first = len(submitted) + 1
             twin.submit(n, first=first, route=route, budget_s=data.draw(st.sampled_from([0.5, 5.0, 50.0])))
             submitted.update(dict.fromkeys(range(first, first + n), route))
-        elif step in ("finish", "lost", "twice", "late", "error") and busy:
-            worker = data.draw(st.sampled_from(busy))
-            position = 0  # a worker takes its lane in order
-            guilty = {ids_of(worker.lane[0][0])[0]: 422} if step == "error" else None
-            if step == "lost":
-                twin.finish(worker, position=position, lost=True)
-                twin.kill(worker)  # only a death loses results
-            else:
-                twin.finish(worker, position=position, twice=step == "twice", late=step == "late", statuses=guilty)
-                if step == "late" and data.draw(st.booleans()):
-                    twin.kill(worker)  # with its results in the kernel
-        elif step == "arrive":
-            twin.arrive()
-        elif step == "kill" and workers:
-            twin.kill(data.draw(st.sampled_from(workers)))
-        elif step == "start":
-            twin.worker(data.draw(st.integers(0, 2)), slot=data.draw(st.integers(1, 2)))
-        elif step == "leave" and workers:
-            worker = data.draw(st.sampled_from(workers))
-            twin.stages[worker.stage].leave(worker.key, twin.now)
-            twin.run()
-        elif step == "wait":
-            twin.pass_time(0.02)
-        elif step == "long":
-            twin.pass_time(data.draw(st.sampled_from([0.6, 2.1, 3.2])))
         elif step == "cancel" and submitted:
             seq = data.draw(st.sampled_from(sorted(submitted)))
             if (b"f", seq) not in twin.answers:
                 cancelled.add(seq)
                 twin.front.cancel(b"f", [seq])
                 twin.run()
+        else:
+            happen(twin, data, step, stages=3, error=422, dies_late=True)
         bury(twin)
     # The faults end: every stage has a worker, and all that is under way is finished.
     for _ in range(200):
@@ -158,8 +164,6 @@ def test_exactly_one_answer_over_real_links_whatever_becomes_of_broker_and_conne
     withdrawn: set[int] = set()
     for _ in range(data.draw(st.integers(1, 60))):
         step = data.draw(st.sampled_from(LINK_STEPS))
-        workers = list(twin.workers.values())
-        busy = [worker for worker in workers if worker.lane]
         frontend, numbers = frontends[data.draw(st.sampled_from("ab"))]
         if step == "submit":
             for _ in range(data.draw(st.integers(1, 5))):
@@ -169,28 +173,6 @@ def test_exactly_one_answer_over_real_links_whatever_becomes_of_broker_and_conne
                 except Unavailable:
                     break  # refused, and told so
                 submitted[number] = frontend, route
-        elif step in ("finish", "lost", "twice", "late", "error") and busy:
-            worker = data.draw(st.sampled_from(busy))
-            guilty = {ids_of(worker.lane[0][0])[0]: 429} if step == "error" else None
-            if step == "lost":
-                twin.finish(worker, lost=True)
-                twin.kill(worker)
-            else:
-                twin.finish(worker, twice=step == "twice", late=step == "late", statuses=guilty)
-        elif step == "arrive":
-            twin.arrive()
-        elif step == "kill" and workers:
-            twin.kill(data.draw(st.sampled_from(workers)))
-        elif step == "start":
-            twin.worker(data.draw(st.integers(0, 1)), slot=data.draw(st.integers(1, 2)))
-        elif step == "leave" and workers:
-            worker = data.draw(st.sampled_from(workers))
-            twin.stages[worker.stage].leave(worker.key, twin.now)
-            twin.run()
-        elif step == "wait":
-            twin.pass_time(0.02)
-        elif step == "long":
-            twin.pass_time(data.draw(st.sampled_from([0.6, 2.1, 3.2])))
         elif step == "cancel" and submitted:
             number = data.draw(st.sampled_from(sorted(submitted)))
             if submitted[number][0].withdraw(number):
@@ -203,6 +185,8 @@ def test_exactly_one_answer_over_real_links_whatever_becomes_of_broker_and_conne
             frontend.beat()
         elif step == "broker dies":
             twin.broker_dies()
+        else:
+            happen(twin, data, step, stages=2, error=429)
         bury(twin)
     # The faults end: connections are whole, every stage has a worker, and all that is under way is finished.
     for frontend, _ in frontends.values():
