@@ -96,18 +96,19 @@ class Client:
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
-    def call(self, call: Call) -> int:
-        """Hand a request to the broker; never blocks. Returns the number to :meth:`withdraw` it by.
+    def call(self, call: Call, instant: float) -> int:
+        """Hand a request to the broker, now; never blocks. Returns the number to :meth:`withdraw` it by.
 
         Its waiter is told the answer. There is no time limit here: the broker answers by the deadline, and a caller
         that must be sure waits a little longer and withdraws. Raises Unavailable when it is known to be refused.
         """
         if self._closed:
             raise Unavailable(503, wording.STOPPING)
-        seq = self.link.submit(call, now())
-        if self.link.is_parcel_full and not self._stalled:
+        link = self.link
+        seq = link.submit(call, instant)
+        if link.is_parcel_full and not self._stalled:
             self._send_all()
-        else:
+        elif not self._flushing:
             self._flush_soon()
         return seq
 
@@ -295,7 +296,8 @@ def submit(
     when the client is closed first. Events go to ``on_event``; without one they are taken as they come. Raises
     Unavailable."""
     waiter = _Future(client, on_event)
-    waiter.seq = client.call(Call(route, body, now() + timeout_s, meta, waiter))
+    instant = now()
+    waiter.seq = client.call(Call(route, body, instant + timeout_s, meta, waiter), instant)
     waiter.future.add_done_callback(waiter.done)
     return waiter.future
 

@@ -253,13 +253,14 @@ class LeanConnection(asyncio.Protocol):
         request_id = plain.head.request_id or shared.new_id()
         about = meta.pack(request_id, plain.meta)
         try:
-            self._seq = shared.client.call(Call(plain.route, data[start:end], instant + plain.timeout_s, about, self))
+            deadline = instant + plain.timeout_s
+            self._seq = shared.client.call(Call(plain.route, data[start:end], deadline, about, self), instant)
         except Unavailable as error:
             return self._refuse(plain, errors.unavailable(error), data[end:])
         shared.gate.pending += 1
         self._id = request_id
         self._began = self.since = instant
-        self._answer_by = instant + plain.timeout_s + ANSWER_GRACE_S
+        self._answer_by = deadline + ANSWER_GRACE_S
         self._buffer = data[end:]
         return False
 
@@ -304,7 +305,8 @@ class LeanConnection(asyncio.Protocol):
     def _settle(self) -> None:
         self._seq = 0
         self._shared.gate.pending -= 1
-        self._release()
+        if self.held:
+            self._release()
 
     # --- answers -----------------------------------------------------------------------------------------------------
 
@@ -329,7 +331,8 @@ class LeanConnection(asyncio.Protocol):
             return
         transport.write(response)
         self.since = instant
-        self._go_on()
+        if self._buffer:
+            self._go_on()
 
     def event(self, event: StreamEvent) -> None:
         """Something of an answer that is computed piece by piece."""

@@ -23,7 +23,6 @@ class FrontendMetrics:
         self._namespace = namespace
         buckets = duration_buckets(timeout_s)
         self._durations = {path: Histogram(buckets) for path in endpoints}
-        self._total = Histogram(buckets)
         self._answers: dict[tuple[int, str], int] = {}
         self._rejections: dict[str, int] = {}
         self._request_bytes = 0
@@ -49,7 +48,6 @@ class FrontendMetrics:
             path = OTHER
         else:
             durations.observe(duration_s)
-            self._total.observe(duration_s)
         key = (status or 499, path)
         self._answers[key] = self._answers.get(key, 0) + 1
         if reason:
@@ -69,7 +67,7 @@ class FrontendMetrics:
             histogram(
                 f"{prefix}_process_duration_second",
                 "time of a batch at a stage and its worker (total: of a request, headers to answer), in seconds",
-                [({"stage": "total", "connection": "total"}, self._total)],
+                [({"stage": "total", "connection": "total"}, Histogram.sum_of(self._durations.values()))],
             ),
             # Apart from the family above, whose labels are those that Mosec's dashboards know.
             histogram(

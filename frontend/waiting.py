@@ -58,7 +58,7 @@ class Waiting:
         """Hand the request to the broker. Raises Refusal."""
         instant = now()
         try:
-            self._seq = self._client.call(Call(route, body, instant + timeout_s, meta, self))
+            self._seq = self._client.call(Call(route, body, instant + timeout_s, meta, self), instant)
         except Unavailable as error:
             raise Refusal(errors.unavailable(error)) from None
         self._gate.pending += 1

@@ -169,21 +169,14 @@ class FrontPart(Part[ToFront]):
 
     def _handle_front(self, peer: bytes, message: AnyWords, payloads: list[Payload], now: float) -> None:
         machine = self.machine
-        if isinstance(message, Introduction):
+        if isinstance(message, Submit):
+            self._handle_submit(peer, message, payloads, now)
+        elif isinstance(message, Introduction):
             self._handle_introduction(peer, message, now)
-        elif not isinstance(message, Submit | Cancel | Consumed | FrontendBeat):
+        elif not isinstance(message, (Cancel, Consumed, FrontendBeat)):
             log.warning("unexpected message dropped", extra={"kind": type(message).__name__})
         elif not machine.knows(peer):
-            self._tell(peer, Stranger(untaken=message.seqs if isinstance(message, Submit) else []))
-        elif isinstance(message, Submit):
-            try:
-                self._arenas.arrive(payloads)
-            except ProtocolError as error:
-                # Of an arena that has ended, say: what it stands for must be sent as bytes.
-                log.warning("requests not taken", extra={"requests": len(message.seqs), "reason": str(error)})
-                self._tell(peer, Stranger(untaken=message.seqs))
-                return
-            machine.submit(peer, message, payloads, now)
+            self._tell(peer, Stranger())
         elif isinstance(message, Cancel):
             machine.cancel(peer, message.seqs)
         elif isinstance(message, Consumed):
@@ -191,6 +184,19 @@ class FrontPart(Part[ToFront]):
         else:
             machine.beat(peer, message, now)
             self._send(peer, self._pulse(machine.frontends[peer]))
+
+    def _handle_submit(self, peer: bytes, submit: Submit, payloads: list[Payload], now: float) -> None:
+        if not self.machine.knows(peer):
+            self._tell(peer, Stranger(untaken=submit.seqs))
+            return
+        try:
+            self._arenas.arrive(payloads)
+        except ProtocolError as error:
+            # Of an arena that has ended, say: what it stands for must be sent as bytes.
+            log.warning("requests not taken", extra={"requests": len(submit.seqs), "reason": str(error)})
+            self._tell(peer, Stranger(untaken=submit.seqs))
+            return
+        self.machine.submit(peer, submit, payloads, now)
 
     def _handle_introduction(self, peer: bytes, who: Introduction, now: float) -> None:
         for former in self.machine.formers(peer, who):

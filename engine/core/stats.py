@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -28,6 +28,14 @@ class Histogram:
     @property
     def count(self) -> int:
         return sum(self.counts)
+
+    @classmethod
+    def sum_of(cls, parts: Collection[Histogram]) -> Histogram:
+        """All that was observed by ``parts``, one at least, of equal buckets."""
+        whole = cls(next(iter(parts)).buckets)
+        whole.counts = [sum(column) for column in zip(*(part.counts for part in parts), strict=True)]
+        whole.total = sum(part.total for part in parts)
+        return whole
 
 
 @dataclass(slots=True)

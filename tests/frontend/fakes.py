@@ -87,7 +87,7 @@ class FakeClient:
     taken: dict[int, int] = field(default_factory=dict)  # bytes of events reported as consumed
     _calls: list[Held] = field(default_factory=list)
 
-    def call(self, call: Call) -> int:
+    def call(self, call: Call, instant: float) -> int:
         head = meta.head_of(call.meta)
         timeout_s = round(call.deadline - now(), 2)
         item = Submitted(call.route, call.body, timeout_s, meta.request_id_of(call.meta), head.query, head.headers)

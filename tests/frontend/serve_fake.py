@@ -51,16 +51,16 @@ class ScriptedClient(FakeClient):
         self._events = events
         self._tells = tells
 
-    def call(self, call: Call) -> int:
+    def call(self, call: Call, instant: float) -> int:
         body = call.body
         if self._tells:
             self.reply = tell
-            return super().call(call)
+            return super().call(call, instant)
         if body == b"die":
             os.kill(os.getpid(), signal.SIGKILL)
         held = body == b"hang" or body.startswith(b"after ")
         self.reply = (lambda item: None) if held else echo
-        seq = super().call(call)
+        seq = super().call(call, instant)
         if body.startswith(b"after "):
             answer = echo(Submitted(0, body, 0.0, "", b"", []))
             asyncio.get_running_loop().call_later(float(body.split()[1]), self._answer, self._calls[-1], answer)
