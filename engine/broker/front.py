@@ -201,14 +201,14 @@ class FrontPart(Part[ToFront]):
     def _handle_introduction(self, peer: bytes, who: Introduction, now: float) -> None:
         for former in self.machine.formers(peer, who):
             self._lose(former)
+        is_new = not self.machine.knows(peer)
         answer = self.machine.introduce(peer, who, now)
         if isinstance(answer, Refusal):
             log.error("frontend refused", extra={"frontend": who.name, "reason": answer.reason})
             self._tell(peer, answer)
             return
-        if who.host == self._host:
-            if peer not in self._memory:
-                self._memory[peer] = self._arenas.create()
+        if is_new and who.host == self._host:  # said again by the same connection, its first word holds
+            self._memory[peer] = self._arenas.create()
             if who.pid not in self._watched and self._watch.add(who.pid, who.pid):
                 self._watched[who.pid] = peer
         self._send(peer, answer)

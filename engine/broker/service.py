@@ -57,7 +57,9 @@ class Broker:
         self.epoch = secrets.randbelow(EPOCHS - 1) + 1
         self._failures, self._failure = os.pipe()
         self._context = transport.context()
-        self.threads = broker_threads(deployment.engine.threads, usable_cpus())
+        self.threads = broker_threads(
+            deployment.engine.threads, usable_cpus(), serves_hosts=bool(deployment.engine.bind)
+        )
         self.arenas = Arenas(deployment.engine.shared_memory)
         self.front = FrontPart(
             FrontSpec(deployment.frontend.capacity, deployment.frontend.capacity_bytes),

@@ -116,7 +116,7 @@ class EngineSection:
     threads: str = key(
         "auto",
         "What carries the broker's parts: a thread per stage and one for the door, one for all, or auto: a thread per "
-        "stage where four CPUs or more may be used.",
+        "stage where `bind` admits other hosts and four CPUs or more may be used.",
         choices=("auto", "stage", "one"),
     )
     shared_memory: int = key(

@@ -67,12 +67,17 @@ def share_cpus(
     ]
 
 
-def broker_threads(asked: str, cpus: float) -> str:
-    """What carries the broker's parts, ``"stage"`` (a thread each) or ``"one"``, from the key ``[engine] threads`` and
-    from how many CPUs' worth of time the process can get."""
+def broker_threads(asked: str, cpus: float, *, serves_hosts: bool) -> str:
+    """What carries the broker's parts, ``"stage"`` (a thread each) or ``"one"``: from the key ``[engine] threads``, how
+    many CPUs' worth of time the process can get, and whether workers may be on other hosts.
+
+    A thread each is for parts that are busy with bytes: what a frontend put into shared memory is copied for a worker
+    that cannot map it. On one host there is no such worker, and threads that share the interpreter's lock only cost
+    (docs/performance.md has the figures).
+    """
     if asked != "auto":
         return asked
-    return "stage" if cpus >= MANY_CPUS else "one"
+    return "stage" if serves_hosts and cpus >= MANY_CPUS else "one"
 
 
 def _listed(cpus: Any) -> list[int]:

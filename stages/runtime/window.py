@@ -56,9 +56,10 @@ class Windows:
     # --- the control thread ---
 
     def granted(self, nbytes: Mapping[int, int]) -> None:
+        """Clients have taken so much; more than was sent is another stage's, whose progress they read before."""
         for uid, count in nbytes.items():
             if uid in self._sent:
-                self._granted[uid] = self._granted.get(uid, 0) + count
+                self._granted[uid] = min(self._granted.get(uid, 0) + count, self._sent.get(uid, 0))
         self._bell.ring()
 
     def changed(self) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from engine.config import Deployment, build
 from engine.core import meta, wire
 from engine.core.call import Answer
 from engine.core.introduction import (
+    FRONTEND,
     NEWEST,
     UNREADABLE,
     WORKER,
@@ -550,6 +551,51 @@ def test_a_frontend_of_another_deployment_is_refused_in_words(deployment: Deploy
                     ask(c)
 
     asyncio.run(scenario())
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="no pidfds here")
+def test_a_connection_that_introduces_itself_twice_is_watched_once(deployment: Deployment) -> None:
+    processes = [subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) for _ in range(2)]
+    ctx = transport.context()
+    try:
+        with running(deployment) as broker:
+            before = watched()
+            sock = transport.dealer(ctx, transport.endpoints_of(deployment).front)
+            for process in processes:
+                words = introduce(
+                    FRONTEND,
+                    deployment.topology,
+                    deployment="t",
+                    instance=secrets.token_hex(8),
+                    host=transport.host_token(),
+                    pid=process.pid,
+                )
+                until(lambda words=words: transport.send(sock, wire.encode(words)), "a connection")  # type: ignore[misc]
+                heard: list[wire.AnyWords] = []
+                while not heard or not isinstance(heard[-1], FrontendWelcome):
+                    assert sock.poll(CAP_S * 1000), "no welcome"
+                    frames = transport.recv(sock)
+                    assert frames is not None
+                    heard.append(wire.decode(frames)[0])
+            assert watched() == before + 1
+            processes[0].kill()
+            until(lambda: not broker.front.machine.frontends, "the end of the first")
+            until(lambda: watched() == before, "the end of the watch")
+            sock.close()
+    finally:
+        ctx.term()
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def watched() -> int:
+    """How many processes this one watches."""
+    count = 0
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the one that lists them
+            count += os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[pidfd]"
+    return count
 
 
 def test_a_frontend_that_reads_its_file_in_another_order_is_served_by_the_right_stages(deployment: Deployment) -> None:

@@ -256,17 +256,18 @@ def test_one_answer_each_and_nothing_left_whatever_threads_do(threads: str, seed
 
 
 @pytest.mark.parametrize(
-    ("asked", "cpus", "expected"),
+    ("asked", "cpus", "serves_hosts", "expected"),
     [
-        ("auto", MANY_CPUS, "stage"),
-        ("auto", MANY_CPUS - 0.5, "one"),
-        ("auto", 0.5, "one"),
-        ("one", 64, "one"),
-        ("stage", 1, "stage"),
+        ("auto", MANY_CPUS, True, "stage"),
+        ("auto", MANY_CPUS - 0.5, True, "one"),
+        ("auto", 0.5, True, "one"),
+        ("auto", 64, False, "one"),
+        ("one", 64, True, "one"),
+        ("stage", 1, False, "stage"),
     ],
 )
-def test_what_carries_the_broker(asked: str, cpus: float, expected: str) -> None:
-    assert broker_threads(asked, cpus) == expected
+def test_what_carries_the_broker(asked: str, cpus: float, serves_hosts: bool, expected: str) -> None:
+    assert broker_threads(asked, cpus, serves_hosts=serves_hosts) == expected
 
 
 def test_what_carries_it_is_told(deployment: Deployment, threads: str) -> None:

@@ -260,6 +260,13 @@ def test_a_window_closes_with_what_is_sent_and_opens_with_what_is_taken(windows:
     assert windows.has_begun(1)
 
 
+def test_what_was_taken_of_another_stages_progress_opens_no_window(windows: Windows) -> None:
+    windows.sent(1, 1)
+    windows.granted({1: STREAM_WINDOW})
+    windows.sent(1, STREAM_WINDOW)
+    assert not windows.has_room(1)
+
+
 def test_waiting_ends_when_something_is_granted(windows: Windows) -> None:
     windows.sent(1, STREAM_WINDOW)
     other = threading.Thread(target=windows.granted, args=[{1: 1}])
