@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import gc
 import os
+import signal
 import threading
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ import zmq
 from hypothesis import settings
 
 faulthandler.enable()
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, by everything that tests start as well
 settings.register_profile("project", deadline=None)  # a busy machine is no failure
 settings.load_profile("project")
 
