@@ -106,6 +106,25 @@ def known(kind: Any) -> Any:
     return kind
 
 
+def is_open(kind: Any) -> bool:
+    """Whether a type of msgspec's takes values of any type somewhere: itself, or for a hook to look at."""
+    return _is_open(msgspec.inspect.type_info(kind), set())
+
+
+def _is_open(part: object, seen: set[int]) -> bool:
+    if isinstance(part, msgspec.inspect.AnyType | msgspec.inspect.CustomType):
+        return True
+    if isinstance(part, tuple | list):
+        return any(_is_open(one, seen) for one in part)
+    if not isinstance(part, msgspec.inspect.Type | msgspec.inspect.Field) or id(part) in seen:
+        return False
+    seen.add(id(part))  # a type may speak of itself
+    return any(_is_open(getattr(part, name), seen) for name in part.__struct_fields__ if name not in _NO_PARTS)
+
+
+_NO_PARTS = frozenset({"cls", "default", "default_factory", "name", "encode_name"})
+
+
 def classes(kind: Any) -> set[type]:
     """Every class that a type speaks of, in its arguments and its fields."""
     found: set[type] = set()

@@ -15,6 +15,7 @@ import msgspec
 from engine.errors import DecodingError, EncodingError, StartError, ValidationError
 from stages import models, plainjson
 from stages.base import Worker
+from stages.mixin.msgpack import check_keys
 from stages.schema import request_type
 
 # Any: whatever a client sends, whatever forward returns.
@@ -71,12 +72,29 @@ class TypedMsgPackMixin(_Typed):
     resp_mime_type = "application/msgpack"
     req_mime_type = "application/msgpack"
 
+    strict_map_key: bool = True
+    """Whether keys of maps that the type leaves open (``Any``, ``dict``, fields of models) must be text or bytes: see
+    :attr:`stages.mixin.MsgpackMixin.strict_map_key`. Of a type that says what its keys are, they may be that."""
+
     def _decoder(self, kind: Any) -> Decode:
         if models.is_made_of_models(kind):
             check, untyped = models.value_checker(kind), _strict(msgspec.msgpack.decode, msgspec.msgpack.decode)
-            return lambda data: check(untyped(data))
+            return self._guarded(lambda data: check(untyped(data)))
         decoder = msgspec.msgpack.Decoder(models.known(kind), dec_hook=models.dec_hook)
-        return _strict(decoder.decode, msgspec.msgpack.decode)
+        decode = _strict(decoder.decode, msgspec.msgpack.decode)
+        return self._guarded(decode) if models.is_open(kind) else decode
+
+    def _guarded(self, decode: Decode) -> Decode:
+        """``decode`` for a type that lets the client choose what keys are. msgspec takes any; so they are looked at
+        before, at the price of reading the body twice."""
+        if not self.strict_map_key:
+            return decode
+
+        def guarded(data: bytes) -> Any:
+            check_keys(data)
+            return decode(data)
+
+        return guarded
 
     def serialize(self, data: Any) -> bytes:
         """The result as MessagePack. Raises EncodingError, which names the type that MessagePack lacks."""
