@@ -41,6 +41,9 @@ class InFlight(msgspec.Struct, eq=False):
     number: int
     items: dict[int, Item]
     sent_at: float
+    count: int = 0  # items it had when it left
+    expected_s: float = 0.0  # how long it was to take; 0: nobody knew
+    compute_us: int = 0  # how long it took, as its worker says
     alone: bool = False
     revoked: bool = False
     shared: bool = False  # some of it may be in shared memory
@@ -61,6 +64,8 @@ class Member:
     state: WorkerState = WorkerState.STARTING
     batches: OrderedDict[int, InFlight] = field(default_factory=OrderedDict)  # first: computing; others: in advance
     since: float = 0.0  # when it began to compute the first of them
+    free_at: float = 0.0  # when it will probably have done them all
+    slowness: float = 1.0  # what it takes for a batch, in multiples of what is usual (engine.core.predict)
     done_batches: int = 0
     done_items: int = 0
     families: bytes = b""

@@ -51,6 +51,7 @@ from engine.core.messages import (
     Welcome,
     WorkerBeat,
 )
+from engine.core.predict import Times
 from engine.core.routing import Topology
 from engine.core.stats import StageStats, duration_buckets
 from engine.core.wire import MICROS, Payload, payload_size, refs_of
@@ -59,6 +60,8 @@ from engine.core.worker_states import SERVING, TABLE, WorkerEvent, WorkerState
 KEY_SHIFT: Final = 20  # bits of a worker's key below the epoch
 
 CALM: Final = frozenset({WorkerState.STARTING, WorkerState.READY})
+
+LEARN_S: Final = 0.005  # of batches that take less, one in such a time is learned from
 
 SERVICE_SMOOTHING: Final = 0.2  # weight of the newest batch in the running mean of how long a batch takes
 
@@ -107,12 +110,14 @@ class StageMachine:
         self.draining = False
         self.about = b""  # what the newest worker said of the stage; it outlives the worker
         self.service_s = 0.0
+        self.times = Times(spec.policy.max_batch_size)
         self.mime = "application/json"  # as its newest worker says, or said
         self.flow = int(Flow.UNKNOWN)  # likewise
         self._overdue: dict[int, float] = {}  # worker -> when it is killed
         self._dying: dict[int, float] = {}  # worker -> until when its last results are waited for
         self._keys = epoch << KEY_SHIFT  # a key of a former broker's means nobody here
         self._batches = 0
+        self._learn_at = 0.0
         self._absent_at = absent_at  # from when on the stage has nobody; inf while it has
         self._told: tuple[object, ...] = ()
         self._was_full = False
@@ -281,6 +286,7 @@ class StageMachine:
         held = batch.items
         if settle.compute_us:
             self.stats.lane(worker.slot).forward_s += settle.compute_us / MICROS
+            batch.compute_us += settle.compute_us
         if batch.shared:
             for uid in settle.uids:
                 if (item := held.get(uid)) is not None:
@@ -301,9 +307,12 @@ class StageMachine:
                 lane.compute_s += took
                 self.service_s += (took - self.service_s) * (SERVICE_SMOOTHING if self.service_s else 1.0)
                 self.crew.learn(self.service_s)
+            if batch.compute_us:
+                self._learn(worker, batch, took, settle.at)
             self._overdue.pop(worker.key, None)
             if self._turn(worker, WorkerEvent.BACK):
                 self._tell(now)
+        worker.free_at = settle.at + sum([other.expected_s for other in worker.batches.values()])
         self.crew.sort_in(worker, max(settle.at, worker.since), begins=was_first)
         if worker.state is WorkerState.LEAVING and not worker.batches:
             self._dismiss(worker)
@@ -311,6 +320,15 @@ class StageMachine:
         elif worker.state is WorkerState.DYING and not worker.batches:
             self._turn(worker, WorkerEvent.SETTLED)
             self._forget(worker, now)
+
+    def _learn(self, worker: Member, batch: InFlight, took_s: float, now: float) -> None:
+        """Short batches are many, and one in a while tells all there is to know of them."""
+        if now < self._learn_at:
+            return
+        computed_s = batch.compute_us / MICROS
+        self._learn_at = now + LEARN_S if self.service_s < LEARN_S else 0.0
+        self.times.learn(batch.count, computed_s, worker, now, compare=len(self.workers) > 1)
+        self.times.learn_overhead(took_s - computed_s)
 
     def is_idle(self) -> bool:
         """Whether being told what was settled would change nothing but the books: nothing waits for a worker, and no
@@ -463,6 +481,9 @@ class StageMachine:
         lane = stats.lane(worker.slot)
         lane.batch_size.observe(len(items))
         lane.batch_wait.observe(now - items[0].arrived)
+        flight.count = len(items)
+        flight.expected_s = self.times.predict(flight.count, worker)
+        worker.free_at = (worker.free_at if worker.batches else now) + flight.expected_s
         worker.batches[number] = flight
         worker.done_items += len(items)
         self.actions.append(Dispatch(worker.key, batch, payloads))

@@ -462,3 +462,20 @@ def test_what_workers_say_of_forward_is_counted_once_a_batch_and_never_of_the_de
     twin.deliver(results, payloads, FINAL)  # once more, late
     twin.run()
     assert twin.stages[0].stats.lanes[1].forward_s == pytest.approx(0.0015)
+
+
+def test_how_long_batches_take_is_learned_by_their_size_from_what_workers_say() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    for seq in range(0, 200, 5):
+        twin.submit(1 + seq % 4, first=1 + seq)
+        twin.pass_time(0.020 + 0.010 * len(worker.lane[0][0].uids))
+        while worker.lane:
+            n = len(worker.lane[0][0].uids)
+            twin.finish(worker, compute_us=10_000 + 10_000 * n)
+    machine = twin.stages[0]
+    (member,) = machine.workers.values()
+    for n in (1, 3, 4):
+        assert machine.times.predict(n, member) == pytest.approx(0.020 + 0.010 * n, rel=0.1)  # 10 ms beside computing
+    twin.submit(3, first=1000)
+    assert member.free_at == pytest.approx(twin.now + 0.050, rel=0.1)

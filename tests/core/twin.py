@@ -234,9 +234,10 @@ class Twin:
         lost: bool = False,
         twice: bool = False,
         late: bool = False,
+        compute_us: int = 0,
     ) -> Batch:
         """The worker completes the batch at ``position`` of its lane. ``lost``: its results never leave it; ``late``:
-        they are on their way until :meth:`arrive`."""
+        they are on their way until :meth:`arrive`; ``compute_us``: what it says of its time, each parcel its share."""
         batch, payloads = worker.lane.pop(position)
         targets: dict[int, list[int]] = {}
         request_ids = ids_of(batch)
@@ -254,6 +255,7 @@ class Twin:
                 [(statuses or {}).get(request_ids[i], 200) for i in indexes],
                 [batch.trails[i] for i in indexes],
                 "application/json",
+                compute_us // len(targets),
             )
             plain = [self.read(payloads[i]) + b"+%d" % worker.stage for i in indexes]
             for _ in range(0 if lost else 2 if twice else 1):
