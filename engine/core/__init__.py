@@ -11,6 +11,7 @@
     backoff    when to restart what died              placement  who runs on which CPU and device
     wording    what is said of requests given up      call       a frontend's request, and how its answer is told
     link       one frontend's standing with a broker  meta       what only both ends of a request's way need
+    predict    how long a batch of n takes
     introduction  how peers introduce themselves, and are refused: frozen words
 
 Machines (``stage``, ``front``) take events and ``now`` and append *actions* to a list; the parts in
