@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         EngineTimeoutError,
         ServerError,
         ValidationError,
+        WorkerBroken,
     )
     from engine.log import get_logger
     from engine.server import Runtime, Server
@@ -75,6 +76,7 @@ __all__ = [
     "StreamWorker",
     "ValidationError",
     "Worker",
+    "WorkerBroken",
     "__version__",
     "get_logger",
 ]
@@ -93,6 +95,7 @@ _HOMES: Final = {
     "ServerError": "engine.errors",
     "EncodingError": "engine.errors",
     "EngineTimeoutError": "engine.errors",
+    "WorkerBroken": "engine.errors",
 }
 
 hold("engine", "stages")  # before anything of a service is imported that may lie under one of these names

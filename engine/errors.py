@@ -1,6 +1,7 @@
 """Every error of the project, split by who broke the rule. Imports nothing.
 
-* raised by *user code* to answer one request: :class:`EngineError` and its subclasses, each with its HTTP status;
+* raised by *user code* to answer one request: :class:`EngineError` and its subclasses, each with its HTTP status; to
+  say that its process is of no more use: :class:`WorkerBroken`;
 * broken by the *operator*: :class:`ConfigError`, :class:`StartError`;
 * broken by a *peer* on a socket: :class:`ProtocolError`;
 * met by a *caller* of the broker client: :class:`Unavailable`.
@@ -73,6 +74,16 @@ class EngineTimeoutError(BaseException):
     """Raised inside ``forward`` when it exceeds the stage's timeout (408 ``inference timeout``).
 
     A ``BaseException``, so that an ``except Exception`` in user code does not swallow the interruption.
+    """
+
+
+class WorkerBroken(Exception):
+    """Raised by user code when nothing this process computes from now on can be right: its device is lost, say.
+
+    The process says why in the log and ends without answering; its batch and whatever it was given in advance are
+    computed by other workers, as after any death, and it is replaced. Errors after which CUDA or HIP refuse every call
+    (a device-side assert, an illegal access, a failed launch, uncorrectable memory) are taken for it without its being
+    raised. While a worker loads it is a failed start, like any exception.
     """
 
 

@@ -58,7 +58,7 @@ def traceback(error: BaseException) -> str:
         return ""
     try:
         return "".join(TracebackException.from_exception(own(error), compact=True).format()).rstrip("\n")
-    except Exception:  # a cause or a note that cannot be shown
+    except BaseException:  # a cause or a note that cannot be shown
         return f"{type(error).__name__}: its traceback cannot be shown"
 
 
@@ -102,14 +102,14 @@ def _place(error: BaseException) -> str:
 def _said(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as other:  # the user's __str__
+    except BaseException as other:  # the user's __str__; which of them it is makes no difference
         return f"its text cannot be shown ({type(other).__name__} in {type(error).__name__}.__str__)"
 
 
 def _shown(code: object) -> str:
     try:
         return "" if code is None else repr(code)
-    except Exception:
+    except BaseException:
         return f"a {type(code).__name__}"
 
 

@@ -2,14 +2,20 @@
 
 * What fails for one item - its bytes, its validation, its result, its encoding - fails that item and no other, and its
   message goes to that item's client alone.
-* An exception out of ``forward`` with several items is narrowed: ``forward`` is called again on halves, so that
-  only the guilty items fail (``isolate``). It gets values decoded anew from the bytes that came, for it may have
-  changed the first ones before it failed. Where calling twice is forbidden the whole batch fails.
+* An exception is one whatever its class: ``SystemExit``, ``KeyboardInterrupt``, a ``CancelledError`` or a panic of
+  native code that comes out of user code in a worker process is that item's failure. Only where a person may press
+  Ctrl-C, offline, does that pass through (``passing``).
+* An exception out of ``forward`` with several items, or a result that is no list of the right length, is narrowed:
+  ``forward`` is called again on halves, so that only the guilty items fail (``isolate``). It gets values decoded anew
+  from the bytes that came, for it may have changed the first ones before it failed. Where calling twice is forbidden
+  the whole batch fails.
+* Out of memory is narrowed alike, with what is kept for later given back first; how much fitted is told, and no more
+  than ``most`` values are given at once.
+* What says that the process is of no more use (:mod:`stages.verdict`) is raised as WorkerBroken: nothing of the batch
+  is answered here, others compute it.
 * A client sees the text of an :class:`~engine.errors.EngineError`; of any other exception only ``inference internal
   error``. The traceback goes to the log, once per kind of failure and batch, with the ids of the requests it struck.
 * What has sent events is not computed again, and its result is dropped.
-* A result that is no list of the right length is a bug in ``forward``: nobody can say whose results those are, so
-  every item of that call fails.
 
 No sockets and no clock here. Time limits come in as ``call``, which may raise EngineTimeoutError out of
 ``forward``, and as ``expired``, which says whether an item is still worth computing.
@@ -18,6 +24,8 @@ No sockets and no clock here. Time limits come in as ``call``, which may raise E
 from __future__ import annotations
 
 import pickle
+import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final
@@ -26,13 +34,14 @@ import msgspec
 
 from engine.core.messages import Flow, Status
 from engine.core.wire import Payload
-from engine.errors import EncodingError, EngineError, EngineTimeoutError
+from engine.errors import EncodingError, EngineError, EngineTimeoutError, WorkerBroken
 from engine.log import get_logger
-from stages import blame, ipc, plainjson
+from stages import blame, device, ipc, plainjson
 from stages.base import Worker
 from stages.context import ItemIn
 from stages.shm import FOREIGN, Lease
 from stages.stream import entry, flow_of
+from stages.verdict import CHAIN_MAX, Verdict, verdict
 
 OK: Final = int(Status.OK)  # a member of an enumeration costs a call
 TEXT_MAX: Final = 8192  # characters of an error message; more is a dump, not a message
@@ -141,15 +150,16 @@ def outcome_of(error: BaseException) -> Outcome:
     if not isinstance(error, EngineError):
         return INTERNAL
     try:  # a user's subclass: status, text, headers and body may be anything
-        status, text, headers = error.status, error.text, dict(error.headers)
+        status, text = error.status, error.text
+        headers = {str(name): str(value) for name, value in dict(error.headers).items()}
         own = _own_body(error)
-    except Exception:
+    except BaseException:
         _log.exception("an error class cannot be turned into an answer", extra={"error": type(error).__name__})
         return INTERNAL
     if type(status) is not int or not 300 <= status <= 599 or not isinstance(text, str):
         _log.error("an error class has no proper status", extra={"error": type(error).__name__, "status": status})
         return INTERNAL
-    clean = {str(name): str(value) for name, value in headers.items() if str(name).lower() != "content-type"}
+    clean = {name: value for name, value in headers.items() if name.lower() != "content-type"}
     if own is not None:
         body, mime = own
         return Outcome(status, body, {**clean, "content-type": mime})
@@ -209,8 +219,9 @@ def run_batch(
     call: Call = call_plainly,
     codec: Codec | None = None,
     lease: Lease = FOREIGN,
+    passing: tuple[type[BaseException], ...] = (KeyboardInterrupt,),
 ) -> Computed:
-    """Compute a batch. Never raises for what user code does, except SystemExit and KeyboardInterrupt.
+    """Compute a batch. Of what user code raises nothing comes out but ``passing``, and WorkerBroken.
 
     ``expired`` is asked about each item before it is decoded and before ``forward`` is called on it once more;
     ``begun``, whether its client has got events already, so that it cannot be computed once more.
@@ -225,6 +236,7 @@ def run_batch(
         begun=begun,
         call=call,
         lease=lease,
+        passing=passing,
     )
     return run.compute()
 
@@ -243,10 +255,15 @@ class Run:
     begun: Callable[[ItemIn], bool]
     call: Call
     lease: Lease = FOREIGN
+    passing: tuple[type[BaseException], ...] = ()  # what is not user code's, but somebody's who wants to stop it
+    most: int = sys.maxsize  # values that forward gets at once
     ahead: bool = False  # decoded already
     outcomes: list[Outcome | None] = field(default_factory=list)
     live: list[tuple[int, ItemIn, Any]] = field(default_factory=list)  # position, item, decoded value
     calls: int = 0
+    exhausted: int = 0  # the most values whose call ran out of memory; 0: none did
+    fitted: int = 0  # the most values of a call that succeeded
+    misfits: int = 0  # calls that returned something else than their results
     struck: dict[tuple[str, str, str], tuple[BaseException, list[str]]] = field(default_factory=dict)
 
     def decode_aside(self) -> None:
@@ -290,7 +307,9 @@ class Run:
             else:
                 try:
                     self.live.append((position, item, from_json(item.payload)))
-                except (Exception, EngineTimeoutError) as error:
+                except self.passing:
+                    raise
+                except BaseException as error:
                     self.fail(position, error, "deserialize")
 
     def decoded(self, position: int, item: ItemIn, *, last: bool) -> list[tuple[int, ItemIn, Any]]:
@@ -299,7 +318,9 @@ class Run:
             self.worker._items = (item,)  # else nobody asks for its context
         try:
             return [(position, item, self.codec.decode(item, self.lease, last=last))]
-        except (Exception, EngineTimeoutError) as error:
+        except self.passing:
+            raise
+        except BaseException as error:
             self.fail(position, error, "deserialize")
             return []
 
@@ -309,38 +330,76 @@ class Run:
             self.calls += 1
             try:
                 result = self.call(entry(self.worker), value)
-            except (Exception, EngineTimeoutError) as error:
+            except self.passing:
+                raise
+            except BaseException as error:
+                if verdict(error) is Verdict.MEMORY:
+                    self.make_room(1, error)
                 self.fail(position, error, "forward")
             else:
                 self.encode(position, item, result)
 
     def forward_batches(self) -> None:
-        parts = [self.live] if self.live else []
+        parts = [self.live] if len(self.live) <= self.most else self.pieces()
         while parts:
             part = parts.pop()
+            if not part:
+                continue
             self.worker._items = [item for _, item, _ in part]
             self.calls += 1
             try:
                 results = as_results(self.call(self.worker.forward, [value for _, _, value in part]), len(part))
-            except WrongResults as error:
-                self.fail_all(part, error)
+            except self.passing:
+                raise
             except EngineTimeoutError as error:  # calling again would take as long again
                 self.fail_all(part, error)
-            except Exception as error:
-                if len(part) == 1 or not self.isolate:
-                    self.fail_all(part, error)
-                    continue
-                for position, item, _ in part:
-                    if self.begun(item):
-                        self.fail(position, error, "forward", SPOILED)
-                left = self.not_expired([one for one in part if not self.begun(one[1])])
-                last = len(left) <= 2  # a half of one is not halved
-                again = [fresh for position, item, _ in left for fresh in self.decoded(position, item, last=last)]
-                middle = (len(again) + 1) // 2
-                # The first half comes off the list first: results leave in the order of the items.
-                parts.extend(half for half in (again[middle:], again[:middle]) if half)
+            except BaseException as error:
+                parts += self.narrowed(part, error)
             else:
+                self.fitted = max(self.fitted, len(part))
                 self.encode_all(part, results)
+
+    def pieces(self) -> list[list[tuple[int, ItemIn, Any]]]:
+        """The batch in as few parts as memory allows, the first one last."""
+        starts = range(0, len(self.live), self.most)
+        return [self.live[start : start + self.most] for start in reversed(starts)]
+
+    def narrowed(
+        self, part: list[tuple[int, ItemIn, Any]], error: BaseException
+    ) -> list[list[tuple[int, ItemIn, Any]]]:
+        """A call that failed: the halves to call again on, the first one last; none when all has been said."""
+        if (found := verdict(error)) is Verdict.MEMORY:
+            self.make_room(len(part), error)
+        if len(part) == 1 or not self.isolate or found is Verdict.BROKEN:
+            self.fail_all(part, error)
+            return []
+        if isinstance(error, WrongResults):
+            self.misfits += 1
+            if self.misfits == 1:  # its halves may well succeed, and nobody would hear of it
+                _log.error("%s; it is called again on halves", error, extra={"request_ids": self.ids(part)})
+        for position, item, _ in part:
+            if self.begun(item):
+                self.fail(position, error, "forward", SPOILED)
+        left = self.not_expired([one for one in part if not self.begun(one[1])])
+        last = len(left) <= 2  # a half of one is not halved
+        again = [fresh for position, item, _ in left for fresh in self.decoded(position, item, last=last)]
+        middle = (len(again) + 1) // 2
+        # The first half comes off the list first: results leave in the order of the items.
+        return [again[middle:], again[:middle]]
+
+    def make_room(self, n: int, error: BaseException) -> None:
+        """After a call on ``n`` values that ran out of memory: what its frames hold, and what is kept for later."""
+        self.exhausted = max(self.exhausted, n)
+        held: BaseException | None = error
+        for _ in range(CHAIN_MAX):
+            if held is None:
+                break
+            traceback.clear_frames(held.__traceback__)
+            held = held.__cause__ or held.__context__
+        device.empty_caches()
+
+    def ids(self, part: Sequence[tuple[int, ItemIn, Any]]) -> list[str]:
+        return [item.request_id for _, item, _ in part]
 
     def not_expired(self, entries: Sequence[tuple[int, ItemIn, Any]]) -> list[tuple[int, ItemIn, Any]]:
         """Those still worth computing; the others are skipped."""
@@ -355,30 +414,41 @@ class Run:
     def encode_all(self, part: Sequence[tuple[int, ItemIn, Any]], results: Sequence[Any]) -> None:
         to_json = self.codec.to_json
         for (position, item, _), result in zip(part, results, strict=True):
-            if to_json is None or not item.last or isinstance(result, BaseException):
+            if to_json is None or not item.last:
                 self.encode(position, item, result)
                 continue
             try:
-                self.outcomes[position] = Outcome(OK, to_json(result))
-            except (Exception, EngineTimeoutError) as error:  # a value may bring code of its own
-                self.fail(position, error, "serialize")
+                if not isinstance(result, BaseException):
+                    self.outcomes[position] = Outcome(OK, to_json(result))
+                    continue
+                where, failure = "forward", result
+            except self.passing:
+                raise
+            except BaseException as error:  # a value may bring code of its own
+                where, failure = "serialize", error
+            self.fail(position, failure, where)
 
     def encode(self, position: int, item: ItemIn, result: Any) -> None:
-        if isinstance(result, BaseException):
-            self.fail(position, result, "forward")
-            return
         if self.codec.encodes_by_own(item):
             self.worker._items = (item,)
         try:
-            self.outcomes[position] = Outcome(OK, self.codec.encode(item, result))
-        except (Exception, EngineTimeoutError) as error:
-            self.fail(position, error, "serialize")
+            if not isinstance(result, BaseException):
+                self.outcomes[position] = Outcome(OK, self.codec.encode(item, result))
+                return
+            where, failure = "forward", result
+        except self.passing:
+            raise
+        except BaseException as error:
+            where, failure = "serialize", error
+        self.fail(position, failure, where)
 
     def fail_all(self, part: Sequence[tuple[int, ItemIn, Any]], error: BaseException) -> None:
         for position, _, _ in part:
             self.fail(position, error, "forward")
 
     def fail(self, position: int, error: BaseException, where: str, outcome: Outcome | None = None) -> None:
+        if not isinstance(error, EngineTimeoutError) and verdict(error) is Verdict.BROKEN:
+            raise error if isinstance(error, WorkerBroken) else WorkerBroken(blame.line(error)) from error
         outcome = self.outcomes[position] = outcome or outcome_of(error)
         if outcome.status < Status.FAILED and outcome.status != Status.TIMEOUT:
             return  # the client's fault: its answer says all, and a flood of bad requests must not flood the log
@@ -405,8 +475,8 @@ class Run:
 def _text(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as other:  # a user's __str__
-        return f"<{other!r}>"
+    except BaseException as other:  # a user's __str__
+        return f"<{type(other).__name__} in __str__>"
 
 
 _log = get_logger("stageline.compute")

@@ -1,10 +1,11 @@
-"""How much memory is in use, of the machine and of its GPUs.
+"""How much memory is in use, of the machine and of its GPUs, and whether these still answer.
 
 Never imports torch: it asks it if user code has.
 """
 
 from __future__ import annotations
 
+import gc
 import resource
 import sys
 from pathlib import Path
@@ -58,6 +59,33 @@ def reset_peak() -> None:
     try:
         _CLEAR_REFS.write_text("5")
     except OSError:
+        return
+
+
+def answers() -> bool | None:
+    """Whether torch's device still takes calls: after some errors it refuses all of a process's. None: unknown."""
+    try:
+        cuda = _cuda()
+        if cuda is None:
+            return None
+        cuda.synchronize()
+    except BaseException:  # whatever a broken device makes of it
+        return False
+    return True
+
+
+def empty_caches() -> None:
+    """Give back memory that nobody uses and a framework keeps for later, as far as that can be had. Never raises."""
+    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
+    try:
+        gc.collect()
+        if (cuda := _cuda()) is not None:
+            cuda.empty_cache()
+        if (xpu := getattr(torch, "xpu", None)) is not None and xpu.is_initialized():
+            xpu.empty_cache()
+        if cupy is not None:
+            cupy.get_default_memory_pool().free_all_blocks()
+    except BaseException:  # a device that is lost as well: the next call of forward will say so
         return
 
 

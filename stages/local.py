@@ -104,7 +104,9 @@ class Pipeline:
         for worker in self.workers:
             try:
                 worker.teardown()
-            except Exception:  # the user's; the others are torn down all the same
+            except KeyboardInterrupt:
+                raise
+            except BaseException:  # the user's; the others are torn down all the same
                 get_logger().exception("teardown failed", extra={"stage": worker.stage})
         self.workers = []
 

@@ -4,7 +4,8 @@ Two limits for one batch, counted from its first call of ``forward`` (calls on h
 deadlines do too):
 
 * ``timeout_s``: a thread sends SIGUSR2 to the main thread, whose handler raises EngineTimeoutError out of ``forward``.
-  Sleeps, locks and socket waits are interrupted as well. It happens once; user code that swallows it goes on.
+  Sleeps, locks and socket waits are interrupted as well. It happens once; user code that swallows it goes on. An
+  import is not torn: what it has begun to set up would stay half made for ever. It is interrupted when it is done.
 * ``timeout_s + kill_after_s``: the process's real-time interval timer sends SIGALRM. That needs no Python: it works
   while C code holds the interpreter. faulthandler writes all threads' tracebacks, then the default action ends the
   process.
@@ -33,6 +34,9 @@ from engine.log import get_logger
 INTERRUPT: Final = signal.SIGUSR2
 KILL: Final = signal.SIGALRM
 
+IMPORT_LOOK_S: Final = 0.02  # between two looks at whether an import is done
+_IMPORTING: Final = "<frozen importlib."  # how the file names of frames begin that every import of a module stands on
+
 
 class Watchdog:
     """Made, started, used and stopped by the main thread."""
@@ -42,6 +46,8 @@ class Watchdog:
         self._kill_after_s = kill_after_s
         self._deadline = inf  # of the current batch; inf: it has not begun
         self._armed = False
+        self._importing = False  # too late, in the middle of an import
+        self.struck = False  # the current batch was interrupted
         self._used = False  # armed since the thread looked last
         self._parked = False
         self._stopping = False
@@ -70,6 +76,7 @@ class Watchdog:
     def begin(self) -> None:
         """A new batch: its limits begin with the next :meth:`call`."""
         self._deadline = inf
+        self._importing = self.struck = False
 
     def call(self, function: Callable[[Any], Any], argument: Any) -> Any:
         """``function(argument)`` under the limits. Raises EngineTimeoutError when the first one has passed."""
@@ -101,6 +108,7 @@ class Watchdog:
                 self._rearm()
                 armed = False
         if armed:
+            self.struck = True
             raise EngineTimeoutError
 
     def _arm(self, left: float) -> None:
@@ -116,9 +124,13 @@ class Watchdog:
         self._armed = False
         signal.setitimer(signal.ITIMER_REAL, 0.0)
 
-    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+    def _interrupt(self, _number: int, frame: FrameType | None) -> None:
         if self._armed and now() >= self._deadline:
+            self._importing = _imports(frame)
+            if self._importing:
+                return  # the thread asks again, and the timer ends what takes too long
             self._armed = False  # once
+            self.struck = True
             raise EngineTimeoutError
 
     def _watch(self) -> None:
@@ -129,14 +141,16 @@ class Watchdog:
         its waking. Only when nothing was to be watched for one timeout it parks, says so, and looks once more before it
         waits; the main thread arms first and looks for a parked one second. One of the two sees the other.
         """
+        again_at = -inf
         while not self._stopping:
             if self._armed:
                 left = self._deadline - now()
                 if left <= 0:
-                    if self._main is not None:
-                        signal.pthread_kill(self._main, INTERRUPT)
                     # A main thread inside C code takes the signal later; do not fill its time with signals.
-                    left = self._timeout_s
+                    if self._main is not None and (self._importing or now() >= again_at):
+                        again_at = now() + self._timeout_s
+                        signal.pthread_kill(self._main, INTERRUPT)
+                    left = min(self._timeout_s, IMPORT_LOOK_S)
                 self._unpark.wait(left)
             elif self._used:
                 self._used = False
@@ -150,3 +164,12 @@ class Watchdog:
                 self._parked = False
             if not self._stopping:
                 self._unpark.clear()
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether what this frame was called for, within :meth:`Watchdog.call`, is an import."""
+    while frame is not None and frame.f_code is not Watchdog.call.__code__:
+        if frame.f_code.co_filename.startswith(_IMPORTING):
+            return True
+        frame = frame.f_back
+    return False

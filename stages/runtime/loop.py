@@ -19,18 +19,22 @@ from engine.clock import now
 from engine.core import wire
 from engine.core.messages import Batch, Welcome
 from engine.core.routing import Topology
-from engine.errors import ProtocolError
+from engine.errors import ProtocolError, WorkerBroken
 from engine.exitcodes import ExitCode
-from engine.log import get_logger
+from engine.log import TRACEBACK, get_logger
 from engine.memory import Gone
+from stages import blame
 from stages.base import Worker
-from stages.compute import SKIPPED, Codec, Run
+from stages.build import examples, forward_example, fresh
+from stages.compute import SKIPPED, Codec, Outcome, Run
 from stages.context import ItemIn
 from stages.runtime.aside import Aside
+from stages.runtime.fit import Fit
 from stages.runtime.outlets import Outlets
 from stages.runtime.parcels import NOWHERE, Origin, Plan
 from stages.runtime.shared import Dismissed, Joined, Shared, Stop, Turned
 from stages.runtime.streams import Streams
+from stages.runtime.trust import Step, Trust
 from stages.shm import SharedMemory
 from stages.watchdog import Watchdog
 
@@ -53,13 +57,15 @@ class Taken:
 
 
 class Loop:
-    """Serves one warm worker. ``run`` returns when the worker may go."""
+    """Serves one warm worker. ``run`` returns when the worker may go. ``replays``: what it leaves unanswered is
+    computed by others."""
 
     def __init__(
         self,
         worker: Worker,
         *,
         isolate: bool,
+        replays: bool,
         outlets: Outlets,
         shared: Shared,
         streams: Streams,
@@ -68,7 +74,11 @@ class Loop:
         self._worker = worker
         self._codec = Codec(worker)
         self._isolate = isolate
+        self._replays = replays
         self._max_batch_size = worker.max_batch_size
+        self._examples = examples(worker)
+        self._trust = Trust(has_example=bool(self._examples))
+        self.fit = Fit(worker.max_batch_size)  # the control thread looks at it
         self._plan = NOWHERE  # until the broker has said how it counts
         self._outlets = outlets
         self._shared = shared
@@ -87,11 +97,17 @@ class Loop:
         worker._gone = shared.cancelled
 
     def run(self) -> ExitCode:
-        """Compute until dismissed, refused, or out of time after a Stop."""
+        """Compute until dismissed, refused, out of time after a Stop, or of no more use (FAILED)."""
         try:
             while (code := self._turn()) is None:
                 pass
             return code
+        except WorkerBroken as error:
+            cause = error.__cause__ or error
+            trace = blame.traceback(cause) if blame.begins_theirs(cause) else ""
+            get_logger().error("this worker can compute no more and is replaced: %s", error, extra={TRACEBACK: trace})
+            self._flush()
+            return ExitCode.FAILED
         finally:
             self._aside.stop()
 
@@ -197,6 +213,7 @@ class Loop:
             begun=self._streams.has_begun,
             call=self._timed,
             lease=lease,
+            most=self.fit.most,
         )
         return Taken(message, run, welcome, since_ns, received_ns)
 
@@ -222,6 +239,7 @@ class Loop:
 
     def _compute(self, taken: Taken) -> None:
         message = taken.batch
+        step = Step.GO_ON
         self._forward_ns = self._compute_ns = 0
         if message.batch in self._shared.revoked:
             self._shared.revoked.discard([message.batch])
@@ -229,6 +247,10 @@ class Loop:
         else:
             self._watchdog.begin()
             outcomes = taken.run.compute().outcomes
+            if self._watchdog.struck or self._trust.doubted:
+                step = self._judge(outcomes)
+            if taken.run.exhausted or self.fit.is_reduced:
+                self._note_memory(taken.run)
             self._forward_s += (self._compute_ns / 1e9 - self._forward_s) * FORWARD_SMOOTHING
         taken.run.end()
         outcomes = self._streams.end(message.uids, outcomes)
@@ -244,6 +266,40 @@ class Loop:
             compute_us=self._compute_ns // 1000,
         ):
             self._outlets.send(target, wire.encode(results, encoded))
+        if step is not Step.GO_ON:
+            self._show(step)
+
+    def _judge(self, outcomes: list[Outcome]) -> Step:
+        """After an interrupt, or since one. Raises WorkerBroken where these outcomes are for nobody."""
+        step = self._trust.after(outcomes, interrupted=self._watchdog.struck)
+        if step is Step.DISOWN and self._replays:
+            raise WorkerBroken("forward was interrupted for its time limit, and has failed since")
+        return step
+
+    def _show(self, step: Step) -> None:
+        """With an example: that the process computes as it should. Without: leave."""
+        if step is not Step.SHOW:
+            raise WorkerBroken("forward was interrupted for its time limit, and has not succeeded since")
+        self._watchdog.begin()
+        try:
+            self._watchdog.call(
+                lambda value: forward_example(self._worker, value), fresh(self._worker, self._examples[0])
+            )
+        except BaseException as error:  # whatever user code raises
+            raise WorkerBroken(
+                f"forward was interrupted for its time limit, and fails on its example since: {blame.line(error)}"
+            ) from error
+        get_logger().debug("forward was interrupted, and computes its example as before")
+
+    def _note_memory(self, run: Run) -> None:
+        if run.exhausted:
+            self.fit.exhausted(run.exhausted, run.fitted, now())
+            get_logger().warning(
+                "forward ran out of memory",
+                extra={"values": run.exhausted, "fitted": run.fitted, "from_now_on": self.fit.most},
+            )
+        elif self.fit.worked(run.fitted, now()):
+            get_logger().info("trying larger batches again", extra={"values": self.fit.most})
 
     def _timed(self, function: Callable[[Any], Any], argument: Any) -> Any:
         began = time.monotonic_ns()

@@ -3,7 +3,7 @@
 Order of starting, with its reasons: signals first, so that a stop is never lost; then CPUs and thread counts, which
 libraries read when they are loaded; then the control thread, so that the broker knows of this worker while its
 model loads; then user code. Order of stopping: Leave, what is in flight, Dismiss, ``teardown``, Bye, sockets,
-context.
+context. A worker that is of no more use says Bye first.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import secrets
+import signal
 import time
 from typing import Final
 
@@ -40,6 +41,7 @@ from stages.trial import trial
 from stages.watchdog import Watchdog
 
 GOODBYE_S: Final = 2.0  # for the control thread to end
+TEAR_DOWN_S: Final = 10.0  # for `teardown` of a worker that leaves by itself; the kernel ends it then
 TRACE_MAX: Final = 8192  # characters of a traceback told to the supervisor
 
 
@@ -82,6 +84,7 @@ def _serve(
     topology = deployment.topology
     endpoints = transport.endpoints_of(deployment)
     ctx = transport.context()
+    metrics = UserMetrics(stage, deployment.engine.namespace)
     control = Control(
         ctx,
         endpoints,
@@ -100,7 +103,7 @@ def _serve(
         windows,
         signals=signals,
         grace_s=deployment.engine.grace,
-        families=UserMetrics(),
+        families=metrics,
         refused=lambda reason: notify.send("failed", reason=reason),
     )
     control.start()
@@ -121,11 +124,13 @@ def _serve(
         loop = Loop(
             worker,
             isolate=spec.idempotent if spec.isolate is None else spec.isolate,
+            replays=spec.idempotent,
             outlets=outlets,
             shared=shared,
             streams=streams,
             watchdog=watchdog,
         )
+        metrics.fit = loop.fit
         # In this order: once the broker may send batches, a stop must wait for them.
         shared.phase = Phase.SERVING
         shared.to_control.post(warm)
@@ -133,6 +138,10 @@ def _serve(
         code = loop.run()
         shared.phase = Phase.ENDING
         watchdog.stop()
+        if code is ExitCode.FAILED:  # nobody has asked for it: others must have its batches before all else
+            shared.to_control.post(Finish())
+            control.join(GOODBYE_S)
+            signal.setitimer(signal.ITIMER_REAL, TEAR_DOWN_S)  # a device that is lost may keep it for ever
         _tear_down(worker)
         return code
     finally:
@@ -200,7 +209,7 @@ def _shortened(trace: str) -> str:
 def _tear_down(worker: Worker) -> None:
     try:
         worker.teardown()
-    except Exception:  # the user's; the process ends all the same, and its batches are done
+    except BaseException:  # the user's; the process ends all the same, and its batches are done
         get_logger().exception("teardown failed")
 
 

@@ -1,33 +1,63 @@
-"""The user's own ``prometheus_client`` metrics, as the bytes a heartbeat carries."""
+"""What a worker's heartbeat tells in numbers: the user's own ``prometheus_client`` metrics, and how memory serves."""
 
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from engine.log import get_logger
+from stages.runtime.fit import Fit
+
+if TYPE_CHECKING:
+    from engine.metrics import Family
 
 
 class UserMetrics:
     """Called by the control thread, at most once per heartbeat."""
 
-    def __init__(self) -> None:
-        self._last = b""
+    def __init__(self, stage: str, namespace: str) -> None:
+        self.fit: Fit | None = None  # set by the main thread once there is one
+        self._stage = stage
+        self._namespace = namespace
+        self._theirs: list[Family] = []  # the last that could be had
         self._complained = False
 
     def __call__(self) -> bytes:
-        """The packed metrics; empty when user code has none. A collector that fails leaves the last good ones."""
+        """The packed metrics; empty when there is nothing to tell. A collector that fails leaves the last good ones."""
         client = sys.modules.get("prometheus_client")
         # Still empty while the control thread looks at it in the middle of the main thread's import.
         registry = getattr(client, "REGISTRY", None)
-        if registry is None:
-            return self._last
+        ours = self.fit is not None and self.fit.times > 0
+        if registry is None and not self._theirs and not ours:
+            return b""
         from engine import metrics  # here, for a worker that counts nothing does without it
 
-        try:
-            families = metrics.collect(registry)
-            self._last = metrics.pack(families) if families else b""
-        except Exception:  # a collector of the user's own
-            if not self._complained:
-                self._complained = True
-                get_logger().exception("the worker's own metrics cannot be collected; the last ones stand")
-        return self._last
+        if registry is not None:
+            try:
+                self._theirs = metrics.collect(registry)
+            except BaseException:  # a collector of the user's own, which must not end the thread that is heard for it
+                if not self._complained:
+                    self._complained = True
+                    get_logger().exception("the worker's own metrics cannot be collected; the last ones stand")
+        families = [*self._theirs, *self._own()]
+        return metrics.pack(families) if families else b""
+
+    def _own(self) -> list[Family]:
+        """None as long as memory has always sufficed."""
+        fit = self.fit
+        if fit is None or not fit.times:
+            return []
+        from engine.metrics import counter, gauge
+
+        return [
+            counter(
+                f"{self._namespace}_out_of_memory",
+                "Calls of forward that ran out of memory, and were made again on fewer values.",
+                [({"stage": self._stage}, fit.times)],
+            ),
+            gauge(
+                f"{self._namespace}_batch_fits",
+                "Values that forward is given at once, in a worker that has run out of memory.",
+                fit.most,
+            ),
+        ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import json
 import logging
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,17 @@ from hypothesis import strategies as st
 
 from engine.core.messages import Status
 from engine.core.meta import pack
-from engine.errors import ClientError, EncodingError, EngineError, EngineTimeoutError, ServerError, ValidationError
+from engine.errors import (
+    ClientError,
+    EncodingError,
+    EngineError,
+    EngineTimeoutError,
+    ServerError,
+    ValidationError,
+    WorkerBroken,
+)
 from stages import Worker, ipc
-from stages.compute import Codec, Outcome, WrongResults, as_results, outcome_of, run_batch
+from stages.compute import Codec, Outcome, Run, WrongResults, as_results, call_plainly, never, outcome_of, run_batch
 from stages.context import ItemIn
 
 
@@ -316,9 +326,172 @@ def test_clients_mistakes_are_not_logged(caplog: pytest.LogCaptureFixture) -> No
     assert caplog.records == []
 
 
-def test_system_exit_of_user_code_passes_through() -> None:
-    with pytest.raises(SystemExit):
-        outcomes(Doubling(raising(SystemExit(3))), items(1, 2))
+class Panic(BaseException):
+    """As native code's bindings raise it."""
+
+
+class Group(BaseException):
+    def __str__(self) -> str:
+        raise Panic("not even its text")
+
+
+ENDINGS = [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError(), Panic("stride"), Group()]
+
+
+def on(method: str, error: BaseException) -> Doubling:
+    """A worker whose ``method`` raises it where it meets 13."""
+
+    class Ending(Doubling):
+        def deserialize(self, data: bytes) -> Any:
+            if method == "deserialize" and data == b"13":
+                raise error
+            return super().deserialize(data)
+
+        def one(self, value: Any) -> Any:
+            if method == "forward" and value == 13:
+                raise error
+            return super().one(value)
+
+        def serialize(self, data: Any) -> bytes:
+            if method == "serialize" and data == 26:
+                raise error
+            return super().serialize(data)
+
+    return Ending()
+
+
+@pytest.mark.parametrize("size", [1, 8])
+@pytest.mark.parametrize("method", ["deserialize", "forward", "serialize"])
+@pytest.mark.parametrize("error", ENDINGS, ids=lambda error: type(error).__name__)
+def test_whatever_comes_out_of_user_code_fails_that_item(error: BaseException, method: str, size: int) -> None:
+    computed = outcomes(on(method, error), items(1, 13, 2), size, passing=())
+    assert computed == [(200, b"2"), INTERNAL, (200, b"4")]
+
+
+def test_offline_a_ctrl_c_passes_through_and_nothing_else() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        outcomes(on("forward", KeyboardInterrupt()), items(1, 13))
+    assert outcomes(on("forward", SystemExit()), items(1, 13)) == [(200, b"2"), INTERNAL]
+
+
+class Unspeakable(EngineError):
+    @property
+    def headers(self) -> Any:  # type: ignore[override]  # a user may do this
+        raise Panic("no headers")
+
+
+class Odd:
+    """A name that cannot be a header's."""
+
+    def __str__(self) -> str:
+        raise Panic("no name")
+
+
+def test_an_error_class_that_cannot_be_read_fails_its_item_alone() -> None:
+    named = ServerError("x")
+    named.headers = {Odd(): "x"}  # type: ignore[dict-item]  # a user may do this
+    for error in (Unspeakable("x"), named):
+        assert outcomes(on("forward", error), items(1, 13), passing=()) == [(200, b"2"), INTERNAL]
+
+
+class Shy:
+    """A result that does not say what it is."""
+
+    @property
+    def __class__(self) -> Any:
+        raise Panic("none of your business")
+
+    __class__ = __class__  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_result_that_cannot_even_be_looked_at_fails_alone(last: bool) -> None:
+    given = items(1, 2, last=last)
+    first, second = outcomes(Doubling(lambda data: [Shy(), data[-1]]), given, passing=())
+    assert (first[0], second[0]) == (500, 200)
+
+
+# --- processes of no more use, and memory ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["deserialize", "forward", "serialize"])
+def test_a_broken_process_answers_nothing(method: str) -> None:
+    with pytest.raises(WorkerBroken, match="gone"):
+        outcomes(on(method, WorkerBroken("gone")), items(1, 13, 2))
+
+
+def test_a_device_that_refuses_every_call_breaks_its_process() -> None:
+    refusal = RuntimeError("CUDA error: device-side assert triggered")
+    for worker in (Doubling(raising(refusal)), Doubling(lambda data: [refusal, *data[1:]])):
+        with pytest.raises(WorkerBroken, match="RuntimeError: CUDA error: device-side assert triggered") as caught:
+            outcomes(worker, items(1, 2))
+        assert caught.value.__cause__ is refusal
+
+
+def fitting(most: int) -> Callable[[list[Any]], list[Any]]:
+    def answer(data: list[Any]) -> list[Any]:
+        if len(data) > most:
+            raise MemoryError
+        return data
+
+    return answer
+
+
+def run(worker: Worker, given: Sequence[ItemIn], **options: Any) -> tuple[Run, list[int]]:
+    made = Run(
+        worker,
+        given,
+        Codec(worker),
+        max_batch_size=8,
+        expired=never,
+        begun=never,
+        call=call_plainly,
+        **{"isolate": True, **options},
+    )
+    return made, [outcome.status for outcome in made.compute().outcomes]
+
+
+def test_out_of_memory_is_narrowed_and_what_fitted_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied: list[int] = []
+    monkeypatch.setattr("stages.device.empty_caches", lambda: emptied.append(1))
+    worker = Doubling(fitting(2))
+    made, statuses = run(worker, items(*range(8)))
+    assert statuses == [200] * 8
+    assert (made.exhausted, made.fitted) == (8, 2)
+    assert [len(data) for data in worker.given] == [8, 4, 2, 2, 4, 2, 2]
+    assert len(emptied) == 3
+
+
+def test_a_batch_is_cut_to_what_fits_in_order() -> None:
+    worker = Doubling(fitting(3))
+    made, statuses = run(worker, items(*range(8)), most=3)
+    assert statuses == [200] * 8
+    assert worker.given == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    assert (made.exhausted, made.fitted) == (0, 3)
+
+
+def test_where_calling_twice_is_forbidden_the_batch_fails_and_its_size_is_told() -> None:
+    made, statuses = run(Doubling(fitting(2)), items(*range(4)), isolate=False)
+    assert statuses == [500] * 4
+    assert (made.exhausted, made.fitted) == (4, 0)
+
+
+def test_what_the_failed_call_held_is_let_go_before_the_next() -> None:
+    class Tensor:
+        pass
+
+    alive: list[weakref.ref[Tensor]] = []
+
+    def answer(data: list[Any]) -> list[Any]:
+        assert all(one() is None for one in alive)
+        tensor = Tensor()
+        alive.append(weakref.ref(tensor))
+        if len(data) > 1:
+            raise MemoryError
+        return data
+
+    assert outcomes(Doubling(answer), items(1, 2)) == [(200, b"1"), (200, b"2")]
+    assert len(alive) == 3
 
 
 @given(st.lists(st.sampled_from([1, 2, "validation", "bug", b"{"]), max_size=20))
@@ -346,12 +519,24 @@ def generator(n: int) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("returned", [[1], [1, 2, 3], None, 7, "ab", b"ab", {"a": 1, "b": 2}, {1, 2}, generator(2)])
-def test_wrong_results_fail_every_item_of_the_call(returned: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_wrong_results_fail_every_item_where_calling_twice_is_forbidden(
+    returned: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     worker = Doubling(lambda _data: returned)
-    assert outcomes(worker, items(1, 2)) == [INTERNAL] * 2
+    assert outcomes(worker, items(1, 2), isolate=False) == [INTERNAL] * 2
     assert len(worker.given) == 1
     (record,) = caplog.records
     assert "2 values" in record.getMessage()
+
+
+def test_wrong_results_are_narrowed_and_told_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    worker = Doubling(lambda data: [value for value in data if value != 3])
+    assert outcomes(worker, items(1, 2, 3, 4)) == [(200, b"1"), (200, b"2"), INTERNAL, (200, b"4")]
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "forward returned 3 results for 4 values; it is called again on halves",
+        "forward returned 0 results for 1 values",
+    ]
 
 
 def test_anything_with_length_and_order_is_a_list_of_results() -> None:

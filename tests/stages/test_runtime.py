@@ -331,13 +331,113 @@ def test_a_late_batch_that_was_fetched_ahead_is_skipped(bench: Any, start: Any, 
     assert [item.status for item in broker.settled(late)] == [Status.SKIPPED, Status.OK]
 
 
-def test_a_worker_that_quits_while_its_sockets_are_lent_ends(bench: Any, start: Any, let_go: Any) -> None:
+def test_what_would_end_a_process_fails_its_item_alone(start: Any) -> None:
+    broker, worker = start()
+    bad, good = broker.settled(broker.give(1, [{"do": "quit", "code": 7}, {"do": "echo", "x": 1}]))
+    assert (bad.status, bytes(bad.payload)) == (Status.FAILED, b"inference internal error")
+    assert (good.status, good.value) == (Status.OK, 1)
+    assert "sys.exit" in worker.stderr  # the traceback's line
+    assert worker.popen.poll() is None
+
+
+# --- of no more use --------------------------------------------------------------------------------------------------
+
+
+def test_a_broken_worker_says_why_and_ends_without_answering(bench: Any, start: Any, let_go: Any) -> None:
     broker, worker = start(one(worker="service:Steady"))
-    uids = many(bench, broker, let_go, 10)
-    broker.give(50, [{"do": "quit"}])
+    uids = many(bench, broker, let_go, 10)  # its sockets are lent when it ends
+    lost = broker.give(50, [{"do": "broken", "why": "the device is gone"}, {"do": "echo", "x": 1}])
+    ahead = broker.give(51, [{"do": "echo", "x": 1}])
     assert len(broker.settled(uids)) == 20
-    assert worker.wait(broker) == ExitCode.FAILED  # whatever number user code chose
-    assert "sys.exit(7)" in worker.stderr
+    broker.expect(Bye)
+    assert worker.wait(broker) == ExitCode.FAILED
+    assert not broker.items.keys() & {*lost, *ahead}  # the broker gives them to others
+    (line,) = [line for line in worker.stderr.splitlines() if "the device is gone" in line]
+    assert json.loads(line)["message"] == "this worker can compute no more and is replaced: the device is gone"
+    assert "in broken" in json.loads(line)["exception"]
+    assert "torn down" in worker.stderr
+
+
+LAZY = """
+import time
+open({begun!r}, "w").close()
+time.sleep(0.5)
+assert not made
+made.append(1)
+VALUE = 7
+"""
+
+
+def test_an_import_is_not_torn_by_the_time_limit(start: Any, tmp_path: Path) -> None:
+    code = "import builtins\nmade = builtins.__dict__.setdefault('made', [])\n" + LAZY.format(begun=str(tmp_path / "b"))
+    (tmp_path / "lazily_imported.py").write_text(code)
+    broker, worker = start(one(timeout=0.2, kill_after=20))
+    first = broker.give(1, [{"do": "lazy", "folder": str(tmp_path), "then_s": 600}])
+    assert [item.status for item in broker.settled(first)] == [Status.TIMEOUT]
+    again = broker.give(2, [{"do": "lazy", "folder": str(tmp_path), "then_s": 0}])
+    assert [(item.status, item.value) for item in broker.settled(again)] == [(Status.OK, 7)]
+    assert worker.popen.poll() is None
+
+
+def test_after_an_interrupt_a_worker_shows_itself_with_its_example(start: Any, tmp_path: Path) -> None:
+    shown = tmp_path / "shown"
+    text = one(worker="service:Shown", timeout=0.2, kill_after=20) + f'args = {{ path = "{shown}" }}\n'
+    broker, worker = start(text)
+    assert shown.read_text() == "+"  # the warm-up
+    slow = broker.give(1, [{"do": "sleep", "s": 600}])
+    next_one = broker.give(2, [{"do": "echo", "x": 1}])
+    assert [item.status for item in broker.settled(slow + next_one)] == [Status.TIMEOUT, Status.OK]
+    assert shown.read_text() == "++"
+    shown.write_text("-")
+    slow = broker.give(3, [{"do": "sleep", "s": 600}])
+    next_one = broker.give(4, [{"do": "echo", "x": 1}])
+    assert [item.status for item in broker.settled(slow)] == [Status.TIMEOUT]
+    assert worker.wait(broker) == ExitCode.FAILED
+    assert not broker.items.keys() & {*next_one}
+    assert "fails on its example since: ValueError: torn" in worker.stderr
+
+
+def test_without_an_example_the_next_batch_is_the_proof(start: Any) -> None:
+    broker, worker = start(one(timeout=0.2, kill_after=20))
+    for batch in (1, 3):  # a success clears it
+        slow = broker.give(batch, [{"do": "sleep", "s": 600}])
+        good = broker.give(batch + 1, [{"do": "echo", "x": 1}])
+        assert [item.status for item in broker.settled(slow + good)] == [Status.TIMEOUT, Status.OK]
+    slow = broker.give(5, [{"do": "sleep", "s": 600}])
+    bad = broker.give(6, [{"do": "bug"}])
+    assert [item.status for item in broker.settled(slow)] == [Status.TIMEOUT]
+    assert worker.wait(broker) == ExitCode.FAILED
+    assert not broker.items.keys() & {*bad}
+    assert "has failed since" in worker.stderr
+
+
+def test_what_may_be_computed_once_only_is_answered_by_a_worker_in_doubt(start: Any) -> None:
+    broker, worker = start(one(timeout=0.2, kill_after=20, idempotent=False))
+    given = broker.give(1, [{"do": "sleep", "s": 600}]) + broker.give(2, [{"do": "bug"}])
+    assert [item.status for item in broker.settled(given)] == [Status.TIMEOUT, Status.FAILED]
+    assert worker.wait(broker) == ExitCode.FAILED
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_out_of_memory_is_no_death_and_what_fits_is_remembered(start: Any) -> None:
+    broker, worker = start()
+    first = broker.settled(broker.give(1, [{"do": "memory", "fits": 3}] * 8))
+    assert [item.value for item in first] == [2] * 8
+    second = broker.settled(broker.give(2, [{"do": "memory", "fits": 8}] * 5))
+    assert [item.value for item in second] == [2, 2, 2, 2, 1]  # cut at once
+    found: dict[str, float] = {}
+
+    def told() -> bool:
+        for beat in [message for message in broker.heard if isinstance(message, WorkerBeat)]:
+            found.update({s.name: s.value for family in unpack(beat.families) for s in family.samples})
+        return bool(found)
+
+    broker.until(told, "the metrics of a worker that ran out of memory")
+    assert found == {"engine_out_of_memory_total": 1.0, "engine_batch_fits": 2.0}
+    (line,) = [json.loads(line) for line in worker.stderr.splitlines() if "ran out of memory" in line]
+    assert (line["values"], line["fitted"], line["from_now_on"]) == (8, 2, 2)
 
 
 # --- revoking, cancelling --------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from engine.errors import ValidationError
+from engine.errors import ValidationError, WorkerBroken
 from stages import SSEWorker, Worker
 
 
@@ -94,6 +94,43 @@ class Obey(Worker):
     def teardown(self) -> None:
         print("torn down", file=sys.stderr, flush=True)
 
+    def quit(self, _position: int, value: dict[str, Any]) -> Any:
+        sys.exit(value["code"])
+
+    def broken(self, _position: int, value: dict[str, Any]) -> Any:
+        raise WorkerBroken(value["why"])
+
+    def bug(self, _position: int, _value: dict[str, Any]) -> Any:
+        raise ZeroDivisionError("a bug")
+
+    def lazy(self, _position: int, value: dict[str, Any]) -> Any:
+        """An import that is slower than the stage's time limit, and can be made only once."""
+        sys.path.insert(0, value["folder"])
+        import lazily_imported
+
+        time.sleep(value["then_s"])
+        return lazily_imported.VALUE
+
+    def memory(self, position: int, value: dict[str, Any]) -> Any:
+        """Fits as long as no more than ``fits`` come at once."""
+        if len(self._items) > value["fits"]:
+            raise MemoryError(f"no room for {len(self._items)}")
+        return len(self._items)
+
+
+class Shown(Obey):
+    """With an example, whose fate is a file's."""
+
+    def __init__(self, path: str) -> None:
+        self.example = [{"do": "shown", "path": path}]
+
+    def shown(self, _position: int, value: dict[str, Any]) -> Any:
+        with open(value["path"], "a+") as file:
+            file.write("+")
+            file.seek(0)
+            if "-" in file.read():
+                raise ValueError("torn")
+
 
 class Warm(Obey):
     multi_examples = ([{"do": "echo", "x": 1}], [{"do": "echo", "x": 2}, {"do": "echo", "x": 3}])
@@ -110,8 +147,6 @@ class Steady(Obey):
 
     def forward(self, data: list[dict[str, Any]]) -> list[Any]:
         time.sleep(0.005)
-        if data[0]["do"] == "quit":
-            sys.exit(7)
         if data[0]["do"] != "echo":
             return super().forward(data)
         self.buffer["x"] = data[0]["x"]
