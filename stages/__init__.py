@@ -17,7 +17,8 @@
 ``blame``           what such a mistake, and any exception of user code at a start, looks like to its author
 ``trial``           the first stage's example as a request to try
 ``build``           making and warming up a worker object, the same way in a process and in a dry run
-``device``          how much memory is in use, of the machine and of its GPUs
+``device``          how much memory is in use, of the machine and of its GPUs, and whether these still answer
+``verdict``         what an exception says about its process: nothing, that memory is short, that it is of no more use
 ``watchdog``        ends a ``forward`` that takes too long, also when it never returns to Python
 ``runtime``         the worker process: control thread, lanes, main loop
 ``local``           whole routes in one process without sockets

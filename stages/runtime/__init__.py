@@ -10,6 +10,8 @@
     membership  what that thread decides; pure
     shared      what the threads share
     parcels     batches into items, outcomes into results; pure
+    trust       whether a process that was interrupted may compute on; pure
+    fit         how many values memory takes at once; pure
     user_metrics  the user's own metrics, for the heartbeats
 
 Threads, and what each owns:
