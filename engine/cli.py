@@ -91,6 +91,9 @@ def _parsed(arguments: list[str]) -> argparse.Namespace | None:
         deployment = name.endswith((".toml", os.sep)) or os.path.exists(name)
         top.error(f'unknown command "{name}"' + (f"; did you mean: engine up {name}" if deployment else _near(name)))
     options, unknown = top.parse_known_args(arguments)
+    if options.command is _scale:  # a flag between FILE and STAGE=N parts what argparse takes for one list
+        options.nums += [text for text in unknown if not text.startswith("-")]
+        unknown = [text for text in unknown if text.startswith("-")]
     if unknown:
         sub: argparse.ArgumentParser = options.parser
         sub.error(f"unrecognized arguments: {' '.join(unknown)}{_near_flag(unknown[0], name, sub)}")
