@@ -17,6 +17,7 @@ from typing import Final
 
 from engine import transport
 from engine.config import Deployment
+from engine.config.units import wear_limits
 from engine.core.introduction import WORKER, introduce
 from engine.errors import StartError
 from engine.exitcodes import ExitCode
@@ -34,6 +35,7 @@ from stages.runtime.outlets import Outlets
 from stages.runtime.shared import Finish, Phase, Shared, Warm
 from stages.runtime.streams import Streams
 from stages.runtime.user_metrics import UserMetrics
+from stages.runtime.wear import Wear
 from stages.runtime.window import Windows
 from stages.schema import describe
 from stages.stream import check_place, flow_of
@@ -104,6 +106,7 @@ def _serve(
         signals=signals,
         grace_s=deployment.engine.grace,
         families=metrics,
+        beating=Wear(wear_limits(deployment.stage(stage).recycle_after), shared, notify),
         refused=lambda reason: notify.send("failed", reason=reason),
     )
     control.start()

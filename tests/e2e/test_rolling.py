@@ -140,3 +140,15 @@ def test_what_cannot_change_is_refused_by_name(running: Deployed, folder: Path) 
     assert "engine.grace" in refused.stderr
     assert "its stages" in refused.stderr
     file.write_text(text)
+
+
+def test_a_worker_that_has_served_long_enough_is_replaced(folder: Path) -> None:
+    file = write(folder, num=1)
+    file.write_text(file.read_text().replace("num = 1\n", 'num = 1\nrecycle_after = "5 batches"\n'))
+    with deployed(file) as running, Load(f"{running.url}/inference") as load:
+        (first,) = running.processes("worker", stage="first")
+        load.flow(20)
+        wait_for("a fresh worker", lambda: first.pid not in {p.pid for p in running.processes("worker", stage="first")})
+        load.flow(20)
+        assert "batches" in running.log
+    assert load.wrong == []
