@@ -22,7 +22,7 @@ from engine.core.introduction import WORKER, introduce
 from engine.errors import StartError
 from engine.exitcodes import ExitCode
 from engine.loader import load_class, stand_in
-from engine.log import TRACEBACK, get_logger
+from engine.log import TRACEBACK, get_logger, stream
 from engine.process import Notifier, settle
 from engine.signals import STOPPING, Signals
 from stages import blame
@@ -230,6 +230,6 @@ def _trace_crashes() -> None:
     if faulthandler.is_enabled():
         return
     try:
-        faulthandler.enable()  # native code that crashes says where
+        faulthandler.enable(stream())  # native code that crashes says where
     except (AttributeError, ValueError, OSError, RuntimeError) as error:  # stderr is closed or no file
         get_logger().debug("no tracebacks for crashes of native code: %s", error)
