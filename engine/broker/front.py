@@ -14,13 +14,13 @@ from typing import Final
 from engine import transport
 from engine.broker import report
 from engine.broker.arenas import Arenas
-from engine.broker.letters import ChangeFront, Drain, Look, Seen, ToFront, ToStage
+from engine.broker.letters import Drain, Look, Seen, ToFront, ToStage
 from engine.broker.loop import Part
 from engine.broker.poll import Poll
 from engine.broker.retired import Retired
 from engine.broker.watch import Watch
 from engine.clock import now as clock
-from engine.core.actions import Fail, News, Release, Settle
+from engine.core.actions import Fail, Foresee, News, Release, Settle
 from engine.core.front import Frontend, FrontMachine, FrontSpec
 from engine.core.introduction import UNREADABLE, FrozenWords, Introduction, Refusal, Stranger
 from engine.core.liveness import CHECK_S, REJOIN_S, REPORT_S
@@ -103,7 +103,7 @@ class FrontPart(Part[ToFront]):
         machine = self.machine
         if self.mailbox.letters:
             for letter in self.mailbox.take():
-                self._handle_letter(letter)
+                self._handle_letter(letter, now)
         if self._egress.ready:
             for message, payloads in self._egress.parcels():
                 self._handle_egress(message, payloads, now)
@@ -126,6 +126,10 @@ class FrontPart(Part[ToFront]):
             self._send(peer, answers, payloads)
         return min(next_deadline, self._check_at)
 
+    def is_idle(self) -> bool:
+        """What stages foresee is heard before the next request is judged: it need not wake anybody."""
+        return True
+
     def _check(self, now: float) -> None:
         self._check_at = now + CHECK_S
         for peer in self.machine.silent(now):
@@ -139,14 +143,15 @@ class FrontPart(Part[ToFront]):
 
     # --- events in ---------------------------------------------------------------------------------------------------
 
-    def _handle_letter(self, letter: ToFront) -> None:
+    def _handle_letter(self, letter: ToFront, now: float) -> None:
         machine = self.machine
         if type(letter) is Fail:
-            machine.fail(letter)
+            machine.fail(letter, now)
         elif type(letter) is News:
-            view = machine.stages[letter.stage]
-            view.state, view.absent_at, view.full = letter.state, letter.absent_at, letter.full
+            machine.heard_of(letter)
             self._pulse_all()
+        elif type(letter) is Foresee:
+            machine.foresee(letter)
         elif type(letter) is Seen:
             question = self._questions.get(letter.token)
             if question is not None:
@@ -156,9 +161,6 @@ class FrontPart(Part[ToFront]):
                     self._answer_question(question)
         elif type(letter) is Drain:
             machine.draining = True
-            self._pulse_all()
-        elif type(letter) is ChangeFront:
-            machine.spec = letter.spec
             self._pulse_all()
 
     def _handle_egress(self, message: AnyWords, payloads: list[Payload], now: float) -> None:

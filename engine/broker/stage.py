@@ -17,14 +17,27 @@ import msgspec
 from engine import transport
 from engine.broker import report
 from engine.broker.arenas import Arenas
-from engine.broker.letters import ChangeStage, Drain, Look, Seen, ToFront, ToStage
+from engine.broker.letters import Drain, Look, Seen, ToFront, ToStage
 from engine.broker.loop import Part
 from engine.broker.poll import Poll
 from engine.broker.retired import Retired
 from engine.broker.watch import Watch
 from engine.clock import now as clock
 from engine.core import wording
-from engine.core.actions import Admit, Dispatch, Drop, Fail, Forget, Grant, Kill, News, Release, Settle, ToWorker
+from engine.core.actions import (
+    Admit,
+    Dispatch,
+    Drop,
+    Fail,
+    Foresee,
+    Forget,
+    Grant,
+    Kill,
+    News,
+    Release,
+    Settle,
+    ToWorker,
+)
 from engine.core.introduction import UNREADABLE, FrozenWords, Introduction, Refusal, Stranger
 from engine.core.items import Request
 from engine.core.liveness import CHECK_S, LANE_RETRY_S, REJOIN_S
@@ -170,8 +183,6 @@ class StagePart(Part[ToStage]):
             self._show(letter, now)
         elif type(letter) is Drain:
             machine.draining = True
-        elif type(letter) is ChangeStage:
-            machine.change(letter.spec, now)
 
     def _show(self, look: Look, now: float) -> None:
         try:
@@ -248,6 +259,9 @@ class StagePart(Part[ToStage]):
                     self._reply(self._lanes[action.worker].peer, action.message)
                 elif type(action) is Fail or type(action) is News:
                     self._tell(action)
+                elif type(action) is Foresee:
+                    assert self.front is not None
+                    self._post(self.front, action, urgent=False)
                 elif type(action) is Kill:
                     self._kill(action.worker, now)
                 elif type(action) is Forget:

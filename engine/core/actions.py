@@ -9,6 +9,7 @@ import msgspec
 from engine.core.arena import Ref
 from engine.core.items import Item
 from engine.core.messages import Batch, Message, StageState
+from engine.core.predict import Outlook
 from engine.core.wire import Payload
 
 # --- of both ---------------------------------------------------------------------------------------------------------
@@ -37,17 +38,20 @@ class ToWorker(msgspec.Struct, frozen=True):
 
 
 class Fail(msgspec.Struct, frozen=True):
-    """Tell the front that these requests end at this stage."""
+    """Tell the front that these requests end at this stage. ``hopeless``: for want of time, which says nothing of
+    others."""
 
     stage: int
     uids: list[int]
     status: int
     text: str
+    hopeless: bool = False
 
 
 class Settle(msgspec.Struct, frozen=True):
     """Tell another stage's machine that its results have arrived where they went, ``at`` when. ``compute_us``: what the
-    worker says of the batch's time in ``forward``, in one of those that settle it."""
+    worker says of the batch's time in ``forward``, in one of those that settle it. ``sender`` is the stage where they
+    have arrived, if it is one, and ``after_s`` what a request still needs from there on, in seconds."""
 
     stage: int
     worker: int
@@ -55,6 +59,8 @@ class Settle(msgspec.Struct, frozen=True):
     uids: list[int]
     at: float
     compute_us: int = 0
+    sender: int = -1
+    after_s: float = 0.0
 
 
 class Kill(msgspec.Struct, frozen=True):
@@ -78,6 +84,13 @@ class News(msgspec.Struct, frozen=True):
     state: StageState
     absent_at: float
     full: bool
+
+
+class Foresee(msgspec.Struct, frozen=True):
+    """What the stage expects of its next seconds has changed. Of use to whoever is judged next; it need wake nobody."""
+
+    stage: int
+    outlook: Outlook | None  # None: nobody who comes waits for long
 
 
 # --- of the front ----------------------------------------------------------------------------------------------------
@@ -106,5 +119,5 @@ class Grant(msgspec.Struct, frozen=True):
     nbytes: int
 
 
-StageAction: TypeAlias = Dispatch | ToWorker | Fail | Settle | Kill | Forget | News | Release
+StageAction: TypeAlias = Dispatch | ToWorker | Fail | Settle | Kill | Forget | News | Foresee | Release
 FrontAction: TypeAlias = Admit | Drop | Grant | Settle | Release

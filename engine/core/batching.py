@@ -9,8 +9,12 @@ A stage has one queue for all its workers. A batch leaves when a worker can take
     deadline   waiting longer would make the first deadline unreachable, going by how long a batch takes
 
 A worker that is busy may get a batch in advance (its prefetch credit), but only one that could not grow any more, or
-one that has waited its time when the worker is about to be done: taken earlier it would only stop growing. With
-``max_wait`` 0 nothing is past its wait in that sense, so the prefetch waits for ``full``.
+has waited its time, and only when the worker is about to be done: given earlier it would stop growing, or stand behind
+a slow worker while others are free. With ``max_wait`` 0 nothing is past its wait in that sense, so the prefetch waits
+for ``full``.
+
+Where deadlines differ, the earliest come first. Sorting a long queue for every batch would cost more than it gives, so
+it is done at most so often that it takes a twentieth of the time, and only where not everybody gets into the batch.
 """
 
 from __future__ import annotations
@@ -30,6 +34,10 @@ from engine.core.items import Item
 # wake-ups of threads take when all of them are busy.
 AHEAD_S: Final = 0.002
 
+
+TOLERANCE_S: Final = 0.010  # deadlines that are out of order by less are in order: requests overtake each other
+SORT_EVERY_S: Final = 4e-6  # per item of the queue: twenty times what it takes to sort it
+SAMPLES: Final = 16  # deadlines that tell how those of a whole queue lie
 
 # Bytes of what the requests of one batch bring for their workers, headers above all: it travels in the batch's header,
 # which is bounded (engine.core.wire.HEADER_MAX).
@@ -91,13 +99,17 @@ def decide(
     now: float,
     service_s: float = 0.0,
     free_at: float = 0.0,
+    not_before: float = 0.0,
     draining: bool = False,
 ) -> Decision:
-    """Whether a batch leaves now. ``service_s`` is how long a batch takes, from release to its results; ``free_at``
-    when a busy taker will probably be done."""
+    """Whether a batch leaves now. ``service_s`` is how long one more than there is would take, from release to results;
+    ``free_at`` when a busy taker will probably be done, and ``not_before`` when it may be given a full batch: before
+    that others may be free."""
     if taker is Taker.NOBODY or backlog.count == 0:
         return NOTHING
     if backlog.count >= policy.max_batch_size or backlog.nbytes >= policy.max_batch_bytes:
+        if taker is Taker.BUSY and now < not_before:
+            return Decision(None, not_before)
         return _NOW[Reason.FULL]
     if draining:
         return _NOW[Reason.DRAIN]
@@ -108,6 +120,8 @@ def decide(
         wait_over = max(wait_over, free_at - AHEAD_S) if policy.max_wait_s else inf
     if now >= wait_over:
         return _NOW[Reason.WAIT]
+    if taker is Taker.BUSY:
+        return Decision(None, wait_over)  # given to somebody who is busy it would not be done any sooner
     last_call = backlog.first_deadline - service_s
     if now >= last_call:
         return _NOW[Reason.DEADLINE]
@@ -125,6 +139,10 @@ class BatchQueue:
         self.policy = policy
         self.nbytes = 0
         self.items: OrderedDict[int, Item] = OrderedDict()  # by uid; to be looked at, not to be changed
+        self.is_mixed = False  # some deadlines are out of order, or were since the queue was last empty
+        self._latest = -inf  # deadline of what was pushed
+        self._is_sorted = True
+        self._sort_at = -inf  # not before
 
     def __len__(self) -> int:
         return len(self.items)
@@ -133,13 +151,23 @@ class BatchQueue:
         return uid in self.items
 
     def push(self, item: Item) -> None:
-        self.items[item.request.uid] = item
+        request = item.request
+        items = self.items
+        if not items:
+            self.is_mixed, self._is_sorted, self._latest = False, True, -inf
+        deadline = request.deadline
+        if deadline > self._latest:
+            self._latest = deadline
+        elif deadline < self._latest - TOLERANCE_S:
+            self.is_mixed, self._is_sorted = True, False
+        items[request.uid] = item
         self.nbytes += item.size
 
     def push_front(self, items: list[Item]) -> None:
         """Items that were released once come before everything else, in their old order."""
         for item in reversed(items):
             uid = item.request.uid
+            self._latest = max(self._latest, item.request.deadline)
             self.items[uid] = item
             self.items.move_to_end(uid, last=False)
             self.nbytes += item.size
@@ -162,24 +190,60 @@ class BatchQueue:
             first = min((item.request.deadline for item in window), default=inf)
         return Backlog(len(self.items), self.nbytes, oldest, first)
 
-    def take(self, now: float) -> tuple[list[Item], list[Item]]:
+    def sort(self, now: float) -> None:
+        """The earliest deadlines first, if they are not. Equal ones stay as they are."""
+        if not self._is_sorted:
+            self.items = OrderedDict(sorted(self.items.items(), key=_deadline))
+            self._is_sorted = True
+            self._sort_at = now + len(self.items) * SORT_EVERY_S
+
+    @property
+    def most(self) -> int:
+        """Items of the next batch, if there are so many: by count, and by bytes if they are as large as the mean."""
+        most, room = self.policy.max_batch_size, self.policy.max_batch_bytes
+        if self.nbytes <= room:
+            return most
+        return max(1, min(most, room * len(self.items) // self.nbytes))
+
+    def first(self) -> Item | None:
+        return next(iter(self.items.values()), None)
+
+    def sample(self) -> list[float]:
+        """Deadlines of some items, evenly chosen, in order."""
+        step = len(self.items) // SAMPLES + 1
+        return sorted([item.request.deadline for item in islice(self.items.values(), 0, None, step)])
+
+    def take(self, now: float, *, most: int = 0, done_at: float = 0.0) -> tuple[list[Item], list[Item], bool]:
         """The next batch and the items that are not worth computing any more, both removed from the queue.
 
-        A batch holds at most max_batch_size items, max_batch_bytes and METAS_MOST, but always one item, however large.
+        A batch holds at most ``most`` items (0: max_batch_size), max_batch_bytes and METAS_MOST, but always one item,
+        however large. Where one of them is due before the batch would be done, at ``done_at``, nothing is removed but
+        what is dead: somebody has to choose. The third of the result says so.
         """
         batch: list[Item] = []
         dead: list[Item] = []
-        most = self.policy.max_batch_size
+        most = most or self.policy.max_batch_size
         room = self.policy.max_batch_bytes
         nbytes = 0
         items = self.items
+        if not self._is_sorted and len(items) > most and now >= self._sort_at:
+            self.sort(now)
+            items = self.items
         heads = METAS_MOST
+        bound = done_at if done_at > now else now
         while items and len(batch) < most:
             uid, item = items.popitem(last=False)
             request = item.request
             # Item.is_due, written out: a call for every item is a tenth of what the broker does for it.
-            if request.closed or request.deadline <= now or request.hop != item.hop:
-                dead.append(item)
+            if request.closed or request.deadline <= bound or request.hop != item.hop:
+                if request.closed or request.deadline <= now or request.hop != item.hop:
+                    dead.append(item)
+                else:
+                    for back in (item, *reversed(batch)):
+                        items[back.request.uid] = back
+                        items.move_to_end(back.request.uid, last=False)
+                    self.nbytes -= sum([gone.size for gone in dead])
+                    return [], dead, True
             elif (item.size > room or len(request.meta) > heads) and batch:
                 items[uid] = item
                 items.move_to_end(uid, last=False)
@@ -190,4 +254,8 @@ class BatchQueue:
                 heads -= len(request.meta)
             nbytes += item.size
         self.nbytes -= nbytes
-        return batch, dead
+        return batch, dead, False
+
+
+def _deadline(entry: tuple[int, Item]) -> float:
+    return entry[1].request.deadline

@@ -78,6 +78,12 @@ class Member:
         """Items it has."""
         return sum([len(batch.items) for batch in self.batches.values()])
 
+    def is_overdue(self, now: float) -> bool:
+        """It should have done all it has by now, and by more than half the time of the last of it."""
+        if now <= self.free_at:
+            return False
+        return bool(self.batches) and now > self.free_at + self.batches[next(reversed(self.batches))].expected_s / 2
+
 
 class Crew:
     """See the module. ``in_advance`` false: nobody is given a second batch."""
@@ -86,11 +92,6 @@ class Crew:
         self.workers: dict[int, Member] = {}
         self._ready: list[OrderedDict[int, Member]] = [OrderedDict() for _ in range(CREDIT_MAX)]  # by batches they have
         self._computing: OrderedDict[int, Member] = OrderedDict()
-        self._in_advance = in_advance
-        self._credit = 2 if in_advance else 1
-
-    def change(self, *, in_advance: bool) -> None:
-        """Whether anybody is given a second batch, from the next one on."""
         self._in_advance = in_advance
         self._credit = 2 if in_advance else 1
 
@@ -136,6 +137,28 @@ class Crew:
                 return worker
         return None
 
+    def soonest(self, now: float) -> Member | None:
+        """The same where it is known how long batches take, and they take long: the quickest of those that are idle,
+        else whoever is free first. One that should have been done long ago is not waited for."""
+        idle, busy = self._ready[0], self._ready[1]
+        if idle:
+            return min(idle.values(), key=_class) if len(idle) > 1 else next(iter(idle.values()))
+        if self._credit < 2:
+            return None
+        return min([worker for worker in busy.values() if not worker.is_overdue(now)], key=_free_at, default=None)
+
+    def outlook(self) -> tuple[list[float], float]:
+        """When each worker that can be given work will be free, in order (the past: it is), and how slow they are
+        together: the harmonic mean."""
+        frees: list[float] = []
+        speed = 0.0
+        for worker in self.workers.values():
+            if worker.state is WorkerState.READY:
+                frees.append(worker.free_at if worker.batches else 0.0)
+                speed += 1.0 / worker.slowness
+        frees.sort()
+        return frees, len(frees) / speed if speed else 1.0
+
     def late(self, now: float, timeout_s: float) -> Iterator[Member]:
         """Workers whose batch has taken ``timeout_s``, each given out once per batch."""
         while self._computing:
@@ -150,3 +173,12 @@ class Crew:
         for worker in self._computing.values():
             return worker.since + timeout_s
         return inf
+
+
+def _class(worker: Member) -> int:
+    """Workers whose speeds differ by little are alike; of those the longest idle comes first."""
+    return round(worker.slowness * 4)
+
+
+def _free_at(worker: Member) -> float:
+    return worker.free_at

@@ -6,6 +6,11 @@ frontend, from :meth:`FrontMachine.take_answers`. Rules held here:
 * a frontend that has not introduced itself is not listened to: its numbers may mean other routes than ours;
 * a request is admitted or answered at once: 503 while draining or when a stage of its route has nobody, 408 when its
   time is over already, 429 past the capacity in requests or bytes, or when a stage of its route holds all it may;
+* it is answered 429 at once as well when, as the stages of its route see their next seconds (Outlook), it would not be
+  answered in its time. Nobody is refused whom an idle worker could begin with: what is expected may be wrong, and who
+  refuses everybody never finds out;
+* whoever is refused for want of room or time is told when to come again: one after the other, as fast as requests have
+  been leaving lately;
 * an admitted request is in the ledger until it is answered, exactly once; what comes for a request that is not in the
   ledger is a duplicate, and only frees the credit of whoever computed it;
 * a request whose deadline passes is answered 408 wherever it is;
@@ -20,13 +25,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
-from math import inf
+from math import ceil, inf
 from typing import Final, TypeAlias
 
 from msgspec.structs import replace
 
 from engine.core import wording
-from engine.core.actions import Admit, Drop, Fail, FrontAction, Grant, Release, Settle
+from engine.core.actions import Admit, Drop, Fail, Foresee, FrontAction, Grant, News, Release, Settle
 from engine.core.arena import Ref
 from engine.core.introduction import Introduction, Refusal, agreed, refuse_frontend
 from engine.core.items import Item, Request
@@ -45,6 +50,7 @@ from engine.core.messages import (
     StreamEvents,
     Submit,
 )
+from engine.core.predict import Outlook
 from engine.core.routing import Topology
 from engine.core.stats import FrontStats
 from engine.core.wire import MICROS, Payload, payload_size, refs_of
@@ -61,8 +67,13 @@ DEADLINES_SLACK: Final = 1024
 TORN: Final = wording.TORN.encode()
 TIMEOUT: Final = wording.TIMEOUT.encode()
 
-
 Rejection: TypeAlias = tuple[str, Status, str, Speaker]  # metric label, status, text, whose word it is
+
+PREDICTED: Final[Rejection] = "predicted", Status.OVERLOADED, wording.PREDICTED, Speaker.FORECAST
+
+MEASURE_S: Final = 0.25  # over which it is counted how many requests leave
+RETRY_MOST_S: Final = 10.0  # beyond that nothing is known
+RETRY_UNKNOWN_S: Final = 1.0  # where nothing has left lately
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,8 @@ class StageView:
     state: StageState
     absent_at: float = 0.0
     full: bool = False
+    outlook: Outlook | None = None  # None: nobody waits there for long, or nothing is known
+    handed: int = 0  # items it was given from here
 
 
 @dataclass(slots=True)
@@ -103,6 +116,7 @@ class _Column:
     trails: list[bytes] = field(default_factory=list)
     headers: dict[int, dict[str, str]] = field(default_factory=dict)
     speakers: dict[int, int] = field(default_factory=dict)
+    retries_ms: dict[int, int] = field(default_factory=dict)
     payloads: list[Payload] = field(default_factory=list)
 
 
@@ -129,6 +143,19 @@ class FrontMachine:
         self._sessions = 0
         self._deadlines: list[tuple[float, int]] = []
         self._answers: dict[bytes, _Column] = {}
+        self._pressed = False  # some stage has an outlook
+        self._rate = 0.0  # requests that left in a second, lately
+        self._measured_at = 0.0
+        self._left = 0  # requests that had left then
+        self._turn_at = 0.0  # when the one who was refused last may come again
+        # By route: its stages, each with the share of routes through the one before that go on to it.
+        self._ways = [
+            [
+                (stage, self._share(route.stages[hop - 1], stage) if hop else 0.0)
+                for hop, stage in enumerate(route.stages)
+            ]
+            for route in topology.routes
+        ]
         # By stage, by route that passes it: its hop there, and whether it is the last.
         self._standings = [
             {
@@ -138,6 +165,10 @@ class FrontMachine:
             }
             for stage in range(len(topology.stages))
         ]
+
+    def _share(self, former: int, stage: int) -> float:
+        through = [route.stages for route in self.topology.routes if former in route.stages]
+        return sum([stage in stages for stages in through]) / len(through)
 
     # --- from frontends ----------------------------------------------------------------------------------------------
 
@@ -197,15 +228,21 @@ class FrontMachine:
             if route not in blocked:
                 blocked[route] = self._blocked(route, now)
             size = len(payload) if type(payload) is bytes else payload_size(payload)
+            deadline = now + budget_us / MICROS
+            late_s = 0.0
             rejection = blocked[route] or self._rejection(budget_us, size)
+            if self._pressed and rejection is None:
+                late_s = self._late_by(route, deadline, now)
+                if late_s > 0.0:
+                    rejection = PREDICTED
             if rejection is not None:
                 reason, status, text, speaker = rejection
                 self.stats.rejected[reason] = self.stats.rejected.get(reason, 0) + 1
-                self._answer(peer, seq, status, text.encode(), speaker)
+                retry_s = self._retry_s(late_s, now) if status is Status.OVERLOADED else 0.0
+                self._answer(peer, seq, status, text.encode(), speaker, retry_s=retry_s)
                 unread.extend(refs_of(payload))
                 continue
             uid = self._uid = self._uid + 1
-            deadline = now + budget_us / MICROS
             request = Request(uid, peer, seq, route, deadline, meta, size)
             self.ledger[uid] = known[seq] = request
             self.nbytes += size
@@ -216,6 +253,7 @@ class FrontMachine:
                 admitted[first].append(item)
             else:
                 admitted[first] = [item]
+            self.stages[first].handed += 1
         for stage, items in admitted.items():
             self.stats.admitted += len(items)
             self.actions.append(Admit(stage, items))
@@ -245,6 +283,38 @@ class FrontMachine:
         if self.nbytes + size > self.spec.capacity_bytes and self.ledger:
             return "capacity_bytes", Status.OVERLOADED, wording.BODIES_FILL, Speaker.DOOR
         return None
+
+    def _late_by(self, route: int, deadline: float, now: float) -> float:
+        """By how many seconds a request would be late if it was admitted now; not above 0: it would not be, or nothing
+        is known, or everybody is idle who has to do with it."""
+        coming = 0.0  # items on their way to the next stage of the route, before this one
+        done_at = now
+        is_free = True
+        for stage, share in self._ways[route]:
+            view = self.stages[stage]
+            outlook = view.outlook
+            if outlook is None or not outlook.frees:
+                continue
+            waiting = outlook.queued + view.handed - outlook.taken + coming * share
+            ahead = int(waiting * outlook.before(deadline) if outlook.deadlines else waiting)
+            is_free = is_free and not ahead and outlook.is_free(now)
+            done_at = max(outlook.finish(ahead, now), done_at + outlook.alone_s)
+            coming = waiting + outlook.in_flight
+        return -1.0 if is_free else done_at - deadline
+
+    def _retry_s(self, late_s: float, now: float) -> float:
+        """When somebody who is refused had better come again: those who are refused come one after the other, as fast
+        as requests have been leaving lately, and none before it could have been done in time."""
+        left = self.stats.admitted - len(self.ledger)
+        past = now - self._measured_at
+        if past >= MEASURE_S:
+            self._rate = (left - self._left) / past
+            self._measured_at, self._left = now, left
+        if self._rate <= 0.0:
+            return RETRY_UNKNOWN_S
+        turn_at = max(self._turn_at, now) + 1.0 / self._rate
+        self._turn_at = turn_at = min(turn_at, now + RETRY_MOST_S)
+        return min(turn_at - now + late_s, RETRY_MOST_S)
 
     def cancel(self, peer: bytes, seqs: Sequence[int]) -> None:
         """Clients have gone: close their requests without an answer."""
@@ -383,14 +453,26 @@ class FrontMachine:
                 stage = self.topology.routes[request.route].stages[request.stream_hop]
                 self.actions.append(Grant(stage, request.streamer, request.uid, count))
 
-    def fail(self, fail: Fail) -> None:
+    def fail(self, fail: Fail, now: float) -> None:
         """A stage gives requests up; one of which another copy has gone further is left alone."""
         body = fail.text.encode()
+        speaker = Speaker.FORECAST if fail.hopeless else Speaker.STAGE
         for uid in fail.uids:
             request = self.ledger.get(uid)
             if request is not None and self._stage_of(request) == fail.stage:
                 self._close(request)
-                self._answer(request.frontend, request.seq, fail.status, body, Speaker.STAGE)
+                retry_s = self._retry_s(0.0, now) if fail.status == Status.OVERLOADED else 0.0
+                self._answer(request.frontend, request.seq, fail.status, body, speaker, retry_s=retry_s)
+
+    def heard_of(self, news: News) -> None:
+        """A stage says how it stands."""
+        view = self.stages[news.stage]
+        view.state, view.absent_at, view.full = news.state, news.absent_at, news.full
+
+    def foresee(self, foresee: Foresee) -> None:
+        """What a stage expects of its next seconds."""
+        self.stages[foresee.stage].outlook = foresee.outlook
+        self._pressed = any(view.outlook is not None for view in self.stages)
 
     def expire(self, now: float) -> float:
         """Answer what is late; returns the next deadline (inf when there is none). To be called once per pass: it also
@@ -431,6 +513,7 @@ class FrontMachine:
                     trails=column.trails,
                     headers=column.headers,
                     speakers=column.speakers,
+                    retries_ms=column.retries_ms,
                 ),
                 column.payloads,
             )
@@ -457,9 +540,20 @@ class FrontMachine:
             column = self._answers[peer] = _Column()
         return column
 
-    def _answer(self, peer: bytes, seq: int, status: int, body: bytes, speaker: Speaker = Speaker.DOOR) -> None:
+    def _answer(
+        self,
+        peer: bytes,
+        seq: int,
+        status: int,
+        body: bytes,
+        speaker: Speaker = Speaker.DOOR,
+        *,
+        retry_s: float = 0.0,
+    ) -> None:
         """An answer in the broker's own words."""
         column = self._column(peer)
+        if retry_s:
+            column.retries_ms[len(column.seqs)] = ceil(retry_s * 1000)
         column.speakers[len(column.seqs)] = int(speaker)
         column.seqs.append(seq)
         column.statuses.append(int(status))

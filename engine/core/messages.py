@@ -55,7 +55,7 @@ Texts: TypeAlias = Annotated[list[str], _COLUMN]
 Blobs: TypeAlias = Annotated[list[bytes], _COLUMN]
 Layout: TypeAlias = list[int]
 FlowCode: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=3)]  # of Flow
-SpeakerCode: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2)]  # of Speaker
+SpeakerCode: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=3)]  # of Speaker
 Refs: TypeAlias = dict[Id, list[tuple[Id, Id, Id, Id]]]  # item -> (part, arena, offset, length), parts ascending
 
 
@@ -88,6 +88,7 @@ class Speaker(IntEnum):
     WORKER = 0  # user code, or what became of it
     STAGE = 1  # the broker, of one stage: it is full, its workers died, its time limit has passed
     DOOR = 2  # the broker, of the whole deployment: it is full or draining; and of the request: its time is over
+    FORECAST = 3  # the broker, of this request alone: it would not be answered in its time
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=False):
@@ -138,8 +139,9 @@ class FrontendBeat(Message, frozen=True, tag=3):
 class Answers(Message, frozen=True, tag=4):
     """Final answers; the payload is the body, or for a failure the UTF-8 message the client may see.
 
-    ``trails`` holds for each hop three little-endian u32 of microseconds: queue, batch, compute. Two are sparse, by
-    item position: ``headers``, extra response headers, and ``speakers``, whose word it is where it is no worker's.
+    ``trails`` holds for each hop three little-endian u32 of microseconds: queue, batch, compute. Three are sparse, by
+    item position: ``headers``, extra response headers; ``speakers``, whose word it is where it is no worker's; and
+    ``retries_ms``, of what is refused: in how many milliseconds it had better be sent again.
     """
 
     seqs: Ids
@@ -149,6 +151,7 @@ class Answers(Message, frozen=True, tag=4):
     headers: dict[int, dict[str, str]] = {}
     speakers: dict[int, SpeakerCode] = {}
     layout: Layout = []
+    retries_ms: dict[int, Id] = {}
 
 
 class Events(Message, frozen=True, tag=5):

@@ -22,13 +22,15 @@ from bisect import bisect_right
 from math import inf, sqrt
 from typing import Final, Protocol
 
+import msgspec
+
 FADE: Final = 0.98  # of what is known, with each batch
 SPEED_SMOOTHING: Final = 0.15
 ERROR_SMOOTHING: Final = 0.05
 OVERHEAD_SMOOTHING: Final = 0.1
 LINE_WEIGHT: Final = 4.0  # of the line against the first batch of a size; it falls as these become more
 TABLE_WEIGHT: Final = 20.0  # batches over which a mean of the table goes
-MARGIN: Final = 0.5  # of the error, kept by whoever plans; a stage that keeps two refuses itself to death
+MARGIN: Final = 1.0  # of the error, kept by whoever plans; a stage that keeps two refuses itself to death
 LEAST_ERROR: Final = 0.03
 OUTLIER: Final = 4.0
 SLOWEST: Final = 16.0
@@ -75,9 +77,13 @@ class Times:
         """Seconds from when ``worker`` can begin with a batch of ``n`` until its results are there; 0 while unknown."""
         return self.shape[n] * worker.slowness + self.overhead_s
 
+    def predict_mean(self, n: int, slowness: float) -> float:
+        """The same of a worker that is so slow."""
+        return self.shape[n] * slowness + self.overhead_s
+
     def fit(self, n: int, room_s: float, worker: Paced) -> int:
         """The largest batch up to ``n`` that ``worker`` would have done in ``room_s``, with the margin; 0: none."""
-        room = (room_s - self.overhead_s) / (worker.slowness * self.margin)
+        room = (room_s / self.margin - self.overhead_s) / worker.slowness
         return bisect_right(self.shape, room, 1, n + 1) - 1
 
     # --- learning ----------------------------------------------------------------------------------------------------
@@ -99,6 +105,9 @@ class Times:
         self._count += 1
         self._fit_line(n, took_s / slowness)
         mean, weight = self._table.get(bucket(n), (0.0, 0.0))
+        if weight > 2.0 and mean > 2.0 * took_s / slowness:
+            self._forget()
+            weight = 0.0
         weight = min(weight * 0.95 + 1.0, TABLE_WEIGHT)
         self._table[bucket(n)] = (mean + (took_s / slowness - mean) / weight, weight)
         if self._count < FRESH or now - self._built_at >= BUILD_S:
@@ -108,6 +117,13 @@ class Times:
     def learn_overhead(self, seconds: float) -> None:
         """What a batch took from its release, or from the results of the one before, beyond computing."""
         self.overhead_s += (max(seconds, 0.0) - self.overhead_s) * (OVERHEAD_SMOOTHING if self.overhead_s else 1.0)
+
+    def _forget(self) -> None:
+        """Batches take much less than they did: what was known is half as certain. Whoever believes in slow workers gives
+        them little to do, and would take long to find out."""
+        for name in ("_s0", "_sn", "_snn", "_st", "_snt"):
+            setattr(self, name, getattr(self, name) / 2)
+        self._table = {size: (mean, weight / 2) for size, (mean, weight) in self._table.items()}
 
     def _fit_line(self, n: int, t: float) -> None:
         self._s0 = s0 = self._s0 * FADE + 1.0
@@ -158,3 +174,50 @@ class Times:
 def _tops(most: int) -> list[int]:
     """The largest size of each bucket beyond 16."""
     return [n for n in range(17, most) if bucket(n + 1) != bucket(n)]
+
+
+class Outlook(msgspec.Struct, frozen=True):
+    """How a stage sees its next seconds: what whoever stands at the door needs to say when one item more would be done.
+
+    It is compact and may be a little old. What it says of workers holds as time passes; who else has been let in since
+    then the door knows.
+    """
+
+    queued: int
+    in_flight: int
+    taken: int  # items that the door has handed to the stage so far and that are counted above, or gone
+    frees: list[float]  # when each worker that can be given work will be free, in order; the past: it is
+    most: int  # items of a batch, as large as they are now
+    rate: float  # items per second that come
+    shape: list[float]  # see Times, like the next two
+    overhead_s: float
+    margin: float
+    slowness: float  # of the workers together
+    deadlines: list[float] = []  # where deadlines differ: those of some waiting items, evenly chosen, in order
+
+    def finish(self, ahead: int, now: float) -> float:
+        """When an item with ``ahead`` others before it would be done, if it is there now."""
+        full, rest = divmod(ahead, self.most)
+        rounds, place = divmod(full, len(self.frees))
+        free = self.frees[place]
+        if free < now:
+            free = now
+        free += rounds * self._takes(self.most)
+        n = min(self.most, rest + 1 + int(self.rate * (free - now)))  # more come while it waits
+        return free + self._takes(n) * self.margin
+
+    @property
+    def alone_s(self) -> float:
+        """How long one item takes."""
+        return self._takes(1)
+
+    def is_free(self, now: float) -> bool:
+        """Somebody has nothing to do."""
+        return self.frees[0] <= now
+
+    def before(self, deadline: float) -> float:
+        """The share of what waits that is due before ``deadline``."""
+        return bisect_right(self.deadlines, deadline) / len(self.deadlines) if self.deadlines else 1.0
+
+    def _takes(self, n: int) -> float:
+        return self.shape[n] * self.slowness + self.overhead_s

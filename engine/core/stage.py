@@ -27,9 +27,21 @@ from math import inf
 from typing import Final
 
 from engine.core import wording
-from engine.core.actions import Dispatch, Fail, Forget, Grant, Kill, News, Release, Settle, StageAction, ToWorker
+from engine.core.actions import (
+    Dispatch,
+    Fail,
+    Foresee,
+    Forget,
+    Grant,
+    Kill,
+    News,
+    Release,
+    Settle,
+    StageAction,
+    ToWorker,
+)
 from engine.core.arena import Ref
-from engine.core.batching import BatchQueue, Policy, Reason, Taker, decide
+from engine.core.batching import AHEAD_S, BatchQueue, Policy, Reason, Taker, decide
 from engine.core.crew import Crew, InFlight, Member
 from engine.core.introduction import Introduction, Refusal, Stranger, agreed, refuse_worker
 from engine.core.items import Item, Request
@@ -51,7 +63,7 @@ from engine.core.messages import (
     Welcome,
     WorkerBeat,
 )
-from engine.core.predict import Times
+from engine.core.predict import Outlook, Times
 from engine.core.routing import Topology
 from engine.core.stats import StageStats, duration_buckets
 from engine.core.wire import MICROS, Payload, payload_size, refs_of
@@ -60,6 +72,12 @@ from engine.core.worker_states import SERVING, TABLE, WorkerEvent, WorkerState
 KEY_SHIFT: Final = 20  # bits of a worker's key below the epoch
 
 CALM: Final = frozenset({WorkerState.STARTING, WorkerState.READY})
+
+LONG_S: Final = 2 * AHEAD_S  # batches that take longer are planned one by one
+LOOK_S: Final = 0.002  # how often the front is told what to expect, at most
+CALM_S: Final = 0.020  # who waits for less is not worth a word
+MEASURE_S: Final = 0.1
+DELAY_SMOOTHING: Final = 0.1
 
 LEARN_S: Final = 0.005  # of batches that take less, one in such a time is learned from
 
@@ -118,22 +136,26 @@ class StageMachine:
         self._keys = epoch << KEY_SHIFT  # a key of a former broker's means nobody here
         self._batches = 0
         self._learn_at = 0.0
+        self.delay_s = 0.0  # from an item's arrival to its release, lately
+        self._later = [0.0] * len(topology.routes)  # by route: what an item needs after this stage, in seconds
+        self._later_s = 0.0  # the most of these
+        self._told_after: dict[int, float] = {}  # the same by the stage that comes next
+        self._rate = 0.0  # items per second
+        self._measured_at = 0.0
+        self._counted = 0
+        self._look_at = 0.0
+        self._taken = 0  # items that came from the front
+        self._foresaw: Outlook | None = None
         self._absent_at = absent_at  # from when on the stage has nobody; inf while it has
         self._told: tuple[object, ...] = ()
         self._was_full = False
         self._is_calm = True  # all workers are starting or ready
 
-    def change(self, spec: StageSpec, now: float) -> None:
-        """Serve by other numbers from now on; what is under way is not touched. The name stays."""
-        self.spec = spec
-        self.queue.policy = spec.policy
-        self.crew.change(in_advance=spec.idempotent)
-        self._tell(now)
-
     # --- items in ----------------------------------------------------------------------------------------------------
 
     def enqueue(self, items: Sequence[Item], now: float) -> None:
         """Newly admitted items (first stage of their route)."""
+        self._taken += len(items)
         for item in items:
             self._push(item)
 
@@ -147,7 +169,19 @@ class StageMachine:
                 continue
             request.hop += 1
             self._push(Item(request, payload, payload_size(payload), now, 1, trail, request.hop))
-        self.actions.append(Settle(results.stage, results.worker, results.batch, results.uids, now, results.compute_us))
+        after_s = self.delay_s + self.service_s + self._later_s
+        self.actions.append(
+            Settle(
+                results.stage,
+                results.worker,
+                results.batch,
+                results.uids,
+                now,
+                results.compute_us,
+                self.index,
+                after_s,
+            )
+        )
 
     def _is_next(self, request: Request, stage: int) -> bool:
         try:
@@ -291,6 +325,8 @@ class StageMachine:
         if worker is None or batch is None:
             return  # of a worker that was given up; its items were replayed
         held = batch.items
+        if settle.after_s and abs(settle.after_s - self._told_after.get(settle.sender, 0.0)) > 0.05 * settle.after_s:
+            self._hear_after(settle)
         if settle.compute_us:
             self.stats.lane(worker.slot).forward_s += settle.compute_us / MICROS
             batch.compute_us += settle.compute_us
@@ -328,6 +364,14 @@ class StageMachine:
             self._turn(worker, WorkerEvent.SETTLED)
             self._forget(worker, now)
 
+    def _hear_after(self, settle: Settle) -> None:
+        """What items still need after this stage, if they go on to that one."""
+        self._told_after[settle.sender] = settle.after_s
+        for number, route in enumerate(self.topology.routes):
+            if self.index in route.stages and self.topology.next_stage(number, self.index) == settle.sender:
+                self._later[number] = settle.after_s
+        self._later_s = max(self._later)
+
     def _learn(self, worker: Member, batch: InFlight, took_s: float, now: float) -> None:
         """Short batches are many, and one in a while tells all there is to know of them."""
         if now < self._learn_at:
@@ -348,8 +392,9 @@ class StageMachine:
         """Do all that can be done now; returns when to call again at the latest (inf: only when something happens)."""
         wake = inf
         crew = self.crew
+        is_long = self.service_s > LONG_S and self.times.known
         while True:
-            worker = crew.next()
+            worker = crew.soonest(now) if is_long else crew.next()
             if worker is None:
                 break
             is_idle = not worker.batches
@@ -365,30 +410,157 @@ class StageMachine:
             waiting = len(self.queue.items)
             if not waiting:
                 break
+            policy, times = self.spec.policy, self.times
             taker = Taker.IDLE if is_idle else Taker.BUSY
             # The earliest deadline costs a look at every item; it matters only if a partial batch may wait.
-            partial = waiting < self.spec.policy.max_batch_size
-            backlog = self.queue.backlog(deadlines=partial and (taker is Taker.BUSY or not self.spec.policy.eager))
+            partial = waiting < policy.max_batch_size
             decision = decide(
-                self.spec.policy,
-                backlog,
+                policy,
+                self.queue.backlog(deadlines=partial and is_idle and not policy.eager),
                 taker,
                 now=now,
-                service_s=self.service_s,
-                free_at=worker.since + self.service_s * len(worker.batches),
+                service_s=times.predict(waiting + 1, worker) if partial else 0.0,
+                free_at=worker.free_at if is_long else worker.since + self.service_s * len(worker.batches),
+                not_before=worker.free_at - AHEAD_S if is_long else 0.0,
                 draining=self.draining,
             )
             if decision.reason is None:
                 wake = decision.wake_at
                 break
-            items, dead = self.queue.take(now)
+            done_at = 0.0
+            if times.known:
+                start = now if is_idle or worker.free_at < now else worker.free_at
+                n = policy.max_batch_size if not partial else waiting
+                done_at = start + times.predict(n, worker) * times.margin + self._later_s
+            items, dead, is_tight = self.queue.take(now, done_at=done_at)
             if dead:
                 self._drop(dead, now)
+            if is_tight:
+                most, look_at = self._choose(worker, start, now, is_idle=is_idle)
+                if not most:
+                    wake = look_at
+                    break
+                items, dead, _ = self.queue.take(now, most=most)
             if items:
                 self._dispatch(worker, items, decision.reason, now)
         if self._is_full() != self._was_full:
             self._tell(now)
+        if now >= self._look_at and self.times.known:
+            self._foresee(now)
         return min(wake, self._next_limit())
+
+    def _choose(self, worker: Member, start: float, now: float, *, is_idle: bool) -> tuple[int, float]:
+        """Somebody is due before a whole batch would be done: who is left out, and how many of the others go.
+
+        The batch is made smaller for the first of them only if that costs the others less than one of them: to shrink
+        batches whenever somebody is late is to be late with everybody. Returns how many of the first items ``worker``
+        is given, or 0 and when to look again.
+        """
+        queue, times = self.queue, self.times
+        queue.sort(now)
+        need = self._need(now)
+        dead: list[Item] = []
+        hopeless: list[Item] = []
+        most, look_at = 0, inf
+        while (item := queue.first()) is not None:
+            request = item.request
+            if not item.is_due(now):
+                dead.append(item)
+                queue.discard(request.uid)
+                continue
+            others = len(queue) - 1
+            whole = min(others + 1, queue.most)
+            due = request.deadline - self._later[request.route]
+            fits = times.fit(whole, due - start, worker)
+            if fits >= whole:
+                most = whole
+                break
+            want = min(others, need)
+            if want > fits:
+                lost = want / times.predict(want, worker) * times.predict(max(fits, 1), worker) - fits
+                if lost > 1.0:
+                    hopeless.append(item)
+                    queue.discard(request.uid)
+                    continue
+            if fits:
+                most = fits
+                break
+            other = self._who_else(worker, due, now)
+            if other is not None:
+                look_at = max(other.free_at, now + AHEAD_S)
+                break
+            if not others:  # it costs nobody anything, and shows how long it does take
+                most = int(is_idle)
+                break
+            hopeless.append(item)
+            queue.discard(request.uid)
+        if dead:
+            self._drop(dead, now)
+        if hopeless:
+            self._refuse(hopeless)
+        return most, look_at
+
+    def _who_else(self, worker: Member, due: float, now: float) -> Member | None:
+        """Another worker that could have one item done by ``due``."""
+        times = self.times
+        for other in self.workers.values():
+            if other is worker or other.state is not WorkerState.READY or other.is_overdue(now):
+                continue
+            free_at = max(other.free_at, now) if other.batches else now
+            if len(other.batches) < 2 and free_at + times.predict(1, other) * times.margin <= due:
+                return other
+        return None
+
+    def _need(self, now: float) -> int:
+        """The smallest batch with which the stage keeps up with what comes."""
+        self._measure(now)
+        frees, slowness = self.crew.outlook()
+        times, most = self.times, self.spec.policy.max_batch_size
+        rate = self._rate * 1.05
+        n = 1
+        while n < most and n * len(frees) < rate * (times.shape[n] * slowness + times.overhead_s):
+            n += max(1, n // 4)
+        return min(n, most)
+
+    def _measure(self, now: float) -> None:
+        """How many items come in a second."""
+        past = now - self._measured_at
+        if past >= MEASURE_S:
+            rate = (self.stats.arrived - self._counted) / past
+            weight = min(past / (past + max(MEASURE_S, 4 * self.service_s)) * 1.5, 1.0)
+            self._rate += (rate - self._rate) * weight
+            self._measured_at, self._counted = now, self.stats.arrived
+
+    def _foresee(self, now: float) -> None:
+        """Tell the front what to expect, if anybody who comes may have to wait."""
+        self._look_at = now + LOOK_S
+        queue, times = self.queue, self.times
+        frees, slowness = self.crew.outlook()
+        queued = len(queue) + len(self.last_attempts)
+        rounds = queued / queue.most / max(1, len(frees)) + 1.0
+        if not frees or rounds * times.predict_mean(queue.most, slowness) < CALM_S:
+            if self._foresaw is not None:
+                self._foresaw = None
+                self.actions.append(Foresee(self.index, None))
+            return
+        self._measure(now)
+        in_flight = sum([worker.in_flight for worker in self.workers.values()])
+        outlook = Outlook(
+            queued,
+            in_flight,
+            self._taken,
+            frees,
+            queue.most,
+            self._rate,
+            times.shape,
+            times.overhead_s,
+            times.margin,
+            slowness,
+            queue.sample() if queue.is_mixed else [],
+        )
+        if outlook != self._foresaw:
+            self._foresaw = outlook
+            self.actions.append(Foresee(self.index, outlook))
 
     def tick(self, now: float) -> None:
         """Time limits: of batches, of stuck workers, of silent ones. Cheap when nothing is due."""
@@ -487,7 +659,9 @@ class StageMachine:
         stats.bytes_out += nbytes
         lane = stats.lane(worker.slot)
         lane.batch_size.observe(len(items))
-        lane.batch_wait.observe(now - items[0].arrived)
+        waited_s = now - items[0].arrived
+        lane.batch_wait.observe(waited_s)
+        self.delay_s += (waited_s - self.delay_s) * DELAY_SMOOTHING
         flight.count = len(items)
         flight.expected_s = self.times.predict(flight.count, worker)
         worker.free_at = (worker.free_at if worker.batches else now) + flight.expected_s
@@ -559,6 +733,16 @@ class StageMachine:
         late = [item.request.uid for item in items if not item.request.closed and item.hop == item.request.hop]
         if late:
             self._fail(late, Status.TIMEOUT, wording.TIMEOUT)
+        for item in items:
+            self._release(item.let_go())
+
+    def _refuse(self, items: list[Item]) -> None:
+        """Items that would not be done in time, however soon they began, or only if several others were not."""
+        self.stats.hopeless += len(items)
+        self.stats.dropped += len(items)
+        uids = [item.request.uid for item in items]
+        self.stats.failed += len(uids)
+        self.actions.append(Fail(self.index, uids, int(Status.OVERLOADED), wording.HOPELESS, hopeless=True))
         for item in items:
             self._release(item.let_go())
 

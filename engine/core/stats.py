@@ -66,6 +66,7 @@ class StageStats:
     lanes: dict[int, LaneStats] = field(default_factory=dict)  # by slot
     arrived: int = 0
     dropped: int = 0  # closed or expired before they were computed
+    hopeless: int = 0  # of these: would not have been done in time
     replayed: int = 0
     failed: int = 0
     deaths: int = 0  # workers that vanished without leave

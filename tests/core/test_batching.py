@@ -136,7 +136,7 @@ def test_take_is_first_in_first_out_and_at_most_a_batch() -> None:
     queue = BatchQueue(POLICY)
     for uid in range(6):
         queue.push(item(uid))
-    batch, dead = queue.take(1.0)
+    batch, dead, _ = queue.take(1.0)
     assert (uids(batch), dead, len(queue), queue.nbytes) == ([0, 1, 2, 3], [], 2, 2)
 
 
@@ -157,7 +157,7 @@ def test_take_leaves_closed_and_late_items_out() -> None:
     closed.request.closed = True
     for one in (closed, late, good):
         queue.push(one)
-    batch, dead = queue.take(6.0)
+    batch, dead, _ = queue.take(6.0)
     assert (uids(batch), uids(dead), queue.nbytes) == ([3], [1, 2], 0)
 
 

@@ -18,7 +18,20 @@ from dataclasses import dataclass, field
 from math import inf
 
 from engine.core import introduction, meta
-from engine.core.actions import Admit, Dispatch, Drop, Fail, Forget, Grant, Kill, News, Release, Settle, ToWorker
+from engine.core.actions import (
+    Admit,
+    Dispatch,
+    Drop,
+    Fail,
+    Foresee,
+    Forget,
+    Grant,
+    Kill,
+    News,
+    Release,
+    Settle,
+    ToWorker,
+)
 from engine.core.call import Answer, Call, StreamEvent
 from engine.core.front import FrontMachine, FrontSpec
 from engine.core.introduction import FRONTEND, WORKER, Introduction, Refusal, Stranger
@@ -359,10 +372,11 @@ class Twin:
             case Settle():
                 self.stages[action.stage].settled(action, self.now)
             case Fail():
-                self.front.fail(action)
+                self.front.fail(action, self.now)
             case News():
-                view = self.front.stages[action.stage]
-                view.state, view.absent_at, view.full = action.state, action.absent_at, action.full
+                self.front.heard_of(action)
+            case Foresee():
+                self.front.foresee(action)
             case Kill():
                 self.workers[stage, action.worker].killed = True
             case Forget():
