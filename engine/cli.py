@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 STATUS_TIMEOUT_S: Final = 3.0
 
-COMMANDS: Final = ("up", "check", "broker", "frontend", "worker", "status")
+COMMANDS: Final = ("up", "check", "broker", "frontend", "worker", "status", "reload", "scale")
 
 _UP_ELSEWHERE: Final = ("run", "serve", "start")  # what other programs call it
 
@@ -46,6 +46,8 @@ _FLAGS: Final = {
     ),
     "worker": (*_HERE, "grace", "timeout"),
     "status": _HERE,
+    "reload": _HERE,
+    "scale": _HERE,
 }  # fmt: skip
 
 
@@ -89,6 +91,9 @@ def _parsed(arguments: list[str]) -> argparse.Namespace | None:
         deployment = name.endswith((".toml", os.sep)) or os.path.exists(name)
         top.error(f'unknown command "{name}"' + (f"; did you mean: engine up {name}" if deployment else _near(name)))
     options, unknown = top.parse_known_args(arguments)
+    if options.command is _scale:  # a flag between FILE and STAGE=N parts what argparse takes for one list
+        options.nums += [text for text in unknown if not text.startswith("-")]
+        unknown = [text for text in unknown if text.startswith("-")]
     if unknown:
         sub: argparse.ArgumentParser = options.parser
         sub.error(f"unrecognized arguments: {' '.join(unknown)}{_near_flag(unknown[0], name, sub)}")
@@ -159,6 +164,10 @@ def parser() -> argparse.ArgumentParser:
 
     status = add("status", _status, "show a running deployment", "engine status stages.toml --json")
     status.add_argument("--json", action="store_true", help="print what the broker says, as JSON")
+
+    add("reload", _reload, "replace the workers of a running deployment by what its file says now", "engine reload")
+    scale = add("scale", _scale, "change how many workers stages have", "engine scale stages.toml encode=4")
+    scale.add_argument("nums", metavar="STAGE=N", nargs="*", help="how many workers a stage shall have")
     return top
 
 
@@ -190,7 +199,7 @@ def _up(options: argparse.Namespace, deployment: Deployment) -> int:
 
     log.setup("supervisor", level=deployment.engine.log_level)
     _warn_of_strangers()
-    return supervisor.run(deployment)
+    return supervisor.run(deployment, reread=_reread(options))
 
 
 def _check(options: argparse.Namespace, deployment: Deployment) -> int:
@@ -209,7 +218,9 @@ def _broker(options: argparse.Namespace, deployment: Deployment) -> int:
     notify = Notifier(options.status_fd)
     from engine.broker import serve
 
-    if options.parent is not None or deployment.engine.bind:
+    if options.parent is not None:
+        return serve.serve(deployment, notify, reread=_reread(options))
+    if deployment.engine.bind:
         return serve.serve(deployment, notify)
     # By hand, on ipc sockets: nobody has made the directory they live in, or seen to it that there is one broker.
     from engine.supervisor.rundir import Busy, claim, mark_stopping
@@ -268,6 +279,48 @@ def _status(options: argparse.Namespace, deployment: Deployment) -> int:
         return ExitCode.UNREACHABLE
     print(answer.decode() if options.json else status.table(answer))
     return ExitCode.OK
+
+
+def _reload(options: argparse.Namespace, deployment: Deployment) -> int:
+    return _order(options, deployment, {"do": "reload"})
+
+
+def _scale(options: argparse.Namespace, deployment: Deployment) -> int:
+    nums = {}
+    for text in options.nums:
+        stage, found, num = text.partition("=")
+        if not found or not num.isdecimal():
+            raise ConfigError([f"expected STAGE=N, such as {deployment.stages[0].name}=2; got {text}"])
+        nums[stage] = int(num)
+    if not nums:
+        raise ConfigError([f"which stage? expected STAGE=N, such as {deployment.stages[0].name}=2"])
+    return _order(options, deployment, {"do": "scale", "nums": nums})
+
+
+def _order(options: argparse.Namespace, deployment: Deployment, order: dict[str, object]) -> int:
+    from engine.supervisor import orders
+
+    log.setup("engine", level=deployment.engine.log_level)
+    try:
+        for line in orders.give(run_dir(deployment), order):
+            print(line, flush=True)
+    except Unavailable as error:
+        print(
+            f'engine: no running deployment "{deployment.engine.name}": {error}; start it with: '
+            f"engine up {options.file}",
+            file=sys.stderr,
+        )
+        return ExitCode.UNREACHABLE
+    except RuntimeError as error:
+        print(f"engine: not changed: {error}", file=sys.stderr)
+        return ExitCode.START
+    print("changed")
+    return ExitCode.OK
+
+
+def _reread(options: argparse.Namespace) -> Callable[[], Deployment]:
+    """Reads the file once more, with the flags and the environment of this process."""
+    return lambda: load(options.file, flags=flags_of(options))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,11 @@
 Fields go in ``extra=``: ``log.info("batch done", extra={"request_id": ...})``. Lines carry the process (and
 stage and worker, where there is one), so that the interleaved output of a whole deployment can be taken
 apart again.
+
+User code has the same ``logging`` and the same stderr, and may configure, disable, replace or close both:
+``logging.config.dictConfig`` disables every logger it does not name. What the project itself says does not depend on
+it: its loggers are of a class of their own (:class:`_Ours`), and its lines go to a duplicate of descriptor 2. Handlers
+of the user's get our records besides.
 """
 
 from __future__ import annotations
@@ -14,7 +19,9 @@ import os
 import sys
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from typing import Any, Final
+from typing import Any, Final, TextIO
+
+from engine.errors import EngineTimeoutError
 
 # What logging itself puts into a record; every other attribute came in through ``extra``.
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -29,18 +36,36 @@ _LEVELS: Final = {
 # SGR parameters of ECMA-48.
 _COLOURS: Final = {"debug": "2", "info": "32", "warning": "33", "error": "31", "critical": "1;31"}
 
-# On a terminal a client's text must not move the cursor or change the title: control characters are shown.
-_VISIBLE: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+# On a terminal a client's text must not move the cursor, change the title, or begin a line that looks like one of ours:
+# control characters and line breaks are shown. What has several lines by its nature, a traceback, is indented.
+_VISIBLE: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) != "\t"} | {
+    ord("\n"): "\\n",
+    ord("\r"): "\\r",
+    0x2028: "\\u2028",
+    0x2029: "\\u2029",
+}
 
 # A field that holds a traceback as text: of another process, or cut to what is the user's. Shown as an exception's is.
 TRACEBACK: Final = "traceback"
 
+OURS: Final = "stageline"
 GUNICORN: Final = ("gunicorn", "gunicorn.error", "gunicorn.access")
 
 
 def get_logger(name: str | None = None) -> logging.Logger:
     """The project's logger ``stageline``, or the one called ``name``. May be called before :func:`setup`."""
-    return logging.getLogger(name or "stageline")
+    name = name or OURS
+    if name != OURS and not name.startswith(f"{OURS}."):
+        return logging.getLogger(name)
+    logger = logging.getLogger(name)
+    if type(logger) is logging.Logger:
+        logger.__class__ = _Ours
+    return logger
+
+
+def stream() -> TextIO | int:
+    """Where our lines go, for ``faulthandler``: a descriptor that user code cannot close by accident, or stderr."""
+    return _output.fd if _output is not None and _output.is_own else sys.stderr
 
 
 def setup(process: str, *, level: str = "info", stage: str | None = None, worker: int | None = None) -> None:
@@ -58,6 +83,7 @@ def setup(process: str, *, level: str = "info", stage: str | None = None, worker
         origin["stage"] = stage
     if worker is not None:
         origin["worker"] = worker
+    global _output
     handler = _Stderr()
     if _is_terminal():
         handler.setFormatter(ReadableFormatter(origin, colour=not os.environ.get("NO_COLOR")))
@@ -68,6 +94,10 @@ def setup(process: str, *, level: str = "info", stage: str | None = None, worker
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(numbers[level])
+    get_logger().setLevel(numbers[level])
+    former, _output = _output, handler
+    if former is not None:
+        former.let_go()
     logging.captureWarnings(True)
     adopt(*GUNICORN)
 
@@ -92,18 +122,105 @@ def _is_terminal() -> bool:
 
 
 class _Stderr(logging.Handler):
-    """Writes to whatever ``sys.stderr`` is now. A closed or broken one costs the line, never the process."""
+    """Writes to what stderr was when it was made. A closed or broken one costs the line, never the process.
+
+    Where that is the process's descriptor 2, to a duplicate of it: user code may close or replace ``sys.stderr`` and
+    the descriptor, and what it opens next gets the number 2. Where it is an object of somebody's (a test's, say), to
+    whatever ``sys.stderr`` is at the time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fd = -1
+        self._file: tuple[int, int] | None = None  # what the duplicate refers to
+        try:
+            if sys.stderr is not None and sys.stderr.fileno() == 2:
+                self.fd = os.dup(2)
+                self._file = _identity(self.fd)
+        except (OSError, ValueError):  # closed, or no file
+            pass
+
+    @property
+    def is_own(self) -> bool:
+        """The duplicate is there and still what it was: code that closes descriptors by their numbers has missed it."""
+        try:
+            return self.fd >= 0 and _identity(self.fd) == self._file
+        except OSError:
+            return False
+
+    def let_go(self) -> None:
+        """Close the duplicate. Not by ``close``, which configuring ``logging`` calls on every handler there is."""
+        if self.is_own:
+            os.close(self.fd)
+        self.fd = -1
 
     def emit(self, record: logging.LogRecord) -> None:
-        stream = sys.stderr
-        if stream is None:  # the process was started with descriptor 2 closed
-            return
-        line = self.format(record) + "\n"
         try:
-            stream.write(line)  # one write per record: lines of several processes do not tear below PIPE_BUF
-            stream.flush()
+            line = self.format(record) + "\n"
+        except EngineTimeoutError:  # the time limit of a `forward` that logs
+            raise
+        except BaseException as error:  # values of the user's
+            line = f"{record.levelname} {record.name} {record.msg!s:.1000} (cannot be shown: {type(error).__name__})\n"
+        try:
+            if self.is_own:
+                data = line.encode("utf-8", "backslashreplace")
+                while data:  # mostly one write per record: lines of several processes do not tear below PIPE_BUF
+                    data = data[os.write(self.fd, data) :]
+            elif sys.stderr is not None:  # None: the process was started with descriptor 2 closed
+                sys.stderr.write(line)
+                sys.stderr.flush()
         except (OSError, ValueError):
             return  # its reader has gone, the disk is full, or it is closed: nowhere is left to complain to
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    about = os.fstat(fd)
+    return about.st_dev, about.st_ino
+
+
+_output: _Stderr | None = None  # where our own loggers write, once it was set up
+
+
+class _Ours(logging.Logger):
+    """A logger of the project's. Nothing that user code does to ``logging`` as a whole silences it: it cannot be
+    disabled, does not ask ``logging.disable``, and writes by itself before anybody else gets the record. Its level can
+    be set by who names it.
+    """
+
+    @property  # an attribute of Logger's, which logging.config sets
+    def disabled(self) -> bool:
+        return False
+
+    @disabled.setter
+    def disabled(self, _value: bool) -> None:
+        return
+
+    def isEnabledFor(self, level: int) -> bool:
+        return level >= self.getEffectiveLevel()
+
+    def callHandlers(self, record: logging.LogRecord) -> None:
+        if _output is None:
+            super().callHandlers(record)
+            return
+        _output.handle(record)
+        logger: logging.Logger | None = self
+        while logger is not None:
+            for handler in logger.handlers:
+                if record.levelno >= handler.level and not _repeats(handler):
+                    try:
+                        handler.handle(record)
+                    except EngineTimeoutError:
+                        raise
+                    except BaseException:  # the user's; our threads must not end of it
+                        continue
+            logger = logger.parent if logger.propagate else None
+
+
+def _repeats(handler: logging.Handler) -> bool:
+    """Whether it would write to stderr once more what is there already."""
+    if isinstance(handler, _Stderr):
+        return True
+    return type(handler) is logging.StreamHandler and handler.stream in (sys.stderr, sys.__stderr__)
 
 
 class JSONFormatter(logging.Formatter):
@@ -132,7 +249,7 @@ class JSONFormatter(logging.Formatter):
             line["stack"] = self.formatStack(record.stack_info)
         try:
             return json.dumps(line, default=_text, allow_nan=False)
-        except (TypeError, ValueError):  # keys that are no strings, NaN, a list that holds itself
+        except (TypeError, ValueError, RecursionError):  # keys that are no strings, NaN, a list that holds itself
             return json.dumps({name: _text(value) for name, value in line.items()})
 
 
@@ -158,10 +275,8 @@ class ReadableFormatter(logging.Formatter):
             self._paint(f"{name}={_text(value).translate(_VISIBLE)}", "2") for name, value in _fields(record).items()
         ]
         text = " ".join(parts)
-        if trace := _trace(self, record):
-            text += "\n" + trace.translate(_VISIBLE)
-        if record.stack_info:
-            text += "\n" + self.formatStack(record.stack_info)
+        for lines in (_trace(self, record), self.formatStack(record.stack_info) if record.stack_info else ""):
+            text += "".join(f"\n  {line.translate(_VISIBLE)}" for line in lines.split("\n") if lines)
         return text
 
     def _paint(self, text: str, code: str) -> str:
@@ -180,8 +295,10 @@ def _level(record: logging.LogRecord) -> str:
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except Exception as error:  # a user's format string and arguments that do not fit: show both, lose nothing
-        return f"{record.msg} {_text(record.args)} (cannot be formatted: {error})"
+    except EngineTimeoutError:
+        raise
+    except BaseException as error:  # a user's format string and arguments that do not fit: show both, lose nothing
+        return f"{_text(record.msg)} {_text(record.args)} (cannot be formatted: {_text(error)})"
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
@@ -197,5 +314,7 @@ def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
 def _text(value: object) -> str:
     try:
         return str(value)
-    except Exception as error:  # a user's __str__; the line is worth more than this field
-        return f"<{type(value).__name__}: {error!r}>"
+    except EngineTimeoutError:
+        raise
+    except BaseException as error:  # a user's __str__; the line is worth more than this field
+        return f"<{type(value).__name__}: {type(error).__name__} in its __str__>"

@@ -17,7 +17,8 @@ Where to look:
     openapi    the OpenAPI document, from what the stages say about themselves
     components names for the types of many stages in one document
     swagger    Swagger UI from static/
-    compression  gzip and zstd, to and fro
+    compression  gzip and zstd: which one, and answers
+    unpacking  bodies out of either, by bounded steps; pure
     streams    an answer that is sent while it is computed, and how it ends
     errors     ONE table of everything that can be answered instead of a result
     media      text or problem+json, as the client asks; which headers of a worker are passed on

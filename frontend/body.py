@@ -9,48 +9,46 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import Final
 
-from frontend import compression, errors
+from engine.clock import Deadline
+from frontend import compression, errors, unpacking
 from frontend.errors import Refusal
 from frontend.exchange import Event, Exchange, Receive
-from frontend.gate import Gate
+from frontend.gate import Gate, Terms
 from frontend.head import Head
+
+SLICE: Final = 1 << 18  # bytes read or written by a thread before it is asked for again: 10 ms at most
+INLINE_OUT: Final = 4 * compression.INLINE_MAX
 
 
 class Body:
     """A body being read, and the bytes it holds at the gate until :meth:`release`."""
 
-    __slots__ = ("_coding", "_exchange", "_gate", "_held", "_length", "_limit", "_pause_s")
+    __slots__ = ("_coding", "_exchange", "_gate", "_held", "_length", "_limit", "_pause_s", "left_s")
 
-    def __init__(self, exchange: Exchange, head: Head, gate: Gate, *, pause_s: float, coding: str = "") -> None:
+    def __init__(self, exchange: Exchange, head: Head, gate: Gate, terms: Terms, *, pause_s: float) -> None:
         """Count what its head declares. Raises Refusal: 429.
 
-        ``pause_s`` is the longest wait for the next piece; ``coding`` what is to be undone, "" for nothing.
+        ``pause_s`` is the longest wait for the next piece. ``left_s`` is what is left of the request's time, which
+        begins when all of its body is there.
         """
+        self.left_s = terms.timeout_s
         self._exchange = exchange
         self._gate = gate
         self._limit = gate.max_request_size
         self._pause_s = pause_s
         self._held = 0
         self._length = head.length
-        self._coding = coding
+        self._coding = terms.coding
         if self._length:
             self._hold(self._length)
 
     async def read(self) -> bytes:
         """The whole body, decompressed. Raises Refusal: 400 when it is cut short or not what it claims to be, 408 when
-        it comes too slowly, 413, 429."""
+        it comes too slowly or takes too long to decompress, 413, 429."""
         data = await self._receive()
-        if not self._coding:
-            return data
-        try:
-            plain = await compression.decompress_body(self._coding, data, self._limit)
-        except compression.Corrupt:
-            raise Refusal(errors.CORRUPT) from None
-        except compression.TooLarge:
-            raise Refusal(errors.TOO_LARGE) from None
-        self._hold(max(0, len(plain) - len(data)))
-        return plain
+        return await self._unpack(data) if self._coding else data
 
     async def _receive(self) -> bytes:
         exchange = self._exchange
@@ -80,6 +78,45 @@ class Body:
             raise Refusal(errors.TRUNCATED)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
+    async def _unpack(self, data: bytes) -> bytes:
+        """A small body here, a large one by slices in threads. Between two of them: is there room for what has come
+        out, is there time, is there somebody who waits? So the work ends soon after its client, and large bodies have
+        their turns however many there are."""
+        work = unpacking.Unpacking(self._coding, data, self._limit)
+        deadline = Deadline(self.left_s)
+        loop = asyncio.get_running_loop()
+        watch: asyncio.Task[None] | None = None
+        counted = 0
+        try:
+            if len(data) <= compression.INLINE_MAX:
+                work.go_on(INLINE_OUT)
+            while True:
+                self._hold(work.size - counted)
+                counted = work.size
+                if work.done:
+                    break
+                if watch is None:
+                    watch = loop.create_task(_wait_gone(self._exchange.receive))
+                await loop.run_in_executor(None, work.go_on, SLICE)
+                if watch.done():
+                    self._exchange.leave()
+                    raise Refusal(errors.CLIENT_GONE)
+                if deadline.passed:
+                    raise Refusal(errors.TIMEOUT)
+        except unpacking.Corrupt:
+            raise Refusal(errors.CORRUPT) from None
+        except unpacking.TooLarge:
+            raise Refusal(errors.TOO_LARGE) from None
+        except unpacking.Fragmented:
+            raise Refusal(errors.FRAGMENTED) from None
+        finally:
+            if watch is not None:
+                watch.cancel()
+        self._held -= len(data)
+        self._gate.release(len(data))
+        self.left_s = deadline.remaining()
+        return work.result()
+
     def release(self) -> None:
         """The body is needed no more. Call once, whatever happened."""
         self._gate.release(self._held)
@@ -88,6 +125,11 @@ class Body:
         if not self._gate.hold(size):
             raise Refusal(errors.CAPACITY_BYTES)
         self._held += size
+
+
+async def _wait_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 if sys.version_info >= (3, 11):

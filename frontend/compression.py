@@ -1,7 +1,8 @@
-"""gzip and zstd: which coding an answer gets, and bodies to and fro. Pure but for :func:`answer_body`'s thread.
+"""gzip and zstd: which coding a body has, which one an answer gets, and how it gets it. Pure but for
+:func:`answer_body`'s thread.
 
-A body is decompressed by steps that say how much may come out, so a bomb costs what the limit allows and no more. What
-is large is compressed in a thread: the event loop serves all the others meanwhile.
+What is large is compressed in a thread: the event loop serves all the others meanwhile. Bodies of requests are undone
+in :mod:`frontend.unpacking`, in a thread by slices (:mod:`frontend.body`).
 
 zstd comes with Python 3.14, and before from ``backports.zstd``, which is that module for older ones and installed with
 the package: a client that sends zstd must not depend on how its server was installed. It is imported only by processes
@@ -15,9 +16,10 @@ import re
 import sys
 import zlib
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from engine.errors import StartError
+from frontend.unpacking import zstd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +28,6 @@ SMALL: Final = 1024  # bytes; below it the headers weigh as much as what is save
 INLINE_MAX: Final = 64 * 1024  # bytes; this takes gzip about a millisecond, a thread's detour a tenth of that
 GZIP_LEVEL: Final = 5
 ZSTD_LEVEL: Final = 3
-ZSTD_WINDOW_LOG: Final = 23  # 8 MiB, the most that a receiver must have (RFC 9659)
 
 ACCEPTED: Final = "gzip, zstd"
 VARY: Final = "accept-encoding"
@@ -38,31 +39,15 @@ _PACKED: Final = re.compile(
 )
 
 
-class Corrupt(Exception):
-    """The body is not what its Content-Encoding says."""
-
-
-class TooLarge(Exception):
-    """Decompressed, the body is larger than allowed."""
-
-
 def require() -> None:
     """Raise StartError unless both codings are there."""
     try:
-        _zstd()
+        zstd()
     except ImportError as error:
         raise StartError(
             f"compression needs backports.zstd, which is installed with stageline as a rule: {sys.executable} -m pip "
             "install backports.zstd, or turn compression off"
         ) from error
-
-
-def _zstd() -> Any:  # two modules with the same names
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
-        from backports import zstd
-    return zstd
 
 
 # --- requests --------------------------------------------------------------------------------------------------------
@@ -74,81 +59,6 @@ def coding_of(content_encoding: bytes) -> str | None:
     if name in (b"", b"identity"):
         return ""
     return {b"gzip": "gzip", b"x-gzip": "gzip", b"zstd": "zstd"}.get(name)
-
-
-async def decompress_body(coding: str, data: bytes, limit: int) -> bytes:
-    """The body without its coding. Raises Corrupt and TooLarge (beyond ``limit`` bytes)."""
-    if len(data) <= INLINE_MAX:
-        try:
-            return decompress(coding, data, min(limit, INLINE_MAX * 4))
-        except TooLarge:
-            if limit <= INLINE_MAX * 4:
-                raise
-    return await asyncio.get_running_loop().run_in_executor(None, decompress, coding, data, limit)
-
-
-def decompress(coding: str, data: bytes, limit: int) -> bytes:
-    """All frames (zstd) or members (gzip) of ``data``, one after the other. Raises Corrupt and TooLarge."""
-    if not data:
-        raise Corrupt
-    pieces: list[bytes] = []
-    size = 0
-    while data:
-        frame = _GzipMember() if coding == "gzip" else _ZstdFrame()
-        while not frame.ended:
-            piece = frame.more(data, limit + 1 - size)
-            data = b""
-            size += len(piece)
-            if size > limit:
-                raise TooLarge
-            pieces.append(piece)
-            if not piece and not frame.ended:
-                raise Corrupt  # it ends in the middle
-        data = frame.rest
-    return b"".join(pieces)
-
-
-class _GzipMember:
-    def __init__(self) -> None:
-        self._inflate = zlib.decompressobj(_GZIP)
-
-    @property
-    def ended(self) -> bool:
-        return self._inflate.eof
-
-    @property
-    def rest(self) -> bytes:
-        return self._inflate.unused_data
-
-    def more(self, data: bytes, most: int) -> bytes:
-        try:
-            return self._inflate.decompress(data or self._inflate.unconsumed_tail, most)
-        except zlib.error as error:
-            raise Corrupt from error
-
-
-class _ZstdFrame:
-    def __init__(self) -> None:
-        self._module = _zstd()
-        options = {self._module.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG}
-        self._frame = self._module.ZstdDecompressor(options=options)
-
-    @property
-    def ended(self) -> bool:
-        ended: bool = self._frame.eof
-        return ended
-
-    @property
-    def rest(self) -> bytes:
-        rest: bytes = self._frame.unused_data
-        return rest
-
-    def more(self, data: bytes, most: int) -> bytes:
-        try:
-            piece: bytes = self._frame.decompress(data, most)
-        except self._module.ZstdError as error:
-            raise Corrupt from error
-        return piece
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
@@ -203,5 +113,5 @@ def _pack_gzip(body: bytes) -> bytes:
 
 
 def _pack_zstd(body: bytes) -> bytes:
-    packed: bytes = _zstd().compress(body, ZSTD_LEVEL)
+    packed: bytes = zstd().compress(body, ZSTD_LEVEL)
     return packed

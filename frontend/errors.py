@@ -47,6 +47,7 @@ TARGET_TOO_LONG: Final = Problem("target_too_long", 414, "request target too lon
 ENCODING: Final = Problem("encoding", 415, "unsupported content-encoding", headers={"accept-encoding": "identity"})
 ENCODING_LISTED: Final = replace(ENCODING, headers={"accept-encoding": compression.ACCEPTED})
 CORRUPT: Final = Problem("corrupt", 400, "bad request: the body is not what its content-encoding says")
+FRAGMENTED: Final = Problem("fragmented", 400, "bad request: the body has too many gzip members or zstd frames")
 CAPACITY: Final = Problem("capacity", 429, wording.AT_CAPACITY, retry_after_s=1)
 CAPACITY_BYTES: Final = Problem("capacity_bytes", 429, "too many requests: too many bytes are waiting", retry_after_s=1)
 HEADERS_TOO_LARGE: Final = Problem("headers_too_large", 431, "request headers too large")

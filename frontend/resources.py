@@ -57,14 +57,14 @@ class RouteResource:
         assert head is not None
         self._check_gate()
         terms = shared.gate.terms(head)
-        body = Body(exchange, head, shared.gate, pause_s=shared.body_timeout_s, coding=terms.coding)
+        body = Body(exchange, head, shared.gate, terms, pause_s=shared.body_timeout_s)
         exchange.at_end.append(body.release)
         data = await body.read()
         self._check_gate()  # a slow upload may end in another world than it began in
         about = meta.pack(exchange.request_id, meta.pack_head(head.query, _told(head, undone=bool(terms.coding))))
         waiting = Waiting(exchange, shared.client, shared.gate, self._stage)
         exchange.at_end.append(waiting.end)
-        waiting.submit(self._route, data, timeout_s=terms.timeout_s, meta=about)
+        waiting.submit(self._route, data, timeout_s=body.left_s, meta=about)
         begun = await waiting.begin()
         if begun is Begun.GONE:
             exchange.leave()

@@ -29,7 +29,7 @@ from typing import Any, Final
 
 from engine.clock import now
 from engine.errors import EngineTimeoutError
-from engine.log import get_logger
+from engine.log import get_logger, stream
 
 INTERRUPT: Final = signal.SIGUSR2
 KILL: Final = signal.SIGALRM
@@ -60,7 +60,7 @@ class Watchdog:
         self._former = signal.signal(INTERRUPT, self._interrupt)
         signal.signal(KILL, signal.SIG_DFL)
         try:
-            faulthandler.register(KILL, all_threads=True, chain=True)
+            faulthandler.register(KILL, stream(), all_threads=True, chain=True)
         except (AttributeError, ValueError, OSError, RuntimeError) as error:  # stderr is closed or no file
             get_logger().warning("no tracebacks when a worker is killed for its timeout: %s", error)
         self._thread.start()

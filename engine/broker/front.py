@@ -14,7 +14,7 @@ from typing import Final
 from engine import transport
 from engine.broker import report
 from engine.broker.arenas import Arenas
-from engine.broker.letters import Drain, Look, Seen, ToFront, ToStage
+from engine.broker.letters import ChangeFront, Drain, Look, Seen, ToFront, ToStage
 from engine.broker.loop import Part
 from engine.broker.poll import Poll
 from engine.broker.retired import Retired
@@ -161,6 +161,9 @@ class FrontPart(Part[ToFront]):
                     self._answer_question(question)
         elif type(letter) is Drain:
             machine.draining = True
+            self._pulse_all()
+        elif type(letter) is ChangeFront:
+            machine.spec = letter.spec
             self._pulse_all()
 
     def _handle_egress(self, message: AnyWords, payloads: list[Payload], now: float) -> None:

@@ -1,4 +1,5 @@
-"""What the parts of the broker write to each other, beside actions (Admit, Drop, Grant, Settle, Fail, News, Foresee)."""
+"""What the parts of the broker write to each other, beside actions (Admit, Drop, Grant, Settle, Fail, News,
+Foresee)."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ from typing import TypeAlias
 
 from engine.broker.report import Part
 from engine.core.actions import Admit, Drop, Fail, Foresee, Grant, News, Settle
+from engine.core.front import FrontSpec
+from engine.core.stage import StageSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,5 +34,19 @@ class Drain:
     """Admit nothing more (front); release what there is without waiting for more (stage)."""
 
 
-ToStage: TypeAlias = Admit | Drop | Grant | Settle | Look | Drain
-ToFront: TypeAlias = Fail | News | Foresee | Seen | Drain
+@dataclass(frozen=True, slots=True)
+class ChangeStage:
+    """From now on the stage is served by these numbers."""
+
+    spec: StageSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeFront:
+    """From now on these bounds hold at the door."""
+
+    spec: FrontSpec
+
+
+ToStage: TypeAlias = Admit | Drop | Grant | Settle | Look | Drain | ChangeStage
+ToFront: TypeAlias = Fail | News | Foresee | Seen | Drain | ChangeFront

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import select
+import signal
 from collections.abc import Callable
 from typing import Final
 
 from engine.broker.service import JOIN_S, Broker
 from engine.config import Deployment
-from engine.errors import StartError
+from engine.errors import ConfigError, StartError
 from engine.exitcodes import ExitCode
 from engine.process import Notifier, tune_garbage_collection
 from engine.signals import STOPPING, Signals
@@ -19,10 +20,14 @@ log: Final = logging.getLogger("stageline.broker")
 
 
 def serve(
-    deployment: Deployment, notify: Notifier, *, stopping: Callable[[float], None] = lambda within_s: None
+    deployment: Deployment,
+    notify: Notifier,
+    *,
+    stopping: Callable[[float], None] = lambda within_s: None,
+    reread: Callable[[], Deployment] | None = None,
 ) -> int:
     """Run a broker until SIGTERM or SIGINT. Returns the exit code of the process. ``stopping`` is told how many seconds
-    the stop may take, once it begins."""
+    the stop may take, once it begins. With ``reread``, SIGHUP asks for the deployment anew; else it stops it too."""
     os.umask(0o077)  # ipc sockets are for this user alone
     with Signals(STOPPING) as signals:  # before "ready": a stop may follow it at once
         try:
@@ -38,7 +43,16 @@ def serve(
             extra={"endpoint": broker.endpoints.front, "epoch": broker.epoch, "threads": broker.threads},
         )
         notify.send("ready")
-        select.select([signals.fileno(), broker.fileno()], [], [])
+        while True:
+            select.select([signals.fileno(), broker.fileno()], [], [])
+            if broker.failed.is_set():
+                break
+            arrived = set(signals.read())
+            if reread is not None and signal.SIGHUP in arrived:
+                arrived.discard(signal.SIGHUP)
+                _change(broker, reread)
+            if arrived.intersection(STOPPING):
+                break
     stopping(deployment.engine.grace + JOIN_S)
     drained = False
     if not broker.failed.is_set():
@@ -50,3 +64,12 @@ def serve(
         log.warning("stopped with requests unanswered: the grace time was over")
     log.info("broker stopped")
     return ExitCode.OK
+
+
+def _change(broker: Broker, reread: Callable[[], Deployment]) -> None:
+    try:
+        broker.change(reread())
+    except (ConfigError, ValueError) as error:  # it was checked by whoever wrote it
+        log.error("the changed deployment cannot be taken over: %s", error)
+    else:
+        log.info("changed")

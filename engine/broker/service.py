@@ -16,7 +16,7 @@ from typing import Any, Final
 from engine import transport
 from engine.broker.arenas import Arenas
 from engine.broker.front import FrontPart
-from engine.broker.letters import Drain
+from engine.broker.letters import ChangeFront, ChangeStage, Drain
 from engine.broker.loop import Part, PartThread
 from engine.broker.stage import StagePart
 from engine.clock import Deadline
@@ -47,6 +47,10 @@ def stage_spec(stage: StageSection, *, max_attempts: int) -> StageSpec:
     )
 
 
+def front_spec(deployment: Deployment) -> FrontSpec:
+    return FrontSpec(deployment.frontend.capacity, deployment.frontend.capacity_bytes)
+
+
 class Broker:
     """All threads of one broker. ``start`` and ``stop`` are called by one thread, which owns none of the sockets."""
 
@@ -62,7 +66,7 @@ class Broker:
         )
         self.arenas = Arenas(deployment.engine.shared_memory)
         self.front = FrontPart(
-            FrontSpec(deployment.frontend.capacity, deployment.frontend.capacity_bytes),
+            front_spec(deployment),
             topology,
             name=deployment.engine.name,
             namespace=deployment.engine.namespace,
@@ -120,6 +124,13 @@ class Broker:
         if error is not None:
             self.stop()
             raise error if isinstance(error, StartError) else StartError(str(error)) from error
+
+    def change(self, deployment: Deployment) -> None:
+        """Take over what another edition of the same deployment says of its stages and of the door; the stages and
+        routes themselves must be the same."""
+        self.front.mailbox.post(ChangeFront(front_spec(deployment)))
+        for part, stage in zip(self.stages, deployment.stages, strict=True):
+            part.mailbox.post(ChangeStage(stage_spec(stage, max_attempts=deployment.engine.max_attempts)))
 
     def drain(self, grace_s: float) -> bool:
         """Admit nothing more and wait for what is admitted; False when ``grace_s`` was not enough."""

@@ -17,7 +17,7 @@ import msgspec
 from engine import transport
 from engine.broker import report
 from engine.broker.arenas import Arenas
-from engine.broker.letters import Drain, Look, Seen, ToFront, ToStage
+from engine.broker.letters import ChangeStage, Drain, Look, Seen, ToFront, ToStage
 from engine.broker.loop import Part
 from engine.broker.poll import Poll
 from engine.broker.retired import Retired
@@ -183,6 +183,8 @@ class StagePart(Part[ToStage]):
             self._show(letter, now)
         elif type(letter) is Drain:
             machine.draining = True
+        elif type(letter) is ChangeStage:
+            machine.change(letter.spec, now)
 
     def _show(self, look: Look, now: float) -> None:
         try:

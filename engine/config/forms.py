@@ -22,7 +22,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from engine.config.schema import RESERVED_PATHS, Form, Key, Unit
-from engine.config.units import UnitError, format_size, parse_size, parse_time
+from engine.config.units import UnitError, format_size, parse_size, parse_time, wear_limits
 
 
 class BadValue(ValueError):
@@ -180,6 +180,7 @@ _EXPECTED: Final[Mapping[Form, str]] = {
     Form.CPUS: '"auto", "all", a list of CPU numbers like [0, 1], or one such list per worker',
     Form.ENV: "a table of strings, or a list with one such table per worker",
     Form.ARGS: "a table of strings, numbers, booleans, lists and tables",
+    Form.WEAR: 'a time, a number of batches or a size of memory, like "12 h", "100000 batches", "12 h, 8 GiB"',
 }
 
 
@@ -336,6 +337,16 @@ def _plain(value: object, where: str) -> Any:
     raise BadValue(f"expected {_EXPECTED[Form.ARGS]}, got {shown(value)} at {where or 'the top'}{hint}")
 
 
+def _wear(value: object) -> str:
+    if not isinstance(value, str):
+        raise _bad(Form.WEAR, value)
+    try:
+        wear_limits(value)
+    except UnitError as error:
+        raise _bad(Form.WEAR, value, str(error)) from None
+    return value
+
+
 _FORMS: Final[Mapping[Form, Callable[[object], Any]]] = {
     Form.DEPLOYMENT_NAME: _matching(Form.DEPLOYMENT_NAME, _NAME, empty=True),
     Form.STAGE_NAME: _matching(Form.STAGE_NAME, _NAME),
@@ -351,4 +362,5 @@ _FORMS: Final[Mapping[Form, Callable[[object], Any]]] = {
     Form.CPUS: _cpus,
     Form.ENV: _env,
     Form.ARGS: _args,
+    Form.WEAR: _wear,
 }

@@ -44,6 +44,7 @@ class Form(Enum):
     CPUS = "cpus"
     ENV = "environment"
     ARGS = "arguments"
+    WEAR = "time, batches or memory"
 
 
 PATHS: Final = (Form.FOLDER, Form.FILE)  # a relative one is beside the file, or on the command line where one stands
@@ -214,6 +215,12 @@ class StageSection:
         most=86400,
     )
     start_timeout: float = key(600.0, "Time for a worker to load and warm up.", unit=Unit.SECONDS, least=1, most=86400)
+    recycle_after: str = key(
+        "",
+        'Replace a worker by a fresh one after a time ("12 h"), a number of batches ("100000 batches") or at a size of '
+        'memory ("8 GiB"), or at the first of several ("12 h, 8 GiB"): for models that leak.',
+        form=Form.WEAR,
+    )
     idempotent: bool = key(True, "Items may be computed again after a worker died; false answers them 500 instead.")
     isolate: bool | None = key(None, "Narrow an exception of a whole batch down by halving it; default: as idempotent.")
     device: str | Sequence[str] = key(

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Final
 
+from engine.core.wear import Limits
+
 # Powers of 1000 (SI) and of 1024 (IEC 80000-13). Letter case is ignored: nobody means millibits.
 SIZES: Final[Mapping[str, int]] = {
     "B": 1,
@@ -70,3 +72,27 @@ def _split(text: str, units: Mapping[str, int], bare: str) -> tuple[Decimal, int
     if factor is None:
         raise UnitError(f"unknown unit {unit!r}; units are {', '.join(units)}")
     return Decimal(number), factor
+
+
+def wear_limits(text: str) -> Limits:
+    """``"12 h, 8 GiB"`` as limits of what a worker serves; "" for none. Raises UnitError."""
+    found: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        if not part[-1].isalpha():
+            raise UnitError(f"{part} has no unit")
+        number, _, unit = part.rpartition(" ")
+        if unit in ("batch", "batches"):
+            if not number.strip().isdecimal():
+                raise UnitError(f"{part} is no number of batches")
+            name, value = "batches", float(number)
+        else:
+            try:
+                name, value = "age_s", parse_time(part, bare="")
+            except UnitError:
+                name, value = "nbytes", float(parse_size(part))
+        if value <= 0:
+            raise UnitError(f"{part} is no limit")
+        if name in found:
+            raise UnitError(f"{part} is the second of its kind")
+        found[name] = value
+    return Limits(**found)

@@ -13,6 +13,8 @@
     link       one frontend's standing with a broker  meta       what only both ends of a request's way need
     predict    how long a batch of n takes
     introduction  how peers introduce themselves, and are refused: frozen words
+    rolling    in which order the workers of a running deployment are replaced
+    wear       when a worker has served long enough
 
 Machines (``stage``, ``front``) take events and ``now`` and append *actions* to a list; the parts in
 :mod:`engine.broker` carry the actions out.

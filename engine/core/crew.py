@@ -95,6 +95,11 @@ class Crew:
         self._in_advance = in_advance
         self._credit = 2 if in_advance else 1
 
+    def change(self, *, in_advance: bool) -> None:
+        """Whether anybody is given a second batch, from the next one on."""
+        self._in_advance = in_advance
+        self._credit = 2 if in_advance else 1
+
     def learn(self, batch_s: float) -> None:
         """How long a batch takes now."""
         if self._in_advance:

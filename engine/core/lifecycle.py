@@ -19,11 +19,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final, TypeAlias
 
+from engine.core import rolling
 from engine.core.backoff import DEFAULT, GiveUp, History, Policy, became_ready, died, has_lasted
+from engine.core.rolling import Do, Rollout, Standing
 
 WORKERS_STOP_S: Final = 5.0  # most for workers once the frontends have gone: one batch, and the user's teardown
 BROKER_STOP_S: Final = 1.0  # it has nothing left to do but close its sockets
@@ -114,6 +116,15 @@ START_ORDER: Final = (
     frozenset({Kind.DAEMON, Kind.WORKER, Kind.FRONTEND}),
 )
 
+STANDINGS: Final = {
+    ChildState.WAITING: Standing.COMING,
+    ChildState.STARTING: Standing.COMING,
+    ChildState.READY: Standing.READY,
+    ChildState.BACKING_OFF: Standing.COMING,
+    ChildState.STOPPING: Standing.GOING,
+    ChildState.GONE: Standing.ABSENT,
+}
+
 # Without these nobody is served at all, so there is an end to restarting them (see engine.core.backoff).
 ESSENTIAL: Final = frozenset({Kind.BROKER, Kind.FRONTEND})
 
@@ -140,6 +151,8 @@ class Child:
     stage: str = ""
     slot: int = 0
     start_s: float = 60.0
+    edition: int = 0  # of the configuration that it was started with
+    turn: int = 0  # tells it from the one whose place it takes
 
     @property
     def role(self) -> tuple[Kind, str]:
@@ -223,7 +236,25 @@ class StopAsked:
     number: int
 
 
-Event: TypeAlias = Begin | Tick | Loading | Warming | Ready | Failed | Died | StopAsked
+@dataclass(frozen=True)
+class Replace:
+    """Serve with these workers instead of those there are (engine.core.rolling). ``renew`` false: whoever is in a slot
+    stays, and only the number of slots changes. ``what``: for the log."""
+
+    workers: tuple[Child, ...]
+    what: str
+    renew: bool = True
+
+
+@dataclass(frozen=True)
+class Worn:
+    """A worker asks for a fresh one in its place: it has served for as long as it shall."""
+
+    child: Child
+    reason: str
+
+
+Event: TypeAlias = Begin | Tick | Loading | Warming | Ready | Failed | Died | StopAsked | Replace | Worn
 
 
 # --- actions ---------------------------------------------------------------------------------------------------------
@@ -279,7 +310,19 @@ class Stopping:
     within_s: float
 
 
-Action: TypeAlias = Spawn | Terminate | Kill | Say | Serving | Stopping
+@dataclass(frozen=True)
+class Committed:
+    """The new workers of a :class:`Replace` have shown that they can serve: its configuration holds from now on."""
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A :class:`Replace` is over. ``error`` says why everything is as it was before; empty: it is done."""
+
+    error: str = ""
+
+
+Action: TypeAlias = Spawn | Terminate | Kill | Say | Serving | Stopping | Committed | Replaced
 
 
 # --- the machine -----------------------------------------------------------------------------------------------------
@@ -312,6 +355,16 @@ class Machine:
         self._steps: tuple[Step, ...] = ()
         self._step_ends = 0.0
         self._actions: list[Action] = []
+        self._rollout: Rollout[Child] | None = None
+        self._is_asked = False  # the rollout is a Replace, and no worn worker's
+        self._next: Replace | None = None  # waits for a worn worker's rollout to end
+        self._worn: dict[Child, str] = {}  # in the order in which they asked, and why
+        self._turns = 0
+
+    @property
+    def workers(self) -> list[Child]:
+        """Those that are there, or shall come back."""
+        return [child for child, record in self._records.items() if _stays(child, record)]
 
     def state(self, child: Child) -> ChildState:
         return self._records[child].state
@@ -319,6 +372,8 @@ class Machine:
     def handle(self, event: Event, now: float) -> list[Action]:
         """All events go through here."""
         self._actions = []
+        if getattr(event, "child", None) not in (None, *self._records):
+            return []  # the last word of one that was left behind, and is remembered no more
         match event:
             case Begin():
                 self._began = now
@@ -338,9 +393,15 @@ class Machine:
                 self._handle_died(event, now)
             case StopAsked(number):
                 self._handle_stop(number, now)
+            case Replace():
+                self._handle_replace(event)
+            case Worn(child, reason):
+                if child in self._records:
+                    self._worn.setdefault(child, reason)
             case Tick():
                 pass
         self._handle_time(now)
+        self._roll(now)
         return self._actions
 
     @property
@@ -379,7 +440,11 @@ class Machine:
         failed_too = bool(record.reason) and self.outcome is Outcome.NOT_STARTED and how not in self.reason
         record.deadline = record.killed_at = None
         record.reason = record.trace = ""
-        if failed_too:  # a mistake of its own, beside the one that ended the start
+        if self._is_new(child) and record.state is not ChildState.STOPPING:
+            started = record.state is ChildState.READY
+            self._turn(child, Turn.END)
+            self._abandon(f"{child.name} {'died' if started else 'could not start'}: {how}", child, now, trace)
+        elif failed_too:  # a mistake of its own, beside the one that ended the start
             self._turn(child, Turn.END)
             self._say(f"{child.name} could not start either: {how}", Level.ERROR, child, trace)
         elif record.state is ChildState.STOPPING:
@@ -446,7 +511,7 @@ class Machine:
         self._stop(stop_order(self._kinds(), self._grace_s, failed_start=starting), now)
 
     def _handle_time(self, now: float) -> None:
-        for child, record in self._records.items():
+        for child, record in list(self._records.items()):
             if record.killed_at is not None:
                 if now >= record.killed_at + ABANDON_S:
                     self._say(f"{child.name} outlives SIGKILL; leaving it behind", Level.ERROR, child)
@@ -462,6 +527,101 @@ class Machine:
                     record.deadline = None
                     self._kill(child, now)
         self._advance(now)
+
+    # --- replacing workers
+
+    def _handle_replace(self, asked: Replace) -> None:
+        if self.phase is not Phase.SERVING:
+            self._actions.append(Replaced(f"not now: it is {self.phase.value}"))
+        elif self._next is not None or (self._rollout is not None and self._is_asked):
+            self._actions.append(Replaced("not now: it is replacing workers already"))
+        else:
+            self._next = asked
+
+    def _begin_rollout(self, workers: Sequence[Child], *, is_asked: bool) -> None:
+        old = [((child.stage, child.slot), child) for child in self.workers]
+        new = [((child.stage, child.slot), child) for child in workers]
+        self._rollout, self._is_asked = Rollout(old, new), is_asked
+
+    def _begin_asked(self, asked: Replace) -> None:
+        self._next = None
+        self._say(asked.what)
+        there = {} if asked.renew else {(child.stage, child.slot): child for child in self.workers}
+        self._begin_rollout([there.get((child.stage, child.slot), child) for child in asked.workers], is_asked=True)
+
+    def _begin_worn(self) -> None:
+        """A fresh worker for the next that asked for one."""
+        child, reason = next(iter(self._worn.items()))
+        del self._worn[child]
+        if child not in self.workers:
+            return  # it has died, or is being stopped
+        self._turns += 1
+        fresh = replace(child, turn=self._turns)
+        self._say(f"{child.name} is replaced: {reason}", child=child)
+        self._begin_rollout([fresh if one == child else one for one in self.workers], is_asked=False)
+
+    def _roll(self, now: float) -> None:
+        if self.phase is not Phase.SERVING:
+            if self._rollout is not None or self._next is not None:
+                self._is_asked = self._is_asked or self._next is not None
+                self._next = None
+                self._end_rollout("it is stopping")
+            return
+        while True:
+            if self._rollout is None and self._next is not None:
+                self._begin_asked(self._next)
+            elif self._rollout is None and self._worn:
+                self._begin_worn()
+            elif self._rollout is None or not (steps := self._rollout.next(self._standing)):
+                return
+            else:
+                for step in steps:
+                    self._carry_out(step, now)
+
+    def _carry_out(self, step: rolling.Step[Child], now: float) -> None:
+        child = step.worker
+        if step.do is Do.START and child is not None:
+            self._records[child] = record = _Record()
+            if self._rollout is not None and self._rollout.committed:
+                # Its version has proved itself: if it fails all the same, it is tried again like any other.
+                record.history = History(ever_ready=True)
+            self._spawn(child, now)
+        elif step.do is Do.RETIRE and child is not None:
+            record = self._records[child]
+            alive = record.state in (ChildState.STARTING, ChildState.READY)
+            self._turn(child, Turn.STOP)
+            record.deadline = now + self._grace_s + MARGIN_S if alive else None
+            if alive:
+                self._actions.append(Terminate(child))
+        elif step.do is Do.COMMIT and self._is_asked:
+            self._actions.append(Committed())
+        elif step.do is Do.DONE:
+            self._end_rollout()
+
+    def _abandon(self, reason: str, child: Child, now: float, trace: str) -> None:
+        """A new worker could not start before there was a commit: what there was goes on."""
+        rollout = self._rollout
+        assert rollout is not None
+        self._say(f"{reason}; the former workers go on", Level.ERROR, child, trace)
+        for step in rollout.give_up(self._standing):
+            self._carry_out(step, now)
+        self._end_rollout(reason)
+
+    def _end_rollout(self, error: str = "") -> None:
+        self._rollout = None
+        for child in [child for child, record in self._records.items() if record.state is ChildState.GONE]:
+            del self._records[child]
+        if self._is_asked:
+            self._is_asked = False
+            self._actions.append(Replaced(error))
+
+    def _is_new(self, child: Child) -> bool:
+        rollout = self._rollout
+        return rollout is not None and not rollout.committed and child in rollout.fresh
+
+    def _standing(self, child: Child) -> Standing:
+        record = self._records.get(child)
+        return Standing.ABSENT if record is None else STANDINGS[record.state]
 
     # --- stopping
 
@@ -510,7 +670,8 @@ class Machine:
         record = self._records[child]
         if record.killed_at is None:
             record.killed_at = now
-            if record.state is ChildState.STOPPING and self._steps[0].bound_s > 0:
+            at_once = bool(self._steps) and self._steps[0].bound_s <= 0
+            if record.state is ChildState.STOPPING and not at_once:
                 self._say(f"{child.name} has not stopped in time; killing it", Level.WARNING, child)
             self._actions.append(Kill(child))
 
@@ -551,6 +712,10 @@ class Machine:
 
     def _of(self, step: Step) -> list[Child]:
         return [child for child in self._records if child.kind in step.kinds]
+
+
+def _stays(child: Child, record: _Record) -> bool:
+    return child.kind is Kind.WORKER and record.state not in (ChildState.STOPPING, ChildState.GONE)
 
 
 def describe_exit(code: int | None) -> str:

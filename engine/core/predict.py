@@ -119,8 +119,8 @@ class Times:
         self.overhead_s += (max(seconds, 0.0) - self.overhead_s) * (OVERHEAD_SMOOTHING if self.overhead_s else 1.0)
 
     def _forget(self) -> None:
-        """Batches take much less than they did: what was known is half as certain. Whoever believes in slow workers gives
-        them little to do, and would take long to find out."""
+        """Batches take much less than they did: what was known is half as certain. Whoever believes in slow workers
+        gives them little to do, and would take long to find out."""
         for name in ("_s0", "_sn", "_snn", "_st", "_snt"):
             setattr(self, name, getattr(self, name) / 2)
         self._table = {size: (mean, weight / 2) for size, (mean, weight) in self._table.items()}

@@ -151,6 +151,13 @@ class StageMachine:
         self._was_full = False
         self._is_calm = True  # all workers are starting or ready
 
+    def change(self, spec: StageSpec, now: float) -> None:
+        """Serve by other numbers from now on; what is under way is not touched. The name stays."""
+        self.spec = spec
+        self.queue.policy = spec.policy
+        self.crew.change(in_advance=spec.idempotent)
+        self._tell(now)
+
     # --- items in ----------------------------------------------------------------------------------------------------
 
     def enqueue(self, items: Sequence[Item], now: float) -> None:

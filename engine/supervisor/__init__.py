@@ -2,7 +2,8 @@
 
     family    who they are, and by which command each starts      rundir    the private directory and its lock
     loop      the event loop; obeys engine.core.lifecycle         address   the HTTP port and how it is shown
-    daemons   processes that a script wants beside its own
+    daemons   processes that a script wants beside its own        changes   another configuration while it runs
+    orders    the socket on which that is asked for
 
 Imports neither zmq, Falcon, torch nor user code: it must not be able to die of any of them, and it must start in a
 blink.
@@ -27,6 +28,7 @@ from engine.log import get_logger
 from engine.signals import STOPPING, Signals
 from engine.supervisor import family
 from engine.supervisor.address import banner, check_port
+from engine.supervisor.changes import Changes
 from engine.supervisor.daemons import Daemons, named
 from engine.supervisor.family import Commands
 from engine.supervisor.loop import Loop
@@ -46,11 +48,14 @@ def run(
     daemons: Daemons = (),
     commands: Commands | None = None,
     policy: Policy = DEFAULT,
+    reread: Callable[[], Deployment] | None = None,
 ) -> ExitCode:
     """Run the whole deployment in the foreground until it is stopped or fails; its exit code.
 
-    SIGTERM, SIGINT and SIGHUP drain and stop it within about ``grace`` plus 7 seconds; a SIGINT while it stops ends
-    it at once. ``daemons`` are processes that are started with it, are stopped with it, and whose end ends it:
+    SIGTERM and SIGINT drain and stop it within about ``grace`` plus 7 seconds, and so does the SIGHUP of a terminal
+    that is closed; a SIGINT while it stops ends it at once. With ``reread``, which reads the file once more, it can be
+    changed while it runs (:mod:`engine.supervisor.changes`), and a SIGHUP where there is no terminal asks for that.
+    ``daemons`` are processes that are started with it, are stopped with it, and whose end ends it:
     ``multiprocessing.Process`` or ``subprocess.Popen`` objects, or a mapping of names to such. ``commands`` replaces
     how children are started. A predecessor of this name that is stopping is waited for. Main thread only. Says on
     stdout, as its last lines, where the deployment listens.
@@ -59,20 +64,24 @@ def run(
     try:
         with Signals() as signals, claim(run_dir(deployment), deployment.engine.name, _pause(signals)) as folder:
             check_port(deployment.frontend.address, deployment.frontend.port)
-            snapshot = write_snapshot(folder, dump(deployment))
+            write_snapshot(folder, dump(deployment))
             members = family.whole(deployment)
+            environments = family.environments(deployment, members)
+            changes = Changes(deployment, folder, reread, environments)
             keepers = {Child(Kind.DAEMON, daemon.name): daemon for daemon in held}
             machine = Machine([*members, *keepers], grace_s=deployment.engine.grace, policy=policy)
-            listening = _Listening(deployment, folder)
+            listening = _Listening(changes, folder)
             loop = Loop(
                 machine,
-                commands or family.command_line(snapshot),
-                family.environments(deployment, members),
+                commands or family.command_line(changes.snapshot),
+                environments,
                 daemons=keepers,
                 on_url=listening.handle_url,
                 on_serving=listening.handle_serving,
                 on_trial=listening.handle_trial,
                 on_stopping=lambda within_s: mark_stopping(folder, within_s),
+                changes=changes,
+                orders_in=folder,
             )
             loop.run(signals)
             return _ended(machine, deployment.engine.name)
@@ -110,7 +119,7 @@ def run_workers(
             machine = Machine(members, grace_s=deployment.engine.grace, policy=policy)
             loop = Loop(
                 machine,
-                commands or family.command_line(snapshot),
+                commands or family.command_line(lambda child: snapshot),
                 family.environments(deployment, members),
                 daemons={},
                 on_url=lambda url: None,
@@ -147,8 +156,8 @@ def _ended(machine: Machine, name: str) -> ExitCode:
 class _Listening:
     """Where the frontend listens: remembered for its restarts, told to the user once."""
 
-    def __init__(self, deployment: Deployment, folder: Path) -> None:
-        self._deployment = deployment
+    def __init__(self, changes: Changes, folder: Path) -> None:
+        self._changes = changes
         self._folder = folder
         self._url = ""
         self._trial: str | None = None
@@ -156,16 +165,19 @@ class _Listening:
     def handle_url(self, url: str) -> None:
         first, self._url = not self._url, url
         port = urlsplit(url).port
-        if first and port and self._deployment.frontend.port == 0:
+        deployment = self._changes.deployment
+        if first and port and deployment.frontend.port == 0:
             # A frontend that is restarted must come back where its clients know it.
-            frontend = dataclasses.replace(self._deployment.frontend, port=port)
-            write_snapshot(self._folder, dump(dataclasses.replace(self._deployment, frontend=frontend)))
+            frontend = dataclasses.replace(deployment.frontend, port=port)
+            self._changes.deployment = dataclasses.replace(deployment, frontend=frontend)
+            write_snapshot(self._folder, dump(self._changes.deployment))
 
     def handle_trial(self, trial: str) -> None:
         self._trial = trial
 
     def handle_serving(self) -> None:
-        _print(banner(self._deployment, self._url or _configured(self._deployment), self._trial))
+        deployment = self._changes.deployment
+        _print(banner(deployment, self._url or _configured(deployment), self._trial))
 
 
 def _configured(deployment: Deployment) -> str:

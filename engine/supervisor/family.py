@@ -38,13 +38,13 @@ def environments(deployment: Deployment, members: Iterable[Child]) -> dict[Child
     return {workers[key]: placement.env for key, placement in place(deployment, list(workers)).items()}
 
 
-def command_line(snapshot: Path) -> Commands:
-    """Commands that start the children of this process from the deployment in ``snapshot``."""
+def command_line(snapshot: Callable[[Child], Path]) -> Commands:
+    """Commands that start the children of this process, each from the deployment in its ``snapshot``."""
     parent = str(os.getpid())
 
     def command(child: Child, status_fd: int) -> Sequence[str]:
         which = ["--stage", child.stage, "--slot", str(child.slot)] if child.kind is Kind.WORKER else []
         told = ["--status-fd", str(status_fd), "--parent", parent]
-        return [sys.executable, BOOTSTRAP, child.kind.value, str(snapshot), *which, *told]
+        return [sys.executable, BOOTSTRAP, child.kind.value, str(snapshot(child)), *which, *told]
 
     return command

@@ -8,12 +8,14 @@ supervisor that is killed leaves nothing behind.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import selectors
 import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from engine.clock import now
@@ -22,8 +24,10 @@ from engine.core.lifecycle import Child, Kind
 from engine.log import TRACEBACK, get_logger
 from engine.process import Spawned, adopt_orphans, children, signal_group, spawn
 from engine.signals import STOPPING, Signals
+from engine.supervisor.changes import Changes, Refused
 from engine.supervisor.daemons import Daemon
 from engine.supervisor.family import Commands
+from engine.supervisor.orders import Asker, Orders
 
 LINE_MAX: Final = 64 * 1024  # bytes of a status line; a child that sends longer ones is not one of ours
 SWEEP_S: Final = 2.0  # for what survives the order of stop to be killed and reaped
@@ -45,7 +49,11 @@ class Loop:
         on_serving: Callable[[], None],
         on_trial: Callable[[str], None] = lambda trial: None,
         on_stopping: Callable[[float], None] = lambda within_s: None,
+        changes: Changes | None = None,
+        orders_in: Path | None = None,
     ) -> None:
+        """``changes`` says how the deployment can be changed while it runs; ``orders_in`` is the folder of the socket
+        on which that is asked for."""
         self._machine = machine
         self._commands = commands
         self._environments = environments
@@ -61,12 +69,20 @@ class Loop:
         self._lines: dict[int, bytes] = {}  # unfinished status lines, by pid; no entry: the pipe is closed
         self._mourned: set[Child] = set()  # daemons whose death has been told
         self._foreign: set[int] = set()  # children of this process that are somebody else's business
+        self._changes = changes
+        self._orders_in = orders_in
+        self._askers: list[Asker] = []  # who wait for the present change
+        # A hang-up is the end of the terminal that this was started on; where there is none, it asks for a reload.
+        self._reloads = changes is not None and changes.can_reload and not _has_terminal()
 
     def run(self, signals: Signals) -> None:
         """Until the machine says STOPPED. No process of the deployment is left then, also if this raises."""
         was_reaper = adopt_orphans()
         self._foreign = children()
         self._selector.register(signals, selectors.EVENT_READ, lambda: self._read_signals(signals))
+        orders = None if self._orders_in is None else Orders(self._orders_in, self._handle_order)
+        if orders is not None:
+            self._selector.register(orders, selectors.EVENT_READ, lambda: self._accept(orders))
         try:
             self._post(life.Begin())
             self._reap()  # a daemon that was running already may have ended before anybody listened
@@ -78,6 +94,8 @@ class Loop:
                 self._post(life.Tick())
         finally:
             self._sweep()
+            if orders is not None:
+                orders.close()
             self._selector.close()
             adopt_orphans(was_reaper)
 
@@ -93,7 +111,9 @@ class Loop:
     def _read_signals(self, signals: Signals) -> None:
         died = False
         for number in signals.read():
-            if number in STOPPING:
+            if number == signal.SIGHUP and self._reloads:
+                self._change({"do": "reload"}, None)
+            elif number in STOPPING:
                 self._post(life.StopAsked(number))
             died = died or number == signal.SIGCHLD
         if died:
@@ -156,6 +176,61 @@ class Loop:
             self._selector.unregister(spawned.status_fd)
             os.close(spawned.status_fd)
 
+    # --- orders
+
+    def _accept(self, orders: Orders) -> None:
+        asker = orders.accept()
+        if asker is not None:
+            self._selector.register(asker, selectors.EVENT_READ, lambda: self._hear(orders, asker))
+
+    def _hear(self, orders: Orders, asker: Asker) -> None:
+        """One order, and nothing more, from one connection."""
+        fd = asker.fileno()
+        if not orders.read(asker):
+            self._selector.unregister(fd)
+
+    def _handle_order(self, order: dict[str, Any], asker: Asker) -> None:
+        self._change(order, asker)
+
+    def _change(self, order: Mapping[str, Any], asker: Asker | None) -> None:
+        """Change the deployment, if that can be done; ``asker`` is told, and the log."""
+        try:
+            event = self._event_of(order)
+        except Refused as error:
+            log.error("not changed: %s", error)
+            if asker is not None:
+                asker.end(str(error))
+            return
+        if asker is not None:
+            self._askers.append(asker)
+        self._post(event)
+
+    def _event_of(self, order: Mapping[str, Any]) -> life.Replace:
+        if self._changes is None:
+            raise Refused("this cannot be changed while it runs")
+        match order:
+            case {"do": "reload"}:
+                return self._changes.reload()
+            case {"do": "scale", "nums": dict(nums)} if all(type(num) is int for num in nums.values()):
+                return self._changes.scale(nums)
+            case _:
+                raise Refused("there is no such order")
+
+    def _commit(self) -> None:
+        assert self._changes is not None
+        self._changes.commit()
+        for child in self._pids:
+            if child.kind is Kind.BROKER:
+                self._send(child, signal.SIGHUP)
+
+    def _replaced(self, error: str) -> None:
+        assert self._changes is not None
+        self._changes.end()
+        log.log(logging.ERROR if error else logging.INFO, "not changed: %s" if error else "changed%s", error)
+        for asker in self._askers:
+            asker.end(error)
+        self._askers.clear()
+
     # --- actions out
 
     def _carry_out(self, action: life.Action) -> None:
@@ -168,6 +243,12 @@ class Loop:
                 self._send(child, signal.SIGKILL)
             case life.Say(text, level, child, trace):
                 log.log(level.value, text, extra={**_fields(child), **({TRACEBACK: trace} if trace else {})})
+                for asker in self._askers:
+                    asker.say(f"{text}\n{trace}" if trace else text)
+            case life.Committed():
+                self._commit()
+            case life.Replaced(error):
+                self._replaced(error)
             case life.Serving(took_s):
                 log.info("every process is ready after %.1f s", took_s)
                 self._on_serving()
@@ -240,6 +321,15 @@ class Loop:
             pass  # it ended and was reaped in between
 
 
+def _has_terminal() -> bool:
+    """Whether this process has a controlling terminal."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
 def _ended(running: Mapping[int, tuple[Child, Spawned]], daemons: Iterable[Daemon]) -> Iterator[int]:
     """Pids of children that are zombies; the caller reaps each before it asks for the next."""
     if not hasattr(os, "waitid"):  # macOS before Python 3.13: no looking without reaping, so only known ones
@@ -270,6 +360,8 @@ def _event(child: Child, told: dict[str, Any]) -> life.Event:
             return life.Warming(child, int(told["done"]), int(told["of"]))
         case "ready":
             return life.Ready(child)
+        case "worn":
+            return life.Worn(child, str(told["reason"]))
         case "failed":
             return life.Failed(child, str(told["reason"]), str(told.get("trace", "")))
         case other:

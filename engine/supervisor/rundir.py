@@ -1,8 +1,9 @@
 """The run directory: private, owned by one running deployment at a time, empty again when that ends.
 
 It holds the broker's sockets, ``lock`` (held for the supervisor's life), ``pid``, ``deployment.json`` (what the
-children read), and ``stopping`` once that has begun: the seconds it may take. Private (0700) because whoever can reach
-the sockets can make workers unpickle. A folder with other things in it, ``/tmp`` or a home, is used as it is or not at
+children read) and ``next.json`` while it is being changed, ``orders`` (:mod:`engine.supervisor.orders`), and
+``stopping`` once that has begun: the seconds it may take. Private (0700) because whoever can reach the sockets can make
+workers unpickle. A folder with other things in it, ``/tmp`` or a home, is used as it is or not at
 all: nothing in it is removed, and who may enter it is not ours to change.
 """
 
@@ -25,7 +26,11 @@ from engine.log import get_logger
 LOCK: Final = "lock"
 PID: Final = "pid"
 SNAPSHOT: Final = "deployment.json"
+NEXT: Final = "next.json"  # what the deployment shall be, while it is being changed
+ORDERS: Final = "orders"
 STOPPING: Final = "stopping"
+
+_FILES: Final = (LOCK, PID, SNAPSHOT, f"{SNAPSHOT}.new", NEXT, f"{NEXT}.new", ORDERS, STOPPING)
 
 LOOK_S: Final = 0.05  # between two looks at a lock that somebody holds
 SIGNAL_S: Final = 0.3  # from a signal that was sent to a supervisor to its saying so: whoever stops and starts is quick
@@ -63,10 +68,10 @@ def claim(path: Path, name: str, pause: Callable[[float], bool] | None = None) -
         os.close(lock)
 
 
-def write_snapshot(path: Path, data: bytes) -> Path:
+def write_snapshot(path: Path, data: bytes, name: str = SNAPSHOT) -> Path:
     """Write the deployment for the children, whole or not at all: one may be reading while it changes."""
-    target = path / SNAPSHOT
-    scratch = path / f"{SNAPSHOT}.new"
+    target = path / name
+    scratch = path / f"{name}.new"
     _write(scratch, data)
     scratch.replace(target)
     return target
@@ -191,7 +196,7 @@ def _sweep(path: Path) -> None:
 
 def _is_ours(entry: Path) -> bool:
     """Whether a deployment makes such an entry. Raises OSError."""
-    if entry.name in (LOCK, PID, SNAPSHOT, f"{SNAPSHOT}.new", STOPPING):
+    if entry.name in _FILES:
         return True
     try:
         return endpoints.is_name(entry.name) and stat.S_ISSOCK(entry.lstat().st_mode)

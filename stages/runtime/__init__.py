@@ -13,6 +13,7 @@
     trust       whether a process that was interrupted may compute on; pure
     fit         how many values memory takes at once; pure
     user_metrics  the user's own metrics, for the heartbeats
+    wear        asks for a fresh worker in this one's place
 
 Threads, and what each owns:
 

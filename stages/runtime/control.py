@@ -58,6 +58,7 @@ class Control:
         signals: Signals,
         grace_s: float,
         families: Callable[[], bytes],
+        beating: Callable[[], object],
         refused: Callable[[str], object],
     ) -> None:
         self._thread = threading.Thread(target=self._main, name="control", daemon=True)
@@ -69,6 +70,7 @@ class Control:
         self._signals = signals
         self._grace_s = grace_s
         self._families = families
+        self._beating = beating
         self._refused = refused
         self._member = Membership(who)
         self._sock: transport.Socket | None = None
@@ -180,6 +182,8 @@ class Control:
     def _send(self) -> None:
         assert self._sock is not None
         for message in self._member.due(now()):
+            if isinstance(message, WorkerBeat):
+                self._beating()
             if isinstance(message, WorkerBeat) and (families := self._families()) != self._told_families:
                 if not transport.send(self._sock, wire.encode(WorkerBeat(message.worker, families))):
                     return

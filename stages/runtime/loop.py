@@ -240,6 +240,7 @@ class Loop:
     def _compute(self, taken: Taken) -> None:
         message = taken.batch
         step = Step.GO_ON
+        self._shared.batches += 1
         self._forward_ns = self._compute_ns = 0
         if message.batch in self._shared.revoked:
             self._shared.revoked.discard([message.batch])

@@ -17,11 +17,12 @@ from typing import Final
 
 from engine import transport
 from engine.config import Deployment
+from engine.config.units import wear_limits
 from engine.core.introduction import WORKER, introduce
 from engine.errors import StartError
 from engine.exitcodes import ExitCode
 from engine.loader import load_class, stand_in
-from engine.log import TRACEBACK, get_logger
+from engine.log import TRACEBACK, get_logger, stream
 from engine.process import Notifier, settle
 from engine.signals import STOPPING, Signals
 from stages import blame
@@ -34,6 +35,7 @@ from stages.runtime.outlets import Outlets
 from stages.runtime.shared import Finish, Phase, Shared, Warm
 from stages.runtime.streams import Streams
 from stages.runtime.user_metrics import UserMetrics
+from stages.runtime.wear import Wear
 from stages.runtime.window import Windows
 from stages.schema import describe
 from stages.stream import check_place, flow_of
@@ -104,6 +106,7 @@ def _serve(
         signals=signals,
         grace_s=deployment.engine.grace,
         families=metrics,
+        beating=Wear(wear_limits(deployment.stage(stage).recycle_after), shared, notify),
         refused=lambda reason: notify.send("failed", reason=reason),
     )
     control.start()
@@ -227,6 +230,6 @@ def _trace_crashes() -> None:
     if faulthandler.is_enabled():
         return
     try:
-        faulthandler.enable()  # native code that crashes says where
+        faulthandler.enable(stream())  # native code that crashes says where
     except (AttributeError, ValueError, OSError, RuntimeError) as error:  # stderr is closed or no file
         get_logger().debug("no tracebacks for crashes of native code: %s", error)

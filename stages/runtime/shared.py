@@ -114,6 +114,7 @@ class Shared:
         self.cancelled = Numbers()  # uids nobody waits for
         self.revoked = Numbers()  # batches given to somebody else
         self.phase = Phase.LOADING  # written by the main thread
+        self.batches = 0  # computed; likewise
 
     def close(self) -> None:
         self.main_bell.close()

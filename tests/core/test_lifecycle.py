@@ -19,6 +19,7 @@ from engine.core.lifecycle import (
     Begin,
     Child,
     ChildState,
+    Committed,
     Died,
     Failed,
     Kill,
@@ -29,6 +30,8 @@ from engine.core.lifecycle import (
     Outcome,
     Phase,
     Ready,
+    Replace,
+    Replaced,
     Say,
     Serving,
     Spawn,
@@ -38,6 +41,7 @@ from engine.core.lifecycle import (
     Tick,
     Turn,
     Warming,
+    Worn,
     describe_exit,
 )
 
@@ -456,3 +460,118 @@ def test_a_code_that_user_code_chose_is_not_passed_on(code: int) -> None:
     made.handle(Died(ONE, code), 2.0)
     assert made.outcome is Outcome.NOT_STARTED
     assert made.failed_code is None
+
+
+# --- replacing workers
+
+
+def edition(number: int, num: int = 2) -> tuple[Child, ...]:
+    return tuple(
+        Child(Kind.WORKER, f"worker encode-{k}", "encode", k, start_s=100, edition=number) for k in range(1, num + 1)
+    )
+
+
+def test_new_workers_are_ready_before_old_ones_leave() -> None:
+    made = serving()
+    new_one, new_two = edition(1)
+    assert acts(made.handle(Replace((new_one, new_two), "reloading"), 100.0)) == [Spawn(new_one)]
+    assert acts(made.handle(Ready(new_one), 101.0)) == [Committed(), Terminate(ONE)]
+    assert acts(made.handle(Died(ONE, 0), 102.0)) == [Spawn(new_two)]
+    assert acts(made.handle(Ready(new_two), 103.0)) == [Terminate(TWO)]
+    assert acts(made.handle(Died(TWO, 0), 104.0)) == [Replaced()]
+    assert set(made.workers) == {new_one, new_two}
+    assert made.phase is Phase.SERVING
+
+
+def test_an_old_worker_that_does_not_leave_is_killed() -> None:
+    made = serving()
+    new_one, new_two = edition(1)
+    made.handle(Replace((new_one, new_two), "reloading"), 100.0)
+    made.handle(Ready(new_one), 101.0)
+    assert acts(made.handle(Tick(), 101.0 + DRAIN)) == [Kill(ONE)]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_version_that_cannot_start_leaves_the_old_workers(first: bool) -> None:
+    other = Child(Kind.WORKER, "worker post-1", "post", 1)
+    made = serving((*EVERYBODY, other))
+    new_one, new_two = edition(1)
+    new_other = Child(Kind.WORKER, "worker post-1", "post", 1, edition=1)
+    made.handle(Replace((new_one, new_two, new_other), "reloading"), 100.0)
+    if not first:
+        made.handle(Ready(new_one), 101.0)
+    bad = new_one if first else new_other
+    made.handle(Failed(bad, "ValueError: no such model", "the trace"), 102.0)
+    actions = made.handle(Died(bad, 4), 103.0)
+    assert "no such model" in said(actions)
+    reason = f"{bad.name} could not start: ValueError: no such model"
+    assert acts(actions) == ([] if first else [Terminate(new_one)]) + [Replaced(reason)]
+    assert made.phase is Phase.SERVING
+    if not first:
+        made.handle(Died(new_one, 0), 104.0)
+    assert set(made.workers) == {ONE, TWO, other}
+    assert acts(made.handle(Replace((*edition(2), other), "again"), 105.0)) == [Spawn(edition(2)[0])]
+
+
+def test_after_the_commit_a_death_is_like_any_other() -> None:
+    made = serving()
+    new_one, new_two = edition(1)
+    made.handle(Replace((new_one, new_two), "reloading"), 100.0)
+    made.handle(Ready(new_one), 101.0)
+    made.handle(Died(ONE, 0), 102.0)
+    assert acts(made.handle(Died(new_two, -9), 103.0)) == []
+    assert made.phase is Phase.SERVING
+    assert made.wake_at is not None
+    assert acts(made.handle(Tick(), made.wake_at)) == [Spawn(new_two)]
+
+
+def test_scaling_keeps_who_is_there() -> None:
+    made = serving()
+    one, two, three = edition(1, 3)
+    assert acts(made.handle(Replace((one, two, three), "scaling", renew=False), 100.0)) == [Spawn(three)]
+    assert acts(made.handle(Ready(three), 101.0)) == [Committed(), Replaced()]
+    assert set(made.workers) == {ONE, TWO, three}
+    assert acts(made.handle(Replace((one,), "scaling", renew=False), 102.0)) == [
+        Committed(),
+        Terminate(TWO),
+        Terminate(three),
+    ]
+    made.handle(Died(TWO, 0), 103.0)
+    assert acts(made.handle(Died(three, 0), 104.0)) == [Replaced()]
+    assert made.workers == [ONE]
+
+
+def test_a_worn_worker_gets_a_fresh_one_in_its_place_and_others_wait() -> None:
+    made = serving()
+    actions = made.handle(Worn(ONE, "12 h old"), 100.0)
+    assert "12 h old" in said(actions)
+    (spawn,) = acts(actions)
+    assert isinstance(spawn, Spawn)
+    fresh = spawn.child
+    assert (fresh.stage, fresh.slot, fresh.edition) == ("encode", 1, 0)
+    assert fresh != ONE
+    assert acts(made.handle(Worn(TWO, "12 h old"), 101.0)) == []
+    assert acts(made.handle(Replace(edition(1), "reloading"), 102.0)) == []
+    assert acts(made.handle(Ready(fresh), 103.0)) == [Terminate(ONE)]
+    new_one, new_two = edition(1)
+    assert acts(made.handle(Died(ONE, 0), 104.0)) == [Spawn(new_one)], "what was asked for comes before what is worn"
+    for event in (Ready(new_one), Died(fresh, 0), Ready(new_two)):
+        made.handle(event, 105.0)
+    assert acts(made.handle(Died(TWO, 0), 106.0)) == [Replaced()]
+    assert set(made.workers) == {new_one, new_two}, "whoever was worn has gone"
+
+
+def test_one_change_at_a_time_and_none_while_it_stops() -> None:
+    made = serving()
+    made.handle(Replace(edition(1), "reloading"), 100.0)
+    (refused,) = acts(made.handle(Replace(edition(2), "reloading"), 101.0))
+    assert isinstance(refused, Replaced)
+    assert "already" in refused.error
+    stopping = acts(made.handle(StopAsked(signal.SIGTERM), 102.0))
+    assert [action.error for action in stopping if isinstance(action, Replaced)] == ["it is stopping"]
+    (refused,) = acts(made.handle(Replace(edition(3), "reloading"), 102.1))
+    assert isinstance(refused, Replaced)
+    assert "draining" in refused.error
+    for child in (FRONT, edition(1)[0], ONE, TWO, BROKER):
+        made.handle(Died(child, 0), 104.0)
+    assert made.phase is Phase.STOPPED

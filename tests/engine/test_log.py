@@ -21,8 +21,11 @@ from engine import log
 @pytest.fixture(autouse=True)
 def _logging_is_restored():
     root = logging.getLogger()
-    level, handlers = root.level, list(root.handlers)
+    level, handlers, output = root.level, list(root.handlers), log._output
+    own_level = log.get_logger().level
     yield
+    log._output = output
+    log.get_logger().setLevel(own_level)
     for handler in list(root.handlers):
         if handler not in handlers:
             root.removeHandler(handler)
@@ -167,7 +170,7 @@ def test_no_color_is_respected(monkeypatch):
             log.get_logger().exception("failed")
     text = terminal.getvalue()
     assert "\x1b" not in text
-    assert "failed\nTraceback (most recent call last):" in text
+    assert "failed\n  Traceback (most recent call last):" in text
 
 
 def test_control_characters_are_shown_and_not_sent_to_a_terminal(monkeypatch):
@@ -178,6 +181,110 @@ def test_control_characters_are_shown_and_not_sent_to_a_terminal(monkeypatch):
     text = terminal.getvalue()
     assert "\x1b" not in text
     assert r"evil \x1b]0;title\x07 request_id=\x1b[2J" in text
+
+
+def test_a_line_break_in_a_text_begins_no_line_of_the_log():
+    forged = "first\n2026-01-01T00:00:00.000Z error   broker all is lost\r\u2028"
+    formatter = log.ReadableFormatter({"process": "worker"}, colour=False)
+    try:
+        raise ValueError(forged)
+    except ValueError:
+        trace = sys.exc_info()
+    record = logging.makeLogRecord({"msg": forged, "exc_info": trace, "field": forged, "stack_info": forged})
+    first, *others = formatter.format(record).splitlines()
+    assert first.count("\\n2026") == 2  # shown, in the message and the field
+    assert others
+    assert all(line.startswith("  ") for line in others)
+    assert json.loads(log.JSONFormatter({"process": "worker"}).format(record))["message"] == forged
+
+
+MISCHIEF = [
+    "import logging.config; logging.config.dictConfig({'version': 1})",
+    "import logging.config; logging.config.dictConfig({'version': 1, 'root': {'handlers': [], 'level': 'CRITICAL'}})",
+    "logging.disable(logging.CRITICAL)",
+    "logging.shutdown()",
+    "logging.getLogger().handlers.clear()",
+    "logging.basicConfig(force=True, level=60)",
+    "logging.getLogger('stageline').disabled = True",
+    "logging.getLogger('stageline').handlers.clear(); logging.getLogger('stageline').propagate = False",
+    "logging.getLogger().addHandler(Bad())",
+    "sys.stderr = None",
+    "sys.stderr.close()",
+    "sys.stderr = open(os.devnull, 'w')",
+    "os.close(2)",
+    "os.close(2); held = open(os.devnull, 'w'); assert held.fileno() == 2",
+]
+
+
+@pytest.mark.parametrize("mischief", MISCHIEF)
+def test_what_user_code_does_to_logging_and_stderr_does_not_silence_us(mischief):
+    code = f"""
+import logging, os, sys
+from engine import log
+class Bad(logging.Handler):
+    def emit(self, record):
+        raise ValueError("mine")
+early = log.get_logger("stageline.part")
+log.setup("worker")
+{mischief}
+early.error("one")
+log.get_logger().info("two")
+log.get_logger("stageline.late").warning("three")
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    said = [json.loads(line)["message"] for line in done.stderr.splitlines()]
+    assert (done.returncode, said) == (0, ["one", "two", "three"])
+
+
+def test_lines_do_not_go_where_descriptors_were_closed_by_their_numbers(tmp_path):
+    """What was opened since has the number of ours."""
+    code = f"""
+import os
+from engine import log
+log.setup("worker")
+os.closerange(3, 64)
+files = [open({str(tmp_path / "file")!r}, "w") for _ in range(16)]
+log.get_logger().info("here")
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert json.loads(done.stderr)["message"] == "here"
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_handlers_of_the_users_get_our_records_but_do_not_repeat_them(capsys):
+    log.setup("worker")
+    kept = []
+
+    class Keeping(logging.Handler):
+        def emit(self, record):
+            kept.append(record.getMessage())
+
+    added = [Keeping(), logging.StreamHandler(sys.stderr)]
+    root = logging.getLogger()
+    for handler in added:
+        root.addHandler(handler)
+    log.get_logger().warning("once")
+    assert kept == ["once"]
+    assert [line["message"] for line in lines(capsys)] == ["once"]
+
+
+def test_a_value_that_raises_anything_costs_its_own_text_alone(capsys):
+    class Panic(BaseException):
+        pass
+
+    class Wild:
+        def __str__(self):
+            raise Panic
+
+        __repr__ = __str__
+
+    log.setup("worker")
+    log.get_logger().info("odd %s", Wild(), extra={"value": Wild()})
+    (line,) = lines(capsys)
+    assert line["value"] == "<Wild: Panic in its __str__>"
+    assert "cannot be formatted" in line["message"]
 
 
 def test_a_closed_stderr_costs_the_line_and_not_the_process(monkeypatch):
@@ -227,4 +334,4 @@ def test_a_traceback_given_as_text_is_shown_as_an_exceptions_is(monkeypatch):
     assert line["exception"] == "Traceback\n  line"
     assert log.TRACEBACK not in line
     text = log.ReadableFormatter({"process": "supervisor"}, colour=False).format(record)
-    assert text.endswith("failed\nTraceback\n  line")
+    assert text.endswith("failed\n  Traceback\n    line")

@@ -521,7 +521,7 @@ def test_children_are_started_by_command_line_and_not_from_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    command = family.command_line(tmp_path / "deployment.json")
+    command = family.command_line(lambda child: tmp_path / "deployment.json")
     python, told = command(Child(Kind.BROKER, "broker"), 7), [str(tmp_path / "deployment.json"), "--status-fd", "7"]
     assert list(python[:1]) == [sys.executable]
     assert Path(python[1]).is_absolute()  # by its path: a folder called "engine" here would be found first by name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import random
 import threading
 import tracemalloc
 import zlib
@@ -20,12 +21,24 @@ from running import frontend
 from engine.config.schema import FrontendSection
 from engine.core.call import Answer
 from engine.errors import StartError
-from frontend import compression
-from frontend.compression import Corrupt, TooLarge, choose, decompress
+from frontend import compression, unpacking
+from frontend import head as heads
+from frontend.body import Body
+from frontend.compression import choose
+from frontend.exchange import Exchange as HttpExchange
+from frontend.gate import Gate, Terms
+from frontend.unpacking import Corrupt, TooLarge, Unpacking
 
-zstd: Any = compression._zstd()
+zstd: Any = unpacking.zstd()
 PACK = {"gzip": gzip.compress, "zstd": zstd.compress}
 LARGE = b'{"a": 1}' * 1000
+
+
+def decompress(coding: str, data: bytes, limit: int) -> bytes:
+    work = Unpacking(coding, data, limit)
+    while not work.done:
+        work.step()
+    return work.result()
 
 
 def service(**options: Any) -> Service:
@@ -233,6 +246,117 @@ def test_the_limit_is_of_the_body_as_it_was(coding: str, size: int) -> None:
     assert post(PACK[coding](body), ("content-encoding", coding), made=over).status == 413
 
 
+# --- many small ones -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+def test_a_body_of_tiny_members_is_400(coding: str) -> None:
+    made = service()
+    answer = post(PACK[coding](b"") * 10_000, ("content-encoding", coding), made=made)
+    assert (answer.status, answer.text) == (400, "bad request: the body has too many gzip members or zstd frames")
+    assert made.gate.held == 0
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+def test_a_body_may_have_as_many_members_as_its_size_needs(coding: str) -> None:
+    pieces = [random.Random(number).randbytes(2000) for number in range(300)]
+    assert decompress(coding, b"".join(map(PACK[coding], pieces)), 1 << 20) == b"".join(pieces)
+    assert decompress(coding, PACK[coding](b"") * 15 + PACK[coding](b"x"), 10) == b"x"
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+def test_what_lies_behind_a_member_is_not_copied_with_it(coding: str) -> None:
+    def copied(count: int) -> int:
+        work = Unpacking(coding, PACK[coding](random.Random(1).randbytes(1100)) * count, 1 << 30)
+        while not work.done:
+            work.step()
+        return work.copied
+
+    assert copied(400) <= 2.1 * copied(200)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+def test_a_step_takes_in_and_gives_out_so_much_at_most(coding: str) -> None:
+    for body in (bytes(8 << 20), random.Random(1).randbytes(1 << 20)):
+        work = Unpacking(coding, PACK[coding](body), len(body))
+        before, steps = 0, 0
+        while not work.done:
+            work.step()
+            assert work.size - before <= unpacking.STEP_OUT
+            before, steps = work.size, steps + 1
+        assert work.result() == body
+        assert steps >= len(body) / unpacking.STEP_OUT
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+def test_a_body_that_takes_longer_than_its_request_has_is_408(coding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = 0
+
+    def go_on(self: Unpacking, most: int) -> None:
+        nonlocal turns
+        turns += 1  # and never done
+
+    monkeypatch.setattr(Unpacking, "go_on", go_on)
+    made = service()
+    answer = post(PACK[coding](b"x"), ("content-encoding", coding), ("x-request-timeout-ms", "20"), made=made)
+    assert (answer.status, answer.text) == (408, "inference timeout")
+    assert turns > 1
+    assert not made.client.submitted
+    assert made.gate.held == 0
+
+
+def test_the_time_it_takes_is_the_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("engine.clock.now", lambda: clock[0])
+    go_on = Unpacking.go_on
+
+    def slowly(self: Unpacking, most: int) -> None:
+        clock[0] += 1.0
+        go_on(self, most)
+
+    monkeypatch.setattr(Unpacking, "go_on", slowly)
+    head = heads.read("POST", "1.1", "/inference", b"", [(b"host", b"x"), (b"content-length", b"21")])
+    packed = gzip.compress(b"x")
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": packed, "more_body": False}
+
+    async def left() -> float:
+        gate = Gate(FrontendSection(compression=True))
+        body = Body(HttpExchange(head, "id", receive), head, gate, Terms(3.0, "gzip"), pause_s=1.0)
+        assert await body.read() == b"x"
+        body.release()
+        assert gate.held == 0
+        return body.left_s
+
+    assert len(packed) == 21
+    assert run(left()) == 2.0
+
+
+def test_the_work_ends_with_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = service()
+    headers = [("content-encoding", "gzip")]
+    exchange = Exchange(made.app, "POST", "/inference", [gzip.compress(b"x")], headers=headers)
+    turns = 0
+
+    def go_on(self: Unpacking, most: int) -> None:  # never done
+        nonlocal turns
+        turns += 1
+        if turns == 3:
+            loop.call_soon_threadsafe(exchange.leave)
+
+    async def serve() -> int:
+        nonlocal loop
+        loop = asyncio.get_running_loop()
+        return await exchange.call()
+
+    loop: Any = None
+    monkeypatch.setattr(Unpacking, "go_on", go_on)
+    assert run(serve()) == 0
+    assert not made.client.submitted
+    assert made.gate.held == 0
+
+
 def test_a_zstd_frame_that_wants_much_memory_is_refused() -> None:
     options = {zstd.CompressionParameter.window_log: 27, zstd.CompressionParameter.enable_long_distance_matching: 1}
     made = zstd.ZstdCompressor(options=options)
@@ -285,7 +409,7 @@ def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     def missing() -> Any:
         raise ImportError("no module")
 
-    monkeypatch.setattr(compression, "_zstd", missing)
+    monkeypatch.setattr(compression, "zstd", missing)
     with pytest.raises(StartError, match=r"-m pip install backports\.zstd"):
         compression.require()
 

@@ -1,0 +1,137 @@
+"""A running deployment is given another configuration, or another number of workers: what may change, and into what.
+
+What can change without a gap is what workers, the broker's stages and the processes of the frontend are told when they
+start: everything of a ``[[stage]]`` but its name, and the bounds of ``[frontend]``. Stages and routes are how all parts
+count, and addresses are where others look for them: a deployment that changes those is another one.
+
+A new configuration is an *edition*. Until its workers have shown that they can serve it lies beside the present one,
+and they alone read it; then it takes the place of the present one for everybody.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from engine.config import Deployment, dump
+from engine.core.lifecycle import Child, Kind, Replace
+from engine.errors import ConfigError, StartError
+from engine.supervisor import family
+from engine.supervisor.rundir import NEXT, SNAPSHOT, write_snapshot
+
+# Keys of [frontend] that stand for the process which listens, and not for those that serve.
+_LISTENING: Final = ("address", "port", "certfile", "keyfile")
+
+
+class Refused(Exception):
+    """It cannot be done; in words for whoever asked."""
+
+
+class Changes:
+    """Holds the deployment as it is and, while it is being changed, as it shall be."""
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        folder: Path,
+        reread: Callable[[], Deployment] | None,
+        environments: dict[Child, Mapping[str, str]],
+    ) -> None:
+        """``reread`` reads the file once more, as it was read at first. ``environments`` is added to."""
+        self.deployment = deployment
+        self._folder = folder
+        self._reread = reread
+        self._environments = environments
+        self._edition = 0  # of the deployment
+        self._last = 0  # edition that was made
+        self._next: Deployment | None = None
+
+    @property
+    def can_reload(self) -> bool:
+        return self._reread is not None
+
+    # --- what is asked for
+
+    def reload(self) -> Replace:
+        """All workers anew, by what the file says now. Raises Refused."""
+        if self._reread is None:
+            raise Refused("this deployment was started by a script, which is read once: stop it and start it again")
+        try:
+            found = self._reread()
+        except ConfigError as error:
+            raise Refused("\n".join(error.problems)) from error
+        return self._replace(found, f"reloading {found.file}", renew=True)
+
+    def scale(self, nums: Mapping[str, int]) -> Replace:
+        """So many workers of these stages; the others, and those that stay, are left alone. Raises Refused."""
+        names = [stage.name for stage in self.deployment.stages]
+        if strangers := [name for name in nums if name not in names]:
+            raise Refused(f"no stage is called {strangers[0]}; there are {', '.join(names)}")
+        if wrong := [name for name, num in nums.items() if num < 1]:
+            raise Refused(f"{wrong[0]}: a stage has one worker at least")
+        stages = tuple(
+            dataclasses.replace(stage, num=nums.get(stage.name, stage.num)) for stage in self.deployment.stages
+        )
+        what = ", ".join(f"{name} to {num}" for name, num in nums.items())
+        return self._replace(dataclasses.replace(self.deployment, stages=stages), f"scaling {what}", renew=False)
+
+    def _replace(self, found: Deployment, what: str, *, renew: bool) -> Replace:
+        if self._next is not None:
+            raise Refused("it is being changed already; try again when that is over")
+        found = self._where_it_listens(found)
+        if fixed := _fixed(self.deployment, found):
+            raise Refused(f"a running deployment cannot change {', '.join(fixed)}: stop it and start it again")
+        edition = self._last + 1
+        members = [
+            dataclasses.replace(child, edition=edition) for child in family.whole(found) if child.kind is Kind.WORKER
+        ]
+        try:
+            environments = family.environments(found, members)
+            write_snapshot(self._folder, dump(found), NEXT)
+        except (StartError, OSError) as error:
+            raise Refused(str(error)) from error
+        self._environments.update(environments)
+        self._next, self._last = found, edition
+        return Replace(tuple(members), what, renew)
+
+    def _where_it_listens(self, found: Deployment) -> Deployment:
+        """A port that the system chose stays the one that was chosen."""
+        if found.frontend.port == 0:
+            found = dataclasses.replace(
+                found, frontend=dataclasses.replace(found.frontend, port=self.deployment.frontend.port)
+            )
+        return found
+
+    # --- what becomes of it
+
+    def commit(self) -> None:
+        """The next edition is the present one for whoever starts from now on."""
+        assert self._next is not None
+        write_snapshot(self._folder, dump(self._next))
+        self.deployment, self._edition = self._next, self._last
+
+    def end(self) -> None:
+        """It is done, or was given up."""
+        self._next = None
+        (self._folder / NEXT).unlink(missing_ok=True)
+
+    def snapshot(self, child: Child) -> Path:
+        """What a process that is started now reads."""
+        return self._folder / (NEXT if child.edition > self._edition else SNAPSHOT)
+
+
+def _fixed(now: Deployment, then: Deployment) -> list[str]:
+    """What differs and cannot change, by the names of the file."""
+    found = [
+        f"engine.{field.name}"
+        for field in dataclasses.fields(now.engine)
+        if getattr(now.engine, field.name) != getattr(then.engine, field.name)
+    ]
+    found += [f"frontend.{name}" for name in _LISTENING if getattr(now.frontend, name) != getattr(then.frontend, name)]
+    if [stage.name for stage in now.stages] != [stage.name for stage in then.stages]:
+        found.append("its stages")
+    if now.routes != then.routes:
+        found.append("its routes")
+    return found
