@@ -21,10 +21,18 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Final
 
 from engine.errors import StartError
 
+try:
+    # The public one makes an enumeration's member of what it finds, if it can: 3 us instead of 0.05.
+    from _signal import getsignal as _handler_of  # type: ignore[import-not-found]  # CPython's own
+except ImportError:
+    from signal import getsignal as _handler_of
+handler_of: Callable[[int], Any] = _handler_of  # what is done with a signal
+
+WAKEUP_EVERY: Final = 16  # renewals
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _entered: list[Signals] = []  # innermost last; changed by the main thread only
@@ -51,6 +59,8 @@ class Signals:
             number for number in numbers if not (number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN)
         ]
         self._interrupt = interrupt
+        self._renewals = 0
+        self._handler = self._handle  # one object, to be known again
         self._before: dict[int, Any] = {}  # typeshed's handler type is a private union
         self._before_fd = -1
         self._reading, self._writing = socket.socketpair()
@@ -65,7 +75,7 @@ class Signals:
             raise StartError("this can only be run from the main thread of a process") from error
         _entered.append(self)
         for number in self._numbers:
-            self._before[number] = signal.signal(number, self._handle)
+            self._before[number] = signal.signal(number, self._handler)
         return self
 
     def __exit__(
@@ -74,11 +84,19 @@ class Signals:
         self._leave(self._before_fd)
 
     def renew(self) -> None:
-        """Put back what code that is not ours has replaced meanwhile."""
+        """Put back what code that is not ours has replaced meanwhile. The main thread only.
+
+        Made to be called often: 0.3 us where nothing was replaced. The wake-up descriptor takes four times as long to
+        look at, and without it a signal is heard all the same, when the main thread is next in Python: now and then.
+        """
+        replaced = False
         for number in self._numbers:
-            if signal.getsignal(number) != self._handle:
-                signal.signal(number, self._handle)
-        signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
+            if handler_of(number) is not self._handler:
+                signal.signal(number, self._handler)
+                replaced = True
+        self._renewals += 1
+        if replaced or self._renewals % WAKEUP_EVERY == 1:
+            signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
 
     def fileno(self) -> int:
         return self._reading.fileno()

@@ -40,7 +40,7 @@ def _body(worker: Worker) -> bytes | None:
         value = next(iter(_values(worker)))
         body: bytes = _serialize(worker)(worker, value)
         worker.deserialize(body)
-    except Exception:  # no example; not of the format's types; or it means something only after `deserialize`
+    except BaseException:  # no example; not of the format's types; or it means something only after `deserialize`
         return None
     return body if 0 < len(body) <= BODY_MAX else None
 

@@ -14,7 +14,8 @@ The interleaving that matters: the thread finds the time over while the main thr
 handler runs in the main thread, between two of its bytecodes, and raises only while armed and late; so it either
 runs before the disarming (and the result is lost: it was late) or sees that there is nothing to interrupt. Raised
 *within* the disarming it would leave the timer running: :meth:`Watchdog.call` disarms once more then, undisturbed,
-since a call is interrupted once at most. User code must leave SIGUSR2, SIGALRM and ITIMER_REAL alone.
+since a call is interrupted once at most. User code must leave SIGUSR2, SIGALRM and ITIMER_REAL alone; handlers that it
+replaces are put back after the batch (:meth:`Watchdog.renew`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import Any, Final
 from engine.clock import now
 from engine.errors import EngineTimeoutError
 from engine.log import get_logger, stream
+from engine.signals import handler_of
 
 INTERRUPT: Final = signal.SIGUSR2
 KILL: Final = signal.SIGALRM
@@ -55,15 +57,27 @@ class Watchdog:
         self._main = threading.main_thread().ident
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._former: Any = None
+        self._handler = self._interrupt  # one object, to be known again
 
     def start(self) -> None:
-        self._former = signal.signal(INTERRUPT, self._interrupt)
+        self._former = signal.signal(INTERRUPT, self._handler)
+        self._set_killing()
+        self._thread.start()
+
+    def renew(self) -> None:
+        """Put back handlers that user code has replaced."""
+        if handler_of(INTERRUPT) is not self._handler:
+            signal.signal(INTERRUPT, self._handler)
+        if handler_of(KILL) != signal.SIG_DFL:
+            faulthandler.unregister(KILL)  # it is not there any more, and does not know
+            self._set_killing()
+
+    def _set_killing(self) -> None:
         signal.signal(KILL, signal.SIG_DFL)
         try:
             faulthandler.register(KILL, stream(), all_threads=True, chain=True)
         except (AttributeError, ValueError, OSError, RuntimeError) as error:  # stderr is closed or no file
             get_logger().warning("no tracebacks when a worker is killed for its timeout: %s", error)
-        self._thread.start()
 
     def stop(self) -> None:
         """After the last call. Gives the signals back."""

@@ -32,7 +32,7 @@ from stages.runtime.aside import Aside
 from stages.runtime.fit import Fit
 from stages.runtime.outlets import Outlets
 from stages.runtime.parcels import NOWHERE, Origin, Plan
-from stages.runtime.shared import Dismissed, Joined, Shared, Stop, Turned
+from stages.runtime.shared import Dismissed, Joined, Shared, ToMain, Turned
 from stages.runtime.streams import Streams
 from stages.runtime.trust import Step, Trust
 from stages.shm import SharedMemory
@@ -58,7 +58,7 @@ class Taken:
 
 class Loop:
     """Serves one warm worker. ``run`` returns when the worker may go. ``replays``: what it leaves unanswered is
-    computed by others."""
+    computed by others. ``restore`` puts back what user code may have taken from us, signals for instance."""
 
     def __init__(
         self,
@@ -70,8 +70,10 @@ class Loop:
         shared: Shared,
         streams: Streams,
         watchdog: Watchdog,
+        restore: Callable[[], object] = lambda: None,
     ) -> None:
         self._worker = worker
+        self._restore = restore
         self._codec = Codec(worker)
         self._isolate = isolate
         self._replays = replays
@@ -146,7 +148,7 @@ class Loop:
 
     # --- events ------------------------------------------------------------------------------------------------------
 
-    def _handle(self, event: Joined | Dismissed | Turned | Stop) -> None:
+    def _handle(self, event: ToMain) -> None:
         if isinstance(event, Joined):
             welcome = event.welcome
             try:
@@ -269,6 +271,7 @@ class Loop:
             self._outlets.send(target, wire.encode(results, encoded))
         if step is not Step.GO_ON:
             self._show(step)
+        self._restore()
 
     def _judge(self, outcomes: list[Outcome]) -> Step:
         """After an interrupt, or since one. Raises WorkerBroken where these outcomes are for nobody."""

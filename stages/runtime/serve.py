@@ -12,6 +12,7 @@ import faulthandler
 import os
 import secrets
 import signal
+import sys
 import time
 from typing import Final
 
@@ -44,6 +45,7 @@ from stages.watchdog import Watchdog
 
 GOODBYE_S: Final = 2.0  # for the control thread to end
 TEAR_DOWN_S: Final = 10.0  # for `teardown` of a worker that leaves by itself; the kernel ends it then
+SWITCH_MAX_S: Final = 0.05  # ten times the interpreter's default
 TRACE_MAX: Final = 8192  # characters of a traceback told to the supervisor
 
 
@@ -118,11 +120,11 @@ def _serve(
             raise
         except BaseException as error:  # whatever user code raises; `sys.exit` while it loads is a failed start too
             return _failed(notify, error)
-        signals.renew()  # what user code has set up while it loaded must not keep a stop from us
         spec = deployment.stage(stage)
         outlets = Outlets(ctx, endpoints, shared.to_main, shared.main_bell)
         watchdog = Watchdog(spec.timeout, spec.kill_after)
         watchdog.start()
+        _restore(signals, watchdog)  # what user code has set up while it loaded must not keep a stop from us
         streams = Streams(worker, outlets=outlets, cancelled=shared.cancelled, windows=windows, watchdog=watchdog)
         loop = Loop(
             worker,
@@ -132,6 +134,7 @@ def _serve(
             shared=shared,
             streams=streams,
             watchdog=watchdog,
+            restore=lambda: _restore(signals, watchdog),
         )
         metrics.fit = loop.fit
         # In this order: once the broker may send batches, a stop must wait for them.
@@ -207,6 +210,14 @@ def _shortened(trace: str) -> str:
     """Its beginning, where the user's own line is, and its end, which says what: both fit into the pipe."""
     half = TRACE_MAX // 2
     return trace if len(trace) <= TRACE_MAX else f"{trace[:half]}\n  ...\n{trace[-half:]}"
+
+
+def _restore(signals: Signals, watchdog: Watchdog) -> None:
+    """What user code may have taken from us, to keep for good or for a while: an event loop's signal handlers, say."""
+    signals.renew()
+    watchdog.renew()
+    if sys.getswitchinterval() > SWITCH_MAX_S:  # or the control thread is not heard while `forward` computes
+        sys.setswitchinterval(SWITCH_MAX_S)
 
 
 def _tear_down(worker: Worker) -> None:

@@ -575,6 +575,52 @@ def test_grace_bounds_the_wait_for_dismissal(start: Any) -> None:
     assert "not dismissed within the grace" in worker.stderr
 
 
+OWN_LOOP = """
+async def main():
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, print)
+asyncio.run(main())  # which leaves the default handlers behind
+"""
+
+MISCHIEF = [
+    OWN_LOOP,
+    "for number in (15, 2, 10, 12, 14): signal.signal(number, signal.SIG_IGN)",
+    "signal.signal(signal.SIGALRM, print); signal.signal(signal.SIGUSR2, print); signal.signal(signal.SIGTERM, print)",
+    "signal.set_wakeup_fd(-1)",
+    "import logging.config; logging.config.dictConfig({'version': 1}); logging.disable(60); logging.shutdown()",
+    "os.environ.clear(); os.chdir('/'); os.umask(0o777)",
+    "sys.setswitchinterval(1000)",
+    "sys.setrecursionlimit(10_000)",
+    "import faulthandler, gc, warnings; faulthandler.disable(); gc.disable(); warnings.simplefilter('error')",
+    "threading.setprofile(print); threading.settrace(print)",
+    "import socket; socket.setdefaulttimeout(0.001)",
+    "sys.stdout = None; sys.stderr.close(); sys.stderr = None; os.close(2)",
+]
+
+
+def test_what_user_code_does_to_its_process_keeps_nothing_of_ours_from_working(start: Any) -> None:
+    broker, worker = start(one(timeout=0.5, kill_after=20))
+    for batch, code in enumerate(MISCHIEF, 1):
+        (item,) = broker.settled(broker.give(10 * batch, [{"do": "mischief", "code": code}]))
+        assert item.value == "managed", code
+        given = broker.give(10 * batch + 1, [{"do": "sleep", "s": 600}])
+        given += broker.give(10 * batch + 2, [{"do": "echo", "x": 1}])
+        assert [item.status for item in broker.settled(given)] == [Status.TIMEOUT, Status.OK], code
+    broker.settled(broker.give(1, [{"do": "bug"}]))
+    broker.epoch = 2  # new sockets, in new folders
+    broker.expect(WorkerBeat)
+    broker.tell(Pulse(2, True))
+    broker.welcome()
+    broker.expect(Ready)
+    broker.settled(broker.give(2, [{"do": "echo", "x": 1}]))
+    worker.signal(signal.SIGTERM)
+    broker.expect(Leave)
+    broker.tell(Dismiss())
+    assert worker.wait(broker) == ExitCode.OK
+    assert "ZeroDivisionError: a bug" in worker.stderr
+
+
 def test_second_signal_ends_at_once(bench: Any, start: Any, let_go: Any) -> None:
     gate = bench.fifo()
     broker, worker = start()

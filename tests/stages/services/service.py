@@ -74,6 +74,10 @@ class Obey(Worker):
         asyncio.run(watch())
         return "watched"
 
+    def mischief(self, _position: int, value: dict[str, Any]) -> Any:
+        exec(value["code"], {"os": os, "signal": signal, "sys": sys, "threading": threading, "asyncio": asyncio})
+        return "managed"
+
     def about(self, position: int, value: dict[str, Any]) -> Any:
         context = self.context(position)
         return {
