@@ -12,7 +12,7 @@ do: it gets as many as keep it busy for AHEAD_S. Where it stands follows from wh
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, inf
 from typing import Final
@@ -24,6 +24,8 @@ from engine.core.introduction import NEWEST
 from engine.core.items import Item
 from engine.core.messages import Flow
 from engine.core.worker_states import WorkerState
+
+NOTHING: Final[Mapping[int, Item]] = {}
 
 CREDIT_MAX: Final = 8  # batches; a slow one holds up no more than the others of them
 
@@ -63,6 +65,9 @@ class Member:
     flow: int = int(Flow.UNKNOWN)  # how it gives its answers, once it is ready
     state: WorkerState = WorkerState.STARTING
     batches: OrderedDict[int, InFlight] = field(default_factory=OrderedDict)  # first: computing; others: in advance
+    former: OrderedDict[int, set[int]] = field(
+        default_factory=OrderedDict
+    )  # of a worker that streams: settled, by batch
     since: float = 0.0  # when it began to compute the first of them
     free_at: float = 0.0  # when it will probably have done them all
     slowness: float = 1.0  # what it takes for a batch, in multiples of what is usual (engine.core.predict)
@@ -134,6 +139,33 @@ class Crew:
         worker = self.workers.pop(key)
         self.rest(worker)
         self._computing.pop(key, None)
+
+    def held(self, worker: int, batch: int) -> Mapping[int, Item]:
+        """What of a batch this worker holds, by uid; nothing if it was never given the batch, or has settled all of it.
+
+        Whoever gets a parcel of results asks, on another thread perhaps: each step is one operation of a dictionary.
+        What it is told may be over a moment later, when the worker's death is noticed, and nothing comes of that: the
+        item has then gone on by one way (its hop is advanced, or it is answered) or by the other (it is given out
+        again), and what comes second finds that out. It is never too early: a batch is in the books before it leaves.
+        """
+        member = self.workers.get(worker)
+        flight = member.batches.get(batch) if member is not None else None
+        return flight.items if flight is not None else NOTHING
+
+    def settle(self, worker: Member, batch: InFlight, uids: Sequence[int]) -> None:
+        """Remember a while what a worker that streams had: its events go another way than its results to the next
+        stage, and may come later."""
+        former = worker.former
+        former.setdefault(batch.number, set()).update(uid for uid in uids if uid in batch.items)
+        if len(former) > CREDIT_MAX:
+            former.popitem(last=False)
+
+    def streams(self, worker: int, batch: int, uid: int) -> bool:
+        """Whether an event of this item may be this worker's: it holds the item in this batch, or did so just now."""
+        if uid in self.held(worker, batch):
+            return True
+        member = self.workers.get(worker)
+        return member is not None and uid in member.former.get(batch, ())
 
     def next(self) -> Member | None:
         """Who would get the next batch: somebody idle, else whoever has the fewest and credit for more."""

@@ -33,6 +33,7 @@ from msgspec.structs import replace
 from engine.core import wording
 from engine.core.actions import Admit, Drop, Fail, Foresee, FrontAction, Grant, News, Release, Settle
 from engine.core.arena import Ref
+from engine.core.crew import Crew
 from engine.core.introduction import Introduction, Refusal, agreed, refuse_frontend
 from engine.core.items import Item, Request
 from engine.core.liveness import FRONTEND_SILENCE_S
@@ -135,6 +136,7 @@ class FrontMachine:
         self.stages = [
             StageView(StageState(name, 0, 0, 0, 0, 0, flow=int(Flow.UNKNOWN)), absent_at) for name in topology.stages
         ]
+        self.crews: Sequence[Crew] = ()  # of all stages, set before the first result: who holds what
         self.stats = FrontStats()
         self.actions: list[FrontAction] = []
         self.draining = False
@@ -321,7 +323,8 @@ class FrontMachine:
         frontend = self.frontends.get(peer)
         if frontend is None:
             return
-        self._drop([request for seq in seqs if (request := frontend.requests.get(seq)) is not None])
+        once = dict.fromkeys(seqs)  # a peer may name one twice
+        self._drop([request for seq in once if (request := frontend.requests.get(seq)) is not None])
 
     def beat(self, peer: bytes, beat: FrontendBeat, now: float) -> None:
         """A frontend lives. KeyError for a peer that is not known."""
@@ -365,16 +368,24 @@ class FrontMachine:
     # --- from workers and stages -------------------------------------------------------------------------------------
 
     def results(self, results: Results, payloads: Sequence[Payload], now: float) -> None:
-        """Final results, failures and skips of one batch of a stage there is. All are settled, those still wanted are
-        answered."""
+        """Final results, failures and skips of one batch of a stage there is. Those of items that the worker holds are
+        settled, and answered if they are still wanted; all others are duplicates, late, or made up."""
         ledger, standings, headers = self.ledger, self._standings[results.stage], results.headers
+        held = self.crews[results.stage].held(results.worker, results.batch)
+        if not held:
+            self.stats.duplicates += len(results.uids)
+            return
         for uid, status, trail, payload, index in zip(
             results.uids, results.statuses, results.trails, payloads, range(len(payloads)), strict=True
         ):
             if not status:
                 continue  # skipped
             request = ledger.get(uid)
-            if request is None or not _is_due_from(standings.get(request.route), request.hop, status):
+            if (
+                request is None
+                or uid not in held
+                or not _is_due_from(standings.get(request.route), request.hop, status)
+            ):
                 self.stats.duplicates += 1
                 continue
             if request.stream_hop == request.hop and request.streamer != results.worker:
@@ -394,14 +405,17 @@ class FrontMachine:
     def events(self, events: StreamEvents, payloads: Sequence[Payload]) -> dict[bytes, tuple[Events, list[Payload]]]:
         """Stream events by frontend, to be sent at once and in order.
 
-        The interleaving that matters: a worker sends an event and dies, and its stage sees the death before the event
-        is read here. It replays the request, which it would not have done had it known. The second worker's events, or
-        its result, then find another worker's name on the request: the stream is torn and ends as a failure.
+        Only who holds an item, or did a moment ago, can send events of it: what comes of a worker whose death is known
+        is dropped. The interleaving that matters is left where stages have threads of their own: a worker sends an
+        event and dies, the event is passed on, and its stage, which has just looked whether there was one, replays the
+        request. The second worker's events, or its result, then find another worker's name on the request: the stream
+        is torn and ends as a failure.
         """
         out: dict[bytes, tuple[list[int], list[Payload]]] = {}
+        crew = self.crews[events.stage]
         for uid, payload in zip(events.uids, payloads, strict=True):
             request = self.ledger.get(uid)
-            if request is None:
+            if request is None or not crew.streams(events.worker, events.batch, uid):
                 continue
             if self._is_unwanted(request, events):
                 self.actions.append(Grant(events.stage, events.worker, uid, payload_size(payload) + EVENT_COST))

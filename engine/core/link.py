@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import islice
 from math import inf
 from typing import Final, TypeAlias
 
@@ -33,6 +34,7 @@ from engine.core.call import Answer, Call, StreamEvent
 from engine.core.introduction import NEWEST, OLDEST, Introduction, Refusal, Stranger, route_numbers
 from engine.core.liveness import INTRODUCE_FAST_S, INTRODUCE_SLOW_S, LOST_S
 from engine.core.messages import (
+    ITEMS_MOST,
     Answers,
     Cancel,
     Consumed,
@@ -188,9 +190,9 @@ class Link:
         if self._outgoing and (submission := self._submission()) is not None:
             return submission
         if self._cancelled:
-            return Cancel(self._cancelled)
+            return Cancel(self._cancelled[:ITEMS_MOST])
         if self._consumed:
-            return Consumed(self._consumed)
+            return Consumed(dict(islice(self._consumed.items(), ITEMS_MOST)))
         return None
 
     def left(self, owed: Owed, now: float) -> None:
@@ -202,9 +204,10 @@ class Link:
         elif type(owed) is Introduction:
             self._introduce_at = now + (INTRODUCE_SLOW_S if self.state is LinkState.REFUSED else INTRODUCE_FAST_S)
         elif type(owed) is Cancel:
-            self._cancelled = []
-        else:
-            self._consumed = {}
+            del self._cancelled[: len(owed.seqs)]
+        elif type(owed) is Consumed:
+            for seq in owed.nbytes:
+                del self._consumed[seq]
 
     def _submission(self) -> Submission | None:
         """All that waits to be sent; what was withdrawn or answered meanwhile is left out."""

@@ -45,18 +45,42 @@ def column(default: object = None) -> msgspec.Meta:
     return msgspec.Meta(extra={"column": default})
 
 
-_COLUMN: Final = column()
+# Bounds. A peer says what it likes: whatever number or length the broker computes with, keeps or passes on is bounded
+# here, where its decoder refuses the message as a whole, and nowhere else has to ask. What the broker alone sends is
+# bounded by its own books and by the size of a header (engine.core.wire).
+ITEMS_MOST: Final = 65_536  # of one parcel to the broker: no batch has more, and a frontend sends no more at once
+_WHOLE_MOST: Final = (1 << 63) - 1
 
-Id: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
-Micros: TypeAlias = Annotated[int, msgspec.Meta(le=1 << 53)]  # what a float holds exactly: 285 years
+_COLUMN: Final = column()
+_ITEMS: Final = msgspec.Meta(max_length=ITEMS_MOST)
+_ITEM_COLUMN: Final = msgspec.Meta(max_length=ITEMS_MOST, extra=_COLUMN.extra)
+
+Id: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=_WHOLE_MOST)]
+Micros: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]  # what a float holds exactly: 285 years
+Nbytes: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+Millis: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
+StageNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
+RouteNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
+Code: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=999)]  # of Status, or an HTTP status
+Mime: TypeAlias = Annotated[str, msgspec.Meta(max_length=1024)]
+FlowCode: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=3)]  # of Flow
+SpeakerCode: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=3)]  # of Speaker
+Layout: TypeAlias = list[Annotated[int, msgspec.Meta(ge=-ITEMS_MOST, le=_WHOLE_MOST)]]
+
+# Of parcels to the broker.
+SomeIds: TypeAlias = Annotated[list[Id], _ITEMS]
+IdsIn: TypeAlias = Annotated[list[Id], _ITEM_COLUMN]
+BlobsIn: TypeAlias = Annotated[list[bytes], _ITEM_COLUMN]
+Consumption: TypeAlias = Annotated[dict[Id, Nbytes], _ITEMS]  # item -> bytes
+HeadersIn: TypeAlias = Annotated[dict[Id, Annotated[dict[str, str], msgspec.Meta(max_length=1024)]], _ITEMS]
+# Item -> (part, arena, offset, length), parts ascending.
+Refs: TypeAlias = Annotated[dict[Id, Annotated[list[tuple[Id, Id, Nbytes, Nbytes]], _ITEMS]], _ITEMS]
+
+# Of parcels of the broker.
 Ids: TypeAlias = Annotated[list[Id], _COLUMN]
 Ints: TypeAlias = Annotated[list[int], _COLUMN]
 Texts: TypeAlias = Annotated[list[str], _COLUMN]
 Blobs: TypeAlias = Annotated[list[bytes], _COLUMN]
-Layout: TypeAlias = list[int]
-FlowCode: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=3)]  # of Flow
-SpeakerCode: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=3)]  # of Speaker
-Refs: TypeAlias = dict[Id, list[tuple[Id, Id, Id, Id]]]  # item -> (part, arena, offset, length), parts ascending
 
 
 class Status(IntEnum):
@@ -110,10 +134,10 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
 class Submit(Message, frozen=True, tag=1):
     """Requests for admission. ``routes`` are the broker's numbers, as its welcome told them."""
 
-    seqs: Ids
-    routes: Ints
-    budgets_us: Annotated[list[Micros], _COLUMN]  # time remaining until the deadline
-    metas: Blobs
+    seqs: IdsIn
+    routes: Annotated[list[RouteNumber], _ITEM_COLUMN]
+    budgets_us: Annotated[list[Micros], _ITEM_COLUMN]  # time remaining until the deadline
+    metas: BlobsIn
     layout: Layout = []
     refs: Refs = {}
 
@@ -121,13 +145,13 @@ class Submit(Message, frozen=True, tag=1):
 class Cancel(Message, frozen=True, tag=2):
     """The clients of these requests have gone."""
 
-    seqs: list[Id]
+    seqs: SomeIds
 
 
 class Consumed(Message, frozen=True, tag=8):
     """The clients of these streams have taken events of so many more bytes (with EVENT_COST): as many more may come."""
 
-    nbytes: dict[Id, Id]  # by seq
+    nbytes: Consumption  # by seq
 
 
 class FrontendBeat(Message, frozen=True, tag=3):
@@ -229,9 +253,9 @@ class Ready(Message, frozen=True, tag=13):
     """Warm-up is done: batches may come. ``about`` describes the stage (:mod:`engine.core.about`); ``maps``: this
     process can read arenas, else it is sent the bytes."""
 
-    worker: int
-    mime: str
-    warmup_ms: int = 0
+    worker: Id
+    mime: Mime
+    warmup_ms: Millis = 0
     flow: FlowCode = int(Flow.WHOLE)
     about: bytes = b""
     maps: bool = False
@@ -240,7 +264,7 @@ class Ready(Message, frozen=True, tag=13):
 class WorkerBeat(Message, frozen=True, tag=14):
     """A worker lives. ``families`` are the user's own metrics; empty when unchanged."""
 
-    worker: int
+    worker: Id
     families: bytes = b""
 
 
@@ -254,7 +278,7 @@ class Pulse(Message, frozen=True, tag=15):
 class Leave(Message, frozen=True, tag=16):
     """The worker wants to stop: give it nothing more, dismiss it when its batches are settled."""
 
-    worker: int
+    worker: Id
 
 
 class Dismiss(Message, frozen=True, tag=17):
@@ -282,7 +306,7 @@ class Granted(Message, frozen=True, tag=23):
 class Bye(Message, frozen=True, tag=20):
     """The worker leaves now; whatever it held may be given to others."""
 
-    worker: int
+    worker: Id
 
 
 # --- lane, intake, egress ------------------------------------------------------------------------------------------
@@ -310,30 +334,32 @@ class Batch(Message, frozen=True, tag=30):
 
 
 class Results(Message, frozen=True, tag=31):
-    """What became of some items of one batch; always names worker and batch, so that the credit can be freed."""
+    """What became of some items of one batch; always names worker and batch: so that the credit can be freed, and
+    because they count only from the worker that holds the batch."""
 
-    stage: int
-    worker: int
+    stage: StageNumber
+    worker: Id
     batch: Id
-    uids: Ids
-    statuses: Ints
-    trails: Blobs
-    mime: str = ""
-    compute_us: int = 0  # of the whole batch; once per batch, else 0
-    headers: dict[int, dict[str, str]] = {}
+    uids: IdsIn
+    statuses: Annotated[list[Code], _ITEM_COLUMN]
+    trails: BlobsIn
+    mime: Mime = ""
+    compute_us: Micros = 0  # of the whole batch; once per batch, else 0
+    headers: HeadersIn = {}
     layout: Layout = []
     refs: Refs = {}
 
 
 class StreamEvents(Message, frozen=True, tag=32):
-    """Events of items that are still being computed."""
+    """Events of items that are still being computed, of one batch. They count only if it names the ``batch``."""
 
-    stage: int
-    worker: int
-    uids: Ids
+    stage: StageNumber
+    worker: Id
+    uids: IdsIn
     layout: Layout = []
     flow: FlowCode = int(Flow.EVENTS)
-    mime: str = ""
+    mime: Mime = ""
+    batch: Id = 0
 
 
 # --- admin ---------------------------------------------------------------------------------------------------------

@@ -69,6 +69,8 @@ from engine.core.stats import StageStats, duration_buckets
 from engine.core.wire import MICROS, Payload, payload_size, refs_of
 from engine.core.worker_states import SERVING, TABLE, WorkerEvent, WorkerState
 
+WHOLE: Final = int(Flow.WHOLE)  # comparing with a member of an enumeration costs a call
+
 KEY_SHIFT: Final = 20  # bits of a worker's key below the epoch
 
 CALM: Final = frozenset({WorkerState.STARTING, WorkerState.READY})
@@ -118,6 +120,7 @@ class StageMachine:
         self.topology = topology
         self.epoch = epoch
         self.ledger = ledger  # owned by the front; looked up here, never changed
+        self.crews: Sequence[Crew] = ()  # of all stages, set before the first result: who holds what
         self.queue = BatchQueue(spec.policy)
         self.last_attempts: OrderedDict[int, Item] = OrderedDict()  # by uid
         # A batch in advance could be replayed while it is computed: not where that is forbidden.
@@ -167,28 +170,37 @@ class StageMachine:
             self._push(item)
 
     def accept(self, results: Results, payloads: Sequence[Payload], now: float) -> None:
-        """Results of the previous stage. Duplicates and items nobody waits for are dropped; all are settled."""
+        """Results of the previous stage: those of items that its worker holds are settled, and taken if somebody waits
+        for them; all others are duplicates, late, or made up."""
+        held = self.crews[results.stage].held(results.worker, results.batch)
         for uid, status, trail, payload in zip(results.uids, results.statuses, results.trails, payloads, strict=True):
             request = self.ledger.get(uid)
-            if request is None or request.closed or status != Status.OK or not self._is_next(request, results.stage):
+            if (
+                request is None
+                or uid not in held
+                or request.closed
+                or status != Status.OK
+                or not self._is_next(request, results.stage)
+            ):
                 self.stats.dropped += 1
                 self._release(refs_of(payload))
                 continue
             request.hop += 1
             self._push(Item(request, payload, payload_size(payload), now, 1, trail, request.hop))
-        after_s = self.delay_s + self.service_s + self._later_s
-        self.actions.append(
-            Settle(
-                results.stage,
-                results.worker,
-                results.batch,
-                results.uids,
-                now,
-                results.compute_us,
-                self.index,
-                after_s,
+        if held:
+            after_s = self.delay_s + self.service_s + self._later_s
+            self.actions.append(
+                Settle(
+                    results.stage,
+                    results.worker,
+                    results.batch,
+                    results.uids,
+                    now,
+                    results.compute_us,
+                    self.index,
+                    after_s,
+                )
             )
-        )
 
     def _is_next(self, request: Request, stage: int) -> bool:
         try:
@@ -334,6 +346,8 @@ class StageMachine:
         held = batch.items
         if settle.after_s and abs(settle.after_s - self._told_after.get(settle.sender, 0.0)) > 0.05 * settle.after_s:
             self._hear_after(settle)
+        if worker.flow != WHOLE:
+            self.crew.settle(worker, batch, settle.uids)
         if settle.compute_us:
             self.stats.lane(worker.slot).forward_s += settle.compute_us / MICROS
             batch.compute_us += settle.compute_us

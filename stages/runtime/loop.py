@@ -249,6 +249,7 @@ class Loop:
             outcomes = [SKIPPED] * len(message.uids)
         else:
             self._watchdog.begin()
+            self._streams.batch = message.batch
             outcomes = taken.run.compute().outcomes
             if self._watchdog.struck or self._trust.doubted:
                 step = self._judge(outcomes)

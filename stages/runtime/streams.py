@@ -44,6 +44,7 @@ class Streams:
         watchdog: Watchdog,
     ) -> None:
         self.origin = Origin(-1, -1)
+        self.batch = 0  # the number of what is computed
         self._worker = worker
         self._flow = flow_of(worker)
         self._outlets = outlets
@@ -84,6 +85,7 @@ class Streams:
             uids=[uid],
             flow=int(self._flow),
             mime=self._worker.resp_mime_type if item.last else "",
+            batch=self.batch,
         )
         frames = wire.encode(message, [data])
         self._windows.sent(uid, len(data) + EVENT_COST)

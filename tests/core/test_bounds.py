@@ -94,7 +94,7 @@ def test_a_hundred_thousand_requests_with_long_deadlines_leave_nothing() -> None
         requests += 64
         twin.front.cancel(peer, [requests, requests - 1])
         if turn % 2:
-            events = StreamEvents(1, second.key, start.uids[:3])
+            events = StreamEvents(1, second.key, start.uids[:3], batch=start.batch)
             twin.front.events(events, [b"event"] * 3)
             twin.front.consumed(peer, {requests - 63: 5})
         if turn % 5 == 0:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from engine.core.batching import Policy
 from engine.core.front import EPOCH_SHIFT, FrontSpec
 from engine.core.liveness import FRONTEND_SILENCE_S
-from engine.core.messages import FrontendBeat, FrontendWelcome, Speaker, StreamEvents, Submit
+from engine.core.messages import FrontendBeat, FrontendWelcome, Results, Speaker, StreamEvents, Submit
+from engine.core.routing import FINAL
 from engine.core.stage import StageSpec
 from tests.core.twin import Twin, frontend_words, topology
 
@@ -197,6 +200,54 @@ def test_answers_say_whose_word_they_are() -> None:
     assert twin.speakers[20] == Speaker.STAGE
 
 
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("who", ["another worker", "nobody", "its worker by another batch", "its worker of others too"])
+def test_results_count_only_from_the_worker_that_holds_the_batch(who: str, stages: int) -> None:
+    """At the egress and at the next stage's intake: whoever names a request, a batch or a worker of others changes
+    nothing, not even the credit of him whose batch it is."""
+    route = tuple(range(stages))
+    twin = Twin(topology(route, stages=stages), [replace(SPEC, name=f"s{index}") for index in route])
+    one, other = twin.worker(0), twin.worker(0, slot=2)
+    last = twin.worker(1) if stages == 2 else None
+    twin.submit(1)
+    twin.submit(1, first=2)
+    batch, others = one.lane[0][0].uids, other.lane[0][0].uids
+    number = one.batches[batch[0]]
+    key = {"another worker": other.key, "nobody": 99}.get(who, one.key)
+    false = Results(
+        0,
+        key,
+        number + 100 if who.endswith("another batch") else number,
+        others if who.endswith("others too") else batch,
+        [200],
+        [b""],
+        "text/plain",
+        compute_us=5_000_000,
+    )
+    twin.deliver(false, [b"forged"], 1 if stages == 2 else FINAL)
+    twin.run()
+    assert not twin.answers
+    assert len(twin.front.ledger) == 2
+    assert not any(lane.forward_s for lane in twin.stages[0].stats.lanes.values()) or who.endswith("others too")
+    assert twin.stages[0].state().in_flight == 2
+    twin.finish(one)
+    twin.finish(other)
+    while last is not None and last.lane:
+        twin.finish(last)
+    for seq in (1, 2):
+        assert twin.answer(seq) == (200, b"body%d+0" % seq + b"+1" * (stages - 1))
+    assert twin.is_empty()
+
+
+def test_a_number_cancelled_twice_is_cancelled_once() -> None:
+    twin = one_stage()
+    twin.worker()
+    twin.submit(2)
+    twin.front.cancel(b"f", [1, 1, 7, 1])
+    twin.run()
+    assert (len(twin.front.ledger), twin.front.stats.cancelled) == (1, 1)
+
+
 def test_uids_carry_the_epoch() -> None:
     twin = one_stage()
     worker = twin.worker()
@@ -209,7 +260,9 @@ def test_events_go_to_whoever_waits() -> None:
     worker = twin.worker()
     twin.submit(2)
     batch = worker.lane[0][0]
-    out = twin.front.events(StreamEvents(0, worker.key, [*batch.uids, 999]), [b"one", b"two", b"three"])
+    out = twin.front.events(
+        StreamEvents(0, worker.key, [*batch.uids, 999], batch=batch.batch), [b"one", b"two", b"three"]
+    )
     events, bodies = out[b"f"]
     assert (events.seqs, bodies) == ([1, 2], [b"one", b"two"])
 

@@ -25,7 +25,8 @@ def one_stage(**changes: object) -> Twin:
 
 def send(twin: Twin, worker: FakeWorker, uid: int, text: bytes = b"event") -> dict[bytes, list[tuple[int, bytes]]]:
     """The worker sends an event; what frontends get of it, as (number of the request, text)."""
-    message, payloads = decode(encode(StreamEvents(worker.stage, worker.key, [uid]), [text]))
+    batch = worker.batches.get(uid, 0)
+    message, payloads = decode(encode(StreamEvents(worker.stage, worker.key, [uid], batch=batch), [text]))
     assert isinstance(message, StreamEvents)
     got = {}
     for peer, (events, bodies) in twin.front.events(message, payloads).items():
@@ -33,6 +34,15 @@ def send(twin: Twin, worker: FakeWorker, uid: int, text: bytes = b"event") -> di
         got[peer] = [(seq, bytes(body)) for seq, body in zip(events.seqs, bodies, strict=True)]  # type: ignore[arg-type]
     twin.run()
     return got
+
+
+def die_unnoticed(twin: Twin, worker: FakeWorker, uid: int) -> None:
+    """An event of the worker is passed on while its stage, on another thread, has just looked whether there was one."""
+    assert send(twin, worker, uid) == {b"f": [(1, b"event")]}
+    request = twin.front.ledger[uid]
+    seen, request.stream_hop = request.stream_hop, -1
+    twin.kill(worker)
+    request.stream_hop = seen
 
 
 def uids(worker: FakeWorker) -> list[int]:
@@ -71,10 +81,9 @@ def test_a_replay_that_began_before_the_event_was_known_ends_the_stream_as_a_fai
     old = twin.worker()
     twin.submit(1)
     (uid,) = uids(old)
-    twin.kill(old)
+    die_unnoticed(twin, old, uid)
     new = twin.worker()
     assert uids(new) == [uid]
-    assert send(twin, old, uid) == {b"f": [(1, b"event")]}
     assert send(twin, new, uid) == {}
     assert twin.answer(1) == (500, TORN)
     assert new.told == [CancelItems([uid])]
@@ -87,29 +96,45 @@ def test_nor_does_the_replays_result_pass_for_the_end_of_that_stream() -> None:
     old = twin.worker()
     twin.submit(1)
     (uid,) = uids(old)
-    twin.kill(old)
+    die_unnoticed(twin, old, uid)
     new = twin.worker()
-    send(twin, old, uid)
     twin.finish(new)
     assert twin.answer(1) == (500, TORN)
     assert twin.is_empty()
 
 
-def test_a_dead_workers_events_are_dropped_once_its_replay_has_spoken() -> None:
+def test_a_dead_workers_events_are_dropped() -> None:
     twin = one_stage()
     old = twin.worker()
     twin.submit(1)
     (uid,) = uids(old)
     twin.kill(old)
+    assert send(twin, old, uid) == {}
     new = twin.worker()
-    send(twin, new, uid)
-    send(twin, old, uid)  # nobody can tell any more which of the two the client should believe
-    assert twin.answer(1) == (500, TORN)
+    assert send(twin, new, uid) == {b"f": [(1, b"event")]}
+    assert send(twin, old, uid) == {}
+    twin.finish(new)
+    assert twin.answer(1)[0] == 200
+    assert twin.is_empty()
+
+
+@pytest.mark.parametrize("who", ["a worker of its stage", "a worker of another stage", "its worker by another batch"])
+def test_events_of_what_somebody_else_holds_are_dropped(who: str) -> None:
+    twin = Twin(topology((0, 1), stages=2), [SPEC, replace(SPEC, name="s1")])
+    one, other, next_one = twin.worker(0), twin.worker(0, slot=2), twin.worker(1, flow=Flow.EVENTS)
+    twin.submit(1)
+    (uid,) = uids(one)
+    assert not other.lane
+    sender = {"a worker of its stage": other, "a worker of another stage": next_one}.get(who, one)
+    sender.batches[uid] = one.batches[uid] + (sender is one)
+    assert send(twin, sender, uid) == {}
+    assert twin.front.ledger[uid].streamer == -1
+    assert send(twin, one, uid) == ({} if sender is one else {b"f": [(1, b"event")]})
 
 
 def test_a_stage_before_the_last_may_report_and_what_comes_behind_it_is_replayed_all_the_same() -> None:
     twin = Twin(topology((0, 1), stages=2), [SPEC, replace(SPEC, name="s1")])
-    first, second = twin.worker(0), twin.worker(1, flow=Flow.EVENTS)
+    first, second = twin.worker(0, flow=Flow.EVENTS), twin.worker(1, flow=Flow.EVENTS)
     twin.submit(1)
     (uid,) = uids(first)
     assert send(twin, first, uid, b"halfway") == {b"f": [(1, b"halfway")]}

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.core import messages, wire
+from engine.core import messages as m
 from engine.core.arena import Ref
 from engine.core.messages import Answers, AnyMessage, Batch, Message, Results, Submit
 from engine.errors import ProtocolError
@@ -85,12 +86,13 @@ def _values(kind: Any, n: int) -> st.SearchStrategy[Any]:
         return st.tuples(*(_values(arg, n) for arg in args))
     if messages.Place in args:  # or None
         return st.one_of(st.none(), _values(messages.Place, n))
-    if kind == messages.SpeakerCode:
-        return st.sampled_from([int(speaker) for speaker in messages.Speaker])
-    if kind == messages.FlowCode:
-        return st.sampled_from([int(flow) for flow in messages.Flow])
     if hasattr(kind, "__metadata__"):
-        return _values(args[0], n)
+        (bounds,) = (one for one in kind.__metadata__ if isinstance(one, msgspec.Meta))
+        if origin is int:
+            return st.integers(bounds.ge, bounds.le)
+        if origin is str:
+            return st.text(max_size=min(30, bounds.max_length or 30))
+        return _values(origin, n)
     return {
         int: st.integers(0, 2**40),
         str: st.text(max_size=30),
@@ -101,7 +103,7 @@ def _values(kind: Any, n: int) -> st.SearchStrategy[Any]:
     }[kind]
 
 
-refs = st.builds(Ref, ids, ids, st.integers(1, 2**40))
+refs = st.builds(Ref, ids, st.integers(0, 2**50), st.integers(1, 2**40))
 mixed = st.lists(st.one_of(small, st.just(bytes(wire.INLINE_MAX + 1)), refs), min_size=1, max_size=5).map(tuple)
 
 
@@ -253,9 +255,63 @@ def test_a_column_that_an_older_peer_leaves_out_takes_its_default() -> None:
         wire.fill_columns(Submit([1, 2], [], [1, 1], [b"", b""]))
 
 
-def test_numbers_that_are_too_large_are_refused_where_the_message_is_defined() -> None:
+def test_what_a_peer_says_is_bounded_where_the_message_is_defined() -> None:
+    """A number that means a quantity, a time or an index, and each list and table, in all that goes to the broker."""
+    for kind in (m.Submit, m.Cancel, m.Consumed, m.FrontendBeat, m.Ready, m.WorkerBeat, m.Leave, m.Bye, m.Results,
+                 m.StreamEvents, m.Ask):  # fmt: skip
+        for field in msgspec.structs.fields(kind):
+            assert not _unbounded(field.type), f"{kind.__name__}.{field.name}"
+
+
+def _unbounded(kind: Any) -> bool:
+    """Whether a number or the count of a container in it may be anything. Layouts count as their column does."""
+    if kind == m.Layout:
+        return _unbounded(m.Layout.__args__[0])  # type: ignore[attr-defined]
+    info = msgspec.inspect.type_info(kind)
+    if isinstance(info, msgspec.inspect.Metadata):
+        info = info.type
+    return _is_open(info)
+
+
+def _is_open(info: Any) -> bool:
+    if isinstance(info, msgspec.inspect.Metadata):
+        return _is_open(info.type)
+    if isinstance(info, msgspec.inspect.IntType):
+        return info.le is None or info.ge is None
+    if isinstance(info, msgspec.inspect.ListType):
+        return info.max_length is None or _is_open(info.item_type)
+    if isinstance(info, msgspec.inspect.DictType):
+        return info.max_length is None or _is_open(info.key_type) or _is_open(info.value_type)
+    if isinstance(info, msgspec.inspect.TupleType):
+        return any(map(_is_open, info.item_types))
+    return not isinstance(info, msgspec.inspect.BoolType | msgspec.inspect.StrType | msgspec.inspect.BytesType)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Submit([1], [0], [2**60], [b""]),
+        Submit([1], [0], [-1], [b""]),
+        Submit([1], [2**16], [1], [b""]),
+        Submit([2**63], [0], [1], [b""]),
+        Results(99_999, 1, 1, [1], [200], [b""]),
+        Results(0, -1, 1, [1], [200], [b""]),
+        Results(0, 1, 1, [1], [1000], [b""]),
+        Results(0, 1, 1, [1], [-1], [b""]),
+        Results(0, 1, 1, [1], [200], [b""], compute_us=2**60),
+    ],
+)
+def test_numbers_that_nothing_can_be_are_refused(message: Message) -> None:
     with pytest.raises(ProtocolError):
-        wire.decode(wire.encode(Submit([1], [0], [2**60], [b""]), [b"x"]))
+        wire.decode(wire.encode(message, [b"x"]))
+
+
+def test_lists_longer_than_any_parcel_are_refused() -> None:
+    for most in (m.Cancel([1] * m.ITEMS_MOST), m.Consumed(dict.fromkeys(range(m.ITEMS_MOST), 1))):
+        assert wire.decode(wire.encode(most)) == (most, [])
+    for more in (m.Cancel([1] * (m.ITEMS_MOST + 1)), m.Consumed(dict.fromkeys(range(m.ITEMS_MOST + 1), 1))):
+        with pytest.raises(ProtocolError):
+            wire.decode(wire.encode(more))
 
 
 def test_trails() -> None:

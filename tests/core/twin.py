@@ -108,6 +108,7 @@ class FakeWorker:
     pid: int
     lane: list[tuple[Batch, list[Payload]]] = field(default_factory=list)
     told: list[Message] = field(default_factory=list)
+    batches: dict[int, int] = field(default_factory=dict)  # uid -> the batch it was last given it in
     killed: bool = False
     arena: int = 0
 
@@ -138,6 +139,8 @@ class Twin:
             StageMachine(index, spec, self.topology, self.front.ledger, epoch, deployment=DEPLOYMENT)
             for index, spec in enumerate(self._specs)
         ]
+        for machine in (self.front, *self.stages):
+            machine.crews = [stage.crew for stage in self.stages]
 
     # --- driving -----------------------------------------------------------------------------------------------------
 
@@ -365,7 +368,9 @@ class Twin:
                 assert isinstance(message, Batch)
                 for request_id in ids_of(message):
                     self.given[stage, request_id] = self.given.get((stage, request_id), 0) + 1
-                self.workers[stage, action.worker].lane.append((message, payloads))
+                fake = self.workers[stage, action.worker]
+                fake.lane.append((message, payloads))
+                fake.batches.update(dict.fromkeys(message.uids, message.batch))
             case ToWorker():
                 assert isinstance(action.message, Dismiss | Revoke | CancelItems | Granted)
                 self.workers[stage, action.worker].told.append(action.message)

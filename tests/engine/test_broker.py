@@ -404,7 +404,7 @@ def test_stream_events_come_before_the_answer(deployment: Deployment) -> None:
                 answer = ask(c, on_event=lambda event: events.append(event.data))
                 batch, payloads = await in_thread(w.batch)
                 for text in (b"one", b"two"):
-                    w.push(StreamEvents(0, w.key, batch.uids), [text])
+                    w.push(StreamEvents(0, w.key, batch.uids, batch=batch.batch), [text])
                 await until_async(lambda: len(events) == 2, "events")
                 assert not answer.done()
                 w.answer(batch, payloads)

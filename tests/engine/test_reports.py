@@ -240,8 +240,8 @@ def test_numbers_that_no_process_and_no_stage_has_end_nobody(deployment: Deploym
                 await until_async(lambda: ready(c), "readiness")
                 answer = ask(c, b"x")
                 batch, payloads = await in_thread(w.batch)
-                for stage in (99, -7):
-                    w.push(StreamEvents(stage, w.key, batch.uids), [b"event"])
+                for stage in (99, 7):
+                    w.push(StreamEvents(stage, w.key, batch.uids, batch=batch.batch), [b"event"])
                 odd = Worker(deployment)
                 front = transport.dealer(odd.ctx, transport.endpoints_of(deployment).front)
                 try:
