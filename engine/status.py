@@ -26,7 +26,7 @@ def table(answer: bytes) -> str:
     workers = [
         (f"{stage['name']}-{worker['slot']}", worker["pid"], worker["state"], worker["batches"], worker["items"])
         for stage in told.get("stages", ())
-        for worker in sorted(stage.get("workers", ()), key=lambda worker: (worker["slot"], worker["key"]))
+        for worker in sorted(stage.get("workers", ()), key=lambda worker: (worker["slot"], worker["pid"]))
     ]
     if workers:
         lines += ["", *_aligned([("WORKER", "PID", "STATE", "BATCHES", "ITEMS"), *workers])]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket as stdsocket
+import struct
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
@@ -25,6 +26,7 @@ from engine.errors import StartError
 Socket: TypeAlias = zmq.Socket[bytes]
 Context: TypeAlias = zmq.Context[Socket]
 Poller: TypeAlias = zmq.Poller
+Origin: TypeAlias = zmq.Frame  # what a parcel's last frame knows of its connection
 
 COPY_BELOW: Final = 64 * 1024  # bytes; below it a copy is cheaper than pyzmq's zero-copy bookkeeping
 # As plain numbers: to combine or to compare members of pyzmq's enumerations costs as much as what is done with them.
@@ -34,6 +36,8 @@ READABLE: Final = int(zmq.POLLIN)
 WRITABLE: Final = int(zmq.POLLOUT)
 
 _send: Final = zmq.backend.Socket.send  # zmq.Socket's is a function of Python around it, for options of other patterns
+
+_ucred: Final = struct.Struct("3i")  # of unix(7): pid, uid, gid
 
 MAX_FRAME: Final = 4 << 30  # bytes of one frame on a bound socket; larger ones cut the connection
 
@@ -88,9 +92,17 @@ def pull(ctx: Context, endpoint: str) -> Socket:
     return sock
 
 
-def lane(ctx: Context, endpoint: str) -> Socket:
-    """A bound PUSH for exactly one worker."""
+def lane(ctx: Context, endpoint: str, *, reader: int | None = None) -> Socket:
+    """A bound PUSH for exactly one worker, process ``reader``.
+
+    A PUSH deals to whoever is connected, so a second PULL would get every other batch. On ipc the kernel's word decides
+    who may connect: the connections of all other processes are closed before a byte is exchanged. Nothing of the kind
+    exists over tcp, and None leaves it out.
+    """
     sock = _bound_kind(ctx, zmq.PUSH, endpoint)
+    if reader is not None and endpoint.startswith("ipc://"):
+        with contextlib.suppress(zmq.ZMQError):  # a system without SO_PEERCRED
+            sock.setsockopt(zmq.IPC_FILTER_PID, reader)
     _bind(sock, endpoint)
     return sock
 
@@ -201,15 +213,41 @@ def recv(sock: Socket) -> list[Buffer] | None:
 
 def recv_ready(sock: Socket) -> list[Buffer] | None:
     """The same where a parcel is probably there, as its descriptor said: without the look, but for the exception."""
+    parcel = recv_from(sock)
+    return parcel[0] if parcel is not None else None
+
+
+def recv_from(sock: Socket) -> tuple[list[Buffer], Origin] | None:
+    """The same with where it came from."""
     frames: list[Buffer] = []
     try:
         while True:
             frame = sock.recv(NOW, copy=False)
             frames.append(frame.bytes if len(frame) < COPY_BELOW else frame.buffer)
             if not frame.more:
-                return frames
+                return frames, frame
     except zmq.Again:
         return None
+
+
+def pid_of(origin: Origin) -> int | None:
+    """Which process sent this, by the kernel's word (``SO_PEERCRED``) and not its own. None over tcp, where the system
+    does not say, and when the connection is closed already.
+
+    To be asked at once: a descriptor that ZeroMQ has closed may soon be another peer's. So whoever acts on the answer
+    compares it with what the sender says of itself: to be mistaken for a process, a peer must name that one, and win a
+    race against its connection.
+    """
+    try:
+        fd = os.dup(origin.get(zmq.SRCFD))
+        with stdsocket.socket(fileno=fd) as sock:
+            if sock.family != stdsocket.AF_UNIX:
+                return None
+            told = sock.getsockopt(stdsocket.SOL_SOCKET, stdsocket.SO_PEERCRED, _ucred.size)
+    except (OSError, zmq.ZMQError, AttributeError):  # the last: a system without SO_PEERCRED
+        return None
+    pid: int = _ucred.unpack(told)[0]
+    return pid or None  # 0: of a process namespace that this one cannot see into
 
 
 def readable(sock: Socket) -> bool:

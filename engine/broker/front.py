@@ -14,7 +14,8 @@ from typing import Final
 from engine import transport
 from engine.broker import report
 from engine.broker.arenas import Arenas
-from engine.broker.letters import ChangeFront, Drain, Look, Seen, ToFront, ToStage
+from engine.broker.complaints import FAILED, UNEXPECTED
+from engine.broker.letters import ChangeFront, Drain, Look, Seen, ToFront
 from engine.broker.loop import Part
 from engine.broker.poll import Poll
 from engine.broker.retired import Retired
@@ -40,7 +41,6 @@ from engine.core.messages import (
 from engine.core.routing import Topology
 from engine.core.wire import AnyWords, Payload, encode
 from engine.errors import ProtocolError
-from engine.mailbox import Mailbox
 from engine.transport import Endpoints
 
 log: Final = logging.getLogger("stageline.broker")
@@ -72,9 +72,8 @@ class FrontPart(Part[ToFront]):
         arenas: Arenas,
         threads: str,
     ) -> None:
-        super().__init__()
         self.machine = FrontMachine(spec, topology, epoch, deployment=name, absent_at=clock() + REJOIN_S)
-        self.stages: Sequence[Mailbox[ToStage]] = ()  # set before start
+        super().__init__(self.machine.stats.messages_dropped)
         self._name = name
         self._namespace = namespace
         self._threads = threads
@@ -85,7 +84,7 @@ class FrontPart(Part[ToFront]):
         self._memory: dict[bytes, Place | None] = {}  # frontend -> the arena that it fills
         self._host = transport.host_token()
         self._watch = Watch()
-        self._watched: dict[int, bytes] = {}  # pid -> frontend
+        self._watched: dict[int, bytes] = {}  # session -> frontend
         self._questions: dict[int, Question] = {}
         self._asked = 0
         self._check_at = 0.0
@@ -106,17 +105,26 @@ class FrontPart(Part[ToFront]):
                 self._handle_letter(letter, now)
         if self._egress.ready:
             for message, payloads in self._egress.parcels():
-                self._handle_egress(message, payloads, now)
+                try:
+                    self._handle_egress(message, payloads, now)
+                except Exception:
+                    self._distrust(message)
         if self._front.ready:
-            for peer, message, payloads in self._front.letters(self._cannot_read):
-                self._handle_front(peer, message, payloads, now)
+            for peer, message, payloads, _ in self._front.letters(self._cannot_read):
+                try:
+                    self._handle_front(peer, message, payloads, now)
+                except Exception:
+                    self._give_up(peer, message)
         if self._admin.ready:
-            for peer, message, _ in self._admin.letters(self._cannot_read_question):
-                self._handle_admin(peer, message, now)
+            for peer, message, _, _ in self._admin.letters(self._cannot_read_question):
+                try:
+                    self._handle_admin(peer, message, now)
+                except Exception:
+                    self.complaints.note(FAILED, "a question cannot be handled", trace=True)
         if self._exits.ready:
             self._exits.ready = False
-            for pid in self._watch.ended():
-                self._lose(self._watched.pop(pid, b""))
+            for session in self._watch.ended():
+                self._lose(self._watched.pop(session, b""))
         if now >= self._check_at:
             self._check(now)
         next_deadline = machine.expire(now)
@@ -166,6 +174,16 @@ class FrontPart(Part[ToFront]):
             machine.spec = letter.spec
             self._pulse_all()
 
+    def _give_up(self, peer: bytes, message: AnyWords) -> None:
+        """Handling what this frontend said has failed, halfway perhaps. How far it came nobody can tell, so the
+        session ends: what was admitted of it is dropped, and the frontend, if it is one, begins another and submits
+        again what it waits for. That is a state like any other; a broker that ended would take everybody's along."""
+        self.complaints.note(
+            FAILED, "a frontend is given up: its message cannot be handled", trace=True, kind=type(message).__name__
+        )
+        self._lose(peer)
+        self._tell(peer, Stranger())
+
     def _handle_egress(self, message: AnyWords, payloads: list[Payload], now: float) -> None:
         if isinstance(message, Results) and 0 <= message.stage < len(self.stages) and not message.refs:
             self.machine.results(message, payloads, now)
@@ -173,7 +191,10 @@ class FrontPart(Part[ToFront]):
             for peer, (events, bodies) in self.machine.events(message, payloads).items():
                 self._send(peer, events, bodies)
         else:
-            log.warning("unexpected message dropped", extra={"kind": type(message).__name__})
+            self._unexpected(message)
+
+    def _unexpected(self, message: AnyWords) -> None:
+        self.complaints.note(UNEXPECTED, "unexpected message dropped", kind=type(message).__name__)
 
     def _handle_front(self, peer: bytes, message: AnyWords, payloads: list[Payload], now: float) -> None:
         machine = self.machine
@@ -182,7 +203,7 @@ class FrontPart(Part[ToFront]):
         elif isinstance(message, Introduction):
             self._handle_introduction(peer, message, now)
         elif not isinstance(message, (Cancel, Consumed, FrontendBeat)):
-            log.warning("unexpected message dropped", extra={"kind": type(message).__name__})
+            self._unexpected(message)
         elif not machine.knows(peer):
             self._tell(peer, Stranger())
         elif isinstance(message, Cancel):
@@ -217,8 +238,9 @@ class FrontPart(Part[ToFront]):
             return
         if is_new and who.host == self._host:  # said again by the same connection, its first word holds
             self._memory[peer] = self._arenas.create()
-            if who.pid not in self._watched and self._watch.add(who.pid, who.pid):
-                self._watched[who.pid] = peer
+            session = self.machine.frontends[peer].session
+            if self._watch.add(session, who.pid):
+                self._watched[session] = peer
         self._send(peer, answer)
         if peer in self.machine.frontends:  # it has taken that
             self._send(peer, self._pulse(self.machine.frontends[peer]))
@@ -236,10 +258,10 @@ class FrontPart(Part[ToFront]):
 
     def _handle_admin(self, peer: bytes, message: AnyWords, now: float) -> None:
         if not isinstance(message, Ask) or message.what not in report.QUESTIONS:
-            log.warning("unexpected question dropped", extra={"kind": type(message).__name__})
+            self._unexpected(message)
             return
         if len(self._questions) >= QUESTIONS_MOST:
-            log.warning("a question is dropped: so many wait", extra={"waiting": len(self._questions)})
+            self.complaints.note(UNEXPECTED, "a question is dropped: so many wait", waiting=len(self._questions))
             return
         self._asked += 1
         self._questions[self._asked] = Question(peer, message.what, now + REPORT_S)
@@ -271,9 +293,8 @@ class FrontPart(Part[ToFront]):
         if frontend is None:
             return
         log.info("frontend gone", extra={"frontend": frontend.who.name, "requests": len(frontend.requests)})
-        if self._watched.get(frontend.who.pid) == peer:
-            del self._watched[frontend.who.pid]
-            self._watch.remove(frontend.who.pid)
+        if self._watched.pop(frontend.session, None) is not None:
+            self._watch.remove(frontend.session)
         if frontend.families:
             self._retired.add(frontend.families, whose=frontend.who.name)
 

@@ -48,5 +48,12 @@ class ChangeFront:
     spec: FrontSpec
 
 
-ToStage: TypeAlias = Admit | Drop | Grant | Settle | Look | Drain | ChangeStage
+@dataclass(frozen=True, slots=True)
+class Distrust:
+    """What this worker sent could not be handled: give it up, so that what it holds is computed elsewhere."""
+
+    worker: int
+
+
+ToStage: TypeAlias = Admit | Drop | Grant | Settle | Look | Drain | Distrust | ChangeStage
 ToFront: TypeAlias = Fail | News | Foresee | Seen | Drain | ChangeFront

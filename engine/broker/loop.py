@@ -15,8 +15,12 @@ from math import inf
 from typing import Any, Final, Generic, TypeVar
 
 from engine import transport
+from engine.broker.complaints import FAILED, Complaints
+from engine.broker.letters import Distrust, ToStage
 from engine.broker.poll import Inlet, Poll, Source
 from engine.clock import now
+from engine.core.messages import Results, StreamEvents
+from engine.core.wire import AnyWords
 from engine.mailbox import Bell, Mailbox
 
 log: Final = logging.getLogger("stageline.broker")
@@ -31,8 +35,11 @@ Letter = TypeVar("Letter")
 class Part(ABC, Generic[Letter]):
     """One machine with its sockets and its mailbox, carried by a :class:`PartThread`, which alone calls it."""
 
-    def __init__(self) -> None:
+    def __init__(self, messages_dropped: dict[str, int]) -> None:
+        """``messages_dropped``: where it is counted what was sent to it in vain."""
+        self.complaints = Complaints(messages_dropped)
         self.mailbox: Mailbox[Letter] = Mailbox()
+        self.stages: Sequence[Mailbox[ToStage]] = ()  # of all stages' parts, set before start
         self.unrung: dict[Bell | None, bool] = {}  # its thread's: who got letters in this pass; whether any is urgent
         self.wake = 0.0  # when it wants to be called at the latest
         self.due = False  # one of its sources is ready
@@ -64,9 +71,19 @@ class Part(ABC, Generic[Letter]):
         if bell is not self.mailbox.bell:
             self.unrung[bell] = urgent or self.unrung.get(bell, False)
 
+    def _distrust(self, message: AnyWords) -> None:
+        """Handling what a worker delivered has failed, halfway perhaps. Nobody can tell how much of it was taken, so
+        the worker is given up as if it had died: what was taken counts, the rest is computed again, and the worker
+        introduces itself anew. What it named in shared memory stays held, for some of it may be in use."""
+        self.complaints.note(
+            FAILED, "a worker is given up: its message cannot be handled", trace=True, kind=type(message).__name__
+        )
+        if isinstance(message, Results | StreamEvents) and message.stage < len(self.stages):
+            self._post(self.stages[message.stage], Distrust(message.worker))
+
     def _inlet(self, poll: Poll, sock: transport.Socket) -> Inlet:
         """Listen to a socket, and close it in the end."""
-        inlet = Inlet(sock, self, poll)
+        inlet = Inlet(sock, self, poll, self.complaints)
         self._inlets.append(inlet)
         poll.add(inlet)
         return inlet

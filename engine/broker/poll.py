@@ -8,17 +8,15 @@ asked once more before the thread sleeps.
 
 from __future__ import annotations
 
-import logging
 import select
 from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 from typing import Final, Protocol
 
 from engine import transport
+from engine.broker.complaints import MALFORMED, Complaints
 from engine.core.wire import AnyWords, Buffer, Payload, decode
 from engine.errors import ProtocolError
-
-log: Final = logging.getLogger("stageline.broker")
 
 PARCELS_PER_PASS: Final = 64  # of one socket; a parcel may carry hundreds of items
 
@@ -43,38 +41,44 @@ class Source:
 class Inlet(Source):
     """A bound socket of a part: the parcels that have come, and for a ROUTER the way back."""
 
-    __slots__ = ("_doubts", "sock")
+    __slots__ = ("_complaints", "_doubts", "sock")
 
-    def __init__(self, sock: transport.Socket, owner: Owner, poll: Poll) -> None:
+    def __init__(self, sock: transport.Socket, owner: Owner, poll: Poll, complaints: Complaints) -> None:
         super().__init__(sock.fileno(), owner)
         self.sock = sock
+        self._complaints = complaints
         self._doubts = poll.doubts
 
     def parcels(self) -> Iterator[tuple[AnyWords, list[Payload]]]:
-        """What a PULL socket has now, at most PARCELS_PER_PASS; what cannot be read is logged and left out."""
-        for frames in self._frames():
+        """What a PULL socket has now, at most PARCELS_PER_PASS; what cannot be read is noted and left out."""
+        for frames, _ in self._frames():
             try:
-                yield decode(frames)
+                message, payloads = decode(frames)
             except ProtocolError as error:
-                log.warning("malformed parcel dropped", extra={"reason": str(error)})
+                self._complaints.note(MALFORMED, "malformed parcel dropped", reason=str(error))
+                continue
+            yield message, payloads
 
-    def letters(self, unreadable: Callable[[bytes], None]) -> Iterator[tuple[bytes, AnyWords, list[Payload]]]:
-        """The same for a ROUTER socket: with the peer that sent it. ``unreadable`` is told whose words were not."""
-        for frames in self._frames():
+    def letters(
+        self, unreadable: Callable[[bytes], None]
+    ) -> Iterator[tuple[bytes, AnyWords, list[Payload], transport.Origin]]:
+        """The same for a ROUTER socket: with the peer that sent it, and where it came from (:func:`transport.pid_of`).
+        ``unreadable`` is told whose words were not."""
+        for frames, origin in self._frames():
             try:
                 message, payloads = decode(frames[1:])
             except ProtocolError as error:
-                log.warning("malformed parcel dropped", extra={"reason": str(error)})
+                self._complaints.note(MALFORMED, "malformed parcel dropped", reason=str(error))
                 unreadable(bytes(frames[0]))
                 continue
-            yield bytes(frames[0]), message, payloads
+            yield bytes(frames[0]), message, payloads, origin
 
-    def _frames(self) -> Iterator[list[Buffer]]:
+    def _frames(self) -> Iterator[tuple[list[Buffer], transport.Origin]]:
         self.ready = False
         for _ in range(PARCELS_PER_PASS):
-            frames = transport.recv_ready(self.sock)
-            if frames is not None:
-                yield frames
+            parcel = transport.recv_from(self.sock)
+            if parcel is not None:
+                yield parcel
             if not transport.readable(self.sock):
                 return
         self._doubts.add(self)

@@ -28,7 +28,8 @@ UNTOLD: Final = "not told: the broker's log says why"
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
-    key: int
+    """One worker in ``engine status``: without its key, which is between it and the broker."""
+
     slot: int
     pid: int
     state: str
@@ -125,7 +126,6 @@ def stage_status(machine: StageMachine, now: float) -> StageStatus:
         batches_by_reason=dict(machine.stats.releases),
         workers=[
             WorkerStatus(
-                key=worker.key,
                 slot=worker.slot,
                 pid=worker.pid,
                 state=worker.state.value,
@@ -216,6 +216,7 @@ def stage_families(machine: StageMachine, retired: Sequence[Family], now: float,
         ),
         counter(f"{namespace}_replays", "Items given out again after a worker died.", [(here, stats.replayed)]),
         counter(f"{namespace}_worker_deaths", "Workers that vanished without leave.", [(here, stats.deaths)]),
+        _messages_dropped(namespace, stats.messages_dropped, here),
         counter(f"{namespace}_worker_starts", "Workers that became ready.", [(here, stats.starts)]),
         counter(
             f"{namespace}_transport_bytes",
@@ -251,6 +252,14 @@ def _workers_by_state(name: str, machine: StageMachine, here: dict[str, str]) ->
     return Family(name, "gauge", "Workers by state.", samples)
 
 
+def _messages_dropped(namespace: str, counts: dict[str, int], here: dict[str, str]) -> Family:
+    return counter(
+        f"{namespace}_messages_dropped",
+        "Messages of frontends and workers that were not taken, by reason; those of one stage's workers with its name.",
+        [({**here, "reason": reason}, count) for reason, count in sorted(counts.items())],
+    )
+
+
 def metrics(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deployed) -> bytes:
     """All the broker knows, as packed :class:`engine.metrics.Sources`."""
     stages = [part for part in parts if isinstance(part, StageFamilies)]
@@ -274,6 +283,7 @@ def metrics(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deplo
             "Reports, or stages' parts of them, that could not be made: a fault of ours.",
             [({}, stats.untold)],
         ),
+        _messages_dropped(namespace, stats.messages_dropped, {}),
         gauge(f"{namespace}_frontends", "Frontend processes connected.", len(machine.frontends)),
     ]
     return pack_sources(

@@ -92,8 +92,9 @@ class Broker:
             for index, stage in enumerate(deployment.stages)
         ]
         crews = [stage.machine.crew for stage in self.stages]
-        for machine in (self.front.machine, *(stage.machine for stage in self.stages)):
-            machine.crews = crews
+        self.front.machine.crews = crews
+        for stage in self.stages:
+            stage.machine.crews = crews
         mailboxes = [stage.mailbox for stage in self.stages]
         self.front.stages = mailboxes
         for stage in self.stages:

@@ -7,8 +7,9 @@ one PUSH lane per worker. Knows no rule of batching, credit or replay.
 from __future__ import annotations
 
 import logging
+import secrets
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import inf
 from typing import Final
 
@@ -17,12 +18,14 @@ import msgspec
 from engine import transport
 from engine.broker import report
 from engine.broker.arenas import Arenas
-from engine.broker.letters import ChangeStage, Drain, Look, Seen, ToFront, ToStage
+from engine.broker.complaints import FAILED, UNEXPECTED
+from engine.broker.letters import ChangeStage, Distrust, Drain, Look, Seen, ToFront, ToStage
 from engine.broker.loop import Part
 from engine.broker.poll import Poll
 from engine.broker.retired import Retired
 from engine.broker.watch import Watch
 from engine.clock import now as clock
+from engine.config.endpoints import LANE_KEYS
 from engine.core import wording
 from engine.core.actions import (
     Admit,
@@ -41,7 +44,7 @@ from engine.core.actions import (
 from engine.core.introduction import UNREADABLE, FrozenWords, Introduction, Refusal, Stranger
 from engine.core.items import Request
 from engine.core.liveness import CHECK_S, LANE_RETRY_S, REJOIN_S
-from engine.core.messages import Bye, Leave, Message, Place, Ready, Results, WorkerBeat
+from engine.core.messages import Bye, Leave, Message, Place, Pulse, Ready, Results, WorkerBeat
 from engine.core.routing import Topology
 from engine.core.stage import StageMachine, StageSpec
 from engine.core.wire import AnyWords, Buffer, Payload, encode, refs_of
@@ -55,12 +58,13 @@ log: Final = logging.getLogger("stageline.broker")
 class Lane:
     """The PUSH end of one worker, and what waits for its connection."""
 
-    __slots__ = ("memory", "peer", "pending", "sock")
+    __slots__ = ("memory", "peer", "pending", "pid", "sock")
 
-    def __init__(self, sock: transport.Socket, peer: bytes, memory: Place | None) -> None:
+    def __init__(self, sock: transport.Socket, peer: bytes, pid: int | None, memory: Place | None) -> None:
         self.sock = sock
         self.memory = memory  # the arena that the worker fills
         self.peer = peer  # of the worker on the control socket
+        self.pid = pid  # the process that is, where the kernel tells
         self.pending: deque[list[Buffer]] = deque()
 
     def send(self, frames: list[Buffer]) -> None:
@@ -89,13 +93,19 @@ class StagePart(Part[ToStage]):
         context: transport.Context,
         arenas: Arenas,
     ) -> None:
-        super().__init__()
         self.machine = StageMachine(
-            index, spec, topology, ledger, epoch, deployment=deployment, absent_at=clock() + REJOIN_S
+            index,
+            spec,
+            topology,
+            ledger,
+            epoch,
+            deployment=deployment,
+            absent_at=clock() + REJOIN_S,
+            draw=lambda: secrets.randbelow(LANE_KEYS),
         )
+        super().__init__(self.machine.stats.messages_dropped)
         self.index = index
-        self.front: Mailbox[ToFront] | None = None  # set before start, like stages
-        self.stages: Sequence[Mailbox[ToStage]] = ()
+        self.front: Mailbox[ToFront] | None = None  # set before start
         self._namespace = namespace
         self._endpoints = endpoints
         self._context = context
@@ -122,13 +132,16 @@ class StagePart(Part[ToStage]):
                 self._handle_letter(letter, now)
         if self._intake.ready:
             for message, payloads in self._intake.parcels():
-                if isinstance(message, Results) and self._knows(message):
-                    self._accept(message, payloads, now)
-                else:
-                    log.warning("unexpected message dropped", extra={"kind": type(message).__name__})
+                try:
+                    self._handle_intake(message, payloads, now)
+                except Exception:
+                    self._distrust(message)
         if self._control.ready:
-            for peer, message, _ in self._control.letters(self._cannot_read):
-                self._handle_control(peer, message, now)
+            for peer, message, _, origin in self._control.letters(self._cannot_read):
+                try:
+                    self._handle_control(peer, message, origin, now)
+                except Exception:
+                    self._give_up(peer, message, now)
         if self._exits.ready:
             self._exits.ready = False
             for key in self._watch.ended():
@@ -149,6 +162,27 @@ class StagePart(Part[ToStage]):
     def is_idle(self) -> bool:
         return self.machine.is_idle() and not self._stuck
 
+    def _give_up(self, peer: bytes, message: AnyWords, now: float) -> None:
+        """Handling what this worker said has failed, halfway perhaps: it is given up as if it had died, which is a
+        state like any other, and introduces itself anew."""
+        self.complaints.note(
+            FAILED, "a worker is given up: its message cannot be handled", trace=True, kind=type(message).__name__
+        )
+        for key in list(self.machine.workers):
+            lane = self._lanes.get(key)
+            if lane is None or lane.peer == peer:  # without a lane: its introduction was not finished
+                self.machine.exited(key, now)
+        self._reply(peer, Stranger())
+
+    def _handle_intake(self, message: AnyWords, payloads: list[Payload], now: float) -> None:
+        if isinstance(message, Results) and message.stage < len(self.stages):
+            self._accept(message, payloads, now)
+        else:
+            self._unexpected(message)
+
+    def _unexpected(self, message: AnyWords) -> None:
+        self.complaints.note(UNEXPECTED, "unexpected message dropped", kind=type(message).__name__)
+
     def _accept(self, results: Results, payloads: list[Payload], now: float) -> None:
         try:
             self._arenas.arrive(payloads)
@@ -157,9 +191,6 @@ class StagePart(Part[ToStage]):
             log.warning("results dropped", extra={"stage": results.stage, "reason": str(error)})
             return
         self.machine.accept(results, payloads, now)
-
-    def _knows(self, results: Results) -> bool:
-        return 0 <= results.stage < len(self.stages)
 
     def close(self) -> None:
         for key in list(self._lanes):
@@ -185,6 +216,8 @@ class StagePart(Part[ToStage]):
             machine.draining = True
         elif type(letter) is ChangeStage:
             machine.change(letter.spec, now)
+        elif type(letter) is Distrust:
+            machine.exited(letter.worker, now)
 
     def _show(self, look: Look, now: float) -> None:
         try:
@@ -194,14 +227,14 @@ class StagePart(Part[ToStage]):
             part = None
         self._tell(Seen(look.token, self.index, part))
 
-    def _handle_control(self, peer: bytes, message: AnyWords, now: float) -> None:
-        if isinstance(message, WorkerBeat):
-            lane = self._lanes.get(message.worker)
-            if lane is not None:
-                lane.peer = peer
+    def _handle_control(self, peer: bytes, message: AnyWords, origin: transport.Origin, now: float) -> None:
+        if isinstance(message, Introduction):
+            self._handle_introduction(peer, message, transport.pid_of(origin), now)
+        elif isinstance(message, WorkerBeat | Ready | Leave | Bye) and not self._is(message.worker, peer, origin):
+            self.complaints.note(UNEXPECTED, "a message in another worker's name dropped", kind=type(message).__name__)
+            self._reply(peer, Pulse(self.machine.epoch, False))  # introduce yourself
+        elif isinstance(message, WorkerBeat):
             self._reply(peer, self.machine.beat(message, now))
-        elif isinstance(message, Introduction):
-            self._handle_introduction(peer, message, now)
         elif isinstance(message, Ready):
             self.machine.ready(message, now)
         elif isinstance(message, Leave):
@@ -209,9 +242,22 @@ class StagePart(Part[ToStage]):
         elif isinstance(message, Bye):
             self.machine.exited(message.worker, now)
         else:
-            log.warning("unexpected message dropped", extra={"kind": type(message).__name__})
+            self._unexpected(message)
 
-    def _handle_introduction(self, peer: bytes, who: Introduction, now: float) -> None:
+    def _is(self, key: int, peer: bytes, origin: transport.Origin) -> bool:
+        """Whether this peer may speak for the worker: by the connection that it is known by, or by a new one of the
+        same process, which is the one it is known by from now on. (Over tcp nobody can tell.)"""
+        lane = self._lanes.get(key)
+        if lane is None or lane.peer == peer:
+            return True
+        if transport.pid_of(origin) != lane.pid:
+            return False
+        lane.peer = peer
+        return True
+
+    def _handle_introduction(self, peer: bytes, who: Introduction, pid: int | None, now: float) -> None:
+        """``pid``: which process says so, where the kernel tells. The lane is for that process alone; and only one
+        that is known so is ever killed, else a peer's word could aim at any process of this user's."""
         local = who.host == self._host
         machine = self.machine
         for former in [key for key, lane in self._lanes.items() if lane.peer == peer]:
@@ -227,15 +273,15 @@ class StagePart(Part[ToStage]):
         # Its former self, if any, was forgotten just now: close that lane before its address is bound again.
         self._carry_out(now)
         try:
-            sock = transport.lane(self._context, self._endpoints.lane(self.index, key))
+            sock = transport.lane(self._context, self._endpoints.lane(self.index, key), reader=pid)
         except StartError as error:  # out of descriptors, say: one worker the fewer, not all of the deployment
             self._log_refusal(who, wording.no_lane(error))
             machine.exited(key, now)
             self._reply(peer, Stranger())  # not now: it will try again
             return
         memory = self._arenas.create() if local else None
-        self._lanes[key] = Lane(sock, peer, memory)
-        if local and not self._watch.add(key, who.pid):
+        self._lanes[key] = Lane(sock, peer, pid, memory)
+        if local and not self._watch.add(key, who.pid, may_kill=pid == who.pid):
             machine.workers[key].local = False  # heartbeats must do
         self._reply(peer, machine.welcome(key, transport.bound(sock), same_host=local, memory=memory))
 

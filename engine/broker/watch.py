@@ -21,13 +21,15 @@ class Watch:
         self._epoll = select.epoll() if AVAILABLE else None
         self._by_fd: dict[int, int] = {}
         self._by_key: dict[int, int] = {}
+        self._proven: set[int] = set()  # keys of those that may be killed
 
     def fileno(self) -> int | None:
         return self._epoll.fileno() if self._epoll is not None else None
 
-    def add(self, key: int, pid: int) -> bool:
-        """Watch a process. False when that is not possible here; a process that has ended already is watched too
-        briefly to matter: ``ended`` returns it at once where the system still knows it, else this is False."""
+    def add(self, key: int, pid: int, *, may_kill: bool = False) -> bool:
+        """Watch a process. ``may_kill``: that it is this one is more than a peer's word. False when that is not
+        possible here; a process that has ended already is watched too briefly to matter: ``ended`` returns it at once
+        where the system still knows it, else this is False."""
         if self._epoll is None or pid <= 0:
             return False
         try:
@@ -41,6 +43,8 @@ class Watch:
             return False
         self._by_fd[fd] = key
         self._by_key[key] = fd
+        if may_kill:
+            self._proven.add(key)
         return True
 
     def ended(self) -> list[int]:
@@ -53,9 +57,9 @@ class Watch:
         return keys
 
     def kill(self, key: int) -> bool:
-        """SIGKILL the process; False when it is not watched or gone."""
+        """SIGKILL the process; False when it is not watched, not to be killed, or gone."""
         fd = self._by_key.get(key)
-        if fd is None:
+        if fd is None or key not in self._proven:
             return False
         try:
             signal.pidfd_send_signal(fd, signal.SIGKILL)
@@ -64,6 +68,7 @@ class Watch:
         return True
 
     def remove(self, key: int) -> None:
+        self._proven.discard(key)
         fd = self._by_key.pop(key, None)
         if fd is not None and self._epoll is not None:
             del self._by_fd[fd]

@@ -23,7 +23,7 @@ PATH_MAX: Final = 107 if sys.platform.startswith("linux") else 103
 # Every name that a socket of a broker can have in its run directory.
 _NAMES: Final = re.compile(r"front|admin|egress|control-[0-9]+|intake-[0-9]+|l[0-9a-f]+-[0-9a-f]+")
 
-LANE_KEYS: Final = 1 << 42  # keys of workers are below it: an epoch and a count (engine.core.stage)
+LANE_KEYS: Final = 1 << 42  # keys of workers are below it: too many to guess one of, and short in the name of a lane
 
 
 @dataclass(frozen=True)

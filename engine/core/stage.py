@@ -21,8 +21,9 @@ The states of a worker, and which event moves it where, are a table in :mod:`eng
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from math import inf
 from typing import Final
 
@@ -113,7 +114,10 @@ class StageMachine:
         *,
         deployment: str = "",
         absent_at: float = 0.0,
+        draw: Callable[[], int] | None = None,
     ) -> None:
+        """``draw``: the keys of workers, below LANE_KEYS. To know a worker's key is to be that worker, for whoever
+        delivers results; so a broker draws them at random. Without it they are numbered."""
         self.index = index
         self.deployment = deployment
         self.spec = spec
@@ -136,7 +140,7 @@ class StageMachine:
         self.flow = int(Flow.UNKNOWN)  # likewise
         self._overdue: dict[int, float] = {}  # worker -> when it is killed
         self._dying: dict[int, float] = {}  # worker -> until when its last results are waited for
-        self._keys = epoch << KEY_SHIFT  # a key of a former broker's means nobody here
+        self._draw = draw or count((epoch << KEY_SHIFT) + 1).__next__  # a former broker's key means nobody here
         self._batches = 0
         self._learn_at = 0.0
         self.delay_s = 0.0  # from an item's arrival to its release, lately
@@ -258,10 +262,10 @@ class StageMachine:
             if old.instance == who.instance:
                 self._turn(old, WorkerEvent.AGAIN)
                 self._forget(old, now)
-        self._keys += 1
-        self.workers[self._keys] = Member(self._keys, who.slot, who.pid, who.instance, local, now, agreed(who))
+        key = self._draw()
+        self.workers[key] = Member(key, who.slot, who.pid, who.instance, local, now, agreed(who))
         self._tell(now)
-        return self._keys
+        return key
 
     def welcome(self, key: int, lane: str, *, same_host: bool, memory: Place | None) -> Welcome:
         """What an introduced worker is told: its key, its lane, and the numbers by which stages and routes travel."""

@@ -75,6 +75,7 @@ class StageStats:
     bytes_in: int = 0  # from frontends and workers, through sockets
     shared_out: int = 0  # the same by reference, in shared memory
     shared_in: int = 0
+    messages_dropped: dict[str, int] = field(default_factory=dict)  # by reason (engine.broker.complaints)
 
     def lane(self, slot: int) -> LaneStats:
         found = self.lanes.get(slot)
@@ -92,3 +93,4 @@ class FrontStats:
     duplicates: int = 0
     cancelled: int = 0
     untold: int = 0  # reports that could not be made
+    messages_dropped: dict[str, int] = field(default_factory=dict)  # by reason (engine.broker.complaints)

@@ -139,8 +139,9 @@ class Twin:
             StageMachine(index, spec, self.topology, self.front.ledger, epoch, deployment=DEPLOYMENT)
             for index, spec in enumerate(self._specs)
         ]
-        for machine in (self.front, *self.stages):
-            machine.crews = [stage.crew for stage in self.stages]
+        self.front.crews = [stage.crew for stage in self.stages]
+        for machine in self.stages:
+            machine.crews = self.front.crews
 
     # --- driving -----------------------------------------------------------------------------------------------------
 

@@ -732,7 +732,7 @@ def test_watch_tells_ends_once_and_kills() -> None:
     watch = Watch()
     process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
     try:
-        assert watch.add(7, process.pid)
+        assert watch.add(7, process.pid, may_kill=True)
         assert watch.ended() == []
         assert watch.kill(7)
         process.wait()

@@ -13,6 +13,7 @@ import zmq
 
 from engine import transport
 from engine.broker import poll as module
+from engine.broker.complaints import Complaints
 from engine.broker.poll import Inlet, Poll, Source
 from engine.core import wire
 from engine.core.messages import Bye
@@ -45,7 +46,7 @@ class Bench:
         assert self.part.due
         self.part.due = False
         letters = self.inlet.letters(self.unread.append)
-        return [(peer, message.worker) for peer, message, _ in letters if isinstance(message, Bye)]
+        return [(peer, message.worker) for peer, message, *_ in letters if isinstance(message, Bye)]
 
     def hear_one(self) -> tuple[bytes, int]:
         while not (heard := self.hear()):
@@ -59,7 +60,7 @@ def bench() -> Iterator[Bench]:
         ctx = transport.context()
         endpoint = f"ipc://{Path(folder) / 's'}"
         part, poll = Part(), Poll()
-        inlet = Inlet(transport.router(ctx, endpoint), part, poll)
+        inlet = Inlet(transport.router(ctx, endpoint), part, poll, Complaints({}))
         poll.add(inlet)
         dealer = transport.dealer(ctx, endpoint)
         try:

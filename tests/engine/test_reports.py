@@ -91,7 +91,7 @@ def test_every_state_of_a_worker_can_be_told(state: WorkerState) -> None:
     twin = Twin(topology(), [SPEC])
     fake = bring(twin, state)
     (stage,) = json.loads(told(twin, "status"))["stages"]
-    assert [(one["key"], one["state"]) for one in stage["workers"]] == [(fake.key, state.value)]
+    assert [(one["pid"], one["state"]) for one in stage["workers"]] == [(fake.pid, state.value)]
     assert by_state(told(twin, "metrics")) == {one.value: float(one is state) for one in LIVING}
     assert abouts.unpack_all(told(twin, "about")) == {}
 

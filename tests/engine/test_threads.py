@@ -286,7 +286,7 @@ class Busy(Part[str]):
     """A part that says what it was given, and does as it is told when it is."""
 
     def __init__(self, does: Callable[[Busy], None] = lambda _: None) -> None:
-        super().__init__()
+        super().__init__({})
         self.heard: list[str] = []
         self.resting = False
         self._does = does
