@@ -20,7 +20,22 @@ import zmq
 from engine import transport
 from engine.core import introduction, wire
 from engine.core.front import EPOCH_SHIFT
-from engine.core.messages import ITEMS_MOST, AnyMessage, Ready, Welcome
+from engine.core.messages import (
+    ITEMS_MOST,
+    AnyMessage,
+    Ask,
+    Bye,
+    Cancel,
+    Consumed,
+    FrontendBeat,
+    Leave,
+    Ready,
+    Results,
+    StreamEvents,
+    Submit,
+    Welcome,
+    WorkerBeat,
+)
 from engine.core.routing import Route, Topology
 from engine.transport import Endpoints
 
@@ -31,23 +46,37 @@ EXTREMES = [
 ]  # fmt: skip
 
 
+# What mostly stands in a field, so that a message comes past the first look: the extremes are in the others.
+USUAL: dict[str, list[int]] = {
+    "seqs": [1, 2, 3],
+    "nbytes": [1, 2, 3],
+    "routes": [0],
+    "budgets_us": [1_000_000],
+    "statuses": [200, 408],
+    "batch": [1, 2, 3],
+}
+
+
 class Hostile:
     def __init__(self, folder: str, stages: int, seed: int) -> None:
         self.rng = random.Random(seed)
         self.names = tuple(f"s{stage}" for stage in range(stages))
         self.ctx = transport.context()
         where = Endpoints(folder, self.names)
-        self.socks: list[zmq.Socket[bytes]] = [
-            transport.dealer(self.ctx, where.front),
-            transport.dealer(self.ctx, where.admin),
-            transport.push(self.ctx, where.egress),
-            *(transport.dealer(self.ctx, where.control(stage)) for stage in range(stages)),
-            *(transport.push(self.ctx, where.intake(stage)) for stage in range(stages)),
+        self.socks: list[tuple[zmq.Socket[bytes], list[Any]]] = [  # and what is heard there
+            (transport.dealer(self.ctx, where.front), [Submit, Cancel, Consumed, FrontendBeat]),
+            (transport.dealer(self.ctx, where.admin), [Ask]),
+            (transport.push(self.ctx, where.egress), [Results, StreamEvents]),
+            *((transport.dealer(self.ctx, where.control(stage)), [WorkerBeat, Leave, Bye]) for stage in range(stages)),
+            *((transport.push(self.ctx, where.intake(stage)), [Results]) for stage in range(stages)),
         ]
         self.epoch = 1
+        self.usual: list[int] | None = None  # for the field that is filled in now
         self.keys = [0]  # that the broker has given to it
 
     def number(self) -> int:
+        if self.usual is not None:
+            return self.rng.choice(self.usual)
         pick = self.rng.random()
         if pick < 0.3:
             return self.rng.choice(EXTREMES)
@@ -87,9 +116,9 @@ class Hostile:
             return self.value(rng.choice(info.types), n)
         return None
 
-    def message(self) -> list[bytes]:
+    def message(self, heard: list[Any]) -> list[bytes]:
         rng = self.rng
-        kind = rng.choice([one for one in KINDS if one is not Ready or len(self.keys) == 1])  # it is given no work
+        kind = rng.choice(heard if rng.random() < 0.8 else KINDS)
         n = rng.randrange(1, 4)
         payloads = [rng.randbytes(rng.randrange(0, 20)) for _ in range(n)]
         fields = []
@@ -103,7 +132,11 @@ class Hostile:
             elif field.name == "stage" and rng.random() < 0.8:
                 fields.append(rng.randrange(len(self.names)))
             else:
+                self.usual = USUAL.get(field.name) if rng.random() < 0.8 else None
+                if kind is Ready and field.name == "worker":  # it is given no work: good requests must not wait for it
+                    self.usual = [0]
                 fields.append(self.value(field.type, n))
+                self.usual = None
         if rng.random() < 0.05:
             fields = fields[: rng.randrange(len(fields) + 1)]
         carries = any(field.name == "layout" for field in struct.fields)
@@ -132,12 +165,18 @@ class Hostile:
             return [frames[0].replace(b'"pid":1', b'"pid":1099511627776').replace(b'"slot":1', b'"slot":-1')]
         return frames
 
-    def say(self, frames: list[bytes]) -> None:
-        sock = self.rng.choice(self.socks)
+    def say(self, *, introduce: bool) -> None:
+        sock, heard_there = self.rng.choice(self.socks)
+        frames = self.words() if introduce else self.message(heard_there)
         until = time.monotonic() + 10
-        while not transport.send(sock, frames):
-            assert time.monotonic() < until, "no connection"
-            time.sleep(0.001)
+        # Some of it twice; and on the front what was submitted just now is withdrawn, each number twice.
+        again = [frames] * (self.rng.random() < 0.1)
+        if Submit in heard_there and self.rng.random() < 0.3:
+            again.append([bytes(wire.encode(Cancel([1, 1, 2, 2, 3, 3]))[0])])
+        for one in (frames, *again):
+            while not transport.send(sock, one):
+                assert time.monotonic() < until, "no connection"
+                time.sleep(0.001)
         while sock.type == zmq.DEALER and (heard := transport.recv(sock)) is not None:
             words = wire.decode(heard)[0]
             if isinstance(words, Welcome):
@@ -148,8 +187,8 @@ def main(folder: str, stages: str, seed: str, count: str, epoch: str) -> None:
     hostile = Hostile(folder, int(stages), int(seed))
     hostile.epoch = int(epoch)
     for turn in range(int(count)):
-        hostile.say(hostile.words() if turn % 40 == 0 else hostile.message())
-    for sock in hostile.socks:
+        hostile.say(introduce=turn % 40 < 3)
+    for sock, _ in hostile.socks:
         sock.close(linger=2000)
     hostile.ctx.term()
 
