@@ -13,6 +13,7 @@ Where to look:
     waiting    a request that Falcon serves, from the broker's hands to its answer
     lean       the short way of the plain case, on the connection itself
     plain      what is plain, and its bytes; pure
+    frames     what frames of HTTP/2 that carry no request may cost; pure
     body       reading a request's body within its limits
     openapi    the OpenAPI document, from what the stages say about themselves
     components names for the types of many stages in one document

@@ -6,6 +6,7 @@
     master       supervises the worker processes
     process      a worker process: meets the broker, listens, drains
     connection   one client connection, HTTP/1.1 or HTTP/2
+    http2        the latter's frames: by turns, within their budget
 
 From outside come the listening sockets, a ``connect`` that makes the client, and a ``booted`` to be told; the way back
 from a connection of :mod:`frontend.lean` to one of gunicorn's is the ``hand_over`` of its ``Shared``.

@@ -39,6 +39,7 @@ _ARBITER: Final = "gunicorn.arbiter:Arbiter"
 _LOGGER: Final = "gunicorn.glogging:Logger"
 _WORKER: Final = "gunicorn.workers.gasgi:ASGIWorker"
 _PROTOCOL: Final = "gunicorn.asgi.protocol:ASGIProtocol"
+_HTTP2: Final = "gunicorn.http2.async_connection:AsyncHTTP2Connection"
 _RECEIVER: Final = "gunicorn.asgi.protocol:BodyReceiver"
 
 NAMES: Final = (
@@ -82,6 +83,14 @@ NAMES: Final = (
     Name(_PROTOCOL, "_h2c_start", "connection", "overridden: HTTP/2 it is, the time limit for headers ends"),
     Name(_PROTOCOL, "_h2c_upgrade_ok", "connection", "False: HTTP/2 by prior knowledge only"),
     Name(_PROTOCOL, "_start_http1", "connection", "overridden: HTTP/1 it is, upgrading is off"),
+    # --- HTTP/2 ---
+    Name("gunicorn.http2.async_connection", "AsyncHTTP2Connection", "http2", "replaced: gunicorn makes ours"),
+    Name(_HTTP2, "reader", "http2", "where it reads: by turns"),
+    Name(_HTTP2, "receive_data", "http2", "reads from there, once a call"),
+    Name(_HTTP2, "_handle_request_received", "http2", "overridden: counts requests that are dropped"),
+    Name(_HTTP2, "send_data", "http2", "overridden: in pieces, which are not copied for each frame"),
+    Name(_HTTP2, "close", "http2", "the end, with a reason"),
+    Name("gunicorn.http2.errors:HTTP2ErrorCode", "ENHANCE_YOUR_CALM", "http2", "the reason"),
     # --- a connection: requests and answers ---
     Name(_PROTOCOL, "_current_request", "connection", "its headers are complete and it is not answered yet"),
     Name(_PROTOCOL, "_feed_callback_parser", "connection", "overridden: counts the bytes of headers, and their time"),

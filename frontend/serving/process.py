@@ -22,6 +22,7 @@ from gunicorn.workers.gasgi import ASGIWorker
 from engine.clock import Deadline
 from engine.process import tune_garbage_collection
 from frontend.lean import LeanConnection, Shared, Sweeper
+from frontend.serving import http2
 from frontend.serving.connection import Connection
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         if not self.alive:
             await lifespan.shutdown()
             return
+        http2.install()
         tune_garbage_collection()
         context = self._get_ssl_context()
         sweeper = None

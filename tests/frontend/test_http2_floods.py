@@ -1,0 +1,55 @@
+"""HTTP/2 as those speak it who mean harm: raw frames to a real frontend."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from running import Running, frontend
+from test_frames import GOAWAY, NOTHING, PREFACE, SETTINGS, frame
+
+CALM = 0xB  # ENHANCE_YOUR_CALM
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with frontend(tmp_path_factory.mktemp("frontend")) as running:
+        yield running
+
+
+def end_of(sock: socket.socket) -> int:
+    """The error with which the server ends the connection."""
+    data = b""
+    while part := sock.recv(65536):
+        data += part
+    while data:
+        size, kind = int.from_bytes(data[:3], "big"), data[3]
+        if kind == GOAWAY:
+            return int.from_bytes(data[13:17], "big")
+        data = data[9 + size :]
+    raise AssertionError("it ended without GOAWAY")
+
+
+@pytest.mark.parametrize("name", ["PRIORITY", "WINDOW_UPDATE", "SETTINGS ACK", "PING ACK", "ALTSVC", "an unknown type"])
+def test_a_flood_ends_its_connection_and_no_other(running: Running, name: str) -> None:
+    with (
+        httpx.Client(http1=False, http2=True, base_url=running.url, timeout=20) as client,
+        socket.create_connection(running.address, timeout=20) as sock,
+    ):
+        assert client.post("/inference", content=b"before").content == b"before"
+        # No more than the server reads before it ends: behind unread bytes the end could be a reset.
+        sock.sendall(PREFACE + frame(SETTINGS) + NOTHING[name] * 505)
+        assert end_of(sock) == CALM
+        assert client.post("/inference", content=b"after").content == b"after"
+
+
+def test_many_requests_over_one_connection_are_no_flood(running: Running) -> None:
+    with httpx.Client(http1=False, http2=True, base_url=running.url, timeout=20) as client:
+        for number in range(300):
+            assert client.post("/inference", content=b"%d" % number).content == b"%d" % number
+
+
+def test_nothing_of_all_this_was_our_mistake(running: Running) -> None:
+    assert "Traceback" not in running.text()
