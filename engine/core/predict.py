@@ -119,8 +119,8 @@ class Times:
         self.overhead_s += (max(seconds, 0.0) - self.overhead_s) * (OVERHEAD_SMOOTHING if self.overhead_s else 1.0)
 
     def _forget(self) -> None:
-        """Batches take much less than they did: what was known is half as certain. Whoever believes in slow workers
-        gives them little to do, and would take long to find out."""
+        """Batches take much less than they did: what was known is half as certain. Who believes in slow workers gives
+        them little to do, and would take long to find out."""
         for name in ("_s0", "_sn", "_snn", "_st", "_snt"):
             setattr(self, name, getattr(self, name) / 2)
         self._table = {size: (mean, weight / 2) for size, (mean, weight) in self._table.items()}
@@ -202,9 +202,11 @@ class Outlook(msgspec.Struct, frozen=True):
         free = self.frees[place]
         if free < now:
             free = now
-        free += rounds * self._takes(self.most)
+        whole = self._takes(self.most)
+        free += rounds * whole
         n = min(self.most, rest + 1 + int(self.rate * (free - now)))  # more come while it waits
-        return free + self._takes(n) * self.margin
+        # Errors of batches that follow each other make up for each other in part.
+        return free + self._takes(n) + (self.margin - 1.0) * whole * sqrt(rounds + 1.0)
 
     @property
     def alone_s(self) -> float:

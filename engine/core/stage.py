@@ -80,6 +80,7 @@ LONG_S: Final = 2 * AHEAD_S  # batches that take longer are planned one by one
 LOOK_S: Final = 0.002  # how often the front is told what to expect, at most
 CALM_S: Final = 0.020  # who waits for less is not worth a word
 MEASURE_S: Final = 0.1
+PRICE: Final = 0.2  # items that others may lose for one that could be replaced
 DELAY_SMOOTHING: Final = 0.1
 
 LEARN_S: Final = 0.005  # of batches that take less, one in such a time is learned from
@@ -484,6 +485,8 @@ class StageMachine:
         queue, times = self.queue, self.times
         queue.sort(now)
         need = self._need(now)
+        # Where even whole batches do not suffice, somebody else is served in the place of whoever is left out.
+        price = 1.0 if need < self.spec.policy.max_batch_size else PRICE
         dead: list[Item] = []
         hopeless: list[Item] = []
         most, look_at = 0, inf
@@ -503,7 +506,7 @@ class StageMachine:
             want = min(others, need)
             if want > fits:
                 lost = want / times.predict(want, worker) * times.predict(max(fits, 1), worker) - fits
-                if lost > 1.0:
+                if lost > price:
                     hopeless.append(item)
                     queue.discard(request.uid)
                     continue

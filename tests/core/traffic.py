@@ -1,9 +1,8 @@
 """Load without sockets or waiting: the real front and stages, arrivals and batches in time that is only counted.
 
-:class:`Service` is the broker and its workers; whoever arrives is told to :meth:`Service.arrive`, and
-:meth:`Service.run` lets things happen in their order. A worker takes ``curve(n)`` seconds for n items, a little more
-or less, and skips what is too late when it begins, as real ones do. Everything is drawn from one seed: the same run
-gives the same figures.
+:class:`Service` is the broker and its workers; who comes is told to :meth:`Service.arrive`. :meth:`Service.run` lets
+things happen in their order. A worker takes ``curve(n)`` seconds for n items, a little more or less, and skips what is
+too late when it begins, as real ones do. Everything is drawn from one seed: the same run gives the same figures.
 """
 
 from __future__ import annotations
