@@ -114,6 +114,9 @@ class Service:
                 stage.ready(Ready(key, "application/json"), self.now)
                 factor = 3.0 if slot >= layer.workers - layer.slow else 1.0
                 self.hands[index, key] = Hand(index, key, factor)
+        self.front.crews = [stage.crew for stage in self.stages]
+        for stage in self.stages:
+            stage.crews = self.front.crews
         self._pass()
 
     @property
