@@ -14,6 +14,7 @@ import secrets
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from engine import transport
@@ -112,14 +113,15 @@ def _serve(
         refused=lambda reason: notify.send("failed", reason=reason),
     )
     control.start()
+    doing: list[str] = []
     outlets: Outlets | None = None
     try:
         try:
-            worker, warm = _load(deployment, stage, slot, device, notify)
+            worker, warm = _load(deployment, stage, slot, device, notify, doing)
         except _Stopped:
             raise
         except BaseException as error:  # whatever user code raises; `sys.exit` while it loads is a failed start too
-            return _failed(notify, error)
+            return _failed(notify, error, doing)
         spec = deployment.stage(stage)
         outlets = Outlets(ctx, endpoints, shared.to_main, shared.main_bell)
         watchdog = Watchdog(spec.timeout, spec.kill_after)
@@ -160,8 +162,11 @@ def _serve(
             ctx.term()
 
 
-def _load(deployment: Deployment, stage: str, slot: int, device: str, notify: Notifier) -> tuple[Worker, Warm]:
-    """User code from import to warm-up. Raises whatever it raises."""
+def _load(
+    deployment: Deployment, stage: str, slot: int, device: str, notify: Notifier, doing: list[str]
+) -> tuple[Worker, Warm]:
+    """User code from import to warm-up. Raises whatever it raises; ``doing`` says then what was done, if that does not
+    go without saying."""
     spec = deployment.stage(stage)
     began = time.monotonic()
     notify.send("loading")
@@ -181,6 +186,7 @@ def _load(deployment: Deployment, stage: str, slot: int, device: str, notify: No
         check_types(worker)
     about = describe(worker, first=first, last=any(route.stages[-1] == stage for route in deployment.routes))
     warming = time.monotonic()
+    doing.append("while computing its example")
     warm_up(worker, lambda done, of: notify.send("warming", done=done, of=of), lasts=lasts(deployment, stage))
     took_ms = int((time.monotonic() - warming) * 1000)
     get_logger().info(
@@ -198,9 +204,11 @@ def _to_try(deployment: Deployment, stage: str, slot: int, worker: Worker) -> di
     return {} if line is None else {"trial": line}
 
 
-def _failed(notify: Notifier, error: BaseException) -> ExitCode:
+def _failed(notify: Notifier, error: BaseException, doing: Sequence[str] = ()) -> ExitCode:
     """Tell why this worker cannot start: the supervisor, which tells what many have met once; else the log."""
     reason, trace = blame.line(error), blame.traceback(error)
+    if doing and not isinstance(error, StartError):  # which is a sentence already
+        reason += f" {doing[-1]}"
     if not notify.send("failed", reason=reason, trace=_shortened(trace)):
         get_logger().error("the worker cannot start: %s", reason, extra={TRACEBACK: trace})
     return ExitCode.START

@@ -133,7 +133,12 @@ def test_a_worker_goes_to_the_socket_that_is_its_stages_at_the_broker(bench: Any
     ("name", "reason"),
     [
         ("service:BadInit", "no such model"),
-        ("service:BadExample", "no example"),
+        ("service:BadExample", "no example (service.py, line "),
+        ("service:BadExample", ") while computing its example"),
+        ("service:LoneExample", "it must be a list of values"),
+        ("service:Coroutine", 'is "async def", which nobody would await'),
+        ("service:BadQuits", "sys.exit('no licence')"),
+        ("service:BadText", "its text cannot be shown (SystemExit in Panic.__str__)"),
         ("service:NoForward", "must define forward"),
         ("service:NotAWorker", "not derived from"),
         ("service:Missing", "Missing"),

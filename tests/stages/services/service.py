@@ -183,6 +183,30 @@ class BadExample(Obey):
     example = ({"do": "refuse", "x": "example"},)
 
 
+class LoneExample(Obey):
+    example = {"do": "echo"}
+
+
+class Coroutine(Worker):
+    async def forward(self, data: Any) -> Any:
+        return data
+
+
+class BadQuits(Obey):
+    def setup(self) -> None:
+        sys.exit("no licence")
+
+
+class Panic(BaseException):
+    def __str__(self) -> str:
+        sys.exit(3)
+
+
+class BadText(Obey):
+    def __init__(self) -> None:
+        raise Panic
+
+
 class NoForward(Worker):
     pass
 
