@@ -38,6 +38,7 @@ INTENDED: Final[dict[str, set[str]]] = {
     "frontend.serving.master.Log": {"cfg", "info", "loglevel", "propagate"},
     "frontend.serving.process.Worker": {"app"},
     "engine.log._Stderr": {"emit"},
+    "engine.log._Ours": {"callHandlers", "disabled", "isEnabledFor"},
     "engine.log.JSONFormatter": {"format"},
     "engine.log.ReadableFormatter": {"format"},
 }
