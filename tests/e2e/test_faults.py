@@ -110,6 +110,26 @@ def test_poison_fails_alone_naming_its_stage(folder: Path, threads: str) -> None
         assert sum(" poison die " in line for line in begun) == 3  # max_attempts
 
 
+@pytest.mark.parametrize("threads", ["auto"])  # it has no part in this
+def test_a_worker_that_is_of_no_more_use_is_replaced_and_its_batch_is_answered(chain: Deployed, folder: Path) -> None:
+    with Load(f"{chain.url}/both") as load, chain.client() as client:
+        load.flow(50)
+        before = {process.pid for process in workers(chain, "second")}
+        for n in range(2):
+            act = {"do": "break", "once": str(folder / f"broken-{n}")}
+            answer = client.post("/both", json={"id": n, "acts": {"second": act}})
+            assert answer.status_code == 200
+            quits = client.post("/both", json={"id": n, "acts": {"first": {"do": "quit"}}})
+            assert (quits.status_code, quits.text) == (500, "inference internal error")
+        load.flow(50)
+        wait_for("its replacement", lambda: len(workers(chain, "second")) == 2 and all_ready(chain))
+        load.flow(50)
+    assert load.wrong == []
+    assert {process.pid for process in workers(chain, "second")} != before
+    assert chain.log.count("this worker can compute no more and is replaced: its device is gone") == 2
+    assert [line for line in chain.log.splitlines() if "first-" in line and "died" in line] == []
+
+
 def test_a_worker_that_hangs_in_c_is_replaced(folder: Path, threads: str) -> None:
     text = (SERVICES / "table.toml").read_text().replace("kill_after = 30.0", "kill_after = 1.0")
     with deployed(carried(folder, threads, text)) as running, running.client() as client:

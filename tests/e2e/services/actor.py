@@ -14,7 +14,7 @@ from typing import Any
 
 from prometheus_client import Counter
 
-from engine import ClientError, DecodingError, EncodingError, ServerError, ValidationError, Worker
+from engine import ClientError, DecodingError, EncodingError, ServerError, ValidationError, Worker, WorkerBroken
 
 ERRORS = {
     "client_error": ClientError,
@@ -58,6 +58,10 @@ class Actor(Worker):
             sum(range(10**13))  # one C loop that looks at no signal
         elif do == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        elif do == "quit":
+            raise SystemExit(4)
+        elif do == "break" and item_is_first(act["once"]):
+            raise WorkerBroken("its device is gone")
         elif do == "unserializable":
             return {"result": lambda: None}
         trace = [*item.get("trace", ()), [self.name, os.getpid()]]
@@ -68,6 +72,15 @@ class Actor(Worker):
         if path:
             with open(path, "a") as file:  # one small append: whole lines, also from several processes
                 file.write(f"{self.name} {item.get('id')} {do} {os.getpid()}\n")
+
+
+def item_is_first(path: str) -> bool:
+    """Whether no process has asked for this file before."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
 
 
 class BadInit(Worker):
