@@ -1,7 +1,8 @@
 """Reading a request's body from the ASGI stream, within its limits and once.
 
-What a declared length says of it the gate has judged before anything is read (:mod:`frontend.gate`); a growing chunked
-body is refused with the chunk that goes too far. A body that ends early is an error of the client's, never a short
+Bytes are counted at the gate as they come, and their sender has to keep :mod:`frontend.pace`. What a declared length
+says of it the gate has judged before anything is read (:mod:`frontend.gate`); a growing chunked body is refused with
+the chunk that goes too far. A body that ends early is an error of the client's, never a short
 request: a connection cut in the middle can look to the application like an end.
 """
 
@@ -11,12 +12,13 @@ import asyncio
 import sys
 from typing import Final
 
-from engine.clock import Deadline
+from engine.clock import Deadline, now
 from frontend import compression, errors, unpacking
 from frontend.errors import Refusal
 from frontend.exchange import Event, Exchange, Receive
 from frontend.gate import Gate, Terms
 from frontend.head import Head
+from frontend.pace import left_s
 
 SLICE: Final = 1 << 18  # bytes read or written by a thread before it is asked for again: 10 ms at most
 INLINE_OUT: Final = 4 * compression.INLINE_MAX
@@ -25,13 +27,13 @@ INLINE_OUT: Final = 4 * compression.INLINE_MAX
 class Body:
     """A body being read, and the bytes it holds at the gate until :meth:`release`."""
 
-    __slots__ = ("_coding", "_exchange", "_gate", "_held", "_length", "_limit", "_pause_s", "left_s")
+    __slots__ = ("_client", "_coding", "_exchange", "_gate", "_held", "_length", "_limit", "_pause_s", "left_s")
 
     def __init__(self, exchange: Exchange, head: Head, gate: Gate, terms: Terms, *, pause_s: float) -> None:
-        """Count what its head declares. Raises Refusal: 429.
+        """Raises Refusal, 429, where there is no room for what its head declares.
 
-        ``pause_s`` is the longest wait for the next piece. ``left_s`` is what is left of the request's time, which
-        begins when all of its body is there.
+        ``pause_s`` is how long its client may be behind. ``left_s`` is what is left of the request's time, which begins
+        when all of its body is there.
         """
         self.left_s = terms.timeout_s
         self._exchange = exchange
@@ -41,23 +43,29 @@ class Body:
         self._held = 0
         self._length = head.length
         self._coding = terms.coding
-        if self._length:
-            self._hold(self._length)
+        self._client = exchange.client
+        if self._length and not gate.fits(self._length, self._client):
+            raise Refusal(errors.CAPACITY_BYTES)
 
     async def read(self) -> bytes:
         """The whole body, decompressed. Raises Refusal: 400 when it is cut short or not what it claims to be, 408 when
         it comes too slowly or takes too long to decompress, 413, 429."""
-        data = await self._receive()
+        try:
+            data = await self._receive()
+        finally:
+            self._gate.whole(self._held, self._client)
         return await self._unpack(data) if self._coding else data
 
     async def _receive(self) -> bytes:
         exchange = self._exchange
-        chunks: list[bytes] = []
+        first = b""
+        rest = bytearray()  # not a list: a client may send them one by one, and an object each is fifty bytes
         size = 0
         more = True
+        began = now()
         while more:
             try:
-                event = await _next(exchange.receive, self._pause_s)
+                event = await _next(exchange.receive, left_s(now() - began, size, self._pause_s))
             except (TimeoutError, asyncio.TimeoutError):  # two classes before Python 3.11
                 raise Refusal(errors.SLOW_BODY) from None
             if event["type"] != "http.request":
@@ -71,12 +79,14 @@ class Body:
                 exchange.request_bytes = size
                 if size > self._limit:
                     raise Refusal(errors.TOO_LARGE)
-                if self._length is None:
-                    self._hold(len(chunk))
-                chunks.append(chunk)
+                self._hold(len(chunk), self._client)
+                if first:
+                    rest += chunk
+                else:
+                    first = chunk
         if self._length is not None and size != self._length:
             raise Refusal(errors.TRUNCATED)
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        return b"".join((first, rest)) if rest else first
 
     async def _unpack(self, data: bytes) -> bytes:
         """A small body here, a large one by slices in threads. Between two of them: is there room for what has come
@@ -91,7 +101,7 @@ class Body:
             if len(data) <= compression.INLINE_MAX:
                 work.go_on(INLINE_OUT)
             while True:
-                self._hold(work.size - counted)
+                self._hold(work.size - counted, "")
                 counted = work.size
                 if work.done:
                     break
@@ -121,8 +131,8 @@ class Body:
         """The body is needed no more. Call once, whatever happened."""
         self._gate.release(self._held)
 
-    def _hold(self, size: int) -> None:
-        if not self._gate.hold(size):
+    def _hold(self, size: int, client: str) -> None:
+        if not self._gate.hold(size, client):
             raise Refusal(errors.CAPACITY_BYTES)
         self._held += size
 

@@ -18,8 +18,10 @@ from engine.clock import now
 from frontend import head as heads
 from frontend.answer import Answering, Reply, common
 from frontend.errors import CLIENT_GONE, Refusal
+from frontend.gate import client_of
 from frontend.head import Head
 from frontend.metrics import FrontendMetrics
+from frontend.pace import LINGER_S
 from frontend.requestid import Ids
 
 Event: TypeAlias = MutableMapping[str, Any]
@@ -29,8 +31,6 @@ Send: TypeAlias = Callable[[Event], Awaitable[None]]
 Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 log = logging.getLogger("stageline.frontend")
-
-LINGER_S: Final = 5.0  # how long the rest of a refused body is read and dropped, so that its sender sees the answer
 
 SMALL_BODY: Final = 64 * 1024  # bytes of a refused body that are read before its refusal is sent
 SMALL_BODY_S: Final = 0.5  # how long that may take
@@ -46,6 +46,7 @@ class Exchange:
         "_cut",
         "at_end",
         "body_ended",
+        "client",
         "gone",
         "head",
         "is_old",
@@ -63,6 +64,7 @@ class Exchange:
         """``head`` None: it could not be read, and nobody but this layer sees the request."""
         self._cut = cut
         self.at_end: list[Callable[[], None]] = []  # called when the request is over, however it ended
+        self.client = ""  # who it is counted as at the gate
         self.head = head
         self.receive = receive
         self.request_id = request_id
@@ -116,6 +118,7 @@ class Layer:
             refusal = error
         exchange = Exchange(head, (head and head.request_id) or self._new_id(), receive, scope.get(CUT))
         exchange.is_old = scope["http_version"] == "1.0"
+        exchange.client = client_of(scope.get("client"))
         scope[_KEY] = exchange
         extra = [(name.encode(), value.encode()) for name, value in common(exchange.request_id)]
         sent = 0

@@ -11,12 +11,18 @@ Whoever adds a condition on requests (a key, a quota, a class of service) adds i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import IPv6Address
+from typing import Final
 
 from engine.config.schema import FrontendSection
 from engine.core.link import View
 from frontend import compression, deadline, errors
 from frontend.errors import Problem, Refusal
 from frontend.head import Head
+from frontend.unsent import Unsent
+
+BEHIND_MAX: Final = 64 * 1024  # bytes that came behind a request that is served; above it the client is not read
+BEHIND_ALL: Final = 32 << 20  # the same of all clients of a process; above it no more is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +36,28 @@ class Terms:
 class Gate:
     """Rules and bounds of this process.
 
-    ``pending`` counts requests handed to the broker and not answered yet; ``held`` the bytes of bodies being read or
-    kept until their answer. Both are entered and left in pairs by whoever serves the request.
+    ``pending`` counts requests handed to the broker and not answered yet; ``held`` the bytes of bodies that have come
+    and are kept until their answer; ``behind`` those of requests that came behind one that is still served. All are
+    entered and left in pairs by whoever serves the request. ``unsent`` are answers that nobody reads.
+
+    Bodies count as they arrive, never by what was announced, and while they do one client may fill a half of what there
+    is: whoever sends slowly, or nothing, keeps nobody else out.
     """
 
     def __init__(self, frontend: FrontendSection) -> None:
         self.pending = 0
         self.held = 0
+        self.behind = 0
         self.draining = False
         self.max_request_size = frontend.max_request_size
         self._timeout_s = frontend.timeout
         self._capacity = frontend.capacity
-        self._capacity_bytes = frontend.capacity_bytes
+        # Of all processes together, but one body always fits.
+        share = max(frontend.capacity_bytes // frontend.workers, frontend.max_request_size)
+        self._capacity_bytes = min(frontend.capacity_bytes, share)
+        self._client_bytes = max(self._capacity_bytes // 2, frontend.max_request_size)
+        self._arriving: dict[str, int] = {}  # bytes of bodies that are not whole, by client
+        self.unsent = Unsent(self._capacity_bytes)
         self._compression = frontend.compression
 
     def terms(self, head: Head) -> Terms:
@@ -68,19 +84,54 @@ class Gate:
             return errors.DRAINING
         if self.pending >= self._capacity or (view.connected and view.headroom <= 0):
             return errors.CAPACITY
+        if self.held > self._capacity_bytes:
+            return errors.CAPACITY_BYTES
         return None
 
     @property
     def is_open(self) -> bool:
         """Nothing known in this process keeps a request out: :meth:`refusal` need not be asked before submitting."""
-        return not self.draining and self.pending < self._capacity
+        return not self.draining and self.pending < self._capacity and self.held <= self._capacity_bytes
 
-    def hold(self, size: int) -> bool:
-        """Count ``size`` more bytes; False (and nothing counted) when they are too many."""
+    def fits(self, size: int, client: str = "") -> bool:
+        """Whether there is room for so many more bytes, of a body that this client is about to send."""
         if self.held + size > self._capacity_bytes:
             return False
+        return not client or self._arriving.get(client, 0) + size <= self._client_bytes
+
+    def hold(self, size: int, client: str = "") -> bool:
+        """Count ``size`` more bytes that have come; False (and nothing counted) when they are too many. With a client
+        they are part of a body that is not whole yet: :meth:`whole` follows, once, with all that was counted of it."""
+        if not self.fits(size, client):
+            return False
         self.held += size
+        if client:
+            self._arriving[client] = self._arriving.get(client, 0) + size
         return True
+
+    def whole(self, size: int, client: str) -> None:
+        """Such a body has come to its end, good or bad: its bytes are held all the same, and are its client's share no
+        more."""
+        left = self._arriving.get(client, 0) - size
+        if left > 0:
+            self._arriving[client] = left
+        else:
+            self._arriving.pop(client, None)
 
     def release(self, size: int) -> None:
         self.held -= size
+
+
+def client_of(peer: object) -> str:
+    """Who a peer's address is counted as; "" when it has none. An IPv6 client has a whole network of 64 bits."""
+    if not isinstance(peer, list | tuple) or not peer or not isinstance(peer[0], str):
+        return ""
+    address = peer[0].partition("%")[0]
+    if ":" not in address:
+        return address
+    try:
+        number = int(IPv6Address(address))
+    except ValueError:
+        return address
+    mapped = number >> 32 == 0xFFFF  # ::ffff:192.0.2.1
+    return address if mapped else f"{number >> 64:x}/64"

@@ -7,8 +7,10 @@ connection takes the transport, with the bytes of that request from its first on
 whether it may come in, and what is answered is said by the same three modules as there (``head``, ``gate``,
 ``answer``); here it is only carried out.
 
-Requests of a connection are answered one after the other; bytes of the next ones wait in the buffer, bounded. There are
-no timers per request: :class:`Sweeper` looks over all connections a few times a second.
+Requests of a connection are answered one after the other. Bytes of the next ones wait in a buffer, which is eaten from
+its front and never copied: past a bound the client is not read, and where all together send too much in advance, those
+that send more get ``connection: close``. There are no timers per request: :class:`Sweeper` looks over all
+connections a few times a second.
 """
 
 from __future__ import annotations
@@ -27,9 +29,12 @@ from engine.core.messages import Flow, Speaker
 from engine.errors import Unavailable
 from frontend import errors
 from frontend.errors import Problem
+from frontend.gate import BEHIND_ALL, BEHIND_MAX, client_of
+from frontend.lingering import Lingering
+from frontend.pace import FRESH_S, is_late
 from frontend.plain import LAST_CHUNK, Plain, Reader, Writer, chunk
 from frontend.requestid import Ids
-from frontend.streams import GRANT, HEAD_S, KEEPALIVE_S, STALL_S, Stream
+from frontend.streams import GRANT, HEAD_S, KEEPALIVE_S, Stream
 from frontend.waiting import hint
 
 if TYPE_CHECKING:
@@ -41,7 +46,7 @@ if TYPE_CHECKING:
 
 SWEEP_S: Final = 0.25  # how late a time limit may be noticed
 SWEEP_MOST: Final = 200  # connections looked at in one go: about 0.1 ms
-BUFFER_MAX: Final = 256 * 1024  # bytes of pipelined requests that wait; above it the client is not read
+BUFFER_MAX: Final = 256 * 1024  # bytes of a body that is read here; larger ones are read elsewhere, in pieces
 PIPELINED_PER_TURN: Final = 32  # requests of one connection that are refused before others have their turn
 HEAD_MAX: Final = 16 * 1024  # bytes of a head worth looking at here
 
@@ -71,10 +76,20 @@ class Shared:
         self.keepalive_s = frontend.keepalive
         self.head_max = min(HEAD_MAX, frontend.max_header_size)
         self.connections: set[LeanConnection] = set()
+        self.lingering: set[Lingering] = set()  # connections whose last answer has been written
         self.changed: Callable[[], None] = lambda: None  # told when a connection ends or falls idle
         self.new_id = Ids()
         self._last_stages = [topology.stage_names(index)[-1] for index in range(len(topology.routes))]
         self.tick()
+
+    def linger(self, transport: asyncio.Transport) -> None:
+        """Nothing more is served on this connection: end it so that its client sees its last answer."""
+        self.lingering.add(Lingering(transport, self.gate.unsent, self._lingered))
+        self.changed()
+
+    def _lingered(self, lingering: Lingering) -> None:
+        self.lingering.discard(lingering)
+        self.changed()
 
     def tick(self) -> None:
         """Once a second at least: the date of the answers."""
@@ -103,8 +118,10 @@ class LeanConnection(asyncio.Protocol):
     __slots__ = (
         "_answer_by",
         "_began",
+        "_behind",
         "_buffer",
         "_choked",
+        "_client",
         "_head_bytes",
         "_id",
         "_paused",
@@ -113,7 +130,7 @@ class LeanConnection(asyncio.Protocol):
         "_shared",
         "_stream",
         "_transport",
-        "_unsent",
+        "_wanted",
         "closing",
         "held",
         "since",
@@ -122,7 +139,10 @@ class LeanConnection(asyncio.Protocol):
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self._transport: Any = None  # uvloop's transports have no common type with asyncio's
-        self._buffer = b""
+        self._buffer: bytes | bytearray = b""  # what has come and was not served; b"" or an array of its own
+        self._wanted = 0  # bytes of it that are needed to serve the next request; 0: not known, or nothing is there
+        self._behind = 0  # bytes counted as such at the gate
+        self._client = ""  # who it is counted as at the gate, once that matters
         self._head_bytes = b""
         self._plain: Plain | None = None
         self._seq = 0  # of the request that is being served; 0: the broker owes nothing
@@ -132,8 +152,7 @@ class LeanConnection(asyncio.Protocol):
         self._answer_by = 0.0
         self._paused = False  # reading, because too much waits to be served
         self._choked = False  # the client does not read its answers
-        self._unsent = 0  # bytes of them, when last looked at
-        self.held = 0  # bytes of a body at the gate
+        self.held = 0  # bytes of a body, counted at the gate
         self.since = now()  # when the connection last changed between idle, reading and serving
         self.closing = False  # after the answer that is being waited for
 
@@ -152,8 +171,10 @@ class LeanConnection(asyncio.Protocol):
             path = self._plain.head.path if self._plain else ""
             shared.metrics.count(path, 0, reason=errors.CLIENT_GONE.reason, response_bytes=sent)
             self._stream = None
-        self._release()
-        self._transport = None
+        self._drop()
+        if self._transport is not None:
+            shared.gate.unsent.forget(self._transport)
+            self._transport = None
         shared.changed()
 
     @property
@@ -161,45 +182,99 @@ class LeanConnection(asyncio.Protocol):
         """Nothing is read or served here."""
         return not self._seq and not self._buffer and self._stream is None
 
+    def is_fresh(self, instant: float) -> bool:
+        """So new that its first request may be on its way."""
+        return not self._head_bytes and instant - self.since < FRESH_S
+
     def end(self) -> None:
         """Close now if idle, else after the answer."""
         self.closing = True
         if self.idle and self._transport is not None:
-            self._transport.close()
+            self._shared.gate.unsent.close(self._transport)
 
-    def _hand_over(self, data: bytes) -> asyncio.Protocol:
+    def _hand_over(self, data: bytes | bytearray) -> asyncio.Protocol:
         """What is here is not plain, or is not to be served here: give the connection away for good."""
         transport, self._transport = self._transport, None
-        self._buffer = b""
-        self._release()
+        self._drop()
+        self._shared.gate.unsent.forget(transport)
         if self._paused:
             transport.resume_reading()
         self._shared.connections.discard(self)
-        return self._shared.hand_over(transport, data)
+        return self._shared.hand_over(transport, bytes(data))
+
+    def _finish(self) -> None:
+        """The last answer has been written: end the connection so that its client sees it."""
+        transport, self._transport = self._transport, None
+        self._drop()
+        self._shared.connections.discard(self)
+        if self._paused:
+            transport.resume_reading()
+        self._shared.linger(transport)
+
+    def _drop(self) -> None:
+        """Nothing of what has come is served any more."""
+        self._release()
+        self._buffer = b""
+        self._count_behind(0)
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        if self._seq or self._choked or self._stream is not None:  # the next request, while one is served
-            self._buffer += data
-            if len(self._buffer) > BUFFER_MAX and not self._paused:
-                self._paused = True
-                self._transport.pause_reading()
-            return
-        if self._buffer:
-            data = self._buffer + data
-        if self._serve(data):
+        if self._seq or self._choked or self._stream is not None:
+            self._keep_behind(data)
+        elif self._buffer:
+            self._keep_more(data)
+        elif self._serve(data):
             self._go_on()
+
+    def _keep_behind(self, data: bytes) -> None:
+        """The next requests, while one is served."""
+        if self.closing:
+            return  # after that one
+        self._extend(data)
+        size = len(self._buffer)
+        self._count_behind(size)
+        if self._shared.gate.behind > BEHIND_ALL:
+            self.closing = True
+            self._buffer = b""
+            self._count_behind(0)
+        elif size > BEHIND_MAX and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _keep_more(self, data: bytes) -> None:
+        """Of a request that is not whole; or of those that have their turn later."""
+        if not self._wanted:
+            self._keep_behind(data)
+            return
+        self._extend(data)
+        size = len(self._buffer)
+        if size < self._wanted:
+            if self._shared.gate.hold(len(data), self._client):
+                self.held += len(data)
+            else:
+                self._hand_over(self._buffer)  # it says so
+            return
+        self._go_on()
+
+    def _extend(self, data: bytes) -> None:
+        if not self._buffer:
+            self._buffer = bytearray()
+        self._buffer += data
+
+    def _count_behind(self, size: int) -> None:
+        self._shared.gate.behind += size - self._behind
+        self._behind = size
 
     def pause_writing(self) -> None:
         self._choked = True  # serve no more until it has read what it got
-        self._unsent = self._transport.get_write_buffer_size()
+        self._shared.gate.unsent.watch(self._transport)
         self.since = now()
-        if self._stream is not None:
-            self._stream.choked_at = now()
 
     def resume_writing(self) -> None:
         self._choked = False
+        self.since = now()
+        self._shared.gate.unsent.forget(self._transport)
         if self._stream is not None:
             self._write_stream()
         elif not self._seq:
@@ -210,20 +285,20 @@ class LeanConnection(asyncio.Protocol):
             return self._hand_over(self._buffer).eof_received()  # in the middle of its body: it is told so
         return None  # a client that stops sending has gone: closing a socket looks just so
 
-    def _serve(self, data: bytes) -> bool:
-        """Take one request from ``data``, which begins with one. Whether it was refused at once, so that the next one
-        may be taken."""
+    def _serve(self, data: bytes | bytearray) -> bool:
+        """Take one request from ``data``, which begins with one, and is what came or the buffer. Whether it was refused
+        at once, so that the next one may be taken."""
         shared = self._shared
         size = len(self._head_bytes)
         plain: Plain | None
         if size and data.startswith(self._head_bytes):
             plain = self._plain
         else:
-            size = data.find(b"\r\n\r\n") + 4
-            if size < 4 or size > shared.head_max:
+            size = data.find(b"\r\n\r\n", 0, shared.head_max) + 4
+            if size < 4:
                 self._hand_over(data)  # a head in pieces
                 return False
-            head_bytes = data[:size]
+            head_bytes = bytes(data[:size])
             plain = shared.reader.read(head_bytes)
             if plain is not None:
                 self._plain, self._head_bytes = plain, head_bytes
@@ -232,47 +307,75 @@ class LeanConnection(asyncio.Protocol):
             return False
         end = size + plain.length
         if len(data) < end:
-            if not self.held:
-                if plain.length > BUFFER_MAX or not shared.gate.hold(plain.length):
-                    self._hand_over(data)  # a large upload: gunicorn's side reads it in pieces and refuses it early
-                    return False
-                self.held = plain.length or 1
-                self.since = now()
-            self._buffer = data
-            if self._paused:  # the rest of this one is wanted
-                self._paused = False
-                self._transport.resume_reading()
+            self._begin_body(plain, data, len(data) - size, end)
             return False
         return self._submit(plain, data, size, end)
 
-    def _submit(self, plain: Plain, data: bytes, start: int, end: int) -> bool:
+    def _begin_body(self, plain: Plain, data: bytes | bytearray, arrived: int, end: int) -> None:
+        """A request of which the rest is still to come."""
+        gate = self._shared.gate
+        self._client = self._client or client_of(self._transport.get_extra_info("peername"))
+        # A large upload is read in pieces on gunicorn's side, and one that has no room refused there, early.
+        if plain.length > BUFFER_MAX or not gate.fits(plain.length, self._client):
+            self._hand_over(data)
+            return
+        gate.hold(arrived, self._client)
+        self.held = arrived
+        self._wanted = end
+        self.since = now()
+        if data is not self._buffer:
+            self._buffer = bytearray(data)
+        self._count_behind(0)
+        if self._paused:  # the rest of this one is wanted
+            self._paused = False
+            self._transport.resume_reading()
+
+    def _submit(self, plain: Plain, data: bytes | bytearray, start: int, end: int) -> bool:
         shared = self._shared
+        gate = shared.gate
         instant = now()
-        if not shared.gate.is_open and (problem := shared.gate.refusal(shared.client.view())) is not None:
-            return self._refuse(plain, problem, data[end:])
+        if self._wanted:
+            self._release()
+        body = data[start:end]
+        if len(data) > end or type(body) is not bytes:
+            body = bytes(body)
+            self._advance(data, end)
+        if not gate.is_open and (problem := gate.refusal(shared.client.view())) is not None:
+            return self._refuse(plain, problem)
         request_id = plain.head.request_id or shared.new_id()
         about = meta.pack(request_id, plain.meta)
         try:
             deadline = instant + plain.timeout_s
-            self._seq = shared.client.call(Call(plain.route, data[start:end], deadline, about, self), instant)
+            self._seq = shared.client.call(Call(plain.route, body, deadline, about, self), instant)
         except Unavailable as error:
-            return self._refuse(plain, errors.unavailable(error), data[end:])
-        shared.gate.pending += 1
+            return self._refuse(plain, errors.unavailable(error))
+        gate.pending += 1
+        gate.held += plain.length
+        self.held = plain.length
         self._id = request_id
         self._began = self.since = instant
         self._answer_by = deadline + ANSWER_GRACE_S
-        self._buffer = data[end:]
         return False
 
-    def _refuse(self, plain: Plain, problem: Problem, rest: bytes) -> bool:
-        """Answer at once, and go on with what has come behind."""
-        self._release()
-        close = self.closing or self._shared.gate.draining
+    def _advance(self, data: bytes | bytearray, end: int) -> None:
+        """The first ``end`` bytes have been taken: what follows waits. Of an array that costs nothing, however long it
+        is."""
+        if data is self._buffer:
+            del self._buffer[:end]  # type: ignore[union-attr]  # an array of its own
+        else:
+            self._buffer = bytearray(memoryview(data)[end:])
+        self._wanted = 0
+        if not self._buffer:
+            self._buffer = b""
+        self._count_behind(len(self._buffer))
+
+    def _refuse(self, plain: Plain, problem: Problem, *, last: bool = False) -> bool:
+        """Answer at once. Whether the connection goes on with what has come behind."""
+        close = last or self.closing or self._shared.gate.draining
         self._transport.write(self._shared.refuse(plain, problem, close=close))
         self.since = now()
-        self._buffer = rest
         if close:
-            self._transport.close()
+            self._finish()
         return not close
 
     def _go_on(self) -> None:
@@ -280,11 +383,10 @@ class LeanConnection(asyncio.Protocol):
         for _ in range(PIPELINED_PER_TURN):
             if not self._buffer or self._choked or self._transport is None:
                 return
-            data, self._buffer = self._buffer, b""
-            if self._paused and len(data) <= BUFFER_MAX:
+            if self._paused and len(self._buffer) <= BEHIND_MAX:
                 self._paused = False
                 self._transport.resume_reading()
-            if not self._serve(data):
+            if not self._serve(self._buffer):
                 return
         asyncio.get_running_loop().call_soon(self._go_on_later)
 
@@ -293,9 +395,11 @@ class LeanConnection(asyncio.Protocol):
             self._go_on()
 
     def _release(self) -> None:
-        if self.held:
-            self._shared.gate.release(self._plain.length if self._plain else 0)
-            self.held = 0
+        if self._wanted:
+            self._shared.gate.whole(self.held, self._client)
+            self._wanted = 0
+        self._shared.gate.held -= self.held
+        self.held = 0
 
     def _withdraw(self) -> None:
         if self._seq:
@@ -324,10 +428,9 @@ class LeanConnection(asyncio.Protocol):
             return
         instant = now()
         response = shared.respond(plain, answer, self._id, instant - self._began)
-        if self.closing:
-            response = response.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)
-            transport.write(response)
-            transport.close()
+        if self.closing or shared.gate.draining:
+            transport.write(response.replace(b"\r\n", b"\r\nconnection: close\r\n", 1))
+            self._finish()
             return
         transport.write(response)
         self.since = instant
@@ -364,7 +467,7 @@ class LeanConnection(asyncio.Protocol):
             self._answer_stream(plain, Answer(problem.status, problem.detail.encode(), speaker=speaker))
             return
         self._stream = None
-        if self._refuse(plain, problem, self._buffer):
+        if self._refuse(plain, problem):
             self._go_on()
 
     def _write_stream(self) -> None:
@@ -376,6 +479,7 @@ class LeanConnection(asyncio.Protocol):
         if not streaming.has_begun:
             streaming.has_begun = True
             reply = self._shared.answering.stream(stream.mime)
+            self.closing = self.closing or self._shared.gate.draining
             transport.write(self._shared.writer.begin(reply, self._id, close=self.closing))
         while not self._choked:
             data, cost = stream.take()
@@ -403,11 +507,11 @@ class LeanConnection(asyncio.Protocol):
             response_bytes=streaming.sent,
         )
         if streaming.stream.is_cut:
-            transport.close()
+            shared.gate.unsent.close(transport)
             return
         transport.write(LAST_CHUNK)
         if self.closing:
-            transport.close()
+            self._finish()
             return
         self.since = instant
         self._go_on()
@@ -420,24 +524,19 @@ class LeanConnection(asyncio.Protocol):
         if self._seq or self._stream is not None:
             self._sweep_answer(instant)
         elif self._choked:
-            unsent = self._transport.get_write_buffer_size()
-            if unsent < self._unsent:  # slow, and no harm
-                self._unsent, self.since = unsent, instant
-            elif instant - self.since > STALL_S:
-                self._transport.abort()  # it does not read its answer
+            pass  # it does not read its answer: frontend.unsent sees to it
         elif self._buffer:
-            if instant - self.since > shared.body_timeout_s:
-                self._hand_over(self._buffer)  # it knows the answer, and has a time limit of its own
+            late = self._wanted and is_late(instant - self.since, self.held, shared.body_timeout_s)
+            if late and self._plain is not None:
+                self._refuse(self._plain, errors.SLOW_BODY, last=True)
         else:
             limit = shared.keepalive_s if self._head_bytes else shared.header_timeout_s
             if instant - self.since > limit and self._transport is not None:
-                self._transport.close()
+                shared.gate.unsent.close(self._transport)
 
     def _sweep_answer(self, instant: float) -> None:
         streaming, plain = self._stream, self._plain
-        if streaming is not None and self._choked and instant - streaming.choked_at > STALL_S:
-            self._transport.abort()  # it takes nothing
-        elif self._seq and instant > self._answer_by:
+        if self._seq and instant > self._answer_by:
             self._withdraw()
             late = errors.TIMEOUT if self._shared.client.view().connected else errors.UNREACHABLE
             if plain is not None:
@@ -457,14 +556,14 @@ class LeanConnection(asyncio.Protocol):
 class _Streaming:
     """A streamed answer and what has been written of it."""
 
-    __slots__ = ("choked_at", "has_begun", "sent", "stream", "taken", "wrote_at")
+    __slots__ = ("has_begun", "sent", "stream", "taken", "wrote_at")
 
     def __init__(self) -> None:
         self.stream = Stream()
         self.has_begun = False  # its head has been written
         self.sent = 0  # bytes of the body
         self.taken = 0  # bytes of the window that were written and are not reported yet
-        self.wrote_at = self.choked_at = now()
+        self.wrote_at = now()
 
 
 class Sweeper:

@@ -6,14 +6,17 @@ with port 0 the real one is known at once.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import socket
+import struct
 from collections.abc import Sequence
 from typing import Final
 
 from engine.errors import StartError
 
 BACKLOG: Final = 2048  # connections the kernel accepts for us, gunicorn's default; net.core.somaxconn caps it
+ACCEPT_S: Final = 1.0  # most time, when stopping, to accept what the kernel has accepted
 
 
 class PortInUse(StartError):
@@ -54,6 +57,36 @@ def listen(address: str, port: int) -> list[socket.socket]:
             f"cannot listen on port {port} of {address or 'this host'}: {trouble}; set another --address or --port"
         ) from trouble
     return sockets
+
+
+# "A segment with SYN and without ACK is dropped, others are let through", for the packet filter of Linux; offsets are
+# from the TCP header. See linux/filter.h: instructions of (code, jump if true, jump if false, value).
+_NO_SYN: Final = b"".join(
+    struct.pack("HBBI", *step)
+    for step in (
+        (0x30, 0, 0, 13),  # A = the flags
+        (0x54, 0, 0, 0x12),  # A &= SYN | ACK
+        (0x15, 0, 1, 0x02),  # SYN alone?
+        (0x06, 0, 0, 0),  # drop it
+        (0x06, 0, 0, 0xFFFFFFFF),  # let it through
+    )
+)
+_SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h
+
+
+def take_no_more(sock: socket.socket) -> None:
+    """Let the kernel accept no further connection on a listening socket; those it has accepted can be taken.
+
+    Closing it resets whoever stands in its queue, and as long as it is open others join them. Their first packets are
+    dropped instead: they try again, and find the port closed, or somebody else there. Where the system has no such
+    filter nothing changes.
+    """
+    program = ctypes.create_string_buffer(_NO_SYN)
+    length = len(_NO_SYN) // 8
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", length, ctypes.addressof(program)))
+    except OSError:
+        pass  # a window of some microseconds stays open
 
 
 def _close(sockets: Sequence[socket.socket]) -> None:

@@ -26,7 +26,6 @@ from engine.core.messages import EVENT_COST, STREAM_WINDOW, Flow, Speaker
 
 HEAD_S: Final = 0.1  # a client that waits for a slow first event is told so long after it came that it was let in
 KEEPALIVE_S: Final = 15.0  # without an event; proxies give up after 30 to 60 s
-STALL_S: Final = 60.0  # a client that takes nothing for so long is dropped
 WRITE_MAX: Final = 64 * 1024  # bytes handed to the connection at once: what it buffers before it says "wait"
 GRANT: Final = STREAM_WINDOW // 4  # bytes; reported together
 

@@ -20,7 +20,8 @@ from frontend import errors
 from frontend.errors import Problem, Refusal
 from frontend.exchange import Exchange, Receive
 from frontend.gate import Gate
-from frontend.streams import GRANT, HEAD_S, KEEPALIVE_S, STALL_S, Stream
+from frontend.pace import STALL_S
+from frontend.streams import GRANT, HEAD_S, KEEPALIVE_S, Stream
 
 QUICK_S: Final = 0.02  # most answers are there by then; a watch for the client's leaving costs a task
 

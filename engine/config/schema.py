@@ -160,7 +160,20 @@ class FrontendSection:
         10.0, "Time for a client to send its request headers.", unit=Unit.SECONDS, least=0.1, most=3600
     )
     body_timeout: float = key(
-        30.0, "Longest pause while a client sends its body.", unit=Unit.SECONDS, least=0.1, most=3600
+        30.0,
+        "Longest pause while a client sends its body, and time that it may be behind 16 KiB/s.",
+        unit=Unit.SECONDS,
+        least=0.1,
+        most=3600,
+    )
+    drain_delay: float = key(
+        0.0,
+        "When stopping: how long the port stays open, with /readyz and new requests answered 503; "
+        "behind a load balancer the seconds that it needs to look elsewhere.",
+        unit=Unit.SECONDS,
+        least=0,
+        most=600,
+        flag=True,
     )
     keepalive: float = key(75.0, "How long an idle connection is kept open.", unit=Unit.SECONDS, least=0, most=3600)
     server: str = key(

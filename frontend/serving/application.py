@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 import socket
 import ssl
@@ -48,7 +49,17 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
         self.metrics = FrontendMetrics(deployment.engine.namespace, paths, frontend.timeout)
         self.gate = Gate(frontend)
         self.answering = Answering(deployment.topology, compressed=frontend.compression)
+        self._stopping = mmap.mmap(-1, 1)  # shared with the processes that the master forks
         super().__init__()
+
+    @property
+    def is_stopping(self) -> bool:
+        """All of the frontend is, and not one worker process."""
+        return bool(self._stopping[0])
+
+    def stop(self) -> None:
+        """Say so, in the master or a worker process."""
+        self._stopping[0] = 1
 
     def load_config(self) -> None:
         self.cfg.set("bind", [f"fd://{sock.fileno()}" for sock in self._sockets])

@@ -1,7 +1,8 @@
 """One client connection, HTTP/1.1 or HTTP/2: gunicorn's, with time limits and an end of our own.
 
 What gunicorn's connection lacks and a public port needs: a time limit for request headers, a bound on their total size,
-an answer (not a reset) for a client whose body was refused or cut short. Everything else of HTTP/1 and HTTP/2 is
+an answer (not a reset) for a client whose connection ends, bounds on what comes in advance and on what is not read, and
+no copying of what waits. Everything else of HTTP/1 and HTTP/2 is
 gunicorn's. Which of its names this relies on, and why, is in :mod:`frontend.serving.names`.
 """
 
@@ -9,18 +10,52 @@ from __future__ import annotations
 
 import asyncio
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from gunicorn.asgi.parser import LimitRequestHeaders
+from gunicorn.asgi.parser import InvalidChunkSize, LimitRequestHeaders, PythonProtocol
 from gunicorn.asgi.protocol import ASGIProtocol
 
+from engine.clock import now
 from frontend import errors
-from frontend.exchange import CUT, LINGER_S
+from frontend.exchange import CUT
+from frontend.gate import BEHIND_ALL, BEHIND_MAX
+from frontend.pace import FRESH_S, LINGER_S
 from frontend.plain import whole
-from frontend.streams import STALL_S
 
 if TYPE_CHECKING:
     from frontend.serving.process import Worker
+    from frontend.unsent import Unsent
+
+
+CHUNK_MAX: Final = (1 << 64) - 1  # a larger size means something else to whoever counts in 64 bits
+
+
+class Parser(PythonProtocol):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn's, but what stands behind a request waits where it is: gunicorn copies it out and in again for each one,
+    which is quadratic in what a client sends in advance."""
+
+    def remaining(self) -> bytes | bytearray:
+        return self._buffer if self.is_complete else b""
+
+    def reset(self) -> None:
+        self._buffer = bytearray()  # what is there has been given away by `remaining`
+        super().reset()
+
+    def feed(self, data: bytes | bytearray) -> None:
+        if isinstance(data, bytearray) and not self._buffer:
+            self._buffer, data = data, b""
+        super().feed(data)
+
+    @property
+    def behind(self) -> int:
+        """Bytes behind the request that was read last."""
+        return len(self._buffer) if self.is_complete else 0
+
+    def _parse_chunked_body(self) -> bool:
+        going: bool = super()._parse_chunked_body()
+        if self._chunk_remaining > CHUNK_MAX:
+            raise InvalidChunkSize("chunk size too large")
+        return going
 
 
 class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
@@ -42,7 +77,9 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
         self._refused = False  # by gunicorn's parser or by a time limit
         self._body_ended = False  # the client stopped sending in the middle of a body
         self._lingering: asyncio.TimerHandle | None = None
-        self._stall: asyncio.TimerHandle | None = None  # while the client does not read
+        self._made_at = now()
+        self._behind = 0  # bytes counted as such at the gate
+        self._is_last = False  # too much came behind this request: no other is served
 
     @property
     def idle(self) -> bool:
@@ -55,13 +92,22 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
             return not self._h2c_buffer
         return self._awaiting_request and not self._finishing_calls and not self._header_bytes
 
+    def is_fresh(self, instant: float) -> bool:
+        """So new that its first request may be on its way."""
+        return not self._answered and instant - self._made_at < FRESH_S
+
     def end(self) -> None:
         """Close now. An HTTP/2 peer is told so first (GOAWAY), by the task that reads its frames."""
         if self.reader is not None and not self._closed:
             self.reader.feed_eof()
         elif self.transport is not None:
             self._closed = True
-            self.transport.close()
+            self._unsent.close(self.transport)
+
+    @property
+    def _unsent(self) -> Unsent:
+        unsent: Unsent = self.worker.app.gate.unsent
+        return unsent
 
     # --- coming and going ---
 
@@ -73,31 +119,23 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._cancel_header_timer()
-        for timer in (self._lingering, self._stall):
-            if timer is not None:
-                timer.cancel()
+        if self._lingering is not None:
+            self._lingering.cancel()
+        if self.transport is not None:
+            self._unsent.forget(self.transport)
+        self._count_behind(0)
         self.worker.connections.discard(self)
         self.worker.changed.set()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        if self._stall is None and self.transport is not None:
-            self._watch_stall(self.transport.get_write_buffer_size())
+        if self.transport is not None:
+            self._unsent.watch(self.transport)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
-
-    def _watch_stall(self, unsent: int) -> None:
-        self._stall = self.worker.loop.call_later(STALL_S, self._on_stall, unsent)
-
-    def _on_stall(self, before: int) -> None:
-        if (unsent := self.transport.get_write_buffer_size()) < before:
-            self._watch_stall(unsent)  # a slow client is no harm
-        else:
-            self.transport.abort()  # it takes nothing
+        if self.transport is not None:
+            self._unsent.forget(self.transport)
 
     def eof_received(self) -> bool | None:
         # A client that stops in the middle of its body may still be reading: it gets its 400, which needs the transport
@@ -112,29 +150,74 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
 
     def _close_transport(self) -> None:
         receiver = self._body_receiver
-        unread = receiver is not None and not receiver._complete and not self._body_ended
-        if self.reader is not None or self._closed or not (unread or self._refused):
+        answered = self._current_request is not None or self._refused
+        if self.reader is not None or self._closed or self._body_ended or not answered:
+            if self.transport is not None:
+                self._unsent.watch(self.transport)
             super()._close_transport()
             self.worker.changed.set()
             return
-        # Closing a socket with unread bytes resets the connection, and the reset can overtake the answer. So:
-        # half-close, drop what still comes, and close when the client does or patience ends.
+        # By halves, as frontend.lingering does: what still comes must not reset the last answer.
         self._closed = True
+        self._count_behind(0)
         if receiver is not None:
             receiver.signal_disconnect()  # the application waits for no more of it
         if self.transport is None or self.transport.is_closing():
             return
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self._resume_reading()
-        self._lingering = self.worker.loop.call_later(LINGER_S, self.transport.close)
+        super()._resume_reading()
+        self._unsent.watch(self.transport)
+        self._lingering = self.worker.loop.call_later(LINGER_S, self._unsent.close, self.transport)
         self.worker.changed.set()
 
     # --- reading requests ---
 
     def data_received(self, data: bytes) -> None:
-        if self._lingering is None:
+        if self._lingering is None and not self._is_last:
             super().data_received(data)
+            if self.reader is None:
+                self._bound_behind()
+
+    def _setup_callback_parser(self) -> None:
+        cfg = self.cfg
+        self._callback_parser = Parser(
+            on_headers_complete=self._on_headers_complete,
+            on_body=self._on_body,
+            on_message_complete=self._on_message_complete,
+            limit_request_line=cfg.limit_request_line,
+            limit_request_fields=cfg.limit_request_fields,
+            limit_request_field_size=cfg.limit_request_field_size,
+        )
+
+    def _http1_buffered(self) -> int:
+        """Bytes above which the client is not read: of its body, what the application has not taken, and of what it
+        sends in advance, four times as much as is kept of it (gunicorn allows so much of both)."""
+        receiver, parser = self._body_receiver, self._callback_parser
+        ahead: int = parser.behind * (self._max_buffer_size // BEHIND_MAX) if parser is not None else 0
+        taken: int = receiver.buffered if receiver is not None else 0
+        return ahead + taken
+
+    def _resume_reading(self) -> None:
+        # gunicorn does so behind every answer, however much is there already.
+        if self._is_last:
+            self._close_transport()
+        elif self._closed or self._write_paused or not self._is_buffer_full():
+            super()._resume_reading()
+
+    def _count_behind(self, size: int) -> None:
+        self.worker.app.gate.behind += size - self._behind
+        self._behind = size
+
+    def _bound_behind(self) -> None:
+        """Count what came in advance. Where all clients together send too much of it, this one gets no further
+        answers."""
+        parser = self._callback_parser
+        self._count_behind(parser.behind if parser is not None and not self._closed else 0)
+        if self._behind and self.worker.app.gate.behind > BEHIND_ALL:
+            parser._buffer.clear()
+            self._is_last = True
+            self._count_behind(0)
 
     def _start_http1(self, buffered: bytes = b"") -> None:
         super()._start_http1()
@@ -158,9 +241,12 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
             self._close_transport()
             self._wake()
             return False
+        if self._reading_paused and not self._is_buffer_full():
+            super()._resume_reading()  # more of this one is wanted
         if not going or self._current_request is not None:
             self._header_bytes = 0
             self._cancel_header_timer()
+            self._bound_behind()
             return going
         self._header_bytes = self._arrived
         if self._header_bytes > self._max_header_size:
@@ -226,7 +312,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
         # A body that was not read to its end is followed by nothing that could be told from the rest of it.
         receiver = self._body_receiver
         unread = receiver is not None and not receiver._complete
-        closing: bool = unread or super()._will_close(request, response_requires_close)
+        closing: bool = unread or self._is_last or super()._will_close(request, response_requires_close)
         return closing
 
     def _send_response_start(self, *args: Any, **kwargs: Any) -> None:

@@ -48,7 +48,9 @@ class Master(Arbiter):  # type: ignore[misc]
     _told = False  # to stop
 
     def signal(self, sig: int, frame: FrameType | None) -> None:
-        self._told = self._told or sig in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+        if sig in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            self._told = True
+            self.app.stop()
         super().signal(sig, frame)
 
     def spawn_worker(self) -> int:

@@ -41,6 +41,7 @@ _WORKER: Final = "gunicorn.workers.gasgi:ASGIWorker"
 _PROTOCOL: Final = "gunicorn.asgi.protocol:ASGIProtocol"
 _HTTP2: Final = "gunicorn.http2.async_connection:AsyncHTTP2Connection"
 _RECEIVER: Final = "gunicorn.asgi.protocol:BodyReceiver"
+_PARSER: Final = "gunicorn.asgi.parser:PythonProtocol"
 
 NAMES: Final = (
     # --- the master ---
@@ -73,8 +74,27 @@ NAMES: Final = (
     Name(_PROTOCOL, "_closed", "connection", "nothing more is read or written here"),
     Name(_PROTOCOL, "_close_transport", "connection", "overridden: closes by halves while a body is unread"),
     Name(_PROTOCOL, "_keepalive", "connection", "seconds, ours"),
-    Name(_PROTOCOL, "_resume_reading", "connection", "to drop the rest of a body that is not wanted"),
+    Name(_PROTOCOL, "_resume_reading", "connection", "overridden: not while enough is there to be served"),
     Name(_PROTOCOL, "_request_ready", "connection", "what the connection's task waits for between requests"),
+    # --- a connection: what comes in advance ---
+    Name("gunicorn.asgi.parser", "PythonProtocol", "connection", "the parser, of which ours is made"),
+    Name(_PROTOCOL, "_setup_callback_parser", "connection", "overridden: it is ours"),
+    Name(_PROTOCOL, "_callback_parser", "connection", "where it is kept"),
+    Name(_PROTOCOL, "_on_body", "connection", "whom it tells of a piece of a body"),
+    Name(_PROTOCOL, "_on_message_complete", "connection", "and of the end of one"),
+    Name(_PROTOCOL, "_http1_buffered", "connection", "overridden: what waits in ours"),
+    Name(_PROTOCOL, "_is_buffer_full", "connection", "whether that is too much to read on"),
+    Name(_PROTOCOL, "_max_buffer_size", "connection", "how much that is"),
+    Name(_PROTOCOL, "_reading_paused", "connection", "the client is not read"),
+    Name(_PROTOCOL, "_write_paused", "connection", "HTTP/2: nor is it while it does not read"),
+    Name(_PARSER, "_buffer", "connection", "what has come and was not parsed"),
+    Name(_PARSER, "is_complete", "connection", "a request was read, and the rest is behind it"),
+    Name(_PARSER, "remaining", "connection", "overridden: gives that rest away, uncopied"),
+    Name(_PARSER, "reset", "connection", "overridden: without what was given away"),
+    Name(_PARSER, "feed", "connection", "overridden: takes it back, uncopied"),
+    Name(_PARSER, "_parse_chunked_body", "connection", "overridden: a bound on the size of a chunk"),
+    Name(_PARSER, "_chunk_remaining", "connection", "that size"),
+    Name("gunicorn.asgi.parser", "InvalidChunkSize", "connection", "raised where it is too large: 400"),
     # --- a connection: is something under way ---
     Name(_PROTOCOL, "_awaiting_request", "connection", "HTTP/1: between two requests"),
     Name(_PROTOCOL, "_finishing_calls", "connection", "HTTP/1: answered, the application still runs"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,9 +20,11 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.asgi.lifespan import LifespanManager
 from gunicorn.workers.gasgi import ASGIWorker
 
-from engine.clock import Deadline
+from engine.clock import Deadline, now
 from engine.process import tune_garbage_collection
-from frontend.lean import LeanConnection, Shared, Sweeper
+from frontend.lean import SWEEP_S, LeanConnection, Shared, Sweeper
+from frontend.listening import ACCEPT_S, take_no_more
+from frontend.pace import FRESH_S
 from frontend.serving import http2
 from frontend.serving.connection import Connection
 
@@ -98,19 +101,45 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
             for sock in self.sockets
         ]
         self.app.booted()
+        self._sweep_unsent()
         while self.alive:
             self.notify()
             if self.ppid != os.getppid():
                 self.log.warning("the master has gone, stopping")
+                self.app.stop()
                 break
             await self._wait_changed(HEARTBEAT_S)
         self.alive = False
+        self.app.gate.draining = True
+        if self.app.is_stopping:  # else others go on accepting
+            await self._turn_away()
         for server in servers:
             server.close()
         await self._drain(Deadline(self.app.deployment.engine.grace))
         if sweeper is not None:
             sweeper.stop()
         await lifespan.shutdown()
+
+    def _sweep_unsent(self) -> None:
+        self.loop.call_later(SWEEP_S, self._sweep_unsent)
+        self.app.gate.unsent.sweep(now())
+
+    async def _turn_away(self) -> None:
+        """Refuse new requests in words while the port is still open.
+
+        For ``drain_delay``, so that whoever looks at /readyz sends nothing more; then for as long as there is somebody
+        whom the kernel has accepted for us and who may have sent a request: closing the port would cut him off.
+        """
+        delay = Deadline(self.app.deployment.frontend.drain_delay)
+        while not delay.passed and not self._quick_shutdown:
+            self.notify()
+            await self._wait_changed(min(HEARTBEAT_S, delay.remaining()))
+        sockets = [sock.sock for sock in self.sockets]
+        for sock in sockets:
+            take_no_more(sock)
+        patience = Deadline(ACCEPT_S)
+        while select.select(sockets, [], [], 0)[0] and not patience.passed and not self._quick_shutdown:
+            await self._wait_changed(0.005)
 
     async def _meet_broker(self) -> None:
         """Listen only when the broker knows this process, or after a moment: without one the health pages must answer
@@ -140,26 +169,32 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
     async def _drain(self, deadline: Deadline) -> None:
         """Answer what is being served, then end every connection.
 
-        From here on every answer says ``connection: close`` (gunicorn looks at ``alive``), and a request that still
-        arrives on a kept-alive connection is answered 503 by the gate.
+        Every answer says ``connection: close`` (gunicorn looks at ``alive``), and a request that still arrives on a
+        kept-alive connection is answered 503 by the gate. A connection that has just been made is given the time that
+        its first request takes.
         """
-        self.app.gate.draining = True
         while self._all and not self._quick_shutdown:
+            instant = now()
+            fresh = {item for item in self._all if item.is_fresh(instant)}
             for connection in self._all:
-                if connection.idle or isinstance(connection, LeanConnection):
+                if connection not in fresh and (connection.idle or isinstance(connection, LeanConnection)):
                     connection.end()
-            if deadline.passed or all(item.idle for item in self._all):
+            if deadline.passed or all(item.idle and item not in fresh for item in self._all):
                 break
             self.notify()
-            await self._wait_changed(min(HEARTBEAT_S, deadline.remaining()))
+            await self._wait_changed(min(FRESH_S if fresh else HEARTBEAT_S, deadline.remaining()))
         busy = sum(not item.idle for item in self._all)
         if busy:
             self.log.warning("stopping with %d requests unanswered", busy)
         for connection in self._all:
             connection.end()
         farewell = Deadline(1.0)  # for buffers to empty and GOAWAY frames to leave
-        while self._all and not farewell.passed and not self._quick_shutdown:
+        while (self._all or self._lingering) and not farewell.passed and not self._quick_shutdown:
             await self._wait_changed(farewell.remaining())
+
+    @property
+    def _lingering(self) -> bool:
+        return self.lean is not None and bool(self.lean.lingering)
 
     async def _wait_changed(self, timeout_s: float) -> None:
         try:

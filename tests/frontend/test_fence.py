@@ -108,7 +108,14 @@ def derived() -> list[tuple[str, type, type]]:
 
 
 def test_there_is_something_to_look_at() -> None:
-    assert {cls.__name__ for _, cls, _ in derived()} == {"Application", "Connection", "Log", "Master", "Worker"}
+    assert {cls.__name__ for _, cls, _ in derived()} == {
+        "Application",
+        "Connection",
+        "Log",
+        "Master",
+        "Parser",
+        "Worker",
+    }
 
 
 def listed(module: str) -> set[str]:

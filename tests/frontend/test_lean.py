@@ -18,11 +18,12 @@ from engine.core import meta, sse
 from engine.core.call import Answer, StreamEvent
 from engine.core.messages import EVENT_COST, STREAM_WINDOW, Flow, Speaker, StageState
 from frontend.answer import Answering
-from frontend.gate import Gate
+from frontend.gate import BEHIND_ALL, BEHIND_MAX, Gate
 from frontend.lean import BUFFER_MAX, SWEEP_MOST, SWEEP_S, LeanConnection, Shared, Sweeper
 from frontend.metrics import FrontendMetrics
+from frontend.pace import LEAST_RATE, STALL_S
 from frontend.plain import Plain, Reader
-from frontend.streams import HEAD_S, KEEPALIVE_S, STALL_S
+from frontend.streams import HEAD_S, KEEPALIVE_S
 
 GATE = Gate(FrontendSection())
 READER = Reader(deployment().topology, GATE.terms, compressed=False)
@@ -168,6 +169,10 @@ class FakeTransport:
     def get_write_buffer_size(self) -> int:
         return self.unsent
 
+    def get_extra_info(self, name: str) -> object:
+        assert name == "peername"
+        return ("192.0.2.1", 1)
+
     def write(self, data: bytes) -> None:
         assert not self.closed
         self.written += data
@@ -197,6 +202,7 @@ class Bench:
         whole = deployment(section)
         answering = Answering(whole.topology)
         self.shared = Shared(whole, self.client, self.gate, self.metrics, answering, self._take)
+        self.shared.linger = lambda transport: transport.close()  # type: ignore[method-assign]
         self.transport = FakeTransport()
         self.connection = LeanConnection(self.shared)
         self.connection.connection_made(self.transport)  # type: ignore[arg-type]
@@ -267,7 +273,7 @@ def test_pipelined_requests_keep_their_order_and_are_bounded() -> None:
         bench.client.reply = lambda item: None
         bench.feed(plain(b"1") + plain(b"2") + plain(b"3"))
         assert [item.body for item in bench.client.submitted] == [b"1"]
-        bench.feed(b"POST" + b"x" * BUFFER_MAX)
+        bench.feed(b"POST" + b"x" * BEHIND_MAX)
         assert not bench.transport.reading
         bench.client.waiting[0].set_result(Answer(200, b"one"))
         await settle()
@@ -312,6 +318,7 @@ def test_refused_at_the_gate_and_not_handed_over(spoil: Any, status: int, reason
         spoil(bench)
         bench.feed(plain(b"1", "x-request-id: mine") + plain(b"2", "accept: application/problem+json"))
         await settle()
+        assert bench.gate.behind == 0
         assert {code for code, _ in bench.replies} == {status}
         assert b"retry-after: " in bench.transport.written
         assert b"x-request-id: mine\r\n" in bench.transport.written
@@ -361,15 +368,47 @@ def test_the_buffer_of_pipelined_requests_stays_bounded() -> None:
     async def scenario() -> None:
         bench = Bench()
         bench.client.reply = lambda item: None
-        bench.feed(plain(b"1"), plain(b"2") * (2 * BUFFER_MAX // len(plain(b"2"))))
+        many = plain(b"2") * (2 * BEHIND_MAX // len(plain(b"2")))
+        bench.feed(plain(b"1"), many)
         assert not bench.transport.reading
+        assert bench.gate.behind == len(many)
         bench.client.waiting[-1].set_result(Answer(200, b"one"))
         assert not bench.transport.reading  # there is enough to do
-        while len(bench.connection._buffer) > BUFFER_MAX - 1000:
+        while len(bench.connection._buffer) > BEHIND_MAX - 1000:
             bench.client.waiting[-1].set_result(Answer(200, b"next"))
         assert bench.transport.reading
+        assert bench.gate.behind == len(bench.connection._buffer)
+        bench.connection.connection_lost(None)
+        assert bench.gate.behind == 0
 
     run(scenario())
+
+
+def test_what_waits_is_not_copied_for_each_request() -> None:
+    """The same array all the time, from which what is served disappears."""
+    bench = Bench()
+    bench.client.reply = lambda item: None
+    bench.feed(plain(b"1"), plain(b"2") * 100)
+    array = bench.connection._buffer
+    assert isinstance(array, bytearray)
+    for left in range(100, 0, -1):
+        assert bench.connection._buffer is array
+        assert len(array) == left * len(plain(b"2"))
+        bench.client.waiting[-1].set_result(Answer(200, b"next"))
+    assert bench.connection._buffer == b""
+
+
+def test_where_all_send_too_much_in_advance_who_sends_more_is_served_no_further() -> None:
+    bench = Bench()
+    bench.client.reply = lambda item: None
+    bench.gate.behind = BEHIND_ALL - 100  # of others
+    bench.feed(plain(b"1"), plain(b"2"))
+    bench.feed(plain(b"3"), plain(b"4"))
+    assert bench.gate.behind == BEHIND_ALL - 100
+    bench.client.waiting[-1].set_result(Answer(200, b"one"))
+    assert bench.replies == [(200, b"one")]
+    assert b"connection: close\r\n" in bench.transport.written
+    assert bench.transport.closed
 
 
 def test_a_request_of_which_the_rest_is_wanted_is_read_on() -> None:
@@ -378,33 +417,84 @@ def test_a_request_of_which_the_rest_is_wanted_is_read_on() -> None:
     body = b"x" * (BUFFER_MAX - 100)
     bench.feed(plain(b"1"), plain(body)[:-50] + b"")
     bench.feed(b"")
-    bench.connection._paused, bench.transport.reading = True, False
+    assert not bench.transport.reading
     bench.client.waiting[-1].set_result(Answer(200, b"one"))
     assert bench.transport.reading
+    assert bench.gate.behind == 0
+    assert bench.gate.held == len(body) - 50
+    bench.feed(b"x" * 50)
+    assert [len(item.body) for item in bench.client.submitted] == [1, len(body)]
+    assert bench.gate.held == len(body)
+    bench.client.waiting[-1].set_result(Answer(200, b"two"))
+    assert bench.gate.held == 0
+
+
+def test_a_body_that_comes_byte_by_byte_is_not_copied_for_each() -> None:
+    bench = Bench()
+    bench.client.reply = lambda item: None
+    data = plain(b"x" * 1000)
+    bench.feed(data[:-900])
+    array = bench.connection._buffer
+    for left in range(900, 1, -1):
+        bench.feed(b"x")
+        assert bench.connection._buffer is array
+        assert bench.gate.held == 1000 - left + 1
+    bench.feed(b"x")
+    assert bench.client.submitted[0].body == b"x" * 1000
+
+
+def test_a_body_that_is_announced_holds_nothing_until_it_comes() -> None:
+    bench = Bench(capacity_bytes=10_000, max_request_size=1000)
+    bench.feed(plain(b"x" * 1000)[:-990])
+    assert bench.gate.held == 10
+    bench.feed(b"x" * 90)
+    assert bench.gate.held == 100
+    bench.connection.connection_lost(None)
+    assert bench.gate.held == 0
+    assert bench.gate.fits(5000, "192.0.2.1")
+
+
+def test_a_body_for_which_there_is_no_room_is_refused_elsewhere() -> None:
+    """When it is announced, and when others have taken the room while it came."""
+    bench = Bench(capacity_bytes=10_000, max_request_size=1000)
+    bench.gate.hold(9_500)
+    begun = plain(b"x" * 1000)[:-990]
+    bench.feed(begun)
+    assert bench.handed == [begun]
+    bench = Bench(capacity_bytes=10_000, max_request_size=1000)
+    bench.feed(begun)
+    bench.gate.hold(9_500)
+    bench.feed(b"x" * 900)
+    assert bench.handed == [begun + b"x" * 900]
+    assert bench.gate.held == 9_500
 
 
 def test_a_client_that_does_not_read_its_answer_is_not_handed_over_and_is_dropped() -> None:
     bench = Bench(body_timeout=1.0)
+    bench.transport.unsent = 100
     bench.connection.pause_writing()
     bench.feed(plain(b"1"))
     assert bench.connection.eof_received() is None
-    bench.connection.sweep(now() + STALL_S - 1)
+    bench.connection.sweep(now() + STALL_S + 1)
     assert not bench.handed
     assert not bench.transport.closed
-    bench.connection.sweep(now() + STALL_S + 1)
+    bench.gate.unsent.sweep(now() + STALL_S + 1)
     assert bench.transport.aborted
 
 
-def test_a_client_that_reads_its_answer_slowly_is_not_dropped() -> None:
+def test_a_client_that_reads_its_answer_in_time_is_not_dropped() -> None:
     bench = Bench()
     bench.transport.unsent = 10_000_000
     bench.connection.pause_writing()
-    for minutes in range(1, 4):
-        bench.transport.unsent -= 1_000_000
-        bench.connection.sweep(now() + minutes * (STALL_S + 1))
+    began = now()
+    while bench.transport.unsent > LEAST_RATE:
+        bench.transport.unsent -= LEAST_RATE * 60
+        began += 60
+        bench.gate.unsent.sweep(began)
         assert not bench.transport.closed
-    bench.connection.sweep(now() + 5 * (STALL_S + 1))
-    assert bench.transport.aborted
+    bench.connection.resume_writing()
+    bench.gate.unsent.sweep(began + 1000)
+    assert not bench.transport.closed
 
 
 def test_a_failure_of_the_worker_in_the_words_the_client_asked_for() -> None:
@@ -469,7 +559,8 @@ def test_time_limits() -> None:
         bench.connection.sweep(bench.connection.since + 2.9)
         assert not bench.handed
         bench.connection.sweep(bench.connection.since + 3.1)
-        assert bench.handed == [plain(b"abc")[:-1]]
+        assert bench.replies[1:] == [(408, b"request timeout: the body came too slowly")]
+        assert bench.transport.closed
         assert bench.gate.held == 0
         for said, limit in ((b"", 2.0), (plain(b"x"), 5.0)):
             bench = Bench(keepalive=5.0, header_timeout=2.0)
@@ -661,12 +752,12 @@ def test_what_a_client_does_not_take_waits_and_is_not_reported() -> None:
 def test_a_client_that_takes_nothing_for_long_is_dropped() -> None:
     bench = StreamBench()
     bench.send(b"x")
+    bench.transport.unsent = 1000
     bench.connection.pause_writing()
-    bench.connection.sweep(now() + STALL_S - 1)
-    assert not bench.transport.closed
-    bench.client.current = replace(bench.client.current)
     bench.connection._answer_by = inf
-    bench.connection.sweep(now() + STALL_S + 1)
+    bench.gate.unsent.sweep(now() + STALL_S - 1)
+    assert not bench.transport.closed
+    bench.gate.unsent.sweep(now() + STALL_S + 1)
     assert bench.transport.aborted
     bench.connection.connection_lost(None)
     assert len(bench.client.cancelled) == 1

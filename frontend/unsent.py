@@ -1,0 +1,87 @@
+"""Answers that are written and not read: who has to pay, how much there is, and when it is cut off.
+
+A transport keeps in memory what its client does not take. Each that says so (``pause_writing``), and each that is
+closed with something still to send, is watched here: one that takes less than :mod:`frontend.pace` asks for is cut, and
+when all of them together hold more than there is room for, those that take the least are.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from engine.clock import now
+from frontend.pace import STALL_S, is_late
+
+
+class Transport(Protocol):
+    """What this needs of one; uvloop's have no common type with asyncio's."""
+
+    def get_write_buffer_size(self) -> int: ...
+
+    def abort(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Debt:
+    """What one client has not taken; ``paid``: bytes it took since it is watched."""
+
+    __slots__ = ("owed", "paid", "since")
+
+    def __init__(self, owed: int, since: float) -> None:
+        self.owed = owed
+        self.paid = 0
+        self.since = since
+
+
+class Unsent:
+    """The unread answers of one event loop. ``most``: bytes of them together."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._debts: dict[Transport, _Debt] = {}
+
+    @property
+    def total(self) -> int:
+        """Bytes, when last looked at."""
+        return sum(debt.owed for debt in self._debts.values())
+
+    def watch(self, transport: Transport) -> None:
+        """It holds bytes that its client does not take. More than once does no harm."""
+        if transport not in self._debts and (owed := transport.get_write_buffer_size()):
+            self._debts[transport] = _Debt(owed, now())
+
+    def forget(self, transport: Transport) -> None:
+        """Its client reads again, or has gone."""
+        self._debts.pop(transport, None)
+
+    def close(self, transport: Transport) -> None:
+        """Close it when all is sent. Without this a client that reads nothing would keep it for ever."""
+        self.watch(transport)
+        transport.close()
+
+    def sweep(self, instant: float) -> None:
+        """Enforce both bounds; call it a few times a second."""
+        if not self._debts:
+            return
+        for transport, debt in list(self._debts.items()):
+            owed = transport.get_write_buffer_size()
+            debt.paid += max(0, debt.owed - owed)
+            debt.owed = owed
+            if not owed:
+                self.forget(transport)
+            elif is_late(instant - debt.since, debt.paid, STALL_S):
+                self._cut(transport)
+        total = self.total
+        if total <= self._most:
+            return
+        by_rate = sorted(self._debts.items(), key=lambda item: item[1].paid / max(1e-3, instant - item[1].since))
+        for transport, debt in by_rate:
+            if total <= self._most:
+                return
+            total -= debt.owed
+            self._cut(transport)
+
+    def _cut(self, transport: Transport) -> None:
+        self.forget(transport)
+        transport.abort()

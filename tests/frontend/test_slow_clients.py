@@ -1,0 +1,180 @@
+"""Clients that send or read slowly, or not at all: how long they are waited for, and what is held for them meanwhile.
+No sockets, no clock."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engine.clock import now
+from engine.config.schema import FrontendSection
+from frontend.gate import Gate, client_of
+from frontend.pace import LEAST_RATE, STALL_S, is_late, left_s
+from frontend.unsent import Unsent
+
+# --- pace ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("elapsed_s", "moved", "late"),
+    [
+        (30.0, 0, False),
+        (30.1, 0, True),
+        (30.9, LEAST_RATE, False),
+        (31.1, LEAST_RATE, True),
+        (600.0, 600 * LEAST_RATE, False),
+        (29 * 30.0, 29, True),  # a byte now and then is no progress
+    ],
+)
+def test_a_client_has_some_seconds_and_the_time_that_what_it_moved_takes(
+    elapsed_s: float, moved: int, late: bool
+) -> None:
+    assert is_late(elapsed_s, moved, 30.0) is late
+    assert (left_s(elapsed_s, moved, 30.0) < 0) is late
+
+
+def test_no_pause_is_longer_than_the_patience_however_quick_a_client_was() -> None:
+    assert left_s(1.0, 100 * LEAST_RATE, 30.0) == 30.0
+
+
+# --- bodies ----------------------------------------------------------------------------------------------------------
+
+
+def gate(**keys: Any) -> Gate:
+    return Gate(FrontendSection(**{"capacity_bytes": 1000, "max_request_size": 100, **keys}))
+
+
+def test_a_client_fills_half_with_bodies_that_are_not_whole_and_no_more() -> None:
+    one = gate()
+    assert one.hold(500, "slow")
+    assert not one.hold(1, "slow")
+    assert not one.fits(1, "slow")
+    assert one.hold(100, "other")
+    assert one.hold(100)  # whole when it came
+    assert one.held == 700
+    one.whole(400, "slow")
+    assert one.held == 700, "it is kept until its answer"
+    assert one.hold(300, "slow")
+    assert not one.hold(1, "other")
+
+
+def test_what_is_known_of_a_client_goes_with_its_last_body() -> None:
+    one = gate()
+    for size in (0, 10, 20):
+        assert one.hold(size, "one")
+        one.whole(size, "one")
+        one.release(size)
+    assert not one._arriving
+    assert one.held == 0
+
+
+def test_one_body_always_fits() -> None:
+    assert gate(max_request_size=900).fits(900, "one")
+    assert gate(workers=100).fits(100, "one")
+
+
+def test_the_processes_of_a_frontend_share_what_there_is() -> None:
+    one = gate(workers=4)
+    assert one.hold(250)
+    assert not one.hold(1)
+
+
+@pytest.mark.parametrize(
+    ("peer", "client"),
+    [
+        (("192.0.2.7", 4711), "192.0.2.7"),
+        (["192.0.2.7", 4711], "192.0.2.7"),
+        (("::ffff:192.0.2.7", 4711, 0, 0), "::ffff:192.0.2.7"),
+        (("2001:db8:1:2:3:4:5:6", 4711, 0, 0), client_of(("2001:db8:1:2::9", 1, 0, 0))),
+        (("fe80::1%eth0", 4711, 0, 2), client_of(("fe80::2", 1, 0, 0))),
+        ("", ""),
+        (None, ""),
+        ((), ""),
+        (("not an address: at all", 1), "not an address: at all"),
+    ],
+)
+def test_who_a_peer_is_counted_as(peer: object, client: str) -> None:
+    assert client_of(peer) == client
+
+
+def test_networks_are_told_apart() -> None:
+    assert client_of(("2001:db8:1:2::9", 1, 0, 0)) != client_of(("2001:db8:1:3::9", 1, 0, 0))
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+class Transport:
+    def __init__(self, unsent: int) -> None:
+        self.unsent = unsent
+        self.aborted = self.closed = False
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_one_that_takes_nothing_is_cut() -> None:
+    unsent, transport = Unsent(10_000), Transport(1000)
+    unsent.watch(transport)
+    unsent.sweep(now() + STALL_S - 1)
+    assert not transport.aborted
+    unsent.sweep(now() + STALL_S + 1)
+    assert transport.aborted
+    assert unsent.total == 0
+
+
+def test_one_that_takes_a_byte_now_and_then_is_cut_as_well() -> None:
+    unsent, transport = Unsent(10_000), Transport(1000)
+    unsent.watch(transport)
+    began = now()
+    for second in range(1, int(STALL_S) + 3):
+        transport.unsent -= 1
+        unsent.sweep(began + second)
+    assert transport.aborted
+
+
+@pytest.mark.parametrize("end", ["reads again", "has read all", "is gone"])
+def test_one_that_has_read_is_not_watched_any_more(end: str) -> None:
+    unsent, transport = Unsent(10_000), Transport(1000)
+    unsent.watch(transport)
+    unsent.watch(transport)
+    if end == "has read all":
+        transport.unsent = 0
+        unsent.sweep(now())
+    else:
+        unsent.forget(transport)
+        unsent.forget(transport)
+    assert unsent.total == 0
+    transport.unsent = 1000
+    unsent.sweep(now() + 2 * STALL_S)
+    assert not transport.aborted
+
+
+def test_together_they_hold_so_much_and_those_that_take_the_least_are_cut() -> None:
+    unsent = Unsent(2000)
+    clients = {name: Transport(1000) for name in ("quick", "idle", "slow", "stuck")}
+    for transport in clients.values():
+        unsent.watch(transport)
+    clients["quick"].unsent -= 500
+    clients["slow"].unsent -= 200
+    unsent.sweep(now() + 1)
+    assert {name for name, transport in clients.items() if transport.aborted} == {"idle", "stuck"}
+    assert unsent.total == 1300
+
+
+def test_one_that_is_closed_with_something_to_send_is_watched() -> None:
+    unsent, transport, done = Unsent(10_000), Transport(10), Transport(0)
+    for one in (transport, done):
+        unsent.close(one)
+        assert one.closed
+    assert unsent.total == 10
+    unsent.sweep(now() + STALL_S + 1)
+    assert transport.aborted
+    assert not done.aborted
