@@ -128,8 +128,9 @@ class Body:
         return work.result()
 
     def release(self) -> None:
-        """The body is needed no more. Call once, whatever happened."""
+        """The body is needed no more. Call it once at least, whatever happened."""
         self._gate.release(self._held)
+        self._held = 0
 
     def _hold(self, size: int, client: str) -> None:
         if not self._gate.hold(size, client):

@@ -65,6 +65,7 @@ class RouteResource:
         waiting = Waiting(exchange, shared.client, shared.gate, self._stage)
         exchange.at_end.append(waiting.end)
         waiting.submit(self._route, data, timeout_s=body.left_s, meta=about)
+        del data  # the broker's client has it while it may be needed again
         begun = await waiting.begin()
         if begun is Begun.GONE:
             exchange.leave()
@@ -73,6 +74,7 @@ class RouteResource:
             resp.data = None
             resp.stream = waiting
         else:
+            body.release()  # not only when the client has read its answer, which is its own affair
             took_s = now() - exchange.started
             reply = shared.answering.result(self._route, head, begun, exchange.request_id, took_s)
             fill(resp, reply)

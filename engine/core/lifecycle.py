@@ -168,8 +168,11 @@ class Step:
     bound_s: float
 
 
-def stop_order(kinds: Iterable[Kind], grace_s: float, *, failed_start: bool = False) -> tuple[Step, ...]:
-    """The steps in which a deployment made of ``kinds`` stops."""
+def stop_order(
+    kinds: Iterable[Kind], grace_s: float, *, delay_s: float = 0.0, failed_start: bool = False
+) -> tuple[Step, ...]:
+    """The steps in which a deployment made of ``kinds`` stops. ``delay_s``: for so long a frontend turns requests away
+    before its grace begins."""
     short = min(grace_s, WORKERS_STOP_S)
     front, back = frozenset({Kind.FRONTEND}), frozenset({Kind.WORKER, Kind.DAEMON})
     broker = Step(frozenset({Kind.BROKER}), BROKER_STOP_S)
@@ -178,7 +181,7 @@ def stop_order(kinds: Iterable[Kind], grace_s: float, *, failed_start: bool = Fa
     if Kind.FRONTEND not in kinds:
         # Workers on their own: requests go on arriving through somebody else's frontend, so these need the grace.
         return Step(back, grace_s + MARGIN_S), broker
-    return Step(front, grace_s + MARGIN_S), Step(back, short), broker
+    return Step(front, delay_s + grace_s + MARGIN_S), Step(back, short), broker
 
 
 # --- events ----------------------------------------------------------------------------------------------------------
@@ -342,7 +345,9 @@ class _Record:
 class Machine:
     """Holds the state; never blocks, looks at a clock, or touches a process. One thread may use it."""
 
-    def __init__(self, children: Sequence[Child], *, grace_s: float, policy: Policy = DEFAULT) -> None:
+    def __init__(
+        self, children: Sequence[Child], *, grace_s: float, delay_s: float = 0.0, policy: Policy = DEFAULT
+    ) -> None:
         self.phase = Phase.STARTING
         self.outcome = Outcome.STOPPED
         self.reason = ""  # of a failure, one line
@@ -350,6 +355,7 @@ class Machine:
         self._told: dict[str, str] = {}  # the last traceback shown of each stage: its workers mostly fail alike
         self._records = {child: _Record() for child in children}
         self._grace_s = grace_s
+        self._delay_s = delay_s
         self._policy = policy
         self._began = 0.0
         self._steps: tuple[Step, ...] = ()
@@ -486,9 +492,9 @@ class Machine:
     def _handle_stop(self, number: int, now: float) -> None:
         name = signal.Signals(number).name
         if self.phase in (Phase.STARTING, Phase.SERVING):
-            self._say(f"{name}: draining, then stopping, for up to {self._grace_s:g} s")
+            self._say(f"{name}: draining, then stopping, for up to {self._delay_s + self._grace_s:g} s")
             self._move(Cause.ASKED)
-            self._stop(stop_order(self._kinds(), self._grace_s), now)
+            self._stop(stop_order(self._kinds(), self._grace_s, delay_s=self._delay_s), now)
         elif number == signal.SIGINT and self.phase is not Phase.STOPPED:
             self._say("interrupted again: stopping at once", Level.WARNING)
             if self.outcome is Outcome.STOPPED:
@@ -508,7 +514,7 @@ class Machine:
         self.reason, self.failed_code = reason, code
         self._say(reason, Level.ERROR, child, trace)
         self._move(Cause.FAILED)
-        self._stop(stop_order(self._kinds(), self._grace_s, failed_start=starting), now)
+        self._stop(stop_order(self._kinds(), self._grace_s, delay_s=self._delay_s, failed_start=starting), now)
 
     def _handle_time(self, now: float) -> None:
         for child, record in list(self._records.items()):

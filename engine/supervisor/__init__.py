@@ -69,7 +69,12 @@ def run(
             environments = family.environments(deployment, members)
             changes = Changes(deployment, folder, reread, environments)
             keepers = {Child(Kind.DAEMON, daemon.name): daemon for daemon in held}
-            machine = Machine([*members, *keepers], grace_s=deployment.engine.grace, policy=policy)
+            machine = Machine(
+                [*members, *keepers],
+                grace_s=deployment.engine.grace,
+                delay_s=deployment.frontend.drain_delay,
+                policy=policy,
+            )
             listening = _Listening(changes, folder)
             loop = Loop(
                 machine,

@@ -43,6 +43,7 @@ from engine.core.lifecycle import (
     Warming,
     Worn,
     describe_exit,
+    stop_order,
 )
 
 BROKER = Child(Kind.BROKER, "broker", start_s=30)
@@ -575,3 +576,10 @@ def test_one_change_at_a_time_and_none_while_it_stops() -> None:
     for child in (FRONT, edition(1)[0], ONE, TWO, BROKER):
         made.handle(Died(child, 0), 104.0)
     assert made.phase is Phase.STOPPED
+
+
+def test_frontends_have_the_delay_in_which_they_turn_requests_away_and_their_grace() -> None:
+    first, second, _ = stop_order(Kind, 10.0, delay_s=5.0)
+    assert (first.kinds, first.bound_s) == ({Kind.FRONTEND}, 15.0 + MARGIN_S)
+    assert second.bound_s <= 10.0
+    assert stop_order({Kind.WORKER}, 10.0, delay_s=5.0)[0].bound_s == 10.0 + MARGIN_S

@@ -3,7 +3,8 @@ of keys of ``[frontend]``, ``grace``, and ``term_at``: where in its start the fi
 
 The body says what becomes of a request: ``hang`` is never answered, ``after 0.2`` so many seconds later, ``die`` kills
 the worker process, anything else comes back; with the option ``tells`` the answer to everything is what the service was
-told of it, as JSON. What the client is asked is written to EVENTS_FD, a line each.
+told of it, as JSON. What the client is asked is written to EVENTS_FD, a line each; with ``forgets`` nothing of requests
+is, and nothing of them is kept.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fakes import FakeClient, Submitted, deployment, echo
+from fakes import FakeClient, Held, Submitted, deployment, echo
 
 from engine import log
 from engine.config.schema import Deployment, FrontendSection
@@ -46,10 +47,11 @@ def tell(item: Submitted) -> Answer:
 
 
 class ScriptedClient(FakeClient):
-    def __init__(self, events: int, *, tells: bool) -> None:
+    def __init__(self, events: int, *, tells: bool, forgets: bool) -> None:
         super().__init__()
         self._events = events
         self._tells = tells
+        self._forgets = forgets
 
     def call(self, call: Call, instant: float) -> int:
         body = call.body
@@ -64,12 +66,22 @@ class ScriptedClient(FakeClient):
         if body.startswith(b"after "):
             answer = echo(Submitted(0, body, 0.0, "", b"", []))
             asyncio.get_running_loop().call_later(float(body.split()[1]), self._answer, self._calls[-1], answer)
-        self._say("submitted", body)
+        if self._forgets:
+            self.submitted.clear()
+            self.streams.clear()
+        else:
+            self._say("submitted", body)
         return seq
+
+    def _answer(self, held: Held, answer: Answer) -> None:
+        super()._answer(held, answer)
+        if self._forgets:
+            del held.call
 
     def withdraw(self, seq: int) -> None:
         super().withdraw(seq)
-        self._say("cancelled")
+        if not self._forgets:
+            self._say("cancelled")
 
     async def start(self) -> None:
         self._say("started")
@@ -101,6 +113,7 @@ def main() -> int:
     log.setup("frontend", level="debug")
     grace = options.pop("grace", 5.0)
     tells = options.pop("tells", False)
+    forgets = options.pop("forgets", False)
     _term_at = options.pop("term_at", "")
     os.write(_once_end, b".")
     os.register_at_fork(after_in_child=lambda: _maybe_term("fork"))
@@ -108,7 +121,7 @@ def main() -> int:
 
     def connect(whole: Deployment, name: str, families: Callable[[], list[Family]]) -> FakeClient:
         _maybe_term("load")  # the handlers are installed, the event loop does not run yet
-        return ScriptedClient(events, tells=tells)
+        return ScriptedClient(events, tells=tells, forgets=forgets)
 
     return serve(deployment(section, grace=grace), Notifier(status), connect=connect)
 
