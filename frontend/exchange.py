@@ -159,6 +159,7 @@ class Layer:
         finally:
             for release in exchange.at_end:
                 release()
+            exchange.at_end.clear()  # no circle of references: bodies must not wait for the garbage collector
             self._metrics.count(
                 scope["path"],
                 exchange.status,

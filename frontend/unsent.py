@@ -33,27 +33,33 @@ class _Debt:
         self.paid = 0
         self.since = since
 
+    def rate(self, instant: float) -> tuple[float, float]:
+        """Who pays least comes first, and of those who pay nothing who owes for longest."""
+        elapsed = max(1e-3, instant - self.since)
+        return self.paid / elapsed, -elapsed
+
 
 class Unsent:
     """The unread answers of one event loop. ``most``: bytes of them together."""
 
     def __init__(self, most: int) -> None:
+        self.total = 0  # bytes, when last looked at
         self._most = most
         self._debts: dict[Transport, _Debt] = {}
-
-    @property
-    def total(self) -> int:
-        """Bytes, when last looked at."""
-        return sum(debt.owed for debt in self._debts.values())
 
     def watch(self, transport: Transport) -> None:
         """It holds bytes that its client does not take. More than once does no harm."""
         if transport not in self._debts and (owed := transport.get_write_buffer_size()):
             self._debts[transport] = _Debt(owed, now())
+            self.total += owed
+            if self.total > self._most:
+                self.sweep(now())
 
     def forget(self, transport: Transport) -> None:
         """Its client reads again, or has gone."""
-        self._debts.pop(transport, None)
+        debt = self._debts.pop(transport, None)
+        if debt is not None:
+            self.total -= debt.owed
 
     def close(self, transport: Transport) -> None:
         """Close it when all is sent. Without this a client that reads nothing would keep it for ever."""
@@ -67,20 +73,18 @@ class Unsent:
         for transport, debt in list(self._debts.items()):
             owed = transport.get_write_buffer_size()
             debt.paid += max(0, debt.owed - owed)
+            self.total += owed - debt.owed
             debt.owed = owed
             if not owed:
                 self.forget(transport)
             elif is_late(instant - debt.since, debt.paid, STALL_S):
                 self._cut(transport)
-        total = self.total
-        if total <= self._most:
+        if self.total <= self._most:
             return
-        by_rate = sorted(self._debts.items(), key=lambda item: item[1].paid / max(1e-3, instant - item[1].since))
-        for transport, debt in by_rate:
-            if total <= self._most:
-                return
-            total -= debt.owed
+        for transport in sorted(self._debts, key=lambda one: self._debts[one].rate(instant)):
             self._cut(transport)
+            if self.total <= self._most:
+                return
 
     def _cut(self, transport: Transport) -> None:
         self.forget(transport)

@@ -123,6 +123,8 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
             self._lingering.cancel()
         if self.transport is not None:
             self._unsent.forget(self.transport)
+        if self._flow_control is not None:
+            self._flow_control.resume_writing()  # gunicorn lets an answer wait, and be kept, for some seconds more
         self._count_behind(0)
         self.worker.connections.discard(self)
         self.worker.changed.set()

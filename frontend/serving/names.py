@@ -122,6 +122,8 @@ NAMES: Final = (
     Name(_PROTOCOL, "_send_error_response", "connection", "overridden: refusals in the words of our table"),
     Name(_PROTOCOL, "pause_writing", "connection", "extended: the time limit of a client that does not read begins"),
     Name(_PROTOCOL, "resume_writing", "connection", "extended: and ends"),
+    Name(_PROTOCOL, "_flow_control", "connection", "what an answer waits at while its client does not read"),
+    Name("gunicorn.asgi.protocol:FlowControl", "resume_writing", "connection", "lets it go on"),
     Name(_PROTOCOL, "_safe_write", "connection", "writes them, unless the connection has gone"),
     Name(_PROTOCOL, "_body_receiver", "connection", "the body of the current request"),
     Name(_RECEIVER, "_complete", "connection", "the body was read to its end"),

@@ -187,6 +187,25 @@ def elsewhere(running: Running) -> Raw:
     return Raw(socket.create_connection(running.address, PATIENCE_S, source_address=("127.0.0.2", 0)))
 
 
+def test_answers_that_nobody_reads_are_bounded_together(server: str, tmp_path: Path) -> None:
+    size = 8 * MIB
+    options = {"max_request_size": size, "capacity_bytes": 4 * size, "timeout": 60.0}
+    with attacked(tmp_path, server=server, **options) as running:
+        with elsewhere(running) as raw:  # so that what every first large body costs is there
+            assert len(raw.send(post(b"y" * size)).reply().body) == size
+        before = resident(running)
+        with ExitStack() as stack:
+            for _ in range(28):
+                sock = stack.enter_context(socket.socket())
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                sock.connect(running.address)
+                with contextlib.suppress(ConnectionError):
+                    sock.sendall(post(b"x" * size))
+            with running.connect() as other:
+                assert other.send(post(b"good")).reply().body == b"good"
+            assert resident(running) - before < 14 * size, "half of what they were sent"
+
+
 def test_a_refusal_is_not_lost_by_what_is_sent_behind_it(server: str, tmp_path: Path) -> None:
     """A socket that is closed while something unread is there resets its connection."""
     with attacked(tmp_path, server=server) as running:

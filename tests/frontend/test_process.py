@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -269,3 +270,126 @@ def test_nothing_is_written_beside_the_log(tmp_path: Path) -> None:
         assert running.stop() == ExitCode.OK
         assert os.listdir(tmp_path) == ["frontend.log"]
         assert all(line.startswith("{") for line in running.text().splitlines())
+
+
+# --- stopping behind a load balancer, and with a full accept queue ---------------------------------------------------
+
+
+def test_new_requests_are_refused_in_words_for_the_delay_and_only_then_is_the_port_closed(
+    server: str, tmp_path: Path
+) -> None:
+    with frontend(tmp_path, server=server, grace=20.0, drain_delay=1.5) as running, running.connect() as busy:
+        with running.connect() as kept:
+            assert kept.send(post(b"before")).reply().status == 200
+            busy.send(post(b"after 3"))
+            running.events.what("submitted", body="after 3")
+            running.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: _is_draining(running))
+            for raw in (kept, running.connect()):  # one that was idle, and a new one
+                with raw:
+                    reply = raw.send(post(b"late")).reply()
+                    assert (reply.status, reply.closes, reply.headers["retry-after"]) == (503, True, "1")
+                    assert raw.at_end()
+        wait_until(lambda: _refuses(running))
+        assert busy.reply().body == b"after 3"
+        assert running.process.wait(20) == ExitCode.OK
+        assert "Traceback" not in running.text()
+
+
+def _is_draining(running: Running) -> bool:
+    """By /readyz: the first thing that says so, while the port is still open."""
+    with running.connect() as raw:
+        reply = raw.send(b"GET /readyz HTTP/1.1\r\nhost: x\r\n\r\n").reply()
+        return reply.status == 503 and b'"draining":true' in reply.body
+
+
+def test_a_second_interrupt_does_not_wait_for_the_delay(tmp_path: Path) -> None:
+    with frontend(tmp_path, grace=60.0, drain_delay=60.0) as running:
+        running.process.send_signal(signal.SIGINT)
+        wait_until(lambda: _is_draining(running))
+        running.process.send_signal(signal.SIGINT)
+        assert running.process.wait(15) == ExitCode.OK
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_who_stands_in_the_accept_queue_is_answered(server: str, count: int, tmp_path: Path) -> None:
+    """A hundred connections made while nobody accepts, their requests sent; then the frontend is told to stop."""
+    with frontend(tmp_path, server=server, workers=count, grace=20.0) as running:
+        pids = workers(running)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        queue = [running.connect() for _ in range(100)]
+        try:
+            for raw in queue:
+                raw.send(post(b"in the queue"))
+            running.process.send_signal(signal.SIGTERM)
+            for pid in pids:
+                os.kill(pid, signal.SIGTERM)
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+            replies = [raw.reply() for raw in queue]
+        finally:
+            for raw in queue:
+                raw.sock.close()
+        assert {reply.status for reply in replies} <= {200, 503}
+        assert all(reply.closes for reply in replies if reply.status == 503)
+        assert running.process.wait(20) == ExitCode.OK
+
+
+def test_one_worker_process_that_stops_leaves_the_port_to_the_others(server: str, tmp_path: Path) -> None:
+    with frontend(tmp_path, server=server, workers=2, drain_delay=30.0) as running:
+        pids = {running.events.what("started")["pid"] for _ in range(2)}
+        os.kill(min(pids), signal.SIGTERM)
+        running.events.what("closed", pid=min(pids))
+        running.events.what("started")
+        for _ in range(10):
+            assert httpx.post(f"{running.url}/inference", content=b"on", timeout=20).content == b"on"
+
+
+def test_two_frontends_that_replace_each_other_behind_a_balancer_lose_nothing(tmp_path: Path) -> None:
+    """The balancer sends to whoever is ready and tries the other one where a request was refused."""
+    folders = [tmp_path / str(number) for number in range(4)]
+    for folder in folders:
+        folder.mkdir()
+    with ExitStack() as stack:
+        turn = [
+            stack.enter_context(frontend(folder, drain_delay=0.3, grace=20.0, forgets=True)) for folder in folders[:2]
+        ]
+        done = threading.Event()
+        lost: list[object] = []
+        answered = 0
+
+        def balance() -> None:
+            nonlocal answered
+            number = 0
+            while not done.is_set():
+                number += 1
+                for attempt in range(20):
+                    one = turn[(number + attempt) % 2]
+                    try:
+                        with one.connect() as raw:
+                            reply = raw.send(post(b"%d" % number)).reply()
+                    except ConnectionRefusedError:
+                        continue  # nothing was sent
+                    except OSError as error:
+                        lost.append(error)
+                        break
+                    if reply.status == 503:
+                        continue
+                    answered += reply.body == b"%d" % number
+                    break
+                else:
+                    lost.append(number)
+
+        threads = [in_background(balance) for _ in range(4)]
+        try:
+            for position, folder in enumerate(folders[2:]):
+                old = turn[position]
+                turn[position] = stack.enter_context(frontend(folder, drain_delay=0.3, grace=20.0, forgets=True))
+                assert old.stop() == ExitCode.OK
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join()
+        assert lost == []
+        assert answered > 20

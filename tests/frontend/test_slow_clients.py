@@ -158,15 +158,18 @@ def test_one_that_has_read_is_not_watched_any_more(end: str) -> None:
 
 
 def test_together_they_hold_so_much_and_those_that_take_the_least_are_cut() -> None:
-    unsent = Unsent(2000)
-    clients = {name: Transport(1000) for name in ("quick", "idle", "slow", "stuck")}
-    for transport in clients.values():
-        unsent.watch(transport)
+    unsent = Unsent(3500)
+    clients = {name: Transport(1000) for name in ("idle", "quick", "slow", "new")}
+    for name in ("idle", "quick", "slow"):
+        unsent.watch(clients[name])
     clients["quick"].unsent -= 500
     clients["slow"].unsent -= 200
-    unsent.sweep(now() + 1)
-    assert {name for name, transport in clients.items() if transport.aborted} == {"idle", "stuck"}
-    assert unsent.total == 1300
+    unsent.watch(clients["new"])
+    assert not any(transport.aborted for transport in clients.values()), "there is room by now"
+    clients["more"] = Transport(1000)
+    unsent.watch(clients["more"])
+    assert {name for name, transport in clients.items() if transport.aborted} == {"idle"}
+    assert unsent.total == sum(clients[name].unsent for name in ("quick", "slow", "new", "more")) == 3300
 
 
 def test_one_that_is_closed_with_something_to_send_is_watched() -> None:
