@@ -20,6 +20,9 @@ Where to look:
     swagger    Swagger UI from static/
     compression  gzip and zstd: which one, and answers
     unpacking  bodies out of either, by bounded steps; pure
+    pace       how slow a client may be, sending or reading; pure
+    unsent     answers that are written and not read: how much, for how long
+    lingering  the end of a connection, by halves
     streams    an answer that is sent while it is computed, and how it ends
     errors     ONE table of everything that can be answered instead of a result
     media      text or problem+json, as the client asks; which headers of a worker are passed on

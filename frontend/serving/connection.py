@@ -53,7 +53,7 @@ class Parser(PythonProtocol):  # type: ignore[misc]  # gunicorn has no types
 
     def _parse_chunked_body(self) -> bool:
         going: bool = super()._parse_chunked_body()
-        if self._chunk_remaining > CHUNK_MAX:
+        if self._chunk_size > CHUNK_MAX:
             raise InvalidChunkSize("chunk size too large")
         return going
 

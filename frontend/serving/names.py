@@ -93,7 +93,7 @@ NAMES: Final = (
     Name(_PARSER, "reset", "connection", "overridden: without what was given away"),
     Name(_PARSER, "feed", "connection", "overridden: takes it back, uncopied"),
     Name(_PARSER, "_parse_chunked_body", "connection", "overridden: a bound on the size of a chunk"),
-    Name(_PARSER, "_chunk_remaining", "connection", "that size"),
+    Name(_PARSER, "_chunk_size", "connection", "that size"),
     Name("gunicorn.asgi.parser", "InvalidChunkSize", "connection", "raised where it is too large: 400"),
     # --- a connection: is something under way ---
     Name(_PROTOCOL, "_awaiting_request", "connection", "HTTP/1: between two requests"),
