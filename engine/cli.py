@@ -238,6 +238,7 @@ def _frontend(options: argparse.Namespace, deployment: Deployment) -> int:
 
     die_with_parent(options.parent)
     log.setup("frontend", level=deployment.engine.log_level)
+    _see_to_run_dir(options, deployment)
     names.hold("frontend")  # the user's own may stand before it on PYTHONPATH
     from frontend import serve
 
@@ -259,15 +260,28 @@ def _worker(options: argparse.Namespace, deployment: Deployment) -> int:
 
     die_with_parent(options.parent)
     log.setup("worker", level=deployment.engine.log_level, stage=stage, worker=options.slot)
+    _see_to_run_dir(options, deployment)
     from stages.runtime import serve
 
     return serve.serve(deployment, stage, options.slot, Notifier(options.status_fd))
 
 
+def _see_to_run_dir(options: argparse.Namespace, deployment: Deployment) -> None:
+    """By hand, on ipc sockets: nobody has seen to it that the directory, and so a broker in it, is this user's. Made
+    before there is a broker, so that no stranger can make it first."""
+    if options.parent is None and not deployment.engine.bind:
+        from engine.supervisor.rundir import make_private
+
+        make_private(run_dir(deployment))
+
+
 def _status(options: argparse.Namespace, deployment: Deployment) -> int:
     from engine import admin, status
+    from engine.supervisor.rundir import check
 
     log.setup("status", level=deployment.engine.log_level)
+    if not deployment.engine.bind:
+        check(run_dir(deployment))
     try:
         answer = admin.ask(deployment, "status", STATUS_TIMEOUT_S)
     except Unavailable as error:

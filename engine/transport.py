@@ -75,17 +75,18 @@ def _common(sock: Socket, endpoint: str) -> None:
     sock.ipv6 = "[" in endpoint  # else 127.0.0.1 would be bound as ::ffff:127.0.0.1
 
 
-def router(ctx: Context, endpoint: str) -> Socket:
-    """A bound ROUTER: front, admin, control. Mandatory: an answer to a vanished peer is an error, not silence."""
+def router(ctx: Context, endpoint: str, *, largest: int = MAX_FRAME) -> Socket:
+    """A bound ROUTER: front, admin, control. Mandatory: an answer to a vanished peer is an error, not silence.
+    ``largest``: the most bytes of a frame; a longer one cuts its connection before it is read."""
     sock = _bound_kind(ctx, zmq.ROUTER, endpoint)
     sock.router_mandatory = 1
-    sock.maxmsgsize = MAX_FRAME
+    sock.maxmsgsize = largest
     _bind(sock, endpoint)
     return sock
 
 
 def pull(ctx: Context, endpoint: str) -> Socket:
-    """A bound PULL: intake, egress."""
+    """A bound PULL: intake, egress. What user code returns may be of any size, so only the greatest is refused."""
     sock = _bound_kind(ctx, zmq.PULL, endpoint)
     sock.maxmsgsize = MAX_FRAME
     _bind(sock, endpoint)

@@ -39,7 +39,7 @@ from engine.core.messages import (
     Submit,
 )
 from engine.core.routing import Topology
-from engine.core.wire import AnyWords, Payload, encode
+from engine.core.wire import SMALL_FRAME, AnyWords, Payload, encode
 from engine.errors import ProtocolError
 from engine.transport import Endpoints
 
@@ -71,12 +71,15 @@ class FrontPart(Part[ToFront]):
         context: transport.Context,
         arenas: Arenas,
         threads: str,
+        largest: int,
     ) -> None:
+        """``largest``: the most bytes of a frame of a frontend."""
         self.machine = FrontMachine(spec, topology, epoch, deployment=name, absent_at=clock() + REJOIN_S)
         super().__init__(self.machine.stats.messages_dropped)
         self._name = name
         self._namespace = namespace
         self._threads = threads
+        self._largest = largest
         self._began = clock()
         self._endpoints = endpoints
         self._context = context
@@ -93,9 +96,9 @@ class FrontPart(Part[ToFront]):
     # --- the loop ----------------------------------------------------------------------------------------------------
 
     def open(self, poll: Poll) -> None:
-        self._front = self._inlet(poll, transport.router(self._context, self._endpoints.front))
+        self._front = self._inlet(poll, transport.router(self._context, self._endpoints.front, largest=self._largest))
         self._egress = self._inlet(poll, transport.pull(self._context, self._endpoints.egress))
-        self._admin = self._inlet(poll, transport.router(self._context, self._endpoints.admin))
+        self._admin = self._inlet(poll, transport.router(self._context, self._endpoints.admin, largest=SMALL_FRAME))
         self._exits = self._source(poll, self._watch.fileno())
 
     def work(self, now: float) -> float:

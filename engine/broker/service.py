@@ -25,6 +25,7 @@ from engine.core.batching import Policy
 from engine.core.front import EPOCHS, FrontSpec
 from engine.core.placement import broker_threads
 from engine.core.stage import StageSpec
+from engine.core.wire import front_frame
 from engine.cpus import usable_cpus
 from engine.errors import StartError
 
@@ -75,6 +76,7 @@ class Broker:
             context=self._context,
             arenas=self.arenas,
             threads=self.threads,
+            largest=front_frame(deployment.frontend.max_request_size),
         )
         self.stages = [
             StagePart(

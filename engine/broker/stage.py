@@ -47,7 +47,7 @@ from engine.core.liveness import CHECK_S, LANE_RETRY_S, REJOIN_S
 from engine.core.messages import Bye, Leave, Message, Place, Pulse, Ready, Results, WorkerBeat
 from engine.core.routing import Topology
 from engine.core.stage import StageMachine, StageSpec
-from engine.core.wire import AnyWords, Buffer, Payload, encode, refs_of
+from engine.core.wire import AnyWords, Buffer, Payload, control_frame, encode, refs_of
 from engine.errors import ProtocolError, StartError
 from engine.mailbox import Mailbox
 from engine.transport import Endpoints
@@ -120,7 +120,9 @@ class StagePart(Part[ToStage]):
     # --- the loop ----------------------------------------------------------------------------------------------------
 
     def open(self, poll: Poll) -> None:
-        self._control = self._inlet(poll, transport.router(self._context, self._endpoints.control(self.index)))
+        self._control = self._inlet(
+            poll, transport.router(self._context, self._endpoints.control(self.index), largest=control_frame())
+        )
         self._intake = self._inlet(poll, transport.pull(self._context, self._endpoints.intake(self.index)))
         self._exits = self._source(poll, self._watch.fileno())
 

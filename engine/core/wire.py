@@ -35,7 +35,9 @@ Payload: TypeAlias = Part | tuple[Part, ...]  # one part, or several
 AnyWords: TypeAlias = AnyMessage | FrozenWords
 
 INLINE_MAX: Final = 32 * 1024  # bytes; above it joining costs more than a frame
+HEAD_ITEMS: Final = 1024  # more requests than a frontend puts into a parcel (engine.core.link)
 HEADER_MAX: Final = 16 * 1024 * 1024  # bytes; 1,000 requests with 8 KiB of HTTP headers each are half of it
+SMALL_FRAME: Final = 64 * 1024  # bytes of a question, or of anything else that carries no data
 FRAMES_MAX: Final = 65_536  # frames of one parcel, and references
 
 # All that decoding bytes of a broken or hostile peer may raise (a ValidationError is a DecodeError).
@@ -47,6 +49,17 @@ _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessa
 
 # Columns that must be as long as the first one, per message type: looked up once.
 _columns: dict[type, tuple[Column, ...]] = {}
+
+
+def control_frame() -> int:
+    """The most bytes of a frame that says something of its sender alone: a header."""
+    return HEADER_MAX + _length.size
+
+
+def front_frame(max_request_size: int) -> int:
+    """The most bytes of a frame that a frontend sends, be it a body or a head with the small bodies of many requests;
+    with room for a running deployment to be given a larger size."""
+    return max(4 * max_request_size, 64 << 20, HEADER_MAX + _length.size + HEAD_ITEMS * INLINE_MAX)
 
 
 def payload_size(payload: Payload) -> int:

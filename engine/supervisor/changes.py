@@ -17,6 +17,7 @@ from typing import Final
 
 from engine.config import Deployment, dump
 from engine.core.lifecycle import Child, Kind, Replace
+from engine.core.wire import front_frame
 from engine.errors import ConfigError, StartError
 from engine.supervisor import family
 from engine.supervisor.rundir import NEXT, SNAPSHOT, write_snapshot
@@ -41,6 +42,7 @@ class Changes:
     ) -> None:
         """``reread`` reads the file once more, as it was read at first. ``environments`` is added to."""
         self.deployment = deployment
+        self._largest = front_frame(deployment.frontend.max_request_size)  # what a broker takes that runs since then
         self._folder = folder
         self._reread = reread
         self._environments = environments
@@ -81,7 +83,10 @@ class Changes:
         if self._next is not None:
             raise Refused("it is being changed already; try again when that is over")
         found = self._where_it_listens(found)
-        if fixed := _fixed(self.deployment, found):
+        fixed = _fixed(self.deployment, found)
+        if found.frontend.max_request_size > self._largest:
+            fixed.append(f"frontend.max_request_size to more than {self._largest} bytes")
+        if fixed:
             raise Refused(f"a running deployment cannot change {', '.join(fixed)}: stop it and start it again")
         edition = self._last + 1
         members = [

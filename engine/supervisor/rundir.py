@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import grp
 import os
+import pwd
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -80,11 +82,11 @@ def write_snapshot(path: Path, data: bytes, name: str = SNAPSHOT) -> Path:
 def make_private(path: Path) -> None:
     """Create ``path`` as a directory that only this user can enter. Raises StartError when that cannot be held.
 
-    The folder above must be root's or this user's too: whoever owns it could put another directory in its place.
+    All folders above must be such that nobody but root and this user can put another in the place of what is below.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_owner(path.parent, (0, os.geteuid()))
+        _check_above(path)
         path.mkdir(mode=0o700, exist_ok=True)
         if path.is_symlink():
             raise StartError(f"the run directory must not be a symbolic link: {path}; set another run_dir")
@@ -99,6 +101,45 @@ def make_private(path: Path) -> None:
             path.chmod(0o700)
     except OSError as error:
         raise StartError(f"cannot make the run directory {path}: {error}; set another run_dir") from error
+
+
+def check(path: Path) -> None:
+    """Raises StartError when there is a run directory at ``path`` that may be a stranger's: a socket in it would be one
+    too, and be taken for the broker's."""
+    try:
+        _check_above(path)
+        _check_owner(path, (0, os.geteuid()))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StartError(f"cannot look at the run directory {path}: {error}") from error
+
+
+def _check_above(path: Path) -> None:
+    """As ssh looks at the folders above a key: each belongs to root or this user, and nobody else may write to it, or
+    its entries are their owners' (the sticky bit, as of /tmp). Of links both ways are looked at, as they are written
+    and where they lead. Raises OSError, StartError."""
+    me = os.geteuid()
+    for folder in dict.fromkeys([*reversed(path.parents), *reversed(path.resolve().parents)]):
+        _check_owner(folder, (0, me))
+        about = folder.stat()
+        writers = about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if about.st_gid == 0 or _is_own_group(about.st_gid):
+            writers &= ~stat.S_IWGRP
+        if writers and not about.st_mode & stat.S_ISVTX:
+            raise StartError(
+                f"other users may write to {folder} (mode {stat.S_IMODE(about.st_mode):o}), and could put another "
+                f"directory in the place of {path}; take that right from them, or set another run_dir"
+            )
+
+
+def _is_own_group(gid: int) -> bool:
+    """Whether a group is this user's alone, as many systems give each user one of its name."""
+    try:
+        group, user = grp.getgrgid(gid), pwd.getpwuid(os.geteuid())
+    except KeyError:
+        return False
+    return gid == user.pw_gid and group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
 
 
 def _check_owner(path: Path, owners: tuple[int, ...]) -> None:
@@ -199,7 +240,8 @@ def _is_ours(entry: Path) -> bool:
     if entry.name in _FILES:
         return True
     try:
-        return endpoints.is_name(entry.name) and stat.S_ISSOCK(entry.lstat().st_mode)
+        about = entry.lstat()
+        return endpoints.is_name(entry.name) and stat.S_ISSOCK(about.st_mode) and about.st_uid == os.geteuid()
     except FileNotFoundError:  # just removed
         return True
 

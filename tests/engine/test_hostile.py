@@ -522,3 +522,32 @@ def test_structured_extremes_on_every_socket_hurt_nobody(deployment: Deployment,
             assert status_of(chain)["name"] == "t"
 
     asyncio.run(scenario())
+
+
+def test_frames_that_the_configuration_cannot_produce_are_not_read(deployment: Deployment) -> None:
+    """The connection that brings one is cut before it is in memory; the largest that can come is taken."""
+    endpoints = transport.endpoints_of(deployment)
+    size = deployment.frontend.max_request_size
+    assert wire.front_frame(size) < transport.MAX_FRAME // 16
+    assert wire.front_frame(1 << 40) >= 1 << 40
+    with running(deployment), worker(deployment) as w, frontend(deployment, host="elsewhere") as front:
+        until(lambda: status_of(deployment)["stages"][0]["ready"] == 1, "readiness")
+        front.say(Submit([1], [0], [10_000_000], [b""]), [bytes(size)])
+        batch, payloads = w.batch()
+        assert wire.payload_size(payloads[0]) == size
+        ctx = transport.context()
+        for endpoint, most in (
+            (endpoints.front, wire.front_frame(size)),
+            (endpoints.control(0), wire.control_frame()),
+            (endpoints.admin, wire.SMALL_FRAME),
+        ):
+            sock = transport.dealer(ctx, endpoint)
+            monitor = sock.get_monitor_socket(zmq.Event.DISCONNECTED)
+            until(lambda s=sock, m=most: transport.send(s, [bytes(m + 1)]), "a connection")  # type: ignore[misc]
+            assert monitor.poll(CAP_S * 1000), endpoint
+            sock.disable_monitor()
+            monitor.close()
+            sock.close()
+        ctx.term()
+        w.answer(batch, [b"taken"])
+        assert status_of(deployment)["name"] == "t"

@@ -26,10 +26,11 @@ from engine.errors import StartError
 from engine.exitcodes import ExitCode
 from engine.supervisor import family
 from engine.supervisor.address import check_port
-from engine.supervisor.rundir import Busy, claim, mark_stopping
+from engine.supervisor.rundir import Busy, check, claim, mark_stopping
 
 PATIENCE_S = 30.0
 PROGRAMS = Path(__file__).parent / "programs"
+ROOT = Path(__file__).parents[2]
 EVERYBODY = ("broker", "worker-encode-1", "worker-encode-2", "frontend")
 
 
@@ -315,6 +316,104 @@ def test_a_folder_of_other_things_stays_as_it_is(folder: Path, mode: int) -> Non
                 pass
     assert {path.name for path in shared.iterdir()} == {"notes", "bus"}
     assert shared.stat().st_mode & 0o777 == mode
+
+
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+NOBODY = 65534
+
+
+def change(path: Path, how: int | str) -> None:
+    """To this mode, or to another owner."""
+    if isinstance(how, int):
+        path.chmod(how)
+    else:
+        os.chown(path, NOBODY, 0)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (0o757, "other users may write to"),
+        (0o777, "other users may write to"),
+        (0o1777, ""),
+        (0o755, ""),
+        pytest.param("nobody's", f"belongs to user {NOBODY}", marks=AS_ROOT),
+    ],
+)
+@pytest.mark.parametrize("above", [1, 2])
+@pytest.mark.parametrize("by", ["its name", "a link"])
+def test_nobody_else_may_put_another_folder_in_the_place_of_the_run_directory(
+    tmp_path: Path, how: int | str, words: str, above: int, by: str
+) -> None:
+    run = tmp_path / "one" / "two" / "run"
+    run.parent.mkdir(parents=True)
+    outer = run.parents[above - 1]
+    asked = run
+    if by == "a link":
+        (tmp_path / "link").symlink_to(run.parent)
+        asked = tmp_path / "link" / "run"
+    change(outer, how)
+    try:
+        if words:
+            with pytest.raises(StartError, match=words), claim(asked, "tried"):
+                pass
+            with pytest.raises(StartError, match=words):
+                check(asked)
+        else:
+            with claim(asked, "tried"):
+                check(asked)
+        check(tmp_path / "not there")
+    finally:
+        os.chown(outer, os.geteuid(), os.getegid())
+        outer.chmod(0o700)
+
+
+@AS_ROOT
+def test_a_group_of_others_may_not_write_above_the_run_directory(tmp_path: Path) -> None:
+    run = tmp_path / "one" / "run"
+    run.parent.mkdir()
+    run.parent.chmod(0o775)
+    check(run)  # root's group
+    os.chown(run.parent, 0, NOBODY)
+    with pytest.raises(StartError, match="other users may write to"):
+        check(run)
+
+
+@AS_ROOT
+def test_a_strangers_socket_in_the_run_directory_is_not_taken_for_ours(tmp_path: Path) -> None:
+    """One that stands where a broker's would, put there while anybody could."""
+    run = tmp_path / "run"
+    run.mkdir()
+    run.chmod(0o755)
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(run / "front"))
+        os.chown(run / "front", NOBODY, NOBODY)
+        with pytest.raises(StartError, match="holds other things"), claim(run, "tried"):
+            pass
+        os.chown(run / "front", 0, 0)
+        with claim(run, "tried"):
+            assert not (run / "front").exists()
+
+
+@AS_ROOT
+@pytest.mark.parametrize("command", ["status", "frontend", "worker --stage one --slot 1"])
+def test_no_process_by_hand_goes_into_a_strangers_run_directory(tmp_path: Path, command: str) -> None:
+    (tmp_path / "stages.toml").write_text(
+        f'[engine]\nrun_dir = "{tmp_path / "run"}"\n[[stage]]\nname = "one"\nworker = "a:B"\n'
+    )
+    (tmp_path / "run").mkdir()
+    os.chown(tmp_path / "run", NOBODY, NOBODY)
+    words = command.split()
+    done = subprocess.run(
+        [sys.executable, "-m", "engine", words[0], str(tmp_path / "stages.toml"), *words[1:]],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == ExitCode.START
+    assert f"belongs to user {NOBODY}" in done.stderr
 
 
 def test_an_empty_folder_is_made_private(tmp_path: Path) -> None:
