@@ -242,7 +242,7 @@ def _frontend(options: argparse.Namespace, deployment: Deployment) -> int:
     names.hold("frontend")  # the user's own may stand before it on PYTHONPATH
     from frontend import serve
 
-    return serve.serve(deployment, Notifier(options.status_fd))
+    return serve.serve(deployment, Notifier(options.status_fd), reread=_reread(options))
 
 
 def _worker(options: argparse.Namespace, deployment: Deployment) -> int:

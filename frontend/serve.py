@@ -34,14 +34,21 @@ def connect(deployment: Deployment, name: str, families: Callable[[], list[Famil
     return Client(deployment, name=name, families=families)
 
 
-def serve(deployment: Deployment, notify: Notifier, *, connect: Connect = connect) -> int:
+def serve(
+    deployment: Deployment,
+    notify: Notifier,
+    *,
+    connect: Connect = connect,
+    reread: Callable[[], Deployment] | None = None,
+) -> int:
     """Run the frontend until it is told to stop; gives the exit code.
 
-    SIGTERM and SIGINT drain for at most ``engine.grace``. Sends "ready" with the service's ``url`` when all worker
+    SIGTERM and SIGINT drain for at most ``engine.grace``; SIGHUP has the worker processes replaced by ones that serve
+    the deployment that ``reread`` gives. Sends "ready" with the service's ``url`` when all worker
     processes listen, "failed" with a reason when it cannot start. Call it in the main thread, once in a process.
     """
     try:
-        code = _serve(deployment, notify, connect)
+        code = _serve(deployment, notify, connect, reread)
     except StartError as error:
         if not notify.send("failed", reason=str(error)):  # else the supervisor tells it
             log.error("%s", error)
@@ -49,7 +56,7 @@ def serve(deployment: Deployment, notify: Notifier, *, connect: Connect = connec
     return ExitCode.OK if code == 0 else ExitCode.FAILED
 
 
-def _serve(deployment: Deployment, notify: Notifier, connect: Connect) -> int:
+def _serve(deployment: Deployment, notify: Notifier, connect: Connect, reread: Callable[[], Deployment] | None) -> int:
     names.check()
     from frontend.serving import application, master  # only now: what is missing would be an ImportError of theirs
 
@@ -66,7 +73,7 @@ def _serve(deployment: Deployment, notify: Notifier, connect: Connect) -> int:
             log.info("listening", extra={"url": address, "workers": frontend.workers})
             notify.send("ready", url=address)
 
-    app = application.Application(deployment, sockets, connect, booted, secure=secure)
+    app = application.Application(deployment, sockets, connect, booted, secure=secure, reread=reread)
     for sock in sockets:
         sock.detach()  # gunicorn opens the descriptors anew and closes them
     return master.run(app)

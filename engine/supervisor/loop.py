@@ -220,7 +220,7 @@ class Loop:
         assert self._changes is not None
         self._changes.commit()
         for child in self._pids:
-            if child.kind is Kind.BROKER:
+            if child.kind in (Kind.BROKER, Kind.FRONTEND):
                 self._send(child, signal.SIGHUP)
 
     def _replaced(self, error: str) -> None:

@@ -38,19 +38,33 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
         booted: Callable[[], None],
         *,
         secure: ssl.SSLContext | None = None,
+        reread: Callable[[], Deployment] | None = None,
     ) -> None:
-        self.deployment = deployment
         self.booted = booted
-        self._sockets = sockets
+        self._bind = [f"fd://{sock.fileno()}" for sock in sockets]
         self._secure = secure
         self._connect = connect
+        self._reread = reread
+        self._stopping = mmap.mmap(-1, 1)  # shared with the processes that the master forks
+        self._take(deployment)
+        super().__init__()
+
+    def _take(self, deployment: Deployment) -> None:
+        """What worker processes that are forked from now on are made of."""
+        self.deployment = deployment
         frontend = deployment.frontend
         paths = [route.path for route in deployment.routes]
         self.metrics = FrontendMetrics(deployment.engine.namespace, paths, frontend.timeout)
         self.gate = Gate(frontend)
         self.answering = Answering(deployment.topology, compressed=frontend.compression)
-        self._stopping = mmap.mmap(-1, 1)  # shared with the processes that the master forks
-        super().__init__()
+
+    def renew(self) -> bool:
+        """Read the deployment again, before worker processes are replaced; whether there is something to read. Raises
+        ConfigError."""
+        if self._reread is None:
+            return False
+        self._take(self._reread())
+        return True
 
     @property
     def is_stopping(self) -> bool:
@@ -62,7 +76,7 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
         self._stopping[0] = 1
 
     def load_config(self) -> None:
-        self.cfg.set("bind", [f"fd://{sock.fileno()}" for sock in self._sockets])
+        self.cfg.set("bind", self._bind)
         for name, value in options(self.deployment.frontend, self.deployment.engine.grace).items():
             self.cfg.set(name, value)
         if self._secure is not None:

@@ -16,7 +16,7 @@ from typing import Any
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 
-from engine.errors import StartError
+from engine.errors import ConfigError, StartError
 from frontend.serving.application import Application
 from frontend.serving.process import HELD
 
@@ -46,6 +46,7 @@ class Master(Arbiter):  # type: ignore[misc]
     """
 
     _told = False  # to stop
+    _reloads = False
 
     def signal(self, sig: int, frame: FrameType | None) -> None:
         if sig in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
@@ -68,7 +69,24 @@ class Master(Arbiter):  # type: ignore[misc]
         raise StopIteration  # gunicorn's own way to say: halt gracefully
 
     def handle_hup(self) -> None:
-        self.log.warning("SIGHUP is ignored: a deployment is read once")
+        """Replace the worker processes by ones that serve what the deployment is now; the old ones drain."""
+        try:
+            changed = self.app.renew()
+        except ConfigError as error:  # it was checked by whoever wrote it
+            self.log.error("the changed deployment cannot be read: %s", error)
+            return
+        if changed:
+            self._reloads = True
+            super().handle_hup()
+            self._reloads = False
+        else:
+            self.log.warning("SIGHUP is ignored: a deployment is read once")
+
+    def reap_workers(self) -> None:
+        """gunicorn looks for the old workers' ends from inside a reload, and hears of a stop only after it."""
+        if self._reloads and self._told:
+            raise StopIteration
+        super().reap_workers()
 
     def handle_usr2(self) -> None:
         self.log.warning("SIGUSR2 is ignored: the supervisor replaces this process")

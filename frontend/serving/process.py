@@ -112,12 +112,16 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
                 break
             await self._wait_changed(HEARTBEAT_S)
         self.alive = False
-        self.app.gate.draining = True
-        if self.app.is_stopping:  # else others go on accepting
+        if self.app.is_stopping:
+            self.app.gate.draining = True
             await self._turn_away()
         for server in servers:
             server.close()
-        await self._drain(Deadline(self.app.deployment.engine.grace))
+        deadline = Deadline(self.app.deployment.engine.grace)
+        if not self.app.is_stopping:
+            await self._retire(deadline)
+        self.app.gate.draining = True
+        await self._drain(deadline)
         if sweeper is not None:
             sweeper.stop()
         await lifespan.shutdown()
@@ -148,6 +152,17 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         patience = Deadline(ACCEPT_S)
         while select.select(sockets, [], [], 0)[0] and not patience.passed and not self._quick_shutdown:
             await self._wait_changed(0.005)
+
+    async def _retire(self, deadline: Deadline) -> None:
+        """Another process has taken this one's place and accepts what comes: serve the connections that are here, each
+        for one request more, whose answer says ``connection: close``. One that is closed while its client sends the
+        next request would cost that one. Whoever has sent nothing for half of the grace is closed then."""
+        until = deadline.remaining() / 2
+        while self._all and deadline.remaining() > until and not self.app.is_stopping:
+            for connection in self.lean.connections if self.lean is not None else ():
+                connection.closing = True
+            self.notify()
+            await self._wait_changed(min(HEARTBEAT_S, deadline.remaining()))
 
     async def _meet_broker(self) -> None:
         """Listen only when the broker knows this process, or after a moment: without one the health pages must answer
