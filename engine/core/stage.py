@@ -164,6 +164,8 @@ class StageMachine:
         self.spec = spec
         self.queue.policy = spec.policy
         self.crew.change(in_advance=spec.idempotent)
+        if spec.policy.max_batch_size > self.times.most:
+            self.times = Times(spec.policy.max_batch_size)
         self._tell(now)
 
     # --- items in ----------------------------------------------------------------------------------------------------

@@ -91,6 +91,25 @@ def test_what_waits_behind_a_late_batch_is_revoked_and_given_to_others() -> None
     assert [twin.answer(seq)[0] for seq in range(1, 17)] == [408] * 4 + [200] * 12
 
 
+def test_other_numbers_hold_from_the_next_batch_on() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    stage = twin.stages[0]
+    for most in (9, 2):
+        twin.submit(4, first=100 * most)
+        policy = replace(SPEC.policy, max_batch_size=most)
+        stage.change(replace(SPEC, policy=policy), twin.now)
+        twin.submit(12, first=100 * most + 50)
+        taken = []
+        while worker.lane:
+            taken.append(len(worker.lane[0][0].uids))
+            twin.pass_time(0.1)
+            twin.finish(worker)
+        assert sum(taken) == 16
+        assert max(taken[1:]) == most
+    assert twin.is_empty()
+
+
 def test_a_partial_batch_is_given_in_advance_past_its_wait() -> None:
     twin = one_stage()
     worker = twin.worker()
