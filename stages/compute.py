@@ -83,7 +83,9 @@ class Codec:
     shared memory too. Which methods are the user's own is decided when it is made: after the warm-up.
     """
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, *, most: int = sys.maxsize) -> None:
+        """``most``: bytes of an answer that is given whole."""
+        self.most = most
         self.put: ipc.Put | None = None  # where large parts of results go; None: beside the others
         self._worker = worker
         self._own_serialize = _is_own(worker, "serialize")
@@ -118,7 +120,7 @@ class Codec:
         if item.last:
             if not self._whole:  # the answer has been sent, and what forward returned was never meant for it
                 return b""
-            return _as_bytes(self._worker.serialize(result), "serialize")
+            return self.bounded(_as_bytes(self._worker.serialize(result), "serialize"))
         if self._own_encode:
             encoded = _as_bytes(self._worker.serialize_ipc(result), "serialize_ipc")
             return (self.put(encoded) if self.put is not None else None) or encoded
@@ -127,6 +129,14 @@ class Codec:
         except (pickle.PicklingError, TypeError, AttributeError, ValueError, RecursionError) as error:
             # What pickle says names modules and addresses: that is for the log.
             raise EncodingError("the result cannot be passed on to the next stage") from error
+
+    def bounded(self, answer: bytes) -> bytes:
+        """The answer, if it is not too large: every process on its way would hold all of it. Raises EncodingError."""
+        if len(answer) > self.most:
+            raise EncodingError(
+                f"the answer has {len(answer)} bytes, and max_response_size is {self.most}; a larger one is for a stream"
+            )
+        return answer
 
 
 def _is_own(worker: Worker, method: str) -> bool:
@@ -412,14 +422,15 @@ class Run:
         return left
 
     def encode_all(self, part: Sequence[tuple[int, ItemIn, Any]], results: Sequence[Any]) -> None:
-        to_json = self.codec.to_json
+        to_json, most = self.codec.to_json, self.codec.most
         for (position, item, _), result in zip(part, results, strict=True):
             if to_json is None or not item.last:
                 self.encode(position, item, result)
                 continue
             try:
                 if not isinstance(result, BaseException):
-                    self.outcomes[position] = Outcome(OK, to_json(result))
+                    answer = to_json(result)
+                    self.outcomes[position] = Outcome(OK, answer if len(answer) <= most else self.codec.bounded(answer))
                     continue
                 where, failure = "forward", result
             except self.passing:

@@ -55,7 +55,7 @@ class Pipeline:
         except BaseException:
             self.close()
             raise
-        self._codecs = [Codec(worker) for worker in self.workers]
+        self._codecs = [Codec(worker, most=deployment.frontend.max_response_size) for worker in self.workers]
 
     def call(
         self,

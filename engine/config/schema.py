@@ -153,6 +153,13 @@ class FrontendSection:
     )
     capacity_bytes: int = key(1 << 30, "Bytes of request bodies held at once; past it 429.", unit=Unit.BYTES, least=1)
     max_request_size: int = key(10 << 20, "Largest request body; past it 413.", unit=Unit.BYTES, least=1, flag=True)
+    max_response_size: int = key(
+        64 << 20,
+        "Largest answer that is given whole; a larger one is 500 and is for a stream.",
+        unit=Unit.BYTES,
+        least=1,
+        flag=True,
+    )
     max_header_size: int = key(
         64 << 10, "Largest total of request headers; past it 431.", unit=Unit.BYTES, least=1024, most=1 << 20
     )

@@ -9,6 +9,7 @@ fetches the next ones (:mod:`stages.runtime.aside`).
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -58,7 +59,7 @@ class Taken:
 
 class Loop:
     """Serves one warm worker. ``run`` returns when the worker may go. ``replays``: what it leaves unanswered is
-    computed by others. ``restore`` puts back what user code may have taken from us, signals for instance."""
+    computed by others. ``most``: bytes of an answer that is given whole. ``restore`` puts back what user code may have taken from us, signals for instance."""
 
     def __init__(
         self,
@@ -66,6 +67,7 @@ class Loop:
         *,
         isolate: bool,
         replays: bool,
+        most: int = sys.maxsize,
         outlets: Outlets,
         shared: Shared,
         streams: Streams,
@@ -74,7 +76,7 @@ class Loop:
     ) -> None:
         self._worker = worker
         self._restore = restore
-        self._codec = Codec(worker)
+        self._codec = Codec(worker, most=most)
         self._isolate = isolate
         self._replays = replays
         self._max_batch_size = worker.max_batch_size

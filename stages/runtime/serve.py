@@ -132,6 +132,7 @@ def _serve(
             worker,
             isolate=spec.idempotent if spec.isolate is None else spec.isolate,
             replays=spec.idempotent,
+            most=deployment.frontend.max_response_size,
             outlets=outlets,
             shared=shared,
             streams=streams,

@@ -649,3 +649,28 @@ def test_context_is_empty_again_afterwards() -> None:
     worker = Doubling()
     outcomes(worker, items(1))
     assert worker.context().request_id == ""
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_an_answer_that_is_too_large_fails_alone_and_in_words(own: bool, caplog: pytest.LogCaptureFixture) -> None:
+    class Own(Doubling):
+        def serialize(self, data: Any) -> bytes:
+            return b"%d" % data
+
+    worker = (Own if own else Doubling)()
+    given = [ItemIn(position, body, first=True, last=True) for position, body in enumerate((b"1", b"5000", b"2"))]
+    with caplog.at_level(logging.WARNING):
+        computed = run_batch(worker, given, max_batch_size=8, codec=Codec(worker, most=3)).outcomes
+    assert [outcome.status for outcome in computed] == [200, 500, 200]
+    assert computed[1].payload == (
+        b"encoding error: the answer has 5 bytes, and max_response_size is 3; a larger one is for a stream"
+    )
+    assert "serialize failed: " in caplog.text
+    assert "max_response_size" in caplog.text
+
+
+def test_what_goes_to_another_stage_is_no_answer() -> None:
+    worker = Doubling()
+    given = [ItemIn(0, b"5000", first=True, last=False)]
+    (outcome,) = run_batch(worker, given, max_batch_size=8, codec=Codec(worker, most=3)).outcomes
+    assert ipc.unpack(outcome.payload) == 10000
