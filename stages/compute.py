@@ -134,7 +134,8 @@ class Codec:
         """The answer, if it is not too large: every process on its way would hold all of it. Raises EncodingError."""
         if len(answer) > self.most:
             raise EncodingError(
-                f"the answer has {len(answer)} bytes, and max_response_size is {self.most}; a larger one is for a stream"
+                f"the answer has {len(answer)} bytes, and max_response_size is {self.most}; "
+                "a larger one is for a stream"
             )
         return answer
 

@@ -59,7 +59,8 @@ class Taken:
 
 class Loop:
     """Serves one warm worker. ``run`` returns when the worker may go. ``replays``: what it leaves unanswered is
-    computed by others. ``most``: bytes of an answer that is given whole. ``restore`` puts back what user code may have taken from us, signals for instance."""
+    computed by others. ``most``: bytes of an answer that is given whole. ``restore`` puts back what user code may have
+    taken from us, signals for instance."""
 
     def __init__(
         self,
