@@ -153,10 +153,12 @@ class BatchQueue:
     def push(self, item: Item) -> None:
         request = item.request
         items = self.items
-        if not items:
-            self.is_mixed, self._is_sorted, self._latest = False, True, -inf
         deadline = request.deadline
-        if deadline > self._latest:
+        if not items:
+            self._latest = deadline
+            if self.is_mixed:
+                self.is_mixed, self._is_sorted = False, True
+        elif deadline > self._latest:
             self._latest = deadline
         elif deadline < self._latest - TOLERANCE_S:
             self.is_mixed, self._is_sorted = True, False

@@ -144,6 +144,7 @@ class StageMachine:
         self._draw = draw or count((epoch << KEY_SHIFT) + 1).__next__  # a former broker's key means nobody here
         self._batches = 0
         self._learn_at = 0.0
+        self._is_long = False  # batches are planned one by one
         self.delay_s = 0.0  # from an item's arrival to its release, lately
         self._later = [0.0] * len(topology.routes)  # by route: what an item needs after this stage, in seconds
         self._later_s = 0.0  # the most of these
@@ -378,12 +379,15 @@ class StageMachine:
                 lane.compute_s += took
                 self.service_s += (took - self.service_s) * (SERVICE_SMOOTHING if self.service_s else 1.0)
                 self.crew.learn(self.service_s)
-            if batch.compute_us:
+            # Short batches are many, and one in a while tells all there is to know of them.
+            if batch.compute_us and settle.at >= self._learn_at:
                 self._learn(worker, batch, took, settle.at)
             self._overdue.pop(worker.key, None)
             if self._turn(worker, WorkerEvent.BACK):
                 self._tell(now)
-        worker.free_at = settle.at + sum([other.expected_s for other in worker.batches.values()])
+        worker.free_at = settle.at
+        if worker.batches:
+            worker.free_at += sum([other.expected_s for other in worker.batches.values()])
         self.crew.sort_in(worker, max(settle.at, worker.since), begins=was_first)
         if worker.state is WorkerState.LEAVING and not worker.batches:
             self._dismiss(worker)
@@ -401,13 +405,11 @@ class StageMachine:
         self._later_s = max(self._later)
 
     def _learn(self, worker: Member, batch: InFlight, took_s: float, now: float) -> None:
-        """Short batches are many, and one in a while tells all there is to know of them."""
-        if now < self._learn_at:
-            return
         computed_s = batch.compute_us / MICROS
         self._learn_at = now + LEARN_S if self.service_s < LEARN_S else 0.0
         self.times.learn(batch.count, computed_s, worker, now, compare=len(self.workers) > 1)
         self.times.learn_overhead(took_s - computed_s)
+        self._is_long = self.service_s > LONG_S and self.times.known
 
     def is_idle(self) -> bool:
         """Whether being told what was settled would change nothing but the books: nothing waits for a worker, and no
@@ -420,7 +422,7 @@ class StageMachine:
         """Do all that can be done now; returns when to call again at the latest (inf: only when something happens)."""
         wake = inf
         crew = self.crew
-        is_long = self.service_s > LONG_S and self.times.known
+        is_long = self._is_long
         while True:
             worker = crew.soonest(now) if is_long else crew.next()
             if worker is None:
@@ -447,7 +449,7 @@ class StageMachine:
                 self.queue.backlog(deadlines=partial and is_idle and not policy.eager),
                 taker,
                 now=now,
-                service_s=times.predict(waiting + 1, worker) if partial else 0.0,
+                service_s=times.predict(waiting + 1, worker) if partial and not policy.eager else 0.0,
                 free_at=worker.free_at if is_long else worker.since + self.service_s * len(worker.batches),
                 not_before=worker.free_at - AHEAD_S if is_long else 0.0,
                 draining=self.draining,
@@ -455,11 +457,13 @@ class StageMachine:
             if decision.reason is None:
                 wake = decision.wake_at
                 break
-            done_at = 0.0
-            if times.known:
+            start = now
+            if is_long:
                 start = now if is_idle or worker.free_at < now else worker.free_at
                 n = policy.max_batch_size if not partial else waiting
                 done_at = start + times.predict(n, worker) * times.margin + self._later_s
+            else:
+                done_at = now + self.service_s + self._later_s if times.known else 0.0
             items, dead, is_tight = self.queue.take(now, done_at=done_at)
             if dead:
                 self._drop(dead, now)
@@ -692,9 +696,9 @@ class StageMachine:
         waited_s = now - items[0].arrived
         lane.batch_wait.observe(waited_s)
         self.delay_s += (waited_s - self.delay_s) * DELAY_SMOOTHING
-        flight.count = len(items)
-        flight.expected_s = self.times.predict(flight.count, worker)
-        worker.free_at = (worker.free_at if worker.batches else now) + flight.expected_s
+        count = flight.count = len(items)
+        flight.expected_s = expected_s = self.times.predict(count, worker) if self._is_long else self.service_s
+        worker.free_at = (worker.free_at if worker.batches else now) + expected_s
         worker.batches[number] = flight
         worker.done_items += len(items)
         self.actions.append(Dispatch(worker.key, batch, payloads))
