@@ -14,6 +14,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from engine import admin, transport
@@ -124,7 +125,7 @@ class Client:
 
     def view(self) -> View:
         view = self.link.view(now())
-        return View(False, view.draining, view.headroom, view.stages) if self._closed else view
+        return replace(view, connected=False) if self._closed else view
 
     def stage(self, name: str) -> StageState | None:
         """How the broker said last that this stage stands; None before its first word of it."""

@@ -111,7 +111,7 @@ class ProtocolError(Exception):
 class Unavailable(Exception):
     """The broker did not take a request: ``status`` is 429 or 503, ``retry_after_s`` a hint in seconds."""
 
-    def __init__(self, status: int, message: str, *, retry_after_s: int = 1) -> None:
+    def __init__(self, status: int, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.status = status
         self.retry_after_s = retry_after_s

@@ -10,13 +10,14 @@ writer's.
   routes under ``/v1/``, whose clients are written for OpenAI's API, it is JSON unless text is asked for by name, and
   carries that API's ``error`` object beside.
 * An error of the service's own that brings a body (a ``content-type`` among its headers) is passed on as it is.
-* ``retry-after`` is said by whoever refuses. What a worker answers with 429 or 503 is its own affair, and so is when
-  its client should come again.
+* ``retry-after`` and ``retry-after-ms`` are said by whoever refuses. What a worker answers with 429 or 503 is its own
+  affair, and so is when its client should come again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Final, NamedTuple
 
 from engine.core.call import Answer
@@ -27,6 +28,8 @@ from frontend.errors import Problem
 from frontend.head import Head
 
 SERVER: Final = "stageline"
+
+UNKNOWN_S: Final = 1.0  # when to come again, where nobody knows
 
 _WORKER: Final = int(Speaker.WORKER)
 _BODILESS: Final = frozenset({304})  # RFC 9110, section 15.4.5; informational and 204 are no failures
@@ -64,7 +67,7 @@ class Answering:
             return Reply(200, media.content_type(answer.mime), bytes(answer.body), headers + passed)
         status = answer.status if 300 <= answer.status <= 599 else 500
         if status in (429, 503) and answer.speaker != _WORKER:
-            headers.append(("retry-after", "1"))
+            headers += retry_after(answer.retry_ms / 1000 or UNKNOWN_S)
         own = own_type(answer.headers)
         if own:
             mime, body = own, bytes(answer.body)
@@ -78,13 +81,19 @@ class Answering:
         mime, body = media.message(accept, problem.status, problem.detail, request_id, path, problem.reason)
         headers = [*self._vary, *problem.headers.items()]
         if problem.retry_after_s:
-            headers.append(("retry-after", str(problem.retry_after_s)))
+            headers += retry_after(problem.retry_after_s)
         return Reply(problem.status, mime, body, headers, problem.reason)
 
     def stream(self, mime: str) -> Reply:
         """The head of an answer whose body is sent while it is computed."""
         # nginx would collect it otherwise.
         return Reply(200, media.content_type(mime), b"", [("cache-control", "no-cache"), ("x-accel-buffering", "no")])
+
+
+def retry_after(seconds: float) -> list[tuple[str, str]]:
+    """When to come again: in whole seconds, at least one, for all clients, and more precisely for those who know that
+    header (OpenAI's and others' libraries)."""
+    return [("retry-after", str(max(1, ceil(seconds)))), ("retry-after-ms", str(max(1, ceil(seconds * 1000))))]
 
 
 def own_type(headers: Mapping[str, str]) -> str:

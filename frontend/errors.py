@@ -24,7 +24,7 @@ class Problem:
     reason: str
     status: int
     detail: str
-    retry_after_s: int = 0  # 0: no Retry-After
+    retry_after_s: float = 0  # 0: no Retry-After
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -94,4 +94,4 @@ class Refusal(Exception):
 def unavailable(error: Unavailable) -> Problem:
     """The broker's client did not take the request: its own status and words."""
     reason = "capacity" if error.status == 429 else "unavailable"
-    return Problem(reason, error.status, str(error), retry_after_s=max(1, error.retry_after_s))
+    return Problem(reason, error.status, str(error), retry_after_s=error.retry_after_s)

@@ -10,7 +10,7 @@ Whoever adds a condition on requests (a key, a quota, a class of service) adds i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv6Address
 from typing import Final
 
@@ -83,7 +83,7 @@ class Gate:
         if self.draining or (view.connected and view.draining):
             return errors.DRAINING
         if self.pending >= self._capacity or (view.connected and view.headroom <= 0):
-            return errors.CAPACITY
+            return replace(errors.CAPACITY, retry_after_s=view.retry_s)
         if self.held > self._capacity_bytes:
             return errors.CAPACITY_BYTES
         return None

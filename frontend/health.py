@@ -14,6 +14,7 @@ import msgspec
 
 from engine.core.call import BrokerClient
 from engine.core.link import View
+from frontend.answer import UNKNOWN_S, retry_after
 from frontend.gate import Gate
 
 _encode = msgspec.json.Encoder().encode
@@ -50,7 +51,8 @@ def _write(resp: falcon.asgi.Response, status: int, document: dict[str, Any]) ->
     resp.data = _encode(document)
     resp.set_header("cache-control", "no-store")
     if status == 503:
-        resp.set_header("retry-after", "1")
+        for name, value in retry_after(UNKNOWN_S):
+            resp.set_header(name, value)
 
 
 class Root:

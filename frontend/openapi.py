@@ -28,7 +28,10 @@ log = logging.getLogger("stageline.frontend")
 
 OPENAPI: Final = "3.1.0"
 PROBLEM: Final = "Problem"  # the component of problem+json (RFC 9457)
-RETRY_AFTER: Final = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 0}}}
+RETRY_AFTER: Final = {
+    "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 0}},
+    "retry-after-ms": {"description": "The same in milliseconds.", "schema": {"type": "integer", "minimum": 1}},
+}
 
 _encode = msgspec.json.Encoder().encode
 

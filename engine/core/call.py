@@ -25,6 +25,7 @@ class Answer(msgspec.Struct, frozen=True):
     trail: bytes = b""  # engine.core.wire.unpack_trail
     headers: dict[str, str] = {}  # of each Answer its own: msgspec copies an empty default
     speaker: int = int(Speaker.WORKER)
+    retry_ms: int = 0  # of a refusal: when it had better be made again; 0: nobody knows
 
 
 class StreamEvent(NamedTuple):

@@ -16,8 +16,8 @@ each when it did (:meth:`Link.left`). An instance per broker. Rules held here:
 
 * requests that are submitted in turns of the loop that follow each other leave in one parcel, while each turn brings
   more (:meth:`Link.gathers`);
-* a refusal by the *door* holds for a moment for every request, one by a *stage* for those of its route, and what a
-  *worker* says for nobody but its own client.
+* a refusal by the *door* holds for a moment for every request, one by a *stage* for those of its route; a *forecast*,
+  and what a *worker* says, for nobody but its own client.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ from engine.core.wire import AnyWords, Payload
 from engine.errors import Unavailable
 
 FULL_S: Final = 0.02  # how long a refusal for want of room stands for the next request, which need not be read then
+RETRY_S: Final = 1.0  # when to come again, where the broker did not say
 PARCEL_ITEMS: Final = 32  # requests that are enough for a parcel: the broker can begin while others are still read
 PARCEL_TURNS: Final = 16  # of the event loop that a parcel is filled for at most, so that its first request is not late
 
@@ -70,13 +71,14 @@ class View:
     """What the broker said last. ``connected`` false: it has not been heard for LOST_S, or will not have this frontend.
 
     ``headroom`` is 0 while the broker is known to refuse everybody, and else what it was at the last beat, at least 1:
-    a count that is a second old is no reason to refuse anybody.
+    a count that is a second old is no reason to refuse anybody. ``retry_s``: when who is refused may come again.
     """
 
     connected: bool
     draining: bool
     headroom: int
     stages: tuple[StageState, ...]
+    retry_s: float = RETRY_S
 
 
 class Submission:
@@ -117,6 +119,7 @@ class Link:
         self._pulse: FrontendPulse | None = None
         self._heard = now
         self._full_until = 0.0
+        self._retry_s = RETRY_S  # as was said to whoever was refused last
         self._route_full_until: dict[int, float] = {}
         self._gathered = 0  # requests that waited to be sent when they were looked at last
         self._turns = 0  # for which they have waited
@@ -131,7 +134,7 @@ class Link:
         if now - self._heard > LOST_S or self.state is LinkState.REFUSED:
             raise Unavailable(503, wording.UNREACHABLE)
         if now < self._full_until or (self._route_full_until and now < self._route_full_until.get(call.route, 0.0)):
-            raise Unavailable(429, wording.AT_CAPACITY)
+            raise Unavailable(429, wording.AT_CAPACITY, retry_after_s=self._retry_s)
         if self.missing and self._numbers[call.route] is None:
             raise Unavailable(503, wording.OTHER_ROUTE)
         seq = call.seq = self._seq = self._seq + 1
@@ -245,23 +248,28 @@ class Link:
 
     def _handle_answers(self, answers: Answers, payloads: Sequence[Payload]) -> None:
         headers, speakers, waiting = answers.headers, answers.speakers, self.waiting
+        retries_ms = answers.retries_ms
         columns = zip(answers.seqs, answers.statuses, answers.mimes, answers.trails, payloads, strict=True)
         for index, (seq, status, mime, trail, payload) in enumerate(columns):
             call = waiting.pop(seq, None)
             if call is None:
                 continue  # withdrawn, or the second answer to a request that was submitted again
             speaker = speakers.get(index, 0) if speakers else 0
+            retry_ms = retries_ms.get(index, 0) if retries_ms else 0
             if speaker and status == Status.OVERLOADED:
-                self._note_full(call, speaker)
+                self._note_full(call, speaker, retry_ms)
             body = payload if type(payload) is bytes else joined(payload)
-            answer = Answer(status, body, mime, trail, headers.get(index, {}) if headers else {}, speaker)
+            answer = Answer(status, body, mime, trail, headers.get(index, {}) if headers else {}, speaker, retry_ms)
             try:
                 call.waiter.answered(answer)
             except Exception as error:  # as in _tell, without the call
                 self.troubles.append(error)
 
-    def _note_full(self, call: Call, speaker: int) -> None:
+    def _note_full(self, call: Call, speaker: int, retry_ms: int) -> None:
         until = self._heard + FULL_S
+        if speaker == Speaker.FORECAST:
+            return  # who has more time may come in
+        self._retry_s = retry_ms / 1000 or RETRY_S
         if speaker == Speaker.DOOR:
             self._full_until = until
         else:
@@ -342,7 +350,7 @@ class Link:
         if pulse is None:
             return View(connected, False, 1, ())
         headroom = 0 if now < self._full_until else max(1, pulse.headroom)
-        return View(connected, pulse.draining, headroom, tuple(pulse.stages))
+        return View(connected, pulse.draining, headroom, tuple(pulse.stages), self._retry_s)
 
     @property
     def session(self) -> int:

@@ -52,6 +52,24 @@ def test_past_the_capacity_in_bytes_is_429_but_one_is_always_taken() -> None:
     assert twin.answer(1)[0] == 200
 
 
+def test_who_is_refused_is_told_to_come_again_one_after_the_other_as_fast_as_others_leave() -> None:
+    twin = one_stage(capacity=4)
+    worker = twin.worker()
+    twin.submit(5)
+    assert twin.retries_ms == {5: 1000}  # nothing has left yet
+    for step in range(4):  # four in 0.4 s
+        twin.pass_time(0.1)
+        twin.finish(worker)
+        twin.submit(4, first=10 * step + 10)
+    twin.retries_ms.clear()
+    twin.pass_time(0.1)
+    twin.submit(3, first=100)
+    first, second, third = twin.retries_ms.values()
+    assert first < second < third <= 10_000
+    assert second - first == pytest.approx(third - second, abs=1)
+    assert 10 <= second - first <= 1000
+
+
 def test_draining_is_503() -> None:
     twin = one_stage()
     worker = twin.worker()

@@ -483,3 +483,30 @@ def test_a_waiter_may_submit_from_its_answer() -> None:
     desk.hear(welcome(session=2))  # answers it: its fate is unknown
     assert again.answer.status == 500
     assert [route for _, route in desk.submitted()] == [1]
+
+
+def refusal(seq: int, speaker: Speaker, retry_ms: int) -> Answers:
+    return Answers([seq], [429], [""], [b""], speakers={0: int(speaker)}, retries_ms={0: retry_ms})
+
+
+def test_a_forecast_holds_for_nobody_else() -> None:
+    desk = Desk()
+    seq, waiter = desk.submit()
+    desk.send()
+    desk.hear(refusal(seq, Speaker.FORECAST, 70))
+    assert (waiter.answer.status, waiter.answer.retry_ms) == (429, 70)
+    desk.submit()
+    assert desk.link.view(desk.now).headroom > 0
+
+
+def test_whoever_is_refused_for_what_others_were_told_is_told_the_same() -> None:
+    desk = Desk()
+    assert desk.link.view(desk.now).retry_s == 1.0
+    seq, waiter = desk.submit()
+    desk.send()
+    desk.hear(refusal(seq, Speaker.DOOR, 1700))
+    assert waiter.answer.retry_ms == 1700
+    with pytest.raises(Unavailable) as refused:
+        desk.submit()
+    assert (refused.value.status, refused.value.retry_after_s) == (429, 1.7)
+    assert desk.link.view(desk.now).retry_s == 1.7

@@ -129,6 +129,7 @@ class Twin:
         self.workers: dict[tuple[int, int], FakeWorker] = {}
         self.answers: dict[tuple[bytes, int], list[tuple[int, bytes]]] = {}
         self.speakers: dict[int, int] = {}  # by number: whose word the answer was
+        self.retries_ms: dict[int, int] = {}  # by number: when it may come again
         self.computed: dict[str, int] = {}  # request id -> how often some worker finished it
         self.given: dict[tuple[int, str], int] = {}  # stage, request id -> how often a worker was given it
         self._pids = 100
@@ -359,6 +360,8 @@ class Twin:
                     self.answers.setdefault((peer, seq), []).append((status, bytes(payload)))  # type: ignore[arg-type]
                 for index, seq in enumerate(answers.seqs):
                     self.speakers[seq] = answers.speakers.get(index, 0)
+                    if index in answers.retries_ms:
+                        self.retries_ms[seq] = answers.retries_ms[index]
             if not acted:
                 return wake
 

@@ -39,14 +39,16 @@ def right(sent: dict[str, Any], answer: Answer | httpx.Response, stages: Sequenc
     return bool(got["id"] == sent["id"] and [name for name, _ in got["trace"]] == list(stages))
 
 
-def crowd(url: str, bodies: Sequence[dict[str, Any]], *, timeout_s: float = 60.0) -> list[Answer]:
-    """All of them at once, each on a connection of its own; the answers in their order.
+def crowd(url: str, bodies: Sequence[dict[str, Any]], *, timeout_s: float = 60.0, every_s: float = 0.0) -> list[Answer]:
+    """All of them at once, or one every ``every_s`` whatever became of the others, each on a connection of its own; the
+    answers in their order.
 
     Bare streams: a pooling client spends seconds on a thousand connections, in which a server rightly loses patience.
     """
     where = urlsplit(url)
 
-    async def ask(body: dict[str, Any]) -> Answer:
+    async def ask(body: dict[str, Any], after_s: float) -> Answer:
+        await asyncio.sleep(after_s)
         began = time.monotonic()
         content = json.dumps(body).encode()
         lines = (f"POST {where.path} HTTP/1.1", "host: test", "connection: close", f"content-length: {len(content)}")
@@ -61,7 +63,8 @@ def crowd(url: str, bodies: Sequence[dict[str, Any]], *, timeout_s: float = 60.0
         return _parsed(raw, time.monotonic() - began)
 
     async def ask_all() -> list[Answer]:
-        return await asyncio.wait_for(asyncio.gather(*map(ask, bodies)), timeout_s)
+        asked = [ask(body, every_s * number) for number, body in enumerate(bodies)]
+        return await asyncio.wait_for(asyncio.gather(*asked), timeout_s)
 
     return asyncio.run(ask_all())
 

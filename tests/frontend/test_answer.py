@@ -51,6 +51,17 @@ def test_retry_after_is_said_once_and_by_who_refuses() -> None:
     assert said(0, {"Retry-After": "30", "retry-after": "5"}) == ["5"]
 
 
+@pytest.mark.parametrize(
+    ("retry_ms", "seconds", "milliseconds"), [(0, "1", "1000"), (40, "1", "40"), (2001, "3", "2001")]
+)
+def test_when_to_come_again_is_said_in_seconds_and_in_milliseconds(
+    retry_ms: int, seconds: str, milliseconds: str
+) -> None:
+    reply = ONE.result(0, HEAD, Answer(429, b"no", speaker=int(Speaker.FORECAST), retry_ms=retry_ms), "id", 0.0)
+    assert ("retry-after", seconds) in reply.headers
+    assert ("retry-after-ms", milliseconds) in reply.headers
+
+
 def test_an_error_of_the_services_own_brings_its_body() -> None:
     own = Answer(409, b'{"mine": 1}', headers={"Content-Type": "application/x-mine"})
     reply = ONE.result(0, JSON, own, "id", 0.0)

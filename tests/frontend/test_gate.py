@@ -162,14 +162,14 @@ def test_it_is_open() -> None:
 def test_it_closes_at_capacity() -> None:
     one = gate()
     one.pending = 2
-    assert one.refusal(READY) is errors.CAPACITY
+    assert one.refusal(READY) == errors.CAPACITY
     assert not one.is_open
     one.pending = 1
     assert one.refusal(READY) is None
 
 
 def test_it_closes_when_the_broker_has_no_room() -> None:
-    assert gate().refusal(replace(READY, headroom=0)) is errors.CAPACITY
+    assert gate().refusal(replace(READY, headroom=0)) == errors.CAPACITY
 
 
 def test_the_last_headroom_of_a_lost_broker_means_nothing() -> None:
