@@ -212,6 +212,11 @@ def stage_families(machine: StageMachine, retired: Sequence[Family], now: float,
             [(here, stats.dropped)],
         ),
         counter(
+            f"{namespace}_stage_hopeless",
+            "Of the dropped ones: admitted, and refused here because they would have been late.",
+            [(here, stats.hopeless)],
+        ),
+        counter(
             f"{namespace}_stage_failed", "Items that ended at a stage by the broker's word.", [(here, stats.failed)]
         ),
         counter(f"{namespace}_replays", "Items given out again after a worker died.", [(here, stats.replayed)]),
