@@ -1,14 +1,19 @@
 """When to start again what has died. Pure: a child's history and ``now`` in, a decision out.
 
-Four cases, told apart by the history alone:
+Waiting is for what cannot start, or dies of itself as soon as it has: a crash loop must not eat the machine that its
+neighbours serve from. Whoever had served, or was ended from outside, is not made better by waiting, and its clients are
+made worse: it is started again at once. Told apart by the history alone:
 
 * never ready: it cannot start, and trying again would only hide the reason. Give up at once.
 * ready, and dead of the same error right after it, several times in a row, and never otherwise: it cannot start either,
   it only says so late. Give up. A sibling that has lasted is proof that it can be done, and then this case is the next.
-* ready before: it is started again, at first almost at once, then ever later, for a crash loop must not eat the machine
-  that its neighbours serve from. There is no last attempt: the model file may be back in an hour.
-* ready before, *essential* (nobody is served without it), and ``budget`` starts in a row have failed: give up, so that
-  whatever supervises the deployment learns of it.
+* ready before, and this start failed, or it died of itself right after it: it is started again, at first almost at
+  once, then ever later. There is no last attempt: the model file may be back in an hour.
+* it had lasted, or was ended from outside after it was ready (an operator, the kernel, whoever watches for hangs): at
+  once, but for ``spacing_s`` between one time that it is ready and the next start.
+* *essential* (nobody is served without it): while it is away there is nothing that a pause could spare, so it is only
+  kept from spinning; and when ``budget`` starts in a row have failed: give up, so that whatever supervises the
+  deployment learns of it.
 """
 
 from __future__ import annotations
@@ -23,9 +28,10 @@ class Policy:
 
     first_s: float = 0.1  # below what a client notices as an outage, above what a spinning fork costs
     most_s: float = 10.0
-    healthy_s: float = 10.0  # ready for this long: earlier deaths are forgiven
-    budget: int = 8  # failed starts in a row of an essential child: about half a minute with these delays
+    essential_most_s: float = 0.5
+    budget: int = 60  # failed starts in a row of an essential child: about half a minute with these delays
     lasting_s: float = 2.0  # ready for this long: it can be started. Below, what kills it is hardly a request
+    spacing_s: float = 0.5  # from being ready to the next start, whatever ended it: two starts a second do not spin
     alike: int = 5  # deaths in a row, of the same error, before it has lasted once
 
 
@@ -38,7 +44,7 @@ class History:
 
     ever_ready: bool = False
     ready_since: float | None = None  # None: it is not ready now
-    strikes: int = 0  # deaths since it last was healthy; sets the delay
+    strikes: int = 0  # failed starts and deaths right after one, since it last lasted; sets the delay
     failed_starts: int = 0  # in a row; spends the budget
     lasted: bool = False  # it was ready for ``lasting_s`` once
     cause: str = ""  # of its last death after it was ready
@@ -84,14 +90,17 @@ def died(
 ) -> tuple[History, Decision]:
     """What to do about a death that nobody asked for. ``cause``: its own error, in words; empty: it was ended from
     outside, which says nothing of what it can do. ``proven``: a sibling, started in the same way, has lasted."""
-    failing = history.ready_since is None
+    ready_since = history.ready_since
     if not history.ever_ready:
         return history, GiveUp("could not start")
-    healthy = not failing and now - (history.ready_since or 0.0) >= policy.healthy_s
-    alike = history.alike if failing else 0 if not cause else history.alike + 1 if cause == history.cause else 1
+    alike, failing = history.alike, ready_since is None
+    if not failing:
+        alike = 0 if not cause else history.alike + 1 if cause == history.cause else 1
+    served = ready_since is not None and now - ready_since >= policy.lasting_s
+    innocent = served or (not failing and not cause)
     after = History(
         ever_ready=True,
-        strikes=1 if healthy else history.strikes + 1,
+        strikes=0 if served else history.strikes + (not innocent),
         failed_starts=history.failed_starts + failing,
         lasted=has_lasted(history, now, policy),
         cause=history.cause if failing else cause,
@@ -101,10 +110,13 @@ def died(
         return after, GiveUp(f"died right after it was ready, {alike} times in a row")
     if essential and after.failed_starts >= policy.budget:
         return after, GiveUp(f"failed to start {after.failed_starts} times in a row", started=True)
-    return after, Restart(now + delay_s(after.strikes, policy), failing)
+    if innocent and ready_since is not None:
+        return after, Restart(max(now, ready_since + policy.spacing_s), failing)
+    most_s = min(policy.most_s, policy.essential_most_s) if essential else policy.most_s
+    return after, Restart(now + min(most_s, delay_s(after.strikes, policy)), failing)
 
 
 def delay_s(strikes: int, policy: Policy = DEFAULT) -> float:
-    """Seconds to wait after the ``strikes``-th death in a row, from 1."""
+    """Seconds to wait after the ``strikes``-th strike in a row, from 1."""
     doublings = min(strikes - 1, 32)  # 2**32 is past any cap; larger powers would only cost
     return min(policy.most_s, policy.first_s * 2.0**doublings)

@@ -485,7 +485,8 @@ class Machine:
         self._turn(child, Turn.RETRY)
         record.deadline = decision.at
         what, level = ("failed to start again", Level.ERROR) if decision.failing else ("died", Level.WARNING)
-        self._say(f"{child.name} {what} ({how}); starting it in {decision.at - now:.1f} s", level, child, trace)
+        when = f"in {decision.at - now:.1f} s" if decision.at > now else "at once"
+        self._say(f"{child.name} {what} ({how}); starting it {when}", level, child, trace)
 
     # --- events of the deployment
 

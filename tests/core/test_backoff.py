@@ -8,7 +8,7 @@ import pytest
 
 from engine.core.backoff import DEFAULT, Decision, GiveUp, History, Policy, Restart, became_ready, delay_s, died
 
-SLOW = Policy(first_s=1.0, most_s=8.0, healthy_s=100.0, budget=3)
+SLOW = Policy(first_s=1.0, most_s=8.0, essential_most_s=2.0, budget=3)
 
 
 def was_ready(at: float = 0.0) -> History:
@@ -28,15 +28,36 @@ def test_a_child_that_was_never_ready_is_given_up_at_once() -> None:
     assert decision == GiveUp("could not start")
 
 
-def test_the_first_death_after_being_ready_is_followed_by_the_shortest_delay() -> None:
-    history, decision = died(was_ready(), 5.0, cause="exit code 1", essential=False, policy=SLOW)
-    assert decision == Restart(6.0, failing=False)
+@pytest.mark.parametrize(
+    ("cause", "at", "expected"),
+    [
+        ("exit code 1", SLOW.lasting_s, 0.0),  # it had served
+        ("", SLOW.lasting_s, 0.0),
+        ("", 1.0, 0.0),  # ended from outside
+        ("", 0.2, 0.3),  # ... right after it was ready: it does not spin
+        ("exit code 1", 0.2, 1.0),  # of itself, right after it was ready
+    ],
+)
+def test_only_what_dies_of_itself_at_once_waits(cause: str, at: float, expected: float) -> None:
+    history, decision = died(was_ready(), at, cause=cause, essential=False, policy=SLOW)
+    assert isinstance(decision, Restart)
+    assert (decision.at - at, decision.failing) == (pytest.approx(expected), False)
     assert history.ready_since is None
     assert history.ever_ready
 
 
+def test_one_that_is_killed_again_and_again_comes_back_at_once_each_time() -> None:
+    history, now = was_ready(), 0.0
+    for _ in range(60):
+        now += 1.0
+        history, decision = died(history, now, cause="", essential=False)
+        assert decision == Restart(now, failing=False)
+        now += 0.3  # its start
+        history = became_ready(history, now)
+
+
 def test_failing_starts_wait_longer_each_time_and_say_so() -> None:
-    history, now, seen = was_ready(), 5.0, []
+    history, now, seen = was_ready(), 1.0, []
     for _ in range(6):
         history, decision = died(history, now, cause="exit code 1", essential=False, policy=SLOW)
         assert isinstance(decision, Restart)
@@ -56,11 +77,33 @@ def test_a_crash_loop_that_gets_ready_each_time_still_waits_longer() -> None:
     assert delays == [1.0, 2.0, 4.0, 8.0]
 
 
-def test_a_healthy_run_is_forgiven_its_past() -> None:
+@pytest.mark.parametrize("after_s", [0.0, 0.1, 0.5, 3.0])
+@pytest.mark.parametrize("cause", ["", "exit code 1"])
+def test_whatever_happens_there_are_no_more_than_two_starts_a_second(cause: str, after_s: float) -> None:
+    history, now, starts = was_ready(), 0.0, 0
+    while now < 60.0:
+        history, decision = died(history, now + after_s, cause=cause, essential=True, proven=True)
+        assert isinstance(decision, Restart)
+        now = max(now, decision.at)
+        starts += 1
+        history = became_ready(history, now)
+    assert starts <= 125
+
+
+def test_what_everybody_needs_is_not_waited_for_for_long() -> None:
+    history, decision = died(was_ready(), 0.1, cause="exit code 1", essential=True)
+    for _ in range(DEFAULT.budget - 1):
+        assert isinstance(decision, Restart)
+        now = decision.at
+        history, decision = died(history, now, cause="exit code 1", essential=True)
+        assert isinstance(decision, Restart)
+        assert decision.at - now <= 0.5 + 1e-9
+
+
+def test_one_that_has_lasted_is_forgiven_its_past() -> None:
     history = History(ever_ready=True, ready_since=0.0, strikes=9)
-    after, decision = died(history, SLOW.healthy_s, cause="exit code 1", essential=False, policy=SLOW)
-    assert decision == Restart(SLOW.healthy_s + 1.0, failing=False)
-    assert after.strikes == 1
+    after, _ = died(history, SLOW.lasting_s, cause="exit code 1", essential=False, policy=SLOW)
+    assert after.strikes == 0
 
 
 @pytest.mark.parametrize(("essential", "ends"), [(True, True), (False, False)])

@@ -16,7 +16,7 @@ from engine.config import build
 from engine.core.backoff import Policy
 from engine.core.lifecycle import Child
 
-POLICY = Policy(first_s=0.02, most_s=0.1, healthy_s=60.0, budget=3)
+POLICY = Policy(first_s=0.02, most_s=0.1, budget=3)
 
 
 def commands(child: Child, status_fd: int) -> Sequence[str]:
