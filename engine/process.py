@@ -53,6 +53,9 @@ CPUS_VARIABLE: Final = "ENGINE_CPUS"  # "0,1", or "all"; set by the supervisor, 
 DEVICE_VARIABLE: Final = "ENGINE_DEVICE"
 VISIBLE_VARIABLE: Final = "CUDA_VISIBLE_DEVICES"  # CUDA's own
 
+BEAT_LINE: Final = b'{"event":"beat"}'
+STOPPING_LINE: Final = b'{"event":"stopping"}'
+
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_GET_CHILD_SUBREAPER: Final = 37
@@ -64,8 +67,9 @@ _PR_GET_CHILD_SUBREAPER: Final = 37
 class Notifier:
     """Tells the supervisor how starting goes: a JSON line per event on the inherited pipe ``fd``; None: nobody listens.
 
-    Events: ``loading``; ``warming`` with ``done`` and ``of``; ``ready`` (a frontend adds ``url``, the first worker
-    ``trial``, a request to try); ``failed`` with a one-line ``reason`` and, of user code, its ``trace``. Any thread may
+    Events: of a broker or a frontend that is ready ``beat``, about every BEAT_S, and ``stopping`` when it is told to,
+    with which these end; ``loading``; ``warming`` with ``done`` and ``of``; ``ready`` (a frontend adds ``url``, the
+    first worker ``trial``, a request to try); ``failed`` with a one-line ``reason`` and, of user code, its ``trace``. Any thread may
     call :meth:`send`: a line but the last is far below PIPE_BUF, so writes do not mix.
     """
 

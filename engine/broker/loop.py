@@ -114,6 +114,7 @@ class PartThread:
         self._rings = Source(self._bell.fileno(), self)
         self.due = False  # the bell has rung
         self._stopping = False
+        self.passes = 0  # so far; whoever watches reads it
         self._thread = threading.Thread(target=self._main, name=name)
 
     def start(self) -> None:
@@ -143,6 +144,7 @@ class PartThread:
                 self.started.set()
             self._poll.add(self._rings)
             while not self._stopping:
+                self.passes += 1
                 self._wait()
                 instant = now()
                 for part in self._parts:

@@ -7,10 +7,12 @@ import os
 import select
 import signal
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Final
 
 from engine.broker.service import JOIN_S, Broker
 from engine.config import Deployment
+from engine.core.liveness import BEAT_S
 from engine.errors import ConfigError, StartError
 from engine.exitcodes import ExitCode
 from engine.process import Notifier, tune_garbage_collection
@@ -44,7 +46,7 @@ def serve(
         )
         notify.send("ready")
         while True:
-            select.select([signals.fileno(), broker.fileno()], [], [])
+            _beat(notify, broker, signals)
             if broker.failed.is_set():
                 break
             arrived = set(signals.read())
@@ -53,6 +55,7 @@ def serve(
                 _change(broker, reread)
             if arrived.intersection(STOPPING):
                 break
+        notify.send("stopping")
     stopping(deployment.engine.grace + JOIN_S)
     drained = False
     if not broker.failed.is_set():
@@ -73,3 +76,13 @@ def _change(broker: Broker, reread: Callable[[], Deployment]) -> None:
         log.error("the changed deployment cannot be taken over: %s", error)
     else:
         log.info("changed")
+
+
+def _beat(notify: Notifier, broker: Broker, signals: Signals) -> None:
+    """Until there is something to do: show whoever watches that every thread goes round."""
+    told = [-1]
+    while not select.select([signals.fileno(), broker.fileno()], [], [], BEAT_S / 2)[0]:
+        passes = broker.passes
+        if all(now != then for now, then in zip_longest(passes, told)):
+            told = passes
+            notify.send("beat")

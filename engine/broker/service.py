@@ -120,6 +120,11 @@ class Broker:
         """Readable once a thread has failed."""
         return self._failures
 
+    @property
+    def passes(self) -> list[int]:
+        """Of each thread, so far: one that lives makes at least one about every LONGEST_POLL_S."""
+        return [thread.passes for thread in self._threads]
+
     def start(self) -> None:
         """Start every thread; raises StartError, with everything closed again, when one cannot bind."""
         for thread in self._threads:

@@ -12,6 +12,7 @@
     wording    what is said of requests given up      call       a frontend's request, and how its answer is told
     link       one frontend's standing with a broker  meta       what only both ends of a request's way need
     predict    how long a batch of n takes
+    vitality   who is stopped or hung, seen from outside
     introduction  how peers introduce themselves, and are refused: frozen words
     rolling    in which order the workers of a running deployment are replaced
     wear       when a worker has served long enough

@@ -131,6 +131,7 @@ ESSENTIAL: Final = frozenset({Kind.BROKER, Kind.FRONTEND})
 # Exit codes of a process that somebody ended - an operator, the kernel for want of memory - or could not be run at all.
 FROM_OUTSIDE: Final = frozenset({-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, None})
 
+RUNNING: Final = frozenset({ChildState.STARTING, ChildState.READY})
 ALIVE: Final = frozenset({ChildState.STARTING, ChildState.READY, ChildState.STOPPING})
 
 
@@ -233,6 +234,14 @@ class Died:
 
 
 @dataclass(frozen=True)
+class Hung:
+    """The child is there and does nothing, as seen from outside (:mod:`engine.core.vitality`). ``how``: in words."""
+
+    child: Child
+    how: str
+
+
+@dataclass(frozen=True)
 class StopAsked:
     """The operator sent this signal. SIGINT while stopping means "at once"."""
 
@@ -257,7 +266,7 @@ class Worn:
     reason: str
 
 
-Event: TypeAlias = Begin | Tick | Loading | Warming | Ready | Failed | Died | StopAsked | Replace | Worn
+Event: TypeAlias = Begin | Tick | Loading | Warming | Ready | Failed | Died | Hung | StopAsked | Replace | Worn
 
 
 # --- actions ---------------------------------------------------------------------------------------------------------
@@ -397,6 +406,8 @@ class Machine:
                     record.deadline = min(record.deadline or now, now + REPORTED_FAILURE_S)
             case Died(child):
                 self._handle_died(event, now)
+            case Hung(child, how):
+                self._handle_hung(child, how, now)
             case StopAsked(number):
                 self._handle_stop(number, now)
             case Replace():
@@ -464,6 +475,14 @@ class Machine:
             self._fail(child, f"{child.name} ended ({how})", None, now)
         else:
             self._retry(child, how, event.code, now, trace)
+
+    def _handle_hung(self, child: Child, how: str, now: float) -> None:
+        """One that was never ready is left to the time limit of its start: it would be given up."""
+        record = self._records[child]
+        if record.killed_at is None and record.history.ever_ready and record.state in RUNNING:
+            record.reason = record.reason or how
+            self._say(f"{child.name} {how}; killing it", Level.ERROR, child)
+            self._kill(child, now)
 
     def _retry(self, child: Child, how: str, code: int | None, now: float, trace: str) -> None:
         record = self._records[child]

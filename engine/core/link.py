@@ -131,7 +131,9 @@ class Link:
         pulse = self._pulse
         if pulse is not None and pulse.draining:
             raise Unavailable(503, wording.DRAINING)
-        if now - self._heard > LOST_S or self.state is LinkState.REFUSED:
+        silent_s = now - self._heard
+        # What has been silent for longer than this request can wait will hardly be back in time.
+        if (silent_s > LOST_S and silent_s > call.deadline - now) or self.state is LinkState.REFUSED:
             raise Unavailable(503, wording.UNREACHABLE)
         if now < self._full_until or (self._route_full_until and now < self._route_full_until.get(call.route, 0.0)):
             raise Unavailable(429, wording.AT_CAPACITY, retry_after_s=self._retry_s)

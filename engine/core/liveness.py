@@ -57,7 +57,8 @@ LANE_RETRY_S: Final = 0.001
 # A frontend that cannot send tries again: clients wait.
 CLIENT_RESEND_S: Final = 0.02
 
-# A frontend without a word from the broker refuses new requests instead of keeping them.
+# A frontend without a word from the broker for so long refuses new requests instead of keeping them, but for those that
+# can wait for longer than the silence has lasted.
 LOST_S: Final = 5.0
 
 # The broker drops the requests of a frontend: nobody can be answered there any more.
@@ -66,6 +67,18 @@ FRONTEND_SILENCE_S: Final = 10.0
 # What a frontend waits past a request's deadline: broker and workers watch the same one, and their answer may still be
 # on its way.
 ANSWER_GRACE_S: Final = 0.25
+
+# --- a process and whoever started it ---------------------------------------------------------------------------------
+
+# Between two looks from outside at each process (engine.core.vitality). A look costs some 20 us.
+LOOK_S: Final = 0.5
+
+# A process that the kernel does not let run for so long will not do so by itself. Shorter stops are somebody's who
+# looks at it, and cost less than a start.
+STOPPED_S: Final = 2.0
+
+# The broker or a frontend process could have shown itself, and has not: three beats, as BROKER_SILENCE_S.
+HANG_S: Final = 3.0
 
 # --- questions -------------------------------------------------------------------------------------------------------
 
@@ -85,6 +98,10 @@ RULES: Final = {
         WORKER_SILENCE_S <= ABSENT_S,
     "the dead are not waited for longer than the living": SETTLE_S < BEAT_S,
     "an introduction that was lost is repeated before its silence is noticed": INTRODUCE_SLOW_S < BROKER_SILENCE_S,
+    "who is stopped is replaced before it is missed: within a default request's deadline":
+        STOPPED_S + 2 * LOOK_S <= BROKER_SILENCE_S,
+    "one late beat is no hang, and a broker that hangs is replaced before its frontends refuse":
+        2 * BEAT_S < HANG_S and HANG_S + 2 * LOOK_S < LOST_S,
     "what is retried is retried before it is waited for": CLIENT_RESEND_S < RESEND_S < BEAT_S,
     "an answer given at the deadline arrives": LANE_RETRY_S < CLIENT_RESEND_S < ANSWER_GRACE_S,
 }  # fmt: skip

@@ -46,7 +46,7 @@ from engine.core.batching import AHEAD_S, BatchQueue, Policy, Reason, Taker, dec
 from engine.core.crew import Crew, InFlight, Member
 from engine.core.introduction import Introduction, Refusal, Stranger, agreed, refuse_worker
 from engine.core.items import Item, Request
-from engine.core.liveness import ABSENT_S, SETTLE_S, WORKER_SILENCE_S
+from engine.core.liveness import ABSENT_S, CHECK_S, SETTLE_S, WORKER_SILENCE_S
 from engine.core.messages import (
     Batch,
     CancelItems,
@@ -155,6 +155,7 @@ class StageMachine:
         self._look_at = 0.0
         self._taken = 0  # items that came from the front
         self._foresaw: Outlook | None = None
+        self._checked_at = inf  # when silence was looked for last
         self._absent_at = absent_at  # from when on the stage has nobody; inf while it has
         self._told: tuple[object, ...] = ()
         self._was_full = False
@@ -612,12 +613,20 @@ class StageMachine:
         """Give up workers that were not heard for WORKER_SILENCE_S. To be called about once a second.
 
         A local worker that computes may be silent as long as its timeout allows, for C code can hold the interpreter;
-        its process is watched. A remote one is given up: whatever it still does, its results are duplicates.
+        its process is watched. A remote one is given up: whatever it still does, its results are duplicates. Nobody
+        could be heard while this process was stopped itself. A local one that is idle and silent hangs: it is killed.
         """
+        late_s = now - self._checked_at - 2 * CHECK_S
+        self._checked_at = now
+        if late_s > 0:
+            for worker in self.workers.values():
+                worker.heard = now
         for key, worker in list(self.workers.items()):
             if now - worker.heard > WORKER_SILENCE_S and not (
                 worker.local and (worker.batches or worker.state is WorkerState.STARTING)
             ):
+                if worker.local:
+                    self.actions.append(Kill(key))
                 self.exited(key, now)
 
     def _next_limit(self) -> float:

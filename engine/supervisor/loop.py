@@ -21,8 +21,11 @@ from typing import Any, Final
 from engine.clock import now
 from engine.core import lifecycle as life
 from engine.core.lifecycle import Child, Kind
+from engine.core.liveness import LOOK_S
+from engine.core.vitality import Vitals
 from engine.log import TRACEBACK, get_logger
-from engine.process import Spawned, adopt_orphans, children, signal_group, spawn
+from engine.proc import sample
+from engine.process import BEAT_LINE, STOPPING_LINE, Spawned, adopt_orphans, children, signal_group, spawn
 from engine.signals import STOPPING, Signals
 from engine.supervisor.changes import Changes, Refused
 from engine.supervisor.daemons import Daemon
@@ -67,6 +70,8 @@ class Loop:
         self._running: dict[int, tuple[Child, Spawned]] = {}  # by pid
         self._pids: dict[Child, int] = {}
         self._lines: dict[int, bytes] = {}  # unfinished status lines, by pid; no entry: the pipe is closed
+        self._vitals: dict[int, Vitals] = {}  # by pid
+        self._look_at = 0.0
         self._mourned: set[Child] = set()  # daemons whose death has been told
         self._foreign: set[int] = set()  # children of this process that are somebody else's business
         self._changes = changes
@@ -88,9 +93,11 @@ class Loop:
             self._reap()  # a daemon that was running already may have ended before anybody listened
             while self._machine.phase is not life.Phase.STOPPED:
                 wake_at = self._machine.wake_at
-                timeout = None if wake_at is None else max(0.0, wake_at - now())
-                for key, _ in self._selector.select(timeout):
+                wake_at = self._look_at if wake_at is None else min(wake_at, self._look_at)
+                for key, _ in self._selector.select(max(0.0, wake_at - now())):
                     key.data()
+                if now() >= self._look_at:
+                    self._look()
                 self._post(life.Tick())
         finally:
             self._sweep()
@@ -133,9 +140,20 @@ class Loop:
         if self._events:
             self._post(life.Tick())
 
+    def _look(self) -> None:
+        """See from outside whether everybody lives."""
+        for pid, vitals in self._vitals.items():
+            child = self._running[pid][0]
+            seen = sample(pid, threads=vitals.is_doubtful)
+            how = "" if seen is None else vitals.look(seen, now())
+            if how and self._pids.get(child) == pid:  # else it was left behind as unkillable
+                self._events.append(life.Hung(child, how))
+        self._look_at = now() + LOOK_S
+
     def _bury(self, pid: int) -> None:
         """Note the death of a child that is still a zombie, so that its pid and its group cannot be anybody else's."""
         child, spawned = self._running.pop(pid)
+        self._vitals.pop(pid, None)
         self._read_status(child, spawned)  # its last words say why
         self._forget_status(spawned)
         signal_group(pid, signal.SIGKILL)  # what it started and did not stop
@@ -156,7 +174,11 @@ class Loop:
             *lines, rest = (self._lines[spawned.pid] + data).split(b"\n")
             self._lines[spawned.pid] = rest[-LINE_MAX:]
             for line in lines:
-                self._read_line(child, line)
+                if line in (BEAT_LINE, STOPPING_LINE):
+                    if (vitals := self._vitals.get(spawned.pid)) is not None:  # else these are its last words
+                        (vitals.beat if line == BEAT_LINE else vitals.rest)()
+                else:
+                    self._read_line(child, line)
 
     def _read_line(self, child: Child, line: bytes) -> None:
         try:
@@ -265,6 +287,7 @@ class Loop:
             self._events.append(life.Died(child, None, f"could not be run: {error}"))
             return
         self._running[spawned.pid] = child, spawned
+        self._vitals[spawned.pid] = Vitals(now())
         self._pids[child] = spawned.pid
         self._lines[spawned.pid] = b""
         self._selector.register(spawned.status_fd, selectors.EVENT_READ, lambda: self._read_status(child, spawned))

@@ -39,9 +39,11 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
         *,
         secure: ssl.SSLContext | None = None,
         reread: Callable[[], Deployment] | None = None,
+        tell: Callable[[str], object] = lambda event: None,
     ) -> None:
         self.booted = booted
         self._bind = [f"fd://{sock.fileno()}" for sock in sockets]
+        self.tell = tell  # the supervisor: the master's "beat" and "stopping"
         self._secure = secure
         self._connect = connect
         self._reread = reread

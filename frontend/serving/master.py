@@ -16,7 +16,11 @@ from typing import Any
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 
+from engine.clock import now
+from engine.core.liveness import LOOK_S
+from engine.core.vitality import Vitals
 from engine.errors import ConfigError, StartError
+from engine.proc import sample
 from frontend.serving.application import Application
 from frontend.serving.process import HELD
 
@@ -48,6 +52,10 @@ class Master(Arbiter):  # type: ignore[misc]
     _told = False  # to stop
     _reloads = False
 
+    def __init__(self, app: Application) -> None:
+        super().__init__(app)
+        self._watched: dict[int, _Watched] = {}  # by pid
+
     def signal(self, sig: int, frame: FrameType | None) -> None:
         if sig in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self._told = True
@@ -64,6 +72,28 @@ class Master(Arbiter):  # type: ignore[misc]
         finally:
             if os.getpid() == self.pid:  # else this is the child, which lets them in when its event loop runs
                 signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+    def murder_workers(self) -> None:
+        """Called about once a second: show that this process lives, and see whether the others do.
+
+        gunicorn's own way takes its time-out, which bodies may take, and another second after a signal that a stopped
+        process does not hear. It remains for where there is nothing to see from outside.
+        """
+        self.app.tell("beat")
+        former = self._watched
+        self._watched = {pid: former.get(pid) or _Watched(worker) for pid, worker in self.WORKERS.items()}
+        for pid, watched in self._watched.items():
+            if how := watched.look(pid):
+                self.log.error("frontend worker process %d %s; killing it", pid, how)
+                self.kill_worker(pid, signal.SIGKILL)
+        super().murder_workers()
+
+    def wait_for_signals(self, timeout: float | None = 1.0) -> Any:
+        return super().wait_for_signals(LOOK_S if timeout == 1.0 else timeout)
+
+    def stop(self, graceful: bool = True) -> None:
+        self.app.tell("stopping")
+        super().stop(graceful)
 
     def handle_int(self) -> None:
         raise StopIteration  # gunicorn's own way to say: halt gracefully
@@ -90,6 +120,29 @@ class Master(Arbiter):  # type: ignore[misc]
 
     def handle_usr2(self) -> None:
         self.log.warning("SIGUSR2 is ignored: the supervisor replaces this process")
+
+
+class _Watched:
+    """A worker process, which shows that it lives by the time of a file."""
+
+    def __init__(self, worker: Any) -> None:
+        self._worker = worker
+        self._vitals = Vitals(now())
+        self._shown = self._last()
+
+    def _last(self) -> float:
+        try:
+            return float(self._worker.tmp.last_update())
+        except (OSError, ValueError):
+            return 0.0  # it has ended
+
+    def look(self, pid: int) -> str:
+        shown = self._last()
+        if shown != self._shown:
+            self._shown = shown
+            self._vitals.beat()
+        seen = sample(pid, threads=self._vitals.is_doubtful)
+        return "" if seen is None else self._vitals.look(seen, now())
 
 
 def run(app: Application) -> int:

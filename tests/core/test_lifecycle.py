@@ -22,6 +22,7 @@ from engine.core.lifecycle import (
     Committed,
     Died,
     Failed,
+    Hung,
     Kill,
     Kind,
     Level,
@@ -254,6 +255,25 @@ def test_one_that_cannot_be_run_again_is_tried_later() -> None:
     made.handle(Died(ONE, -9), 5.0)
     assert "out of memory" in said(made.handle(Died(ONE, None, "out of memory"), 6.0))
     assert made.wake_at == 7.0
+
+
+@pytest.mark.parametrize("child", EVERYBODY, ids=lambda child: child.name)
+def test_who_hangs_is_killed_and_started_again_at_once(child: Child) -> None:
+    made = serving()
+    assert acts(made.handle(Hung(child, "hung"), 5.0)) == [Kill(child)]
+    assert acts(made.handle(Hung(child, "hung"), 5.5)) == [], "once"
+    actions = made.handle(Died(child, -9), 5.6)
+    assert acts(actions) == [Spawn(child)]
+    assert said(actions) == f"{child.name} died (hung); starting it at once"
+
+
+def test_nobody_is_killed_for_hanging_who_never_started_or_is_told_to_stop() -> None:
+    made = machine()
+    made.handle(Begin(), 0.0)
+    assert acts(made.handle(Hung(BROKER, "hung"), 1.0)) == []
+    made = serving()
+    made.handle(StopAsked(signal.SIGTERM), 1.0)
+    assert acts(made.handle(Hung(FRONT, "hung"), 2.0)) == []
 
 
 # --- stopping

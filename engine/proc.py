@@ -1,0 +1,37 @@
+"""What the system tells of a process from outside: Linux's ``/proc``. Elsewhere nothing is told or concluded."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from engine.core.vitality import SLEEPING, Sample
+
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_STATE, _UTIME, _STIME = 0, 11, 12  # fields of /proc/PID/stat, from the one behind the name
+
+
+def fields(path: str) -> list[bytes] | None:
+    """Of a ``stat`` file, those behind the command's name, which may contain anything; None: there is no such process."""
+    try:
+        with open(path, "rb") as file:
+            return file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+
+
+def sample(pid: int, *, threads: bool = False) -> Sample | None:
+    """How a process stands. ``threads``: its state is "R" where any thread of it is neither asleep nor stopped."""
+    found = fields(f"/proc/{pid}/stat")
+    if found is None:
+        return None
+    state = found[_STATE].decode()
+    if threads and state == SLEEPING:
+        try:
+            tasks = os.listdir(f"/proc/{pid}/task")
+        except OSError:
+            tasks = []
+        told = (fields(f"/proc/{pid}/task/{task}/stat") for task in tasks)
+        if any(one is not None and one[_STATE] in (b"R", b"D") for one in told):
+            state = "R"
+    return Sample(state, (int(found[_UTIME]) + int(found[_STIME])) / _TICKS)
