@@ -12,7 +12,7 @@ _STATE, _UTIME, _STIME = 0, 11, 12  # fields of /proc/PID/stat, from the one beh
 
 
 def fields(path: str) -> list[bytes] | None:
-    """Of a ``stat`` file, those behind the command's name, which may contain anything; None: there is no such process."""
+    """Of a ``stat`` file, those behind the command's name, which may contain anything; None: no such process."""
     try:
         with open(path, "rb") as file:
             return file.read().rpartition(b")")[2].split()

@@ -69,8 +69,8 @@ class Notifier:
 
     Events: of a broker or a frontend that is ready ``beat``, about every BEAT_S, and ``stopping`` when it is told to,
     with which these end; ``loading``; ``warming`` with ``done`` and ``of``; ``ready`` (a frontend adds ``url``, the
-    first worker ``trial``, a request to try); ``failed`` with a one-line ``reason`` and, of user code, its ``trace``. Any thread may
-    call :meth:`send`: a line but the last is far below PIPE_BUF, so writes do not mix.
+    first worker ``trial``, a request to try); ``failed`` with a one-line ``reason`` and, of user code, its ``trace``.
+    Any thread may call :meth:`send`: a line but the last is far below PIPE_BUF, so writes do not mix.
     """
 
     def __init__(self, fd: int | None = None) -> None:

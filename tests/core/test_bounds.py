@@ -105,7 +105,7 @@ def test_a_hundred_thousand_requests_with_long_deadlines_leave_nothing() -> None
         while second.lane:
             twin.finish(second)
         if turn % 7 == 0:
-            twin.pass_time(FRONTEND_SILENCE_S + 1)
+            twin.pass_seconds(int(FRONTEND_SILENCE_S) + 2)
             for silent in twin.front.silent(twin.now):
                 twin.front.gone(silent)
         elif turn % 3 == 0:

@@ -169,7 +169,7 @@ def test_a_silent_frontend_is_noticed_and_is_a_stranger_afterwards() -> None:
     twin = one_stage()
     twin.introduce(b"a")
     twin.front.beat(b"a", FrontendBeat(b"m"), twin.now)
-    twin.pass_time(FRONTEND_SILENCE_S + 1)
+    twin.pass_seconds(int(FRONTEND_SILENCE_S) + 2)
     assert twin.front.silent(twin.now) == [b"a"]
     twin.front.gone(b"a")
     assert not twin.front.knows(b"a")

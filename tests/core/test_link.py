@@ -87,9 +87,9 @@ class Desk:
             sent.append(owed)
         return sent
 
-    def submit(self, route: int = 0) -> tuple[int, Waiter]:
+    def submit(self, route: int = 0, *, left_s: float = 5.0) -> tuple[int, Waiter]:
         waiter = Waiter()
-        return self.link.submit(Call(route, b"body", self.now + 5, b"", waiter), self.now), waiter
+        return self.link.submit(Call(route, b"body", self.now + left_s, b"", waiter), self.now), waiter
 
     def submitted(self) -> list[tuple[int, int]]:
         """Number and the broker's route of what leaves now."""
@@ -395,7 +395,8 @@ def test_a_broker_that_is_not_heard_is_lost_after_a_while() -> None:
     desk.submit()
     desk.now += 0.001
     with pytest.raises(Unavailable):
-        desk.submit()
+        desk.submit(left_s=LOST_S)
+    desk.submit(left_s=LOST_S + 0.1)  # it can wait for longer than the silence has lasted
     assert not desk.link.view(desk.now).connected
     desk.hear(pulse())
     desk.submit()

@@ -315,7 +315,7 @@ def test_silence_gives_a_remote_worker_up_but_not_a_local_one_that_computes() ->
         twin = Twin(topology(), [replace(SPEC, timeout_s=60.0)])
         worker = twin.worker(local=local)
         twin.submit(1)
-        twin.pass_time(WORKER_SILENCE_S + 1)
+        twin.pass_seconds(int(WORKER_SILENCE_S) + 2)
         assert twin.stages[0].stats.replayed == expected
         assert (worker.key in twin.stages[0].workers) is local
 
@@ -323,8 +323,18 @@ def test_silence_gives_a_remote_worker_up_but_not_a_local_one_that_computes() ->
 def test_an_idle_silent_worker_is_given_up_and_asked_to_say_hello_again() -> None:
     twin = one_stage()
     worker = twin.worker()
-    twin.pass_time(WORKER_SILENCE_S + 1)
+    twin.pass_seconds(int(WORKER_SILENCE_S) + 2)
     assert twin.stages[0].beat(WorkerBeat(worker.key), twin.now) == Pulse(7, False)
+
+
+def test_a_broker_that_was_stopped_itself_takes_nobody_for_silent() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    twin.pass_seconds(3)
+    twin.pass_time(10 * WORKER_SILENCE_S)
+    assert worker.key in twin.stages[0].workers
+    twin.pass_seconds(int(WORKER_SILENCE_S) + 2)
+    assert worker.key not in twin.stages[0].workers
 
 
 def test_beats_keep_a_worker() -> None:

@@ -330,6 +330,11 @@ class Twin:
         self.now += seconds
         self.run()
 
+    def pass_seconds(self, count: int) -> None:
+        """One after the other, as for whoever looks about once a second."""
+        for _ in range(count):
+            self.pass_time(1.0)
+
     # --- what the threads do -----------------------------------------------------------------------------------------
 
     def run(self) -> float:

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -140,6 +141,38 @@ def test_a_worker_that_hangs_in_c_is_replaced(folder: Path, threads: str) -> Non
         wait_for("its end", lambda: not victim.is_running())
         wait_for("its replacement", lambda: all_ready(running))
         assert client.post("/second", json={"id": 2}).status_code == 200
+
+
+@pytest.mark.parametrize("threads", ["auto"])  # it has no part in this
+@pytest.mark.parametrize("kind", ["broker", "worker", "frontend"])
+def test_who_is_stopped_for_good_is_replaced(chain: Deployed, kind: str) -> None:
+    """Nobody is told by the kernel: who is found stopped is killed by whoever started it."""
+    stopped = chain.processes(kind, stage="first" if kind == "worker" else "")
+    if kind == "frontend":  # gunicorn's worker process, by its master
+        stopped = [process for process in stopped if process.ppid() != chain.pid]
+    for process in stopped:
+        process.suspend()
+    began = time.monotonic()
+    for process in stopped:
+        wait_for("its end", lambda process=process: not process.is_running() or process.status() == "zombie")
+    assert time.monotonic() - began < 5.0
+    with Load(f"{chain.url}/both", threads=2) as load:
+        load.flow(20)
+    assert load.wrong == []
+    wait_for("everybody", lambda: all_ready(chain))
+
+
+@pytest.mark.parametrize("threads", ["auto"])
+@pytest.mark.parametrize(("kind", "stage"), [("broker", ""), ("worker", "first")])
+def test_who_is_killed_again_and_again_costs_no_request(chain: Deployed, kind: str, stage: str) -> None:
+    with Load(f"{chain.url}/both", threads=4) as load:
+        for _ in range(6):
+            (victim, *_) = wait_for("a victim", lambda: chain.processes(kind, stage=stage))
+            load.flow(20)
+            victim.kill()
+            victim.wait(10)
+        load.flow(20)
+    assert load.wrong == []
 
 
 def test_the_brokers_death_costs_no_request(chain: Deployed) -> None:

@@ -468,7 +468,7 @@ def test_a_client_without_a_broker_keeps_then_refuses(deployment: Deployment, mo
             assert not c.view().connected
             monkeypatch.setattr("engine.core.link.LOST_S", -1.0)
             with pytest.raises(Unavailable, match="cannot be reached"):
-                ask(c)
+                ask(c, timeout_s=-1.0)
         assert answer.cancelled()
 
     asyncio.run(scenario())
