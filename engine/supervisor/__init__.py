@@ -3,7 +3,7 @@
     family    who they are, and by which command each starts      rundir    the private directory and its lock
     loop      the event loop; obeys engine.core.lifecycle         address   the HTTP port and how it is shown
     daemons   processes that a script wants beside its own        changes   another configuration while it runs
-    orders    the socket on which that is asked for
+    orders    the socket on which that is asked for               keeper    ends what dead processes leave behind
 
 Imports neither zmq, Falcon, torch nor user code: it must not be able to die of any of them, and it must start in a
 blink.

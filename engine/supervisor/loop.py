@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import selectors
 import signal
 import time
@@ -30,9 +31,11 @@ from engine.signals import STOPPING, Signals
 from engine.supervisor.changes import Changes, Refused
 from engine.supervisor.daemons import Daemon
 from engine.supervisor.family import Commands
+from engine.supervisor.keeper import VARIABLE, Keeper, end
 from engine.supervisor.orders import Asker, Orders
 
 LINE_MAX: Final = 64 * 1024  # bytes of a status line; a child that sends longer ones is not one of ours
+ORPHANS_S: Final = 0.2  # for what a worker left to be killed; what takes longer is the sweep's
 SWEEP_S: Final = 2.0  # for what survives the order of stop to be killed and reaped
 
 log = get_logger()
@@ -72,6 +75,9 @@ class Loop:
         self._lines: dict[int, bytes] = {}  # unfinished status lines, by pid; no entry: the pipe is closed
         self._vitals: dict[int, Vitals] = {}  # by pid
         self._look_at = 0.0
+        self._token = secrets.token_hex(16)
+        self._spawned = 0
+        self._marks: dict[int, str] = {}  # by pid: what whatever a worker starts inherits
         self._mourned: set[Child] = set()  # daemons whose death has been told
         self._foreign: set[int] = set()  # children of this process that are somebody else's business
         self._changes = changes
@@ -84,6 +90,7 @@ class Loop:
         """Until the machine says STOPPED. No process of the deployment is left then, also if this raises."""
         was_reaper = adopt_orphans()
         self._foreign = children()
+        self._keeper = Keeper(self._token)
         self._selector.register(signals, selectors.EVENT_READ, lambda: self._read_signals(signals))
         orders = None if self._orders_in is None else Orders(self._orders_in, self._handle_order)
         if orders is not None:
@@ -131,6 +138,8 @@ class Loop:
         for pid in _ended(self._running, self._daemons.values()):
             if pid in self._running:
                 self._bury(pid)
+            elif pid == self._keeper.pid:
+                self._keeper.renew()
             elif all(daemon.pid != pid for daemon in self._daemons.values()):
                 os.waitpid(pid, os.WNOHANG)
         for child, daemon in self._daemons.items():
@@ -157,6 +166,8 @@ class Loop:
         self._read_status(child, spawned)  # its last words say why
         self._forget_status(spawned)
         signal_group(pid, signal.SIGKILL)  # what it started and did not stop
+        if (mark := self._marks.pop(pid, "")) and child.kind is Kind.WORKER:
+            end(mark, ORPHANS_S)  # what had left its group
         code = spawned.process.wait()
         if self._pids.get(child) == pid:  # else it had been given up as unkillable
             del self._pids[child]
@@ -281,13 +292,17 @@ class Loop:
         if child.kind is Kind.DAEMON:
             self._start_daemon(child)
             return
+        self._spawned += 1
+        mark = f"{self._token}/{self._spawned}/"
+        env = {**self._environments.get(child, {}), VARIABLE: mark}
         try:
-            spawned = spawn(lambda status_fd: self._commands(child, status_fd), env=self._environments.get(child))
+            spawned = spawn(lambda status_fd: self._commands(child, status_fd), env=env)
         except OSError as error:  # out of processes or memory; it is tried again if it ever ran
             self._events.append(life.Died(child, None, f"could not be run: {error}"))
             return
         self._running[spawned.pid] = child, spawned
         self._vitals[spawned.pid] = Vitals(now())
+        self._marks[spawned.pid] = mark
         self._pids[child] = spawned.pid
         self._lines[spawned.pid] = b""
         self._selector.register(spawned.status_fd, selectors.EVENT_READ, lambda: self._read_status(child, spawned))
@@ -321,6 +336,7 @@ class Loop:
             signal_group(pid, signal.SIGKILL)
         for daemon in self._daemons.values():
             daemon.kill()
+        self._keeper.close()
         deadline = now() + SWEEP_S
         # Killing an orphan can orphan its children in turn, which then become ours.
         while (left := (children() - self._foreign) | set(self._running)) and now() < deadline:

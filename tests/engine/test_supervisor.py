@@ -24,7 +24,7 @@ from engine.clock import Deadline
 from engine.core.lifecycle import Child, Kind
 from engine.errors import StartError
 from engine.exitcodes import ExitCode
-from engine.supervisor import family
+from engine.supervisor import family, keeper
 from engine.supervisor.address import check_port
 from engine.supervisor.rundir import Busy, check, claim, mark_stopping
 
@@ -464,16 +464,13 @@ def test_whoever_is_killed_is_started_again_alone(start: Callable[..., Trial], n
     assert trial.stop() == ExitCode.OK
 
 
-def test_what_a_dead_child_leaves_in_its_group_is_swept(start: Callable[..., Trial], folder: Path) -> None:
+def test_what_a_dead_child_has_started_ends_with_it(start: Callable[..., Trial], folder: Path) -> None:
     tell(folder, "worker-encode-1", "breeds")
     trial = start()
     trial.wait_ready()
-    in_group, on_its_own = trial.bred()
+    bred = trial.bred()
     os.kill(trial.pids("worker-encode-1")[0], signal.SIGKILL)
-    wait_until("the rest of the group has gone", lambda: not psutil.pid_exists(in_group))
-    assert psutil.Process(on_its_own).ppid() == trial.process.pid  # adopted, as PID 1 would
-    os.kill(on_its_own, signal.SIGKILL)
-    wait_until("the orphan is reaped", lambda: not psutil.pid_exists(on_its_own))
+    wait_until("the group and who had left it have gone", lambda: not any(map(psutil.pid_exists, bred)))
     trial.wait_journal("worker-encode-1 ready", times=2)
     assert trial.stop() == ExitCode.OK
     assert all(gone(pid) for pid in trial.bred())
@@ -580,16 +577,41 @@ def test_a_second_sigint_stops_at_once(start: Callable[..., Trial], folder: Path
     assert not trial.run_dir.exists()
 
 
-def test_a_killed_supervisor_leaves_no_process_and_the_next_one_starts(start: Callable[..., Trial]) -> None:
+def test_a_killed_supervisor_leaves_no_process_and_the_next_one_starts(
+    start: Callable[..., Trial], folder: Path
+) -> None:
+    tell(folder, "worker-encode-1", "breeds")
     trial = start()
     trial.wait_ready()
     trial.process.kill()
     pids = [trial.pids(name)[0] for name in EVERYBODY]
     wait_until("all of its children have gone", lambda: all(gone(pid) for pid in pids))
+    wait_until("and what these had started", lambda: all(gone(pid) for pid in trial.bred()))
     trial.process.wait(PATIENCE_S)
     after = start()
     after.wait_ready()
     assert after.stop() == ExitCode.OK
+
+
+def test_only_who_carries_the_mark_is_ended() -> None:
+    """Not those of another worker whose mark begins alike, nor those who carry it elsewhere in their environment."""
+    sleeper = [sys.executable, "-S", "-c", "import time; print(flush=True); time.sleep(600)"]
+    others = [{keeper.VARIABLE: "token/11/"}, {f"X{keeper.VARIABLE}": "token/1/"}, {"X": f"{keeper.VARIABLE}=token/1/"}]
+    processes = [
+        subprocess.Popen(sleeper, env=env, stdout=subprocess.PIPE, start_new_session=True)
+        for env in ({keeper.VARIABLE: "token/1/"}, *others)
+    ]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            process.stdout.readline()  # it runs the program, with its environment
+        assert keeper.end("token/1/", PATIENCE_S) == 1
+        assert processes[0].wait(PATIENCE_S) == -signal.SIGKILL
+        assert [process.poll() for process in processes[1:]] == [None] * len(others)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
 
 
 # --- workers on their own
