@@ -73,9 +73,7 @@ def _serve(deployment: Deployment, notify: Notifier, connect: Connect, reread: C
             log.info("listening", extra={"url": address, "workers": frontend.workers})
             notify.send("ready", url=address)
 
-    app = application.Application(
-        deployment, sockets, connect, booted, secure=secure, reread=reread, tell=notify.send
-    )
+    app = application.Application(deployment, sockets, connect, booted, secure=secure, reread=reread, tell=notify.send)
     for sock in sockets:
         sock.detach()  # gunicorn opens the descriptors anew and closes them
     return master.run(app)

@@ -74,7 +74,11 @@ class Master(Arbiter):  # type: ignore[misc]
                 signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
     def murder_workers(self) -> None:
-        """Called about once a second: show that this process lives, and see whether the others do.
+        self._look()
+        super().murder_workers()
+
+    def _look(self) -> None:
+        """Show that this process lives, and see whether the others do.
 
         gunicorn's own way takes its time-out, which bodies may take, and another second after a signal that a stopped
         process does not hear. It remains for where there is nothing to see from outside.
@@ -86,7 +90,6 @@ class Master(Arbiter):  # type: ignore[misc]
             if how := watched.look(pid):
                 self.log.error("frontend worker process %d %s; killing it", pid, how)
                 self.kill_worker(pid, signal.SIGKILL)
-        super().murder_workers()
 
     def wait_for_signals(self, timeout: float | None = 1.0) -> Any:
         return super().wait_for_signals(LOOK_S if timeout == 1.0 else timeout)
@@ -116,6 +119,8 @@ class Master(Arbiter):  # type: ignore[misc]
         """gunicorn looks for the old workers' ends from inside a reload, and hears of a stop only after it."""
         if self._reloads and self._told:
             raise StopIteration
+        if self._reloads:
+            self._look()
         super().reap_workers()
 
     def handle_usr2(self) -> None:
