@@ -10,7 +10,7 @@ import pickle
 from collections.abc import Container, Sequence
 from typing import Any
 
-from stages import buffers, plainjson
+from stages import buffers, openipc, plainjson
 from stages.context import Context, ItemIn
 
 
@@ -39,6 +39,8 @@ class Worker:
     device: str = "cpu"
     """Where to compute: ``cpu``, ``cuda:0``, ..."""
 
+    # Others could reach what connects the stages, so nothing is unpickled; set before the warm-up.
+    _is_open: bool = False
     # What context(i) speaks about: set around every call into user code.
     _items: Sequence[ItemIn] = ()
     _gone: Container[int] = ()
@@ -65,15 +67,15 @@ class Worker:
         return plainjson.encode(data)
 
     def serialize_ipc(self, data: Any) -> bytes:
-        """A result as bytes for the next stage: pickle.
+        """A result as bytes for the next stage: pickle; MessagePack where others could reach the link (``bind``).
 
         The runtime does the same without this method, and without copying large buffers, unless it is overridden.
         """
-        return buffers.whole(data)
+        return openipc.pack(data) if self._is_open else buffers.whole(data)
 
     def deserialize_ipc(self, data: bytes) -> Any:
         """Inverse of the previous stage's :meth:`serialize_ipc`. Override both or neither."""
-        return pickle.loads(data)
+        return openipc.unpack(data) if self._is_open else pickle.loads(data)
 
     def context(self, i: int = 0) -> Context:
         """About the request behind value *i* of the list that ``forward`` got (or of the only value).

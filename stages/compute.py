@@ -92,6 +92,7 @@ class Codec:
         self._own_deserialize = _is_own(worker, "deserialize")
         self._own_decode = _is_own(worker, "deserialize_ipc")
         self._own_encode = _is_own(worker, "serialize_ipc")
+        self._is_open = worker._is_open  # then all goes by the object's methods, which know how
         self._whole = flow_of(worker) is Flow.WHOLE
         # What Worker's own methods do, without the way there: most services use them, for every item.
         self.from_json = None if self._own_deserialize else plainjson.decode
@@ -111,6 +112,10 @@ class Codec:
         time that it is decoded. Raises whatever the user's code raises."""
         if item.first:
             return self._worker.deserialize(lease.own_bytes(item.payload, last=last))
+        if self._is_open:
+            if type(item.payload) is tuple:
+                raise ValueError("a payload of several parts over tcp")
+            return self._worker.deserialize_ipc(lease.own_bytes(item.payload, last=last))
         if self._own_decode:
             return self._worker.deserialize_ipc(ipc.plain(item.payload, lease, last=last))
         return ipc.unpack(item.payload, lease, last=last)
@@ -121,7 +126,7 @@ class Codec:
             if not self._whole:  # the answer has been sent, and what forward returned was never meant for it
                 return b""
             return self.bounded(_as_bytes(self._worker.serialize(result), "serialize"))
-        if self._own_encode:
+        if self._own_encode or self._is_open:
             encoded = _as_bytes(self._worker.serialize_ipc(result), "serialize_ipc")
             return (self.put(encoded) if self.put is not None else None) or encoded
         try:

@@ -44,6 +44,12 @@ def serve(
             "broker ready",
             extra={"endpoint": broker.endpoints.front, "epoch": broker.epoch, "threads": broker.threads},
         )
+        if deployment.engine.bind:
+            log.warning(
+                "insecure: every user of this machine can reach the broker, read and answer requests, and stop the "
+                "service; without bind it listens on private sockets",
+                extra={"bind": deployment.engine.bind},
+            )
         notify.send("ready")
         while True:
             _beat(notify, broker, signals)

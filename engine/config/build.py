@@ -102,6 +102,12 @@ class _Reader:
         self._check_stages(stages)
         self._check_routes(routes, [values["name"] for _, values in stages if "name" in values])
         self._check_ports(engine, len(stages))
+        if engine.get("bind") and not engine.get("insecure"):
+            self._problem(
+                "engine.bind",
+                "every user of this machine can reach a tcp port, and the broker cannot tell them from its own "
+                "processes; leave it out, for private sockets, or write insecure = true below [engine] to accept that",
+            )
         if self._problems:
             raise ConfigError(self._problems)
         if not routes:

@@ -98,8 +98,13 @@ class EngineSection:
     bind: str = key(
         "",
         "tcp://HOST:PORT the broker listens on, for processes started by hand on this machine; "
-        "empty: private ipc sockets in the run directory. Ports from PORT upwards are used.",
+        "empty: private ipc sockets in the run directory. Ports from PORT upwards are used. Needs `insecure`.",
         form=Form.BIND,
+    )
+    insecure: bool = key(
+        False,
+        "Accepts that every user of this machine can reach the ports of `bind`, read and answer requests, and stop the "
+        "service. Values between stages are then MessagePack and numpy arrays, never pickle.",
     )
     run_dir: str = key(
         "",

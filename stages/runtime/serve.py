@@ -181,6 +181,7 @@ def _load(
         device=device,
         args=spec.args,
     )
+    worker._is_open = bool(deployment.engine.bind)
     check_place(worker, is_last=is_last(deployment, stage))
     first = is_first(deployment, stage)
     if first:

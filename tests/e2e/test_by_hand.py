@@ -23,7 +23,7 @@ class ByHand:
         first = free_ports(9)  # HTTP, and front, admin, egress, and two for each of two stages
         self.url = f"http://127.0.0.1:{first}"
         text = (SERVICES / "chain.toml").read_text()
-        text = text.replace("[engine]\n", f'[engine]\nbind = "tcp://127.0.0.1:{first + 1}"\n')
+        text = text.replace("[engine]\n", f'[engine]\nbind = "tcp://127.0.0.1:{first + 1}"\ninsecure = true\n')
         text = text.replace("[frontend]\n", f'[frontend]\naddress = "127.0.0.1"\nport = {first}\n')
         self.file = write_service(folder, text)
         (folder / "actor.py").write_text((SERVICES / "actor.py").read_text())

@@ -71,7 +71,7 @@ def deploy(
 ) -> Deployment:
     one = {"worker": "m:W", "max_batch_size": 4, "timeout": 10.0, "idempotent": idempotent}
     data = {
-        "engine": {"name": "t", "run_dir": folder, "bind": bind, "threads": threads},
+        "engine": {"name": "t", "run_dir": folder, "bind": bind, "insecure": bool(bind), "threads": threads},
         "route": [{"path": f"/r{i}", "stages": [f"s{stage}" for stage in route]} for i, route in enumerate(routes)],
         "frontend": frontend,
         "stage": [{"name": f"s{i}", **one} for i in range(stages)],

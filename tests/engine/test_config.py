@@ -175,7 +175,13 @@ def test_cpus_that_are_understood(read, cpus):
     "bind", ["tcp://127.0.0.1:7000", "tcp://127.8.8.8:1", "tcp://[::1]:65000", "tcp://localhost:7000"]
 )
 def test_loopback_binds_are_accepted(read, bind):
-    assert read(f'[engine]\nbind = "{bind}"\n' + MINIMAL).engine.bind == bind
+    assert read(f'[engine]\nbind = "{bind}"\ninsecure = true\n' + MINIMAL).engine.bind == bind
+
+
+def test_a_port_that_every_user_can_reach_has_to_be_accepted_in_the_file(problems):
+    (line,) = problems('[engine]\nbind = "tcp://127.0.0.1:7000"\n' + MINIMAL)
+    assert "engine.bind: every user of this machine can reach a tcp port" in line
+    assert "write insecure = true below [engine]" in line
 
 
 @pytest.mark.parametrize(
@@ -300,7 +306,7 @@ STAGE = 'stages.toml: stage[0] "encode".'
             'stages.toml: route: no route passes through stage "spare"; name it in one, or remove it',
         ),
         (
-            '[engine]\nbind = "tcp://127.0.0.1:65000"\n'
+            '[engine]\nbind = "tcp://127.0.0.1:65000"\ninsecure = true\n'
             + "".join(f'[[stage]]\nname = "s{index}"\nworker = "m:C"\n' for index in range(300)),
             "stages.toml: engine.bind: 300 stages need the ports up to 65602; expected a lower PORT",
         ),
@@ -338,7 +344,7 @@ def test_reserved_paths_are_refused(problems, path):
     "bind", ["tcp://0.0.0.0:7000", "tcp://10.0.0.1:7000", "tcp://[::]:7000", "tcp://example.org:7000"]
 )
 def test_a_bind_that_others_can_reach_is_refused_for_lack_of_authentication(problems, bind):
-    (line,) = problems(f'[engine]\nbind = "{bind}"\n' + MINIMAL)
+    (line,) = problems(f'[engine]\nbind = "{bind}"\ninsecure = true\n' + MINIMAL)
     assert "the broker cannot authenticate them yet" in line
 
 
@@ -347,7 +353,7 @@ def test_a_bind_that_others_can_reach_is_refused_for_lack_of_authentication(prob
              "tcp://127.0.0.1:65001", "tcp://127.0.0.1:70000", "tcp://127.0.0.1:7000/x", "tcp://[::1:7000", "tcp://127.0.0.1:x"]
 )  # fmt: skip
 def test_a_bind_is_an_endpoint_with_host_and_port(problems, bind):
-    (line,) = problems(f'[engine]\nbind = "{bind}"\n' + MINIMAL)
+    (line,) = problems(f'[engine]\nbind = "{bind}"\ninsecure = true\n' + MINIMAL)
     assert "expected tcp://HOST:PORT with a port from 1 to 65000" in line
 
 

@@ -117,7 +117,7 @@ def test_where_no_name_would_be_short_enough_the_folder_is_named() -> None:
 
 
 def test_without_sockets_in_it_a_run_dir_may_be_long() -> None:
-    made(FILE, run_dir="/srv/" + "r" * 100, bind="tcp://127.0.0.1:7000")
+    made(FILE, run_dir="/srv/" + "r" * 100, bind="tcp://127.0.0.1:7000", insecure=True)
 
 
 # --- sockets ---------------------------------------------------------------------------------------------------------
