@@ -134,6 +134,9 @@ class Waiting:
         self._withdraw()
         if self._watch is not None:
             self._watch.cancel()
+            # A cancelled task keeps the frames it was cancelled in, and so this and its answer: no circle, which would
+            # have a large answer wait for the garbage collector.
+            self._watch = None
         if self._stall is not None:
             self._stall.cancel()
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
+import weakref
 from dataclasses import replace
 
 import pytest
 from fakes import Exchange, FakeClient, Response, Service, Submitted, echo, run, unavailable
 
 from engine.config.schema import FrontendSection
+from engine.core import meta
 from engine.core.call import Answer
 from engine.core.messages import Speaker, StageState
 from engine.errors import Unavailable
+from frontend import exchange as asgi
+from frontend.exchange import Event
+from frontend.waiting import QUICK_S, Waiting
 
 ROUTE = "/inference"
 
@@ -371,6 +377,37 @@ def test_an_answer_is_awaited_past_the_quick_wait(turns: int) -> None:
     assert run(answered()).body == b"late"
     assert one.client.cancelled == []
     assert one.gate.pending == 0
+
+
+def test_a_request_that_is_over_does_not_wait_for_the_garbage_collector() -> None:
+    """Which looks rarely: large answers would pile up until then."""
+    one = service()
+    one.client.reply = lambda item: None
+
+    async def receive() -> Event:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def served() -> weakref.ref[Waiting]:
+        waiting = Waiting(asgi.Exchange(None, "", receive), one.client, one.gate, "first")
+        waiting.submit(0, b"", timeout_s=20.0, meta=meta.pack("", meta.pack_head(b"", [])))
+        asyncio.get_running_loop().call_later(3 * QUICK_S, one.client.waiting[0].set_result, Answer(200, b"late"))
+        await waiting.begin()
+        waiting.end()
+        for held in (one.client.waiting, one.client._calls, one.client.streams):
+            held.clear()
+        return weakref.ref(waiting)
+
+    async def over() -> None:
+        waiting = await served()
+        await until(lambda: waiting() is None)
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(over())
+    finally:
+        gc.enable()
 
 
 def test_a_client_that_leaves_cancels_its_item_and_gets_nothing() -> None:
