@@ -97,7 +97,7 @@ def died(
     if not failing:
         alike = 0 if not cause else history.alike + 1 if cause == history.cause else 1
     served = ready_since is not None and now - ready_since >= policy.lasting_s
-    innocent = served or (not failing and not cause)
+    innocent = served or not cause
     after = History(
         ever_ready=True,
         strikes=0 if served else history.strikes + (not innocent),
@@ -110,8 +110,9 @@ def died(
         return after, GiveUp(f"died right after it was ready, {alike} times in a row")
     if essential and after.failed_starts >= policy.budget:
         return after, GiveUp(f"failed to start {after.failed_starts} times in a row", started=True)
-    if innocent and ready_since is not None:
-        return after, Restart(max(now, ready_since + policy.spacing_s), failing)
+    if innocent:
+        # Of one that was ended while it started: in a while, for nobody knows how long it had run.
+        return after, Restart(max(now, (now if ready_since is None else ready_since) + policy.spacing_s), failing)
     most_s = min(policy.most_s, policy.essential_most_s) if essential else policy.most_s
     return after, Restart(now + min(most_s, delay_s(after.strikes, policy)), failing)
 

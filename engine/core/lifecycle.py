@@ -128,8 +128,8 @@ STANDINGS: Final = {
 # Without these nobody is served at all, so there is an end to restarting them (see engine.core.backoff).
 ESSENTIAL: Final = frozenset({Kind.BROKER, Kind.FRONTEND})
 
-# Exit codes of a process that somebody ended - an operator, the kernel for want of memory - or could not be run at all.
-FROM_OUTSIDE: Final = frozenset({-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, None})
+# Exit codes of a process that somebody ended - an operator, the kernel for want of memory.
+FROM_OUTSIDE: Final = frozenset({-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP})
 
 RUNNING: Final = frozenset({ChildState.STARTING, ChildState.READY})
 ALIVE: Final = frozenset({ChildState.STARTING, ChildState.READY, ChildState.STOPPING})

@@ -175,3 +175,14 @@ def test_failed_starts_in_between_do_not_begin_the_count_anew() -> None:
         history = became_ready(history, decision.at)
         history, decision = died(history, decision.at, cause="exit code 1", essential=False, policy=SLOW)
     assert isinstance(decision, GiveUp)
+
+
+def test_one_that_is_killed_whenever_it_starts_is_not_waited_for_longer_each_time() -> None:
+    history, now = was_ready(), 5.0
+    for _ in range(20):
+        history, decision = died(history, now, cause="", essential=False)
+        assert isinstance(decision, Restart)
+        assert decision.at - now <= DEFAULT.spacing_s
+        now = decision.at
+    _, decision = died(history, now, cause="no disk", essential=False)
+    assert decision == Restart(now + DEFAULT.first_s, failing=True)
