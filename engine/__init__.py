@@ -26,6 +26,7 @@ The code, from the bottom up; a module imports only what stands above it:
     broker/             the broker process: threads around core
     memory              shared memory mapped: filled by who produces, viewed by who reads
     client, admin       the broker seen from a frontend, and from a command
+    descriptors         how many files and sockets a process may have open
     process, signals, supervisor/
                         child processes: started, watched, restarted, stopped
     server              the Python API: the same deployment, described by calls

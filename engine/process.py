@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from glob import glob
 from typing import TYPE_CHECKING, Any, Final
 
+from engine import descriptors
 from engine.core.placement import Share, Want, assign_device, is_there, own_env, share_cpus, thread_env
 from engine.cpus import available_cpus, quota
 from engine.errors import StartError
@@ -310,11 +311,13 @@ def _width(deployment: Deployment, name: str, used: Sequence[int]) -> int:
 
 
 def settle(deployment: Deployment, stage: str, slot: int) -> Placement:
-    """Called by a worker process before it imports user code: pin to its CPUs, complete its environment.
+    """Called by a worker process before it imports user code: pin to its CPUs, complete its environment,
+    and take back the limit of descriptors that user code is used to.
 
     Under a supervisor the environment already says where to run; a worker run by hand is placed as one of the whole
     file's workers. Raises StartError when it cannot be pinned as asked, or its device is not there.
     """
+    descriptors.allow_as_before()
     everybody = [(spec.name, k) for spec in deployment.stages for k in range(1, spec.num + 1)]
     if (stage, slot) not in everybody:
         everybody.append((stage, slot))

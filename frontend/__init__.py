@@ -30,6 +30,7 @@ Where to look:
     metrics    what this process counts
     broker     what the application needs of the broker's client (engine.client in production, a fake in tests)
     serve      the process
+    crowd      more clients than descriptors: who makes room; pure
     listening  the sockets it listens on
     serving    gunicorn, and all that knows of it: worker processes, connections, stopping
     tls        certificate, key, HTTP/2 by ALPN

@@ -28,6 +28,7 @@ class FrontendMetrics:
         self._request_bytes = 0
         self._response_bytes = 0
         self.pending: Callable[[], int] = lambda: 0
+        self.dropped: Callable[[], tuple[int, int]] = lambda: (0, 0)  # connections, for want of descriptors
 
     def count(
         self,
@@ -81,6 +82,11 @@ class FrontendMetrics:
                 f"{prefix}_rejections",
                 "requests refused by a frontend, by reason",
                 [({"reason": reason}, n) for reason, n in self._rejections.items()],
+            ),
+            counter(
+                f"{prefix}_connections_dropped",
+                "connections that ended for want of descriptors: idle ones to make room, and new ones without any",
+                [({"which": which}, n) for which, n in zip(("idle", "new"), self.dropped(), strict=True)],
             ),
             counter(f"{prefix}_request_bytes", "bytes of request bodies read", [({}, self._request_bytes)]),
             counter(f"{prefix}_response_bytes", "bytes of response bodies sent", [({}, self._response_bytes)]),

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from engine import descriptors
 from engine.config.schema import Deployment
 from engine.core.call import BrokerClient
 from engine.errors import StartError
@@ -57,6 +58,7 @@ def serve(
 
 
 def _serve(deployment: Deployment, notify: Notifier, connect: Connect, reread: Callable[[], Deployment] | None) -> int:
+    descriptors.allow_many()
     names.check()
     from frontend.serving import application, master  # only now: what is missing would be an ImportError of theirs
 

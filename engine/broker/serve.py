@@ -10,6 +10,7 @@ from collections.abc import Callable
 from itertools import zip_longest
 from typing import Final
 
+from engine import descriptors
 from engine.broker.service import JOIN_S, Broker
 from engine.config import Deployment
 from engine.core.liveness import BEAT_S
@@ -30,6 +31,7 @@ def serve(
 ) -> int:
     """Run a broker until SIGTERM or SIGINT. Returns the exit code of the process. ``stopping`` is told how many seconds
     the stop may take, once it begins. With ``reread``, SIGHUP asks for the deployment anew; else it stops it too."""
+    descriptors.allow_many()
     os.umask(0o077)  # ipc sockets are for this user alone
     with Signals(STOPPING) as signals:  # before "ready": a stop may follow it at once
         try:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from engine import descriptors
 from engine.config import Deployment, dump, run_dir
 from engine.core.backoff import DEFAULT, Policy
 from engine.core.lifecycle import Child, Kind, Machine, Outcome
@@ -61,6 +62,7 @@ def run(
     stdout, as its last lines, where the deployment listens.
     """
     held = named(daemons)
+    descriptors.allow_many()
     try:
         with Signals() as signals, claim(run_dir(deployment), deployment.engine.name, _pause(signals)) as folder:
             check_port(deployment.frontend.address, deployment.frontend.port)
@@ -117,6 +119,7 @@ def run_workers(
     Takes no lock and makes no run directory: there may be any number of these, on any host.
     """
     name = f"{num} worker{'s' if num > 1 else ''} of {stage}"
+    descriptors.allow_many()
     try:
         with Signals() as signals, tempfile.TemporaryDirectory(prefix="stageline-") as folder:
             snapshot = write_snapshot(Path(folder), dump(deployment))

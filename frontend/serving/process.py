@@ -11,6 +11,7 @@ gunicorn asks of a worker, plus ``app.booted()`` once it listens.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import select
 import signal
@@ -20,8 +21,10 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.asgi.lifespan import LifespanManager
 from gunicorn.workers.gasgi import ASGIWorker
 
+from engine import descriptors
 from engine.clock import Deadline, now
 from engine.process import give_back, tune_garbage_collection
+from frontend.crowd import Crowd
 from frontend.lean import SWEEP_S, LeanConnection, Shared, Sweeper
 from frontend.listening import ACCEPT_S, take_no_more
 from frontend.pace import FRESH_S
@@ -41,6 +44,9 @@ TRIM_MIN: Final = 16 << 20  # bytes worth giving back to the system
 HEARTBEAT_S: Final = 1.0  # gunicorn's master kills a worker that has not beaten for its time-out, 30 s and more
 
 
+log = logging.getLogger("stageline.frontend")
+
+
 class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
     """A gunicorn worker process: lifespan, listening, heartbeat, drain."""
 
@@ -49,6 +55,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.connections: set[Connection] = set()
+        self.crowd = Crowd(descriptors.limit)
         self.lean: Shared | None = None  # when plain requests are answered in place
         self.changed = asyncio.Event()  # a connection ended, or the process was told to stop
         self._peak = 0  # bytes that were held at once since memory was given back last
@@ -82,6 +89,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
             await lifespan.shutdown()
             return
         http2.install()
+        self.app.metrics.dropped = lambda: (self.crowd.ended, self.crowd.refused)
         tune_garbage_collection()
         context = self._get_ssl_context()
         sweeper = None
@@ -172,10 +180,26 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
             await self._wait_changed(0.01)
 
     def _connect(self) -> asyncio.Protocol:
+        known = len(self.connections) + (len(self.lean.connections) if self.lean is not None else 0)
+        if self.crowd.is_full(known) and not self._make_room():
+            return _Refused()
         if self.lean is not None:
             return LeanConnection(self.lean)
         connection: asyncio.Protocol = Connection(self)
         return connection
+
+    def _make_room(self) -> bool:
+        """For a new connection; whether there is any."""
+        if not self.crowd.ended + self.crowd.refused:
+            log.warning(
+                "as many connections as there are descriptors: idle ones end for new ones; raise the hard limit "
+                "(ulimit -Hn), or run more frontend workers",
+                extra={"limit": descriptors.limit()},
+            )
+        ended = self.crowd.make_room(self._all, _idle_since)
+        for connection in ended:
+            connection.end()
+        return bool(ended)
 
     def _take_over(self, transport: asyncio.Transport, data: bytes) -> asyncio.Protocol:
         """A lean connection met something that is not plain: from here on it is gunicorn's."""
@@ -225,3 +249,14 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         except asyncio.TimeoutError:
             pass  # looking around once in a while is the point
         self.changed.clear()
+
+
+class _Refused(asyncio.Protocol):
+    """A connection for which there is no descriptor to spare."""
+
+    def connection_made(self, transport: Any) -> None:  # uvloop's have no common type with asyncio's
+        transport.abort()
+
+
+def _idle_since(connection: Connection | LeanConnection) -> float:
+    return connection.since if isinstance(connection, LeanConnection) else 0.0
