@@ -65,9 +65,8 @@ class Member:
     flow: int = int(Flow.UNKNOWN)  # how it gives its answers, once it is ready
     state: WorkerState = WorkerState.STARTING
     batches: OrderedDict[int, InFlight] = field(default_factory=OrderedDict)  # first: computing; others: in advance
-    former: OrderedDict[int, set[int]] = field(
-        default_factory=OrderedDict
-    )  # of a worker that streams: settled, by batch
+    # Of a worker that streams: what it has settled, by batch.
+    former: OrderedDict[int, set[int]] = field(default_factory=OrderedDict)
     since: float = 0.0  # when it began to compute the first of them
     free_at: float = 0.0  # when it will probably have done them all
     slowness: float = 1.0  # what it takes for a batch, in multiples of what is usual (engine.core.predict)

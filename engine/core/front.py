@@ -36,7 +36,7 @@ from engine.core.arena import Ref
 from engine.core.crew import Crew
 from engine.core.introduction import Introduction, Refusal, agreed, refuse_frontend
 from engine.core.items import Item, Request
-from engine.core.liveness import CHECK_S, FRONTEND_SILENCE_S
+from engine.core.liveness import FRONTEND_SILENCE_S, Looks
 from engine.core.messages import (
     EVENT_COST,
     Answers,
@@ -133,7 +133,7 @@ class FrontMachine:
         self.epoch = epoch
         self.ledger: dict[int, Request] = {}
         self.frontends: dict[bytes, Frontend] = {}
-        self._checked_at = inf  # when silence was looked for last
+        self._looks = Looks()
         self.stages = [
             StageView(StageState(name, 0, 0, 0, 0, 0, flow=int(Flow.UNKNOWN)), absent_at) for name in topology.stages
         ]
@@ -345,9 +345,7 @@ class FrontMachine:
     def silent(self, now: float) -> list[bytes]:
         """Frontends that were not heard for FRONTEND_SILENCE_S. To be called about once a second: nobody could be heard
         while this process was stopped itself."""
-        late_s = now - self._checked_at - 2 * CHECK_S
-        self._checked_at = now
-        if late_s > 0:
+        if self._looks.is_late(now):
             for frontend in self.frontends.values():
                 frontend.heard = now
         return [peer for peer, frontend in self.frontends.items() if now - frontend.heard > FRONTEND_SILENCE_S]

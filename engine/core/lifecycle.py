@@ -614,7 +614,7 @@ class Machine:
             self._spawn(child, now)
         elif step.do is Do.RETIRE and child is not None:
             record = self._records[child]
-            alive = record.state in (ChildState.STARTING, ChildState.READY)
+            alive = record.state in RUNNING
             self._turn(child, Turn.STOP)
             record.deadline = now + self._grace_s + MARGIN_S if alive else None
             if alive:
@@ -668,7 +668,7 @@ class Machine:
             record = self._records[child]
             if record.state is ChildState.STOPPING:
                 continue  # it was never ready, and has been told
-            alive = record.state in (ChildState.STARTING, ChildState.READY)
+            alive = record.state in RUNNING
             record.deadline = None
             self._turn(child, Turn.STOP)
             if alive:

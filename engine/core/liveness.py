@@ -7,6 +7,7 @@ are for other hosts, for connections that were cut without a word, and for proce
 
 from __future__ import annotations
 
+from math import inf
 from typing import Final
 
 # --- beats -----------------------------------------------------------------------------------------------------------
@@ -107,3 +108,16 @@ RULES: Final = {
 }  # fmt: skip
 
 assert all(RULES.values()), [rule for rule, holds in RULES.items() if not holds]
+
+
+class Looks:
+    """Remembers when silence was looked for last, every CHECK_S: who was stopped itself could hear nobody."""
+
+    def __init__(self) -> None:
+        self._last = inf
+
+    def is_late(self, now: float) -> bool:
+        """To be asked with each look: whether it comes so late that nobody's silence counts."""
+        late = now - self._last > 2 * CHECK_S
+        self._last = now
+        return late

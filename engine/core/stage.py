@@ -46,7 +46,7 @@ from engine.core.batching import AHEAD_S, BatchQueue, Policy, Reason, Taker, dec
 from engine.core.crew import Crew, InFlight, Member
 from engine.core.introduction import Introduction, Refusal, Stranger, agreed, refuse_worker
 from engine.core.items import Item, Request
-from engine.core.liveness import ABSENT_S, CHECK_S, SETTLE_S, WORKER_SILENCE_S
+from engine.core.liveness import ABSENT_S, SETTLE_S, WORKER_SILENCE_S, Looks
 from engine.core.messages import (
     Batch,
     CancelItems,
@@ -155,7 +155,7 @@ class StageMachine:
         self._look_at = 0.0
         self._taken = 0  # items that came from the front
         self._foresaw: Outlook | None = None
-        self._checked_at = inf  # when silence was looked for last
+        self._looks = Looks()
         self._absent_at = absent_at  # from when on the stage has nobody; inf while it has
         self._told: tuple[object, ...] = ()
         self._was_full = False
@@ -616,9 +616,7 @@ class StageMachine:
         its process is watched. A remote one is given up: whatever it still does, its results are duplicates. Nobody
         could be heard while this process was stopped itself. A local one that is idle and silent hangs: it is killed.
         """
-        late_s = now - self._checked_at - 2 * CHECK_S
-        self._checked_at = now
-        if late_s > 0:
+        if self._looks.is_late(now):
             for worker in self.workers.values():
                 worker.heard = now
         for key, worker in list(self.workers.items()):

@@ -92,7 +92,7 @@ class Loop:
         self._foreign = children()
         self._keeper = Keeper(self._token)
         self._selector.register(signals, selectors.EVENT_READ, lambda: self._read_signals(signals))
-        orders = None if self._orders_in is None else Orders(self._orders_in, self._handle_order)
+        orders = None if self._orders_in is None else Orders(self._orders_in, self._change)
         if orders is not None:
             self._selector.register(orders, selectors.EVENT_READ, lambda: self._accept(orders))
         try:
@@ -221,9 +221,6 @@ class Loop:
         fd = asker.fileno()
         if not orders.read(asker):
             self._selector.unregister(fd)
-
-    def _handle_order(self, order: dict[str, Any], asker: Asker) -> None:
-        self._change(order, asker)
 
     def _change(self, order: Mapping[str, Any], asker: Asker | None) -> None:
         """Change the deployment, if that can be done; ``asker`` is told, and the log."""
