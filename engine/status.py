@@ -22,6 +22,11 @@ def table(answer: bytes) -> str:
         f"{_THREADS.get(told.get('threads', ''), '')}",
         "",
         *_aligned([_HEAD, *(_stage(stage) for stage in told.get("stages", ()))]),
+        *[
+            f"{stage['name']} is not fed: {stage['not_fed']}"
+            for stage in told.get("stages", ())
+            if stage.get("not_fed")
+        ],
     ]
     workers = [
         (f"{stage['name']}-{worker['slot']}", worker["pid"], worker["state"], worker["batches"], worker["items"])

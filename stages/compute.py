@@ -15,6 +15,8 @@
   is answered here, others compute it.
 * A client sees the text of an :class:`~engine.errors.EngineError`; of any other exception only ``inference internal
   error``. The traceback goes to the log, once per kind of failure and batch, with the ids of the requests it struck.
+* What reaches the time limit is left to whoever sent the batch (``gives_back``): others find the item that hangs.
+  Without anybody who would, all that was in that call is answered as timed out.
 * What has sent events is not computed again, and its result is dropped.
 
 No sockets and no clock here. Time limits come in as ``call``, which may raise EngineTimeoutError out of
@@ -273,6 +275,7 @@ class Run:
     lease: Lease = FOREIGN
     passing: tuple[type[BaseException], ...] = ()  # what is not user code's, but somebody's who wants to stop it
     most: int = sys.maxsize  # values that forward gets at once
+    gives_back: bool = False  # what takes too long is left unanswered, for its sender to try otherwise
     ahead: bool = False  # decoded already
     outcomes: list[Outcome | None] = field(default_factory=list)
     live: list[tuple[int, ItemIn, Any]] = field(default_factory=list)  # position, item, decoded value
@@ -348,6 +351,8 @@ class Run:
                 result = self.call(entry(self.worker), value)
             except self.passing:
                 raise
+            except EngineTimeoutError as error:
+                self.time_out([(position, item, value)], error)
             except BaseException as error:
                 if verdict(error) is Verdict.MEMORY:
                     self.make_room(1, error)
@@ -367,8 +372,8 @@ class Run:
                 results = as_results(self.call(self.worker.forward, [value for _, _, value in part]), len(part))
             except self.passing:
                 raise
-            except EngineTimeoutError as error:  # calling again would take as long again
-                self.fail_all(part, error)
+            except EngineTimeoutError as error:
+                self.time_out(part, error)
             except BaseException as error:
                 parts += self.narrowed(part, error)
             else:
@@ -459,6 +464,11 @@ class Run:
             where, failure = "serialize", error
         self.fail(position, failure, where)
 
+    def time_out(self, part: Sequence[tuple[int, ItemIn, Any]], error: EngineTimeoutError) -> None:
+        """Calling again would take as long again. Whoever sent the batch may have others find which item it was."""
+        for position, item, _ in part:
+            self.fail(position, error, "forward", SKIPPED if self.gives_back and not self.begun(item) else None)
+
     def fail_all(self, part: Sequence[tuple[int, ItemIn, Any]], error: BaseException) -> None:
         for position, _, _ in part:
             self.fail(position, error, "forward")
@@ -467,7 +477,7 @@ class Run:
         if not isinstance(error, EngineTimeoutError) and verdict(error) is Verdict.BROKEN:
             raise error if isinstance(error, WorkerBroken) else WorkerBroken(blame.line(error)) from error
         outcome = self.outcomes[position] = outcome or outcome_of(error)
-        if outcome.status < Status.FAILED and outcome.status != Status.TIMEOUT:
+        if outcome.status < Status.FAILED and outcome.status != Status.TIMEOUT and outcome is not SKIPPED:
             return  # the client's fault: its answer says all, and a flood of bad requests must not flood the log
         kind = (where, type(error).__name__, _text(error))
         self.struck.setdefault(kind, (error, []))[1].append(self.items[position].request_id)

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from engine.core.about import pack_all as pack_abouts
+from engine.core.breaker import BreakerState
 from engine.core.front import FrontMachine
 from engine.core.stage import StageMachine
 from engine.core.stats import Histogram
@@ -55,6 +56,7 @@ class StageStatus(msgspec.Struct, frozen=True):
     mean_batch: float
     batches_by_reason: dict[str, int]
     workers: list[WorkerStatus]
+    not_fed: str = ""  # why nothing is given to the stage; empty while it is
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ def stage_status(machine: StageMachine, now: float) -> StageStatus:
             )
             for worker in machine.workers.values()
         ],
+        not_fed="" if machine.breaker.state is BreakerState.CLOSED else machine.breaker.reason,
     )
 
 
@@ -221,6 +224,22 @@ def stage_families(machine: StageMachine, retired: Sequence[Family], now: float,
         ),
         counter(f"{namespace}_replays", "Items given out again after a worker died.", [(here, stats.replayed)]),
         counter(f"{namespace}_worker_deaths", "Workers that vanished without leave.", [(here, stats.deaths)]),
+        counter(f"{namespace}_batches_suspect", "Batches that were taken for stuck.", [(here, stats.slow)]),
+        counter(f"{namespace}_hedges", "Items of them that were given to another worker too.", [(here, stats.hedged)]),
+        counter(
+            f"{namespace}_narrowed",
+            "Items that reached the time limit together and were tried apart.",
+            [(here, stats.narrowed)],
+        ),
+        counter(f"{namespace}_poisoned", "Items that were found to kill workers.", [(here, stats.poisoned)]),
+        counter(
+            f"{namespace}_workers_replaced",
+            "Workers that failed everything while their neighbours did not.",
+            [(here, stats.replaced)],
+        ),
+        counter(
+            f"{namespace}_breaker_trips", "Times that a stage was not fed any more.", [(here, machine.breaker.trips)]
+        ),
         _messages_dropped(namespace, stats.messages_dropped, here),
         counter(f"{namespace}_worker_starts", "Workers that became ready.", [(here, stats.starts)]),
         counter(

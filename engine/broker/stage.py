@@ -37,10 +37,12 @@ from engine.core.actions import (
     Grant,
     Kill,
     News,
+    Note,
     Release,
     Settle,
     ToWorker,
 )
+from engine.core.deaths import death_of
 from engine.core.introduction import UNREADABLE, FrozenWords, Introduction, Refusal, Stranger
 from engine.core.items import Request
 from engine.core.liveness import CHECK_S, LANE_RETRY_S, REJOIN_S
@@ -146,8 +148,8 @@ class StagePart(Part[ToStage]):
                     self._give_up(peer, message, now)
         if self._exits.ready:
             self._exits.ready = False
-            for key in self._watch.ended():
-                machine.exited(key, now)
+            for key, status in self._watch.ended():
+                machine.exited(key, now, *death_of(status))
         if is_late:
             machine.tick(now)
             if now >= self._check_at:
@@ -313,7 +315,9 @@ class StagePart(Part[ToStage]):
                     assert self.front is not None
                     self._post(self.front, action, urgent=False)
                 elif type(action) is Kill:
-                    self._kill(action.worker, now)
+                    self._kill(action, now)
+                elif type(action) is Note:
+                    log.log(logging.ERROR if action.is_error else logging.INFO, action.text, extra=action.facts)
                 elif type(action) is Forget:
                     self._forget(action)
                 elif type(action) is Release:
@@ -332,16 +336,16 @@ class StagePart(Part[ToStage]):
         if lane.pending:
             self._stuck.add(action.worker)
 
-    def _kill(self, key: int, now: float) -> None:
-        worker = self.machine.workers.get(key)
+    def _kill(self, action: Kill, now: float) -> None:
+        worker = self.machine.workers.get(action.worker)
         if worker is None:
             return
         log.error(
-            "worker stuck in forward is killed",
+            f"worker {action.why} is killed",
             extra={"stage": self.machine.spec.name, "worker": worker.slot, "pid": worker.pid},
         )
-        if not self._watch.kill(key):
-            self.machine.exited(key, now)  # on another host: its own watchdog ends it, here it is given up
+        if not self._watch.kill(action.worker):
+            self.machine.exited(action.worker, now)  # on another host: its own watchdog ends it, here it is given up
 
     def _forget(self, action: Forget) -> None:
         self._watch.remove(action.worker)

@@ -22,6 +22,7 @@ class Watch:
         self._by_fd: dict[int, int] = {}
         self._by_key: dict[int, int] = {}
         self._proven: set[int] = set()  # keys of those that may be killed
+        self._pids: dict[int, int] = {}
 
     def fileno(self) -> int | None:
         return self._epoll.fileno() if self._epoll is not None else None
@@ -45,16 +46,18 @@ class Watch:
         self._by_key[key] = fd
         if may_kill:
             self._proven.add(key)
+        self._pids[key] = pid
         return True
 
-    def ended(self) -> list[int]:
-        """Keys of processes that have ended since the last call; they are forgotten here."""
+    def ended(self) -> list[tuple[int, int | None]]:
+        """Keys of processes that have ended since the last call, with their wait status (None: the system does not tell
+        any more); they are forgotten here."""
         if self._epoll is None:
             return []
-        keys = [self._by_fd[fd] for fd, _ in self._epoll.poll(0)]
-        for key in keys:
+        ends = [(key, _wait_status(self._pids[key])) for fd, _ in self._epoll.poll(0) for key in (self._by_fd[fd],)]
+        for key, _ in ends:
             self.remove(key)
-        return keys
+        return ends
 
     def kill(self, key: int) -> bool:
         """SIGKILL the process; False when it is not watched, not to be killed, or gone."""
@@ -69,6 +72,7 @@ class Watch:
 
     def remove(self, key: int) -> None:
         self._proven.discard(key)
+        self._pids.pop(key, None)
         fd = self._by_key.pop(key, None)
         if fd is not None and self._epoll is not None:
             del self._by_fd[fd]
@@ -80,3 +84,15 @@ class Watch:
             self.remove(key)
         if self._epoll is not None:
             self._epoll.close()
+
+
+def _wait_status(pid: int) -> int | None:
+    """How a process ended, while its parent has not asked yet; None afterwards, for then the system has forgotten it.
+    The parent is the supervisor, which is told at the same instant as the reader of a pidfd."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    # proc(5): state is the 3rd field, exit_code the 52nd; the pid may be another process's by now.
+    return int(fields[49]) if len(fields) > 49 and fields[0] in (b"Z", b"X") else None

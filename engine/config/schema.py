@@ -227,7 +227,8 @@ class StageSection:
     max_queue_bytes: int = key(1 << 30, "Payload bytes waiting at this stage; past it 429.", unit=Unit.BYTES, least=1)
     timeout: float = key(
         0.0,
-        "Time for one forward, then its items get 408; 0: the frontend's timeout.",
+        "Time for one forward; the item that takes longer gets 408, those beside it another try; "
+        "0: the frontend's timeout.",
         unit=Unit.SECONDS,
         least=0,
         most=86400,

@@ -39,19 +39,22 @@ class ToWorker(msgspec.Struct, frozen=True):
 
 class Fail(msgspec.Struct, frozen=True):
     """Tell the front that these requests end at this stage. ``hopeless``: for want of time, which says nothing of
-    others."""
+    others. ``headers``: of their answers."""
 
     stage: int
     uids: list[int]
     status: int
     text: str
     hopeless: bool = False
+    headers: dict[str, str] = {}
 
 
 class Settle(msgspec.Struct, frozen=True):
     """Tell another stage's machine that its results have arrived where they went, ``at`` when. ``compute_us``: what the
     worker says of the batch's time in ``forward``, in one of those that settle it. ``sender`` is the stage where they
-    have arrived, if it is one, and ``after_s`` what a request still needs from there on, in seconds."""
+    have arrived, if it is one, and ``after_s`` what a request still needs from there on, in seconds. ``good``: some of
+    them were computed rightly; ``failed``: of how many the worker says that it could not; ``skipped``: of some it says
+    nothing, and they are somebody else's to answer."""
 
     stage: int
     worker: int
@@ -61,12 +64,24 @@ class Settle(msgspec.Struct, frozen=True):
     compute_us: int = 0
     sender: int = -1
     after_s: float = 0.0
+    good: bool = True
+    failed: int = 0
+    skipped: bool = False
 
 
 class Kill(msgspec.Struct, frozen=True):
-    """The worker has not come back from ``forward``; end its process."""
+    """End the process of this worker: ``why``, for the log."""
 
     worker: int
+    why: str
+
+
+class Note(msgspec.Struct, frozen=True):
+    """Something for the log of the deployment, and how bad it is."""
+
+    text: str
+    facts: dict[str, object]
+    is_error: bool = True
 
 
 class Forget(msgspec.Struct, frozen=True):
@@ -78,12 +93,14 @@ class Forget(msgspec.Struct, frozen=True):
 
 
 class News(msgspec.Struct, frozen=True):
-    """Readiness or pressure changed. ``absent_at``: from then on the stage has nobody (inf while it has)."""
+    """Readiness or pressure changed. ``absent_at``: from then on the stage has nobody (inf while it has);
+    ``closed_until``: nothing is to come for it before, because whatever it is given fails."""
 
     stage: int
     state: StageState
     absent_at: float
     full: bool
+    closed_until: float = 0.0
 
 
 class Foresee(msgspec.Struct, frozen=True):
@@ -119,5 +136,5 @@ class Grant(msgspec.Struct, frozen=True):
     nbytes: int
 
 
-StageAction: TypeAlias = Dispatch | ToWorker | Fail | Settle | Kill | Forget | News | Foresee | Release
+StageAction: TypeAlias = Dispatch | ToWorker | Fail | Settle | Kill | Note | Forget | News | Foresee | Release
 FrontAction: TypeAlias = Admit | Drop | Grant | Settle | Release

@@ -50,7 +50,7 @@ class Reason(str, Enum):
     WAIT = "wait"
     DEADLINE = "deadline"
     DRAIN = "drain"
-    REPLAY = "replay"  # the last attempt of an item under which workers died, alone
+    REPLAY = "replay"  # items under which workers died or hung, tried apart
 
 
 class Taker(Enum):
@@ -180,6 +180,13 @@ class BatchQueue:
         if item is not None:
             self.nbytes -= item.size
         return item
+
+    def clear(self) -> list[Item]:
+        """All items, in order, removed."""
+        items = list(self.items.values())
+        self.items.clear()
+        self.nbytes = 0
+        return items
 
     def backlog(self, *, deadlines: bool) -> Backlog:
         """``deadlines`` false leaves the earliest deadline out, which costs a look at every item of the next batch."""

@@ -7,6 +7,7 @@ do: it gets as many as keep it busy for AHEAD_S. Where it stands follows from wh
     idle        ready, nothing in flight; the longest idle comes first
     room        ready, has batches and credit for more; the one with the fewest comes first, then the longest so
     computing   has a batch, whatever its state; the first to reach its time limit comes first
+    slow        computes one that takes suspiciously long: it is given nothing more until that is done
 """
 
 from __future__ import annotations
@@ -38,7 +39,11 @@ def credit_for(batch_s: float) -> int:
 
 
 class InFlight(msgspec.Struct, eq=False):
-    """A batch at a worker. ``items`` shrinks as results reach the next stage or the front."""
+    """A batch at a worker. ``items`` shrinks as results reach the next stage or the front.
+
+    ``apart``: nothing is given to its worker beside it. ``revoked``: its items have another holder, and it answers for
+    none of them; a result that comes is as good as any.
+    """
 
     number: int
     items: dict[int, Item]
@@ -46,9 +51,11 @@ class InFlight(msgspec.Struct, eq=False):
     count: int = 0  # items it had when it left
     expected_s: float = 0.0  # how long it was to take; 0: nobody knew
     compute_us: int = 0  # how long it took, as its worker says
-    alone: bool = False
+    apart: bool = False
     revoked: bool = False
     shared: bool = False  # some of it may be in shared memory
+    good: bool = False  # some of them were computed rightly
+    failed: int = 0  # how many the worker could not compute
 
 
 @dataclass(slots=True, eq=False)
@@ -70,10 +77,16 @@ class Member:
     since: float = 0.0  # when it began to compute the first of them
     free_at: float = 0.0  # when it will probably have done them all
     slowness: float = 1.0  # what it takes for a batch, in multiples of what is usual (engine.core.predict)
+    slow: bool = False  # the batch it computes is suspect
     done_batches: int = 0
     done_items: int = 0
     families: bytes = b""
     served: bool = False  # it was ready once
+    proven: bool = False  # something it computed was right
+    failing: int = 0  # batches in a row of which nothing was; and what the stage had done when that began:
+    good_before: int = 0
+    bad_before: int = 0
+    condemned: bool = False  # it is being replaced
     dismissed: bool = False
     rank: int = -1  # in the crew: how many batches it had when it was last found ready for one more; -1: it was not
 
@@ -116,14 +129,16 @@ class Crew:
         self.rest(worker)
         count = len(worker.batches)
         if not count:
+            worker.slow = False
             self._computing.pop(key, None)
         elif begins:
             worker.since = now
+            worker.slow = False
             self._computing[key] = worker
             self._computing.move_to_end(key)
-        if worker.state is WorkerState.READY and count < CREDIT_MAX:
+        if worker.state is WorkerState.READY and count < CREDIT_MAX and not worker.slow and not worker.condemned:
             for batch in worker.batches.values():
-                if batch.alone or batch.revoked:
+                if batch.apart or batch.revoked:
                     return
             worker.rank = count
             self._ready[count][key] = worker
@@ -189,7 +204,7 @@ class Crew:
         frees: list[float] = []
         speed = 0.0
         for worker in self.workers.values():
-            if worker.state is WorkerState.READY:
+            if worker.state is WorkerState.READY and not worker.slow:
                 frees.append(worker.free_at if worker.batches else 0.0)
                 speed += 1.0 / worker.slowness
         frees.sort()
@@ -204,11 +219,24 @@ class Crew:
             del self._computing[key]
             yield worker
 
-    def next_late(self, timeout_s: float) -> float:
-        """When the next batch will have taken ``timeout_s``; inf when nobody computes."""
+    def slow(self, now: float, patience_s: float) -> Iterator[Member]:
+        """Workers whose batch has taken ``patience_s``, each given out once per batch."""
+        for worker in list(self._computing.values()):
+            if worker.since + patience_s > now:
+                return
+            if not worker.slow:
+                worker.slow = True
+                self.rest(worker)
+                yield worker
+
+    def next_late(self, timeout_s: float, patience_s: float) -> float:
+        """When the next batch will have taken ``timeout_s``, or will be suspect; inf when nobody computes."""
+        limit = inf
         for worker in self._computing.values():
-            return worker.since + timeout_s
-        return inf
+            limit = min(limit, worker.since + timeout_s)
+            if not worker.slow:
+                return min(limit, worker.since + patience_s)
+        return limit
 
 
 def _class(worker: Member) -> int:

@@ -57,6 +57,8 @@ from engine.core.stats import FrontStats
 from engine.core.wire import MICROS, Payload, payload_size, refs_of
 
 OK: Final = int(Status.OK)  # comparing with a member of an enumeration costs a call
+SKIPPED: Final = int(Status.SKIPPED)
+FAILED: Final = int(Status.FAILED)
 
 EPOCH_SHIFT: Final = 40  # bits of a uid below the epoch: a year at 30,000 requests/s
 EPOCHS: Final = 1 << 22
@@ -105,6 +107,7 @@ class StageView:
     full: bool = False
     outlook: Outlook | None = None  # None: nobody waits there for long, or nothing is known
     handed: int = 0  # items it was given from here
+    closed_until: float = 0.0
 
 
 @dataclass(slots=True)
@@ -273,6 +276,8 @@ class FrontMachine:
             view = self.stages[stage]
             if view.absent_at <= now:
                 return "absent", Status.UNAVAILABLE, wording.absent(view.state.name), Speaker.STAGE
+            if view.closed_until > now:
+                return "broken", Status.UNAVAILABLE, wording.broken(view.state.name), Speaker.STAGE
             if view.full:
                 return "stage_full", Status.OVERLOADED, wording.full(view.state.name), Speaker.STAGE
         return None
@@ -405,7 +410,12 @@ class FrontMachine:
             column.mimes.append(results.mime)
             column.trails.append(trail)
             column.payloads.append(payload)
-        self.actions.append(Settle(results.stage, results.worker, results.batch, results.uids, now, results.compute_us))
+        settle = Settle(results.stage, results.worker, results.batch, results.uids, now, results.compute_us)
+        statuses = results.statuses
+        if (good := statuses.count(OK)) < len(statuses):
+            failed = sum([status >= FAILED for status in statuses])
+            settle = replace(settle, good=good > 0, failed=failed, skipped=SKIPPED in statuses)
+        self.actions.append(settle)
 
     def events(self, events: StreamEvents, payloads: Sequence[Payload]) -> dict[bytes, tuple[Events, list[Payload]]]:
         """Stream events by frontend, to be sent at once and in order.
@@ -481,12 +491,16 @@ class FrontMachine:
             if request is not None and self._stage_of(request) == fail.stage:
                 self._close(request)
                 retry_s = self._retry_s(0.0, now) if fail.status == Status.OVERLOADED else 0.0
+                if fail.headers:
+                    column = self._column(request.frontend)
+                    column.headers[len(column.seqs)] = fail.headers
                 self._answer(request.frontend, request.seq, fail.status, body, speaker, retry_s=retry_s)
 
     def heard_of(self, news: News) -> None:
         """A stage says how it stands."""
         view = self.stages[news.stage]
         view.state, view.absent_at, view.full = news.state, news.absent_at, news.full
+        view.closed_until = news.closed_until
 
     def foresee(self, foresee: Foresee) -> None:
         """What a stage expects of its next seconds."""

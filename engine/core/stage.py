@@ -5,22 +5,28 @@ broker's part for the stage takes and carries out. Rules held here:
 
 * a batch is bound to a worker at the last moment: to an idle one, or in advance to one that computes, if the batch
   could not grow any more (:mod:`engine.core.batching`, :mod:`engine.core.crew`);
-* an item stays in flight until its result has arrived at the next stage or the front; when its worker dies first it
-  goes back to the front of the queue with ``attempt + 1``. Its last attempt is made alone, on an idle worker, with
-  nothing given in advance behind it: so an item that kills workers can take innocent ones along at most
-  ``max_attempts - 1`` times, and never to the end;
+* an item has one *holder* that is to see to its answer: the queue, a part that is tried apart, or a batch. It stays
+  there until its result has arrived at the next stage or the front; when its worker dies first it goes back to the
+  front of the queue with ``attempt + 1``. Its last attempt is made alone, on an idle worker, with nothing given in
+  advance behind it: so an item that kills workers can take innocent ones along at most ``max_attempts - 1`` times, and
+  never to the end. Under which a worker died then is told not to come again;
+* a batch that takes several times as long as others is suspect (:mod:`engine.core.hedging`): what waits behind it goes
+  to others at once, and so may its items. It stays on the worker's books as *revoked*, which holds nothing but memory;
+* ``timeout`` seconds into a batch its items are tried again in parts, as long as they have attempts left, so that the
+  one that hangs is found; one that reaches the limit alone is answered. ``kill_after`` seconds later the worker is
+  killed;
+* a stage of which everything dies or fails is not fed (:mod:`engine.core.breaker`); a worker that fails everything
+  while its neighbours do not is replaced (:mod:`engine.core.failing`);
 * a stage that is not idempotent never replays: its items fail, saying so; nor is an item replayed of which the client
   has read events already;
 * what an item has in shared memory is released when nobody can read it again: not while a worker that lives has been
-  given it, whatever became of the request meanwhile;
-* ``timeout`` seconds into a batch its items are answered; ``kill_after`` seconds later its worker is killed.
+  given it, whatever became of the request meanwhile.
 
 The states of a worker, and which event moves it where, are a table in :mod:`engine.core.worker_states`.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -36,6 +42,7 @@ from engine.core.actions import (
     Grant,
     Kill,
     News,
+    Note,
     Release,
     Settle,
     StageAction,
@@ -43,7 +50,11 @@ from engine.core.actions import (
 )
 from engine.core.arena import Ref
 from engine.core.batching import AHEAD_S, BatchQueue, Policy, Reason, Taker, decide
+from engine.core.breaker import Breaker, BreakerState
 from engine.core.crew import Crew, InFlight, Member
+from engine.core.deaths import Death
+from engine.core.failing import Verdict, judge
+from engine.core.hedging import Apart, Budget, Pace, may_hedge, part_size
 from engine.core.introduction import Introduction, Refusal, Stranger, agreed, refuse_worker
 from engine.core.items import Item, Request
 from engine.core.liveness import ABSENT_S, SETTLE_S, WORKER_SILENCE_S, Looks
@@ -84,6 +95,12 @@ PRICE: Final = 0.2  # items that others may lose for one that could be replaced
 DELAY_SMOOTHING: Final = 0.1
 
 LEARN_S: Final = 0.005  # of batches that take less, one in such a time is learned from
+
+# Deaths that have another known cause, and yet end an item that was alone with its worker each time: nobody is that
+# unlucky.
+SPARED: Final = 2
+
+DO_NOT_RETRY: Final = {"x-should-retry": "false"}  # as OpenAI's and other clients read it
 
 SERVICE_SMOOTHING: Final = 0.2  # weight of the newest batch in the running mean of how long a batch takes
 
@@ -127,7 +144,7 @@ class StageMachine:
         self.ledger = ledger  # owned by the front; looked up here, never changed
         self.crews: Sequence[Crew] = ()  # of all stages, set before the first result: who holds what
         self.queue = BatchQueue(spec.policy)
-        self.last_attempts: OrderedDict[int, Item] = OrderedDict()  # by uid
+        self.apart = Apart()  # what is tried again in parts of its own, last attempts among them
         # A batch in advance could be replayed while it is computed: not where that is forbidden.
         self.crew = Crew(in_advance=spec.idempotent)
         self.workers = self.crew.workers
@@ -139,9 +156,17 @@ class StageMachine:
         self.times = Times(spec.policy.max_batch_size)
         self.mime = "application/json"  # as its newest worker says, or said
         self.flow = int(Flow.UNKNOWN)  # likewise
+        self.breaker = Breaker()
+        self.pace = Pace()
+        self._budget = Budget(spec.policy.max_batch_size)
+        self._slow: dict[int, float] = {}  # suspect worker -> when it is looked at again
+        self._held: dict[int, float] = {}  # worker that is quick at failing -> until when it is given nothing
+        self._good = 0  # batches of which something was computed rightly
+        self._bad = 0  # batches of which nothing was
         self._overdue: dict[int, float] = {}  # worker -> when it is killed
         self._dying: dict[int, float] = {}  # worker -> until when its last results are waited for
         self._draw = draw or count((epoch << KEY_SHIFT) + 1).__next__  # a former broker's key means nobody here
+        self._newest = 0  # key of the worker that came last
         self._batches = 0
         self._learn_at = 0.0
         self._is_long = False  # batches are planned one by one
@@ -237,7 +262,7 @@ class StageMachine:
         """Nobody waits for these any more: out of the queue, and a word to the workers that compute them."""
         elsewhere = set()
         for uid in uids:
-            item = self.queue.discard(uid) or self.last_attempts.pop(uid, None)
+            item = self.queue.discard(uid) or self.apart.discard(uid)
             if item is None:
                 elsewhere.add(uid)
             else:
@@ -267,7 +292,7 @@ class StageMachine:
             if old.instance == who.instance:
                 self._turn(old, WorkerEvent.AGAIN)
                 self._forget(old, now)
-        key = self._draw()
+        key = self._newest = self._draw()
         self.workers[key] = Member(key, who.slot, who.pid, who.instance, local, now, agreed(who))
         self._tell(now)
         return key
@@ -326,8 +351,8 @@ class StageMachine:
             self._dismiss(worker)
             self._tell(now)
 
-    def exited(self, key: int, now: float) -> None:
-        """The worker's process has ended, it said bye, or it is given up."""
+    def exited(self, key: int, now: float, death: Death = Death.FORGOTTEN, how: str = "") -> None:
+        """The worker's process has ended, it said bye, or it is given up. ``how``: in words, where it is known."""
         worker = self.workers.get(key)
         if worker is None:
             return
@@ -340,7 +365,7 @@ class StageMachine:
             self._dying[key] = now + SETTLE_S
             self._tell(now)
         else:
-            self._forget(worker, now)
+            self._forget(worker, now, death, how)
 
     def settled(self, settle: Settle, now: float) -> None:
         """These results have arrived at the next stage or the front: free them, and the worker's credit with the last
@@ -360,15 +385,24 @@ class StageMachine:
         if settle.compute_us:
             self.stats.lane(worker.slot).forward_s += settle.compute_us / MICROS
             batch.compute_us += settle.compute_us
+        if settle.good:
+            batch.good = True
+        else:
+            batch.failed += settle.failed
+        if settle.skipped and not batch.revoked and worker.state is not WorkerState.DYING:
+            self._come_back(worker, batch, settle.uids, now)
         if batch.shared:
             for uid in settle.uids:
                 if (item := held.get(uid)) is not None:
                     self._release(item.let_go())
+        if batch.revoked or batch.apart:
+            self._call_off(worker, batch, settle.uids, now)
         if not held.keys() <= set(settle.uids):  # some went another way: to another stage, or failed
             for uid in settle.uids:
                 held.pop(uid, None)
             if held:
                 return
+        failed = batch.failed >= batch.count
         was_first = next(iter(worker.batches)) == settle.batch
         del worker.batches[settle.batch]
         worker.done_batches += 1
@@ -378,18 +412,36 @@ class StageMachine:
             took = max(0.0, settle.at - worker.since)
             if not batch.revoked and worker.state is not WorkerState.OVERDUE:
                 lane.compute_s += took
+            if not batch.revoked and worker.state is not WorkerState.OVERDUE and not failed:
                 self.service_s += (took - self.service_s) * (SERVICE_SMOOTHING if self.service_s else 1.0)
                 self.crew.learn(self.service_s)
             # Short batches are many, and one in a while tells all there is to know of them.
-            if batch.compute_us and settle.at >= self._learn_at:
+            if batch.compute_us and batch.good and settle.at >= self._learn_at:
                 self._learn(worker, batch, took, settle.at)
+            if batch.good:
+                self.pace.learn(took)
+            if worker.slow:
+                self._slow.pop(worker.key, None)
             self._overdue.pop(worker.key, None)
             if self._turn(worker, WorkerEvent.BACK):
                 self._tell(now)
         worker.free_at = settle.at
         if worker.batches:
             worker.free_at += sum([other.expected_s for other in worker.batches.values()])
+        self._budget.earn(batch.count)
+        if batch.good:
+            self._good += 1
+            worker.failing = 0
+            worker.proven = True
+            if self.breaker.succeeded():
+                self._note_breaker(now)
+        elif failed:
+            self._note_bad(worker, batch, now)
+        else:  # all of it was skipped, or its clients' fault
+            self.breaker.unclear(now)
         self.crew.sort_in(worker, max(settle.at, worker.since), begins=was_first)
+        if worker.key in self._held:
+            self.crew.rest(worker)
         if worker.state is WorkerState.LEAVING and not worker.batches:
             self._dismiss(worker)
             self._tell(now)  # its way of answering counts no longer
@@ -415,7 +467,8 @@ class StageMachine:
     def is_idle(self) -> bool:
         """Whether being told what was settled would change nothing but the books: nothing waits for a worker, and no
         worker waits to leave or to come back."""
-        return not self.queue.items and not self.last_attempts and self._is_calm
+        is_sound = self.breaker.state is BreakerState.CLOSED
+        return not self.queue.items and not self.apart and self._is_calm and is_sound
 
     # --- time --------------------------------------------------------------------------------------------------------
 
@@ -424,19 +477,23 @@ class StageMachine:
         wake = inf
         crew = self.crew
         is_long = self._is_long
+        if self.breaker.state is not BreakerState.CLOSED:
+            self._clear(now)
         while True:
             worker = crew.soonest(now) if is_long else crew.next()
             if worker is None:
                 break
             is_idle = not worker.batches
-            if self.last_attempts:  # before all else, and alone: nothing is given in advance while one waits
+            if self.breaker.state is not BreakerState.CLOSED and not (is_idle and self.breaker.feeds(now)):
+                break
+            if self.apart:  # before all else, and alone: nothing is given in advance while one waits
                 if not is_idle:
                     break
-                _, item = self.last_attempts.popitem(last=False)
-                if item.is_due(now):
-                    self._dispatch(worker, [item], Reason.REPLAY, now)
-                else:
-                    self._drop([item], now)
+                waited = self.apart.pop()
+                part = [item for item in waited if item.is_due(now)]
+                self._drop([item for item in waited if item not in part], now)
+                if part:
+                    self._dispatch(worker, part, Reason.REPLAY, now)
                 continue
             waiting = len(self.queue.items)
             if not waiting:
@@ -571,7 +628,7 @@ class StageMachine:
         self._look_at = now + LOOK_S
         queue, times = self.queue, self.times
         frees, slowness = self.crew.outlook()
-        queued = len(queue) + len(self.last_attempts)
+        queued = len(queue) + len(self.apart)
         rounds = queued / queue.most / max(1, len(frees)) + 1.0
         if not frees or rounds * times.predict_mean(queue.most, slowness) < CALM_S:
             if self._foresaw is not None:
@@ -599,15 +656,23 @@ class StageMachine:
 
     def tick(self, now: float) -> None:
         """Time limits: of batches, of stuck workers, of silent ones. Cheap when nothing is due."""
+        for worker in self.crew.slow(now, self.pace.patience_s):
+            self._suspect(worker, now)
+        for key in [key for key, look_at in self._slow.items() if look_at <= now]:
+            self._hedge(self.workers[key], now)
+        for key in [key for key, until in self._held.items() if until <= now]:
+            del self._held[key]
+            worker = self.workers[key]
+            self.crew.sort_in(worker, now, begins=False)
         for worker in self.crew.late(now, self.spec.timeout_s):
             self._time_out(worker, now)
         for key in [key for key, kill_at in self._overdue.items() if kill_at <= now]:
             del self._overdue[key]
-            self.actions.append(Kill(key))
+            self.actions.append(Kill(key, "stuck in forward"))
         for key in [key for key, until in self._dying.items() if until <= now]:
             worker = self.workers[key]
             self._turn(worker, WorkerEvent.SETTLED)
-            self._forget(worker, now)
+            self._forget(worker, now, Death.OWN)
 
     def check_silence(self, now: float) -> None:
         """Give up workers that were not heard for WORKER_SILENCE_S. To be called about once a second.
@@ -624,38 +689,181 @@ class StageMachine:
                 worker.local and (worker.batches or worker.state is WorkerState.STARTING)
             ):
                 if worker.local:
-                    self.actions.append(Kill(key))
+                    self.actions.append(Kill(key, "silent while idle"))
                 self.exited(key, now)
 
     def _next_limit(self) -> float:
-        limit = self.crew.next_late(self.spec.timeout_s)
-        if self._overdue:
-            limit = min(limit, min(self._overdue.values()))
-        if self._dying:
-            limit = min(limit, min(self._dying.values()))
+        limit = self.crew.next_late(self.spec.timeout_s, self.pace.patience_s)
+        for due in (self._overdue, self._dying, self._slow, self._held):
+            if due:
+                limit = min(limit, min(due.values()))
         return limit
+
+    # --- what takes too long -----------------------------------------------------------------------------------------
+
+    def _suspect(self, worker: Member, now: float) -> None:
+        """The batch that a worker computes has taken several times what batches of this stage take."""
+        self.stats.slow += 1
+        self._take_back(worker)
+        self._hedge(worker, now)
+
+    def _take_back(self, worker: Member) -> None:
+        """What was given in advance has not begun: others may have it. It stays on this worker's books until the worker
+        has said that it skipped it (or computed it all the same: whoever gets it drops duplicates)."""
+        behind = [batch for batch in list(worker.batches.values())[1:] if not batch.revoked]
+        if behind:
+            self.queue.push_front([item for batch in behind for item in self._revoke(batch)])
+            self.actions.append(ToWorker(worker.key, Revoke([batch.number for batch in behind])))
+
+    def _revoke(self, batch: InFlight) -> list[Item]:
+        """A worker answers for a batch no longer; returns the items that need another holder."""
+        batch.revoked = True
+        items = [item for item in batch.items.values() if not item.request.closed and item.hop == item.request.hop]
+        for item in items:
+            item.holds += 1
+        return items
+
+    def _hedge(self, worker: Member, now: float) -> None:
+        """Have a suspect batch computed elsewhere as well, if that is allowed; as soon as it can be afforded."""
+        self._slow.pop(worker.key, None)
+        first = next(iter(worker.batches.values()))
+        if first.revoked or not self.spec.idempotent:
+            return
+        for item in first.items.values():  # one that streams shows that it goes on; the last attempt is the last
+            if item.request.stream_hop == item.hop or item.attempt >= self.spec.max_attempts:
+                return
+        able = sum([one.state is WorkerState.READY and not one.slow for one in self.workers.values()])
+        stuck = sum([one.slow for one in self.workers.values()])
+        is_closed = self.breaker.state is BreakerState.CLOSED
+        if not (is_closed and may_hedge(stuck=stuck, able=able) and self._budget.spend(len(first.items))):
+            self._slow[worker.key] = now + self.pace.patience_s
+            return
+        again = self._revoke(first)
+        if again:
+            self.stats.hedged += len(again)
+            self._try_apart(again, self.pace.patience_s, now)
 
     def _time_out(self, worker: Member, now: float) -> None:
         first = next(iter(worker.batches.values()))
-        uids = list(first.items)
-        self._fail(uids, Status.TIMEOUT, wording.TIMEOUT)
         self._turn(worker, WorkerEvent.LATE)
         if worker.state is not WorkerState.DYING:  # there is nobody to kill
             self._overdue[worker.key] = now + self.spec.kill_after_s
         self.crew.rest(worker)
-        revoked = [batch for batch in worker.batches.values() if batch is not first and not batch.revoked]
-        again: list[Item] = []
-        for batch in revoked:
-            # The batch given in advance has not begun: others may have it. It stays on this worker's books until the
-            # worker has said that it skipped it (or computed it all the same: whoever gets it drops duplicates).
-            batch.revoked = True
-            again += [item for item in batch.items.values() if item.is_due(now)]
+        self._slow.pop(worker.key, None)
+        self._take_back(worker)
+        if not first.revoked:
+            if self.breaker.state is BreakerState.TRIAL:
+                self.breaker.unclear(now)
+            self._reach_limit(first, self._revoke(first), now)
+        self._tell(now)
+
+    def _come_back(self, worker: Member, batch: InFlight, uids: Sequence[int], now: float) -> None:
+        """A worker gives items back unanswered: it has reached the time limit by its own clock, and got out of
+        ``forward``. What it skipped for any other reason nobody waits for."""
+        again = [item for uid in uids if (item := batch.items.get(uid)) is not None and item.is_due(now)]
         for item in again:
             item.holds += 1
-        self.queue.push_front(again)
-        if revoked:
-            self.actions.append(ToWorker(worker.key, Revoke([batch.number for batch in revoked])))
+        if again:
+            self._reach_limit(batch, again, now)
+
+    def _reach_limit(self, batch: InFlight, items: list[Item], now: float) -> None:
+        """These have been computed for as long as may be. Who was alone is the one that takes too long; of several,
+        nobody knows which it is, so they are tried again in parts."""
+        again: list[Item] = []
+        for item in items:
+            if (
+                not self.spec.idempotent
+                or item.request.stream_hop == item.hop
+                or item.attempt >= self.spec.max_attempts
+            ):
+                found = batch.count == 1 and item.attempt > 1
+                self._fail([item.request.uid], Status.TIMEOUT, wording.TIMEOUT, DO_NOT_RETRY if found else None)
+                self._release(item.let_go())
+            elif batch.count == 1:
+                self._fail([item.request.uid], Status.TIMEOUT, wording.TIMEOUT)
+                self._release(item.let_go())
+            elif not item.is_due(now):
+                self._drop([item], now)
+            else:
+                again.append(item)
+        if again:
+            self.stats.narrowed += len(again)
+            self._try_apart(again, self.spec.timeout_s, now)
+
+    def _try_apart(self, items: list[Item], round_s: float, now: float) -> None:
+        """Try items again that were together in something that takes too long, in parts of which each try takes up to
+        ``round_s``."""
+        attempt = 0
+        left = inf
+        for item in items:
+            item.attempt += 1
+            attempt = max(attempt, item.attempt)
+            left = min(left, item.request.deadline - now)
+        tries = max(1, min(self.spec.max_attempts - attempt + 1, int(left / round_s)))
+        size = part_size(len(items), tries)
+        for begin in range(0, len(items), size):
+            self.apart.push(items[begin : begin + size])
+
+    def _call_off(self, worker: Member, batch: InFlight, uids: Sequence[int], now: float) -> None:
+        """Items that may be in other places too were settled here: those that are done are done everywhere."""
+        done = [
+            uid
+            for uid in uids
+            if (item := batch.items.pop(uid, None)) is not None
+            and (item.request.closed or item.hop != item.request.hop)
+        ]
+        if done:
+            self.cancel(done, now)
+
+    # --- what fails --------------------------------------------------------------------------------------------------
+
+    def _note_bad(self, worker: Member, batch: InFlight, now: float) -> None:
+        """Nothing of a batch was computed rightly."""
+        self._bad += 1
+        proven = any(one.proven for one in self.workers.values())
+        if self.breaker.failed(batch.count, now, is_proven=proven):
+            self._note_breaker(now)
+        if not worker.failing:
+            worker.good_before, worker.bad_before = self._good, self._bad - 1
+        worker.failing += 1
+        verdict = judge(
+            worker.failing,
+            others_good=self._good - worker.good_before,
+            others_failed=self._bad - worker.bad_before - worker.failing,
+        )
+        if verdict is Verdict.SOUND or worker.condemned or len(self.workers) < 2:
+            return
+        if verdict is Verdict.BROKEN:
+            worker.condemned = True
+            self.stats.replaced += 1
+            facts = {"stage": self.spec.name, "worker": worker.slot, "pid": worker.pid, "batches": worker.failing}
+            self.actions.append(Note("a worker fails everything while its neighbours do not: it is replaced", facts))
+            self.actions.append(Kill(worker.key, "failing everything"))
+        elif worker.since + self.service_s > now and worker.state is WorkerState.READY:
+            # Being quick at failing, it would be given more than its share.
+            self._held[worker.key] = worker.since + self.service_s
+
+    def _note_breaker(self, now: float) -> None:
+        breaker = self.breaker
+        facts: dict[str, object] = {"stage": self.spec.name, "reason": breaker.reason}
+        if breaker.state is BreakerState.CLOSED:
+            self.actions.append(Note("the stage is fed again: a batch was computed rightly", facts, is_error=False))
+        else:
+            facts["retry_in_s"] = round(breaker.retry_at - now, 1)
+            self.actions.append(Note("the stage is not fed: whatever it is given fails", facts))
         self._tell(now)
+
+    def _clear(self, now: float) -> None:
+        """While nothing is given to the stage, nothing waits for it."""
+        if self.breaker.refuses(now):
+            waiting = [*self.apart.clear(), *self.queue.clear()]
+            self._fail(
+                [item.request.uid for item in waiting if item.hop == item.request.hop],
+                Status.UNAVAILABLE,
+                wording.broken(self.spec.name),
+            )
+            for item in waiting:
+                self._release(item.let_go())
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -674,7 +882,9 @@ class StageMachine:
             trails=[],
         )
         payloads: list[Payload] = []
-        flight = InFlight(number, {}, now, reason is Reason.REPLAY)
+        flight = InFlight(number, {}, now, apart=reason is Reason.REPLAY)
+        if self.breaker.state is not BreakerState.CLOSED:
+            self.breaker.feed()
         nbytes = shared = 0
         # One loop: a comprehension per column is a call per column, which a small batch pays for nothing.
         for item in items:
@@ -725,12 +935,12 @@ class StageMachine:
         self._is_calm = all(one.state in CALM for one in self.workers.values())
         return True
 
-    def _forget(self, worker: Member, now: float) -> None:
+    def _forget(self, worker: Member, now: float, death: Death = Death.FORGOTTEN, how: str = "") -> None:
         key = worker.key
         self.crew.remove(key)
         self._is_calm = all(one.state in CALM for one in self.workers.values())
-        self._overdue.pop(key, None)
-        self._dying.pop(key, None)
+        for limits in (self._overdue, self._dying, self._slow, self._held):
+            limits.pop(key, None)
         if worker.served and not worker.dismissed:
             self.stats.deaths += 1
         again: list[Item] = []
@@ -740,12 +950,19 @@ class StageMachine:
             else:
                 for item in batch.items.values():
                     self._release(item.let_go())
-        self._replay(again, now)
+        if again and death is Death.OWN and not worker.condemned:
+            uids = [item.request.uid for item in again]
+            if self.breaker.died(key, self._newest, uids, now, how):
+                self._note_breaker(now)
+        elif again:
+            self.breaker.unclear(now)
+        self._replay(again, now, death)
         self.actions.append(Forget(key, worker.slot, worker.families))
         self._tell(now)
 
-    def _replay(self, items: list[Item], now: float) -> None:
+    def _replay(self, items: list[Item], now: float, death: Death) -> None:
         again: list[Item] = []
+        most = self.spec.max_attempts
         for item in items:
             if not item.is_due(now):
                 self._drop([item], now)
@@ -753,16 +970,26 @@ class StageMachine:
                 self._give_up(item, wording.died_streaming(self.spec.name))
             elif not self.spec.idempotent:
                 self._give_up(item, wording.died_once_only(self.spec.name))
-            elif item.attempt >= self.spec.max_attempts:
-                self._give_up(item, wording.died_again(self.spec.name, item.attempt))
+            elif item.attempt >= most + (0 if death is Death.OWN else SPARED):
+                self._find_guilty(item)
             else:
                 item.attempt += 1
                 self.stats.replayed += 1
-                if item.attempt == self.spec.max_attempts:
-                    self.last_attempts[item.request.uid] = item
+                if item.attempt >= most:
+                    self.apart.push([item])
                 else:
                     again.append(item)
         self.queue.push_front(again)
+
+    def _find_guilty(self, item: Item) -> None:
+        """Workers died under an item as often as may be, the last of them under nothing else."""
+        text = wording.died_again(self.spec.name, item.attempt)
+        if self.spec.max_attempts == 1:  # it may have been any of its batch
+            self._give_up(item, text)
+            return
+        self.stats.poisoned += 1
+        self._fail([item.request.uid], Status.UNPROCESSABLE, text, DO_NOT_RETRY)
+        self._release(item.let_go())
 
     def _give_up(self, item: Item, text: str) -> None:
         self._fail([item.request.uid], Status.FAILED, text)
@@ -791,10 +1018,10 @@ class StageMachine:
         if refs:
             self.actions.append(Release(list(refs)))
 
-    def _fail(self, uids: list[int], status: Status, text: str) -> None:
+    def _fail(self, uids: list[int], status: Status, text: str, headers: dict[str, str] | None = None) -> None:
         self.stats.failed += len(uids)
         if uids:
-            self.actions.append(Fail(self.index, uids, int(status), text))
+            self.actions.append(Fail(self.index, uids, int(status), text, headers=headers or {}))
 
     def _tell(self, now: float) -> None:
         """Say what others decide by - readiness and pressure - when it has changed."""
@@ -804,11 +1031,12 @@ class StageMachine:
             self._absent_at = inf
         elif self._absent_at == inf:  # until now there was somebody
             self._absent_at = now + ABSENT_S
-        told = (state.ready, state.starting, state.mime, state.flow, full, self._absent_at)
+        closed_until = self.breaker.retry_at if self.breaker.state is BreakerState.OPEN else 0.0
+        told = (state.ready, state.starting, state.mime, state.flow, full, self._absent_at, closed_until)
         if told == self._told:
             return
         self._told = told
-        self.actions.append(News(self.index, state, self._absent_at, full))
+        self.actions.append(News(self.index, state, self._absent_at, full, closed_until))
 
     def _is_full(self) -> bool:
         return self.queue.nbytes >= self.spec.max_queue_bytes
@@ -827,7 +1055,7 @@ class StageMachine:
                 ready += 1
             elif worker.state is WorkerState.STARTING:
                 starting += 1
-        queued = len(self.queue) + len(self.last_attempts)
+        queued = len(self.queue) + len(self.apart)
         return StageState(self.spec.name, self.spec.num, ready, starting, queued, in_flight, self.mime, flow)
 
 

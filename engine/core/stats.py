@@ -70,6 +70,11 @@ class StageStats:
     replayed: int = 0
     failed: int = 0
     deaths: int = 0  # workers that vanished without leave
+    slow: int = 0  # batches that were taken for stuck
+    hedged: int = 0  # items of them that were computed elsewhere too
+    narrowed: int = 0  # items that reached the time limit together and were tried apart
+    poisoned: int = 0  # items that were found to kill workers
+    replaced: int = 0  # workers that failed everything while their neighbours did not
     starts: int = 0  # workers that became ready
     bytes_out: int = 0  # to workers, through sockets
     bytes_in: int = 0  # from frontends and workers, through sockets

@@ -33,7 +33,11 @@ def died_once_only(stage: str) -> str:
 
 
 def died_again(stage: str, times: int) -> str:
-    return f"internal error: workers of stage {stage} died {times} times under this request"
+    return f"workers of stage {stage} died {times} times under this request; it is not tried again"
+
+
+def broken(stage: str) -> str:
+    return f"service unavailable: stage {stage} is not fed, because whatever it is given fails"
 
 
 def absent(stage: str) -> str:

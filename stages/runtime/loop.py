@@ -219,6 +219,7 @@ class Loop:
             call=self._timed,
             lease=lease,
             most=self.fit.most,
+            gives_back=self._replays,
         )
         return Taken(message, run, welcome, since_ns, received_ns)
 

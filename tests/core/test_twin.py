@@ -260,7 +260,7 @@ def test_items_that_kill_their_worker_fail_alone(poison: set[int], workers: int)
                 twin.finish(worker)
     assert twin.is_empty()
     for seq in range(1, 21):
-        assert twin.answer(seq)[0] == (500 if seq in poison else 200)
+        assert twin.answer(seq)[0] == (422 if seq in poison else 200)
 
 
 @pytest.mark.parametrize("first", ["skipped", "killed", "computed", "the other finishes", "the other is killed"])

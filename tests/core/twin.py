@@ -28,11 +28,13 @@ from engine.core.actions import (
     Grant,
     Kill,
     News,
+    Note,
     Release,
     Settle,
     ToWorker,
 )
 from engine.core.call import Answer, Call, StreamEvent
+from engine.core.deaths import Death
 from engine.core.front import FrontMachine, FrontSpec
 from engine.core.introduction import FRONTEND, WORKER, Introduction, Refusal, Stranger
 from engine.core.link import Link, Submission
@@ -133,6 +135,7 @@ class Twin:
         self.computed: dict[str, int] = {}  # request id -> how often some worker finished it
         self.given: dict[tuple[int, str], int] = {}  # stage, request id -> how often a worker was given it
         self._pids = 100
+        self.notes: list[str] = []  # for the log
 
     def _begin(self, *, epoch: int) -> None:
         self.front = FrontMachine(self._front_spec, self.topology, epoch, deployment=DEPLOYMENT)
@@ -320,10 +323,10 @@ class Twin:
         else:
             self.stages[target].accept(decoded, got, self.now)
 
-    def kill(self, worker: FakeWorker) -> None:
+    def kill(self, worker: FakeWorker, death: Death = Death.OWN) -> None:
         """The process has ended; its lane is lost."""
         worker.lane.clear()
-        self.stages[worker.stage].exited(worker.key, self.now)
+        self.stages[worker.stage].exited(worker.key, self.now, death)
         self.run()
 
     def pass_time(self, seconds: float) -> None:
@@ -393,6 +396,8 @@ class Twin:
                 self.front.foresee(action)
             case Kill():
                 self.workers[stage, action.worker].killed = True
+            case Note():
+                self.notes.append(action.text)
             case Forget():
                 gone = self.workers.pop((stage, action.worker))
                 if self.memory is not None:
@@ -421,7 +426,7 @@ class Twin:
             not self.front.ledger
             and self.front.nbytes == 0
             and all(not len(machine.queue) and machine.queue.nbytes == 0 for machine in self.stages)
-            and all(not machine.last_attempts for machine in self.stages)
+            and all(not machine.apart for machine in self.stages)
             and all(not worker.batches for machine in self.stages for worker in machine.workers.values())
             and not self.transit
             and (self.memory is None or self.memory.is_empty())

@@ -103,7 +103,8 @@ def test_poison_fails_alone_naming_its_stage(folder: Path, threads: str) -> None
             load.flow(20)
             poison = {"id": "poison", "acts": {"first": {"do": "die"}}}
             answer = client.post("/both", json=poison)
-            assert answer.status_code == 500
+            assert answer.status_code == 422
+            assert answer.headers["x-should-retry"] == "false"
             assert "first" in answer.text
             load.flow(50)
         assert load.wrong == []

@@ -124,7 +124,7 @@ def test_a_worker_that_dies_before_its_first_event_is_replaced_in_silence(own: h
     log, gate = tmp_path / "log", tmp_path / "gate"
     gate.touch()
     answer = told(own, do="die", gate=str(gate), log=str(log))
-    assert answer.startswith(f"{ERROR}500: Internal Server Error: internal error: workers of stage tell died 3 times")
+    assert answer.startswith(f"{ERROR}422: Unprocessable Content: workers of stage tell died 3 times")
     assert log.read_text() == "1\n2\n3\n"
 
 

@@ -261,7 +261,7 @@ def test_malformed_parcels_are_dropped_and_the_worker_goes_on(start: Any) -> Non
 def test_python_code_is_interrupted_and_the_worker_lives(start: Any) -> None:
     broker, worker = start(one(timeout=0.3, kill_after=60))
     first, second = broker.settled(broker.give(1, [{"do": "sleep", "s": 600}, {"do": "echo", "x": 1}]))
-    assert (first.status, first.payload) == (second.status, second.payload) == (408, b"inference timeout")
+    assert first.status == second.status == Status.SKIPPED  # the broker finds the guilty one
     (item,) = broker.settled(broker.give(2, [{"do": "about"}]))
     assert item.value["pid"] == worker.popen.pid
 

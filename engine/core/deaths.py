@@ -1,0 +1,35 @@
+"""How a worker ended, as far as it can be known, and whether what it computed may have been the cause. Pure.
+
+A worker that runs into its own death - a segmentation fault, an abort, an exit out of user code - may have been killed
+by an item. One that somebody sends a signal, whose host or network has gone, or that the kernel had no memory for, was
+not: that does not count against what it computed. Where the system does not tell, the items are looked at.
+"""
+
+from __future__ import annotations
+
+import signal
+from enum import Enum
+from typing import Final
+
+
+class Death(Enum):
+    OWN = "own"  # of something that it did itself, or nobody knows of what
+    OUTSIDE = "outside"  # somebody ended it, or the kernel did for want of memory
+    FORGOTTEN = "forgotten"  # it said goodbye, or that it is another one now, or was not heard any more
+
+
+# Sent by people, supervisors and the kernel's out-of-memory killer; nothing that a program runs into.
+_SENT: Final = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
+
+
+def death_of(status: int | None) -> tuple[Death, str]:
+    """From a wait status (None: the system did not tell): what it was, and in words."""
+    if status is None:
+        return Death.OWN, ""
+    if number := status & 0x7F:  # wait(2)
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = f"signal {number}"
+        return (Death.OUTSIDE if number in _SENT else Death.OWN), f"by {name}"
+    return Death.OWN, f"with exit code {status >> 8}"
