@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -735,8 +736,10 @@ def test_watch_tells_ends_once_and_kills() -> None:
         assert watch.add(7, process.pid, may_kill=True)
         assert watch.ended() == []
         assert watch.kill(7)
+        ended: list[tuple[int, int | None]] = []
+        until(lambda: ended.extend(watch.ended()) or ended, "the end")
+        assert ended == [(7, signal.SIGKILL)]  # how it ended is known until its parent has asked
         process.wait()
-        until(lambda: watch.ended() == [7], "the end")
         assert watch.ended() == []
         assert not watch.kill(7)
         assert not watch.add(8, 2**22 + 1)

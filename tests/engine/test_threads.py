@@ -206,7 +206,7 @@ def left(broker: Broker) -> list[str]:
     held = {"ledger": len(front.ledger), "bytes": front.nbytes, "shared": broker.arenas.usage()[1]}
     for part in broker.stages:
         machine, name = part.machine, part.machine.spec.name
-        held[f"{name} queue"] = len(machine.queue) + machine.queue.nbytes + len(machine.last_attempts)
+        held[f"{name} queue"] = len(machine.queue) + machine.queue.nbytes + len(machine.apart)
         held[f"{name} in flight"] = sum(len(worker.batches) for worker in list(machine.workers.values()))
         held[f"{name} letters"] = len(part.mailbox.letters)
     return [f"{name}: {count}" for name, count in held.items() if count]

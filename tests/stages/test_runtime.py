@@ -378,7 +378,7 @@ def test_an_import_is_not_torn_by_the_time_limit(start: Any, tmp_path: Path) -> 
     (tmp_path / "lazily_imported.py").write_text(code)
     broker, worker = start(one(timeout=0.2, kill_after=20))
     first = broker.give(1, [{"do": "lazy", "folder": str(tmp_path), "then_s": 600}])
-    assert [item.status for item in broker.settled(first)] == [Status.TIMEOUT]
+    assert [item.status for item in broker.settled(first)] == [Status.SKIPPED]
     again = broker.give(2, [{"do": "lazy", "folder": str(tmp_path), "then_s": 0}])
     assert [(item.status, item.value) for item in broker.settled(again)] == [(Status.OK, 7)]
     assert worker.popen.poll() is None
@@ -391,12 +391,12 @@ def test_after_an_interrupt_a_worker_shows_itself_with_its_example(start: Any, t
     assert shown.read_text() == "+"  # the warm-up
     slow = broker.give(1, [{"do": "sleep", "s": 600}])
     next_one = broker.give(2, [{"do": "echo", "x": 1}])
-    assert [item.status for item in broker.settled(slow + next_one)] == [Status.TIMEOUT, Status.OK]
+    assert [item.status for item in broker.settled(slow + next_one)] == [Status.SKIPPED, Status.OK]
     assert shown.read_text() == "++"
     shown.write_text("-")
     slow = broker.give(3, [{"do": "sleep", "s": 600}])
     next_one = broker.give(4, [{"do": "echo", "x": 1}])
-    assert [item.status for item in broker.settled(slow)] == [Status.TIMEOUT]
+    assert [item.status for item in broker.settled(slow)] == [Status.SKIPPED]
     assert worker.wait(broker) == ExitCode.FAILED
     assert not broker.items.keys() & {*next_one}
     assert "fails on its example since: ValueError: torn" in worker.stderr
@@ -407,10 +407,10 @@ def test_without_an_example_the_next_batch_is_the_proof(start: Any) -> None:
     for batch in (1, 3):  # a success clears it
         slow = broker.give(batch, [{"do": "sleep", "s": 600}])
         good = broker.give(batch + 1, [{"do": "echo", "x": 1}])
-        assert [item.status for item in broker.settled(slow + good)] == [Status.TIMEOUT, Status.OK]
+        assert [item.status for item in broker.settled(slow + good)] == [Status.SKIPPED, Status.OK]
     slow = broker.give(5, [{"do": "sleep", "s": 600}])
     bad = broker.give(6, [{"do": "bug"}])
-    assert [item.status for item in broker.settled(slow)] == [Status.TIMEOUT]
+    assert [item.status for item in broker.settled(slow)] == [Status.SKIPPED]
     assert worker.wait(broker) == ExitCode.FAILED
     assert not broker.items.keys() & {*bad}
     assert "has failed since" in worker.stderr
@@ -611,7 +611,7 @@ def test_what_user_code_does_to_its_process_keeps_nothing_of_ours_from_working(s
         assert item.value == "managed", code
         given = broker.give(10 * batch + 1, [{"do": "sleep", "s": 600}])
         given += broker.give(10 * batch + 2, [{"do": "echo", "x": 1}])
-        assert [item.status for item in broker.settled(given)] == [Status.TIMEOUT, Status.OK], code
+        assert [item.status for item in broker.settled(given)] == [Status.SKIPPED, Status.OK], code
     broker.settled(broker.give(1, [{"do": "bug"}]))
     broker.epoch = 2  # new sockets, in new folders
     broker.expect(WorkerBeat)
