@@ -15,7 +15,9 @@
     breaker    when a stage is not fed at all         failing    when a worker is to blame, not what it got
     deaths     how a worker ended, as far as known    vitality   who is stopped or hung, seen from outside
     introduction  how peers introduce themselves, and are refused: frozen words
-    rolling    in which order the workers of a running deployment are replaced
+    processes  the deployment's processes, what is heard of them and done about them, as values
+    replacing  which workers of a running deployment are replaced, and why
+    rolling    in which order
     wear       when a worker has served long enough
 
 Machines (``stage``, ``front``) take events and ``now`` and append *actions* to a list; the parts in

@@ -19,13 +19,38 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final, TypeAlias
+from typing import Final
 
-from engine.core import rolling
 from engine.core.backoff import DEFAULT, GiveUp, History, Policy, became_ready, died, has_lasted
-from engine.core.rolling import Do, Rollout, Standing
+from engine.core.processes import (
+    Action,
+    Begin,
+    Child,
+    Died,
+    Event,
+    Failed,
+    Hung,
+    Kill,
+    Kind,
+    Level,
+    Loading,
+    Ready,
+    Replace,
+    Replaced,
+    Say,
+    Serving,
+    Spawn,
+    StopAsked,
+    Stopping,
+    Terminate,
+    Tick,
+    Warming,
+    Worn,
+)
+from engine.core.replacing import Replacing, Task
+from engine.core.rolling import Do, Standing, Step
 
 WORKERS_STOP_S: Final = 5.0  # most for workers once the frontends have gone: one batch, and the user's teardown
 BROKER_STOP_S: Final = 1.0  # it has nothing left to do but close its sockets
@@ -33,13 +58,6 @@ UNREADY_STOP_S: Final = 0.8  # for a process that was never ready: it has nothin
 REPORTED_FAILURE_S: Final = 5.0  # from a child's own "failed" to its exit; past it, it is killed
 MARGIN_S: Final = 0.5  # frontends and workers bound themselves by the grace; they get to keep that promise first
 ABANDON_S: Final = 2.0  # after SIGKILL; a process that the kernel cannot end (stuck in a driver) is not waited for
-
-
-class Kind(Enum):
-    BROKER = "broker"
-    FRONTEND = "frontend"
-    WORKER = "worker"
-    DAEMON = "daemon"
 
 
 class ChildState(Enum):
@@ -144,25 +162,7 @@ class Outcome(Enum):
 
 
 @dataclass(frozen=True)
-class Child:
-    """One process of the deployment. ``start_s``: time to become ready. ``name`` is what the log calls it."""
-
-    kind: Kind
-    name: str
-    stage: str = ""
-    slot: int = 0
-    start_s: float = 60.0
-    edition: int = 0  # of the configuration that it was started with
-    turn: int = 0  # tells it from the one whose place it takes
-
-    @property
-    def role(self) -> tuple[Kind, str]:
-        """Equal for processes that are started in the same way."""
-        return self.kind, self.stage
-
-
-@dataclass(frozen=True)
-class Step:
+class StopStep:
     """One step of the order of stop: TERM to all of ``kinds``; after ``bound_s``, KILL to those that are left."""
 
     kinds: frozenset[Kind]
@@ -171,170 +171,18 @@ class Step:
 
 def stop_order(
     kinds: Iterable[Kind], grace_s: float, *, delay_s: float = 0.0, failed_start: bool = False
-) -> tuple[Step, ...]:
+) -> tuple[StopStep, ...]:
     """The steps in which a deployment made of ``kinds`` stops. ``delay_s``: for so long a frontend turns requests away
     before its grace begins."""
     short = min(grace_s, WORKERS_STOP_S)
     front, back = frozenset({Kind.FRONTEND}), frozenset({Kind.WORKER, Kind.DAEMON})
-    broker = Step(frozenset({Kind.BROKER}), BROKER_STOP_S)
+    broker = StopStep(frozenset({Kind.BROKER}), BROKER_STOP_S)
     if failed_start:
-        return Step(front | back, short), broker
+        return StopStep(front | back, short), broker
     if Kind.FRONTEND not in kinds:
         # Workers on their own: requests go on arriving through somebody else's frontend, so these need the grace.
-        return Step(back, grace_s + MARGIN_S), broker
-    return Step(front, delay_s + grace_s + MARGIN_S), Step(back, short), broker
-
-
-# --- events ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Begin:
-    """Start the deployment."""
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Nothing but time has passed."""
-
-
-@dataclass(frozen=True)
-class Loading:
-    child: Child
-
-
-@dataclass(frozen=True)
-class Warming:
-    child: Child
-    done: int
-    of: int
-
-
-@dataclass(frozen=True)
-class Ready:
-    child: Child
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The child says why it cannot start; it is about to exit. ``trace``: the traceback, of user code."""
-
-    child: Child
-    reason: str
-    trace: str = ""
-
-
-@dataclass(frozen=True)
-class Died:
-    """The child has been reaped. ``code`` as subprocess has it: negative for a signal; None: it never came to life."""
-
-    child: Child
-    code: int | None
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Hung:
-    """The child is there and does nothing, as seen from outside (:mod:`engine.core.vitality`). ``how``: in words."""
-
-    child: Child
-    how: str
-
-
-@dataclass(frozen=True)
-class StopAsked:
-    """The operator sent this signal. SIGINT while stopping means "at once"."""
-
-    number: int
-
-
-@dataclass(frozen=True)
-class Replace:
-    """Serve with these workers instead of those there are (engine.core.rolling). ``renew`` false: whoever is in a slot
-    stays, and only the number of slots changes. ``what``: for the log."""
-
-    workers: tuple[Child, ...]
-    what: str
-    renew: bool = True
-
-
-@dataclass(frozen=True)
-class Worn:
-    """A worker asks for a fresh one in its place: it has served for as long as it shall."""
-
-    child: Child
-    reason: str
-
-
-Event: TypeAlias = Begin | Tick | Loading | Warming | Ready | Failed | Died | Hung | StopAsked | Replace | Worn
-
-
-# --- actions ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Spawn:
-    child: Child
-
-
-@dataclass(frozen=True)
-class Terminate:
-    """SIGTERM, to the process alone: it tells its own children."""
-
-    child: Child
-
-
-@dataclass(frozen=True)
-class Kill:
-    """SIGKILL, to its whole process group."""
-
-    child: Child
-
-
-class Level(Enum):
-    DEBUG = 10
-    INFO = 20
-    WARNING = 30
-    ERROR = 40
-
-
-@dataclass(frozen=True)
-class Say:
-    """A line for the log, and the traceback below it, if there is one."""
-
-    text: str
-    level: Level = Level.INFO
-    child: Child | None = None
-    trace: str = ""
-
-
-@dataclass(frozen=True)
-class Serving:
-    """Every process was ready for the first time: tell the user."""
-
-    took_s: float
-
-
-@dataclass(frozen=True)
-class Stopping:
-    """The deployment stops, and will have stopped within so many seconds."""
-
-    within_s: float
-
-
-@dataclass(frozen=True)
-class Committed:
-    """The new workers of a :class:`Replace` have shown that they can serve: its configuration holds from now on."""
-
-
-@dataclass(frozen=True)
-class Replaced:
-    """A :class:`Replace` is over. ``error`` says why everything is as it was before; empty: it is done."""
-
-    error: str = ""
-
-
-Action: TypeAlias = Spawn | Terminate | Kill | Say | Serving | Stopping | Committed | Replaced
+        return StopStep(back, grace_s + MARGIN_S), broker
+    return StopStep(front, delay_s + grace_s + MARGIN_S), StopStep(back, short), broker
 
 
 # --- the machine -----------------------------------------------------------------------------------------------------
@@ -367,14 +215,10 @@ class Machine:
         self._delay_s = delay_s
         self._policy = policy
         self._began = 0.0
-        self._steps: tuple[Step, ...] = ()
+        self._steps: tuple[StopStep, ...] = ()
         self._step_ends = 0.0
         self._actions: list[Action] = []
-        self._rollout: Rollout[Child] | None = None
-        self._is_asked = False  # the rollout is a Replace, and no worn worker's
-        self._next: Replace | None = None  # waits for a worn worker's rollout to end
-        self._worn: dict[Child, str] = {}  # in the order in which they asked, and why
-        self._turns = 0
+        self._replacing = Replacing()
 
     @property
     def workers(self) -> list[Child]:
@@ -414,7 +258,7 @@ class Machine:
                 self._handle_replace(event)
             case Worn(child, reason):
                 if child in self._records:
-                    self._worn.setdefault(child, reason)
+                    self._replacing.wear(child, reason)
             case Tick():
                 pass
         self._handle_time(now)
@@ -457,7 +301,7 @@ class Machine:
         failed_too = bool(record.reason) and self.outcome is Outcome.NOT_STARTED and how not in self.reason
         record.deadline = record.killed_at = None
         record.reason = record.trace = ""
-        if self._is_new(child) and record.state is not ChildState.STOPPING:
+        if self._replacing.is_on_trial(child) and record.state is not ChildState.STOPPING:
             started = record.state is ChildState.READY
             self._turn(child, Turn.END)
             self._abandon(f"{child.name} {'died' if started else 'could not start'}: {how}", child, now, trace)
@@ -520,7 +364,7 @@ class Machine:
             if self.outcome is Outcome.STOPPED:
                 self.outcome, self.reason = Outcome.FAILED, "interrupted while draining"
             self._move(Cause.AT_ONCE)
-            self._stop((Step(frozenset(Kind), 0.0),), now)
+            self._stop((StopStep(frozenset(Kind), 0.0),), now)
 
     def _fail(
         self, child: Child, reason: str, code: int | None, now: float, trace: str = "", *, started: bool = True
@@ -559,91 +403,41 @@ class Machine:
     def _handle_replace(self, asked: Replace) -> None:
         if self.phase is not Phase.SERVING:
             self._actions.append(Replaced(f"not now: it is {self.phase.value}"))
-        elif self._next is not None or (self._rollout is not None and self._is_asked):
-            self._actions.append(Replaced("not now: it is replacing workers already"))
         else:
-            self._next = asked
-
-    def _begin_rollout(self, workers: Sequence[Child], *, is_asked: bool) -> None:
-        old = [((child.stage, child.slot), child) for child in self.workers]
-        new = [((child.stage, child.slot), child) for child in workers]
-        self._rollout, self._is_asked = Rollout(old, new), is_asked
-
-    def _begin_asked(self, asked: Replace) -> None:
-        self._next = None
-        self._say(asked.what)
-        there = {} if asked.renew else {(child.stage, child.slot): child for child in self.workers}
-        self._begin_rollout([there.get((child.stage, child.slot), child) for child in asked.workers], is_asked=True)
-
-    def _begin_worn(self) -> None:
-        """A fresh worker for the next that asked for one."""
-        child, reason = next(iter(self._worn.items()))
-        del self._worn[child]
-        if child not in self.workers:
-            return  # it has died, or is being stopped
-        self._turns += 1
-        fresh = replace(child, turn=self._turns)
-        self._say(f"{child.name} is replaced: {reason}", child=child)
-        self._begin_rollout([fresh if one == child else one for one in self.workers], is_asked=False)
+            self._actions += self._replacing.ask(asked)
 
     def _roll(self, now: float) -> None:
         if self.phase is not Phase.SERVING:
-            if self._rollout is not None or self._next is not None:
-                self._is_asked = self._is_asked or self._next is not None
-                self._next = None
-                self._end_rollout("it is stopping")
+            self._actions += self._replacing.stop()
             return
-        while True:
-            if self._rollout is None and self._next is not None:
-                self._begin_asked(self._next)
-            elif self._rollout is None and self._worn:
-                self._begin_worn()
-            elif self._rollout is None or not (steps := self._rollout.next(self._standing)):
-                return
-            else:
-                for step in steps:
-                    self._carry_out(step, now)
+        while tasks := self._replacing.next(self.workers, self._standing):
+            self._carry_out(tasks, now)
+        for child in [child for child, record in self._records.items() if record.state is ChildState.GONE]:
+            del self._records[child]  # it was retired
 
-    def _carry_out(self, step: rolling.Step[Child], now: float) -> None:
-        child = step.worker
-        if step.do is Do.START and child is not None:
-            self._records[child] = record = _Record()
-            if self._rollout is not None and self._rollout.committed:
-                # Its version has proved itself: if it fails all the same, it is tried again like any other.
-                record.history = History(ever_ready=True)
-            self._spawn(child, now)
-        elif step.do is Do.RETIRE and child is not None:
-            record = self._records[child]
-            alive = record.state in RUNNING
-            self._turn(child, Turn.STOP)
-            record.deadline = now + self._grace_s + MARGIN_S if alive else None
-            if alive:
-                self._actions.append(Terminate(child))
-        elif step.do is Do.COMMIT and self._is_asked:
-            self._actions.append(Committed())
-        elif step.do is Do.DONE:
-            self._end_rollout()
+    def _carry_out(self, tasks: Iterable[Task], now: float) -> None:
+        for task in tasks:
+            if not isinstance(task, Step):
+                self._actions.append(task)
+            elif task.do is Do.START:
+                # Once its version has proved itself, one that fails all the same is tried again like any other.
+                self._records[task.worker] = _Record(history=History(ever_ready=self._replacing.is_proven))
+                self._spawn(task.worker, now)
+            else:
+                self._retire(task.worker, now)
+
+    def _retire(self, child: Child, now: float) -> None:
+        record = self._records[child]
+        alive = record.state in RUNNING
+        self._turn(child, Turn.STOP)
+        record.deadline = now + self._grace_s + MARGIN_S if alive else None
+        if alive:
+            self._actions.append(Terminate(child))
 
     def _abandon(self, reason: str, child: Child, now: float, trace: str) -> None:
         """A new worker could not start before there was a commit: what there was goes on."""
-        rollout = self._rollout
-        assert rollout is not None
         self._say(f"{reason}; the former workers go on", Level.ERROR, child, trace)
-        for step in rollout.give_up(self._standing):
-            self._carry_out(step, now)
-        self._end_rollout(reason)
-
-    def _end_rollout(self, error: str = "") -> None:
-        self._rollout = None
-        for child in [child for child, record in self._records.items() if record.state is ChildState.GONE]:
-            del self._records[child]
-        if self._is_asked:
-            self._is_asked = False
-            self._actions.append(Replaced(error))
-
-    def _is_new(self, child: Child) -> bool:
-        rollout = self._rollout
-        return rollout is not None and not rollout.committed and child in rollout.fresh
+        self._carry_out(self._replacing.give_up(reason, self._standing), now)
 
     def _standing(self, child: Child) -> Standing:
         record = self._records.get(child)
@@ -651,7 +445,7 @@ class Machine:
 
     # --- stopping
 
-    def _stop(self, steps: tuple[Step, ...], now: float) -> None:
+    def _stop(self, steps: tuple[StopStep, ...], now: float) -> None:
         self._steps = steps
         self._actions.append(Stopping(sum(step.bound_s + ABANDON_S for step in steps)))
         for child, record in self._records.items():
@@ -736,7 +530,7 @@ class Machine:
     def _kinds(self) -> set[Kind]:
         return {child.kind for child in self._records}
 
-    def _of(self, step: Step) -> list[Child]:
+    def _of(self, step: StopStep) -> list[Child]:
         return [child for child in self._records if child.kind in step.kinds]
 
 

@@ -35,16 +35,21 @@ class Standing(Enum):
 class Do(Enum):
     START = "start"
     RETIRE = "retire"
+
+
+class Mark(Enum):
+    """What has been reached."""
+
     COMMIT = "commit"
     DONE = "done"
 
 
 @dataclass(frozen=True)
 class Step(Generic[Worker]):
-    """``worker``: whom to start or to retire; None for a step of the whole."""
+    """Start or retire this worker."""
 
     do: Do
-    worker: Worker | None = None
+    worker: Worker
 
 
 class Rollout(Generic[Worker]):
@@ -65,9 +70,9 @@ class Rollout(Generic[Worker]):
         self._proofs = list(first.values())
         self._finished = False
 
-    def next(self, standing: Callable[[Worker], Standing]) -> list[Step[Worker]]:
+    def next(self, standing: Callable[[Worker], Standing]) -> list[Step[Worker] | Mark]:
         """What to do now; to be asked again whenever something has changed, until it says DONE."""
-        steps: list[Step[Worker]] = []
+        steps: list[Step[Worker] | Mark] = []
         if self._finished:
             return steps
         if not self.committed:
@@ -75,7 +80,7 @@ class Rollout(Generic[Worker]):
                 if (stands := standing(worker)) is not Standing.READY:
                     return [Step(Do.START, worker)] if stands is Standing.ABSENT else []
             self.committed = True
-            steps.append(Step(Do.COMMIT))
+            steps.append(Mark.COMMIT)
         for slot, worker in self._turns:
             stands = standing(worker)
             if stands is Standing.ABSENT:
@@ -89,7 +94,7 @@ class Rollout(Generic[Worker]):
         steps += [Step(Do.RETIRE, worker) for worker in present if standing(worker) is not Standing.GOING]
         if not present:
             self._finished = True
-            steps.append(Step(Do.DONE))
+            steps.append(Mark.DONE)
         return steps
 
     def give_up(self, standing: Callable[[Worker], Standing]) -> list[Step[Worker]]:

@@ -22,7 +22,8 @@ from urllib.parse import urlsplit
 from engine import descriptors
 from engine.config import Deployment, dump, run_dir
 from engine.core.backoff import DEFAULT, Policy
-from engine.core.lifecycle import Child, Kind, Machine, Outcome
+from engine.core.lifecycle import Machine, Outcome
+from engine.core.processes import Child, Kind
 from engine.errors import StartError
 from engine.exitcodes import ExitCode
 from engine.log import get_logger

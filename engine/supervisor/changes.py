@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from engine.config import Deployment, dump
-from engine.core.lifecycle import Child, Kind, Replace
+from engine.core.processes import Child, Kind, Replace
 from engine.core.wire import front_frame
 from engine.errors import ConfigError, StartError
 from engine.supervisor import family

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from engine.config import Deployment
-from engine.core.lifecycle import Child, Kind
+from engine.core.processes import Child, Kind
 from engine.process import place
 
 BROKER_START_S: Final = 30.0  # it binds sockets; half a minute is a machine in deep trouble

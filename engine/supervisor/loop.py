@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from engine.clock import now
-from engine.core import lifecycle as life
-from engine.core.lifecycle import Child, Kind
+from engine.core import processes as life
+from engine.core.lifecycle import Machine, Phase
 from engine.core.liveness import LOOK_S
+from engine.core.processes import Child, Kind
 from engine.core.vitality import Vitals
 from engine.log import TRACEBACK, get_logger
 from engine.proc import sample
@@ -46,7 +47,7 @@ class Loop:
 
     def __init__(
         self,
-        machine: life.Machine,
+        machine: Machine,
         commands: Commands,
         environments: Mapping[Child, Mapping[str, str]],
         *,
@@ -98,7 +99,7 @@ class Loop:
         try:
             self._post(life.Begin())
             self._reap()  # a daemon that was running already may have ended before anybody listened
-            while self._machine.phase is not life.Phase.STOPPED:
+            while self._machine.phase is not Phase.STOPPED:
                 wake_at = self._machine.wake_at
                 wake_at = self._look_at if wake_at is None else min(wake_at, self._look_at)
                 for key, _ in self._selector.select(max(0.0, wake_at - now())):

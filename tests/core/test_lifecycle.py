@@ -15,10 +15,18 @@ from engine.core.lifecycle import (
     MARGIN_S,
     UNREADY_STOP_S,
     WORKERS_STOP_S,
+    ChildState,
+    Machine,
+    Outcome,
+    Phase,
+    Turn,
+    describe_exit,
+    stop_order,
+)
+from engine.core.processes import (
     Action,
     Begin,
     Child,
-    ChildState,
     Committed,
     Died,
     Failed,
@@ -27,9 +35,6 @@ from engine.core.lifecycle import (
     Kind,
     Level,
     Loading,
-    Machine,
-    Outcome,
-    Phase,
     Ready,
     Replace,
     Replaced,
@@ -40,11 +45,8 @@ from engine.core.lifecycle import (
     Stopping,
     Terminate,
     Tick,
-    Turn,
     Warming,
     Worn,
-    describe_exit,
-    stop_order,
 )
 
 BROKER = Child(Kind.BROKER, "broker", start_s=30)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.core.rolling import Do, Rollout, Slot, Standing, Step
+from engine.core.rolling import Do, Mark, Rollout, Slot, Standing, Step
 
 
 def side(version: str, **nums: int) -> list[tuple[Slot, str]]:
@@ -30,11 +30,11 @@ class World:
     def look(self) -> None:
         self.obey(self.rollout.next(self.standing))
 
-    def obey(self, steps: Sequence[Step[str]]) -> None:
+    def obey(self, steps: Sequence[Step[str] | Mark]) -> None:
         for step in steps:
-            self.told.append(f"{step.do.value} {step.worker}" if step.worker else step.do.value)
-            if step.worker is None:
-                self.done = self.done or step.do is Do.DONE
+            self.told.append(step.value if isinstance(step, Mark) else f"{step.do.value} {step.worker}")
+            if isinstance(step, Mark):
+                self.done = self.done or step is Mark.DONE
             elif step.do is Do.START:
                 assert self.standing(step.worker) is Standing.ABSENT
                 self.stands[step.worker] = Standing.COMING

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from engine.clock import Deadline
-from engine.core.lifecycle import Child, Kind
+from engine.core.processes import Child, Kind
 from engine.errors import StartError
 from engine.exitcodes import ExitCode
 from engine.supervisor import family, keeper

@@ -14,7 +14,7 @@ from pathlib import Path
 from engine import log, supervisor
 from engine.config import build
 from engine.core.backoff import Policy
-from engine.core.lifecycle import Child
+from engine.core.processes import Child
 
 POLICY = Policy(first_s=0.02, most_s=0.1, budget=3)
 
