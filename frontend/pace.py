@@ -11,6 +11,7 @@ from typing import Final
 
 LEAST_RATE: Final = 16 * 1024  # bytes a second: a bad mobile line has more
 FRESH_S: Final = 0.5  # how long after it was made a connection is not taken for an idle one
+NEW_S: Final = 5.0  # how long after it was begun an answer's client is not taken for a slow one
 STALL_S: Final = 60.0  # a client that takes nothing for so long is dropped
 LINGER_S: Final = 5.0  # how long what nobody wants is read and dropped, so that its sender sees the answer
 

@@ -1,14 +1,17 @@
-"""An HTTP/2 connection: gunicorn's, with a budget for frames that carry nothing, and bounded turns.
+"""An HTTP/2 connection: gunicorn's, with a budget for frames that carry nothing, bounded turns, and answers that count.
 
 gunicorn bounds PING, SETTINGS and empty DATA, reads 64 KiB of frames at a time (seven thousand of them, for which it
-needs a third of a second), and copies the rest of an answer for each frame of it. What frames cost is decided in
-:mod:`frontend.frames`. All the rest is gunicorn's; it names its class nowhere that could be told another, so
+needs a third of a second), copies the rest of an answer for each frame of it, and lets as many answers as there are
+streams wait for their client's window. What frames cost is decided in :mod:`frontend.frames`, and how long an answer
+waits in :mod:`frontend.unsent`. All the rest is gunicorn's; it names its class nowhere that could be told another, so
 :func:`install` puts this one in its place.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+from functools import partial
 from typing import Any, Final
 
 from gunicorn.http2 import async_connection
@@ -17,22 +20,27 @@ from gunicorn.http2.errors import HTTP2ErrorCode
 
 from engine.clock import now
 from frontend.frames import Frames
+from frontend.unsent import Unsent
 
 PIECE: Final = 64 * 1024  # bytes of an answer handed to gunicorn at once
 FRAME: Final = 16 * 1024  # bytes of a frame, unless the client wants larger ones
+ANSWER_COST: Final = 8 * 1024  # bytes that holding an answer takes beyond its body: a task, its frames, the stream
 
 
-def install() -> None:
+def install(unsent: Unsent) -> None:
     """Have gunicorn make these. In a worker process, before the first connection."""
-    async_connection.AsyncHTTP2Connection = Connection2
+    logging.getLogger("hpack").setLevel(logging.INFO)  # below it tells of every field, clients' secrets among them
+    async_connection.AsyncHTTP2Connection = partial(Connection2, unsent)
 
 
 class Connection2(AsyncHTTP2Connection):  # type: ignore[misc]  # gunicorn has no types
     """One client connection that speaks HTTP/2."""
 
-    def __init__(self, cfg: Any, reader: asyncio.StreamReader, *args: Any) -> None:
+    def __init__(self, unsent: Unsent, cfg: Any, reader: asyncio.StreamReader, *args: Any) -> None:
         super().__init__(cfg, _Turns(reader, self), *args)
         self.frames = Frames(now())
+        self._unsent = unsent
+        self._answers: set[_Answer] = set()  # that are being sent
 
     async def calm(self) -> None:
         """Its client sends too much that carries nothing: GOAWAY, and the end."""
@@ -48,13 +56,48 @@ class Connection2(AsyncHTTP2Connection):  # type: ignore[misc]  # gunicorn has n
         """In pieces, for gunicorn copies the rest behind each frame."""
         size = len(data)
         self.frames.sent(1 + size // FRAME)
-        at = 0
-        while size - at > PIECE:
-            if not await super().send_data(stream_id, data[at : at + PIECE], end_stream=False):
-                return False
-            at += PIECE
-        whole: bool = await super().send_data(stream_id, data[at:] if at else data, end_stream=end_stream)
-        return whole
+        answer = _Answer(self, stream_id, size)
+        self._answers.add(answer)
+        self._unsent.watch(answer, self._answers)
+        try:
+            while answer.left > PIECE:
+                at = size - answer.left
+                if not await super().send_data(stream_id, data[at : at + PIECE], end_stream=False):
+                    return False
+                answer.left -= PIECE
+            rest = data[size - answer.left :] if answer.left < size else data
+            whole: bool = await super().send_data(stream_id, rest, end_stream=end_stream)
+            return whole
+        finally:
+            self._answers.discard(answer)
+            self._unsent.forget(answer)
+
+    def give_up(self, stream_id: int) -> None:
+        """End a stream whose client does not take its answer; the task that sends it finds it closed."""
+        stream = self.streams.get(stream_id)
+        if stream is not None and not self._closed:
+            stream.reset(HTTP2ErrorCode.CANCEL)
+            self._reset_quietly(stream_id, HTTP2ErrorCode.CANCEL)
+            self._write_pending_nowait()
+            self._signal_window()
+
+
+class _Answer:
+    """A piece of an answer that is being sent, whole or of a stream; ``left``: bytes that the connection has not taken,
+    to one piece."""
+
+    __slots__ = ("_connection", "_stream_id", "left")
+
+    def __init__(self, connection: Connection2, stream_id: int, size: int) -> None:
+        self._connection = connection
+        self._stream_id = stream_id
+        self.left = size
+
+    def get_write_buffer_size(self) -> int:
+        return self.left + ANSWER_COST
+
+    def abort(self) -> None:
+        self._connection.give_up(self._stream_id)
 
 
 class _Turns:

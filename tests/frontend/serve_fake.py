@@ -1,10 +1,10 @@
 """A frontend process with a fake client behind it: ``serve_fake.py STATUS_FD EVENTS_FD OPTIONS``, OPTIONS a JSON object
 of keys of ``[frontend]``, ``grace``, and ``term_at``: where in its start the first worker process gets a SIGTERM.
 
-The body says what becomes of a request: ``hang`` is never answered, ``after 0.2`` so many seconds later, ``die`` kills
-the worker process, anything else comes back; with the option ``tells`` the answer to everything is what the service was
-told of it, as JSON. What the client is asked is written to EVENTS_FD, a line each; with ``forgets`` nothing of requests
-is, and nothing of them is kept.
+The body says what becomes of a request: ``hang`` is never answered, ``after 0.2`` so many seconds later, ``make 1000``
+with so many bytes, ``die`` kills the worker process, anything else comes back; with the option ``tells`` the answer to
+everything is what the service was told of it, as JSON. What the client is asked is written to EVENTS_FD, a line each;
+with ``forgets`` nothing of requests is, and nothing of them is kept.
 """
 
 from __future__ import annotations
@@ -61,7 +61,12 @@ class ScriptedClient(FakeClient):
         if body == b"die":
             os.kill(os.getpid(), signal.SIGKILL)
         held = body == b"hang" or body.startswith(b"after ")
-        self.reply = (lambda item: None) if held else echo
+        if held:
+            self.reply = lambda item: None
+        elif body.startswith(b"make "):
+            self.reply = lambda item: Answer(200, b"x" * int(item.body.split()[1]), "text/plain")
+        else:
+            self.reply = echo
         seq = super().call(call, instant)
         if body.startswith(b"after "):
             answer = echo(Submitted(0, body, 0.0, "", b"", []))

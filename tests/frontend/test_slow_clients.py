@@ -10,8 +10,8 @@ import pytest
 from engine.clock import now
 from engine.config.schema import FrontendSection
 from frontend.gate import Gate, client_of
-from frontend.pace import LEAST_RATE, STALL_S, is_late, left_s
-from frontend.unsent import Unsent
+from frontend.pace import LEAST_RATE, NEW_S, STALL_S, is_late, left_s
+from frontend.unsent import LOOK_MOST, ROOM, Unsent
 
 # --- pace ------------------------------------------------------------------------------------------------------------
 
@@ -158,10 +158,11 @@ def test_one_that_has_read_is_not_watched_any_more(end: str) -> None:
 
 
 def test_together_they_hold_so_much_and_those_that_take_the_least_are_cut() -> None:
-    unsent = Unsent(3500)
-    clients = {name: Transport(1000) for name in ("idle", "quick", "slow", "new")}
-    for name in ("idle", "quick", "slow"):
+    unsent = Unsent(4900)
+    clients = {name: Transport(1000) for name in ("idle", "done", "quick", "slow", "new")}
+    for name in ("idle", "done", "quick", "slow"):
         unsent.watch(clients[name])
+    clients["done"].unsent = 0
     clients["quick"].unsent -= 500
     clients["slow"].unsent -= 200
     unsent.watch(clients["new"])
@@ -169,7 +170,66 @@ def test_together_they_hold_so_much_and_those_that_take_the_least_are_cut() -> N
     clients["more"] = Transport(1000)
     unsent.watch(clients["more"])
     assert {name for name, transport in clients.items() if transport.aborted} == {"idle"}
-    assert unsent.total == sum(clients[name].unsent for name in ("quick", "slow", "new", "more")) == 3300
+    assert unsent.total == 4000, "what was taken of an answer is held with the rest of it"
+
+
+def test_one_that_had_no_time_to_take_anything_is_not_taken_for_a_slow_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    unsent = Unsent(2000)
+    slow, fresh = Transport(1500), Transport(600)
+    unsent.watch(slow)
+    slow.unsent -= 1
+    later = now() + NEW_S
+    monkeypatch.setattr("frontend.unsent.now", lambda: later)
+    unsent.watch(fresh)
+    assert (slow.aborted, fresh.aborted) == (True, False)
+
+
+def test_of_those_that_take_nothing_who_asks_for_most_is_cut_first() -> None:
+    unsent, beside = Unsent(3500), [Transport(1000), Transport(1000)]
+    lone, more = Transport(1000), Transport(1000)
+    unsent.watch(lone)
+    for one in beside:
+        unsent.watch(one, beside)
+        one.unsent -= 1
+    unsent.watch(more)
+    assert [one.aborted for one in (lone, *beside, more)] == [False, True, False, False]
+
+
+def test_answers_that_share_a_connection_are_slow_together() -> None:
+    """A hundred answers over one line have a hundredth of it each; one that takes none of its share is cut."""
+    unsent = Unsent(10**9)
+    beside = [Transport(10**6) for _ in range(100)]
+    for one in beside:
+        unsent.watch(one, beside)
+    instant = now()
+    for _ in range(200):
+        instant += 1.0
+        for one in beside[1:]:
+            one.unsent -= LEAST_RATE // 100 + 1
+        unsent.sweep(instant)
+    assert [one.aborted for one in beside] == [True] + [False] * 99
+
+
+def test_room_is_made_for_many_at_once() -> None:
+    """Looking for who pays the least costs as much as there are; so it is not done for each that comes."""
+    unsent = Unsent(1000)
+    clients = [Transport(1) for _ in range(1001)]
+    for one in clients:
+        unsent.watch(one)
+    assert unsent.total == 1000 - 1000 // ROOM
+    assert [one.aborted for one in clients] == [True] * 126 + [False] * 875
+
+
+def test_however_many_there_are_each_has_its_turn() -> None:
+    unsent = Unsent(10**9)
+    clients = [Transport(1) for _ in range(LOOK_MOST + 1)]
+    for one in clients:
+        unsent.watch(one)
+    late = now() + STALL_S + 1
+    unsent.sweep(late)
+    assert sum(one.aborted for one in clients) == LOOK_MOST
+    unsent.sweep(late)
+    assert all(one.aborted for one in clients)
 
 
 def test_one_that_is_closed_with_something_to_send_is_watched() -> None:
