@@ -138,7 +138,7 @@ def stage_status(machine: StageMachine, now: float) -> StageStatus:
             )
             for worker in machine.workers.values()
         ],
-        not_fed="" if machine.breaker.state is BreakerState.CLOSED else machine.breaker.reason,
+        not_fed="" if machine.fate.breaker.state is BreakerState.CLOSED else machine.fate.breaker.reason,
     )
 
 
@@ -238,7 +238,9 @@ def stage_families(machine: StageMachine, retired: Sequence[Family], now: float,
             [(here, stats.replaced)],
         ),
         counter(
-            f"{namespace}_breaker_trips", "Times that a stage was not fed any more.", [(here, machine.breaker.trips)]
+            f"{namespace}_breaker_trips",
+            "Times that a stage was not fed any more.",
+            [(here, machine.fate.breaker.trips)],
         ),
         _messages_dropped(namespace, stats.messages_dropped, here),
         counter(f"{namespace}_worker_starts", "Workers that became ready.", [(here, stats.starts)]),

@@ -299,9 +299,7 @@ class StagePart(Part[ToStage]):
     # --- actions out -------------------------------------------------------------------------------------------------
 
     def _carry_out(self, now: float) -> None:
-        actions = self.machine.actions
-        while actions:
-            self.machine.actions = []
+        while actions := self.machine.take_actions():
             for action in actions:
                 if type(action) is Dispatch:
                     self._dispatch(action)
@@ -322,7 +320,6 @@ class StagePart(Part[ToStage]):
                     self._forget(action)
                 elif type(action) is Release:
                     self._arenas.release(action.refs)
-            actions = self.machine.actions
 
     def _dispatch(self, action: Dispatch) -> None:
         batch, payloads = action.batch, action.payloads

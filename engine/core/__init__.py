@@ -4,14 +4,16 @@
     routing    which stage comes next                 items      what the broker keeps of a request
     batching   when does a batch leave, and why       crew       a stage's workers and what each could take
     liveness   who waits for whom how long            worker_states  a worker's life, as a table
-    stage      one stage: queue, in flight, replay    front      admission, answers, duplicates, deadlines
+    stage      one stage: queue, workers, in flight   front      admission, answers, duplicates, deadlines
+    fate       items whose worker is late or dies     foresight  who can still be served in time
+    ends       how items end without a result         hedging    what is suspect, and is tried again in parts
     actions    what the machines want done            stats      what they count
     arena      shared memory, as numbers              sse        server-sent events, as text
     about      what a stage says of itself            lifecycle  the deployment's processes: start, restart, stop
     backoff    when to restart what died              placement  who runs on which CPU and device
     wording    what is said of requests given up      call       a frontend's request, and how its answer is told
     link       one frontend's standing with a broker  meta       what only both ends of a request's way need
-    predict    how long a batch of n takes            hedging    what is suspect, and is tried again in parts
+    predict    how long a batch of n takes
     breaker    when a stage is not fed at all         failing    when a worker is to blame, not what it got
     deaths     how a worker ended, as far as known    vitality   who is stopped or hung, seen from outside
     introduction  how peers introduce themselves, and are refused: frozen words

@@ -132,10 +132,10 @@ def test_what_nobody_waits_for_is_not_kept_until_a_worker_comes(where: str) -> N
     twin.submit(1, budget_s=HOURS_S)
     for _ in range(2 if where == "last attempt" else 1):
         twin.kill(worker)
-        if where == "last attempt" and not twin.stages[0].apart:
+        if where == "last attempt" and not twin.stages[0].fate.apart:
             worker = twin.worker()
-    assert len(twin.stages[0].queue) + len(twin.stages[0].apart) == 1
-    assert bool(twin.stages[0].apart) is (where == "last attempt")
+    assert len(twin.stages[0].queue) + len(twin.stages[0].fate.apart) == 1
+    assert bool(twin.stages[0].fate.apart) is (where == "last attempt")
     twin.front.cancel(b"f", [1])
     twin.run()
     assert twin.is_empty()

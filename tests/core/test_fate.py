@@ -13,9 +13,10 @@ from engine.core.batching import Policy
 from engine.core.breaker import BACK_OFF_MOST_S, BACK_OFF_S, FAILURES_LEAST, Breaker, BreakerState, can_explain
 from engine.core.deaths import Death, death_of
 from engine.core.failing import Verdict, judge
+from engine.core.fate import SPARED
 from engine.core.hedging import PATIENCE_LEAST_S, SAVED_BATCHES, Budget, Pace, may_hedge, part_size
 from engine.core.messages import CancelItems, Revoke
-from engine.core.stage import SPARED, StageSpec
+from engine.core.stage import StageSpec
 from tests.core.twin import FakeWorker, Twin, ids_of, topology
 
 SPEC = StageSpec("s0", 3, Policy(8, 1 << 20, 0.010), timeout_s=2.0, kill_after_s=1.0, max_queue_bytes=1 << 20)
@@ -32,7 +33,7 @@ def learnt(workers: int = 3, **changes: object) -> Twin:
         for worker in crew:
             while worker.lane:
                 twin.finish(worker)
-    assert twin.stages[0].pace.patience_s < SPEC.timeout_s / 2
+    assert twin.stages[0].fate.pace.patience_s < SPEC.timeout_s / 2
     return twin
 
 
@@ -85,7 +86,7 @@ def test_a_stopped_workers_batch_is_computed_elsewhere_in_time() -> None:
     twin.submit(8, budget_s=SPEC.timeout_s)
     (stopped,) = busy(twin)
     twin.submit(1, first=50, budget_s=SPEC.timeout_s)
-    twin.pass_time(twin.stages[0].pace.patience_s)
+    twin.pass_time(twin.stages[0].fate.pace.patience_s)
     while others := [worker for worker in busy(twin) if worker is not stopped]:
         for worker in others:
             twin.finish(worker)
@@ -103,7 +104,7 @@ def test_whoever_is_done_first_calls_the_others_off() -> None:
     twin = learnt()
     twin.submit(8)
     (slow,) = busy(twin)
-    twin.pass_time(twin.stages[0].pace.patience_s)
+    twin.pass_time(twin.stages[0].fate.pace.patience_s)
     assert len(busy(twin)) == 3
     held = {uid for worker in busy(twin) if worker is not slow for uid in worker.lane[0][0].uids}
     twin.finish(slow)
@@ -120,7 +121,7 @@ def test_what_waits_behind_a_suspect_batch_goes_to_others_long_before_the_limit(
     twin.submit(1)
     twin.submit(8, first=2)
     assert len(worker.lane) == 2
-    twin.pass_time(twin.stages[0].pace.patience_s)
+    twin.pass_time(twin.stages[0].fate.pace.patience_s)
     assert worker.told == [Revoke([worker.lane[1][0].batch])]
     other = twin.worker(slot=2)
     assert len(ids_of(other.lane[0][0])) == 8
@@ -240,7 +241,7 @@ def test_a_stage_whose_every_request_kills_is_refused_at_once_and_comes_back() -
     twin = Twin(topology(), [SPEC])
     seq = 0
     for _ in range(40):
-        if twin.stages[0].breaker.state is not BreakerState.CLOSED:
+        if twin.stages[0].fate.breaker.state is not BreakerState.CLOSED:
             break
         if not busy(twin):
             twin.worker()
@@ -249,7 +250,7 @@ def test_a_stage_whose_every_request_kills_is_refused_at_once_and_comes_back() -
         for worker in busy(twin):
             twin.kill(worker)
             twin.worker()
-    assert twin.stages[0].breaker.state is BreakerState.OPEN
+    assert twin.stages[0].fate.breaker.state is BreakerState.OPEN
     assert any("not fed" in note for note in twin.notes)
     twin.submit(5, first=500)
     assert {twin.answer(n)[0] for n in range(500, 505)} == {503}
@@ -260,7 +261,7 @@ def test_a_stage_whose_every_request_kills_is_refused_at_once_and_comes_back() -
         for worker in busy(twin):
             twin.finish(worker)
     assert {twin.answer(n)[0] for n in range(600, 609)} == {200}
-    assert twin.stages[0].breaker.state is BreakerState.CLOSED
+    assert twin.stages[0].fate.breaker.state is BreakerState.CLOSED
     assert twin.is_empty()
 
 

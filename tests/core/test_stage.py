@@ -179,7 +179,7 @@ def test_the_last_attempt_is_alone_with_nothing_behind_it() -> None:
     )
     worker = twin.worker()
     while worker.lane:
-        assert len(worker.lane[0][0].uids) == 1 or not twin.stages[0].apart
+        assert len(worker.lane[0][0].uids) == 1 or not twin.stages[0].fate.apart
         twin.finish(worker)
     assert all(twin.answer(seq)[0] == 200 for seq in (2, 3, 4, *range(50, 58)))
     assert twin.is_empty()
@@ -511,6 +511,8 @@ def test_how_long_batches_take_is_learned_by_their_size_from_what_workers_say() 
     machine = twin.stages[0]
     (member,) = machine.workers.values()
     for n in (1, 3, 4):
-        assert machine.times.predict(n, member) == pytest.approx(0.020 + 0.010 * n, rel=0.1)  # 10 ms beside computing
+        assert machine.foresight.times.predict(n, member) == pytest.approx(
+            0.020 + 0.010 * n, rel=0.1
+        )  # 10 ms beside computing
     twin.submit(3, first=1000)
     assert member.free_at == pytest.approx(twin.now + 0.050, rel=0.1)

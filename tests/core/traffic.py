@@ -201,7 +201,7 @@ class Service:
             for stage in self.stages:
                 stage.tick(now)
                 wake = min(wake, stage.pump(now))
-                actions, stage.actions = stage.actions, []
+                actions = stage.take_actions()
                 for done in actions:
                     acted = True
                     if isinstance(done, Dispatch):

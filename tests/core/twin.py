@@ -352,7 +352,7 @@ class Twin:
                 wake = min(wake, machine.pump(self.now))
             acted = False
             for machine in self.stages:
-                actions, machine.actions = machine.actions, []
+                actions = machine.take_actions()
                 for action in actions:
                     acted = True
                     self._carry_out(machine.index, action)
@@ -426,7 +426,7 @@ class Twin:
             not self.front.ledger
             and self.front.nbytes == 0
             and all(not len(machine.queue) and machine.queue.nbytes == 0 for machine in self.stages)
-            and all(not machine.apart for machine in self.stages)
+            and all(not machine.fate.apart for machine in self.stages)
             and all(not worker.batches for machine in self.stages for worker in machine.workers.values())
             and not self.transit
             and (self.memory is None or self.memory.is_empty())

@@ -206,7 +206,7 @@ def left(broker: Broker) -> list[str]:
     held = {"ledger": len(front.ledger), "bytes": front.nbytes, "shared": broker.arenas.usage()[1]}
     for part in broker.stages:
         machine, name = part.machine, part.machine.spec.name
-        held[f"{name} queue"] = len(machine.queue) + machine.queue.nbytes + len(machine.apart)
+        held[f"{name} queue"] = len(machine.queue) + machine.queue.nbytes + len(machine.fate.apart)
         held[f"{name} in flight"] = sum(len(worker.batches) for worker in list(machine.workers.values()))
         held[f"{name} letters"] = len(part.mailbox.letters)
     return [f"{name}: {count}" for name, count in held.items() if count]
@@ -398,8 +398,8 @@ def test_a_batch_took_as_long_as_it_took_however_late_it_is_told() -> None:
     machine = twin.stages[0]
     sent = twin.now
     machine.settled(Settle(0, worker.key, worker.lane[0][0].batch, [uid], sent + 0.010), sent + 0.9)
-    assert machine.service_s == pytest.approx(0.010)
+    assert machine.foresight.service_s == pytest.approx(0.010)
     assert machine.stats.lane(1).compute_s == pytest.approx(0.010)
     twin.submit(1, first=2)
     machine.settled(Settle(0, worker.key, worker.lane[-1][0].batch, worker.lane[-1][0].uids, sent - 0.001), twin.now)
-    assert machine.service_s >= 0.0  # by a clock that was read before the batch left
+    assert machine.foresight.service_s >= 0.0  # by a clock that was read before the batch left

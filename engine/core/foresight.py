@@ -1,0 +1,234 @@
+"""What a stage foresees: how long its batches will take, who of those that wait can still be served in time, and what
+whoever comes has to expect. Pure; one of each per stage.
+
+It learns from batches that are done (:mod:`engine.core.predict`), counts what comes, and is told by later stages what
+they need. Two things come of that: the *window rule* (:meth:`Foresight.choose`) where somebody is due before a whole
+batch would be done, and the *outlook* that the door refuses by (:meth:`Foresight.outlook`).
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Final, NamedTuple
+
+from engine.core.actions import Settle
+from engine.core.batching import AHEAD_S, BatchQueue
+from engine.core.crew import Crew, InFlight, Member
+from engine.core.items import Item
+from engine.core.predict import Outlook, Times
+from engine.core.routing import Topology
+from engine.core.stats import StageStats
+from engine.core.wire import MICROS
+from engine.core.worker_states import WorkerState
+
+LONG_S: Final = 2 * AHEAD_S  # batches that take longer are planned one by one
+LOOK_S: Final = 0.002  # how often the front is told what to expect, at most
+CALM_S: Final = 0.020  # who waits for less is not worth a word
+MEASURE_S: Final = 0.1
+PRICE: Final = 0.2  # items that others may lose for one that could be replaced
+LEARN_S: Final = 0.005  # of batches that take less, one in such a time is learned from
+SERVICE_SMOOTHING: Final = 0.2  # weight of the newest batch in the running mean of how long a batch takes
+
+
+class Choice(NamedTuple):
+    """``most`` of the first items that wait go, or 0, and then it is looked again at ``look_at``. ``dead`` are not
+    worth computing, ``hopeless`` would be late: both have left the queue."""
+
+    most: int
+    look_at: float
+    dead: list[Item]
+    hopeless: list[Item]
+
+
+class Foresight:
+    """See the module. Seconds. Not thread-safe."""
+
+    def __init__(
+        self, stage: int, topology: Topology, queue: BatchQueue, crew: Crew, stats: StageStats, max_batch_size: int
+    ) -> None:
+        self._stage = stage
+        self._topology = topology
+        self._queue = queue
+        self._crew = crew
+        self._stats = stats
+        self.times = Times(max_batch_size)
+        self.service_s = 0.0  # how long a batch takes, lately
+        self.delay_s = 0.0  # from an item's arrival to its release, lately
+        self.is_long = False  # batches are planned one by one
+        self.look_at = 0.0  # when the front is to be told again
+        self.taken = 0  # items that came from the front
+        self._later = [0.0] * len(topology.routes)  # by route: what an item needs after this stage
+        self.later_s = 0.0  # the most of these
+        self._told_after: dict[int, float] = {}  # the same by the stage that comes next
+        self._rate = 0.0  # items per second
+        self._measured_at = 0.0
+        self._counted = 0
+        self._learn_at = 0.0
+        self._foresaw: Outlook | None = None
+
+    @property
+    def after_s(self) -> float:
+        """What an item needs from its arrival here on, later stages included."""
+        return self.delay_s + self.service_s + self.later_s
+
+    # --- learning ----------------------------------------------------------------------------------------------------
+
+    def change(self, max_batch_size: int) -> None:
+        """Batches may be this large from now on."""
+        if max_batch_size > self.times.most:
+            self.times = Times(max_batch_size)
+
+    def hear_after(self, settle: Settle) -> None:
+        """What items still need after this stage, if they go on to that one."""
+        after_s = settle.after_s
+        if abs(after_s - self._told_after.get(settle.sender, 0.0)) <= 0.05 * after_s:
+            return
+        self._told_after[settle.sender] = after_s
+        for number, route in enumerate(self._topology.routes):
+            if self._stage in route.stages and self._topology.next_stage(number, self._stage) == settle.sender:
+                self._later[number] = after_s
+        self.later_s = max(self._later)
+
+    def took(self, took_s: float) -> None:
+        """A batch took so long, at a worker that had it first."""
+        self.service_s += (took_s - self.service_s) * (SERVICE_SMOOTHING if self.service_s else 1.0)
+        self._crew.learn(self.service_s)
+
+    def learn(self, worker: Member, batch: InFlight, took_s: float, now: float) -> None:
+        """A batch of which something was computed rightly is done. Short ones are many, and one in a while tells all
+        there is to know of them."""
+        if now < self._learn_at:
+            return
+        computed_s = batch.compute_us / MICROS
+        self._learn_at = now + LEARN_S if self.service_s < LEARN_S else 0.0
+        self.times.learn(batch.count, computed_s, worker, now, compare=len(self._crew.workers) > 1)
+        self.times.learn_overhead(took_s - computed_s)
+        self.is_long = self.service_s > LONG_S and self.times.known
+
+    def expect(self, n: int, worker: Member) -> float:
+        """How long a batch of ``n`` will keep ``worker``."""
+        return self.times.predict(n, worker) if self.is_long else self.service_s
+
+    def free_at(self, worker: Member) -> float:
+        """When a worker will have done what it has."""
+        return worker.free_at if self.is_long else worker.since + self.service_s * len(worker.batches)
+
+    def done_at(self, worker: Member, n: int, start: float) -> float:
+        """When ``worker`` would have done a batch of ``n`` from ``start`` on, and later stages too; 0: nobody knows."""
+        if self.is_long:
+            return start + self.times.predict(n, worker) * self.times.margin + self.later_s
+        return start + self.service_s + self.later_s if self.times.known else 0.0
+
+    # --- choosing ----------------------------------------------------------------------------------------------------
+
+    def choose(self, worker: Member, start: float, now: float, *, is_idle: bool) -> Choice:
+        """Somebody is due before a whole batch would be done: who is left out, and how many of the others go.
+
+        The batch is made smaller for the first of them only if that costs the others less than one of them: to shrink
+        batches whenever somebody is late is to be late with everybody.
+        """
+        queue, times = self._queue, self.times
+        queue.sort(now)
+        need = self._need(now)
+        # Where even whole batches do not suffice, somebody else is served in the place of whoever is left out.
+        price = 1.0 if need < queue.policy.max_batch_size else PRICE
+        dead: list[Item] = []
+        hopeless: list[Item] = []
+        while (item := queue.first()) is not None:
+            request = item.request
+            if not item.is_due(now):
+                dead.append(item)
+                queue.discard(request.uid)
+                continue
+            others = len(queue) - 1
+            whole = min(others + 1, queue.most)
+            due = request.deadline - self._later[request.route]
+            fits = times.fit(whole, due - start, worker)
+            if fits >= whole:
+                return Choice(whole, inf, dead, hopeless)
+            want = min(others, need)
+            if want > fits:
+                lost = want / times.predict(want, worker) * times.predict(max(fits, 1), worker) - fits
+                if lost > price:
+                    hopeless.append(item)
+                    queue.discard(request.uid)
+                    continue
+            if fits:
+                return Choice(fits, inf, dead, hopeless)
+            other = self._who_else(worker, due, now)
+            if other is not None:
+                return Choice(0, max(other.free_at, now + AHEAD_S), dead, hopeless)
+            if not others:  # it costs nobody anything, and shows how long it does take
+                return Choice(int(is_idle), inf, dead, hopeless)
+            hopeless.append(item)
+            queue.discard(request.uid)
+        return Choice(0, inf, dead, hopeless)
+
+    def _who_else(self, worker: Member, due: float, now: float) -> Member | None:
+        """Another worker that could have one item done by ``due``."""
+        times = self.times
+        for other in self._crew.workers.values():
+            if other is worker or other.state is not WorkerState.READY or other.is_overdue(now):
+                continue
+            free_at = max(other.free_at, now) if other.batches else now
+            if len(other.batches) < 2 and free_at + times.predict(1, other) * times.margin <= due:
+                return other
+        return None
+
+    def _need(self, now: float) -> int:
+        """The smallest batch with which the stage keeps up with what comes."""
+        self._measure(now)
+        frees, slowness = self._crew.outlook()
+        times, most = self.times, self._queue.policy.max_batch_size
+        rate = self._rate * 1.05
+        n = 1
+        while n < most and n * len(frees) < rate * (times.shape[n] * slowness + times.overhead_s):
+            n += max(1, n // 4)
+        return min(n, most)
+
+    def _measure(self, now: float) -> None:
+        """How many items come in a second."""
+        past = now - self._measured_at
+        if past >= MEASURE_S:
+            arrived = self._stats.arrived
+            rate = (arrived - self._counted) / past
+            weight = min(past / (past + max(MEASURE_S, 4 * self.service_s)) * 1.5, 1.0)
+            self._rate += (rate - self._rate) * weight
+            self._measured_at, self._counted = now, arrived
+
+    # --- telling -----------------------------------------------------------------------------------------------------
+
+    def has_news(self, apart: int, now: float) -> bool:
+        """Whether the front is to hear :attr:`foresaw`, which is made anew here. ``apart``: items that wait beside the
+        queue."""
+        self.look_at = now + LOOK_S
+        before = self._foresaw
+        self._foresaw = self._look(apart, now)
+        return self._foresaw != before
+
+    @property
+    def foresaw(self) -> Outlook | None:
+        """What the front was told last; None: nobody who comes has to wait."""
+        return self._foresaw
+
+    def _look(self, apart: int, now: float) -> Outlook | None:
+        queue, times = self._queue, self.times
+        frees, slowness = self._crew.outlook()
+        queued = len(queue) + apart
+        rounds = queued / queue.most / max(1, len(frees)) + 1.0
+        if not frees or rounds * times.predict_mean(queue.most, slowness) < CALM_S:
+            return None
+        self._measure(now)
+        return Outlook(
+            queued,
+            sum([worker.in_flight for worker in self._crew.workers.values()]),
+            self.taken,
+            frees,
+            queue.most,
+            self._rate,
+            times.shape,
+            times.overhead_s,
+            times.margin,
+            slowness,
+            queue.sample() if queue.is_mixed else [],
+        )
