@@ -27,7 +27,8 @@ LAYERS: Final = (
         "engine.config", "engine.metrics", "engine.metrictext", "engine.clock", "engine.log", "engine.loader",
     )),
     ("client, transport", (
-        "engine.client", "engine.transport", "engine.memory", "engine.cpus", "engine.descriptors", "engine.proc",
+        "engine.client", "engine.transport", "engine.memory", "engine.cgroups", "engine.cpus", "engine.descriptors",
+        "engine.oom", "engine.proc",
         "engine.process", "engine.signals", "engine.mailbox", "engine.admin",
     )),
     ("frontend | stages | engine.broker", ("frontend", "stages", "engine.broker")),

@@ -146,7 +146,7 @@ STANDINGS: Final = {
 # Without these nobody is served at all, so there is an end to restarting them (see engine.core.backoff).
 ESSENTIAL: Final = frozenset({Kind.BROKER, Kind.FRONTEND})
 
-# Exit codes of a process that somebody ended - an operator, the kernel for want of memory.
+# Exit codes of a process that somebody ended: an operator, whoever watches for hangs.
 FROM_OUTSIDE: Final = frozenset({-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP})
 
 RUNNING: Final = frozenset({ChildState.STARTING, ChildState.READY})
@@ -318,7 +318,7 @@ class Machine:
             self._turn(child, Turn.END)
             self._fail(child, f"{child.name} ended ({how})", None, now)
         else:
-            self._retry(child, how, event.code, now, trace)
+            self._retry(event, how, now, trace)
 
     def _handle_hung(self, child: Child, how: str, now: float) -> None:
         """One that was never ready is left to the time limit of its start: it would be given up."""
@@ -328,13 +328,14 @@ class Machine:
             self._say(f"{child.name} {how}; killing it", Level.ERROR, child)
             self._kill(child, now)
 
-    def _retry(self, child: Child, how: str, code: int | None, now: float, trace: str) -> None:
-        record = self._records[child]
+    def _retry(self, event: Died, how: str, now: float, trace: str) -> None:
+        child, code, record = event.child, event.code, self._records[event.child]
+        from_outside = code in FROM_OUTSIDE and not event.reason  # for want of memory: its own, as likely as not
         siblings = [self._records[other].history for other in self._records if other.role == child.role]
         record.history, decision = died(
             record.history,
             now,
-            cause="" if code in FROM_OUTSIDE else how,
+            cause="" if from_outside else how,
             essential=child.kind in ESSENTIAL,
             proven=any(has_lasted(history, now, self._policy) for history in siblings),
             policy=self._policy,

@@ -77,7 +77,8 @@ class Failed:
 
 @dataclass(frozen=True)
 class Died:
-    """The child has been reaped. ``code`` as subprocess has it: negative for a signal; None: it never came to life."""
+    """The child has been reaped. ``code`` as subprocess has it: negative for a signal; None: it never came to life.
+    ``reason``: in words, where more is known than the code says."""
 
     child: Child
     code: int | None

@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from engine.clock import now
+from engine.core import killings
 from engine.core import processes as life
 from engine.core.lifecycle import Machine, Phase
 from engine.core.liveness import LOOK_S
 from engine.core.processes import Child, Kind
 from engine.core.vitality import Vitals
 from engine.log import TRACEBACK, get_logger
+from engine.oom import OomWatch
 from engine.proc import sample
 from engine.process import BEAT_LINE, STOPPING_LINE, Spawned, adopt_orphans, children, signal_group, spawn
 from engine.signals import STOPPING, Signals
@@ -75,6 +77,7 @@ class Loop:
         self._pids: dict[Child, int] = {}
         self._lines: dict[int, bytes] = {}  # unfinished status lines, by pid; no entry: the pipe is closed
         self._vitals: dict[int, Vitals] = {}  # by pid
+        self._oom = OomWatch()
         self._look_at = 0.0
         self._token = secrets.token_hex(16)
         self._spawned = 0
@@ -158,6 +161,7 @@ class Loop:
             how = "" if seen is None else vitals.look(seen, now())
             if how and self._pids.get(child) == pid:  # else it was left behind as unkillable
                 self._events.append(life.Hung(child, how))
+        self._oom.look(self._running)
         self._look_at = now() + LOOK_S
 
     def _bury(self, pid: int) -> None:
@@ -170,9 +174,10 @@ class Loop:
         if (mark := self._marks.pop(pid, "")) and child.kind is Kind.WORKER:
             end(mark, ORPHANS_S)  # what had left its group
         code = spawned.process.wait()
+        reason = killings.TEXT if code in killings.CODES and self._oom.killed(pid) else ""
         if self._pids.get(child) == pid:  # else it had been given up as unkillable
             del self._pids[child]
-            self._events.append(life.Died(child, code))
+            self._events.append(life.Died(child, code, reason))
 
     def _read_status(self, child: Child, spawned: Spawned) -> None:
         while spawned.pid in self._lines:
@@ -303,6 +308,7 @@ class Loop:
         self._marks[spawned.pid] = mark
         self._pids[child] = spawned.pid
         self._lines[spawned.pid] = b""
+        self._oom.look(self._running)
         self._selector.register(spawned.status_fd, selectors.EVENT_READ, lambda: self._read_status(child, spawned))
 
     def _start_daemon(self, child: Child) -> None:

@@ -217,6 +217,22 @@ def test_who_is_killed_from_outside_has_made_no_mistake() -> None:
     assert made.phase is Phase.SERVING
 
 
+def test_who_runs_out_of_memory_whenever_it_is_ready_is_waited_for_like_one_that_crashes() -> None:
+    """The kernel's SIGKILL, but not from outside: to start it at once would take the memory from its neighbours."""
+    made = serving()
+    made.handle(Died(TWO, -9), POLICY.lasting_s)
+    at, waits = POLICY.lasting_s, []
+    for _ in range(4):
+        made.handle(Ready(TWO), at)
+        died = made.handle(Died(TWO, -9, "out of memory"), at)
+        assert "worker encode-2 died (out of memory)" in said(died)
+        waits.append((made.wake_at or 0.0) - at)
+        at = made.wake_at or 0.0
+        assert acts(made.handle(Tick(), at)) == [Spawn(TWO)]
+    assert waits == [1.0, 2.0, 4.0, 8.0]
+    assert made.phase is Phase.SERVING
+
+
 def test_one_of_a_stage_that_lasts_is_proof_that_it_can_be_started() -> None:
     made = serving()
     at = POLICY.lasting_s

@@ -27,6 +27,7 @@ from engine.exitcodes import ExitCode
 from engine.supervisor import family, keeper
 from engine.supervisor.address import check_port
 from engine.supervisor.rundir import Busy, check, claim, mark_stopping
+from tests.control_group import control_group
 
 PATIENCE_S = 30.0
 PROGRAMS = Path(__file__).parent / "programs"
@@ -462,6 +463,24 @@ def test_whoever_is_killed_is_started_again_alone(start: Callable[..., Trial], n
     assert [len(trial.pids(other)) for other in EVERYBODY if other != name] == [1, 1, 1]
     assert "died (killed by SIGKILL); starting it " in trial.log
     assert trial.stop() == ExitCode.OK
+
+
+def test_a_worker_that_the_kernel_kills_for_want_of_memory_is_called_so(start: Callable[..., Trial]) -> None:
+    bounds = {"memory.max": "256M"}, {"memory.limit_in_bytes": "256M"}
+    with control_group("memory", *bounds) as group:
+        trial = start()
+        trial.wait_ready()
+        for pid in (trial.process.pid, trial.pids("worker-encode-2")[0], trial.pids("worker-encode-1")[0]):
+            (group / "cgroup.procs").write_text(str(pid))
+        os.kill(trial.pids("worker-encode-1")[0], signal.SIGKILL)
+        trial.wait_journal("worker-encode-1 ready", times=2)  # by now everybody was looked at in this group
+        trial.tell("worker-encode-2", "eats")
+        wait_until("its end", lambda: gone(trial.pids("worker-encode-2")[0]))
+        trial.untell("worker-encode-2", "eats")
+        trial.wait_journal("worker-encode-2 ready", times=2)
+        assert "worker encode-1 died (killed by SIGKILL)" in trial.log
+        assert "worker encode-2 died (out of memory: killed by the kernel (oom))" in trial.log
+        assert trial.stop() == ExitCode.OK
 
 
 def test_what_a_dead_child_has_started_ends_with_it(start: Callable[..., Trial], folder: Path) -> None:

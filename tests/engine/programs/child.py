@@ -3,7 +3,8 @@
 Arguments: folder, name, status descriptor, parent pid. In the folder, ``NAME.fails`` makes it fail to start,
 ``NAME.code`` with that exit code, ``NAME.hangs`` never get ready, ``NAME.stays`` ignore SIGTERM, ``NAME.lingers`` wait
 after SIGTERM until the file is removed, ``NAME.breeds`` start two processes of its own: one in its group, one that has
-left it for a session of its own, ``NAME.dies`` end as soon as it is ready. ``NAME.url`` is told when ready.
+left it for a session of its own, ``NAME.dies`` end as soon as it is ready, ``NAME.eats`` take memory
+until it gets no more. ``NAME.url`` is told when ready.
 """
 
 from __future__ import annotations
@@ -59,8 +60,11 @@ if not told("hangs"):
     notify.send("ready", **fields)
 if told("dies"):
     sys.exit(9)
+held = []
 while not stopping:
     time.sleep(0.01)
+    if told("eats"):
+        held.append(b"x" * (8 << 20))
 journal("stops")
 while told("lingers"):
     time.sleep(0.01)
