@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 _HEAD: Final = ("STAGE", "READY", "STARTING", "QUEUED", "OLDEST", "IN FLIGHT", "BATCHES", "MEAN", "RELEASED BY")
+_DEATHS: Final = {
+    "oom": "out of memory (oom)",
+    "outside": "ended from outside",
+    "own": "of their own doing",
+    "forgotten": "without a word",
+}
 _THREADS: Final = {"stage": ", a broker thread per stage", "one": ", one broker thread"}
 
 
@@ -22,11 +28,7 @@ def table(answer: bytes) -> str:
         f"{_THREADS.get(told.get('threads', ''), '')}",
         "",
         *_aligned([_HEAD, *(_stage(stage) for stage in told.get("stages", ()))]),
-        *[
-            f"{stage['name']} is not fed: {stage['not_fed']}"
-            for stage in told.get("stages", ())
-            if stage.get("not_fed")
-        ],
+        *(line for stage in told.get("stages", ()) for line in _remarks(stage)),
     ]
     workers = [
         (f"{stage['name']}-{worker['slot']}", worker["pid"], worker["state"], worker["batches"], worker["items"])
@@ -39,6 +41,16 @@ def table(answer: bytes) -> str:
         rows = [(one["name"], one["pid"], one["pending"]) for one in frontends]
         lines += ["", *_aligned([("FRONTEND", "PID", "PENDING"), *rows])]
     return "\n".join(lines)
+
+
+def _remarks(stage: Mapping[str, Any]) -> Iterator[str]:
+    """What is not so every day."""
+    if why := stage.get("not_fed"):
+        yield f"{stage['name']} is not fed: {why}"
+    deaths: Mapping[str, int] = stage.get("deaths_by_cause", {})
+    if any(deaths.values()):
+        causes = [f"{count} {_DEATHS.get(cause, cause)}" for cause, count in sorted(deaths.items()) if count]
+        yield f"{stage['name']} lost workers: {', '.join(causes)}"
 
 
 def _stage(stage: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -126,7 +126,7 @@ class FrontPart(Part[ToFront]):
                     self.complaints.note(FAILED, "a question cannot be handled", trace=True)
         if self._exits.ready:
             self._exits.ready = False
-            for session, _ in self._watch.ended():
+            for session, *_ in self._watch.ended():
                 self._lose(self._watched.pop(session, b""))
         if now >= self._check_at:
             self._check(now)

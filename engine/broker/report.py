@@ -18,6 +18,7 @@ import msgspec
 
 from engine.core.about import pack_all as pack_abouts
 from engine.core.breaker import BreakerState
+from engine.core.deaths import Death
 from engine.core.front import FrontMachine
 from engine.core.stage import StageMachine
 from engine.core.stats import Histogram
@@ -56,6 +57,7 @@ class StageStatus(msgspec.Struct, frozen=True):
     mean_batch: float
     batches_by_reason: dict[str, int]
     workers: list[WorkerStatus]
+    deaths_by_cause: dict[str, int] = {}
     not_fed: str = ""  # why nothing is given to the stage; empty while it is
 
 
@@ -123,7 +125,7 @@ def stage_status(machine: StageMachine, now: float) -> StageStatus:
         queued_bytes=machine.queue.nbytes,
         oldest_ms=round(max(0.0, now - oldest) * 1000, 3) if len(machine.queue) else 0.0,
         replayed=machine.stats.replayed,
-        deaths=machine.stats.deaths,
+        deaths=machine.stats.deaths.total(),
         mean_batch=round(sum(size.total for size in sizes) / batches, 2) if batches else 0.0,
         batches_by_reason=dict(machine.stats.releases),
         workers=[
@@ -138,6 +140,7 @@ def stage_status(machine: StageMachine, now: float) -> StageStatus:
             )
             for worker in machine.workers.values()
         ],
+        deaths_by_cause={death.value: count for death, count in machine.stats.deaths.items()},
         not_fed="" if machine.fate.breaker.state is BreakerState.CLOSED else machine.fate.breaker.reason,
     )
 
@@ -223,7 +226,11 @@ def stage_families(machine: StageMachine, retired: Sequence[Family], now: float,
             f"{namespace}_stage_failed", "Items that ended at a stage by the broker's word.", [(here, stats.failed)]
         ),
         counter(f"{namespace}_replays", "Items given out again after a worker died.", [(here, stats.replayed)]),
-        counter(f"{namespace}_worker_deaths", "Workers that vanished without leave.", [(here, stats.deaths)]),
+        counter(
+            f"{namespace}_worker_deaths",
+            "Workers that vanished without leave, by cause; oom: the kernel killed them for want of memory.",
+            [({**here, "reason": death.value}, stats.deaths[death]) for death in Death],
+        ),
         counter(f"{namespace}_batches_suspect", "Batches that were taken for stuck.", [(here, stats.slow)]),
         counter(f"{namespace}_hedges", "Items of them that were given to another worker too.", [(here, stats.hedged)]),
         counter(

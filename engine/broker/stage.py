@@ -42,7 +42,6 @@ from engine.core.actions import (
     Settle,
     ToWorker,
 )
-from engine.core.deaths import death_of
 from engine.core.introduction import UNREADABLE, FrozenWords, Introduction, Refusal, Stranger
 from engine.core.items import Request
 from engine.core.liveness import CHECK_S, LANE_RETRY_S, REJOIN_S
@@ -148,13 +147,14 @@ class StagePart(Part[ToStage]):
                     self._give_up(peer, message, now)
         if self._exits.ready:
             self._exits.ready = False
-            for key, status in self._watch.ended():
-                machine.exited(key, now, *death_of(status))
+            for key, death, how in self._watch.ended():
+                machine.exited(key, now, death, how)
         if is_late:
             machine.tick(now)
             if now >= self._check_at:
                 self._check_at = now + CHECK_S
                 machine.check_silence(now)
+                self._watch.look()
         wake = machine.pump(now)
         if machine.actions:
             self._carry_out(now)

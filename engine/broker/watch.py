@@ -11,6 +11,9 @@ import select
 import signal
 from typing import Final
 
+from engine.core.deaths import Death, death_of
+from engine.oom import OomWatch
+
 AVAILABLE: Final = hasattr(os, "pidfd_open") and hasattr(select, "epoll")
 
 
@@ -23,6 +26,7 @@ class Watch:
         self._by_key: dict[int, int] = {}
         self._proven: set[int] = set()  # keys of those that may be killed
         self._pids: dict[int, int] = {}
+        self._oom = OomWatch()
 
     def fileno(self) -> int | None:
         return self._epoll.fileno() if self._epoll is not None else None
@@ -47,15 +51,26 @@ class Watch:
         if may_kill:
             self._proven.add(key)
         self._pids[key] = pid
+        self.look()
         return True
 
-    def ended(self) -> list[tuple[int, int | None]]:
-        """Keys of processes that have ended since the last call, with their wait status (None: the system does not tell
-        any more); they are forgotten here."""
+    def look(self) -> None:
+        """To be called now and then: what has to be known of a process before it ends."""
+        self._oom.look(self._pids.values())
+
+    def ended(self) -> list[tuple[int, Death, str]]:
+        """Keys of processes that have ended since the last call, and how, as far as the system tells; they are
+        forgotten here."""
         if self._epoll is None:
             return []
-        ends = [(key, _wait_status(self._pids[key])) for fd, _ in self._epoll.poll(0) for key in (self._by_fd[fd],)]
-        for key, _ in ends:
+        ends = []
+        for fd, _ in self._epoll.poll(0):
+            key = self._by_fd[fd]
+            pid = self._pids[key]
+            status = _wait_status(pid)
+            # A kill is put down to a death once; one that was told to end otherwise has no need of it.
+            oom = (status is None or os.WTERMSIG(status) == signal.SIGKILL) and self._oom.killed(pid)
+            ends.append((key, *death_of(status, oom=oom)))
             self.remove(key)
         return ends
 

@@ -11,19 +11,25 @@ import signal
 from enum import Enum
 from typing import Final
 
+from engine.core import killings
+
 
 class Death(Enum):
     OWN = "own"  # of something that it did itself, or nobody knows of what
-    OUTSIDE = "outside"  # somebody ended it, or the kernel did for want of memory
+    OUTSIDE = "outside"  # somebody ended it
+    MEMORY = killings.REASON  # the kernel ended it for want of memory
     FORGOTTEN = "forgotten"  # it said goodbye, or that it is another one now, or was not heard any more
 
 
-# Sent by people, supervisors and the kernel's out-of-memory killer; nothing that a program runs into.
+# Sent by people and supervisors; nothing that a program runs into.
 _SENT: Final = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
 
 
-def death_of(status: int | None) -> tuple[Death, str]:
-    """From a wait status (None: the system did not tell): what it was, and in words."""
+def death_of(status: int | None, *, oom: bool = False) -> tuple[Death, str]:
+    """From a wait status (None: the system did not tell): what it was, and in words. ``oom``: one
+    of the kernel's kills for want of memory was its, if it was killed."""
+    if oom and (status is None or status & 0x7F == signal.SIGKILL):
+        return Death.MEMORY, killings.TEXT
     if status is None:
         return Death.OWN, ""
     if number := status & 0x7F:  # wait(2)

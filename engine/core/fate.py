@@ -38,6 +38,9 @@ from engine.core.worker_states import WorkerState
 if TYPE_CHECKING:
     from engine.core.stage import StageSpec
 
+# Want of memory may be any item's doing, or all of theirs together: none is blamed, and the stage may be at fault.
+BREAKING: Final = frozenset({Death.OWN, Death.MEMORY})
+
 # Deaths that have another known cause, and yet end an item that was alone with its worker each time: nobody is that
 # unlucky.
 SPARED: Final = 2
@@ -262,7 +265,7 @@ class Fate:
             else:
                 self._ends.let_go(batch.items.values())
         changed = False
-        if again and death is Death.OWN and not worker.condemned:
+        if again and death in BREAKING and not worker.condemned:
             uids = [item.request.uid for item in again]
             changed = self._note(self.breaker.died(worker.key, newest, uids, now, how), now)
         elif again:

@@ -12,7 +12,7 @@ from typing import Final
 
 FRESH_S: Final = 2.0  # a kill that explains a death is noticed at most so long before it: four looks
 REASON: Final = "oom"
-TEXT: Final = "out of memory: killed by the kernel (oom)"
+TEXT: Final = "out of memory, killed by the kernel (oom)"
 
 # How a process ends that the kernel killed, and how a shell says so of the one that it ran.
 CODES: Final = frozenset({-signal.SIGKILL, 128 + signal.SIGKILL})

@@ -583,7 +583,7 @@ class StageMachine:
         self._overdue.pop(key, None)
         self._dying.pop(key, None)
         if worker.served and not worker.dismissed:
-            self.stats.deaths += 1
+            self.stats.deaths[death] += 1
         self.fate.forget(worker, self._newest, death, how, now)
         self.actions.append(Forget(key, worker.slot, worker.families))
         self._tell(now)

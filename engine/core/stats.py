@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
+
+from engine.core.deaths import Death
 
 SECONDS: Final = tuple(0.001 * 2**power for power in range(13))  # 1 ms to 4 s, doubling: Mosec's for batching
 SIZES: Final = tuple(2.0**power for power in range(10))  # 1 to 512, the buckets Mosec's dashboards know
@@ -69,7 +72,7 @@ class StageStats:
     hopeless: int = 0  # of these: would not have been done in time
     replayed: int = 0
     failed: int = 0
-    deaths: int = 0  # workers that vanished without leave
+    deaths: Counter[Death] = field(default_factory=Counter)  # workers that vanished without leave
     slow: int = 0  # batches that were taken for stuck
     hedged: int = 0  # items of them that were computed elsewhere too
     narrowed: int = 0  # items that reached the time limit together and were tried apart

@@ -178,9 +178,12 @@ def test_ways_to_end_are_told_apart() -> None:
     assert death_of(int(signal.SIGKILL)) == (Death.OUTSIDE, "by SIGKILL")
     assert death_of(int(signal.SIGSEGV)) == (Death.OWN, "by SIGSEGV")
     assert death_of(3 << 8) == (Death.OWN, "with exit code 3")
+    for status in (int(signal.SIGKILL), None):
+        assert death_of(status, oom=True)[0] is Death.MEMORY
+    assert death_of(int(signal.SIGSEGV), oom=True)[0] is Death.OWN
 
 
-@pytest.mark.parametrize(("death", "tries"), [(Death.OWN, 3), (Death.OUTSIDE, 3 + SPARED)])
+@pytest.mark.parametrize(("death", "tries"), [(Death.OWN, 3), (Death.OUTSIDE, 3 + SPARED), (Death.MEMORY, 3 + SPARED)])
 def test_deaths_from_outside_convict_an_item_later(death: Death, tries: int) -> None:
     twin = Twin(topology(), [SPEC])
     twin.worker()

@@ -283,7 +283,7 @@ def test_a_stuck_worker_is_killed_after_the_further_time() -> None:
     assert worker.killed
     twin.kill(worker)
     assert twin.is_empty()
-    assert twin.stages[0].stats.deaths == 1
+    assert twin.stages[0].stats.deaths.total() == 1
 
 
 def test_the_second_batchs_time_begins_when_the_first_is_done() -> None:
@@ -309,7 +309,7 @@ def test_leaving_is_dismissed_when_nothing_is_in_flight() -> None:
     twin.finish(worker)
     assert worker.told == [Dismiss()]
     twin.kill(worker)
-    assert twin.stages[0].stats.deaths == 0
+    assert twin.stages[0].stats.deaths.total() == 0
     other = twin.worker()
     while other.lane:
         twin.finish(other)
@@ -397,7 +397,7 @@ def test_workers_of_two_hosts_with_equal_pids_and_slots_are_two() -> None:
         for host in ("one", "two", "one")
     ]
     assert list(twin.stages[0].workers) == keys[1:]  # only the first came again
-    assert twin.stages[0].stats.deaths == 0
+    assert twin.stages[0].stats.deaths.total() == 0
 
 
 def test_absence_is_told_only_after_a_while() -> None:

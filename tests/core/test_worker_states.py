@@ -141,7 +141,7 @@ def test_a_leave_that_was_still_in_the_socket_does_not_wake_the_dead() -> None:
     twin.run()
     assert Dismiss() not in fake.told
     twin.pass_time(SETTLE_S)
-    assert twin.stages[0].stats.deaths == 1
+    assert twin.stages[0].stats.deaths.total() == 1
     assert twin.answer(1)[0] == 500
 
 

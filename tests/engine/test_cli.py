@@ -304,6 +304,12 @@ def test_status_says_what_carries_the_broker() -> None:
         assert words in status.table(json.dumps(TOLD | {"threads": threads}).encode()).splitlines()[0]
 
 
+def test_status_says_how_workers_were_lost() -> None:
+    stage = {**TOLD["stages"][0], "deaths_by_cause": {"own": 1, "oom": 2, "outside": 0}}
+    told = json.dumps({**TOLD, "stages": [stage]}).encode()
+    assert "\nencode lost workers: 2 out of memory (oom), 1 of their own doing\n" in status.table(told)
+
+
 def test_status_says_what_could_not_be_told() -> None:
     failed = {**TOLD, "stages": [{"name": "encode", "error": "not told"}]}
     assert "encode  not told" in status.table(json.dumps(failed).encode())

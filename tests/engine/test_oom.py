@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import select
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from engine.broker.watch import AVAILABLE, Watch
+from engine.core.deaths import Death
+from engine.core.killings import TEXT
 from engine.oom import OomWatch
 from tests.control_group import control_group
 
@@ -89,24 +93,49 @@ def test_where_nobody_counts_nothing_is_concluded(tmp_path: Path) -> None:
     assert not kernel.watch.killed(7)
 
 
-def test_the_kernel_is_asked_and_not_the_signal() -> None:
+@pytest.fixture
+def pair() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Two processes in one small group, each of which takes memory without end once it is sent a byte."""
     with control_group("memory", *SMALL) as group:
-        watch = OomWatch()
         processes = [subprocess.Popen([sys.executable, "-c", EATS], stdin=subprocess.PIPE) for _ in range(2)]
-        try:
-            for process in processes:
-                (group / "cgroup.procs").write_text(str(process.pid))
-            watch.look([process.pid for process in processes])
-            eats, other = processes
-            assert eats.stdin is not None
-            eats.stdin.write(b"x")
-            eats.stdin.flush()
-            assert eats.wait(30) == -signal.SIGKILL
-            assert watch.killed(eats.pid)
-            os.kill(other.pid, signal.SIGKILL)
-            assert other.wait(30) == -signal.SIGKILL
-            assert not watch.killed(other.pid)
-        finally:
-            for process in processes:
-                process.kill()
-                process.communicate()
+        for process in processes:
+            (group / "cgroup.procs").write_text(str(process.pid))
+        yield processes
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def run_out_of_memory(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    process.stdin.write(b"x")
+    process.stdin.flush()
+
+
+def test_the_kernel_is_asked_and_not_the_signal(pair: list[subprocess.Popen[bytes]]) -> None:
+    watch = OomWatch()
+    watch.look([process.pid for process in pair])
+    eats, other = pair
+    run_out_of_memory(eats)
+    assert eats.wait(30) == -signal.SIGKILL
+    assert watch.killed(eats.pid)
+    other.kill()
+    assert other.wait(30) == -signal.SIGKILL
+    assert not watch.killed(other.pid)
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="there are no pidfds here")
+def test_the_broker_tells_such_a_death_from_others(pair: list[subprocess.Popen[bytes]]) -> None:
+    watch = Watch()
+    try:
+        for key, process in enumerate(pair):
+            assert watch.add(key, process.pid)
+        eats, other = pair
+        run_out_of_memory(eats)
+        assert select.select([watch.fileno()], [], [], 30)[0]
+        assert watch.ended() == [(0, Death.MEMORY, TEXT)]
+        other.kill()
+        assert select.select([watch.fileno()], [], [], 30)[0]
+        assert watch.ended() == [(1, Death.OUTSIDE, "by SIGKILL")]
+    finally:
+        watch.close()
