@@ -18,7 +18,9 @@ raises :class:`~engine.errors.ProtocolError` for anything else.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from operator import attrgetter
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
@@ -47,8 +49,13 @@ _length = struct.Struct("<I")  # of the header
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
 
-# Columns that must be as long as the first one, per message type: looked up once.
-_columns: dict[type, tuple[Column, ...]] = {}
+_WHOLE: Final = frozenset({bytes})
+
+# The struct is frozen for its readers. Where this is used it was made one line ago by the caller and has no layout yet;
+# a copy (msgspec.structs.replace) would cost as much as encoding the header.
+_set: Final = msgspec.structs.force_setattr
+
+_shapes: dict[type, Shape] = {}  # by type of message
 
 
 def control_frame() -> int:
@@ -90,6 +97,18 @@ def encode(message: Message | FrozenWords, payloads: Sequence[Payload] = ()) -> 
             return [*introduction.encode(message)]
         header = _encoder.encode(message)
         return [_length.pack(len(header)) + header]
+    if _WHOLE.issuperset(map(type, payloads)):
+        # Nearly always all of them are small and in one piece; then nothing is done for each of them here.
+        layout = [*map(len, payloads)]  # type: ignore[arg-type]  # bytes
+        if max(layout) <= INLINE_MAX:
+            _set(message, "layout", layout)
+            header = _encoder.encode(message)
+            return [b"".join([_length.pack(len(header)), header, *payloads])]  # type: ignore[list-item]  # bytes
+    return _encode_any(message, payloads)
+
+
+def _encode_any(message: Message | FrozenWords, payloads: Sequence[Payload]) -> list[Buffer]:
+    """:func:`encode` for payloads of any kind."""
     layout: list[int] = []
     small: list[Buffer] = []
     large: list[Buffer] = []
@@ -114,12 +133,9 @@ def encode(message: Message | FrozenWords, payloads: Sequence[Payload] = ()) -> 
         else:
             layout.append(-1)
             large.append(payload)  # type: ignore[arg-type]
-    assert isinstance(message, Message)
-    # The struct is frozen for its readers. Here it was made one line ago by the caller and has no layout yet; a copy
-    # (msgspec.structs.replace) would cost as much as encoding the header.
-    msgspec.structs.force_setattr(message, "layout", layout)
+    _set(message, "layout", layout)
     if refs:
-        msgspec.structs.force_setattr(message, "refs", refs)
+        _set(message, "refs", refs)
     header = _encoder.encode(message)
     return [b"".join((_length.pack(len(header)), header, *small)), *large]
 
@@ -145,18 +161,22 @@ def decode(frames: Sequence[Buffer]) -> tuple[AnyWords, list[Payload]]:
         message = _decoder.decode(head[_length.size : end])
     except UNREADABLE as error:
         raise ProtocolError(f"unreadable header: {error}") from error
-    n = fill_columns(message)
     kind = type(message)
-    if not hasattr(message, "layout"):
+    shape = _shapes.get(kind) or _shape_of(kind)
+    if shape.lists is not None:
+        lengths = [*map(len, shape.lists(message))]
+        if lengths.count(lengths[0]) != len(lengths):
+            n = fill_columns(message)
+            if shape.has_layout and len(message.layout) != n:  # type: ignore[union-attr]  # it has one
+                raise ProtocolError(f"{kind.__name__} of {n} items with {len(message.layout)} payloads")  # type: ignore[union-attr]
+    if not shape.has_layout:
         if len(frames) != 1 or end != len(head):
             raise ProtocolError(f"{kind.__name__} with payloads")
         return message, []
-    layout: list[int] = message.layout
-    if n >= 0 and len(layout) != n:
-        raise ProtocolError(f"{kind.__name__} of {n} items with {len(layout)} payloads")
+    layout: list[int] = message.layout  # type: ignore[union-attr]  # as above
     payloads = _split(head, end, frames, layout)
-    if (refs := getattr(message, "refs", None)) is not None and refs:
-        _insert(payloads, layout, refs)
+    if shape.has_refs and message.refs:  # type: ignore[union-attr]  # as above
+        _insert(payloads, layout, message.refs)  # type: ignore[union-attr]
     return message, payloads
 
 
@@ -182,6 +202,14 @@ def _insert(payloads: list[Payload], layout: list[int], refs: Refs) -> None:
 
 def _split(head: bytes, offset: int, frames: Sequence[Buffer], layout: list[int]) -> list[Payload]:
     """The payloads in the head, from ``offset`` on, and in the other frames."""
+    if len(frames) == 1 and (not layout or min(layout) >= 0):  # all in the head: nearly always
+        if offset + sum(layout) != len(head):
+            raise ProtocolError(f"layout accounts for {offset + sum(layout)} of {len(head)} bytes")
+        if len(layout) == 1:
+            return [head[offset:]]
+        reader = BytesIO(head)
+        reader.seek(offset)
+        return [*map(reader.read, layout)]
     payloads: list[Payload] = []
     frame, total = 1, len(frames)
     for entry in layout:
@@ -208,9 +236,7 @@ def fill_columns(message: Message) -> int:
     """Give columns that its sender left out their defaults. How many items the message is about; -1 if about none.
     Raises ProtocolError for columns of different lengths."""
     kind = type(message)
-    columns = _columns.get(kind)
-    if columns is None:
-        columns = _columns[kind] = columns_of(kind)
+    columns = (_shapes.get(kind) or _shape_of(kind)).columns
     if not columns:
         return -1
     n = len(getattr(message, columns[0].name))
@@ -240,6 +266,26 @@ def columns_of(kind: type) -> tuple[Column, ...]:
         for field in fields.fields
         if isinstance(field.type, msgspec.inspect.Metadata) and "column" in (extra := field.type.extra or {})
     )
+
+
+class Shape(NamedTuple):
+    """What is looked up once of each type of message. ``lists`` gets its columns, and its layout if it has one: all
+    that must be equally long; None for a message that is not about items."""
+
+    columns: tuple[Column, ...]
+    lists: Callable[[Any], tuple[list[Any], ...]] | None
+    has_layout: bool
+    has_refs: bool
+
+
+def _shape_of(kind: type) -> Shape:
+    columns = columns_of(kind)
+    fields = {field.name for field in msgspec.structs.fields(kind)}
+    names = [column.name for column in columns]
+    names += ["layout"] if "layout" in fields else names[:1]  # an attrgetter of two names at least returns a tuple
+    lists = attrgetter(*names) if columns else None
+    shape = _shapes[kind] = Shape(columns, lists, "layout" in fields, "refs" in fields)
+    return shape
 
 
 MICROS: Final = 1_000_000  # microseconds, the unit of every duration on the wire, in a second
