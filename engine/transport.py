@@ -20,7 +20,7 @@ from engine.config import Deployment, run_dir
 from engine.config.endpoints import PATH_MAX, length
 from engine.config.endpoints import Endpoints as Endpoints  # for those who make sockets
 from engine.core.liveness import RECONNECT_MOST_S
-from engine.core.wire import HEADER_MAX, Buffer
+from engine.core.wire import Buffer
 from engine.errors import StartError
 
 Socket: TypeAlias = zmq.Socket[bytes]
@@ -39,7 +39,7 @@ _send: Final = zmq.backend.Socket.send  # zmq.Socket's is a function of Python a
 
 _ucred: Final = struct.Struct("3i")  # of unix(7): pid, uid, gid
 
-MAX_FRAME: Final = 4 << 30  # bytes of one frame on a bound socket; larger ones cut the connection
+ANY: Final = -1  # frames of any size
 
 
 def endpoints_of(deployment: Deployment) -> Endpoints:
@@ -75,7 +75,7 @@ def _common(sock: Socket, endpoint: str) -> None:
     sock.ipv6 = "[" in endpoint  # else 127.0.0.1 would be bound as ::ffff:127.0.0.1
 
 
-def router(ctx: Context, endpoint: str, *, largest: int = MAX_FRAME) -> Socket:
+def router(ctx: Context, endpoint: str, *, largest: int = ANY) -> Socket:
     """A bound ROUTER: front, admin, control. Mandatory: an answer to a vanished peer is an error, not silence.
     ``largest``: the most bytes of a frame; a longer one cuts its connection before it is read."""
     sock = _bound_kind(ctx, zmq.ROUTER, endpoint)
@@ -85,10 +85,10 @@ def router(ctx: Context, endpoint: str, *, largest: int = MAX_FRAME) -> Socket:
     return sock
 
 
-def pull(ctx: Context, endpoint: str) -> Socket:
-    """A bound PULL: intake, egress. What user code returns may be of any size, so only the greatest is refused."""
+def pull(ctx: Context, endpoint: str, *, largest: int = ANY) -> Socket:
+    """A bound PULL: intake, egress. ``largest`` as for :func:`router`: its senders see to it that none is larger."""
     sock = _bound_kind(ctx, zmq.PULL, endpoint)
-    sock.maxmsgsize = MAX_FRAME
+    sock.maxmsgsize = largest
     _bind(sock, endpoint)
     return sock
 
@@ -265,6 +265,3 @@ def host_token() -> str:
         return f"{boot}:{os.stat('/proc/self/ns/pid').st_ino}"
     except OSError:
         return f"{stdsocket.gethostname()}:{os.getppid()}"
-
-
-assert HEADER_MAX < MAX_FRAME

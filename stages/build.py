@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any
@@ -87,6 +88,17 @@ def lasts(deployment: Deployment, stage: str) -> frozenset[bool]:
 def is_last(deployment: Deployment, stage: str) -> bool:
     """Whether no route goes on after this stage."""
     return all(route.stages[-1] == stage for route in deployment.routes if stage in route.stages)
+
+
+def most_between(deployment: Deployment, stage: str) -> int:
+    """Bytes of a value that every stage after this one may have waiting; what none follows passes nothing on."""
+    following = {
+        after
+        for route in deployment.routes
+        for before, after in zip(route.stages, route.stages[1:], strict=False)
+        if before == stage
+    }
+    return min((deployment.stage(name).max_queue_bytes for name in following), default=sys.maxsize)
 
 
 @contextmanager

@@ -34,8 +34,8 @@ from typing import Any, Final
 
 import msgspec
 
-from engine.core.messages import Flow, Status
-from engine.core.wire import Payload
+from engine.core.messages import OWN_HEADERS_MOST, Flow, Status
+from engine.core.wire import Payload, payload_size
 from engine.errors import EncodingError, EngineError, EngineTimeoutError, WorkerBroken
 from engine.log import get_logger
 from stages import blame, device, ipc, plainjson
@@ -47,6 +47,7 @@ from stages.verdict import CHAIN_MAX, Verdict, verdict
 
 OK: Final = int(Status.OK)  # a member of an enumeration costs a call
 TEXT_MAX: Final = 8192  # characters of an error message; more is a dump, not a message
+BODY_MAX: Final = 1 << 20  # bytes of the body that an error brings
 INTERNAL_TEXT: Final = b"inference internal error"
 TIMEOUT_TEXT: Final = b"inference timeout"
 
@@ -85,9 +86,10 @@ class Codec:
     shared memory too. Which methods are the user's own is decided when it is made: after the warm-up.
     """
 
-    def __init__(self, worker: Worker, *, most: int = sys.maxsize) -> None:
-        """``most``: bytes of an answer that is given whole."""
+    def __init__(self, worker: Worker, *, most: int = sys.maxsize, most_between: int = sys.maxsize) -> None:
+        """``most``: bytes of an answer that is given whole; ``most_between``: of a value for the next stage."""
         self.most = most
+        self._most_between = most_between
         self.put: ipc.Put | None = None  # where large parts of results go; None: beside the others
         self._worker = worker
         self._own_serialize = _is_own(worker, "serialize")
@@ -130,12 +132,21 @@ class Codec:
             return self.bounded(_as_bytes(self._worker.serialize(result), "serialize"))
         if self._own_encode or self._is_open:
             encoded = _as_bytes(self._worker.serialize_ipc(result), "serialize_ipc")
-            return (self.put(encoded) if self.put is not None else None) or encoded
+            return self._passed((self.put(encoded) if self.put is not None else None) or encoded)
         try:
-            return ipc.pack(result, self.put)
+            payload = ipc.pack(result, self.put)
         except (pickle.PicklingError, TypeError, AttributeError, ValueError, RecursionError) as error:
             # What pickle says names modules and addresses: that is for the log.
             raise EncodingError("the result cannot be passed on to the next stage") from error
+        return self._passed(payload)
+
+    def _passed(self, payload: Payload) -> Payload:
+        """The value for the next stage, if that may ever have so much waiting. Raises EncodingError."""
+        if (size := payload_size(payload)) > self._most_between:
+            raise EncodingError(
+                f"the result has {size} bytes, and max_queue_bytes of the next stage is {self._most_between}"
+            )
+        return payload
 
     def bounded(self, answer: bytes) -> bytes:
         """The answer, if it is not too large: every process on its way would hold all of it. Raises EncodingError."""
@@ -173,6 +184,10 @@ def outcome_of(error: BaseException) -> Outcome:
         own = _own_body(error)
     except BaseException:
         _log.exception("an error class cannot be turned into an answer", extra={"error": type(error).__name__})
+        return INTERNAL
+    size = sum([len(name) + len(value) for name, value in headers.items()])
+    if size > OWN_HEADERS_MOST or (own is not None and len(own[0]) > BODY_MAX):
+        _log.error("an error class brings too much", extra={"error": type(error).__name__, "headers": size})
         return INTERNAL
     if type(status) is not int or not 300 <= status <= 599 or not isinstance(text, str):
         _log.error("an error class has no proper status", extra={"error": type(error).__name__, "status": status})

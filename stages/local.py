@@ -17,7 +17,7 @@ from engine.core.meta import pack, pack_head
 from engine.core.wire import Payload
 from engine.log import get_logger
 from stages.base import Worker
-from stages.build import load_offline
+from stages.build import load_offline, most_between
 from stages.compute import Codec, run_batch
 from stages.context import ItemIn
 from stages.dryrun import check
@@ -55,7 +55,14 @@ class Pipeline:
         except BaseException:
             self.close()
             raise
-        self._codecs = [Codec(worker, most=deployment.frontend.max_response_size) for worker in self.workers]
+        self._codecs = [
+            Codec(
+                worker,
+                most=deployment.frontend.max_response_size,
+                most_between=most_between(deployment, spec.name),
+            )
+            for worker, spec in zip(self.workers, deployment.stages, strict=True)
+        ]
 
     def call(
         self,

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from engine.core import sse
-from engine.core.messages import Flow
+from engine.core.messages import STREAM_WINDOW, Flow
 from engine.errors import StartError
 from stages.base import Worker
+
+PIECE_MAX: Final = STREAM_WINDOW // 4  # bytes
 
 # (position in the batch, bytes) -> whether anybody still listens
 Sink: TypeAlias = Callable[[int, bytes], bool]
@@ -80,12 +82,18 @@ class StreamWorker(Worker):
             for piece in pieces:
                 if not isinstance(piece, bytes | bytearray | memoryview):
                     raise TypeError(f"forward of a StreamWorker must yield bytes, not {type(piece).__name__}")
-                # An empty piece would be the end mark of a chunked body. A copy: the user may write into it again.
-                if len(piece) and self._sink is not None and not self._sink(0, bytes(piece)):
+                if self._sink is not None and not self._send(bytes(piece)):  # the user may write into it again
                     break
         finally:
             if (close := getattr(pieces, "close", None)) is not None:
                 close()
+
+    def _send(self, piece: bytes) -> bool:
+        """Whether anybody still listens. An empty piece would be the end mark of a chunked body; a large one goes in
+        parts, for the window of a stream counts whole ones."""
+        sink = self._sink
+        assert sink is not None
+        return all(sink(0, piece[start : start + PIECE_MAX]) for start in range(0, len(piece), PIECE_MAX))
 
 
 def flow_of(worker: Worker) -> Flow:

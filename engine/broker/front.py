@@ -72,14 +72,16 @@ class FrontPart(Part[ToFront]):
         arenas: Arenas,
         threads: str,
         largest: int,
+        largest_result: int,
     ) -> None:
-        """``largest``: the most bytes of a frame of a frontend."""
+        """``largest``, ``largest_result``: the most bytes of a frame of a frontend, and of a worker."""
         self.machine = FrontMachine(spec, topology, epoch, deployment=name, absent_at=clock() + REJOIN_S)
         super().__init__(self.machine.stats.messages_dropped)
         self._name = name
         self._namespace = namespace
         self._threads = threads
         self._largest = largest
+        self._largest_result = largest_result
         self._began = clock()
         self._endpoints = endpoints
         self._context = context
@@ -97,7 +99,9 @@ class FrontPart(Part[ToFront]):
 
     def open(self, poll: Poll) -> None:
         self._front = self._inlet(poll, transport.router(self._context, self._endpoints.front, largest=self._largest))
-        self._egress = self._inlet(poll, transport.pull(self._context, self._endpoints.egress))
+        self._egress = self._inlet(
+            poll, transport.pull(self._context, self._endpoints.egress, largest=self._largest_result)
+        )
         self._admin = self._inlet(poll, transport.router(self._context, self._endpoints.admin, largest=SMALL_FRAME))
         self._exits = self._source(poll, self._watch.fileno())
 

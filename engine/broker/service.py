@@ -25,7 +25,7 @@ from engine.core.batching import Policy
 from engine.core.front import EPOCHS, FrontSpec
 from engine.core.placement import broker_threads
 from engine.core.stage import StageSpec
-from engine.core.wire import front_frame
+from engine.core.wire import egress_frame, front_frame
 from engine.cpus import usable_cpus
 from engine.errors import StartError
 
@@ -77,6 +77,7 @@ class Broker:
             arenas=self.arenas,
             threads=self.threads,
             largest=front_frame(deployment.frontend.max_request_size),
+            largest_result=egress_frame(deployment.frontend.max_response_size),
         )
         self.stages = [
             StagePart(

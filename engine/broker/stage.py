@@ -48,7 +48,7 @@ from engine.core.liveness import CHECK_S, LANE_RETRY_S, REJOIN_S
 from engine.core.messages import Bye, Leave, Message, Place, Pulse, Ready, Results, WorkerBeat
 from engine.core.routing import Topology
 from engine.core.stage import StageMachine, StageSpec
-from engine.core.wire import AnyWords, Buffer, Payload, control_frame, encode, refs_of
+from engine.core.wire import AnyWords, Buffer, Payload, control_frame, encode, intake_frame, refs_of
 from engine.errors import ProtocolError, StartError
 from engine.mailbox import Mailbox
 from engine.transport import Endpoints
@@ -117,6 +117,7 @@ class StagePart(Part[ToStage]):
         self._watch = Watch()
         self._check_at = 0.0
         self._retired = Retired()  # users' metrics of workers that are gone
+        self._largest = intake_frame(spec.max_queue_bytes)
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
@@ -124,7 +125,9 @@ class StagePart(Part[ToStage]):
         self._control = self._inlet(
             poll, transport.router(self._context, self._endpoints.control(self.index), largest=control_frame())
         )
-        self._intake = self._inlet(poll, transport.pull(self._context, self._endpoints.intake(self.index)))
+        self._intake = self._inlet(
+            poll, transport.pull(self._context, self._endpoints.intake(self.index), largest=self._largest)
+        )
         self._exits = self._source(poll, self._watch.fileno())
 
     def work(self, now: float) -> float:

@@ -224,7 +224,12 @@ class StageSection:
         most=600_000,
     )
     eager: bool = key(True, "An idle worker gets what there is at once; false waits for a full batch or max_wait_time.")
-    max_queue_bytes: int = key(1 << 30, "Payload bytes waiting at this stage; past it 429.", unit=Unit.BYTES, least=1)
+    max_queue_bytes: int = key(
+        1 << 30,
+        "Payload bytes waiting at this stage; past it 429. A value of more for it is 500.",
+        unit=Unit.BYTES,
+        least=1,
+    )
     timeout: float = key(
         0.0,
         "Time for one forward; the item that takes longer gets 408, those beside it another try; "

@@ -29,6 +29,7 @@ from typing import Final
 import msgspec
 
 from engine.core.items import Item
+from engine.core.wire import HALF_HEADER
 
 # How long before a worker is done it is given more, in seconds: what two messages, a pass of the broker and a few
 # wake-ups of threads take when all of them are busy.
@@ -39,9 +40,7 @@ TOLERANCE_S: Final = 0.010  # deadlines that are out of order by less are in ord
 SORT_EVERY_S: Final = 4e-6  # per item of the queue: twenty times what it takes to sort it
 SAMPLES: Final = 16  # deadlines that tell how those of a whole queue lie
 
-# Bytes of what the requests of one batch bring for their workers, headers above all: it travels in the batch's header,
-# which is bounded (engine.core.wire.HEADER_MAX).
-METAS_MOST: Final = 8 << 20
+METAS_MOST: Final = HALF_HEADER  # bytes of what the requests of one batch bring for their workers, headers above all
 
 
 class Reason(str, Enum):

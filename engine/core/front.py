@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from math import ceil, inf
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 from msgspec.structs import replace
 
@@ -39,6 +39,7 @@ from engine.core.items import Item, Request
 from engine.core.liveness import FRONTEND_SILENCE_S, Looks
 from engine.core.messages import (
     EVENT_COST,
+    OWN_HEADERS_MOST,
     Answers,
     Events,
     Flow,
@@ -54,7 +55,7 @@ from engine.core.messages import (
 from engine.core.predict import Outlook
 from engine.core.routing import Topology
 from engine.core.stats import FrontStats
-from engine.core.wire import MICROS, Payload, payload_size, refs_of
+from engine.core.wire import HEAD_ITEMS, MICROS, WITH_HEADERS, Payload, payload_size, refs_of
 
 OK: Final = int(Status.OK)  # comparing with a member of an enumeration costs a call
 SKIPPED: Final = int(Status.SKIPPED)
@@ -69,6 +70,8 @@ DEADLINES_SLACK: Final = 1024
 
 TORN: Final = wording.TORN.encode()
 TIMEOUT: Final = wording.TIMEOUT.encode()
+
+_V = TypeVar("_V")
 
 Rejection: TypeAlias = tuple[str, Status, str, Speaker]  # metric label, status, text, whose word it is
 
@@ -122,6 +125,29 @@ class _Column:
     speakers: dict[int, int] = field(default_factory=dict)
     retries_ms: dict[int, int] = field(default_factory=dict)
     payloads: list[Payload] = field(default_factory=list)
+
+    def parted(self) -> list[_Column]:
+        """As columns of which each makes a header of a size that is read."""
+        count = len(self.seqs)
+        step = WITH_HEADERS if self.headers else HEAD_ITEMS
+        if count <= step:
+            return [self]
+        return [self._part(start, start + step) for start in range(0, count, step)]
+
+    def _part(self, start: int, end: int) -> _Column:
+        def sparse(values: dict[int, _V]) -> dict[int, _V]:
+            return {index - start: value for index, value in values.items() if start <= index < end}
+
+        return _Column(
+            self.seqs[start:end],
+            self.statuses[start:end],
+            self.mimes[start:end],
+            self.trails[start:end],
+            sparse(self.headers),
+            sparse(self.speakers),
+            sparse(self.retries_ms),
+            self.payloads[start:end],
+        )
 
 
 class FrontMachine:
@@ -404,7 +430,7 @@ class FrontMachine:
             self._close(request)
             column = self._answers.get(request.frontend) or self._column(request.frontend)
             if headers and index in headers:
-                column.headers[len(column.seqs)] = headers[index]
+                column.headers[len(column.seqs)] = _modest(headers[index])
             column.seqs.append(request.seq)
             column.statuses.append(status)
             column.mimes.append(results.mime)
@@ -533,7 +559,7 @@ class FrontMachine:
     # --- answers -----------------------------------------------------------------------------------------------------
 
     def take_answers(self) -> list[tuple[bytes, Answers, list[Payload]]]:
-        """All answers since the last call, one parcel per frontend."""
+        """All answers since the last call, one parcel per frontend; several where one would have too large a header."""
         if not self._answers:
             return []
         taken = [
@@ -550,7 +576,8 @@ class FrontMachine:
                 ),
                 column.payloads,
             )
-            for peer, column in self._answers.items()
+            for peer, whole in self._answers.items()
+            for column in whole.parted()
         ]
         self._answers = {}
         return taken
@@ -593,6 +620,12 @@ class FrontMachine:
         column.mimes.append("")
         column.trails.append(b"")
         column.payloads.append(body)
+
+
+def _modest(headers: dict[str, str]) -> dict[str, str]:
+    """The headers that a worker sends with an answer, if they are not more than it may send; else none."""
+    size = sum([len(name) + len(value) for name, value in headers.items()])
+    return headers if size <= OWN_HEADERS_MOST else {}
 
 
 def _is_due_from(standing: tuple[int, bool] | None, hop: int, status: int) -> bool:

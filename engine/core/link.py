@@ -48,7 +48,7 @@ from engine.core.messages import (
     Status,
 )
 from engine.core.routing import Topology
-from engine.core.wire import AnyWords, Payload
+from engine.core.wire import HALF_HEADER, AnyWords, Payload
 from engine.errors import Unavailable
 
 FULL_S: Final = 0.02  # how long a refusal for want of room stands for the next request, which need not be read then
@@ -219,6 +219,9 @@ class Link:
         waiting, numbers = self.waiting, self._numbers
         self._outgoing = [call for call in self._outgoing if call.seq in waiting]
         calls = self._outgoing[:PARCEL_ITEMS]  # many at once, as after a new welcome: several parcels
+        size = sum([len(call.meta) for call in calls])
+        while size > HALF_HEADER and len(calls) > 1:  # nearly never: a head may have a megabyte
+            size -= len(calls.pop().meta)
         # A route that the broker has not was answered when it said so.
         return Submission(calls, [numbers[call.route] for call in calls]) if calls else None  # type: ignore[misc]
 

@@ -48,6 +48,7 @@ def column(default: object = None) -> msgspec.Meta:
 # Bounds. A peer says what it likes: whatever number or length the broker computes with, keeps or passes on is bounded
 # here, where its decoder refuses the message as a whole, and nowhere else has to ask. What the broker alone sends is
 # bounded by its own books and by the size of a header (engine.core.wire).
+OWN_HEADERS_MOST: Final = 16 * 1024  # characters of the headers that one answer brings: clients take about as much
 ITEMS_MOST: Final = 65_536  # of one parcel to the broker: no batch has more, and a frontend sends no more at once
 _WHOLE_MOST: Final = (1 << 63) - 1
 

@@ -28,7 +28,7 @@ import msgspec
 from engine.core import introduction
 from engine.core.arena import Ref
 from engine.core.introduction import FrozenWords
-from engine.core.messages import AnyMessage, Message, Refs
+from engine.core.messages import OWN_HEADERS_MOST, AnyMessage, Message, Refs
 from engine.errors import ProtocolError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -37,8 +37,12 @@ Payload: TypeAlias = Part | tuple[Part, ...]  # one part, or several
 AnyWords: TypeAlias = AnyMessage | FrozenWords
 
 INLINE_MAX: Final = 32 * 1024  # bytes; above it joining costs more than a frame
-HEAD_ITEMS: Final = 1024  # more requests than a frontend puts into a parcel (engine.core.link)
+HEAD_ITEMS: Final = 1024  # the most items of a parcel to the broker
 HEADER_MAX: Final = 16 * 1024 * 1024  # bytes; 1,000 requests with 8 KiB of HTTP headers each are half of it
+# Bytes of a header that heads of requests, or headers of answers, may fill; with more there are several parcels.
+# The rest of a header has some bytes per item.
+HALF_HEADER: Final = HEADER_MAX // 2
+WITH_HEADERS: Final = HALF_HEADER // (4 * OWN_HEADERS_MOST)  # answers of a parcel, where some bring headers
 SMALL_FRAME: Final = 64 * 1024  # bytes of a question, or of anything else that carries no data
 FRAMES_MAX: Final = 65_536  # frames of one parcel, and references
 
@@ -46,6 +50,7 @@ FRAMES_MAX: Final = 65_536  # frames of one parcel, and references
 UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _length = struct.Struct("<I")  # of the header
+_LARGE_HEAD: Final = max(64 << 20, HEADER_MAX + _length.size + HEAD_ITEMS * INLINE_MAX)
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
 
@@ -66,7 +71,17 @@ def control_frame() -> int:
 def front_frame(max_request_size: int) -> int:
     """The most bytes of a frame that a frontend sends, be it a body or a head with the small bodies of many requests;
     with room for a running deployment to be given a larger size."""
-    return max(4 * max_request_size, 64 << 20, HEADER_MAX + _length.size + HEAD_ITEMS * INLINE_MAX)
+    return max(4 * max_request_size, _LARGE_HEAD)
+
+
+def egress_frame(max_response_size: int) -> int:
+    """The same of a worker's to the door: an answer, an event, or a head with the small answers of many requests."""
+    return max(4 * max_response_size, _LARGE_HEAD)
+
+
+def intake_frame(max_queue_bytes: int) -> int:
+    """The same of a worker's to the next stage, which lets so many bytes wait: values, or a head with many."""
+    return max(max_queue_bytes, _LARGE_HEAD)
 
 
 def payload_size(payload: Payload) -> int:

@@ -17,7 +17,7 @@ from typing import Final
 
 from engine.config import Deployment, dump
 from engine.core.processes import Child, Kind, Replace
-from engine.core.wire import front_frame
+from engine.core.wire import egress_frame, front_frame, intake_frame
 from engine.errors import ConfigError, StartError
 from engine.supervisor import family
 from engine.supervisor.rundir import NEXT, SNAPSHOT, write_snapshot
@@ -42,7 +42,10 @@ class Changes:
     ) -> None:
         """``reread`` reads the file once more, as it was read at first. ``environments`` is added to."""
         self.deployment = deployment
-        self._largest = front_frame(deployment.frontend.max_request_size)  # what a broker takes that runs since then
+        # What a broker takes that runs since then.
+        self._largest = front_frame(deployment.frontend.max_request_size)
+        self._largest_answer = egress_frame(deployment.frontend.max_response_size)
+        self._largest_passed = [intake_frame(stage.max_queue_bytes) for stage in deployment.stages]
         self._folder = folder
         self._reread = reread
         self._environments = environments
@@ -86,6 +89,13 @@ class Changes:
         fixed = _fixed(self.deployment, found)
         if found.frontend.max_request_size > self._largest:
             fixed.append(f"frontend.max_request_size to more than {self._largest} bytes")
+        if found.frontend.max_response_size > self._largest_answer:
+            fixed.append(f"frontend.max_response_size to more than {self._largest_answer} bytes")
+        fixed += [
+            f"max_queue_bytes of {stage.name} to more than {most} bytes"
+            for stage, most in zip(found.stages, self._largest_passed, strict=False)
+            if stage.max_queue_bytes > most
+        ]
         if fixed:
             raise Refused(f"a running deployment cannot change {', '.join(fixed)}: stop it and start it again")
         edition = self._last + 1

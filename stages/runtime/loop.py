@@ -59,8 +59,8 @@ class Taken:
 
 class Loop:
     """Serves one warm worker. ``run`` returns when the worker may go. ``replays``: what it leaves unanswered is
-    computed by others. ``most``: bytes of an answer that is given whole. ``restore`` puts back what user code may have
-    taken from us, signals for instance."""
+    computed by others. ``most``, ``most_between``: see :class:`stages.compute.Codec`. ``restore`` puts back what user
+    code may have taken from us, signals for instance."""
 
     def __init__(
         self,
@@ -69,6 +69,7 @@ class Loop:
         isolate: bool,
         replays: bool,
         most: int = sys.maxsize,
+        most_between: int = sys.maxsize,
         outlets: Outlets,
         shared: Shared,
         streams: Streams,
@@ -77,7 +78,7 @@ class Loop:
     ) -> None:
         self._worker = worker
         self._restore = restore
-        self._codec = Codec(worker, most=most)
+        self._codec = Codec(worker, most=most, most_between=most_between)
         self._isolate = isolate
         self._replays = replays
         self._max_batch_size = worker.max_batch_size

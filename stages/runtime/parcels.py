@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 from engine.core.messages import Batch, Results
 from engine.core.routing import FINAL, Topology
-from engine.core.wire import Payload, pack_steps
+from engine.core.wire import HEAD_ITEMS, WITH_HEADERS, Payload, pack_steps
 from engine.errors import ProtocolError
 from stages.compute import OK, Outcome
 from stages.context import ItemIn
@@ -82,16 +82,22 @@ class Plan:
         batch_us: int = 0,
         compute_us: int = 0,
     ) -> list[Parcel]:
-        """The outcomes by where they go: the next stage, or FINAL.
+        """The outcomes by where they go: the next stage, or FINAL; several parcels where one would be too large.
 
         ``compute_us`` goes into each item's trail, and as a total into one of the parcels.
         """
         parcels: dict[int, Parcel] = {}
+        full: list[Parcel] = []
+        most = HEAD_ITEMS
+        if len(outcomes) > WITH_HEADERS and any(outcome.headers for outcome in outcomes):
+            most = WITH_HEADERS
         steps = pack_steps(batch.queues_us, batch_us, compute_us)
         # One loop: a comprehension per column is a call per column, which a small batch pays for nothing.
         for position, outcome in enumerate(outcomes):
             target = self.following[batch.routes[position]] if outcome.status == OK else FINAL
-            if target not in parcels:
+            if target not in parcels or len(parcels[target][2]) == most:
+                if target in parcels:
+                    full.append(parcels[target])
                 results = Results(
                     stage=origin.stage,
                     worker=origin.worker,
@@ -100,7 +106,7 @@ class Plan:
                     statuses=[],
                     trails=[],
                     mime=mime if target == FINAL else "",
-                    compute_us=0 if parcels else compute_us,
+                    compute_us=0 if parcels else compute_us,  # once
                     headers={},
                 )
                 parcels[target] = (target, results, [])
@@ -111,7 +117,7 @@ class Plan:
             results.statuses.append(outcome.status)
             results.trails.append(batch.trails[position] + steps[position])
             payloads.append(outcome.payload)
-        return list(parcels.values())
+        return [*full, *parcels.values()]
 
 
 NOWHERE: Final = Plan(Topology((), ()), -1)

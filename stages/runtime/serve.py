@@ -29,7 +29,7 @@ from engine.process import Notifier, settle
 from engine.signals import STOPPING, Signals
 from stages import blame
 from stages.base import Worker
-from stages.build import create, is_first, is_last, lasts, warm_up
+from stages.build import create, is_first, is_last, lasts, most_between, warm_up
 from stages.mixin.typed import check_types
 from stages.runtime.control import Control
 from stages.runtime.loop import Loop
@@ -127,12 +127,20 @@ def _serve(
         watchdog = Watchdog(spec.timeout, spec.kill_after)
         watchdog.start()
         _restore(signals, watchdog)  # what user code has set up while it loaded must not keep a stop from us
-        streams = Streams(worker, outlets=outlets, cancelled=shared.cancelled, windows=windows, watchdog=watchdog)
+        streams = Streams(
+            worker,
+            outlets=outlets,
+            cancelled=shared.cancelled,
+            windows=windows,
+            watchdog=watchdog,
+            most=deployment.frontend.max_response_size,
+        )
         loop = Loop(
             worker,
             isolate=spec.idempotent if spec.isolate is None else spec.isolate,
             replays=spec.idempotent,
             most=deployment.frontend.max_response_size,
+            most_between=most_between(deployment, stage),
             outlets=outlets,
             shared=shared,
             streams=streams,

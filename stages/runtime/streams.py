@@ -5,6 +5,7 @@ Called by the main thread alone, from inside ``forward``; ``window`` counts, the
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Sequence
 from math import inf
@@ -14,6 +15,7 @@ from engine.clock import now
 from engine.core import wire
 from engine.core.messages import EVENT_COST, Flow, StreamEvents
 from engine.core.routing import FINAL
+from engine.errors import EncodingError
 from stages.base import Worker
 from stages.compute import TOO_SLOW, Outcome
 from stages.context import ItemIn
@@ -42,7 +44,9 @@ class Streams:
         cancelled: Numbers,
         windows: Windows,
         watchdog: Watchdog,
+        most: int = sys.maxsize,
     ) -> None:
+        """``most``: bytes of an event."""
         self.origin = Origin(-1, -1)
         self.batch = 0  # the number of what is computed
         self._worker = worker
@@ -51,6 +55,7 @@ class Streams:
         self._cancelled = cancelled
         self._windows = windows
         self._watchdog = watchdog
+        self._most = most
         self._slow: set[int] = set()  # uids of the batch whose clients do not read
         if isinstance(worker, SSEWorker | StreamWorker):
             worker._sink = self.send
@@ -75,6 +80,8 @@ class Streams:
             raise RuntimeError("events must be sent by the thread that runs forward")
         if index < 0:
             raise IndexError(f"event for value {index} of a batch")
+        if len(data) > self._most:
+            raise EncodingError(f"the event has {len(data)} bytes, and max_response_size is {self._most}")
         item = self._worker._items[index]
         uid = item.uid
         if uid in self._cancelled or not self._wait_room(uid):

@@ -7,11 +7,20 @@ from dataclasses import replace
 import pytest
 
 from engine.core.batching import Policy
-from engine.core.front import EPOCH_SHIFT, FrontSpec
+from engine.core.front import EPOCH_SHIFT, FrontSpec, _Column, _modest
 from engine.core.liveness import FRONTEND_SILENCE_S
-from engine.core.messages import FrontendBeat, FrontendWelcome, Results, Speaker, StreamEvents, Submit
+from engine.core.messages import (
+    OWN_HEADERS_MOST,
+    FrontendBeat,
+    FrontendWelcome,
+    Results,
+    Speaker,
+    StreamEvents,
+    Submit,
+)
 from engine.core.routing import FINAL
 from engine.core.stage import StageSpec
+from engine.core.wire import HEAD_ITEMS, WITH_HEADERS
 from tests.core.twin import Twin, frontend_words, topology
 
 SPEC = StageSpec("s0", 1, Policy(4, 1 << 20, 0.010), timeout_s=60.0, kill_after_s=1.0, max_queue_bytes=1 << 20)
@@ -68,6 +77,38 @@ def test_who_is_refused_is_told_to_come_again_one_after_the_other_as_fast_as_oth
     assert first < second < third <= 10_000
     assert second - first == pytest.approx(third - second, abs=1)
     assert 10 <= second - first <= 1000
+
+
+@pytest.mark.parametrize(("headers", "size"), [(0, HEAD_ITEMS), (1, WITH_HEADERS)], ids=["many", "with headers"])
+def test_many_answers_at_once_leave_in_parcels_that_can_be_read(headers: int, size: int) -> None:
+    column = _Column()
+    count = 2 * size + 1
+    for seq in range(count):
+        column.seqs.append(seq)
+        column.statuses.append(200 + seq)
+        column.mimes.append("m")
+        column.trails.append(b"t")
+        column.payloads.append(b"%d" % seq)
+        column.speakers[seq] = seq % 4
+        column.retries_ms[seq] = seq
+        if headers:
+            column.headers[seq] = {"x": str(seq)}
+    parts = column.parted()
+    assert [len(part.seqs) for part in parts] == [size, size, 1]
+    found = [
+        (seq, status, bytes(payload), part.speakers[index], part.retries_ms[index], part.headers.get(index))  # type: ignore[arg-type]  # one part
+        for part in parts
+        for index, (seq, status, payload) in enumerate(zip(part.seqs, part.statuses, part.payloads, strict=True))
+    ]
+    assert found == [
+        (seq, 200 + seq, b"%d" % seq, seq % 4, seq, {"x": str(seq)} if headers else None) for seq in range(count)
+    ]
+    assert len(_Column(seqs=[1] * 9).parted()) == 1
+
+
+def test_headers_of_a_worker_that_are_more_than_it_may_send_are_left_out() -> None:
+    assert _modest({"x": "y" * (OWN_HEADERS_MOST - 1)})
+    assert not _modest({"x": "y" * OWN_HEADERS_MOST})
 
 
 def test_draining_is_503() -> None:

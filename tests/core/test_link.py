@@ -31,8 +31,10 @@ from engine.core.messages import (
     Ready,
     Speaker,
     StageState,
+    Submit,
 )
 from engine.core.routing import Route, Topology
+from engine.core.wire import HALF_HEADER, decode, encode
 from engine.errors import Unavailable
 from tests.core.twin import frontend_words
 
@@ -304,6 +306,23 @@ def test_many_requests_leave_in_several_parcels() -> None:
     parcels = [owed for owed in desk.send() if isinstance(owed, Submission)]
     assert [len(one.calls) for one in parcels] == [PARCEL_ITEMS] * 3 + [1]
     assert [call.seq for one in parcels for call in one.calls] == seqs
+
+
+def test_requests_with_large_heads_leave_in_parcels_that_can_be_read() -> None:
+    """A client may send a head of a megabyte where the file allows that; a parcel's header has sixteen."""
+    desk = Desk(joined=False)
+    desk.send()
+    heads = [b"x" * (1 << 20)] * PARCEL_ITEMS + [b"x" * (HALF_HEADER + 1)] + [b""] * 3
+    for head in heads:
+        desk.link.submit(Call(0, b"body", NOW + 5, head, Waiter()), NOW)
+    desk.hear(welcome())
+    parcels = [owed for owed in desk.send() if isinstance(owed, Submission)]
+    assert [call.meta for one in parcels for call in one.calls] == heads
+    assert [len(one.calls) for one in parcels] == [8, 8, 8, 8, 1, 3]
+    for one in parcels:
+        n = len(one.calls)
+        submit = Submit(list(range(n)), one.routes, [1] * n, [call.meta for call in one.calls])
+        decode(encode(submit, [call.body for call in one.calls]))
 
 
 def test_what_is_withdrawn_before_it_is_sent_holds_no_body() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -526,10 +527,14 @@ def test_structured_extremes_on_every_socket_hurt_nobody(deployment: Deployment,
 
 def test_frames_that_the_configuration_cannot_produce_are_not_read(deployment: Deployment) -> None:
     """The connection that brings one is cut before it is in memory; the largest that can come is taken."""
+    frontend_section = replace(deployment.frontend, max_response_size=1)
+    stages = tuple(replace(stage, max_queue_bytes=1) for stage in deployment.stages)
+    deployment = replace(deployment, frontend=frontend_section, stages=stages)
     endpoints = transport.endpoints_of(deployment)
     size = deployment.frontend.max_request_size
-    assert wire.front_frame(size) < transport.MAX_FRAME // 16
-    assert wire.front_frame(1 << 40) >= 1 << 40
+    assert wire.front_frame(size) < 1 << 28
+    for largest in (wire.front_frame, wire.egress_frame, wire.intake_frame):
+        assert largest(1 << 40) >= 1 << 40
     with running(deployment), worker(deployment) as w, frontend(deployment, host="elsewhere") as front:
         until(lambda: status_of(deployment)["stages"][0]["ready"] == 1, "readiness")
         front.say(Submit([1], [0], [10_000_000], [b""]), [bytes(size)])
@@ -540,8 +545,11 @@ def test_frames_that_the_configuration_cannot_produce_are_not_read(deployment: D
             (endpoints.front, wire.front_frame(size)),
             (endpoints.control(0), wire.control_frame()),
             (endpoints.admin, wire.SMALL_FRAME),
+            (endpoints.egress, wire.egress_frame(deployment.frontend.max_response_size)),
+            (endpoints.intake(0), wire.intake_frame(deployment.stages[0].max_queue_bytes)),
         ):
-            sock = transport.dealer(ctx, endpoint)
+            make = transport.push if endpoint in (endpoints.egress, endpoints.intake(0)) else transport.dealer
+            sock = make(ctx, endpoint)
             monitor = sock.get_monitor_socket(zmq.Event.DISCONNECTED)
             until(lambda s=sock, m=most: transport.send(s, [bytes(m + 1)]), "a connection")  # type: ignore[misc]
             assert monitor.poll(CAP_S * 1000), endpoint

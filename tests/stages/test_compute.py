@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.core.messages import Status
+from engine.core.messages import OWN_HEADERS_MOST, Status
 from engine.core.meta import pack
 from engine.errors import (
     ClientError,
@@ -28,7 +28,18 @@ from engine.errors import (
     WorkerBroken,
 )
 from stages import Worker, ipc
-from stages.compute import Codec, Outcome, Run, WrongResults, as_results, call_plainly, never, outcome_of, run_batch
+from stages.compute import (
+    BODY_MAX,
+    Codec,
+    Outcome,
+    Run,
+    WrongResults,
+    as_results,
+    call_plainly,
+    never,
+    outcome_of,
+    run_batch,
+)
 from stages.context import ItemIn
 
 
@@ -130,6 +141,15 @@ class Own(EngineError):
 )
 def test_an_error_may_bring_a_body_of_its_own(error: Own, body: bytes, mime: str) -> None:
     assert outcome_of(error) == Outcome(409, body, {"x-a": "b", "content-type": mime})
+
+
+def test_an_error_that_brings_too_much_tells_the_client_nothing() -> None:
+    """What it brings travels in the header of a parcel, or is held for a client that has asked for none of it."""
+    large = Own("words")
+    large.headers = {"x-a": "b" * OWN_HEADERS_MOST}
+    for error in (Own(b"x" * (BODY_MAX + 1)), large):
+        assert outcome_of(error) == Outcome(500, b"inference internal error")
+    assert outcome_of(Own(b"x" * BODY_MAX)).status == 409
 
 
 def test_a_body_that_cannot_be_written_tells_the_client_nothing() -> None:
@@ -674,3 +694,18 @@ def test_what_goes_to_another_stage_is_no_answer() -> None:
     given = [ItemIn(0, b"5000", first=True, last=False)]
     (outcome,) = run_batch(worker, given, max_batch_size=8, codec=Codec(worker, most=3)).outcomes
     assert ipc.unpack(outcome.payload) == 10000
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_value_that_the_next_stage_never_takes_fails_alone_and_in_words(own: bool) -> None:
+    class Own(Doubling):
+        def serialize_ipc(self, data: Any) -> bytes:
+            return b"x" * 101
+
+    worker = (Own if own else Doubling)()
+    codec = Codec(worker, most_between=100)
+    given = [ItemIn(0, b"1" * (1 if own else 300), first=True, last=False), ItemIn(1, b"1", first=True, last=False)]
+    first, second = run_batch(worker, given, max_batch_size=8, codec=codec).outcomes
+    assert first.status == 500
+    assert b"max_queue_bytes of the next stage is 100" in bytes(first.payload)  # type: ignore[arg-type]  # one part
+    assert second.status == (500 if own else 200)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.core import meta, wire
-from engine.core.messages import Batch, Status
+from engine.core.messages import OWN_HEADERS_MOST, Batch, Status
 from engine.core.routing import FINAL, Route, Topology
 from engine.errors import ProtocolError
 from stages.compute import SKIPPED, Outcome
@@ -89,6 +89,20 @@ def test_every_item_appears_exactly_once_and_crosses_the_wire(items: list[tuple[
         target = {0: FINAL, 1: 2, 2: 2, 3: FINAL}[route] if status == Status.OK else FINAL
         assert seen.pop(uid) == (target, status, str(uid).encode())
     assert not seen
+
+
+@pytest.mark.parametrize("headers", [None, {"x": "\u20ac" * (OWN_HEADERS_MOST - 1)}], ids=["many", "with headers"])
+def test_many_results_leave_in_parcels_that_can_be_read(headers: dict[str, str] | None) -> None:
+    count = wire.HEAD_ITEMS + 1
+    outcomes = [Outcome(422, b"no", headers)] * count
+    parcels = PLAN.results(ORIGIN, batch([0] * count), outcomes, mime="m", compute_us=3)
+    uids = []
+    for _, results, payloads in parcels:
+        message, _ = wire.decode(wire.encode(results, payloads))
+        assert message == results
+        uids += results.uids
+    assert uids == list(range(count))
+    assert [results.compute_us for _, results, _ in parcels] == [3] + [0] * (len(parcels) - 1)
 
 
 def test_the_first_stages_step_begins_the_trail() -> None:

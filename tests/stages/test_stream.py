@@ -19,7 +19,7 @@ from stages.compute import SPOILED, Codec, run_batch
 from stages.context import ItemIn
 from stages.local import Pipeline
 from stages.runtime.window import Windows
-from stages.stream import check_place, flow_of
+from stages.stream import PIECE_MAX, check_place, flow_of
 
 
 class Echo(SSEWorker):
@@ -152,6 +152,15 @@ def test_what_is_no_generator_of_bytes_is_a_failure(returned: object) -> None:
     assert run(made(Wrong), "").status == 500
     with pytest.raises(TypeError, match="must yield bytes"):
         made(Wrong)._pump("")
+
+
+def test_a_large_piece_goes_in_parts_and_an_empty_one_not_at_all() -> None:
+    worker = made(Count)
+    sent = into(worker)
+    whole = bytes(range(256)) * (3 * PIECE_MAX // 256) + b"rest"
+    run(worker, [b"", memoryview(whole), b"a"])
+    assert [len(data) for _, data in sent] == [PIECE_MAX] * 3 + [4, 1]
+    assert b"".join(data for _, data in sent) == whole + b"a"
 
 
 def test_a_piece_that_is_no_bytes_is_a_failure() -> None:
