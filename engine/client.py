@@ -259,7 +259,7 @@ class Client:
             for trouble in link.troubles:
                 log.error("an answer could not be given", exc_info=trouble)
             link.troubles.clear()
-        if type(words) is FrontendWelcome:
+        if type(words) is FrontendWelcome or link.has_word:
             self._flush_soon()
         if link.memory is not (self._store.place if self._store is not None else None):
             self._share(link.memory)

@@ -33,11 +33,13 @@ from engine.core.messages import (
     FrontendPulse,
     Message,
     Place,
+    Poison,
     Report,
     Results,
     StreamEvents,
     Submit,
 )
+from engine.core.quarantine import KEEP_S
 from engine.core.routing import Topology
 from engine.core.wire import SMALL_FRAME, AnyWords, Payload, encode
 from engine.errors import ProtocolError
@@ -75,7 +77,14 @@ class FrontPart(Part[ToFront]):
         largest_result: int,
     ) -> None:
         """``largest``, ``largest_result``: the most bytes of a frame of a frontend, and of a worker."""
-        self.machine = FrontMachine(spec, topology, epoch, deployment=name, absent_at=clock() + REJOIN_S)
+        self.machine = FrontMachine(
+            spec,
+            topology,
+            epoch,
+            deployment=name,
+            absent_at=clock() + REJOIN_S,
+            read=lambda payload: arenas.plain([payload])[0],
+        )
         super().__init__(self.machine.stats.messages_dropped)
         self._name = name
         self._namespace = namespace
@@ -179,6 +188,7 @@ class FrontPart(Part[ToFront]):
             self._pulse_all()
         elif type(letter) is ChangeFront:
             machine.spec = letter.spec
+            machine.quarantine.clear()  # what killed workers of the former edition may not kill those of this one
             self._pulse_all()
 
     def _give_up(self, peer: bytes, message: AnyWords) -> None:
@@ -209,7 +219,7 @@ class FrontPart(Part[ToFront]):
             self._handle_submit(peer, message, payloads, now)
         elif isinstance(message, Introduction):
             self._handle_introduction(peer, message, now)
-        elif not isinstance(message, (Cancel, Consumed, FrontendBeat)):
+        elif not isinstance(message, (Cancel, Consumed, Poison, FrontendBeat)):
             self._unexpected(message)
         elif not machine.knows(peer):
             self._tell(peer, Stranger())
@@ -217,6 +227,8 @@ class FrontPart(Part[ToFront]):
             machine.cancel(peer, message.seqs)
         elif isinstance(message, Consumed):
             machine.consumed(peer, message.nbytes)
+        elif isinstance(message, Poison):
+            self._handle_poison(message, now)
         else:
             machine.beat(peer, message, now)
             self._send(peer, self._pulse(machine.frontends[peer]))
@@ -233,6 +245,14 @@ class FrontPart(Part[ToFront]):
             self._tell(peer, Stranger(untaken=submit.seqs))
             return
         self.machine.submit(peer, submit, payloads, now)
+
+    def _handle_poison(self, poison: Poison, now: float) -> None:
+        if self.machine.refuse_like(poison, now):
+            path = self.machine.topology.routes[poison.route].path
+            log.error(
+                "a request that kills workers is refused from now on",
+                extra={"route": path, "fingerprint": poison.mark.hex(), "for_s": int(KEEP_S)},
+            )
 
     def _handle_introduction(self, peer: bytes, who: Introduction, now: float) -> None:
         for former in self.machine.formers(peer, who):

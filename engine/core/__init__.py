@@ -21,6 +21,7 @@
     processes  the deployment's processes, what is heard of them and done about them, as values
     replacing  which workers of a running deployment are replaced, and why
     rolling    in which order
+    quarantine    requests that kill workers, refused for a while
     wear       when a worker has served long enough
 
 Machines (``stage``, ``front``) take events and ``now`` and append *actions* to a list; the parts in

@@ -16,7 +16,7 @@ An item has one *holder* that is to see to its answer: the queue, a part that is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import inf
 from typing import TYPE_CHECKING, Final
 
@@ -44,8 +44,6 @@ BREAKING: Final = frozenset({Death.OWN, Death.MEMORY})
 # Deaths that have another known cause, and yet end an item that was alone with its worker each time: nobody is that
 # unlucky.
 SPARED: Final = 2
-
-DO_NOT_RETRY: Final[Mapping[str, str]] = {"x-should-retry": "false"}  # as OpenAI's and other clients read it
 
 
 class Fate:
@@ -169,7 +167,7 @@ class Fate:
             is_last = not self.spec.idempotent or item.request.stream_hop == item.hop or item.attempt >= most
             if is_last or batch.count == 1:
                 found = is_last and batch.count == 1 and item.attempt > 1
-                self._ends.fail([item], Status.TIMEOUT, wording.TIMEOUT, DO_NOT_RETRY if found else None)
+                self._ends.fail([item], Status.TIMEOUT, wording.TIMEOUT, wording.DO_NOT_RETRY if found else None)
             elif not item.is_due(now):
                 self._ends.drop([item])
             else:
@@ -301,7 +299,7 @@ class Fate:
             self._ends.fail([item], Status.FAILED, text)
         else:
             self._stats.poisoned += 1
-            self._ends.fail([item], Status.UNPROCESSABLE, text, DO_NOT_RETRY)
+            self._ends.fail([item], Status.UNPROCESSABLE, text, wording.DO_NOT_RETRY)
 
     # --- the breaker -------------------------------------------------------------------------------------------------
 

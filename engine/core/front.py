@@ -22,7 +22,7 @@ frontend, from :meth:`FrontMachine.take_answers`. Rules held here:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from math import ceil, inf
@@ -45,6 +45,7 @@ from engine.core.messages import (
     Flow,
     FrontendBeat,
     FrontendWelcome,
+    Poison,
     Results,
     Speaker,
     StageState,
@@ -53,9 +54,10 @@ from engine.core.messages import (
     Submit,
 )
 from engine.core.predict import Outlook
+from engine.core.quarantine import Quarantine
 from engine.core.routing import Topology
 from engine.core.stats import FrontStats
-from engine.core.wire import HEAD_ITEMS, MICROS, WITH_HEADERS, Payload, payload_size, refs_of
+from engine.core.wire import HEAD_ITEMS, MICROS, WITH_HEADERS, Payload, joined, payload_size, refs_of
 
 OK: Final = int(Status.OK)  # comparing with a member of an enumeration costs a call
 SKIPPED: Final = int(Status.SKIPPED)
@@ -76,6 +78,8 @@ _V = TypeVar("_V")
 Rejection: TypeAlias = tuple[str, Status, str, Speaker]  # metric label, status, text, whose word it is
 
 PREDICTED: Final[Rejection] = "predicted", Status.OVERLOADED, wording.PREDICTED, Speaker.FORECAST
+
+POISON: Final[Rejection] = "poison", Status.UNPROCESSABLE, wording.QUARANTINED, Speaker.DOOR
 
 MEASURE_S: Final = 0.25  # over which it is counted how many requests leave
 RETRY_MOST_S: Final = 10.0  # beyond that nothing is known
@@ -154,14 +158,24 @@ class FrontMachine:
     """See the module. Not thread-safe: one thread calls it; stages look requests up in :attr:`ledger`."""
 
     def __init__(
-        self, spec: FrontSpec, topology: Topology, epoch: int, *, deployment: str = "", absent_at: float = 0.0
+        self,
+        spec: FrontSpec,
+        topology: Topology,
+        epoch: int,
+        *,
+        deployment: str = "",
+        absent_at: float = 0.0,
+        read: Callable[[Payload], Payload] = lambda payload: payload,
     ) -> None:
+        """``read`` gives a payload without references to shared memory."""
         self.spec = spec
         self.deployment = deployment
         self.topology = topology
         self.epoch = epoch
         self.ledger: dict[int, Request] = {}
         self.frontends: dict[bytes, Frontend] = {}
+        self.quarantine = Quarantine()
+        self._read = read
         self._looks = Looks()
         self.stages = [
             StageView(StageState(name, 0, 0, 0, 0, 0, flow=int(Flow.UNKNOWN)), absent_at) for name in topology.stages
@@ -263,6 +277,8 @@ class FrontMachine:
             deadline = now + budget_us / MICROS
             late_s = 0.0
             rejection = blocked[route] or self._rejection(budget_us, size)
+            if self.quarantine and rejection is None and self._is_poison(route, size, payload, now):
+                rejection = POISON
             if self._pressed and rejection is None:
                 late_s = self._late_by(route, deadline, now)
                 if late_s > 0.0:
@@ -271,7 +287,8 @@ class FrontMachine:
                 reason, status, text, speaker = rejection
                 self.stats.rejected[reason] = self.stats.rejected.get(reason, 0) + 1
                 retry_s = self._retry_s(late_s, now) if status is Status.OVERLOADED else 0.0
-                self._answer(peer, seq, status, text.encode(), speaker, retry_s=retry_s)
+                headers = wording.DO_NOT_RETRY if rejection is POISON else None
+                self._answer(peer, seq, status, text.encode(), speaker, retry_s=retry_s, headers=headers)
                 unread.extend(refs_of(payload))
                 continue
             uid = self._uid = self._uid + 1
@@ -291,6 +308,9 @@ class FrontMachine:
             self.actions.append(Admit(stage, items))
         if unread:
             self.actions.append(Release(unread))
+
+    def _is_poison(self, route: int, size: int, payload: Payload, now: float) -> bool:
+        return self.quarantine.holds(route, size, lambda: joined(self._read(payload)), now)
 
     def _blocked(self, route: int, now: float) -> Rejection | None:
         """Why nothing is admitted on a route; None when something may be."""
@@ -349,6 +369,12 @@ class FrontMachine:
         turn_at = max(self._turn_at, now) + 1.0 / self._rate
         self._turn_at = turn_at = min(turn_at, now + RETRY_MOST_S)
         return min(turn_at - now + late_s, RETRY_MOST_S)
+
+    def refuse_like(self, poison: Poison, now: float) -> bool:
+        """A request has killed workers: refuse such ones for a while. False: they are refused already, or there is no
+        such route."""
+        is_route = poison.route < len(self.topology.routes)
+        return is_route and self.quarantine.add(poison.route, poison.size, poison.mark, now)
 
     def cancel(self, peer: bytes, seqs: Sequence[int]) -> None:
         """Clients have gone: close their requests without an answer."""
@@ -517,10 +543,9 @@ class FrontMachine:
             if request is not None and self._stage_of(request) == fail.stage:
                 self._close(request)
                 retry_s = self._retry_s(0.0, now) if fail.status == Status.OVERLOADED else 0.0
-                if fail.headers:
-                    column = self._column(request.frontend)
-                    column.headers[len(column.seqs)] = fail.headers
-                self._answer(request.frontend, request.seq, fail.status, body, speaker, retry_s=retry_s)
+                self._answer(
+                    request.frontend, request.seq, fail.status, body, speaker, retry_s=retry_s, headers=fail.headers
+                )
 
     def heard_of(self, news: News) -> None:
         """A stage says how it stands."""
@@ -609,9 +634,12 @@ class FrontMachine:
         speaker: Speaker = Speaker.DOOR,
         *,
         retry_s: float = 0.0,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         """An answer in the broker's own words."""
         column = self._column(peer)
+        if headers:
+            column.headers[len(column.seqs)] = dict(headers)
         if retry_s:
             column.retries_ms[len(column.seqs)] = ceil(retry_s * 1000)
         column.speakers[len(column.seqs)] = int(speaker)

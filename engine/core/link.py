@@ -16,6 +16,7 @@ each when it did (:meth:`Link.left`). An instance per broker. Rules held here:
 
 * requests that are submitted in turns of the loop that follow each other leave in one parcel, while each turn brings
   more (:meth:`Link.gathers`);
+* of a request that killed workers the broker is told the fingerprint, for the body is here;
 * a refusal by the *door* holds for a moment for every request, one by a *stage* for those of its route; a *forecast*,
   and what a *worker* says, for nobody but its own client.
 """
@@ -43,12 +44,14 @@ from engine.core.messages import (
     FrontendPulse,
     FrontendWelcome,
     Place,
+    Poison,
     Speaker,
     StageState,
     Status,
 )
+from engine.core.quarantine import fingerprint
 from engine.core.routing import Topology
-from engine.core.wire import HALF_HEADER, AnyWords, Payload
+from engine.core.wire import HALF_HEADER, AnyWords, Payload, joined
 from engine.errors import Unavailable
 
 FULL_S: Final = 0.02  # how long a refusal for want of room stands for the next request, which need not be read then
@@ -91,7 +94,7 @@ class Submission:
         self.routes = routes
 
 
-Owed: TypeAlias = Introduction | Submission | Cancel | Consumed
+Owed: TypeAlias = Introduction | Submission | Cancel | Consumed | Poison
 
 
 class Link:
@@ -113,6 +116,7 @@ class Link:
         self._outgoing: list[Call] = []
         self._cancelled: list[int] = []
         self._consumed: dict[int, int] = {}
+        self._poisons: list[Call] = []  # requests that killed workers, of which the broker is to be told
         self._introduce_at = -inf
         self._seq = 0
         self._session = -1
@@ -170,6 +174,11 @@ class Link:
     # --- what should leave -------------------------------------------------------------------------------------------
 
     @property
+    def has_word(self) -> bool:
+        """There is something to tell the broker that nobody here asked for."""
+        return bool(self._poisons)
+
+    @property
     def is_parcel_full(self) -> bool:
         """There are enough requests for a parcel: they should leave at once."""
         return len(self._outgoing) >= PARCEL_ITEMS and self.state is LinkState.JOINED
@@ -194,6 +203,9 @@ class Link:
             return self._me if now >= self._introduce_at else None
         if self._outgoing and (submission := self._submission()) is not None:
             return submission
+        if self._poisons:
+            call = self._poisons[0]
+            return Poison(self._numbers[call.route] or 0, len(call.body), fingerprint(call.body))
         if self._cancelled:
             return Cancel(self._cancelled[:ITEMS_MOST])
         if self._consumed:
@@ -208,6 +220,8 @@ class Link:
             del self._outgoing[: len(owed.calls)]
         elif type(owed) is Introduction:
             self._introduce_at = now + (INTRODUCE_SLOW_S if self.state is LinkState.REFUSED else INTRODUCE_FAST_S)
+        elif type(owed) is Poison:
+            del self._poisons[0]
         elif type(owed) is Cancel:
             del self._cancelled[: len(owed.seqs)]
         elif type(owed) is Consumed:
@@ -261,8 +275,11 @@ class Link:
                 continue  # withdrawn, or the second answer to a request that was submitted again
             speaker = speakers.get(index, 0) if speakers else 0
             retry_ms = retries_ms.get(index, 0) if retries_ms else 0
-            if speaker and status == Status.OVERLOADED:
-                self._note_full(call, speaker, retry_ms)
+            if speaker:
+                if status == Status.OVERLOADED:
+                    self._note_full(call, speaker, retry_ms)
+                elif status == Status.UNPROCESSABLE and speaker == Speaker.STAGE:
+                    self._poisons.append(call)
             body = payload if type(payload) is bytes else joined(payload)
             answer = Answer(status, body, mime, trail, headers.get(index, {}) if headers else {}, speaker, retry_ms)
             try:
@@ -319,6 +336,7 @@ class Link:
         self._session = welcome.session
         self._cancelled = []  # a new session knows none of their numbers
         self._consumed = {}
+        self._poisons = [call for call in self._poisons if self._numbers[call.route] is not None]
         told: list[tuple[Call, Status, bytes]] = []  # afterwards: whoever is told may submit again
         for call in self.waiting.values():
             if self._numbers[call.route] is None:
@@ -361,13 +379,6 @@ class Link:
     def session(self) -> int:
         """Of the last welcome; -1 before the first."""
         return self._session
-
-
-def joined(payload: Payload) -> bytes | memoryview:
-    """A payload as the broker sends it to frontends: without references."""
-    if isinstance(payload, tuple):
-        return b"".join(payload)  # type: ignore[arg-type]  # see above
-    return payload if isinstance(payload, bytes | memoryview) else bytes(payload)  # type: ignore[arg-type]  # as above
 
 
 def once_only_routes(topology: Topology, idempotent: Mapping[str, bool]) -> tuple[bool, ...]:

@@ -8,7 +8,7 @@ it, and ``refs`` (sparse: item position -> parts) which parts lie in shared memo
 Which socket carries what (the broker's side binds, see :mod:`engine.transport`). Before any of these a peer introduces
 itself, in words of their own (:mod:`engine.core.introduction`):
 
-    front    frontend -> broker   Submit, Cancel, Consumed, FrontendBeat
+    front    frontend -> broker   Submit, Cancel, Consumed, Poison, FrontendBeat
              broker -> frontend   FrontendWelcome, Answers, Events, FrontendPulse
     control  worker -> broker     Ready, WorkerBeat, Leave, Bye
              broker -> worker     Welcome, Pulse, Dismiss, Revoke, CancelItems, Granted
@@ -34,6 +34,7 @@ from typing import Annotated, Final, TypeAlias
 import msgspec
 
 from engine.core.introduction import Name, Path
+from engine.core.quarantine import FINGERPRINT_BYTES
 
 STREAM_WINDOW: Final = 1 << 20  # bytes of one stream on their way from a worker to its client
 EVENT_COST: Final = 64  # bytes that each of its events counts beyond its text: what holding it costs, roughly
@@ -153,6 +154,17 @@ class Consumed(Message, frozen=True, tag=8):
     """The clients of these streams have taken events of so many more bytes (with EVENT_COST): as many more may come."""
 
     nbytes: Consumption  # by seq
+
+
+class Poison(Message, frozen=True, tag=9):
+    """A request of this route has been found to kill workers: another one with the same body is to be refused.
+
+    ``size`` is the body's, ``mark`` its fingerprint (:mod:`engine.core.quarantine`).
+    """
+
+    route: RouteNumber
+    size: Nbytes
+    mark: Annotated[bytes, msgspec.Meta(min_length=FINGERPRINT_BYTES, max_length=FINGERPRINT_BYTES)]
 
 
 class FrontendBeat(Message, frozen=True, tag=3):
@@ -383,6 +395,7 @@ AnyMessage: TypeAlias = (
     Submit
     | Cancel
     | Consumed
+    | Poison
     | FrontendBeat
     | Answers
     | Events

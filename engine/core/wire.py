@@ -84,6 +84,13 @@ def intake_frame(max_queue_bytes: int) -> int:
     return max(max_queue_bytes, _LARGE_HEAD)
 
 
+def joined(payload: Payload) -> bytes | memoryview:
+    """The bytes of a payload without references."""
+    if isinstance(payload, tuple):
+        return b"".join(payload)  # type: ignore[arg-type]  # see above
+    return payload if isinstance(payload, bytes | memoryview) else bytes(payload)  # type: ignore[arg-type]  # as above
+
+
 def payload_size(payload: Payload) -> int:
     """Bytes of a payload over all its parts."""
     if type(payload) is tuple:

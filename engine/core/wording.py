@@ -5,7 +5,10 @@ not belong here is said in words that are frozen (:mod:`engine.core.introduction
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
+
+DO_NOT_RETRY: Final[Mapping[str, str]] = {"x-should-retry": "false"}  # a header that OpenAI's and other clients obey
 
 TIMEOUT: Final = "inference timeout"
 NO_ROUTE: Final = "internal error: no such route"
@@ -16,6 +19,7 @@ AT_CAPACITY: Final = "too many requests: at capacity"
 BODIES_FILL: Final = "too many requests: their bodies fill the memory for them"
 PREDICTED: Final = "too many requests: this one would not be answered in its time"
 HOPELESS: Final = "too many requests: this one can no longer be answered in its time"
+QUARANTINED: Final = "a request like this one has killed workers; it is not tried again for a while"
 TORN: Final = "internal error: a worker died while it streamed this request"
 BROKER_LOST_STREAMING: Final = "internal error: the broker was lost while this request was streamed"
 UNKNOWN_FATE: Final = (

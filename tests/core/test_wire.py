@@ -92,6 +92,8 @@ def _values(kind: Any, n: int) -> st.SearchStrategy[Any]:
             return st.integers(bounds.ge, bounds.le)
         if origin is str:
             return st.text(max_size=min(30, bounds.max_length or 30))
+        if origin is bytes:
+            return st.binary(min_size=bounds.min_length or 0, max_size=bounds.max_length or 30)
         return _values(origin, n)
     return {
         int: st.integers(0, 2**40),

@@ -49,6 +49,7 @@ from engine.core.messages import (
     FrontendPulse,
     Granted,
     Message,
+    Poison,
     Ready,
     Results,
     Revoke,
@@ -227,6 +228,8 @@ class Twin:
             front.submit(peer, words, payloads, self.now)
         elif isinstance(words, Cancel):
             front.cancel(peer, words.seqs)
+        elif isinstance(words, Poison):
+            self.front.refuse_like(words, self.now)
         elif isinstance(words, Consumed):
             front.consumed(peer, words.nbytes)
         elif isinstance(words, FrontendBeat):
