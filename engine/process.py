@@ -20,7 +20,7 @@ from glob import glob
 from typing import TYPE_CHECKING, Any, Final
 
 from engine import descriptors
-from engine.core.placement import Share, Want, assign_device, is_there, own_env, share_cpus, thread_env
+from engine.core.placement import Share, Want, assign_device, is_there, own_env, share_cpus, spare_share, thread_env
 from engine.cpus import available_cpus, quota
 from engine.errors import StartError
 
@@ -45,6 +45,7 @@ __all__ = [
     "settle",
     "share_cpus",
     "signal_group",
+    "slots",
     "spawn",
     "thread_env",
     "tune_garbage_collection",
@@ -257,6 +258,11 @@ class Placement:
     env: dict[str, str]
 
 
+def slots(deployment: Deployment) -> list[tuple[str, int]]:
+    """All workers of a deployment, each a stage's name and a slot: from 1, the spares behind the first ``num``."""
+    return [(spec.name, slot) for spec in deployment.stages for slot in range(1, spec.num + spec.spare + 1)]
+
+
 def place(
     deployment: Deployment,
     workers: Sequence[tuple[str, int]],
@@ -265,19 +271,24 @@ def place(
 ) -> dict[tuple[str, int], Placement]:
     """Places for ``workers``, each a stage's name and a slot (from 1), as if they had this machine to themselves.
 
-    Raises StartError for a device that is not there.
+    A spare is given no CPUs of its own: it runs on those of whom it stands in for. A GPU it is dealt like anybody else,
+    since its model is loaded. Raises StartError for a device that is not there.
     """
-    slots: dict[str, list[int]] = {}
+    used: dict[str, list[int]] = {}
     for name, slot in workers:
-        slots.setdefault(name, []).append(slot)
+        used.setdefault(name, []).append(slot)
+    steady = {name: [slot for slot in taken if not _is_spare(deployment, name, slot)] for name, taken in used.items()}
     # A stage's list of CPU lists is indexed by slot, so those get shares up to their highest slot.
-    wants = [Want(deployment.stage(name).cpus, _width(deployment, name, used)) for name, used in slots.items()]
-    gpus = count_gpus(environ) if any(deployment.stage(name).device != "cpu" for name in slots) else 0
+    wants = [Want(deployment.stage(name).cpus, _width(deployment, name, taken)) for name, taken in steady.items()]
+    gpus = count_gpus(environ) if any(deployment.stage(name).device != "cpu" for name in used) else 0
     placements = {}
-    for (name, used), shares in zip(slots.items(), share_cpus(available_cpus(), wants, quota=quota()), strict=True):
+    for (name, taken), shares in zip(used.items(), share_cpus(available_cpus(), wants, quota=quota()), strict=True):
         spec = deployment.stage(name)
-        for position, slot in enumerate(used):
-            share = shares[position if spec.cpus == "auto" else (slot - 1) % len(shares)]
+        for slot in taken:
+            if slot not in steady[name]:
+                share = spare_share(shares)
+            else:
+                share = shares[steady[name].index(slot) if spec.cpus == "auto" else (slot - 1) % len(shares)]
             own = own_env(spec.env, slot)
             # Of two workers whose own variables show each of them one GPU, the second too computes on its cuda:0.
             seen = count_gpus(own) if gpus and VISIBLE_VARIABLE in own else gpus
@@ -305,9 +316,14 @@ def _no_gpu(stage: str, asked: Any, device: str, seen: int, visible: str | None)
     )
 
 
-def _width(deployment: Deployment, name: str, used: Sequence[int]) -> int:
+def _is_spare(deployment: Deployment, name: str, slot: int) -> bool:
     spec = deployment.stage(name)
-    return len(used) if spec.cpus == "auto" else max(spec.num, *used)
+    return spec.num < slot <= spec.num + spec.spare
+
+
+def _width(deployment: Deployment, name: str, steady: Sequence[int]) -> int:
+    spec = deployment.stage(name)
+    return len(steady) if spec.cpus == "auto" else max(spec.num, *steady, 1)
 
 
 def settle(deployment: Deployment, stage: str, slot: int) -> Placement:
@@ -318,7 +334,7 @@ def settle(deployment: Deployment, stage: str, slot: int) -> Placement:
     file's workers. Raises StartError when it cannot be pinned as asked, or its device is not there.
     """
     descriptors.allow_as_before()
-    everybody = [(spec.name, k) for spec in deployment.stages for k in range(1, spec.num + 1)]
+    everybody = slots(deployment)
     if (stage, slot) not in everybody:
         everybody.append((stage, slot))
     told = os.environ.get(CPUS_VARIABLE)

@@ -57,9 +57,10 @@ def _stage(stage: Mapping[str, Any]) -> tuple[Any, ...]:
     if error := stage.get("error"):
         return (stage["name"], error, *[""] * (len(_HEAD) - 2))
     reasons: Mapping[str, int] = stage.get("batches_by_reason", {})
+    spares = sum(worker["state"] == "spare" for worker in stage.get("workers", ()))
     return (
         stage["name"],
-        f"{stage.get('ready', 0)}/{stage.get('wanted', 0)}",
+        f"{stage.get('ready', 0)}/{stage.get('wanted', 0)}{f' +{spares}' if spares else ''}",
         stage.get("starting", 0),
         f"{stage.get('queued', 0)} ({_size(stage.get('queued_bytes', 0))})",
         f"{stage.get('oldest_ms', 0):.0f} ms",

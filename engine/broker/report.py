@@ -18,6 +18,7 @@ import msgspec
 
 from engine.core.about import pack_all as pack_abouts
 from engine.core.breaker import BreakerState
+from engine.core.crew import Member
 from engine.core.deaths import Death
 from engine.core.front import FrontMachine
 from engine.core.stage import StageMachine
@@ -26,6 +27,7 @@ from engine.core.worker_states import WorkerState
 from engine.metrics import Family, Sample, Sources, counter, gauge, histogram, merge, pack, pack_sources
 
 QUESTIONS: Final = ("status", "metrics", "about")
+SPARE: Final = "spare"  # the state of a worker that is held back
 UNTOLD: Final = "not told: the broker's log says why"
 
 
@@ -132,7 +134,7 @@ def stage_status(machine: StageMachine, now: float) -> StageStatus:
             WorkerStatus(
                 slot=worker.slot,
                 pid=worker.pid,
-                state=worker.state.value,
+                state=_state(worker),
                 batches=worker.done_batches,
                 items=worker.done_items,
                 in_flight=worker.in_flight,
@@ -278,11 +280,16 @@ def stage_families(machine: StageMachine, retired: Sequence[Family], now: float,
 
 
 def _workers_by_state(name: str, machine: StageMachine, here: dict[str, str]) -> Family:
-    counts: dict[WorkerState, int] = {state: 0 for state in WorkerState if state is not WorkerState.GONE}
+    counts = {state.value: 0 for state in WorkerState if state is not WorkerState.GONE} | {SPARE: 0}
     for worker in machine.workers.values():
-        counts[worker.state] += 1
-    samples = [Sample(name, {**here, "state": state.value}, count) for state, count in counts.items()]
+        counts[_state(worker)] += 1
+    samples = [Sample(name, {**here, "state": state}, count) for state, count in counts.items()]
     return Family(name, "gauge", "Workers by state.", samples)
+
+
+def _state(worker: Member) -> str:
+    """As people see it: whoever is held back is ready, and yet not at work."""
+    return SPARE if worker.spare and worker.state is WorkerState.READY else worker.state.value
 
 
 def _messages_dropped(namespace: str, counts: dict[str, int], here: dict[str, str]) -> Family:

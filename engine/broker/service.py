@@ -45,6 +45,7 @@ def stage_spec(stage: StageSection, *, max_attempts: int) -> StageSpec:
         max_queue_bytes=stage.max_queue_bytes,
         idempotent=stage.idempotent,
         max_attempts=max_attempts,
+        spare=stage.spare,
     )
 
 

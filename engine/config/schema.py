@@ -212,6 +212,14 @@ class StageSection:
         doc="module:Class, the module found beside the file or installed; or script.py:Class.", form=Form.CLASS
     )
     num: int = key(1, "Worker processes.", unit=Unit.COUNT, least=1, most=4096)
+    spare: int = key(
+        0,
+        "Workers beyond num that are loaded, warm and given nothing, until one of num is missing: for models that load "
+        "long.",
+        unit=Unit.COUNT,
+        least=0,
+        most=4096,
+    )
     max_batch_size: int = key(
         1, "Most items of one batch; 1 passes single values to forward.", unit=Unit.COUNT, least=1, most=65536
     )

@@ -7,6 +7,9 @@ do: it gets as many as keep it busy for AHEAD_S. Where it stands follows from wh
     idle        ready, nothing in flight; the longest idle comes first
     room        ready, has batches and credit for more; the one with the fewest comes first, then the longest so
     computing   has a batch, whatever its state; the first to reach its time limit comes first
+
+Spare workers are held back: ready, and neither idle nor with room. As soon as others are missing they are neither more
+nor less than those were, so nothing has to be started or moved when they take their place.
     slow        computes one that takes suspiciously long: it is given nothing more until that is done
 """
 
@@ -88,7 +91,13 @@ class Member:
     bad_before: int = 0
     condemned: bool = False  # it is being replaced
     dismissed: bool = False
+    spare: bool = False  # it is held back
     rank: int = -1  # in the crew: how many batches it had when it was last found ready for one more; -1: it was not
+
+    @property
+    def is_able(self) -> bool:
+        """It could be given work, now or when it is done with what it has."""
+        return self.state is WorkerState.READY and not self.spare and not self.slow
 
     @property
     def in_flight(self) -> int:
@@ -136,7 +145,8 @@ class Crew:
             worker.slow = False
             self._computing[key] = worker
             self._computing.move_to_end(key)
-        if worker.state is WorkerState.READY and count < CREDIT_MAX and not worker.slow and not worker.condemned:
+        is_able = worker.state is WorkerState.READY and not worker.spare and not worker.slow
+        if is_able and count < CREDIT_MAX and not worker.condemned:
             for batch in worker.batches.values():
                 if batch.apart or batch.revoked:
                     return
@@ -148,6 +158,17 @@ class Crew:
         if worker.rank >= 0:
             del self._ready[worker.rank][worker.key]
             worker.rank = -1
+
+    def hold_back(self, num: int, spare: int) -> None:
+        """Give nothing more to those of the highest slots: to ``spare`` of the workers that are ready, or to as many as
+        there are beyond ``num``. Whoever was held back and is needed now is given work like anybody else."""
+        ready = sorted([worker for worker in self.workers.values() if worker.state is WorkerState.READY], key=_slot)
+        most = max(0, min(spare, len(ready) - num))
+        for place, worker in enumerate(ready):
+            is_spare = place >= len(ready) - most
+            if worker.spare is not is_spare:
+                worker.spare = is_spare
+                self.sort_in(worker, worker.since, begins=False)
 
     def remove(self, key: int) -> None:
         worker = self.workers.pop(key)
@@ -204,7 +225,7 @@ class Crew:
         frees: list[float] = []
         speed = 0.0
         for worker in self.workers.values():
-            if worker.state is WorkerState.READY and not worker.slow:
+            if worker.is_able:
                 frees.append(worker.free_at if worker.batches else 0.0)
                 speed += 1.0 / worker.slowness
         frees.sort()
@@ -242,6 +263,10 @@ class Crew:
 def _class(worker: Member) -> int:
     """Workers whose speeds differ by little are alike; of those the longest idle comes first."""
     return round(worker.slowness * 4)
+
+
+def _slot(worker: Member) -> int:
+    return worker.slot
 
 
 def _free_at(worker: Member) -> float:

@@ -128,7 +128,7 @@ class Fate:
         for item in first.items.values():  # one that streams shows that it goes on; the last attempt is the last
             if item.request.stream_hop == item.hop or item.attempt >= self.spec.max_attempts:
                 return
-        able = sum([one.state is WorkerState.READY and not one.slow for one in self._crew.workers.values()])
+        able = sum([one.is_able for one in self._crew.workers.values()])
         stuck = sum([one.slow for one in self._crew.workers.values()])
         is_closed = self.breaker.state is BreakerState.CLOSED
         if not (is_closed and may_hedge(stuck=stuck, able=able) and self._budget.spend(len(first.items))):

@@ -19,7 +19,6 @@ from engine.core.predict import Outlook, Times
 from engine.core.routing import Topology
 from engine.core.stats import StageStats
 from engine.core.wire import MICROS
-from engine.core.worker_states import WorkerState
 
 LONG_S: Final = 2 * AHEAD_S  # batches that take longer are planned one by one
 LOOK_S: Final = 0.002  # how often the front is told what to expect, at most
@@ -168,7 +167,7 @@ class Foresight:
         """Another worker that could have one item done by ``due``."""
         times = self.times
         for other in self._crew.workers.values():
-            if other is worker or other.state is not WorkerState.READY or other.is_overdue(now):
+            if other is worker or not other.is_able or other.is_overdue(now):
                 continue
             free_at = max(other.free_at, now) if other.batches else now
             if len(other.batches) < 2 and free_at + times.predict(1, other) * times.margin <= due:

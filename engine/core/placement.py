@@ -80,6 +80,15 @@ def broker_threads(asked: str, cpus: float, *, serves_hosts: bool) -> str:
     return "stage" if serves_hosts and cpus >= MANY_CPUS else "one"
 
 
+def spare_share(shares: Sequence[Share]) -> Share:
+    """Of a worker that may take the place of any of these, and does nothing until then: wherever they may run, with the
+    threads of one of them."""
+    if not all(share.cpus for share in shares):
+        return Share(threads=min([share.threads for share in shares], default=LEAVE_THREADS))
+    cpus = sorted({cpu for share in shares for cpu in share.cpus})
+    return Share(tuple(cpus), min([share.threads for share in shares], default=LEAVE_THREADS))
+
+
 def _listed(cpus: Any) -> list[int]:
     if isinstance(cpus, str):
         return []

@@ -76,6 +76,7 @@ class StageSpec:
     max_queue_bytes: int
     idempotent: bool = True
     max_attempts: int = 3
+    spare: int = 0
 
 
 class StageMachine:
@@ -139,6 +140,7 @@ class StageMachine:
         self.crew.change(in_advance=spec.idempotent)
         self.foresight.change(spec.policy.max_batch_size)
         self.fate.spec = spec
+        self.crew.hold_back(spec.num, spec.spare)
         self._tell(now)
 
     # --- items in ----------------------------------------------------------------------------------------------------
@@ -574,6 +576,8 @@ class StageMachine:
         if worker.state is before:
             return False
         self._is_calm = all(one.state in CALM for one in self.workers.values())
+        if self.spec.spare:
+            self.crew.hold_back(self.spec.num, self.spec.spare)
         return True
 
     def _forget(self, worker: Member, now: float, death: Death = Death.FORGOTTEN, how: str = "") -> None:
@@ -617,7 +621,7 @@ class StageMachine:
             if worker.batches or worker.state in SERVING:
                 flow = flow if worker.flow == flow else int(Flow.UNKNOWN)
             if worker.state in SERVING:
-                ready += 1
+                ready += not worker.spare
             elif worker.state is WorkerState.STARTING:
                 starting += 1
         queued = len(self.queue) + len(self.fate.apart)

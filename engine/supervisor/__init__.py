@@ -120,6 +120,11 @@ def run_workers(
     Takes no lock and makes no run directory: there may be any number of these, on any host.
     """
     name = f"{num} worker{'s' if num > 1 else ''} of {stage}"
+    # This many are asked for in so many words: none of them is a spare.
+    own = tuple(
+        dataclasses.replace(spec, num=num, spare=0) if spec.name == stage else spec for spec in deployment.stages
+    )
+    deployment = dataclasses.replace(deployment, stages=own)
     descriptors.allow_many()
     try:
         with Signals() as signals, tempfile.TemporaryDirectory(prefix="stageline-") as folder:

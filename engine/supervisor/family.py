@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 
 from engine.config import Deployment
 from engine.core.processes import Child, Kind
-from engine.process import place
+from engine.process import place, slots
 
 BROKER_START_S: Final = 30.0  # it binds sockets; half a minute is a machine in deep trouble
 BOOTSTRAP: Final = str(Path(__file__).resolve().parents[1] / "bootstrap.py")
@@ -27,7 +27,7 @@ def worker(deployment: Deployment, stage: str, slot: int) -> Child:
 
 def whole(deployment: Deployment) -> list[Child]:
     """Broker, frontend and every worker."""
-    workers = [worker(deployment, spec.name, slot) for spec in deployment.stages for slot in range(1, spec.num + 1)]
+    workers = [worker(deployment, stage, slot) for stage, slot in slots(deployment)]
     broker = Child(Kind.BROKER, "broker", start_s=BROKER_START_S)
     return [broker, *workers, Child(Kind.FRONTEND, "frontend", start_s=FRONTEND_START_S)]
 

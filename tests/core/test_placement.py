@@ -13,6 +13,7 @@ from engine.core.placement import (
     assign_device,
     own_env,
     share_cpus,
+    spare_share,
     thread_env,
 )
 
@@ -47,6 +48,22 @@ AUTO, ALL = "auto", "all"
 def test_cpus_are_dealt_out(available: list[int], wants: list[Any], expected: list[Any]) -> None:
     shares = share_cpus(available, [Want(cpus, workers) for cpus, workers in wants])
     assert shares == [tuple(Share(cpus, threads) for cpus, threads in stage) for stage in expected]
+
+
+@pytest.mark.parametrize(
+    ("shares", "cpus", "threads"),
+    [
+        ([((0, 1), 2), ((2, 3), 2)], (0, 1, 2, 3), 2),  # of whichever it replaces, when it does
+        ([((0, 1), 2), ((2,), 1)], (0, 1, 2), 1),
+        ([((), 1)] * 3, (), 1),
+        ([((), 0)], (), 0),
+        ([], (), 0),
+    ],
+)
+def test_a_spare_has_the_place_of_any_and_the_threads_of_one(
+    shares: list[tuple[tuple[int, ...], int]], cpus: tuple[int, ...], threads: int
+) -> None:
+    assert spare_share([Share(*share) for share in shares]) == Share(cpus, threads)
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,73 @@ def test_an_idle_worker_is_preferred_to_a_busy_one() -> None:
     assert (len(first.lane), len(second.lane)) == (1, 1)
 
 
+def loads(twin: Twin, workers: list[FakeWorker]) -> list[int]:
+    """How many batches each has, after more items came than all of them take."""
+    twin.submit(100, first=1000 * len(twin.answers) + 1000)
+    return [len(worker.lane) for worker in workers]
+
+
+def test_a_spare_worker_is_given_nothing_until_one_is_missing() -> None:
+    twin = one_stage(num=2, spare=1)
+    workers = [twin.worker(slot=slot) for slot in (3, 1, 2)]
+    spare, first, second = workers
+    assert loads(twin, workers) == [0, 2, 2]
+    state = twin.stages[0].state()
+    assert (state.ready, state.wanted) == (2, 2)
+    twin.kill(first)
+    assert len(spare.lane) == 2, "at once"
+    assert [len(batch.uids) for batch, _ in spare.lane] == [4, 4]
+    assert twin.stages[0].state().ready == 2
+
+    again = twin.worker(slot=1)
+    assert len(again.lane) == 2
+    while spare.lane:
+        twin.finish(spare)  # what it has, it finishes; it is given no more
+    assert [len(second.lane), len(again.lane)] == [2, 2]
+    assert twin.stages[0].state().ready == 2
+
+
+def test_no_more_are_held_back_than_there_are_beyond_those_that_are_wanted() -> None:
+    """Workers from elsewhere are wanted all: only as many rest as the file says."""
+    twin = one_stage(num=2, spare=2)
+    workers = [twin.worker(slot=slot) for slot in (4, 3)]
+    assert loads(twin, workers) == [2, 2]
+    workers += [twin.worker(slot=1)]
+    assert twin.stages[0].state().ready == 2
+    workers += [twin.worker(slot=slot) for slot in (2, 1, 2)]
+    assert twin.stages[0].state().ready == 4
+    for worker in workers[:2]:
+        while worker.lane:
+            twin.finish(worker)
+    assert [len(worker.lane) for worker in workers] == [0, 0, 2, 2, 2, 2]
+
+
+def test_a_spare_takes_the_place_of_one_that_leaves_or_is_late_too() -> None:
+    twin = one_stage(num=1, spare=1)
+    first, spare = twin.worker(slot=1), twin.worker(slot=2)
+    assert loads(twin, [first, spare]) == [2, 0]
+    twin.stages[0].leave(first.key, twin.now)
+    twin.run()
+    assert len(spare.lane) == 2
+
+    twin = one_stage(num=1, spare=1)
+    first, spare = twin.worker(slot=1), twin.worker(slot=2)
+    twin.submit(1)
+    twin.pass_time(SPEC.timeout_s)
+    twin.submit(1, first=2)
+    assert len(spare.lane) >= 1
+
+
+def test_that_there_are_spares_can_change() -> None:
+    twin = one_stage(num=1, spare=1)
+    workers = [twin.worker(slot=slot) for slot in (1, 2)]
+    assert loads(twin, workers) == [2, 0]
+    twin.stages[0].change(replace(SPEC, num=2), twin.now)
+    twin.run()
+    assert [len(worker.lane) for worker in workers] == [2, 2]
+    assert twin.stages[0].state().ready == 2
+
+
 def test_in_advance_goes_to_the_worker_that_computes_longest() -> None:
     twin = one_stage()
     first, second = twin.worker(slot=1), twin.worker(slot=2)

@@ -181,6 +181,35 @@ def test_who_is_killed_again_and_again_costs_no_request(chain: Deployed, kind: s
     assert load.wrong == []
 
 
+@pytest.mark.parametrize("threads", ["auto"])
+def test_a_spare_worker_stands_in_at_once_where_loading_takes_long(folder: Path, threads: str) -> None:
+    load_s = 2.0
+    text = f"""
+[engine]
+name = "spared"
+[[stage]]
+name = "first"
+worker = "actor:Actor"
+spare = 1
+args = {{ name = "first", load_s = {load_s} }}
+"""
+    with deployed(carried(folder, threads, text)) as running, running.client() as client:
+
+        def states() -> dict[int, str]:
+            return {one["slot"]: one["state"] for one in running.status()["stages"][0]["workers"]}
+
+        assert states() == {1: "ready", 2: "spare"}
+        os.kill(
+            next(one["pid"] for one in running.status()["stages"][0]["workers"] if one["slot"] == 1), signal.SIGKILL
+        )
+        answer = client.post("/inference", json={"id": 1})
+        assert answer.status_code == 200
+        assert answer.elapsed.total_seconds() < load_s / 2
+        assert client.get("/readyz").status_code == 200
+        assert states()[2] == "ready"
+        wait_for("a new one", lambda: states() == {1: "ready", 2: "spare"})
+
+
 def test_the_brokers_death_costs_no_request(chain: Deployed) -> None:
     with Load(f"{chain.url}/both", threads=4) as load:
         load.flow(50)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -27,6 +28,7 @@ from engine.core.stage import StageSpec
 from engine.core.worker_states import WorkerState
 from engine.errors import StartError, Unavailable
 from engine.metrics import Family, Sample, counter, pack, unpack, unpack_sources
+from engine.status import table
 from tests.core.test_bounds import entries
 from tests.core.twin import FakeWorker, Twin, topology
 from tests.engine.test_broker import (
@@ -92,8 +94,19 @@ def test_every_state_of_a_worker_can_be_told(state: WorkerState) -> None:
     fake = bring(twin, state)
     (stage,) = json.loads(told(twin, "status"))["stages"]
     assert [(one["pid"], one["state"]) for one in stage["workers"]] == [(fake.pid, state.value)]
-    assert by_state(told(twin, "metrics")) == {one.value: float(one is state) for one in LIVING}
+    assert by_state(told(twin, "metrics")) == {"spare": 0.0} | {one.value: float(one is state) for one in LIVING}
     assert abouts.unpack_all(told(twin, "about")) == {}
+
+
+def test_a_spare_worker_is_told_from_those_at_work() -> None:
+    twin = Twin(topology(), [replace(SPEC, spare=1)])
+    for slot in (1, 2):
+        twin.worker(slot=slot)
+    (stage,) = json.loads(told(twin, "status"))["stages"]
+    assert [(one["slot"], one["state"]) for one in stage["workers"]] == [(1, "ready"), (2, "spare")]
+    assert (stage["ready"], stage["wanted"]) == (1, 1)
+    assert by_state(told(twin, "metrics")) | {"ready": 1.0, "spare": 1.0} == by_state(told(twin, "metrics"))
+    assert "s0     1/1 +1" in table(told(twin, "status"))
 
 
 # --- through the broker ----------------------------------------------------------------------------------------------
