@@ -26,7 +26,7 @@ from engine.core.call import Answer, BrokerClient, Call, StreamEvent
 from engine.core.introduction import FRONTEND, introduce
 from engine.core.link import Link, LinkState, Submission, View, once_only_routes
 from engine.core.liveness import BEAT_S, CLIENT_RESEND_S, RESEND_S
-from engine.core.messages import EVENT_COST, FrontendBeat, FrontendWelcome, Place, StageState, Submit
+from engine.core.messages import EVENT_COST, Again, FrontendBeat, FrontendWelcome, Place, StageState, Submit
 from engine.core.wire import Buffer, Payload, decode, encode, micros
 from engine.errors import ProtocolError, Unavailable
 from engine.log import get_logger
@@ -185,6 +185,8 @@ class Client:
             submit.seqs.append(call.seq)
             submit.budgets_us.append(micros(call.deadline - instant))
             submit.metas.append(call.meta)
+            if call.key:
+                submit.keys[call.seq] = call.key
             payloads.append(call.body if len(call.body) < SHARED_MIN else self._payload(call))
         if self._send(encode(submit, payloads)):
             return True
@@ -259,7 +261,7 @@ class Client:
             for trouble in link.troubles:
                 log.error("an answer could not be given", exc_info=trouble)
             link.troubles.clear()
-        if type(words) is FrontendWelcome or link.has_word:
+        if type(words) is FrontendWelcome or type(words) is Again or link.has_word:
             self._flush_soon()
         if link.memory is not (self._store.place if self._store is not None else None):
             self._share(link.memory)

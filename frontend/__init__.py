@@ -26,6 +26,7 @@ Where to look:
     streams    an answer that is sent while it is computed, and how it ends
     errors     ONE table of everything that can be answered instead of a result
     media      text or problem+json, as the client asks; which headers of a worker are passed on
+    idempotency  what an Idempotency-Key says of a request; pure
     requestid, timing, deadline   one header each: x-request-id, server-timing, x-request-timeout
     metrics    what this process counts
     broker     what the application needs of the broker's client (engine.client in production, a fake in tests)

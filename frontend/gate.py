@@ -16,7 +16,7 @@ from typing import Final
 
 from engine.config.schema import FrontendSection
 from engine.core.link import View
-from frontend import compression, deadline, errors
+from frontend import compression, deadline, errors, idempotency
 from frontend.errors import Problem, Refusal
 from frontend.head import Head
 from frontend.unsent import Unsent
@@ -65,6 +65,8 @@ class Gate:
         timeout_s = deadline.allowed(head.timeout, head.timeout_ms, self._timeout_s)
         if timeout_s is None:
             raise Refusal(errors.BAD_TIMEOUT)
+        if head.idempotency_key is not None and not idempotency.is_sane(head.idempotency_key):
+            raise Refusal(errors.BAD_KEY)
         if (head.length or 0) > self.max_request_size:
             raise Refusal(errors.TOO_LARGE)
         coding = compression.coding_of(head.content_encoding)

@@ -57,6 +57,7 @@ class Head(msgspec.Struct, frozen=True):
     timeout: bytes = b""  # x-request-timeout, as it came
     timeout_ms: bytes = b""
     request_id: str = ""  # the client's own, if it is sane
+    idempotency_key: bytes | None = None  # as it came
 
 
 def read(method: str, version: str, path: str, query: bytes, fields: Fields) -> Head:
@@ -95,6 +96,7 @@ def read(method: str, version: str, path: str, query: bytes, fields: Fields) -> 
         timeout=single.get(b"x-request-timeout", b""),
         timeout_ms=single.get(b"x-request-timeout-ms", b""),
         request_id=requestid.sane(single.get(b"x-request-id", b"")),
+        idempotency_key=single.get(b"idempotency-key"),
     )
 
 

@@ -30,6 +30,7 @@ from engine.errors import Unavailable
 from frontend import errors
 from frontend.errors import Problem
 from frontend.gate import BEHIND_ALL, BEHIND_MAX, client_of
+from frontend.idempotency import key_of
 from frontend.lingering import Lingering
 from frontend.pace import FRESH_S, is_late
 from frontend.plain import LAST_CHUNK, Plain, Reader, Writer, chunk
@@ -346,7 +347,8 @@ class LeanConnection(asyncio.Protocol):
         about = meta.pack(request_id, plain.meta)
         try:
             deadline = instant + plain.timeout_s
-            self._seq = shared.client.call(Call(plain.route, body, deadline, about, self), instant)
+            key = b"" if plain.head.idempotency_key is None else key_of(plain.head, body)
+            self._seq = shared.client.call(Call(plain.route, body, deadline, about, self, key), instant)
         except Unavailable as error:
             return self._refuse(plain, errors.unavailable(error))
         gate.pending += 1

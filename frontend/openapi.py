@@ -33,6 +33,21 @@ RETRY_AFTER: Final = {
     "retry-after-ms": {"description": "The same in milliseconds.", "schema": {"type": "integer", "minimum": 1}},
 }
 
+REPLAYED: Final = {
+    "idempotent-replayed": {
+        "description": "Whether this is the answer to an earlier request with the same `Idempotency-Key`.",
+        "schema": {"type": "string", "enum": ["true"]},
+    }
+}
+IDEMPOTENCY_KEY: Final = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "The same for all tries of one request: while one is computed the others wait for its answer, and "
+    "for two minutes afterwards they are given it.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+}
+
 _encode = msgspec.json.Encoder().encode
 
 # Any, here and below: JSON documents, whose shape the OpenAPI specification says.
@@ -42,9 +57,10 @@ Json = dict[str, Any]
 _FAILURES: Final = {
     400: "The body cannot be decoded, or the service finds the request wrong.",
     408: "The deadline has passed, or the body came too slowly.",
+    409: "A request with this `Idempotency-Key` is being answered, as a stream.",
     413: "The body is too large.",
     415: "The content-encoding of the body is not supported.",
-    422: "The body can be decoded, and does not fit its type.",
+    422: "The body can be decoded, and does not fit its type; or the `Idempotency-Key` has come with another request.",
     429: "Too many requests are under way.",
     500: "The service failed.",
     503: "A stage has no worker, or the service is shutting down.",
@@ -81,6 +97,7 @@ def document(deployment: Deployment, abouts: Mapping[str, About]) -> Json:
                 "operationId": identifiers[route.path],
                 "tags": ["routes"],
                 **_words(route, abouts, request, response),
+                "parameters": [IDEMPOTENCY_KEY],
                 **_request_body(request),
                 "responses": {"200": _success(response), **_failures(deployment)},
             }
@@ -132,7 +149,7 @@ def _success(side: Boundary | None) -> Json:
     if side is not None and side.mime.startswith(sse.MIME):
         answer: Json = {"description": "A stream of server-sent events."}
     else:
-        answer = {"description": "The result."}
+        answer = {"description": "The result.", "headers": REPLAYED}
     if side is not None and side.schema is not None:
         answer["content"] = {media.content_type(side.mime): {"schema": side.schema}}
     return answer

@@ -6,8 +6,10 @@ plus a small grace whatever the broker does, and to cancel what nobody waits for
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass
+from typing import Final
 
 import falcon.asgi
 
@@ -25,10 +27,13 @@ from frontend.exchange import Exchange
 from frontend.gate import Gate
 from frontend.handlers import fill
 from frontend.head import Head
+from frontend.idempotency import key_of
 from frontend.metrics import FrontendMetrics
 from frontend.waiting import Begun, Waiting
 
 log = logging.getLogger("stageline.frontend")
+
+LARGE: Final = 256 * 1024  # bytes of a body whose digest others should not wait for
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,11 @@ class RouteResource:
         exchange.at_end.append(body.release)
         data = await body.read()
         self._check_gate()  # a slow upload may end in another world than it began in
+        key = await self._key(head, data)
         about = meta.pack(exchange.request_id, meta.pack_head(head.query, _told(head, undone=bool(terms.coding))))
         waiting = Waiting(exchange, shared.client, shared.gate, self._stage)
         exchange.at_end.append(waiting.end)
-        waiting.submit(self._route, data, timeout_s=body.left_s, meta=about)
+        waiting.submit(self._route, data, timeout_s=body.left_s, meta=about, key=key)
         del data  # the broker's client has it while it may be needed again
         begun = await waiting.begin()
         if begun is Begun.GONE:
@@ -80,6 +86,14 @@ class RouteResource:
             fill(resp, reply)
             if shared.compression:
                 await _compress(head, resp)
+
+    async def _key(self, head: Head, body: bytes) -> bytes:
+        """Of the request, if it has one; of a large body beside the event loop."""
+        if head.idempotency_key is None:
+            return b""
+        if len(body) < LARGE:
+            return key_of(head, body)
+        return await asyncio.get_running_loop().run_in_executor(None, key_of, head, body)
 
     def _check_gate(self) -> None:
         if (problem := self._shared.gate.refusal(self._shared.client.view())) is not None:

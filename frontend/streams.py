@@ -118,4 +118,6 @@ class Stream:
 
 def _is_refusal(answer: Answer) -> bool:
     """By the broker, before any worker saw the request."""
+    if answer.status in (409, 422):
+        return answer.speaker == Speaker.DOOR
     return answer.status in (429, 503) and answer.speaker != Speaker.WORKER

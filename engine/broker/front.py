@@ -146,8 +146,10 @@ class FrontPart(Part[ToFront]):
         next_deadline = machine.expire(now)
         if machine.actions:
             self._carry_out()
-        for peer, answers, payloads in machine.take_answers():
+        for peer, answers, payloads in machine.take_answers(now):
             self._send(peer, answers, payloads)
+        for peer, again in machine.take_again():
+            self._send(peer, again)
         return min(next_deadline, self._check_at)
 
     def is_idle(self) -> bool:

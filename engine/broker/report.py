@@ -313,6 +313,18 @@ def metrics(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deplo
         ),
         counter(f"{namespace}_cancelled", "Requests whose client left.", [({}, stats.cancelled)]),
         counter(f"{namespace}_duplicates", "Results that came for answered requests.", [({}, stats.duplicates)]),
+        counter(
+            f"{namespace}_idempotency_joined",
+            "Requests that waited for the answer to another with their Idempotency-Key.",
+            [({}, stats.joined)],
+        ),
+        counter(
+            f"{namespace}_idempotency_replayed",
+            "Requests that were given the answer to an earlier one with their Idempotency-Key.",
+            [({}, stats.replayed)],
+        ),
+        gauge(f"{namespace}_idempotency_kept", "Answers that are kept for such requests.", len(machine.keys)),
+        gauge(f"{namespace}_idempotency_kept_bytes", "Bytes that these take.", machine.keys.nbytes),
         gauge(f"{namespace}_remaining_task", "Requests admitted and not answered yet.", len(machine.ledger)),
         gauge(f"{namespace}_remaining_bytes", "Bytes of their bodies.", machine.nbytes),
         gauge(f"{namespace}_draining", "1 while nothing new is admitted.", int(machine.draining)),

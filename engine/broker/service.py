@@ -50,7 +50,8 @@ def stage_spec(stage: StageSection, *, max_attempts: int) -> StageSpec:
 
 
 def front_spec(deployment: Deployment) -> FrontSpec:
-    return FrontSpec(deployment.frontend.capacity, deployment.frontend.capacity_bytes)
+    frontend = deployment.frontend
+    return FrontSpec(frontend.capacity, frontend.capacity_bytes, frontend.idempotency_bytes)
 
 
 class Broker:

@@ -157,6 +157,12 @@ class FrontendSection:
         1024, "Requests admitted at once; past it 429.", unit=Unit.COUNT, least=1, most=10_000_000, flag=True
     )
     capacity_bytes: int = key(1 << 30, "Bytes of request bodies held at once; past it 429.", unit=Unit.BYTES, least=1)
+    idempotency_bytes: int = key(
+        64 << 20,
+        "Bytes of answers kept for two minutes for requests that carry an Idempotency-Key; the oldest give way.",
+        unit=Unit.BYTES,
+        least=0,
+    )
     max_request_size: int = key(10 << 20, "Largest request body; past it 413.", unit=Unit.BYTES, least=1, flag=True)
     max_response_size: int = key(
         64 << 20,

@@ -50,7 +50,8 @@ class Call(msgspec.Struct, eq=False):
     """One request, from the HTTP path that read it to the wire.
 
     ``route`` is a number of this frontend's own file, ``deadline`` in this process's monotonic seconds. ``meta`` is for
-    the workers (:mod:`engine.core.meta`). The rest is the link's (:mod:`engine.core.link`).
+    the workers (:mod:`engine.core.meta`), ``key`` for whoever sends it again (:mod:`engine.core.idempotency`). The rest
+    is the link's (:mod:`engine.core.link`).
     """
 
     route: int
@@ -58,6 +59,7 @@ class Call(msgspec.Struct, eq=False):
     deadline: float
     meta: bytes
     waiter: Waiter
+    key: bytes = b""  # of KEY_SIZE; empty: none
     seq: int = 0
     is_sent: bool = False  # and not known to have been left alone: it may be computed, or have been
     was_sent: bool = False  # once at least: what stood for its body in shared memory may be gone

@@ -16,7 +16,9 @@ frontend, from :meth:`FrontMachine.take_answers`. Rules held here:
 * a request whose deadline passes is answered 408 wherever it is;
 * the events of a request at one hop come from one worker: a client that has read half of one computation is not given
   half of another, but the failure that it was;
-* when a frontend dies or its client leaves, the request is closed and its items are dropped wherever they are.
+* when a frontend dies or its client leaves, the request is closed and its items are dropped wherever they are;
+* a request with an Idempotency-Key (:mod:`engine.core.idempotency`) is computed for KEYED, a frontend that nobody is,
+  and its answer then shared among the tries that wait for it. So it outlives them.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
-from math import ceil, inf
+from math import ceil
 from typing import Final, TypeAlias, TypeVar
 
 from msgspec.structs import replace
@@ -34,12 +36,14 @@ from engine.core import wording
 from engine.core.actions import Admit, Drop, Fail, Foresee, FrontAction, Grant, News, Release, Settle
 from engine.core.arena import Ref
 from engine.core.crew import Crew
+from engine.core.idempotency import HEADER, Kept, Keys, Waiter, is_same
 from engine.core.introduction import Introduction, Refusal, agreed, refuse_frontend
 from engine.core.items import Item, Request
 from engine.core.liveness import FRONTEND_SILENCE_S, Looks
 from engine.core.messages import (
     EVENT_COST,
     OWN_HEADERS_MOST,
+    Again,
     Answers,
     Events,
     Flow,
@@ -78,6 +82,12 @@ _V = TypeVar("_V")
 Rejection: TypeAlias = tuple[str, Status, str, Speaker]  # metric label, status, text, whose word it is
 
 PREDICTED: Final[Rejection] = "predicted", Status.OVERLOADED, wording.PREDICTED, Speaker.FORECAST
+NO_TIME: Final[Rejection] = "deadline", Status.TIMEOUT, wording.TIMEOUT, Speaker.DOOR
+KEY_REUSED: Final[Rejection] = "key_reused", Status.UNPROCESSABLE, wording.KEY_REUSED, Speaker.DOOR
+KEY_IN_USE: Final[Rejection] = "key_in_use", Status.CONFLICT, wording.KEY_IN_USE, Speaker.DOOR
+
+REPLAYED: Final = {HEADER: "true"}
+KEYED: Final = b""  # who asks for requests with a key, and is answered: tries come and go
 
 POISON: Final[Rejection] = "poison", Status.UNPROCESSABLE, wording.QUARANTINED, Speaker.DOOR
 
@@ -88,10 +98,12 @@ RETRY_UNKNOWN_S: Final = 1.0  # where nothing has left lately
 
 @dataclass(frozen=True)
 class FrontSpec:
-    """Bounds of the admission: requests and bytes of request bodies."""
+    """Bounds of the admission: requests and bytes of request bodies; and of the answers that are kept for further tries
+    of their requests."""
 
     capacity: int
     capacity_bytes: int
+    idempotency_bytes: int = 64 << 20
 
 
 @dataclass(slots=True, eq=False)
@@ -185,6 +197,8 @@ class FrontMachine:
         self.actions: list[FrontAction] = []
         self.draining = False
         self.nbytes = 0
+        self.keys = Keys()
+        self._again: dict[bytes, list[int]] = {}  # by frontend: what it is to submit again
         self._uid = epoch << EPOCH_SHIFT
         self._sessions = 0
         self._deadlines: list[tuple[float, int]] = []
@@ -259,6 +273,7 @@ class FrontMachine:
         admitted: dict[int, list[Item]] = {}
         blocked: dict[int, Rejection | None] = {}  # by route; it holds for the whole parcel
         unread: list[Ref] = []  # shared memory of what is not admitted
+        keys = submit.keys
         columns = zip(
             submit.seqs,
             submit.routes,
@@ -275,6 +290,9 @@ class FrontMachine:
                 blocked[route] = self._blocked(route, now)
             size = len(payload) if type(payload) is bytes else payload_size(payload)
             deadline = now + budget_us / MICROS
+            if keys and seq in keys and self._is_settled(frontend, seq, keys[seq], deadline, now):
+                unread.extend(refs_of(payload))
+                continue
             late_s = 0.0
             rejection = blocked[route] or self._rejection(budget_us, size)
             if self.quarantine and rejection is None and self._is_poison(route, size, payload, now):
@@ -284,15 +302,15 @@ class FrontMachine:
                 if late_s > 0.0:
                     rejection = PREDICTED
             if rejection is not None:
-                reason, status, text, speaker = rejection
-                self.stats.rejected[reason] = self.stats.rejected.get(reason, 0) + 1
-                retry_s = self._retry_s(late_s, now) if status is Status.OVERLOADED else 0.0
-                headers = wording.DO_NOT_RETRY if rejection is POISON else None
-                self._answer(peer, seq, status, text.encode(), speaker, retry_s=retry_s, headers=headers)
+                self._reject(peer, seq, rejection, late_s, now)
                 unread.extend(refs_of(payload))
                 continue
             uid = self._uid = self._uid + 1
-            request = Request(uid, peer, seq, route, deadline, meta, size)
+            if keys and seq in keys:
+                request = Request(uid, KEYED, uid, route, deadline, meta, size)
+                self.keys.begin(keys[seq], request, (peer, seq))
+            else:
+                request = Request(uid, peer, seq, route, deadline, meta, size)
             self.ledger[uid] = known[seq] = request
             self.nbytes += size
             heappush(self._deadlines, (deadline, uid))
@@ -311,6 +329,13 @@ class FrontMachine:
 
     def _is_poison(self, route: int, size: int, payload: Payload, now: float) -> bool:
         return self.quarantine.holds(route, size, lambda: joined(self._read(payload)), now)
+
+    def _reject(self, peer: bytes, seq: int, rejection: Rejection, late_s: float, now: float) -> None:
+        reason, status, text, speaker = rejection
+        self.stats.rejected[reason] = self.stats.rejected.get(reason, 0) + 1
+        retry_s = self._retry_s(late_s, now) if status is Status.OVERLOADED else 0.0
+        headers = wording.DO_NOT_RETRY if status is Status.UNPROCESSABLE else None
+        self._answer(peer, seq, status, text.encode(), speaker, retry_s=retry_s, headers=headers)
 
     def _blocked(self, route: int, now: float) -> Rejection | None:
         """Why nothing is admitted on a route; None when something may be."""
@@ -331,7 +356,7 @@ class FrontMachine:
     def _rejection(self, budget_us: int, size: int) -> Rejection | None:
         """Why one request is not admitted; None when it is."""
         if budget_us <= 0:
-            return "deadline", Status.TIMEOUT, wording.TIMEOUT, Speaker.DOOR
+            return NO_TIME
         if len(self.ledger) >= self.spec.capacity:
             return "capacity", Status.OVERLOADED, wording.being_served(len(self.ledger)), Speaker.DOOR
         if self.nbytes + size > self.spec.capacity_bytes and self.ledger:
@@ -382,7 +407,9 @@ class FrontMachine:
         if frontend is None:
             return
         once = dict.fromkeys(seqs)  # a peer may name one twice
-        self._drop([request for seq in once if (request := frontend.requests.get(seq)) is not None])
+        known = frontend.requests
+        left = [(seq, request) for seq in once if (request := known.get(seq)) is not None]
+        self._drop([request for seq, request in left if request.frontend == peer or self._is_left(peer, seq, request)])
 
     def beat(self, peer: bytes, beat: FrontendBeat, now: float) -> None:
         """A frontend lives. KeyError for a peer that is not known."""
@@ -395,8 +422,12 @@ class FrontMachine:
         """A frontend process has ended: nobody can be answered there any more."""
         frontend = self.frontends.pop(peer, None)
         if frontend is not None:
-            self._drop(list(frontend.requests.values()))
+            left = frontend.requests.items()
+            self._drop(
+                [request for seq, request in left if request.frontend == peer or self._is_left(peer, seq, request)]
+            )
             self._answers.pop(peer, None)
+            self._again.pop(peer, None)
         return frontend
 
     def silent(self, now: float) -> list[bytes]:
@@ -489,8 +520,14 @@ class FrontMachine:
                 continue
             if not self._is_streamed_by(request, events):
                 continue
-            seqs, bodies = out.setdefault(request.frontend, ([], []))
-            seqs.append(request.seq)
+            peer, seq = request.frontend, request.seq
+            if peer == KEYED:
+                reader = self._reader(request)
+                if reader is None:
+                    continue
+                peer, seq = reader
+            seqs, bodies = out.setdefault(peer, ([], []))
+            seqs.append(seq)
             bodies.append(payload)
         return {
             peer: (Events(seqs, flow=events.flow, mime=events.mime), bodies) for peer, (seqs, bodies) in out.items()
@@ -579,14 +616,136 @@ class FrontMachine:
                     late.setdefault(stage, []).append(uid)
         for stage, uids in late.items():
             self.actions.append(Drop(stage, uids))
-        return deadlines[0][0] if deadlines else inf
+        keys = self.keys
+        if now >= keys.due_at:
+            for waiter in keys.expire(now):
+                self._tell(waiter, NO_TIME)
+        return min(deadlines[0][0], keys.due_at) if deadlines else keys.due_at
+
+    # --- requests with a key -----------------------------------------------------------------------------------------
+
+    def _is_settled(self, frontend: Frontend, seq: int, key: bytes, deadline: float, now: float) -> bool:
+        """Whether a request is answered from memory, joins another try of its own, or is refused for what came with its
+        key before; else it is to be judged like any other, and computed."""
+        if KEYED in self._answers:
+            self._share_answers(now)
+        found = self.keys.find(key, now)
+        if found is None:
+            return False
+        peer = frontend.peer
+        rejection: Rejection | None = None
+        if not is_same(found, key):
+            rejection = KEY_REUSED
+        elif isinstance(found, Kept):
+            self._replay(peer, seq, found)
+        elif self._is_stream(found.request):
+            rejection = KEY_IN_USE
+        elif deadline <= now:
+            rejection = NO_TIME
+        elif (count := len(self.ledger) + self.keys.waiting) >= self.spec.capacity:
+            rejection = "capacity", Status.OVERLOADED, wording.being_served(count), Speaker.DOOR
+        else:
+            self.stats.joined += 1
+            self.keys.join(found, (peer, seq), deadline)
+            frontend.requests[seq] = found.request
+        if rejection is not None:
+            self._reject(peer, seq, rejection, 0.0, now)
+        return True
+
+    def _is_stream(self, request: Request) -> bool:
+        """Whether the answer comes in pieces, which only one reader can be given."""
+        last = self.topology.routes[request.route].stages[-1]
+        return request.stream_hop >= 0 or self.stages[last].state.flow in (Flow.EVENTS, Flow.CHUNKS)
+
+    def _is_left(self, peer: bytes, seq: int, request: Request) -> bool:
+        """One who waits for the answer to a key has gone. Whether nobody can have any more of it."""
+        flight = self.keys.flight(request.uid)
+        self.keys.leave(flight, (peer, seq))
+        self._forget(peer, seq)
+        if flight.waiters or request.closed or not self._is_stream(request):
+            return False
+        self.keys.end(request.uid)
+        return True
+
+    def _reader(self, request: Request) -> Waiter | None:
+        """Who reads the events of a request with a key: the first who asked. Others had joined before it was known that
+        it is a stream."""
+        flight = self.keys.flight(request.uid)
+        if not flight.waiters:
+            self.keys.end(request.uid)
+            self._drop([request])
+            return None
+        reader, *others = flight.waiters
+        for waiter in others:
+            self.keys.leave(flight, waiter)
+            self._tell(waiter, KEY_IN_USE)
+        return reader
+
+    def _share_answers(self, now: float) -> None:
+        """Give the answers to requests with a key to all who wait for them, and keep those that are to be kept."""
+        column = self._answers.pop(KEYED)
+        for index, (uid, status, mime, trail, payload) in enumerate(
+            zip(column.seqs, column.statuses, column.mimes, column.trails, column.payloads, strict=True)
+        ):
+            flight = self.keys.end(uid)
+            speaker = column.speakers.get(index, int(Speaker.WORKER))
+            headers = column.headers.get(index, {})
+            body = bytes(joined(payload))
+            if speaker == Speaker.WORKER and not self._is_stream(flight.request):
+                self.keys.keep(flight, status, mime, headers, body, now, self.spec.idempotency_bytes)
+            # Not where a stage or a worker says so: it hangs, and would do so again.
+            was_late = speaker == Speaker.FORECAST or (status == Status.TIMEOUT and speaker == Speaker.DOOR)
+            for (peer, seq), deadline in flight.waiters.items():
+                self._forget(peer, seq)
+                if was_late and deadline > flight.request.deadline:  # this one has more time
+                    self._again.setdefault(peer, []).append(seq)
+                    continue
+                to = self._column(peer)
+                at = len(to.seqs)
+                if (peer, seq) != flight.first and speaker == Speaker.WORKER:
+                    to.headers[at] = {**headers, **REPLAYED}
+                elif headers:
+                    to.headers[at] = headers
+                if speaker != Speaker.WORKER:
+                    to.speakers[at] = speaker
+                if index in column.retries_ms:
+                    to.retries_ms[at] = column.retries_ms[index]
+                to.seqs.append(seq)
+                to.statuses.append(status)
+                to.mimes.append(mime)
+                to.trails.append(trail)
+                to.payloads.append(body)
+
+    def _replay(self, peer: bytes, seq: int, kept: Kept) -> None:
+        """The answer that is kept."""
+        self.stats.replayed += 1
+        column = self._column(peer)
+        column.headers[len(column.seqs)] = {**kept.headers, **REPLAYED}
+        column.seqs.append(seq)
+        column.statuses.append(kept.status)
+        column.mimes.append(kept.mime)
+        column.trails.append(b"")
+        column.payloads.append(kept.body)
+
+    def _tell(self, waiter: Waiter, rejection: Rejection) -> None:
+        """One who waited gets an answer of its own."""
+        _, status, text, speaker = rejection
+        self._forget(*waiter)
+        self._answer(*waiter, status, text.encode(), speaker)
+
+    def _forget(self, peer: bytes, seq: int) -> None:
+        frontend = self.frontends.get(peer)
+        if frontend is not None:
+            frontend.requests.pop(seq, None)
 
     # --- answers -----------------------------------------------------------------------------------------------------
 
-    def take_answers(self) -> list[tuple[bytes, Answers, list[Payload]]]:
+    def take_answers(self, now: float) -> list[tuple[bytes, Answers, list[Payload]]]:
         """All answers since the last call, one parcel per frontend; several where one would have too large a header."""
         if not self._answers:
             return []
+        if KEYED in self._answers:
+            self._share_answers(now)
         taken = [
             (
                 peer,
@@ -606,6 +765,15 @@ class FrontMachine:
         ]
         self._answers = {}
         return taken
+
+    def take_again(self) -> list[tuple[bytes, Again]]:
+        """Since the last call, by frontend: what it is to submit again, for the answer to another try did not come."""
+        again, self._again = self._again, {}
+        return [
+            (peer, Again(seqs[start : start + HEAD_ITEMS]))
+            for peer, seqs in again.items()
+            for start in range(0, len(seqs), HEAD_ITEMS)
+        ]
 
     @property
     def headroom(self) -> int:

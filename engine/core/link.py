@@ -36,6 +36,7 @@ from engine.core.introduction import NEWEST, OLDEST, Introduction, Refusal, Stra
 from engine.core.liveness import INTRODUCE_FAST_S, INTRODUCE_SLOW_S, LOST_S
 from engine.core.messages import (
     ITEMS_MOST,
+    Again,
     Answers,
     Cancel,
     Consumed,
@@ -256,6 +257,8 @@ class Link:
             return self._handle_welcome(words)
         elif type(words) is Stranger:
             self._handle_stranger(words)
+        elif type(words) is Again:
+            self._send_again(words.seqs)
         elif type(words) is Refusal:
             self.state, self.refusal = LinkState.REFUSED, words.reason
             self._introduce_at = now + INTRODUCE_SLOW_S
@@ -310,14 +313,18 @@ class Link:
     def _handle_stranger(self, stranger: Stranger) -> None:
         """The broker has taken nothing of what is listed. What else was sent went to a broker, or by a connection, that
         is no more; what became of it is settled when there is a new session."""
-        for seq in stranger.untaken:
+        self._send_again(stranger.untaken)
+        if self.state is LinkState.JOINED:
+            self.state = LinkState.SEEKING
+            self._introduce_at = -inf
+
+    def _send_again(self, seqs: Sequence[int]) -> None:
+        """The broker does nothing for these."""
+        for seq in seqs:
             call = self.waiting.get(seq)
             if call is not None and call.is_sent:
                 call.is_sent = False
                 self._outgoing.append(call)
-        if self.state is LinkState.JOINED:
-            self.state = LinkState.SEEKING
-            self._introduce_at = -inf
 
     def _handle_welcome(self, welcome: FrontendWelcome) -> bool:
         try:

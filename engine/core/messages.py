@@ -9,7 +9,7 @@ Which socket carries what (the broker's side binds, see :mod:`engine.transport`)
 itself, in words of their own (:mod:`engine.core.introduction`):
 
     front    frontend -> broker   Submit, Cancel, Consumed, Poison, FrontendBeat
-             broker -> frontend   FrontendWelcome, Answers, Events, FrontendPulse
+             broker -> frontend   FrontendWelcome, Answers, Again, Events, FrontendPulse
     control  worker -> broker     Ready, WorkerBeat, Leave, Bye
              broker -> worker     Welcome, Pulse, Dismiss, Revoke, CancelItems, Granted
     lane     broker -> worker     Batch
@@ -37,6 +37,7 @@ from engine.core.introduction import Name, Path
 from engine.core.quarantine import FINGERPRINT_BYTES
 
 STREAM_WINDOW: Final = 1 << 20  # bytes of one stream on their way from a worker to its client
+KEY_SIZE: Final = 32  # bytes of what a frontend says of an Idempotency-Key (engine.core.idempotency)
 EVENT_COST: Final = 64  # bytes that each of its events counts beyond its text: what holding it costs, roughly
 
 
@@ -67,6 +68,7 @@ Code: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=999)]  # of Status, or an
 Mime: TypeAlias = Annotated[str, msgspec.Meta(max_length=1024)]
 FlowCode: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=3)]  # of Flow
 SpeakerCode: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=3)]  # of Speaker
+Key: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=KEY_SIZE, max_length=KEY_SIZE)]
 Layout: TypeAlias = list[Annotated[int, msgspec.Meta(ge=-ITEMS_MOST, le=_WHOLE_MOST)]]
 
 # Of parcels to the broker.
@@ -92,6 +94,7 @@ class Status(IntEnum):
     OK = 200
     BAD_REQUEST = 400
     TIMEOUT = 408
+    CONFLICT = 409
     UNPROCESSABLE = 422
     OVERLOADED = 429
     FAILED = 500
@@ -134,7 +137,8 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Submit(Message, frozen=True, tag=1):
-    """Requests for admission. ``routes`` are the broker's numbers, as its welcome told them."""
+    """Requests for admission. ``routes`` are the broker's numbers, as its welcome told them. ``keys`` is sparse, by
+    ``seq``: of requests with an Idempotency-Key, 16 bytes of whose key it is and 16 of what is asked."""
 
     seqs: IdsIn
     routes: Annotated[list[RouteNumber], _ITEM_COLUMN]
@@ -142,6 +146,7 @@ class Submit(Message, frozen=True, tag=1):
     metas: BlobsIn
     layout: Layout = []
     refs: Refs = {}
+    keys: Annotated[dict[Id, Key], _ITEMS] = {}
 
 
 class Cancel(Message, frozen=True, tag=2):
@@ -165,6 +170,13 @@ class Poison(Message, frozen=True, tag=9):
     route: RouteNumber
     size: Nbytes
     mark: Annotated[bytes, msgspec.Meta(min_length=FINGERPRINT_BYTES, max_length=FINGERPRINT_BYTES)]
+
+
+class Again(Message, frozen=True, tag=10):
+    """These requests waited for the answer to another try of theirs, which had less time than they have and got none:
+    they are to be submitted again."""
+
+    seqs: list[Id]
 
 
 class FrontendBeat(Message, frozen=True, tag=3):
@@ -398,6 +410,7 @@ AnyMessage: TypeAlias = (
     | Poison
     | FrontendBeat
     | Answers
+    | Again
     | Events
     | FrontendWelcome
     | FrontendPulse

@@ -100,5 +100,7 @@ class FrontStats:
     rejected: dict[str, int] = field(default_factory=dict)  # by reason
     duplicates: int = 0
     cancelled: int = 0
+    joined: int = 0  # tries of a request that was being computed for another try
+    replayed: int = 0  # tries that were answered from memory
     untold: int = 0  # reports that could not be made
     messages_dropped: dict[str, int] = field(default_factory=dict)  # by reason (engine.broker.complaints)

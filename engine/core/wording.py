@@ -25,6 +25,8 @@ BROKER_LOST_STREAMING: Final = "internal error: the broker was lost while this r
 UNKNOWN_FATE: Final = (
     "internal error: the broker was lost while it had this request, which may have been computed and must not be twice"
 )
+KEY_REUSED: Final = "unprocessable: this idempotency-key has come with another request"
+KEY_IN_USE: Final = "conflict: the request with this idempotency-key is being answered, as a stream"
 OTHER_ROUTE: Final = "service unavailable: the broker does not serve this route as this frontend's file has it"
 
 

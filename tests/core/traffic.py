@@ -210,7 +210,7 @@ class Service:
                         self.stages[done.stage].settled(done, now)
                     elif isinstance(done, Fail | News | Foresee):
                         self._tell(done)
-            for _, answers, _ in front.take_answers():
+            for _, answers, _ in front.take_answers(self.now):
                 for seq, status in zip(answers.seqs, answers.statuses, strict=True):
                     self._answered(self.attempts[seq], status)
             if not acted:

@@ -131,6 +131,8 @@ class Twin:
         self._begin(epoch=7)
         self.workers: dict[tuple[int, int], FakeWorker] = {}
         self.answers: dict[tuple[bytes, int], list[tuple[int, bytes]]] = {}
+        self.headers: dict[tuple[bytes, int], dict[str, str]] = {}
+        self.again: list[tuple[bytes, int]] = []  # told to be submitted again
         self.speakers: dict[int, int] = {}  # by number: whose word the answer was
         self.retries_ms: dict[int, int] = {}  # by number: when it may come again
         self.computed: dict[str, int] = {}  # request id -> how often some worker finished it
@@ -166,10 +168,19 @@ class Twin:
         return fake
 
     def submit(
-        self, n: int = 1, *, first: int = 1, route: int = 0, budget_s: float = 100.0, peer: bytes = b"f"
+        self,
+        n: int = 1,
+        *,
+        first: int = 1,
+        route: int = 0,
+        budget_s: float = 100.0,
+        peer: bytes = b"f",
+        key: bytes = b"",
     ) -> None:
+        """``key``: of KEY_SIZE bytes; of all of them."""
         seqs = list(range(first, first + n))
         message = Submit(seqs, [route] * n, [int(budget_s * 1e6)] * n, [meta.pack(f"r{seq}") for seq in seqs])
+        message.keys.update(dict.fromkeys(seqs, key) if key else {})
         self.introduce(peer)
         plain = [b"body%d" % seq for seq in seqs]
         bodies: list[Payload] = list(plain)
@@ -363,16 +374,21 @@ class Twin:
             for front_action in front_actions:
                 acted = True
                 self._carry_out(-1, front_action)
-            for peer, answers, payloads in self.front.take_answers():
+            for peer, answers, payloads in self.front.take_answers(self.now):
                 if any(link.knows(peer) for link in self.links.values()):
                     self.tell(peer, answers, payloads)
                     continue
                 for seq, status, payload in zip(answers.seqs, answers.statuses, payloads, strict=True):
                     self.answers.setdefault((peer, seq), []).append((status, bytes(payload)))  # type: ignore[arg-type]
                 for index, seq in enumerate(answers.seqs):
+                    self.headers[peer, seq] = answers.headers.get(index, {})
                     self.speakers[seq] = answers.speakers.get(index, 0)
                     if index in answers.retries_ms:
                         self.retries_ms[seq] = answers.retries_ms[index]
+            for peer, again in self.front.take_again():
+                acted = True
+                self.again.extend((peer, seq) for seq in again.seqs)
+                self.tell(peer, again)
             if not acted:
                 return wake
 
@@ -428,6 +444,7 @@ class Twin:
         return (
             not self.front.ledger
             and self.front.nbytes == 0
+            and self.front.keys.in_flight == self.front.keys.waiting == 0
             and all(not len(machine.queue) and machine.queue.nbytes == 0 for machine in self.stages)
             and all(not machine.fate.apart for machine in self.stages)
             and all(not worker.batches for machine in self.stages for worker in machine.workers.values())
@@ -459,9 +476,10 @@ class FakeFrontend:
         """Whether it is, or was, a connection of this one."""
         return peer.startswith(self.name.encode() + b"/")
 
-    def submit(self, number: int, *, route: int = 0, budget_s: float = 100.0) -> None:
+    def submit(self, number: int, *, route: int = 0, budget_s: float = 100.0, key: bytes = b"") -> None:
         """Hand in a request; its body and id are those of :meth:`Twin.submit`. Raises Unavailable."""
-        call = Call(route, b"body%d" % number, self.twin.now + budget_s, meta.pack(f"r{number}"), _Waiter(self, number))
+        body, about = b"body%d" % number, meta.pack(f"r{number}")
+        call = Call(route, body, self.twin.now + budget_s, about, _Waiter(self, number), key)
         self.seqs[number] = self.link.submit(call, self.twin.now)
         self.twin.run()
 
@@ -509,6 +527,7 @@ class FakeFrontend:
             bodies = [call.body if call.was_sent else memory.put(self.arena, call.body) for call in calls]
         budgets = [micros(call.deadline - self.twin.now) for call in calls]
         submit = Submit([call.seq for call in calls], submission.routes, budgets, [call.meta for call in calls])
+        submit.keys.update({call.seq: call.key for call in calls if call.key})
         return decode(encode(submit, bodies))
 
 

@@ -64,9 +64,9 @@ def test_the_words_are_the_first_stages() -> None:
 
 def test_every_status_that_can_occur_is_listed() -> None:
     responses = made(first=FIRST, second_stage=SECOND)["paths"]["/inference"]["post"]["responses"]
-    assert list(responses) == ["200", "400", "408", "413", "415", "422", "429", "500", "503"]
+    assert list(responses) == ["200", "400", "408", "409", "413", "415", "422", "429", "500", "503"]
     assert all(response["description"] for response in responses.values())
-    assert [status for status, response in responses.items() if "headers" in response] == ["429", "503"]
+    assert [status for status, response in responses.items() if "headers" in response] == ["200", "429", "503"]
     assert "Retry-After" in responses["429"]["headers"]
     for status in list(responses)[1:]:
         assert list(responses[status]["content"]) == ["text/plain", "application/problem+json"]
