@@ -103,7 +103,7 @@ class Watch:
 
 def _wait_status(pid: int) -> int | None:
     """How a process ended, while its parent has not asked yet; None afterwards, for then the system has forgotten it.
-    The parent is the supervisor, which is told at the same instant as the reader of a pidfd."""
+    The parent is the supervisor, which is told at the same instant as the reader of a pidfd, and waits a little."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()

@@ -16,6 +16,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,6 +40,7 @@ from engine.supervisor.orders import Asker, Orders
 
 LINE_MAX: Final = 64 * 1024  # bytes of a status line; a child that sends longer ones is not one of ours
 ORPHANS_S: Final = 0.2  # for what a worker left to be killed; what takes longer is the sweep's
+REAP_S: Final = 0.02  # a death that the kernel tells two processes of at once is seen by both within this time
 SWEEP_S: Final = 2.0  # for what survives the order of stop to be killed and reaped
 
 log = get_logger()
@@ -79,6 +81,7 @@ class Loop:
         self._vitals: dict[int, Vitals] = {}  # by pid
         self._oom = OomWatch()
         self._look_at = 0.0
+        self._reap_at = inf
         self._token = secrets.token_hex(16)
         self._spawned = 0
         self._marks: dict[int, str] = {}  # by pid: what whatever a worker starts inherits
@@ -103,10 +106,13 @@ class Loop:
             self._post(life.Begin())
             self._reap()  # a daemon that was running already may have ended before anybody listened
             while self._machine.phase is not Phase.STOPPED:
-                wake_at = self._machine.wake_at
-                wake_at = self._look_at if wake_at is None else min(wake_at, self._look_at)
+                wake_at = min(self._look_at, self._reap_at)
+                if (due := self._machine.wake_at) is not None:
+                    wake_at = min(wake_at, due)
                 for key, _ in self._selector.select(max(0.0, wake_at - now())):
                     key.data()
+                if now() >= self._reap_at:
+                    self._reap()
                 if now() >= self._look_at:
                     self._look()
                 self._post(life.Tick())
@@ -134,11 +140,13 @@ class Loop:
             elif number in STOPPING:
                 self._post(life.StopAsked(number))
             died = died or number == signal.SIGCHLD
-        if died:
-            self._reap()
+        if died:  # while it serves, its broker is to see how a worker ended, which nobody can once it is reaped
+            wait_s = REAP_S if self._machine.phase is Phase.SERVING else 0.0
+            self._reap_at = min(self._reap_at, now() + wait_s)
 
     def _reap(self) -> None:
         """Collect every process that has ended: children, daemons, and orphans that were left to us (as to PID 1)."""
+        self._reap_at = inf
         for pid in _ended(self._running, self._daemons.values()):
             if pid in self._running:
                 self._bury(pid)
