@@ -123,6 +123,11 @@ class Client:
         self.link.consumed(seq, nbytes)
         self._flush_soon()
 
+    def give_back(self) -> None:
+        """A peak is over: shared memory that nobody reads goes back to the system."""
+        if self._store is not None:
+            self._store.give_back()
+
     def view(self) -> View:
         view = self.link.view(now())
         return replace(view, connected=False) if self._closed else view

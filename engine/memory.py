@@ -105,6 +105,15 @@ class Store:
             if ref.arena == self._place.arena:
                 self._allocator.free(ref.offset)
 
+    def give_back(self) -> None:
+        """Have the system take the memory of all free blocks; they read as zeros until they are written to again."""
+        self._collect()
+        for start, end in self._allocator.free_runs():
+            try:
+                self._map.madvise(mmap.MADV_REMOVE, start, end - start)
+            except OSError:
+                return  # a system that cannot: it is used again
+
     def close(self) -> None:
         self._bytes.release()
         self._map.close()

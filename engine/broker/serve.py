@@ -12,11 +12,13 @@ from typing import Final
 
 from engine import descriptors
 from engine.broker.service import JOIN_S, Broker
+from engine.clock import now as clock
 from engine.config import Deployment
+from engine.core.ebb import Ebb
 from engine.core.liveness import BEAT_S
 from engine.errors import ConfigError, StartError
 from engine.exitcodes import ExitCode
-from engine.process import Notifier, tune_garbage_collection
+from engine.process import Notifier, give_back, tune_garbage_collection
 from engine.signals import STOPPING, Signals
 
 log: Final = logging.getLogger("stageline.broker")
@@ -53,8 +55,9 @@ def serve(
                 extra={"bind": deployment.engine.bind},
             )
         notify.send("ready")
+        ebb = Ebb()
         while True:
-            _beat(notify, broker, signals)
+            _beat(notify, broker, signals, ebb)
             if broker.failed.is_set():
                 break
             arrived = set(signals.read())
@@ -86,10 +89,12 @@ def _change(broker: Broker, reread: Callable[[], Deployment]) -> None:
         log.info("changed")
 
 
-def _beat(notify: Notifier, broker: Broker, signals: Signals) -> None:
-    """Until there is something to do: show whoever watches that every thread goes round."""
+def _beat(notify: Notifier, broker: Broker, signals: Signals, ebb: Ebb) -> None:
+    """Until there is something to do: show whoever watches that every thread goes round, and give memory back."""
     told = [-1]
     while not select.select([signals.fileno(), broker.fileno()], [], [], BEAT_S / 2)[0]:
+        if ebb.is_over(broker.held, clock()):
+            give_back()
         passes = broker.passes
         if all(now != then for now, then in zip_longest(passes, told)):
             told = passes

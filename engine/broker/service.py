@@ -128,6 +128,11 @@ class Broker:
         """Of each thread, so far: one that lives makes at least one about every LONGEST_POLL_S."""
         return [thread.passes for thread in self._threads]
 
+    @property
+    def held(self) -> int:
+        """Bytes of the bodies of admitted requests, as of some moment ago: another thread counts them."""
+        return self.front.machine.nbytes
+
     def start(self) -> None:
         """Start every thread; raises StartError, with everything closed again, when one cannot bind."""
         for thread in self._threads:

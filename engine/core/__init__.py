@@ -17,6 +17,7 @@
     breaker    when a stage is not fed at all         failing    when a worker is to blame, not what it got
     deaths     how a worker ended, as far as known    vitality   who is stopped or hung, seen from outside
     killings   whom the kernel killed for want of memory
+    ebb        when a peak of memory is over
     introduction  how peers introduce themselves, and are refused: frozen words
     processes  the deployment's processes, what is heard of them and done about them, as values
     replacing  which workers of a running deployment are replaced, and why

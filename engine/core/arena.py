@@ -84,6 +84,10 @@ class Allocator:
                 return start * UNIT
         return None
 
+    def free_runs(self) -> list[tuple[int, int]]:
+        """What is not given out, as bytes from and to."""
+        return [(start * UNIT, end * UNIT) for start, end in zip(self._starts, self._ends, strict=True)]
+
     def free(self, offset: int) -> bool:
         """Take a block back. False when there is none at this offset."""
         start = offset // UNIT

@@ -125,7 +125,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
             self._unsent.forget(self.transport)
         if self._flow_control is not None:
             self._flow_control.resume_writing()  # gunicorn lets an answer wait, and be kept, for some seconds more
-        self._count_behind(0)
+        self._drop_input()
         self.worker.connections.discard(self)
         self.worker.changed.set()
 
@@ -150,6 +150,16 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
         super().eof_received()
         return None
 
+    def _drop_input(self) -> None:
+        """Nothing of what has come is read any more. A connection that has ended waits for the garbage collector, which
+        counts objects and not bytes: what it held of refused bodies came to more than all that were accepted."""
+        self._count_behind(0)
+        for receiver in (self._body_receiver, *self._finishing_calls.values()):
+            if receiver is not None:
+                receiver._chunks.clear()
+        if self._callback_parser is not None:
+            self._callback_parser._buffer = bytearray()
+
     def _close_transport(self) -> None:
         receiver = self._body_receiver
         answered = self._current_request is not None or self._refused
@@ -161,9 +171,9 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
             return
         # By halves, as frontend.lingering does: what still comes must not reset the last answer.
         self._closed = True
-        self._count_behind(0)
         if receiver is not None:
             receiver.signal_disconnect()  # the application waits for no more of it
+        self._drop_input()
         if self.transport is None or self.transport.is_closing():
             return
         if self.transport.can_write_eof():

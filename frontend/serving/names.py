@@ -140,6 +140,7 @@ NAMES: Final = (
     Name(_PROTOCOL, "_safe_write", "connection", "writes them, unless the connection has gone"),
     Name(_PROTOCOL, "_body_receiver", "connection", "the body of the current request"),
     Name(_RECEIVER, "_complete", "connection", "the body was read to its end"),
+    Name(_RECEIVER, "_chunks", "connection", "what has come of it and nobody will read"),
     Name(_RECEIVER, "signal_disconnect", "connection", "ends the application's wait for more of it"),
     Name("gunicorn.asgi.protocol:CallbackRequest", "raw_path", "connection", "the size of the request line"),
     Name("gunicorn.asgi.protocol:CallbackRequest", "headers_bytes", "connection", "the size of the headers"),

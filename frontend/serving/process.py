@@ -23,6 +23,7 @@ from gunicorn.workers.gasgi import ASGIWorker
 
 from engine import descriptors
 from engine.clock import Deadline, now
+from engine.core.ebb import Ebb
 from engine.process import give_back, tune_garbage_collection
 from frontend.crowd import Crowd
 from frontend.lean import SWEEP_S, LeanConnection, Shared, Sweeper
@@ -40,7 +41,6 @@ BROKER_S: Final = 1.0  # how long the first word of the broker is waited for
 # and the start of the loop.
 HELD: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGABRT})
 
-TRIM_MIN: Final = 16 << 20  # bytes worth giving back to the system
 HEARTBEAT_S: Final = 1.0  # gunicorn's master kills a worker that has not beaten for its time-out, 30 s and more
 
 
@@ -58,7 +58,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         self.crowd = Crowd(descriptors.limit)
         self.lean: Shared | None = None  # when plain requests are answered in place
         self.changed = asyncio.Event()  # a connection ended, or the process was told to stop
-        self._peak = 0  # bytes that were held at once since memory was given back last
+        self._ebb = Ebb()
 
     def init_signals(self) -> None:
         super().init_signals()
@@ -136,12 +136,10 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def _sweep_unsent(self) -> None:
         self.loop.call_later(SWEEP_S, self._sweep_unsent)
-        gate = self.app.gate
-        gate.unsent.sweep(now())
-        held = gate.held + gate.unsent.total
-        self._peak = max(self._peak, held)
-        if self._peak > TRIM_MIN and held < self._peak // 4:
-            self._peak = 0
+        gate, instant = self.app.gate, now()
+        gate.unsent.sweep(instant)
+        if self._ebb.is_over(gate.held + gate.unsent.total, instant):
+            self.app.client.give_back()
             give_back()
 
     async def _turn_away(self) -> None:

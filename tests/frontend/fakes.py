@@ -114,6 +114,9 @@ class FakeClient:
     def withdraw(self, seq: int) -> None:
         self.cancelled.append(self._calls[seq - 1])
 
+    def give_back(self) -> None:
+        pass
+
     def view(self) -> View:
         return self.current
 

@@ -141,6 +141,18 @@ def test_bodies_that_are_announced_and_not_sent_keep_nobody_out(server: str, tmp
         assert statuses == {408}
 
 
+def test_what_has_come_of_a_refused_body_is_not_kept(server: str, tmp_path: Path) -> None:
+    """Its connection's parts refer to each other: what they hold would wait for the garbage collector."""
+    with attacked(tmp_path, server=server) as running:
+        before = resident(running)
+        for _ in range(200):
+            with running.connect() as raw:
+                with contextlib.suppress(ConnectionError):
+                    raw.send(post(b"x" * MIB, "x-request-timeout: soon"))
+                assert raw.reply().status == 400
+        assert resident(running) - before < 16 * MIB
+
+
 def test_a_body_that_drips_is_given_up(server: str, tmp_path: Path) -> None:
     """Each pause is short; all together are not."""
     with attacked(tmp_path, server=server, body_timeout=0.5) as running, running.connect() as raw:

@@ -209,6 +209,23 @@ def test_what_was_put_and_is_not_sent_is_taken_back(pair: Pair) -> None:
     shared.close()
 
 
+def test_memory_that_is_given_back_is_that_of_free_blocks_and_can_be_used_again(pair: Pair) -> None:
+    file = f"/proc/self/fd/{pair.place.fd}"
+    pages = os.stat(file).st_blocks
+    before = pair.store.put(BIG)
+    kept = pair.send(BIG)
+    assert before is not None
+    pair.store.take_back([before])
+    used = os.stat(file).st_blocks
+    pair.store.give_back()
+    assert pages < os.stat(file).st_blocks < used
+    assert ipc.unpack(pair.sent, kept) == BIG
+    pair.settle()
+    pair.store.give_back()
+    assert os.stat(file).st_blocks <= pages + 16 * UNIT // 512
+    assert pair.pass_on(BIG[::-1]) == BIG[::-1]
+
+
 class Own(Worker):
     """With bytes of its own between stages."""
 
