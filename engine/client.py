@@ -107,10 +107,10 @@ class Client:
             raise Unavailable(503, wording.STOPPING)
         link = self.link
         seq = link.submit(call, instant)
-        if link.is_parcel_full and not self._stalled:
-            self._send_all()
-        elif not self._flushing:
+        if not self._flushing:
             self._flush_soon()
+        elif link.is_parcel_full and not self._stalled:
+            self._send_all()
         return seq
 
     def withdraw(self, seq: int) -> None:

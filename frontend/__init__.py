@@ -12,6 +12,7 @@ Where to look:
     handlers   the same as Falcon's responses
     waiting    a request that Falcon serves, from the broker's hands to its answer
     lean       the short way of the plain case, on the connection itself
+    inbox      what has come on such a connection before its turn
     plain      what is plain, and its bytes; pure
     frames     what frames of HTTP/2 that carry no request may cost; pure
     body       reading a request's body within its limits

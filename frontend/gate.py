@@ -90,10 +90,19 @@ class Gate:
             return errors.CAPACITY_BYTES
         return None
 
-    @property
-    def is_open(self) -> bool:
-        """Nothing known in this process keeps a request out: :meth:`refusal` need not be asked before submitting."""
-        return not self.draining and self.pending < self._capacity and self.held <= self._capacity_bytes
+    def enter(self, size: int) -> bool:
+        """Count a request whose body, of ``size`` bytes, is whole, before it is submitted. False, and nothing counted:
+        :meth:`refusal` says what keeps it out; else nothing known in this process does."""
+        if self.draining or self.pending >= self._capacity or self.held > self._capacity_bytes:
+            return False
+        self.pending += 1
+        self.held += size
+        return True
+
+    def leave(self, size: int) -> None:
+        """Such a request has its answer, or needs none."""
+        self.pending -= 1
+        self.held -= size
 
     def fits(self, size: int, client: str = "") -> bool:
         """Whether there is room for so many more bytes, of a body that this client is about to send."""

@@ -7,10 +7,9 @@ connection takes the transport, with the bytes of that request from its first on
 whether it may come in, and what is answered is said by the same three modules as there (``head``, ``gate``,
 ``answer``); here it is only carried out.
 
-Requests of a connection are answered one after the other. Bytes of the next ones wait in a buffer, which is eaten from
-its front and never copied: past a bound the client is not read, and where all together send too much in advance, those
-that send more get ``connection: close``. There are no timers per request: :class:`Sweeper` looks over all
-connections a few times a second.
+Requests of a connection are answered one after the other; what comes before its turn waits in its
+:mod:`~frontend.inbox`. Where all clients together send too much in advance, those that send more get ``connection:
+close``. There are no timers per request: :class:`Sweeper` looks over all connections a few times a second.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from engine.core.messages import Flow, Speaker
 from engine.errors import Unavailable
 from frontend import errors
 from frontend.errors import Problem
-from frontend.gate import BEHIND_ALL, BEHIND_MAX, client_of
 from frontend.idempotency import key_of
+from frontend.inbox import Inbox
 from frontend.lingering import Lingering
 from frontend.pace import FRESH_S, is_late
 from frontend.plain import LAST_CHUNK, Plain, Reader, Writer, chunk
@@ -117,43 +116,31 @@ class LeanConnection(asyncio.Protocol):
     """One client connection until it is handed over or ends; also who waits for the answer of its request."""
 
     __slots__ = (
-        "_answer_by",
         "_began",
-        "_behind",
-        "_buffer",
         "_choked",
-        "_client",
         "_head_bytes",
         "_id",
-        "_paused",
+        "_inbox",
         "_plain",
         "_seq",
         "_shared",
         "_stream",
         "_transport",
-        "_wanted",
         "closing",
-        "held",
         "since",
     )
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self._transport: Any = None  # uvloop's transports have no common type with asyncio's
-        self._buffer: bytes | bytearray = b""  # what has come and was not served; b"" or an array of its own
-        self._wanted = 0  # bytes of it that are needed to serve the next request; 0: not known, or nothing is there
-        self._behind = 0  # bytes counted as such at the gate
-        self._client = ""  # who it is counted as at the gate, once that matters
+        self._inbox: Inbox  # what has come and is not served
         self._head_bytes = b""
         self._plain: Plain | None = None
         self._seq = 0  # of the request that is being served; 0: the broker owes nothing
         self._stream: _Streaming | None = None  # the answer, while it is sent in pieces
         self._id = ""
         self._began = 0.0
-        self._answer_by = 0.0
-        self._paused = False  # reading, because too much waits to be served
         self._choked = False  # the client does not read its answers
-        self.held = 0  # bytes of a body, counted at the gate
         self.since = now()  # when the connection last changed between idle, reading and serving
         self.closing = False  # after the answer that is being waited for
 
@@ -161,6 +148,7 @@ class LeanConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
+        self._inbox = Inbox(self._shared.gate, transport)
         self._shared.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -172,7 +160,7 @@ class LeanConnection(asyncio.Protocol):
             path = self._plain.head.path if self._plain else ""
             shared.metrics.count(path, 0, reason=errors.CLIENT_GONE.reason, response_bytes=sent)
             self._stream = None
-        self._drop()
+        self._inbox.drop()
         if self._transport is not None:
             shared.gate.unsent.forget(self._transport)
             self._transport = None
@@ -181,7 +169,7 @@ class LeanConnection(asyncio.Protocol):
     @property
     def idle(self) -> bool:
         """Nothing is read or served here."""
-        return not self._seq and not self._buffer and self._stream is None
+        return not self._seq and not self._inbox.data and self._stream is None
 
     def is_fresh(self, instant: float) -> bool:
         """So new that its first request may be on its way."""
@@ -196,76 +184,38 @@ class LeanConnection(asyncio.Protocol):
     def _hand_over(self, data: bytes | bytearray) -> asyncio.Protocol:
         """What is here is not plain, or is not to be served here: give the connection away for good."""
         transport, self._transport = self._transport, None
-        self._drop()
+        data = bytes(data)
+        self._inbox.leave()
         self._shared.gate.unsent.forget(transport)
-        if self._paused:
-            transport.resume_reading()
         self._shared.connections.discard(self)
-        return self._shared.hand_over(transport, bytes(data))
+        return self._shared.hand_over(transport, data)
 
     def _finish(self) -> None:
         """The last answer has been written: end the connection so that its client sees it."""
         transport, self._transport = self._transport, None
-        self._drop()
+        self._inbox.leave()
         self._shared.connections.discard(self)
-        if self._paused:
-            transport.resume_reading()
         self._shared.linger(transport)
-
-    def _drop(self) -> None:
-        """Nothing of what has come is served any more."""
-        self._release()
-        self._buffer = b""
-        self._count_behind(0)
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         if self._seq or self._choked or self._stream is not None:
-            self._keep_behind(data)
-        elif self._buffer:
-            self._keep_more(data)
-        elif self._serve(data):
+            self._keep(data)
+        elif not self._inbox.data:
+            if self._serve(data):
+                self._go_on()
+        elif not self._inbox.wanted:
+            self._keep(data)  # behind those that have their turn later
+        elif not self._inbox.more(data):
+            self._hand_over(self._inbox.data)  # it says so
+        elif len(self._inbox.data) >= self._inbox.wanted:
             self._go_on()
 
-    def _keep_behind(self, data: bytes) -> None:
+    def _keep(self, data: bytes) -> None:
         """The next requests, while one is served."""
-        if self.closing:
-            return  # after that one
-        self._extend(data)
-        size = len(self._buffer)
-        self._count_behind(size)
-        if self._shared.gate.behind > BEHIND_ALL:
+        if not self.closing and not self._inbox.add(data):
             self.closing = True
-            self._buffer = b""
-            self._count_behind(0)
-        elif size > BEHIND_MAX and not self._paused:
-            self._paused = True
-            self._transport.pause_reading()
-
-    def _keep_more(self, data: bytes) -> None:
-        """Of a request that is not whole; or of those that have their turn later."""
-        if not self._wanted:
-            self._keep_behind(data)
-            return
-        self._extend(data)
-        size = len(self._buffer)
-        if size < self._wanted:
-            if self._shared.gate.hold(len(data), self._client):
-                self.held += len(data)
-            else:
-                self._hand_over(self._buffer)  # it says so
-            return
-        self._go_on()
-
-    def _extend(self, data: bytes) -> None:
-        if not self._buffer:
-            self._buffer = bytearray()
-        self._buffer += data
-
-    def _count_behind(self, size: int) -> None:
-        self._shared.gate.behind += size - self._behind
-        self._behind = size
 
     def pause_writing(self) -> None:
         self._choked = True  # serve no more until it has read what it got
@@ -282,8 +232,8 @@ class LeanConnection(asyncio.Protocol):
             self._go_on()
 
     def eof_received(self) -> bool | None:
-        if self._buffer and not self._seq and self._stream is None and not self._choked:
-            return self._hand_over(self._buffer).eof_received()  # in the middle of its body: it is told so
+        if self._inbox.data and not self._seq and self._stream is None and not self._choked:
+            return self._hand_over(self._inbox.data).eof_received()  # in the middle of its body: it is told so
         return None  # a client that stops sending has gone: closing a socket looks just so
 
     def _serve(self, data: bytes | bytearray) -> bool:
@@ -308,68 +258,33 @@ class LeanConnection(asyncio.Protocol):
             return False
         end = size + plain.length
         if len(data) < end:
-            self._begin_body(plain, data, len(data) - size, end)
+            # A large upload is read in pieces on gunicorn's side, and one that has no room refused there, early.
+            if plain.length > BUFFER_MAX or not self._inbox.begin(data, size, end):
+                self._hand_over(data)
+            self.since = now()
             return False
-        return self._submit(plain, data, size, end)
+        if len(data) == end and type(data) is bytes:
+            return self._submit(plain, data[size:])
+        return self._submit(plain, self._inbox.take(data, size, end))
 
-    def _begin_body(self, plain: Plain, data: bytes | bytearray, arrived: int, end: int) -> None:
-        """A request of which the rest is still to come."""
-        gate = self._shared.gate
-        self._client = self._client or client_of(self._transport.get_extra_info("peername"))
-        # A large upload is read in pieces on gunicorn's side, and one that has no room refused there, early.
-        if plain.length > BUFFER_MAX or not gate.fits(plain.length, self._client):
-            self._hand_over(data)
-            return
-        gate.hold(arrived, self._client)
-        self.held = arrived
-        self._wanted = end
-        self.since = now()
-        if data is not self._buffer:
-            self._buffer = bytearray(data)
-        self._count_behind(0)
-        if self._paused:  # the rest of this one is wanted
-            self._paused = False
-            self._transport.resume_reading()
-
-    def _submit(self, plain: Plain, data: bytes | bytearray, start: int, end: int) -> bool:
+    def _submit(self, plain: Plain, body: bytes) -> bool:
         shared = self._shared
         gate = shared.gate
-        instant = now()
-        if self._wanted:
-            self._release()
-        body = data[start:end]
-        if len(data) > end or type(body) is not bytes:
-            body = bytes(body)
-            self._advance(data, end)
-        if not gate.is_open and (problem := gate.refusal(shared.client.view())) is not None:
+        if not gate.enter(plain.length) and (problem := gate.refusal(shared.client.view())) is not None:
             return self._refuse(plain, problem)
         request_id = plain.head.request_id or shared.new_id()
         about = meta.pack(request_id, plain.meta)
+        instant = now()
         try:
-            deadline = instant + plain.timeout_s
             key = b"" if plain.head.idempotency_key is None else key_of(plain.head, body)
-            self._seq = shared.client.call(Call(plain.route, body, deadline, about, self, key), instant)
+            call = Call(plain.route, body, instant + plain.timeout_s, about, self, key)
+            self._seq = shared.client.call(call, instant)
         except Unavailable as error:
+            gate.leave(plain.length)
             return self._refuse(plain, errors.unavailable(error))
-        gate.pending += 1
-        gate.held += plain.length
-        self.held = plain.length
         self._id = request_id
-        self._began = self.since = instant
-        self._answer_by = deadline + ANSWER_GRACE_S
+        self._began = instant
         return False
-
-    def _advance(self, data: bytes | bytearray, end: int) -> None:
-        """The first ``end`` bytes have been taken: what follows waits. Of an array that costs nothing, however long it
-        is."""
-        if data is self._buffer:
-            del self._buffer[:end]  # type: ignore[union-attr]  # an array of its own
-        else:
-            self._buffer = bytearray(memoryview(data)[end:])
-        self._wanted = 0
-        if not self._buffer:
-            self._buffer = b""
-        self._count_behind(len(self._buffer))
 
     def _refuse(self, plain: Plain, problem: Problem, *, last: bool = False) -> bool:
         """Answer at once. Whether the connection goes on with what has come behind."""
@@ -382,13 +297,12 @@ class LeanConnection(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """Serve what has come meanwhile: at most so much of it as others can wait for."""
+        inbox = self._inbox
         for _ in range(PIPELINED_PER_TURN):
-            if not self._buffer or self._choked or self._transport is None:
+            if not inbox.data or self._choked or self._transport is None:
                 return
-            if self._paused and len(self._buffer) <= BEHIND_MAX:
-                self._paused = False
-                self._transport.resume_reading()
-            if not self._serve(self._buffer):
+            inbox.relax()
+            if not self._serve(inbox.data):
                 return
         asyncio.get_running_loop().call_soon(self._go_on_later)
 
@@ -396,31 +310,21 @@ class LeanConnection(asyncio.Protocol):
         if not self._seq and self._stream is None:
             self._go_on()
 
-    def _release(self) -> None:
-        if self._wanted:
-            self._shared.gate.whole(self.held, self._client)
-            self._wanted = 0
-        self._shared.gate.held -= self.held
-        self.held = 0
-
     def _withdraw(self) -> None:
-        if self._seq:
+        if self._seq and self._plain is not None:
             self._shared.client.withdraw(self._seq)
-            self._settle()
-
-    def _settle(self) -> None:
-        self._seq = 0
-        self._shared.gate.pending -= 1
-        if self.held:
-            self._release()
+            self._seq = 0
+            self._shared.gate.leave(self._plain.length)
 
     # --- answers -----------------------------------------------------------------------------------------------------
 
     def answered(self, answer: Answer | None) -> None:
         """The broker has answered; None: the client of the broker is closing."""
         shared, plain, transport = self._shared, self._plain, self._transport
-        self._settle()
-        if transport is None or plain is None:
+        assert plain is not None  # it has been submitted
+        self._seq = 0
+        shared.gate.leave(plain.length)
+        if transport is None:
             return
         if answer is None:
             self._give_up(plain, errors.DRAINING)
@@ -436,7 +340,7 @@ class LeanConnection(asyncio.Protocol):
             return
         transport.write(response)
         self.since = instant
-        if self._buffer:
+        if self._inbox.data:
             self._go_on()
 
     def event(self, event: StreamEvent) -> None:
@@ -527,8 +431,8 @@ class LeanConnection(asyncio.Protocol):
             self._sweep_answer(instant)
         elif self._choked:
             pass  # it does not read its answer: frontend.unsent sees to it
-        elif self._buffer:
-            late = self._wanted and is_late(instant - self.since, self.held, shared.body_timeout_s)
+        elif (inbox := self._inbox).data:
+            late = inbox.wanted and is_late(instant - self.since, inbox.held, shared.body_timeout_s)
             if late and self._plain is not None:
                 self._refuse(self._plain, errors.SLOW_BODY, last=True)
         else:
@@ -538,11 +442,10 @@ class LeanConnection(asyncio.Protocol):
 
     def _sweep_answer(self, instant: float) -> None:
         streaming, plain = self._stream, self._plain
-        if self._seq and instant > self._answer_by:
+        if self._seq and plain is not None and instant > self._began + plain.timeout_s + ANSWER_GRACE_S:
             self._withdraw()
             late = errors.TIMEOUT if self._shared.client.view().connected else errors.UNREACHABLE
-            if plain is not None:
-                self._give_up(plain, late)
+            self._give_up(plain, late)
         elif self._seq and plain is not None and not self._choked:
             begun = streaming is not None and streaming.has_begun
             if begun and streaming is not None:

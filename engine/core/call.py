@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from engine.core.link import View
 
 
-class Answer(msgspec.Struct, frozen=True):
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """What a request got. ``status`` 200 carries the body; any other the message the client may see (UTF-8), or, with a
     ``content-type`` among the headers, a body of the service's own.
 
-    ``speaker`` says whose word it is: what a worker says with 429 or 503 is between it and this client.
+    ``speaker`` says whose word it is: what a worker says with 429 or 503 is between it and this client. Nothing in it
+    leads back to it, so the garbage collector need not look at it.
     """
 
     status: int

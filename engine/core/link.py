@@ -23,12 +23,14 @@ each when it did (:meth:`Link.left`). An instance per broker. Rules held here:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
 from math import inf
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
+
+from msgspec.structs import replace
 
 from engine.core import wording
 from engine.core.call import Answer, Call, StreamEvent
@@ -52,7 +54,7 @@ from engine.core.messages import (
 )
 from engine.core.quarantine import fingerprint
 from engine.core.routing import Topology
-from engine.core.wire import HALF_HEADER, AnyWords, Payload, joined
+from engine.core.wire import HALF_HEADER, AnyWords, Payload, are_bytes, joined
 from engine.errors import Unavailable
 
 FULL_S: Final = 0.02  # how long a refusal for want of room stands for the next request, which need not be read then
@@ -126,6 +128,7 @@ class Link:
         self._full_until = 0.0
         self._retry_s = RETRY_S  # as was said to whoever was refused last
         self._route_full_until: dict[int, float] = {}
+        self._clear_until = -inf  # until then nothing known stands in the way of any request
         self._gathered = 0  # requests that waited to be sent when they were looked at last
         self._turns = 0  # for which they have waited
 
@@ -133,6 +136,16 @@ class Link:
 
     def submit(self, call: Call, now: float) -> int:
         """Take a request; its number. Raises Unavailable when it is known to be refused."""
+        if now >= self._clear_until:
+            self._look(call, now)
+        seq = call.seq = self._seq = self._seq + 1
+        self.waiting[seq] = call
+        self._outgoing.append(call)
+        return seq
+
+    def _look(self, call: Call, now: float) -> None:
+        """Whether this request is known to be refused. Where nothing stands in anybody's way, the next ones need not
+        ask until the broker is silent or has said something else than answers."""
         pulse = self._pulse
         if pulse is not None and pulse.draining:
             raise Unavailable(503, wording.DRAINING)
@@ -140,14 +153,13 @@ class Link:
         # What has been silent for longer than this request can wait will hardly be back in time.
         if (silent_s > LOST_S and silent_s > call.deadline - now) or self.state is LinkState.REFUSED:
             raise Unavailable(503, wording.UNREACHABLE)
-        if now < self._full_until or (self._route_full_until and now < self._route_full_until.get(call.route, 0.0)):
+        self._route_full_until = {route: until for route, until in self._route_full_until.items() if now < until}
+        if now < self._full_until or call.route in self._route_full_until:
             raise Unavailable(429, wording.AT_CAPACITY, retry_after_s=self._retry_s)
         if self.missing and self._numbers[call.route] is None:
             raise Unavailable(503, wording.OTHER_ROUTE)
-        seq = call.seq = self._seq = self._seq + 1
-        self.waiting[seq] = call
-        self._outgoing.append(call)
-        return seq
+        if not self.missing and not self._route_full_until:
+            self._clear_until = self._heard + LOST_S
 
     def withdraw(self, seq: int) -> bool:
         """Nobody waits for it any more; its waiter is told nothing. False when it has its answer already."""
@@ -247,9 +259,12 @@ class Link:
         self._heard = now
         if type(words) is Answers:
             self._handle_answers(words, payloads)
-        elif type(words) is Events:
+            return True
+        if type(words) is Events:
             self._handle_events(words, payloads)
-        elif type(words) is FrontendPulse:
+            return True
+        self._clear_until = -inf  # what was true before may be so no more
+        if type(words) is FrontendPulse:
             self._pulse = words
             self.memory = words.memory
             self.stages = {stage.name: stage for stage in words.stages}
@@ -269,31 +284,41 @@ class Link:
         return True
 
     def _handle_answers(self, answers: Answers, payloads: Sequence[Payload]) -> None:
-        headers, speakers, waiting = answers.headers, answers.speakers, self.waiting
-        retries_ms = answers.retries_ms
-        columns = zip(answers.seqs, answers.statuses, answers.mimes, answers.trails, payloads, strict=True)
-        for index, (seq, status, mime, trail, payload) in enumerate(columns):
+        waiting = self.waiting
+        bodies: Sequence[Any] = payloads if are_bytes(payloads) else [*map(joined, payloads)]
+        given: Iterable[Answer] = map(Answer, answers.statuses, bodies, answers.mimes, answers.trails)
+        if answers.headers or answers.speakers or answers.retries_ms:
+            given = self._in_detail(answers, [*given])
+        for seq, answer in zip(answers.seqs, given, strict=True):
             call = waiting.pop(seq, None)
             if call is None:
                 continue  # withdrawn, or the second answer to a request that was submitted again
-            speaker = speakers.get(index, 0) if speakers else 0
-            retry_ms = retries_ms.get(index, 0) if retries_ms else 0
-            if speaker:
-                if status == Status.OVERLOADED:
-                    self._note_full(call, speaker, retry_ms)
-                elif status == Status.UNPROCESSABLE and speaker == Speaker.STAGE:
-                    self._poisons.append(call)
-            body = payload if type(payload) is bytes else joined(payload)
-            answer = Answer(status, body, mime, trail, headers.get(index, {}) if headers else {}, speaker, retry_ms)
             try:
                 call.waiter.answered(answer)
             except Exception as error:  # as in _tell, without the call
                 self.troubles.append(error)
 
+    def _in_detail(self, answers: Answers, given: list[Answer]) -> list[Answer]:
+        """With what few of them have."""
+        headers, speakers, retries_ms = answers.headers, answers.speakers, answers.retries_ms
+        for index, answer in enumerate(given):
+            if index not in headers and index not in speakers and index not in retries_ms:
+                continue
+            speaker, retry_ms = speakers.get(index, 0), retries_ms.get(index, 0)
+            call = self.waiting.get(answers.seqs[index])
+            if call is not None and speaker:
+                if answer.status == Status.OVERLOADED:
+                    self._note_full(call, speaker, retry_ms)
+                elif answer.status == Status.UNPROCESSABLE and speaker == Speaker.STAGE:
+                    self._poisons.append(call)
+            given[index] = replace(answer, headers=headers.get(index, {}), speaker=speaker, retry_ms=retry_ms)
+        return given
+
     def _note_full(self, call: Call, speaker: int, retry_ms: int) -> None:
         until = self._heard + FULL_S
         if speaker == Speaker.FORECAST:
             return  # who has more time may come in
+        self._clear_until = -inf
         self._retry_s = retry_ms / 1000 or RETRY_S
         if speaker == Speaker.DOOR:
             self._full_until = until

@@ -32,6 +32,7 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
 
 _decoder = msgspec.msgpack.Decoder(Head)
 _NOTHING: Final = Head()
+_LENGTHS: Final = [bytes([length]) for length in range(ID_MAX + 1)]
 
 
 def pack_head(query: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
@@ -44,7 +45,7 @@ def pack(request_id: str, head: bytes = b"") -> bytes:
     length = len(request_id)
     if length > ID_MAX:
         raise ValueError(f"a request id of {length} characters")
-    return b"%c%b%b" % (length, request_id.encode("ascii"), head)
+    return _LENGTHS[length] + request_id.encode("ascii") + head
 
 
 def request_id_of(meta: bytes) -> str:

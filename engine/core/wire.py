@@ -91,6 +91,11 @@ def joined(payload: Payload) -> bytes | memoryview:
     return payload if isinstance(payload, bytes | memoryview) else bytes(payload)  # type: ignore[arg-type]  # as above
 
 
+def are_bytes(payloads: Sequence[Payload]) -> bool:
+    """Whether each of them is in one piece, and bytes: nearly always. Asked without a step for each."""
+    return _WHOLE.issuperset(map(type, payloads))
+
+
 def payload_size(payload: Payload) -> int:
     """Bytes of a payload over all its parts."""
     if type(payload) is tuple:
@@ -119,8 +124,7 @@ def encode(message: Message | FrozenWords, payloads: Sequence[Payload] = ()) -> 
             return [*introduction.encode(message)]
         header = _encoder.encode(message)
         return [_length.pack(len(header)) + header]
-    if _WHOLE.issuperset(map(type, payloads)):
-        # Nearly always all of them are small and in one piece; then nothing is done for each of them here.
+    if are_bytes(payloads):  # and all of them small, nearly always: then nothing is done for each of them here
         layout = [*map(len, payloads)]  # type: ignore[arg-type]  # bytes
         if max(layout) <= INLINE_MAX:
             _set(message, "layout", layout)

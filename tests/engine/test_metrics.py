@@ -270,7 +270,8 @@ def test_a_gauge_histogram_has_its_sums_apart() -> None:
 
 def test_whole_numbers_are_printed_whole() -> None:
     size = Histogram([1.0, 8.0])
-    size.observe(3, times=2)
+    size.observe(3)
+    size.observe(3)
     odd = [Sample("odd", {"n": str(n)}, value) for n, value in enumerate((math.inf, -math.inf, math.nan, 2.0**60, 0.5))]
     families = [hits(1_234_567.0), gauge("depth", "", 0), histogram("size", "", [({}, size)])]
     text = render([*families, Family("odd", "unknown", "", odd)]).decode()

@@ -155,17 +155,31 @@ def test_codings_are_undone_where_that_is_turned_on() -> None:
 
 
 def test_it_is_open() -> None:
-    assert gate().is_open
-    assert gate().refusal(READY) is None
+    one = gate()
+    assert one.refusal(READY) is None
+    assert one.enter(7)
+    assert (one.pending, one.held) == (1, 7)
+    one.leave(7)
+    assert (one.pending, one.held) == (0, 0)
+
+
+def test_it_closes_when_it_holds_more_than_it_may() -> None:
+    one = gate()
+    one.held = 101  # bodies that are whole count in full, whatever there was room for
+    assert one.refusal(READY) is errors.CAPACITY_BYTES
+    assert not one.enter(1)
+    assert one.held == 101
 
 
 def test_it_closes_at_capacity() -> None:
     one = gate()
     one.pending = 2
     assert one.refusal(READY) == errors.CAPACITY
-    assert not one.is_open
+    assert not one.enter(1)
+    assert (one.pending, one.held) == (2, 0)
     one.pending = 1
     assert one.refusal(READY) is None
+    assert one.enter(1)
 
 
 def test_it_closes_when_the_broker_has_no_room() -> None:
@@ -181,7 +195,7 @@ def test_it_closes_for_draining() -> None:
     assert one.refusal(replace(READY, draining=True)) is errors.DRAINING
     one.draining = True
     assert one.refusal(READY) is errors.DRAINING
-    assert not one.is_open
+    assert not one.enter(1)
 
 
 def test_bytes_are_held_up_to_the_bound_and_released() -> None:

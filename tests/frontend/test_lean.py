@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from math import inf
 from typing import Any
 
 import pytest
@@ -374,10 +373,10 @@ def test_the_buffer_of_pipelined_requests_stays_bounded() -> None:
         assert bench.gate.behind == len(many)
         bench.client.waiting[-1].set_result(Answer(200, b"one"))
         assert not bench.transport.reading  # there is enough to do
-        while len(bench.connection._buffer) > BEHIND_MAX - 1000:
+        while len(bench.connection._inbox.data) > BEHIND_MAX - 1000:
             bench.client.waiting[-1].set_result(Answer(200, b"next"))
         assert bench.transport.reading
-        assert bench.gate.behind == len(bench.connection._buffer)
+        assert bench.gate.behind == len(bench.connection._inbox.data)
         bench.connection.connection_lost(None)
         assert bench.gate.behind == 0
 
@@ -389,13 +388,13 @@ def test_what_waits_is_not_copied_for_each_request() -> None:
     bench = Bench()
     bench.client.reply = lambda item: None
     bench.feed(plain(b"1"), plain(b"2") * 100)
-    array = bench.connection._buffer
+    array = bench.connection._inbox.data
     assert isinstance(array, bytearray)
     for left in range(100, 0, -1):
-        assert bench.connection._buffer is array
+        assert bench.connection._inbox.data is array
         assert len(array) == left * len(plain(b"2"))
         bench.client.waiting[-1].set_result(Answer(200, b"next"))
-    assert bench.connection._buffer == b""
+    assert bench.connection._inbox.data == b""
 
 
 def test_where_all_send_too_much_in_advance_who_sends_more_is_served_no_further() -> None:
@@ -434,10 +433,10 @@ def test_a_body_that_comes_byte_by_byte_is_not_copied_for_each() -> None:
     bench.client.reply = lambda item: None
     data = plain(b"x" * 1000)
     bench.feed(data[:-900])
-    array = bench.connection._buffer
+    array = bench.connection._inbox.data
     for left in range(900, 1, -1):
         bench.feed(b"x")
-        assert bench.connection._buffer is array
+        assert bench.connection._inbox.data is array
         assert bench.gate.held == 1000 - left + 1
     bench.feed(b"x")
     assert bench.client.submitted[0].body == b"x" * 1000
@@ -754,7 +753,6 @@ def test_a_client_that_takes_nothing_for_long_is_dropped() -> None:
     bench.send(b"x")
     bench.transport.unsent = 1000
     bench.connection.pause_writing()
-    bench.connection._answer_by = inf
     bench.gate.unsent.sweep(now() + STALL_S - 1)
     assert not bench.transport.closed
     bench.gate.unsent.sweep(now() + STALL_S + 1)
@@ -765,8 +763,7 @@ def test_a_client_that_takes_nothing_for_long_is_dropped() -> None:
 
 
 def test_a_waiting_client_is_told_that_it_was_let_in_and_an_idle_one_that_it_still_is() -> None:
-    bench = StreamBench()
-    bench.connection._answer_by = inf
+    bench = StreamBench(timeout=100.0)
     bench.connection.sweep(now() + HEAD_S / 2)
     assert bench.transport.written == b""
     bench.connection.sweep(now() + HEAD_S * 2)
@@ -775,8 +772,7 @@ def test_a_waiting_client_is_told_that_it_was_let_in_and_an_idle_one_that_it_sti
     assert bench.body == (sse.COMMENT, False)
     bench.connection.sweep(now() + KEEPALIVE_S * 2)
     assert bench.body == (sse.COMMENT * 2, False)
-    pieces = StreamBench(Flow.CHUNKS)
-    pieces.connection._answer_by = inf
+    pieces = StreamBench(Flow.CHUNKS, timeout=100.0)
     pieces.connection.sweep(now() + KEEPALIVE_S * 2)
     assert pieces.transport.written == b""  # a body has no place for it
 
