@@ -302,7 +302,7 @@ class FrontMachine:
                 if late_s > 0.0:
                     rejection = PREDICTED
             if rejection is not None:
-                self._reject(peer, seq, rejection, late_s, now)
+                self._reject(peer, seq, route, rejection, late_s, now)
                 unread.extend(refs_of(payload))
                 continue
             uid = self._uid = self._uid + 1
@@ -330,10 +330,10 @@ class FrontMachine:
     def _is_poison(self, route: int, size: int, payload: Payload, now: float) -> bool:
         return self.quarantine.holds(route, size, lambda: joined(self._read(payload)), now)
 
-    def _reject(self, peer: bytes, seq: int, rejection: Rejection, late_s: float, now: float) -> None:
+    def _reject(self, peer: bytes, seq: int, route: int, rejection: Rejection, late_s: float, now: float) -> None:
         reason, status, text, speaker = rejection
         self.stats.rejected[reason] = self.stats.rejected.get(reason, 0) + 1
-        retry_s = self._retry_s(late_s, now) if status is Status.OVERLOADED else 0.0
+        retry_s = self._retry_of(status, route, late_s, now)
         headers = wording.DO_NOT_RETRY if status is Status.UNPROCESSABLE else None
         self._answer(peer, seq, status, text.encode(), speaker, retry_s=retry_s, headers=headers)
 
@@ -380,6 +380,14 @@ class FrontMachine:
             done_at = max(outlook.finish(ahead, now), done_at + outlook.alone_s)
             coming = waiting + outlook.in_flight
         return -1.0 if is_free else done_at - deadline
+
+    def _retry_of(self, status: int, route: int, late_s: float, now: float) -> float:
+        """When somebody who is answered so had better come again, in seconds; 0: nobody knows."""
+        if status == Status.OVERLOADED:
+            return self._retry_s(late_s, now)
+        if status == Status.UNAVAILABLE and 0 <= route < len(self.topology.routes):
+            return max(0.0, max(self.stages[stage].closed_until for stage in self.topology.routes[route].stages) - now)
+        return 0.0
 
     def _retry_s(self, late_s: float, now: float) -> float:
         """When somebody who is refused had better come again: those who are refused come one after the other, as fast
@@ -579,7 +587,7 @@ class FrontMachine:
             request = self.ledger.get(uid)
             if request is not None and self._stage_of(request) == fail.stage:
                 self._close(request)
-                retry_s = self._retry_s(0.0, now) if fail.status == Status.OVERLOADED else 0.0
+                retry_s = self._retry_of(fail.status, request.route, 0.0, now)
                 self._answer(
                     request.frontend, request.seq, fail.status, body, speaker, retry_s=retry_s, headers=fail.headers
                 )
@@ -649,7 +657,7 @@ class FrontMachine:
             self.keys.join(found, (peer, seq), deadline)
             frontend.requests[seq] = found.request
         if rejection is not None:
-            self._reject(peer, seq, rejection, 0.0, now)
+            self._reject(peer, seq, -1, rejection, 0.0, now)
         return True
 
     def _is_stream(self, request: Request) -> bool:

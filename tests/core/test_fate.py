@@ -257,6 +257,7 @@ def test_a_stage_whose_every_request_kills_is_refused_at_once_and_comes_back() -
     assert any("not fed" in note for note in twin.notes)
     twin.submit(5, first=500)
     assert {twin.answer(n)[0] for n in range(500, 505)} == {503}
+    assert twin.retries_ms[500] == BACK_OFF_S * 1000  # when it is tried again
     twin.pass_time(BACK_OFF_S)
     twin.submit(9, first=600)
     assert len(busy(twin)) == 1  # one batch, to see
