@@ -23,7 +23,7 @@ from typing import Final, TypeAlias
 
 
 @dataclass(frozen=True)
-class Policy:
+class Backoff:
     """Times in seconds. The delay doubles from ``first_s`` to ``most_s``."""
 
     first_s: float = 0.1  # below what a client notices as an outage, above what a spinning fork costs
@@ -35,7 +35,7 @@ class Policy:
     alike: int = 5  # deaths in a row, of the same error, before it has lasted once
 
 
-DEFAULT: Final = Policy()
+DEFAULT: Final = Backoff()
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def became_ready(history: History, now: float) -> History:
     return replace(history, ever_ready=True, ready_since=now, failed_starts=0)
 
 
-def has_lasted(history: History, now: float, policy: Policy = DEFAULT) -> bool:
+def has_lasted(history: History, now: float, policy: Backoff = DEFAULT) -> bool:
     """Whether a child was, or is by now, ready for long enough to know that it can be started."""
     return history.lasted or (history.ready_since is not None and now - history.ready_since >= policy.lasting_s)
 
@@ -86,7 +86,7 @@ def died(
     cause: str,
     essential: bool,
     proven: bool = False,
-    policy: Policy = DEFAULT,
+    policy: Backoff = DEFAULT,
 ) -> tuple[History, Decision]:
     """What to do about a death that nobody asked for. ``cause``: its own error, in words; empty: it was ended from
     outside, which says nothing of what it can do. ``proven``: a sibling, started in the same way, has lasted."""
@@ -117,7 +117,7 @@ def died(
     return after, Restart(now + min(most_s, delay_s(after.strikes, policy)), failing)
 
 
-def delay_s(strikes: int, policy: Policy = DEFAULT) -> float:
+def delay_s(strikes: int, policy: Backoff = DEFAULT) -> float:
     """Seconds to wait after the ``strikes``-th strike in a row, from 1."""
     doublings = min(strikes - 1, 32)  # 2**32 is past any cap; larger powers would only cost
     return min(policy.most_s, policy.first_s * 2.0**doublings)

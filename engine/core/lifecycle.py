@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from engine.core.backoff import DEFAULT, GiveUp, History, Policy, became_ready, died, has_lasted
+from engine.core.backoff import DEFAULT, Backoff, GiveUp, History, became_ready, died, has_lasted
 from engine.core.processes import (
     Action,
     Begin,
@@ -203,7 +203,7 @@ class Machine:
     """Holds the state; never blocks, looks at a clock, or touches a process. One thread may use it."""
 
     def __init__(
-        self, children: Sequence[Child], *, grace_s: float, delay_s: float = 0.0, policy: Policy = DEFAULT
+        self, children: Sequence[Child], *, grace_s: float, delay_s: float = 0.0, policy: Backoff = DEFAULT
     ) -> None:
         self.phase = Phase.STARTING
         self.outcome = Outcome.STOPPED

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from engine import descriptors
 from engine.config import Deployment, dump, run_dir
-from engine.core.backoff import DEFAULT, Policy
+from engine.core.backoff import DEFAULT, Backoff
 from engine.core.lifecycle import Machine, Outcome
 from engine.core.processes import Child, Kind
 from engine.errors import StartError
@@ -49,7 +49,7 @@ def run(
     *,
     daemons: Daemons = (),
     commands: Commands | None = None,
-    policy: Policy = DEFAULT,
+    policy: Backoff = DEFAULT,
     reread: Callable[[], Deployment] | None = None,
 ) -> ExitCode:
     """Run the whole deployment in the foreground until it is stopped or fails; its exit code.
@@ -66,7 +66,7 @@ def run(
     descriptors.allow_many()
     try:
         with Signals() as signals, claim(run_dir(deployment), deployment.engine.name, _pause(signals)) as folder:
-            check_port(deployment.frontend.address, deployment.frontend.port)
+            check_port(deployment.frontend.address, deployment.frontend.port, _pause(signals))
             write_snapshot(folder, dump(deployment))
             members = family.whole(deployment)
             environments = family.environments(deployment, members)
@@ -113,7 +113,7 @@ def run_workers(
     num: int,
     *,
     commands: Commands | None = None,
-    policy: Policy = DEFAULT,
+    policy: Backoff = DEFAULT,
 ) -> ExitCode:
     """Run ``num`` workers of one stage, for a broker that somebody else runs; otherwise as :func:`run`.
 

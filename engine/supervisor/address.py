@@ -8,13 +8,15 @@ import shlex
 import shutil
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from threading import Thread
+from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 from engine.config import FILE_NAME, Deployment, default_run_dir
 from engine.errors import StartError
-from engine.supervisor.rundir import Busy
+from engine.supervisor.rundir import LOOK_S, Busy, Withdrawn, sleep
 
 # "Every address" is a thing to listen on, not to connect to (some systems do not even allow it).
 _SHOWN: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
@@ -25,15 +27,16 @@ _HINTS: Final = {
 }
 
 
-def check_port(host: str, port: int) -> None:
+def check_port(host: str, port: int, pause: Callable[[float], bool] = sleep) -> None:
     """Raise Busy when somebody listens there, StartError when it cannot be listened on for another reason.
 
     Done before any process is started: a model that loads for minutes should not be the way to find out. The port may
-    still be taken in between; then the frontend says so.
+    still be taken in between; then the frontend says so. Raises Withdrawn when ``pause``, which waits so many seconds,
+    says that the address need not be found any more.
     """
     where = f"port {port} on {host}" if port else host
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = _find(host, port, pause)
     except (OSError, UnicodeError) as error:  # a label of more than 63 letters is no name to the codec
         raise StartError(f'cannot find the address "{host}": {error}; set another with --address') from error
     problems = []
@@ -49,6 +52,29 @@ def check_port(host: str, port: int) -> None:
         raise Busy(f"{where} is in use by another process; stop that one, or choose another with --port")
     if len(problems) == len(found):  # one that works is enough: "localhost" without IPv6
         raise StartError(f"cannot listen on {where}: {problems[0]}{_HINTS.get(problems[0].errno or 0, '')}")
+
+
+def _find(host: str, port: int, pause: Callable[[float], bool]) -> list[tuple[Any, ...]]:
+    """What ``getaddrinfo`` says, asked on a thread: a resolver that gives no answer, for half a minute perhaps, cannot
+    be interrupted, and must not hold up a stop. A thread that is left in there ends with the process."""
+    outcome: list[list[tuple[Any, ...]] | Exception] = []
+
+    def ask() -> None:
+        try:
+            outcome.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE))
+        except Exception as error:  # raised where it is waited for
+            outcome.append(error)
+
+    resolver = Thread(target=ask, name="resolver", daemon=True)
+    resolver.start()
+    resolver.join(LOOK_S)  # nearly always it is there at once
+    while resolver.is_alive():
+        if not pause(LOOK_S):
+            raise Withdrawn
+    (found,) = outcome
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def shown(url: str) -> str:

@@ -49,15 +49,21 @@ class Withdrawn(Exception):
     """The start was called off while it waited."""
 
 
+def sleep(seconds: float) -> bool:
+    """The pause of whoever waits in any case."""
+    time.sleep(seconds)
+    return True
+
+
 @contextlib.contextmanager
-def claim(path: Path, name: str, pause: Callable[[float], bool] | None = None) -> Iterator[Path]:
+def claim(path: Path, name: str, pause: Callable[[float], bool] = sleep) -> Iterator[Path]:
     """Make ``path`` if need be and hold its lock inside the ``with``; clean up on entry and on leaving.
 
     A predecessor that is stopping is waited for, for as long as that may take. ``pause`` waits so many seconds, and
     says whether to go on waiting. Raises Busy when a deployment of this ``name`` runs, StartError when the directory
     cannot be trusted or made, Withdrawn when ``pause`` says no.
     """
-    lock = _wait_lock(path, name, pause or _sleep)
+    lock = _wait_lock(path, name, pause)
     try:
         _sweep(path)  # a predecessor that was killed leaves its sockets
         _write(path / PID, f"{os.getpid()}\n".encode())
@@ -172,11 +178,6 @@ def _wait_lock(path: Path, name: str, pause: Callable[[float], bool]) -> int:
                 raise
         if not pause(LOOK_S):
             raise Withdrawn
-
-
-def _sleep(seconds: float) -> bool:
-    time.sleep(seconds)
-    return True
 
 
 def _stopping(path: Path) -> float | None:

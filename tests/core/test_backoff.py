@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from engine.core.backoff import DEFAULT, Decision, GiveUp, History, Policy, Restart, became_ready, delay_s, died
+from engine.core.backoff import DEFAULT, Backoff, Decision, GiveUp, History, Restart, became_ready, delay_s, died
 
-SLOW = Policy(first_s=1.0, most_s=8.0, essential_most_s=2.0, budget=3)
+SLOW = Backoff(first_s=1.0, most_s=8.0, essential_most_s=2.0, budget=3)
 
 
 def was_ready(at: float = 0.0) -> History:

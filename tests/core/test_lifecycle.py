@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from engine.core.backoff import Policy
+from engine.core.backoff import Backoff
 from engine.core.lifecycle import (
     ABANDON_S,
     BROKER_STOP_S,
@@ -57,7 +57,7 @@ DAEMON = Child(Kind.DAEMON, "daemon cache")
 EVERYBODY = (BROKER, ONE, TWO, FRONT)
 GRACE = 10.0
 DRAIN = GRACE + MARGIN_S
-POLICY = Policy(first_s=1.0, most_s=8.0, budget=3)
+POLICY = Backoff(first_s=1.0, most_s=8.0, budget=3)
 
 
 def machine(children: Sequence[Child] = EVERYBODY, grace_s: float = GRACE) -> Machine:

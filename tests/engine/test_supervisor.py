@@ -436,6 +436,13 @@ def test_an_address_that_cannot_be_had_is_found_out_before_anything_starts(host:
         check_port(host, port)
 
 
+def test_a_stop_does_not_wait_for_a_name_to_be_resolved(start: Callable[..., Trial], folder: Path) -> None:
+    trial = start(resolver="hangs")
+    wait_until("it asks for the address", (folder / "asked").exists)
+    assert trial.stop() == ExitCode.OK
+    assert "stopped before it started" in trial.log
+
+
 def test_a_run_directory_that_is_a_link_is_refused(start: Callable[..., Trial], folder: Path) -> None:
     (folder / "elsewhere").mkdir()
     (folder / "run").symlink_to(folder / "elsewhere")

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from engine import log, supervisor
 from engine.config import build
-from engine.core.backoff import Policy
+from engine.core.backoff import Backoff
 from engine.core.processes import Child
 
-POLICY = Policy(first_s=0.02, most_s=0.1, budget=3)
+POLICY = Backoff(first_s=0.02, most_s=0.1, budget=3)
 
 
 def commands(child: Child, status_fd: int) -> Sequence[str]:
@@ -38,6 +40,14 @@ def main() -> int:
     }
     deployment = build(data, file=folder / "stages.toml", label="stages.toml", flags={}, environ={})
     log.setup("supervisor")
+    if options.get("resolver") == "hangs":
+
+        def hang(*_: object, **__: object) -> NoReturn:
+            (folder / "asked").touch()
+            time.sleep(600)
+            raise AssertionError("waited for")
+
+        socket.getaddrinfo = hang
     if "workers" in options:
         return supervisor.run_workers(deployment, "encode", options["workers"], commands=commands, policy=POLICY)
     daemons = {}
