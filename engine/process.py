@@ -58,6 +58,8 @@ VISIBLE_VARIABLE: Final = "CUDA_VISIBLE_DEVICES"  # CUDA's own
 BEAT_LINE: Final = b'{"event":"beat"}'
 STOPPING_LINE: Final = b'{"event":"stopping"}'
 
+LINE_MOST: Final = 32 * 1024  # bytes of a line: half of what a pipe holds, so that it fits behind others unread
+
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_GET_CHILD_SUBREAPER: Final = 37
@@ -72,7 +74,8 @@ class Notifier:
     Events: of a broker or a frontend that is ready ``beat``, about every BEAT_S, and ``stopping`` when it is told to,
     with which these end; ``loading``; ``warming`` with ``done`` and ``of``; ``ready`` (a frontend adds ``url``, the
     first worker ``trial``, a request to try); ``failed`` with a one-line ``reason`` and, of user code, its ``trace``.
-    Any thread may call :meth:`send`: a line but the last is far below PIPE_BUF, so writes do not mix.
+    Any thread may call :meth:`send`: a line but the last is far below PIPE_BUF, so writes do not mix. Of texts that
+    would make a line longer than LINE_MOST the middle is left out: a traceback says most where it begins and ends.
     """
 
     def __init__(self, fd: int | None = None) -> None:
@@ -87,15 +90,29 @@ class Notifier:
         """
         if self._fd is None:
             return False
-        line = json.dumps({"event": event, **fields}, default=str, separators=(",", ":")) + "\n"
+        most, data = LINE_MOST // 2, _line(event, fields)
+        while len(data) > LINE_MOST and most > 0:
+            data = _line(event, {name: _shortened(value, most) for name, value in fields.items()})
+            most //= 2
         try:
-            data = line.encode()
             return os.write(self._fd, data) == len(data)
         except BlockingIOError:
             return False  # the pipe is full of lines nobody has read; the exit code still tells the outcome
         except OSError:
             self._fd = None  # the supervisor has gone; die_with_parent ends this process
             return False
+
+
+def _line(event: str, fields: Mapping[str, Any]) -> bytes:
+    return (json.dumps({"event": event, **fields}, default=str, separators=(",", ":")) + "\n").encode()
+
+
+def _shortened(value: Any, most: int) -> Any:
+    """A text without its middle if it has more than ``most`` characters; anything else as it is."""
+    if not isinstance(value, str) or len(value) <= most:
+        return value
+    half = most // 2
+    return f"{value[:half]} ... ({len(value) - 2 * half} characters) ... {value[len(value) - half :]}"
 
 
 # --- parents and orphans ---------------------------------------------------------------------------------------------

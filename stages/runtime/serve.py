@@ -47,7 +47,6 @@ from stages.watchdog import Watchdog
 GOODBYE_S: Final = 2.0  # for the control thread to end
 TEAR_DOWN_S: Final = 10.0  # for `teardown` of a worker that leaves by itself; the kernel ends it then
 SWITCH_MAX_S: Final = 0.05  # ten times the interpreter's default
-TRACE_MAX: Final = 8192  # characters of a traceback told to the supervisor
 
 
 def serve(deployment: Deployment, stage: str, slot: int, notify: Notifier) -> int:
@@ -219,15 +218,9 @@ def _failed(notify: Notifier, error: BaseException, doing: Sequence[str] = ()) -
     reason, trace = blame.line(error), blame.traceback(error)
     if doing and not isinstance(error, StartError):  # which is a sentence already
         reason += f" {doing[-1]}"
-    if not notify.send("failed", reason=reason, trace=_shortened(trace)):
+    if not notify.send("failed", reason=reason, trace=trace):
         get_logger().error("the worker cannot start: %s", reason, extra={TRACEBACK: trace})
     return ExitCode.START
-
-
-def _shortened(trace: str) -> str:
-    """Its beginning, where the user's own line is, and its end, which says what: both fit into the pipe."""
-    half = TRACE_MAX // 2
-    return trace if len(trace) <= TRACE_MAX else f"{trace[:half]}\n  ...\n{trace[-half:]}"
 
 
 def _restore(signals: Signals, watchdog: Watchdog) -> None:

@@ -59,6 +59,25 @@ def test_a_notifier_writes_one_json_line_per_event() -> None:
     assert lines == [{"event": "warming", "done": 1, "of": 3}, {"event": "failed", "reason": "no\nmodel"}]
 
 
+@pytest.mark.parametrize("filling", ["x", "\n", "\N{SNOWMAN}", "\N{PILE OF POO}"])
+def test_a_notifier_says_why_however_long_it_is(filling: str) -> None:
+    reading, writing = os.pipe()
+    try:
+        reason, trace = f"first{filling * 100_000}last", f"Traceback{filling * 1_000_000}ValueError: no such model"
+        assert process.Notifier(writing).send("failed", reason=reason, trace=trace)
+        os.close(writing)
+        with open(reading, "rb", closefd=False) as pipe:
+            line = pipe.read()
+        assert len(line) <= process.LINE_MOST
+        told = json.loads(line)
+        assert told["reason"].startswith("first")
+        assert told["reason"].endswith("last")
+        assert told["trace"].startswith("Traceback")
+        assert told["trace"].endswith("ValueError: no such model")
+    finally:
+        os.close(reading)
+
+
 def test_a_notifier_without_a_pipe_does_nothing() -> None:
     process.Notifier(None).send("ready")
 
