@@ -151,12 +151,31 @@ def test_a_worker_that_hangs_in_c_is_replaced(folder: Path, threads: str) -> Non
 
 
 @pytest.mark.parametrize("threads", ["auto"])  # it has no part in this
-@pytest.mark.parametrize("kind", ["broker", "frontend"])
-def test_who_is_stopped_for_good_is_replaced(chain: Deployed, kind: str) -> None:
-    """Nobody is told by the kernel: who is found stopped is killed by whoever started it."""
-    stopped = chain.processes(kind)
-    if kind == "frontend":  # gunicorn's worker process, by its master
-        stopped = [process for process in stopped if process.ppid() != chain.pid]
+def test_a_broker_that_is_stopped_for_good_is_replaced_and_no_request_is_refused(chain: Deployed) -> None:
+    """Nobody is told by the kernel: who is found stopped is killed by whoever started it. Meanwhile requests come as
+    before, and all of them have the time to wait."""
+    (broker,) = chain.processes("broker")
+    bodies = [{"id": n} for n in range(150)]
+    answers: list[Answer] = []
+    asking = threading.Thread(target=lambda: answers.extend(crowd(f"{chain.url}/both", bodies, every_s=0.03)))
+    asking.start()
+    try:
+        wait_for("the first answers", lambda: chain.status()["stages"][1]["workers"][0]["items"] > 0)
+        broker.suspend()
+        began = time.monotonic()
+        wait_for("its end", lambda: not broker.is_running() or broker.status() == "zombie")
+        assert time.monotonic() - began < 5.0
+    finally:
+        asking.join(30)
+    assert [answer.text for sent, answer in zip(bodies, answers, strict=True) if not right(sent, answer)] == []
+    wait_for("everybody", lambda: all_ready(chain))
+
+
+@pytest.mark.parametrize("threads", ["auto"])  # it has no part in this
+def test_a_frontend_process_that_is_stopped_for_good_is_replaced(chain: Deployed) -> None:
+    stopped = [
+        process for process in chain.processes("frontend") if process.ppid() != chain.pid
+    ]  # by gunicorn's master
     for process in stopped:
         process.suspend()
     began = time.monotonic()
