@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from engine.core.vitality import SLEEPING, Sample
+from engine.core.vitality import SLEEPING, STOPPED, Sample
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _STATE, _UTIME, _STIME = 0, 11, 12  # fields of /proc/PID/stat, from the one behind the name
@@ -34,4 +34,14 @@ def sample(pid: int, *, threads: bool = False) -> Sample | None:
         told = (fields(f"/proc/{pid}/task/{task}/stat") for task in tasks)
         if any(one is not None and one[_STATE] in (b"R", b"D") for one in told):
             state = "R"
-    return Sample(state, (int(found[_UTIME]) + int(found[_STIME])) / _TICKS)
+    ran_ns = _ran_ns(pid) if state == STOPPED else 0
+    return Sample(state, (int(found[_UTIME]) + int(found[_STIME])) / _TICKS, ran_ns)
+
+
+def _ran_ns(pid: int) -> int:
+    """How long the first thread of a process has run; 0 where the kernel does not count."""
+    try:
+        with open(f"/proc/{pid}/schedstat", "rb") as file:
+            return int(file.read().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0

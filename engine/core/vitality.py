@@ -30,10 +30,12 @@ BUSY_WEIGHT: Final = 0.3  # of a second of silent work beside one of silent slee
 @dataclass(frozen=True)
 class Sample:
     """``state``: the kernel's letter; of a process with several threads "R" if one of them could run. ``cpu_s``: the
-    time its threads have computed so far."""
+    time its threads have computed so far, in ticks of the kernel. ``ran_ns``: of one that is stopped, for how long its
+    first thread has run, exactly; 0 where that is not told."""
 
     state: str
     cpu_s: float
+    ran_ns: int = 0
 
 
 class Vitals:
@@ -43,6 +45,7 @@ class Vitals:
         self._looked = now
         self._cpu_s = 0.0
         self._stopped_s: float | None = None
+        self._ran_ns = 0
         self._beats = False  # it is one that shows itself
         self._silent_s = 0.0
 
@@ -68,9 +71,11 @@ class Vitals:
         if gap > LATE_LOOKS * LOOK_S:
             self._stopped_s, self._silent_s = None, 0.0
             return ""
+        # Continued between two looks it runs, however little of a tick: each of its threads has to leave the stop.
+        was_let, self._ran_ns = sample.ran_ns != self._ran_ns, sample.ran_ns
         if sample.state != STOPPED or worked_s > 0:
             self._stopped_s = None
-        elif self._stopped_s is None:
+        elif self._stopped_s is None or was_let:
             self._stopped_s = 0.0  # it may have begun just now
         else:
             self._stopped_s += gap

@@ -59,6 +59,14 @@ def test_one_that_is_let_run_a_tenth_of_the_time_is_left_alone() -> None:
     assert noticed(repeat(("T", 0.1 * LOOK_S), LONG), beats=False)[1] == ""
 
 
+def test_one_that_is_continued_between_looks_is_left_alone_though_it_computes_next_to_nothing() -> None:
+    vitals = Vitals(0.0)
+    for turn in range(LONG):
+        assert vitals.look(Sample("T", 0.0, 1000 + turn), LOOK_S * (1 + turn)) == ""
+    how = [vitals.look(Sample("T", 0.0, 1000 + LONG), LOOK_S * (LONG + 1 + turn)) for turn in range(LONG)]
+    assert any(how), "continued no more"
+
+
 def test_a_watcher_that_was_late_concludes_nothing() -> None:
     for state in "ST":
         assert noticed(repeat((state, 0.0), LONG), beats=True, gap_s=LOOK_S * LATE_LOOKS + 0.1)[1] == ""

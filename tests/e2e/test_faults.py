@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +18,8 @@ import psutil
 import pytest
 from harness import SERVICES, Deployed, deployed, wait_for, write_service
 from load import Answer, Load, crowd, right
+
+from tests.control_group import control_group
 
 CHAIN = SERVICES / "chain.toml"
 
@@ -206,6 +208,47 @@ def test_idle_workers_that_are_stopped_are_noticed_soon_and_replaced(chain: Depl
     with Load(f"{chain.url}/both", threads=2) as load:
         load.flow(20)
     assert load.wrong == []
+
+
+def stop_and_go(running: Deployed, within_s: float) -> None:
+    """Let all of its processes run a tenth of the time."""
+    processes = running.processes()
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        for process in processes:
+            process.suspend()
+        time.sleep(0.45)
+        for process in processes:
+            process.resume()
+        time.sleep(0.05)
+
+
+def a_tenth_of_a_processor(running: Deployed, within_s: float) -> None:
+    """Let the kernel see to it that all of its processes together get no more."""
+    tight = {"cpu.max": "10000 100000"}, {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "10000"}
+    with control_group("cpu", *tight) as group:
+        for process in running.processes():
+            (group / "cgroup.procs").write_text(str(process.pid))
+        time.sleep(within_s)
+        for process in running.processes():
+            (group.parent / "cgroup.procs").write_text(str(process.pid))
+
+
+@pytest.mark.parametrize("threads", ["auto"])
+@pytest.mark.parametrize("starve", [stop_and_go, a_tenth_of_a_processor])
+def test_a_starved_machine_is_taken_for_no_hang(chain: Deployed, starve: Callable[[Deployed, float], None]) -> None:
+    """For longer than anybody is given who hangs: nobody is replaced, and requests are answered late."""
+    before = {process.pid for process in chain.processes()}
+    bodies = [{"id": n} for n in range(250)]
+    answers: list[Answer] = []
+    asking = threading.Thread(target=lambda: answers.extend(crowd(f"{chain.url}/both", bodies, every_s=0.02)))
+    asking.start()
+    try:
+        starve(chain, 5.0)
+    finally:
+        asking.join(60)
+    assert [answer.text for sent, answer in zip(bodies, answers, strict=True) if not right(sent, answer)] == []
+    assert {process.pid for process in chain.processes()} == before
 
 
 def _unready(client: httpx.Client) -> Any:
