@@ -216,15 +216,13 @@ class FrontMachine:
             ]
             for route in topology.routes
         ]
-        # By stage, by route that passes it: its hop there, and whether it is the last.
-        self._standings = [
-            {
-                index: (route.stages.index(stage), route.stages[-1] == stage)
-                for index, route in enumerate(topology.routes)
-                if stage in route.stages
-            }
-            for stage in range(len(topology.stages))
-        ]
+        # By stage: its hop on each route that passes it, and the same of those that end there.
+        self._standings = [self._hops(stage) for stage in range(len(topology.stages))]
+
+    def _hops(self, stage: int) -> tuple[dict[int, int], dict[int, int]]:
+        ways = {number: route.stages for number, route in enumerate(self.topology.routes) if stage in route.stages}
+        hops = {number: stages.index(stage) for number, stages in ways.items()}
+        return hops, {number: hop for number, hop in hops.items() if hop == len(ways[number]) - 1}
 
     def _share(self, former: int, stage: int) -> float:
         through = [route.stages for route in self.topology.routes if former in route.stages]
@@ -270,10 +268,12 @@ class FrontMachine:
         frontend = self.frontends[peer]
         frontend.heard = now
         known = frontend.requests
+        ledger, spec = self.ledger, self.spec
         admitted: dict[int, list[Item]] = {}
-        blocked: dict[int, Rejection | None] = {}  # by route; it holds for the whole parcel
+        ways: dict[int, tuple[Rejection | None, StageView, list[Item]]] = {}  # by route, for the whole parcel
         unread: list[Ref] = []  # shared memory of what is not admitted
         keys = submit.keys
+        has_poison = bool(self.quarantine)
         columns = zip(
             submit.seqs,
             submit.routes,
@@ -286,21 +286,23 @@ class FrontMachine:
             if seq in known:
                 unread.extend(refs_of(payload))
                 continue  # sent again by a frontend that was not sure: it is being computed
-            if route not in blocked:
-                blocked[route] = self._blocked(route, now)
+            way = ways.get(route) or ways.setdefault(route, self._way(route, admitted, now))
+            rejection, first, items = way
             size = len(payload) if type(payload) is bytes else payload_size(payload)
             deadline = now + budget_us / MICROS
             if keys and seq in keys and self._is_settled(frontend, seq, keys[seq], deadline, now):
                 unread.extend(refs_of(payload))
                 continue
             late_s = 0.0
-            rejection = blocked[route] or self._rejection(budget_us, size)
-            if self.quarantine and rejection is None and self._is_poison(route, size, payload, now):
-                rejection = POISON
-            if self._pressed and rejection is None:
-                late_s = self._late_by(route, deadline, now)
-                if late_s > 0.0:
-                    rejection = PREDICTED
+            if rejection is None:
+                if budget_us <= 0 or len(ledger) >= spec.capacity or self.nbytes + size > spec.capacity_bytes:
+                    rejection = self._rejection(budget_us, size)
+                if has_poison and rejection is None and self._is_poison(route, size, payload, now):
+                    rejection = POISON
+                if self._pressed and rejection is None:
+                    late_s = self._late_by(route, deadline, now)
+                    if late_s > 0.0:
+                        rejection = PREDICTED
             if rejection is not None:
                 self._reject(peer, seq, route, rejection, late_s, now)
                 unread.extend(refs_of(payload))
@@ -311,21 +313,25 @@ class FrontMachine:
                 self.keys.begin(keys[seq], request, (peer, seq))
             else:
                 request = Request(uid, peer, seq, route, deadline, meta, size)
-            self.ledger[uid] = known[seq] = request
+            ledger[uid] = known[seq] = request
             self.nbytes += size
             heappush(self._deadlines, (deadline, uid))
-            item = Item(request, payload, size, now)
-            first = self.topology.routes[route].stages[0]
-            if first in admitted:
-                admitted[first].append(item)
-            else:
-                admitted[first] = [item]
-            self.stages[first].handed += 1
+            items.append(Item(request, payload, size, now))
+            first.handed += 1
         for stage, items in admitted.items():
-            self.stats.admitted += len(items)
-            self.actions.append(Admit(stage, items))
+            if items:
+                self.stats.admitted += len(items)
+                self.actions.append(Admit(stage, items))
         if unread:
             self.actions.append(Release(unread))
+
+    def _way(
+        self, route: int, admitted: dict[int, list[Item]], now: float
+    ) -> tuple[Rejection | None, StageView, list[Item]]:
+        """Why nothing is admitted on a route, and its first stage with what of a parcel goes there."""
+        rejection = self._blocked(route, now)
+        number = self.topology.routes[route].stages[0] if route < len(self.topology.routes) else 0
+        return rejection, self.stages[number], admitted.setdefault(number, [])
 
     def _is_poison(self, route: int, size: int, payload: Payload, now: float) -> bool:
         return self.quarantine.holds(route, size, lambda: joined(self._read(payload)), now)
@@ -471,29 +477,41 @@ class FrontMachine:
     def results(self, results: Results, payloads: Sequence[Payload], now: float) -> None:
         """Final results, failures and skips of one batch of a stage there is. Those of items that the worker holds are
         settled, and answered if they are still wanted; all others are duplicates, late, or made up."""
-        ledger, standings, headers = self.ledger, self._standings[results.stage], results.headers
+        ledger, (hops, ends), headers = self.ledger, self._standings[results.stage], results.headers
         held = self.crews[results.stage].held(results.worker, results.batch)
         if not held:
             self.stats.duplicates += len(results.uids)
             return
+        peer, column = b"", None
+        known: dict[int, Request] = {}
         for uid, status, trail, payload, index in zip(
             results.uids, results.statuses, results.trails, payloads, range(len(payloads)), strict=True
         ):
             if not status:
                 continue  # skipped
             request = ledger.get(uid)
+            # A result counts only from the stage where the request is, and is no answer unless that is its last one; a
+            # replayed copy may lag a hop behind.
             if (
                 request is None
                 or uid not in held
-                or not _is_due_from(standings.get(request.route), request.hop, status)
+                or (ends if status == OK else hops).get(request.route, -1) != request.hop
             ):
                 self.stats.duplicates += 1
                 continue
             if request.stream_hop == request.hop and request.streamer != results.worker:
                 self._tear(request)
                 continue
-            self._close(request)
-            column = self._answers.get(request.frontend) or self._column(request.frontend)
+            if column is None or request.frontend != peer:
+                peer = request.frontend
+                column = self._column(peer)
+                frontend = self.frontends.get(peer)
+                known = frontend.requests if frontend is not None else {}
+            # As _close does.
+            request.closed = True
+            del ledger[uid]
+            self.nbytes -= request.size
+            known.pop(request.seq, None)
             if headers and index in headers:
                 column.headers[len(column.seqs)] = _modest(headers[index])
             column.seqs.append(request.seq)
@@ -604,19 +622,19 @@ class FrontMachine:
         self._pressed = any(view.outlook is not None for view in self.stages)
 
     def expire(self, now: float) -> float:
-        """Answer what is late; returns the next deadline (inf when there is none). To be called once per pass: it also
+        """Answer what is late; returns when to look again at the latest, which while requests are served may be a
+        deadline of one that is answered already (inf: when something is admitted). To be called once per pass: it also
         keeps the heap below twice the ledger, DEADLINES_SLACK, and what is admitted between two calls."""
         deadlines = self._deadlines
-        if len(deadlines) > 2 * len(self.ledger) + DEADLINES_SLACK:
+        if not self.ledger:
+            deadlines.clear()
+        elif len(deadlines) > 2 * len(self.ledger) + DEADLINES_SLACK:
             deadlines[:] = [entry for entry in deadlines if entry[1] in self.ledger]
             heapify(deadlines)
         late: dict[int, list[int]] = {}
-        while deadlines:
-            deadline, uid = deadlines[0]
+        while deadlines and deadlines[0][0] <= now:
+            _, uid = heappop(deadlines)
             request = self.ledger.get(uid)
-            if request is not None and deadline > now:
-                break
-            heappop(deadlines)
             if request is not None:
                 self._close(request)
                 self._answer(request.frontend, request.seq, Status.TIMEOUT, TIMEOUT)
@@ -830,9 +848,3 @@ def _modest(headers: dict[str, str]) -> dict[str, str]:
     """The headers that a worker sends with an answer, if they are not more than it may send; else none."""
     size = sum([len(name) + len(value) for name, value in headers.items()])
     return headers if size <= OWN_HEADERS_MOST else {}
-
-
-def _is_due_from(standing: tuple[int, bool] | None, hop: int, status: int) -> bool:
-    """A result counts only from the stage where the request is; a replayed copy may lag a hop behind. ``standing``: the
-    hop of the stage it comes from on the request's route, and whether it is the last there."""
-    return standing is not None and standing[0] == hop and (standing[1] or status != OK)

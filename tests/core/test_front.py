@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
 import pytest
 
@@ -170,6 +171,14 @@ def test_the_next_deadline_is_known() -> None:
     twin.submit(1, budget_s=5.0)
     twin.submit(1, first=2, budget_s=3.0)
     assert twin.front.expire(twin.now) == pytest.approx(twin.now + 3.0)
+
+
+def test_where_all_are_answered_no_deadline_wakes_anybody() -> None:
+    twin = one_stage()
+    worker = twin.worker()
+    twin.submit(3, budget_s=5.0)
+    twin.finish(worker)
+    assert twin.front.expire(twin.now) == inf
 
 
 def test_sent_again_is_admitted_once() -> None:
