@@ -9,6 +9,10 @@ User code has the same ``logging`` and the same stderr, and may configure, disab
 ``logging.config.dictConfig`` disables every logger it does not name. What the project itself says does not depend on
 it: its loggers are of a class of their own (:class:`_Ours`), and its lines go to a duplicate of descriptor 2. Handlers
 of the user's get our records besides.
+
+Nor does the service depend on whoever reads the lines. A full disk costs them, and so does a pipe that nobody empties
+or a terminal that was stopped: after STUCK_S lines are dropped until there is room again, for a write that blocks would
+stop a broker. What was lost is counted (:func:`lost_lines`).
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
+import stat
 import sys
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -49,6 +55,8 @@ _VISIBLE: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 1
 TRACEBACK: Final = "traceback"
 
 OURS: Final = "stageline"
+STUCK_S: Final = 0.1  # for whoever reads our lines to make room, once; a busy reader needs a few milliseconds
+
 GUNICORN: Final = ("gunicorn", "gunicorn.error", "gunicorn.access")
 
 
@@ -66,6 +74,11 @@ def get_logger(name: str | None = None) -> logging.Logger:
 def stream() -> TextIO | int:
     """Where our lines go, for ``faulthandler``: a descriptor that user code cannot close by accident, or stderr."""
     return _output.fd if _output is not None and _output.is_own else sys.stderr
+
+
+def lost_lines() -> int:
+    """Lines of this process that could not be written."""
+    return _output.lost if _output is not None else 0
 
 
 def setup(process: str, *, level: str = "info", stage: str | None = None, worker: int | None = None) -> None:
@@ -97,6 +110,7 @@ def setup(process: str, *, level: str = "info", stage: str | None = None, worker
     get_logger().setLevel(numbers[level])
     former, _output = _output, handler
     if former is not None:
+        handler.lost = former.lost
         former.let_go()
     logging.captureWarnings(True)
     adopt(*GUNICORN)
@@ -132,11 +146,16 @@ class _Stderr(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.fd = -1
+        self.lost = 0  # lines
         self._file: tuple[int, int] | None = None  # what the duplicate refers to
+        self._may_block = False
+        self._is_stuck = False  # it would have blocked the last time
+        self._is_torn = False  # the last line was written in part
         try:
             if sys.stderr is not None and sys.stderr.fileno() == 2:
                 self.fd = os.dup(2)
                 self._file = _identity(self.fd)
+                self._may_block = not stat.S_ISREG(os.fstat(self.fd).st_mode)
         except (OSError, ValueError):  # closed, or no file
             pass
 
@@ -163,14 +182,30 @@ class _Stderr(logging.Handler):
             line = f"{record.levelname} {record.name} {record.msg!s:.1000} (cannot be shown: {type(error).__name__})\n"
         try:
             if self.is_own:
-                data = line.encode("utf-8", "backslashreplace")
-                while data:  # mostly one write per record: lines of several processes do not tear below PIPE_BUF
-                    data = data[os.write(self.fd, data) :]
+                self._write(line.encode("utf-8", "backslashreplace"))
             elif sys.stderr is not None:  # None: the process was started with descriptor 2 closed
                 sys.stderr.write(line)
                 sys.stderr.flush()
         except (OSError, ValueError):
-            return  # its reader has gone, the disk is full, or it is closed: nowhere is left to complain to
+            self.lost += 1  # its reader has gone, the disk is full, or it is closed: nowhere is left to complain to
+
+    def _write(self, data: bytes) -> None:
+        """Mostly one write per record: lines of several processes do not tear below PIPE_BUF."""
+        if self._is_torn:
+            data = b"\n" + data
+        while data:
+            if self._may_block and not self._has_room():
+                self.lost += 1
+                return
+            # What poll calls writable takes PIPE_BUF bytes without blocking.
+            data = data[os.write(self.fd, data[: select.PIPE_BUF] if self._may_block else data) :]
+            self._is_torn = bool(data)
+
+    def _has_room(self) -> bool:
+        poll = select.poll()
+        poll.register(self.fd, select.POLLOUT)
+        self._is_stuck = not poll.poll(0 if self._is_stuck else STUCK_S * 1000)
+        return not self._is_stuck
 
 
 def _identity(fd: int) -> tuple[int, int]:

@@ -21,6 +21,7 @@ import msgspec
 from engine.core.stats import Histogram
 from engine.core.wire import UNREADABLE
 from engine.errors import ProtocolError
+from engine.log import lost_lines
 from engine.metrictext import number, render
 
 MAX_BYTES: Final = 8 << 20  # of one process's families: some 100,000 samples, past what Prometheus likes to scrape
@@ -269,3 +270,12 @@ def counter(name: str, doc: str, series: Iterable[tuple[Mapping[str, str], float
 def gauge(name: str, doc: str, value: float, labels: Mapping[str, str] | None = None) -> Family:
     """A family of one gauge."""
     return Family(name, "gauge", doc, [Sample(name, dict(labels or {}), value)])
+
+
+def lost_lines_family(namespace: str, process: str) -> Family:
+    """How many lines of its log this process could not write: what an alarm for a full disk looks at."""
+    return counter(
+        f"{namespace}_log_lines_lost",
+        "Lines of the log that could not be written: the disk is full, or nobody reads them.",
+        [({"process": process}, lost_lines())],
+    )

@@ -11,7 +11,7 @@ from typing import Final
 
 from engine.config.schema import RESERVED_PATHS
 from engine.core.stats import Histogram, duration_buckets
-from engine.metrics import Family, counter, gauge, histogram
+from engine.metrics import Family, counter, gauge, histogram, lost_lines_family
 
 OTHER: Final = "other"
 
@@ -77,6 +77,7 @@ class FrontendMetrics:
                 [({"endpoint": path}, one) for path, one in self._durations.items()],
             ),
             # Not `remaining_task`: that is the broker's, for the whole deployment, and the two would be summed.
+            lost_lines_family(prefix, "frontend"),
             gauge(f"{prefix}_frontend_pending", "requests handed to the broker and not answered yet", self.pending()),
             counter(
                 f"{prefix}_rejections",

@@ -24,7 +24,18 @@ from engine.core.front import FrontMachine
 from engine.core.stage import StageMachine
 from engine.core.stats import Histogram
 from engine.core.worker_states import WorkerState
-from engine.metrics import Family, Sample, Sources, counter, gauge, histogram, merge, pack, pack_sources
+from engine.metrics import (
+    Family,
+    Sample,
+    Sources,
+    counter,
+    gauge,
+    histogram,
+    lost_lines_family,
+    merge,
+    pack,
+    pack_sources,
+)
 
 QUESTIONS: Final = ("status", "metrics", "about")
 SPARE: Final = "spare"  # the state of a worker that is held back
@@ -336,6 +347,7 @@ def metrics(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deplo
             [({}, stats.untold)],
         ),
         _messages_dropped(namespace, stats.messages_dropped, {}),
+        lost_lines_family(namespace, "broker"),
         gauge(f"{namespace}_frontends", "Frontend processes connected.", len(machine.frontends)),
     ]
     return pack_sources(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from engine.log import get_logger
+from engine.log import get_logger, lost_lines
 from stages.runtime.fit import Fit
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class UserMetrics:
         client = sys.modules.get("prometheus_client")
         # Still empty while the control thread looks at it in the middle of the main thread's import.
         registry = getattr(client, "REGISTRY", None)
-        ours = self.fit is not None and self.fit.times > 0
+        ours = bool(lost_lines()) or (self.fit is not None and self.fit.times > 0)
         if registry is None and not self._theirs and not ours:
             return b""
         from engine import metrics  # here, for a worker that counts nothing does without it
@@ -43,13 +43,15 @@ class UserMetrics:
         return metrics.pack(families) if families else b""
 
     def _own(self) -> list[Family]:
-        """None as long as memory has always sufficed."""
-        fit = self.fit
-        if fit is None or not fit.times:
-            return []
-        from engine.metrics import counter, gauge
+        """None as long as memory and the disk have always sufficed."""
+        from engine.metrics import counter, gauge, lost_lines_family
 
+        fit = self.fit
+        families = [lost_lines_family(self._namespace, "worker")] if lost_lines() else []
+        if fit is None or not fit.times:
+            return families
         return [
+            *families,
             counter(
                 f"{self._namespace}_out_of_memory",
                 "Calls of forward that ran out of memory, and were made again on fewer values.",

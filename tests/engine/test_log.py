@@ -316,6 +316,57 @@ def test_a_stderr_whose_reader_has_gone_does_not_end_a_process():
         assert child.stdout.read() == b"alive\n"
 
 
+def test_a_stderr_that_nobody_reads_stops_nobody_and_what_is_lost_is_counted():
+    code = """
+import sys
+from engine import log
+log.setup("broker")
+for n in range(2000):
+    log.get_logger().info("line %d %s", n, "x" * 500)
+print(log.lost_lines(), flush=True)
+sys.stdin.readline()
+lost = log.lost_lines()
+log.get_logger().info("read again " + "y" * 10_000)
+print(log.lost_lines() - lost, flush=True)
+"""
+    child = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with child:
+        lost = int(child.stdout.readline())
+        assert 0 < lost < 2000
+        child.stdin.write(b"\n")
+        child.stdin.flush()
+        said = child.stderr.read().splitlines()
+        assert child.stdout.readline() == b"0\n"
+    whole = [json.loads(line)["message"] for line in said if line.startswith(b"{") and line.endswith(b"}")]
+    assert whole[-1] == "read again " + "y" * 10_000
+    assert whole[:-1] == [f"line {n} {'x' * 500}" for n in range(2000 - lost)]
+
+
+def test_lines_for_which_a_full_disk_has_no_room_are_counted(tmp_path):
+    code = """
+import resource, signal
+from engine import log
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+log.setup("broker")
+log.get_logger().info("one")
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+log.get_logger().info("two")
+log.setup("broker")  # once more: what was counted stays
+print(log.lost_lines())
+"""
+    with (tmp_path / "log").open("w") as file:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=file, timeout=60, check=False
+        )
+    assert done.stdout == b"1\n"
+    assert [json.loads(line)["message"] for line in (tmp_path / "log").read_text().splitlines()] == ["one"]
+
+
 def test_no_field_has_a_name_that_the_record_itself_has() -> None:
     """``logging`` raises KeyError for such a field, in the thread that wanted to say something."""
     reserved = {*logging.makeLogRecord({}).__dict__, "message", "asctime"}
