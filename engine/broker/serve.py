@@ -90,7 +90,8 @@ def _change(broker: Broker, reread: Callable[[], Deployment]) -> None:
 
 
 def _beat(notify: Notifier, broker: Broker, signals: Signals, ebb: Ebb) -> None:
-    """Until there is something to do: show whoever watches that every thread goes round, and give memory back."""
+    """Until there is something to do: show whoever watches that every thread goes round, say for whom requests wait,
+    and give memory back."""
     told = [-1]
     while not select.select([signals.fileno(), broker.fileno()], [], [], BEAT_S / 2)[0]:
         if ebb.is_over(broker.held, clock()):
@@ -99,3 +100,5 @@ def _beat(notify: Notifier, broker: Broker, signals: Signals, ebb: Ebb) -> None:
         if all(now != then for now, then in zip_longest(passes, told)):
             told = passes
             notify.send("beat")
+        if waiting := broker.waiting(clock()):
+            notify.send("waiting", left_s=waiting)

@@ -133,6 +133,11 @@ class Broker:
         """Bytes of the bodies of admitted requests, as of some moment ago: another thread counts them."""
         return self.front.machine.nbytes
 
+    def waiting(self, now: float) -> dict[str, float]:
+        """By stage, for how many seconds some of the requests that wait for its workers can wait still."""
+        left = {part.machine.spec.name: part.machine.waits_until - now for part in self.stages}
+        return {name: seconds for name, seconds in left.items() if seconds > 0.0}
+
     def start(self) -> None:
         """Start every thread; raises StartError, with everything closed again, when one cannot bind."""
         for thread in self._threads:

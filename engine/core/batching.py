@@ -146,6 +146,11 @@ class BatchQueue:
     def __len__(self) -> int:
         return len(self.items)
 
+    @property
+    def latest(self) -> float:
+        """The latest deadline of what was pushed since the queue was last empty."""
+        return self._latest
+
     def __contains__(self, uid: int) -> bool:
         return uid in self.items
 

@@ -18,12 +18,12 @@ started again is: what was admitted may be waiting for it.)
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from engine.core.backoff import DEFAULT, Backoff, GiveUp, History, became_ready, died, has_lasted
+from engine.core.backoff import DEFAULT, Backoff, GiveUp, History, became_ready, died, has_lasted, hastened
 from engine.core.processes import (
     Action,
     Begin,
@@ -46,6 +46,7 @@ from engine.core.processes import (
     Stopping,
     Terminate,
     Tick,
+    Waiting,
     Warming,
     Worn,
 )
@@ -193,6 +194,8 @@ class _Record:
     state: ChildState = ChildState.WAITING
     history: History = field(default_factory=History)
     since: float = 0.0  # when it was last spawned
+    took_s: float = 0.0  # to be ready then, or to fail
+    died_at: float = 0.0
     deadline: float | None = None  # of its start, of its next start, or of its stop before it was ready
     killed_at: float | None = None
     reason: str = ""  # why it failed, if it said so
@@ -252,6 +255,8 @@ class Machine:
                 self._handle_died(event, now)
             case Hung(child, how):
                 self._handle_hung(child, how, now)
+            case Waiting(left_s):
+                self._handle_waiting(left_s, now)
             case StopAsked(number):
                 self._handle_stop(number, now)
             case Replace():
@@ -286,7 +291,8 @@ class Machine:
             record.history = became_ready(record.history, now)
             record.deadline = None
             record.reason = ""
-            self._say(f"{child.name} ready in {now - record.since:.1f} s", child=child)
+            record.took_s = now - record.since
+            self._say(f"{child.name} ready in {record.took_s:.1f} s", child=child)
         self._turn(child, Turn.READY)
         if self.phase is not Phase.STARTING:
             return
@@ -330,6 +336,9 @@ class Machine:
 
     def _retry(self, event: Died, how: str, now: float, trace: str) -> None:
         child, code, record = event.child, event.code, self._records[event.child]
+        if record.state is ChildState.STARTING:
+            record.took_s = now - record.since
+        record.died_at = now
         from_outside = code in FROM_OUTSIDE and not event.reason  # for want of memory: its own, as likely as not
         siblings = [self._records[other].history for other in self._records if other.role == child.role]
         record.history, decision = died(
@@ -351,6 +360,22 @@ class Machine:
         what, level = ("failed to start again", Level.ERROR) if decision.failing else ("died", Level.WARNING)
         when = f"in {decision.at - now:.1f} s" if decision.at > now else "at once"
         self._say(f"{child.name} {what} ({how}); starting it {when}", level, child, trace)
+
+    def _handle_waiting(self, left_s: Mapping[str, float], now: float) -> None:
+        for child, record in self._records.items():
+            if record.state is not ChildState.BACKING_OFF or child.stage not in left_s or record.deadline is None:
+                continue
+            early = hastened(
+                record.deadline,
+                now,
+                died_at=record.died_at,
+                took_s=record.took_s,
+                left_s=left_s[child.stage],
+                policy=self._policy,
+            )
+            if early < record.deadline:
+                record.deadline = early
+                self._say(f"{child.name} is started in {early - now:.1f} s: requests wait for it", Level.DEBUG, child)
 
     # --- events of the deployment
 

@@ -6,6 +6,7 @@ carries out the latter. Times are seconds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
@@ -94,6 +95,13 @@ class Hung:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """Requests wait for workers. ``left_s``: by stage, for how long some of them can wait still."""
+
+    left_s: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class StopAsked:
     """The operator sent this signal. SIGINT while stopping means "at once"."""
 
@@ -118,7 +126,9 @@ class Worn:
     reason: str
 
 
-Event: TypeAlias = Begin | Tick | Loading | Warming | Ready | Failed | Died | Hung | StopAsked | Replace | Worn
+Event: TypeAlias = (
+    Begin | Tick | Loading | Warming | Ready | Failed | Died | Hung | Waiting | StopAsked | Replace | Worn
+)
 
 
 # --- actions ---------------------------------------------------------------------------------------------------------

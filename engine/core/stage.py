@@ -462,6 +462,11 @@ class StageMachine:
             self._turn(worker, WorkerEvent.SETTLED)
             self._forget(worker, now, Death.OWN)
 
+    @property
+    def waits_until(self) -> float:
+        """Until when, at most, somebody waits here for a worker; in the past: nobody does. Any thread may ask."""
+        return self.queue.latest if self.queue.items or self.fate.apart else -inf
+
     def check_silence(self, now: float) -> None:
         """Give up workers that were not heard for WORKER_SILENCE_S. To be called about once a second.
 

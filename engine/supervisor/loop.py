@@ -411,6 +411,8 @@ def _event(child: Child, told: dict[str, Any]) -> life.Event:
             return life.Warming(child, int(told["done"]), int(told["of"]))
         case "ready":
             return life.Ready(child)
+        case "waiting":
+            return life.Waiting({str(stage): float(left_s) for stage, left_s in told["left_s"].items()})
         case "worn":
             return life.Worn(child, str(told["reason"]))
         case "failed":

@@ -6,7 +6,18 @@ from collections.abc import Sequence
 
 import pytest
 
-from engine.core.backoff import DEFAULT, Backoff, Decision, GiveUp, History, Restart, became_ready, delay_s, died
+from engine.core.backoff import (
+    DEFAULT,
+    Backoff,
+    Decision,
+    GiveUp,
+    History,
+    Restart,
+    became_ready,
+    delay_s,
+    died,
+    hastened,
+)
 
 SLOW = Backoff(first_s=1.0, most_s=8.0, essential_most_s=2.0, budget=3)
 
@@ -186,3 +197,32 @@ def test_one_that_is_killed_whenever_it_starts_is_not_waited_for_longer_each_tim
         now = decision.at
     _, decision = died(history, now, cause="no disk", essential=False)
     assert decision == Restart(now + DEFAULT.first_s, failing=True)
+
+
+@pytest.mark.parametrize(
+    ("took_s", "left_s", "expected"),
+    [
+        (0.2, 30.0, 11.0),  # early_s after the death
+        (3.0, 30.0, 13.0),  # a start that fails in three seconds has half of the time
+        (0.2, 1.1, 18.0),  # too late for all who wait
+        (5.0, 9.0, 18.0),
+        (20.0, 90.0, 18.0),  # earlier would be later
+    ],
+)
+def test_while_requests_wait_a_start_is_hastened_if_it_is_in_time(
+    took_s: float, left_s: float, expected: float
+) -> None:
+    assert hastened(18.0, 10.0, died_at=10.0, took_s=took_s, left_s=left_s) == expected
+
+
+def test_what_keeps_failing_does_not_spin_however_many_wait() -> None:
+    history, now, starts = was_ready(), 0.0, 0
+    while now < 100.0:
+        history, decision = died(history, now, cause="exit code 1", essential=False)
+        assert isinstance(decision, Restart)
+        died_at = now
+        now += 0.3
+        now = max(now, hastened(decision.at, now, died_at=died_at, took_s=0.5, left_s=60.0))
+        starts += 1
+        now += 0.5
+    assert 60 <= starts <= 75, "one in a second and a half, where the back-off allows one in ten"

@@ -45,6 +45,7 @@ from engine.core.processes import (
     Stopping,
     Terminate,
     Tick,
+    Waiting,
     Warming,
     Worn,
 )
@@ -215,6 +216,24 @@ def test_who_is_killed_from_outside_has_made_no_mistake() -> None:
         assert acts(made.handle(Tick(), now)) == [Spawn(ONE)]
         made.handle(Ready(ONE), now)
     assert made.phase is Phase.SERVING
+
+
+def test_who_is_waited_for_is_started_early_once_each_time() -> None:
+    made = serving()
+    made.handle(Died(TWO, -9), 10.0)
+    for at in (10.0, 11.5, 14.0):  # fails in half a second, and waits for 1, 2 and 4 s
+        made.handle(Tick(), at)
+        assert made.state(TWO) is ChildState.STARTING
+        made.handle(Died(TWO, 1), at + 0.5)
+        assert made.state(TWO) is ChildState.BACKING_OFF
+    assert made.wake_at == 18.5
+    assert acts(made.handle(Waiting({"other": 60.0}), 15.0)) == []
+    assert acts(made.handle(Waiting({"encode": 0.6}), 15.0)) == [], "it would be too late for them"
+    assert acts(made.handle(Waiting({"encode": 5.0}), 15.0)) == []
+    assert made.wake_at == 15.5, "a second after its death"
+    assert acts(made.handle(Tick(), 15.5)) == [Spawn(TWO)]
+    made.handle(Ready(TWO), 16.0)
+    assert acts(made.handle(Waiting({"encode": 5.0}), 16.0)) == []
 
 
 def test_who_runs_out_of_memory_whenever_it_is_ready_is_waited_for_like_one_that_crashes() -> None:

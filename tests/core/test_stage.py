@@ -139,6 +139,20 @@ def loads(twin: Twin, workers: list[FakeWorker]) -> list[int]:
     return [len(worker.lane) for worker in workers]
 
 
+def test_it_is_told_for_how_long_somebody_waits_for_a_worker() -> None:
+    twin = one_stage()
+    stage = twin.stages[0]
+    worker = twin.worker()
+    twin.submit(8, budget_s=3.0)
+    assert stage.waits_until < twin.now, "all of them are at it"
+    twin.submit(1, first=10, budget_s=5.0)
+    twin.submit(1, first=11, budget_s=4.0)
+    assert stage.waits_until == pytest.approx(twin.now + 5.0)
+    while worker.lane:
+        twin.finish(worker)
+    assert stage.waits_until < twin.now
+
+
 def test_a_spare_worker_is_given_nothing_until_one_is_missing() -> None:
     twin = one_stage(num=2, spare=1)
     workers = [twin.worker(slot=slot) for slot in (3, 1, 2)]
