@@ -174,10 +174,10 @@ class FrontPart(Part[ToFront]):
         if type(letter) is Fail:
             machine.fail(letter, now)
         elif type(letter) is News:
-            machine.heard_of(letter)
+            machine.door.heard_of(letter)
             self._pulse_all()
         elif type(letter) is Foresee:
-            machine.foresee(letter)
+            machine.door.foresee(letter)
         elif type(letter) is Seen:
             question = self._questions.get(letter.token)
             if question is not None:
@@ -186,7 +186,7 @@ class FrontPart(Part[ToFront]):
                     del self._questions[letter.token]
                     self._answer_question(question)
         elif type(letter) is Drain:
-            machine.draining = True
+            machine.door.draining = True
             self._pulse_all()
         elif type(letter) is ChangeFront:
             machine.spec = letter.spec
@@ -345,7 +345,7 @@ class FrontPart(Part[ToFront]):
         machine = self.machine
         stages = [view.state for view in machine.stages]
         memory = self._memory.get(frontend.peer)
-        return FrontendPulse(machine.draining, machine.headroom, stages, memory)
+        return FrontendPulse(machine.door.draining, machine.headroom, stages, memory)
 
     def _pulse_all(self) -> None:
         for frontend in list(self.machine.frontends.values()):

@@ -166,7 +166,7 @@ def status(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deploy
         "epoch": machine.epoch,
         "uptime_s": round(deployed.uptime_s, 3),
         "threads": deployed.threads,
-        "draining": machine.draining,
+        "draining": machine.door.draining,
         "admitted": len(machine.ledger),
         "capacity": machine.spec.capacity,
         "admitted_bytes": machine.nbytes,
@@ -338,7 +338,7 @@ def metrics(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deplo
         gauge(f"{namespace}_idempotency_kept_bytes", "Bytes that these take.", machine.keys.nbytes),
         gauge(f"{namespace}_remaining_task", "Requests admitted and not answered yet.", len(machine.ledger)),
         gauge(f"{namespace}_remaining_bytes", "Bytes of their bodies.", machine.nbytes),
-        gauge(f"{namespace}_draining", "1 while nothing new is admitted.", int(machine.draining)),
+        gauge(f"{namespace}_draining", "1 while nothing new is admitted.", int(machine.door.draining)),
         gauge(f"{namespace}_shared_memory_arenas", "Processes that have shared memory to fill.", shared[0]),
         gauge(f"{namespace}_shared_memory_bytes", "Bytes in shared memory that may still be read.", shared[1]),
         counter(

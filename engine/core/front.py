@@ -1,16 +1,10 @@
-"""The door as a state machine: admission, the ledger of what is admitted, answers, duplicates and deadlines.
+"""The door as a state machine: the ledger of what is admitted, answers, duplicates and deadlines.
 
 Events come in as method calls with ``now``; what must happen comes out in :attr:`FrontMachine.actions` and, grouped by
 frontend, from :meth:`FrontMachine.take_answers`. Rules held here:
 
 * a frontend that has not introduced itself is not listened to: its numbers may mean other routes than ours;
-* a request is admitted or answered at once: 503 while draining or when a stage of its route has nobody, 408 when its
-  time is over already, 429 past the capacity in requests or bytes, or when a stage of its route holds all it may;
-* it is answered 429 at once as well when, as the stages of its route see their next seconds (Outlook), it would not be
-  answered in its time. Nobody is refused whom an idle worker could begin with: what is expected may be wrong, and who
-  refuses everybody never finds out;
-* whoever is refused for want of room or time is told when to come again: one after the other, as fast as requests have
-  been leaving lately;
+* a request is admitted or answered at once (:mod:`engine.core.admission`);
 * an admitted request is in the ledger until it is answered, exactly once; what comes for a request that is not in the
   ledger is a duplicate, and only frees the credit of whoever computed it;
 * a request whose deadline passes is answered 408 wherever it is;
@@ -27,13 +21,25 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
-from math import ceil
-from typing import Final, TypeAlias, TypeVar
+from typing import Final
 
 from msgspec.structs import replace
 
 from engine.core import wording
-from engine.core.actions import Admit, Drop, Fail, Foresee, FrontAction, Grant, News, Release, Settle
+from engine.core.actions import Admit, Drop, Fail, FrontAction, Grant, Release, Settle
+from engine.core.admission import (
+    BODIES_FILL,
+    KEY_IN_USE,
+    KEY_REUSED,
+    NO_TIME,
+    POISON,
+    PREDICTED,
+    Admission,
+    Rejection,
+    StageView,
+    at_capacity,
+)
+from engine.core.answers import AnswerBook
 from engine.core.arena import Ref
 from engine.core.crew import Crew
 from engine.core.idempotency import HEADER, Kept, Keys, Waiter, is_same
@@ -52,16 +58,14 @@ from engine.core.messages import (
     Poison,
     Results,
     Speaker,
-    StageState,
     Status,
     StreamEvents,
     Submit,
 )
-from engine.core.predict import Outlook
 from engine.core.quarantine import Quarantine
 from engine.core.routing import Topology
 from engine.core.stats import FrontStats
-from engine.core.wire import HEAD_ITEMS, MICROS, WITH_HEADERS, Payload, joined, payload_size, refs_of
+from engine.core.wire import HEAD_ITEMS, MICROS, Payload, joined, payload_size, refs_of
 
 OK: Final = int(Status.OK)  # comparing with a member of an enumeration costs a call
 SKIPPED: Final = int(Status.SKIPPED)
@@ -74,26 +78,8 @@ SESSION_SHIFT: Final = 32
 # Answered requests stay in the heap of deadlines, to be taken out together when they are the larger part of it.
 DEADLINES_SLACK: Final = 1024
 
-TORN: Final = wording.TORN.encode()
-TIMEOUT: Final = wording.TIMEOUT.encode()
-
-_V = TypeVar("_V")
-
-Rejection: TypeAlias = tuple[str, Status, str, Speaker]  # metric label, status, text, whose word it is
-
-PREDICTED: Final[Rejection] = "predicted", Status.OVERLOADED, wording.PREDICTED, Speaker.FORECAST
-NO_TIME: Final[Rejection] = "deadline", Status.TIMEOUT, wording.TIMEOUT, Speaker.DOOR
-KEY_REUSED: Final[Rejection] = "key_reused", Status.UNPROCESSABLE, wording.KEY_REUSED, Speaker.DOOR
-KEY_IN_USE: Final[Rejection] = "key_in_use", Status.CONFLICT, wording.KEY_IN_USE, Speaker.DOOR
-
 REPLAYED: Final = {HEADER: "true"}
 KEYED: Final = b""  # who asks for requests with a key, and is answered: tries come and go
-
-POISON: Final[Rejection] = "poison", Status.UNPROCESSABLE, wording.QUARANTINED, Speaker.DOOR
-
-MEASURE_S: Final = 0.25  # over which it is counted how many requests leave
-RETRY_MOST_S: Final = 10.0  # beyond that nothing is known
-RETRY_UNKNOWN_S: Final = 1.0  # where nothing has left lately
 
 
 @dataclass(frozen=True)
@@ -114,56 +100,6 @@ class Frontend:
     heard: float
     families: bytes = b""
     requests: dict[int, Request] = field(default_factory=dict)  # by its own number
-
-
-@dataclass(slots=True, eq=False)
-class StageView:
-    """What the front knows of a stage, from its last News; until the first one, nothing. On another thread the stage
-    may be ahead of it, so what is decided by it must be right for the stage as it was a moment ago too."""
-
-    state: StageState
-    absent_at: float = 0.0
-    full: bool = False
-    outlook: Outlook | None = None  # None: nobody waits there for long, or nothing is known
-    handed: int = 0  # items it was given from here
-    closed_until: float = 0.0
-
-
-@dataclass(slots=True)
-class _Column:
-    """Answers for one frontend, growing until they are taken."""
-
-    seqs: list[int] = field(default_factory=list)
-    statuses: list[int] = field(default_factory=list)
-    mimes: list[str] = field(default_factory=list)
-    trails: list[bytes] = field(default_factory=list)
-    headers: dict[int, dict[str, str]] = field(default_factory=dict)
-    speakers: dict[int, int] = field(default_factory=dict)
-    retries_ms: dict[int, int] = field(default_factory=dict)
-    payloads: list[Payload] = field(default_factory=list)
-
-    def parted(self) -> list[_Column]:
-        """As columns of which each makes a header of a size that is read."""
-        count = len(self.seqs)
-        step = WITH_HEADERS if self.headers else HEAD_ITEMS
-        if count <= step:
-            return [self]
-        return [self._part(start, start + step) for start in range(0, count, step)]
-
-    def _part(self, start: int, end: int) -> _Column:
-        def sparse(values: dict[int, _V]) -> dict[int, _V]:
-            return {index - start: value for index, value in values.items() if start <= index < end}
-
-        return _Column(
-            self.seqs[start:end],
-            self.statuses[start:end],
-            self.mimes[start:end],
-            self.trails[start:end],
-            sparse(self.headers),
-            sparse(self.speakers),
-            sparse(self.retries_ms),
-            self.payloads[start:end],
-        )
 
 
 class FrontMachine:
@@ -189,33 +125,18 @@ class FrontMachine:
         self.quarantine = Quarantine()
         self._read = read
         self._looks = Looks()
-        self.stages = [
-            StageView(StageState(name, 0, 0, 0, 0, 0, flow=int(Flow.UNKNOWN)), absent_at) for name in topology.stages
-        ]
+        self.door = Admission(topology, absent_at)
+        self.stages = self.door.stages
         self.crews: Sequence[Crew] = ()  # of all stages, set before the first result: who holds what
         self.stats = FrontStats()
         self.actions: list[FrontAction] = []
-        self.draining = False
         self.nbytes = 0
         self.keys = Keys()
         self._again: dict[bytes, list[int]] = {}  # by frontend: what it is to submit again
         self._uid = epoch << EPOCH_SHIFT
         self._sessions = 0
         self._deadlines: list[tuple[float, int]] = []
-        self._answers: dict[bytes, _Column] = {}
-        self._pressed = False  # some stage has an outlook
-        self._rate = 0.0  # requests that left in a second, lately
-        self._measured_at = 0.0
-        self._left = 0  # requests that had left then
-        self._turn_at = 0.0  # when the one who was refused last may come again
-        # By route: its stages, each with the share of routes through the one before that go on to it.
-        self._ways = [
-            [
-                (stage, self._share(route.stages[hop - 1], stage) if hop else 0.0)
-                for hop, stage in enumerate(route.stages)
-            ]
-            for route in topology.routes
-        ]
+        self._answers = AnswerBook()
         # By stage: its hop on each route that passes it, and the same of those that end there.
         self._standings = [self._hops(stage) for stage in range(len(topology.stages))]
 
@@ -223,10 +144,6 @@ class FrontMachine:
         ways = {number: route.stages for number, route in enumerate(self.topology.routes) if stage in route.stages}
         hops = {number: stages.index(stage) for number, stages in ways.items()}
         return hops, {number: hop for number, hop in hops.items() if hop == len(ways[number]) - 1}
-
-    def _share(self, former: int, stage: int) -> float:
-        through = [route.stages for route in self.topology.routes if former in route.stages]
-        return sum([stage in stages for stages in through]) / len(through)
 
     # --- from frontends ----------------------------------------------------------------------------------------------
 
@@ -273,7 +190,7 @@ class FrontMachine:
         ways: dict[int, tuple[Rejection | None, StageView, list[Item]]] = {}  # by route, for the whole parcel
         unread: list[Ref] = []  # shared memory of what is not admitted
         keys = submit.keys
-        has_poison = bool(self.quarantine)
+        has_poison, is_pressed = bool(self.quarantine), self.door.is_pressed
         columns = zip(
             submit.seqs,
             submit.routes,
@@ -299,8 +216,8 @@ class FrontMachine:
                     rejection = self._rejection(budget_us, size)
                 if has_poison and rejection is None and self._is_poison(route, size, payload, now):
                     rejection = POISON
-                if self._pressed and rejection is None:
-                    late_s = self._late_by(route, deadline, now)
+                if is_pressed and rejection is None:
+                    late_s = self.door.late_by(route, deadline, now)
                     if late_s > 0.0:
                         rejection = PREDICTED
             if rejection is not None:
@@ -329,85 +246,34 @@ class FrontMachine:
         self, route: int, admitted: dict[int, list[Item]], now: float
     ) -> tuple[Rejection | None, StageView, list[Item]]:
         """Why nothing is admitted on a route, and its first stage with what of a parcel goes there."""
-        rejection = self._blocked(route, now)
+        rejection = self.door.blocked(route, now)
         number = self.topology.routes[route].stages[0] if route < len(self.topology.routes) else 0
         return rejection, self.stages[number], admitted.setdefault(number, [])
 
     def _is_poison(self, route: int, size: int, payload: Payload, now: float) -> bool:
         return self.quarantine.holds(route, size, lambda: joined(self._read(payload)), now)
 
-    def _reject(self, peer: bytes, seq: int, route: int, rejection: Rejection, late_s: float, now: float) -> None:
-        reason, status, text, speaker = rejection
-        self.stats.rejected[reason] = self.stats.rejected.get(reason, 0) + 1
-        retry_s = self._retry_of(status, route, late_s, now)
-        headers = wording.DO_NOT_RETRY if status is Status.UNPROCESSABLE else None
-        self._answer(peer, seq, status, text.encode(), speaker, retry_s=retry_s, headers=headers)
-
-    def _blocked(self, route: int, now: float) -> Rejection | None:
-        """Why nothing is admitted on a route; None when something may be."""
-        if not 0 <= route < len(self.topology.routes):
-            return "malformed", Status.FAILED, wording.NO_ROUTE, Speaker.DOOR
-        if self.draining:
-            return "draining", Status.UNAVAILABLE, wording.DRAINING, Speaker.DOOR
-        for stage in self.topology.routes[route].stages:
-            view = self.stages[stage]
-            if view.absent_at <= now:
-                return "absent", Status.UNAVAILABLE, wording.absent(view.state.name), Speaker.STAGE
-            if view.closed_until > now:
-                return "broken", Status.UNAVAILABLE, wording.broken(view.state.name), Speaker.STAGE
-            if view.full:
-                return "stage_full", Status.OVERLOADED, wording.full(view.state.name), Speaker.STAGE
-        return None
-
     def _rejection(self, budget_us: int, size: int) -> Rejection | None:
         """Why one request is not admitted; None when it is."""
         if budget_us <= 0:
             return NO_TIME
         if len(self.ledger) >= self.spec.capacity:
-            return "capacity", Status.OVERLOADED, wording.being_served(len(self.ledger)), Speaker.DOOR
+            return at_capacity(len(self.ledger))
         if self.nbytes + size > self.spec.capacity_bytes and self.ledger:
-            return "capacity_bytes", Status.OVERLOADED, wording.BODIES_FILL, Speaker.DOOR
+            return BODIES_FILL
         return None
 
-    def _late_by(self, route: int, deadline: float, now: float) -> float:
-        """By how many seconds a request would be late if it was admitted now; not above 0: it would not be, or nothing
-        is known, or everybody is idle who has to do with it."""
-        coming = 0.0  # items on their way to the next stage of the route, before this one
-        done_at = now
-        is_free = True
-        for stage, share in self._ways[route]:
-            view = self.stages[stage]
-            outlook = view.outlook
-            if outlook is None or not outlook.frees:
-                continue
-            waiting = outlook.queued + view.handed - outlook.taken + coming * share
-            ahead = int(waiting * outlook.before(deadline) if outlook.deadlines else waiting)
-            is_free = is_free and not ahead and outlook.is_free(now)
-            done_at = max(outlook.finish(ahead, now), done_at + outlook.alone_s)
-            coming = waiting + outlook.in_flight
-        return -1.0 if is_free else done_at - deadline
+    def _reject(self, peer: bytes, seq: int, route: int, rejection: Rejection, late_s: float, now: float) -> None:
+        reason, status, text, speaker = rejection
+        self.stats.rejected[reason] = self.stats.rejected.get(reason, 0) + 1
+        retry_s = self.door.retry_s(status, route, late_s, self._left, now)
+        headers = wording.DO_NOT_RETRY if status is Status.UNPROCESSABLE else None
+        self._answers.say(peer, seq, status, text, speaker, retry_s=retry_s, headers=headers)
 
-    def _retry_of(self, status: int, route: int, late_s: float, now: float) -> float:
-        """When somebody who is answered so had better come again, in seconds; 0: nobody knows."""
-        if status == Status.OVERLOADED:
-            return self._retry_s(late_s, now)
-        if status == Status.UNAVAILABLE and 0 <= route < len(self.topology.routes):
-            return max(0.0, max(self.stages[stage].closed_until for stage in self.topology.routes[route].stages) - now)
-        return 0.0
-
-    def _retry_s(self, late_s: float, now: float) -> float:
-        """When somebody who is refused had better come again: those who are refused come one after the other, as fast
-        as requests have been leaving lately, and none before it could have been done in time."""
-        left = self.stats.admitted - len(self.ledger)
-        past = now - self._measured_at
-        if past >= MEASURE_S:
-            self._rate = (left - self._left) / past
-            self._measured_at, self._left = now, left
-        if self._rate <= 0.0:
-            return RETRY_UNKNOWN_S
-        turn_at = max(self._turn_at, now) + 1.0 / self._rate
-        self._turn_at = turn_at = min(turn_at, now + RETRY_MOST_S)
-        return min(turn_at - now + late_s, RETRY_MOST_S)
+    @property
+    def _left(self) -> int:
+        """Requests that have left so far."""
+        return self.stats.admitted - len(self.ledger)
 
     def refuse_like(self, poison: Poison, now: float) -> bool:
         """A request has killed workers: refuse such ones for a while. False: they are refused already, or there is no
@@ -440,7 +306,7 @@ class FrontMachine:
             self._drop(
                 [request for seq, request in left if request.frontend == peer or self._is_left(peer, seq, request)]
             )
-            self._answers.pop(peer, None)
+            self._answers.drop(peer)
             self._again.pop(peer, None)
         return frontend
 
@@ -504,7 +370,7 @@ class FrontMachine:
                 continue
             if column is None or request.frontend != peer:
                 peer = request.frontend
-                column = self._column(peer)
+                column = self._answers.column(peer)
                 frontend = self.frontends.get(peer)
                 known = frontend.requests if frontend is not None else {}
             # As _close does.
@@ -583,7 +449,7 @@ class FrontMachine:
 
     def _tear(self, request: Request) -> None:
         self._close(request)
-        self._answer(request.frontend, request.seq, Status.FAILED, TORN)
+        self._answers.say(request.frontend, request.seq, Status.FAILED, wording.TORN)
         self.actions.extend(Drop(stage, [request.uid]) for stage in self._stages_of(request))
 
     def consumed(self, peer: bytes, nbytes: Mapping[int, int]) -> None:
@@ -599,27 +465,14 @@ class FrontMachine:
 
     def fail(self, fail: Fail, now: float) -> None:
         """A stage gives requests up; one of which another copy has gone further is left alone."""
-        body = fail.text.encode()
-        speaker = Speaker.FORECAST if fail.hopeless else Speaker.STAGE
+        status, speaker = fail.status, Speaker.FORECAST if fail.hopeless else Speaker.STAGE
         for uid in fail.uids:
             request = self.ledger.get(uid)
             if request is not None and self._stage_of(request) == fail.stage:
                 self._close(request)
-                retry_s = self._retry_of(fail.status, request.route, 0.0, now)
-                self._answer(
-                    request.frontend, request.seq, fail.status, body, speaker, retry_s=retry_s, headers=fail.headers
-                )
-
-    def heard_of(self, news: News) -> None:
-        """A stage says how it stands."""
-        view = self.stages[news.stage]
-        view.state, view.absent_at, view.full = news.state, news.absent_at, news.full
-        view.closed_until = news.closed_until
-
-    def foresee(self, foresee: Foresee) -> None:
-        """What a stage expects of its next seconds."""
-        self.stages[foresee.stage].outlook = foresee.outlook
-        self._pressed = any(view.outlook is not None for view in self.stages)
+                peer, seq = request.frontend, request.seq
+                retry_s = self.door.retry_s(status, request.route, 0.0, self._left, now)
+                self._answers.say(peer, seq, status, fail.text, speaker, retry_s=retry_s, headers=fail.headers)
 
     def expire(self, now: float) -> float:
         """Answer what is late; returns when to look again at the latest, which while requests are served may be a
@@ -637,7 +490,7 @@ class FrontMachine:
             request = self.ledger.get(uid)
             if request is not None:
                 self._close(request)
-                self._answer(request.frontend, request.seq, Status.TIMEOUT, TIMEOUT)
+                self._answers.say(request.frontend, request.seq, Status.TIMEOUT, wording.TIMEOUT)
                 for stage in self._stages_of(request):
                     late.setdefault(stage, []).append(uid)
         for stage, uids in late.items():
@@ -653,7 +506,7 @@ class FrontMachine:
     def _is_settled(self, frontend: Frontend, seq: int, key: bytes, deadline: float, now: float) -> bool:
         """Whether a request is answered from memory, joins another try of its own, or is refused for what came with its
         key before; else it is to be judged like any other, and computed."""
-        if KEYED in self._answers:
+        if KEYED in self._answers.columns:
             self._share_answers(now)
         found = self.keys.find(key, now)
         if found is None:
@@ -669,7 +522,7 @@ class FrontMachine:
         elif deadline <= now:
             rejection = NO_TIME
         elif (count := len(self.ledger) + self.keys.waiting) >= self.spec.capacity:
-            rejection = "capacity", Status.OVERLOADED, wording.being_served(count), Speaker.DOOR
+            rejection = at_capacity(count)
         else:
             self.stats.joined += 1
             self.keys.join(found, (peer, seq), deadline)
@@ -709,7 +562,7 @@ class FrontMachine:
 
     def _share_answers(self, now: float) -> None:
         """Give the answers to requests with a key to all who wait for them, and keep those that are to be kept."""
-        column = self._answers.pop(KEYED)
+        column = self._answers.columns.pop(KEYED)
         for index, (uid, status, mime, trail, payload) in enumerate(
             zip(column.seqs, column.statuses, column.mimes, column.trails, column.payloads, strict=True)
         ):
@@ -726,38 +579,29 @@ class FrontMachine:
                 if was_late and deadline > flight.request.deadline:  # this one has more time
                     self._again.setdefault(peer, []).append(seq)
                     continue
-                to = self._column(peer)
-                at = len(to.seqs)
-                if (peer, seq) != flight.first and speaker == Speaker.WORKER:
-                    to.headers[at] = {**headers, **REPLAYED}
-                elif headers:
-                    to.headers[at] = headers
-                if speaker != Speaker.WORKER:
-                    to.speakers[at] = speaker
-                if index in column.retries_ms:
-                    to.retries_ms[at] = column.retries_ms[index]
-                to.seqs.append(seq)
-                to.statuses.append(status)
-                to.mimes.append(mime)
-                to.trails.append(trail)
-                to.payloads.append(body)
+                is_other = (peer, seq) != flight.first and speaker == Speaker.WORKER
+                self._answers.column(peer).add(
+                    seq,
+                    status,
+                    body,
+                    mime=mime,
+                    trail=trail,
+                    speaker=speaker,
+                    retry_ms=column.retries_ms.get(index, 0),
+                    headers={**headers, **REPLAYED} if is_other else headers,
+                )
 
     def _replay(self, peer: bytes, seq: int, kept: Kept) -> None:
         """The answer that is kept."""
         self.stats.replayed += 1
-        column = self._column(peer)
-        column.headers[len(column.seqs)] = {**kept.headers, **REPLAYED}
-        column.seqs.append(seq)
-        column.statuses.append(kept.status)
-        column.mimes.append(kept.mime)
-        column.trails.append(b"")
-        column.payloads.append(kept.body)
+        headers = {**kept.headers, **REPLAYED}
+        self._answers.column(peer).add(seq, kept.status, kept.body, mime=kept.mime, headers=headers)
 
     def _tell(self, waiter: Waiter, rejection: Rejection) -> None:
         """One who waited gets an answer of its own."""
         _, status, text, speaker = rejection
         self._forget(*waiter)
-        self._answer(*waiter, status, text.encode(), speaker)
+        self._answers.say(*waiter, status, text, speaker)
 
     def _forget(self, peer: bytes, seq: int) -> None:
         frontend = self.frontends.get(peer)
@@ -768,29 +612,9 @@ class FrontMachine:
 
     def take_answers(self, now: float) -> list[tuple[bytes, Answers, list[Payload]]]:
         """All answers since the last call, one parcel per frontend; several where one would have too large a header."""
-        if not self._answers:
-            return []
-        if KEYED in self._answers:
+        if KEYED in self._answers.columns:
             self._share_answers(now)
-        taken = [
-            (
-                peer,
-                Answers(
-                    seqs=column.seqs,
-                    statuses=column.statuses,
-                    mimes=column.mimes,
-                    trails=column.trails,
-                    headers=column.headers,
-                    speakers=column.speakers,
-                    retries_ms=column.retries_ms,
-                ),
-                column.payloads,
-            )
-            for peer, whole in self._answers.items()
-            for column in whole.parted()
-        ]
-        self._answers = {}
-        return taken
+        return self._answers.take() if self._answers.columns else []
 
     def take_again(self) -> list[tuple[bytes, Again]]:
         """Since the last call, by frontend: what it is to submit again, for the answer to another try did not come."""
@@ -812,36 +636,6 @@ class FrontMachine:
         frontend = self.frontends.get(request.frontend)
         if frontend is not None:
             frontend.requests.pop(request.seq, None)
-
-    def _column(self, peer: bytes) -> _Column:
-        column = self._answers.get(peer)
-        if column is None:
-            column = self._answers[peer] = _Column()
-        return column
-
-    def _answer(
-        self,
-        peer: bytes,
-        seq: int,
-        status: int,
-        body: bytes,
-        speaker: Speaker = Speaker.DOOR,
-        *,
-        retry_s: float = 0.0,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        """An answer in the broker's own words."""
-        column = self._column(peer)
-        if headers:
-            column.headers[len(column.seqs)] = dict(headers)
-        if retry_s:
-            column.retries_ms[len(column.seqs)] = ceil(retry_s * 1000)
-        column.speakers[len(column.seqs)] = int(speaker)
-        column.seqs.append(seq)
-        column.statuses.append(int(status))
-        column.mimes.append("")
-        column.trails.append(b"")
-        column.payloads.append(body)
 
 
 def _modest(headers: dict[str, str]) -> dict[str, str]:

@@ -7,8 +7,9 @@ from math import inf
 
 import pytest
 
+from engine.core.answers import Column
 from engine.core.batching import Policy
-from engine.core.front import EPOCH_SHIFT, FrontSpec, _Column, _modest
+from engine.core.front import EPOCH_SHIFT, FrontSpec, _modest
 from engine.core.liveness import FRONTEND_SILENCE_S
 from engine.core.messages import (
     OWN_HEADERS_MOST,
@@ -82,7 +83,7 @@ def test_who_is_refused_is_told_to_come_again_one_after_the_other_as_fast_as_oth
 
 @pytest.mark.parametrize(("headers", "size"), [(0, HEAD_ITEMS), (1, WITH_HEADERS)], ids=["many", "with headers"])
 def test_many_answers_at_once_leave_in_parcels_that_can_be_read(headers: int, size: int) -> None:
-    column = _Column()
+    column = Column()
     count = 2 * size + 1
     for seq in range(count):
         column.seqs.append(seq)
@@ -104,7 +105,7 @@ def test_many_answers_at_once_leave_in_parcels_that_can_be_read(headers: int, si
     assert found == [
         (seq, 200 + seq, b"%d" % seq, seq % 4, seq, {"x": str(seq)} if headers else None) for seq in range(count)
     ]
-    assert len(_Column(seqs=[1] * 9).parted()) == 1
+    assert len(Column(seqs=[1] * 9).parted()) == 1
 
 
 def test_headers_of_a_worker_that_are_more_than_it_may_send_are_left_out() -> None:
@@ -116,7 +117,7 @@ def test_draining_is_503() -> None:
     twin = one_stage()
     worker = twin.worker()
     twin.submit(1)
-    twin.front.draining = True
+    twin.front.door.draining = True
     twin.submit(1, first=2)
     assert twin.answer(2)[0] == 503
     twin.finish(worker)

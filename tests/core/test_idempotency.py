@@ -50,13 +50,13 @@ def test_later_tries_get_the_answer_that_is_kept_for_a_while_even_where_nobody_e
     twin, worker = deployed()
     twin.submit(1, key=key("a"))
     twin.finish(worker)
-    twin.front.draining = True
+    twin.front.door.draining = True
     twin.pass_time(HOLD_S - 0.1)
     twin.submit(1, first=2, key=key("a"))
     assert twin.answer(2) == (200, b"body1+0")
     assert twin.headers[b"f", 2] == REPLAYED
     assert twin.front.stats.replayed == 1
-    twin.front.draining = False
+    twin.front.door.draining = False
     twin.pass_time(0.1)
     twin.submit(1, first=3, key=key("a"))
     twin.finish(worker)

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.core import wording
 from engine.core.batching import Policy
-from engine.core.front import TORN, FrontMachine
+from engine.core.front import FrontMachine
 from engine.core.messages import EVENT_COST, CancelItems, Events, Flow, Granted, Ready, StreamEvents
 from engine.core.stage import StageSpec
 from engine.core.wire import decode, encode
@@ -85,7 +86,7 @@ def test_a_replay_that_began_before_the_event_was_known_ends_the_stream_as_a_fai
     new = twin.worker()
     assert uids(new) == [uid]
     assert send(twin, new, uid) == {}
-    assert twin.answer(1) == (500, TORN)
+    assert twin.answer(1) == (500, wording.TORN.encode())
     assert new.told == [CancelItems([uid])]
     twin.finish(new)
     assert twin.is_empty()
@@ -99,7 +100,7 @@ def test_nor_does_the_replays_result_pass_for_the_end_of_that_stream() -> None:
     die_unnoticed(twin, old, uid)
     new = twin.worker()
     twin.finish(new)
-    assert twin.answer(1) == (500, TORN)
+    assert twin.answer(1) == (500, wording.TORN.encode())
     assert twin.is_empty()
 
 

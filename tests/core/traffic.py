@@ -228,9 +228,9 @@ class Service:
         if isinstance(letter, Fail):
             self.front.fail(letter, self.now)
         elif isinstance(letter, News):
-            self.front.heard_of(letter)
+            self.front.door.heard_of(letter)
         else:
-            self.front.foresee(letter)
+            self.front.door.foresee(letter)
 
     def _answered(self, attempt: Attempt, status: int) -> None:
         assert not attempt.status

@@ -251,7 +251,7 @@ class Twin:
 
     def pulse(self, peer: bytes) -> None:
         front = self.front
-        self.tell(peer, FrontendPulse(front.draining, front.headroom, [view.state for view in front.stages]))
+        self.tell(peer, FrontendPulse(front.door.draining, front.headroom, [view.state for view in front.stages]))
 
     def tell(self, peer: bytes, words: Message | introduction.FrozenWords, payloads: Sequence[Payload] = ()) -> None:
         """Words for a frontend, if there is a link by that connection."""
@@ -410,9 +410,9 @@ class Twin:
             case Fail():
                 self.front.fail(action, self.now)
             case News():
-                self.front.heard_of(action)
+                self.front.door.heard_of(action)
             case Foresee():
-                self.front.foresee(action)
+                self.front.door.foresee(action)
             case Kill():
                 self.workers[stage, action.worker].killed = True
             case Note():

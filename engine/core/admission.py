@@ -1,0 +1,153 @@
+"""Who is let in: what the door knows of the stages, and why a request is refused. Pure.
+
+* 503 while draining, or when a stage of the route has nobody or is not fed; 408 when its time is over already; 429 past
+  the capacity in requests or bytes, or when a stage of the route holds all it may;
+* 429 at once as well when, as the stages of its route see their next seconds (Outlook), it would not be answered in its
+  time. Nobody is refused whom an idle worker could begin with: what is expected may be wrong, and who refuses everybody
+  never finds out;
+* whoever is refused for want of room or time is told when to come again: one after the other, as fast as requests have
+  been leaving lately; and of a stage that is not fed, when it is tried.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from engine.core import wording
+from engine.core.actions import Foresee, News
+from engine.core.messages import Flow, Speaker, StageState, Status
+from engine.core.predict import Outlook
+from engine.core.routing import Topology
+
+Rejection: TypeAlias = tuple[str, Status, str, Speaker]  # metric label, status, text, whose word it is
+
+NO_ROUTE: Final[Rejection] = "malformed", Status.FAILED, wording.NO_ROUTE, Speaker.DOOR
+DRAINING: Final[Rejection] = "draining", Status.UNAVAILABLE, wording.DRAINING, Speaker.DOOR
+NO_TIME: Final[Rejection] = "deadline", Status.TIMEOUT, wording.TIMEOUT, Speaker.DOOR
+BODIES_FILL: Final[Rejection] = "capacity_bytes", Status.OVERLOADED, wording.BODIES_FILL, Speaker.DOOR
+PREDICTED: Final[Rejection] = "predicted", Status.OVERLOADED, wording.PREDICTED, Speaker.FORECAST
+POISON: Final[Rejection] = "poison", Status.UNPROCESSABLE, wording.QUARANTINED, Speaker.DOOR
+KEY_REUSED: Final[Rejection] = "key_reused", Status.UNPROCESSABLE, wording.KEY_REUSED, Speaker.DOOR
+KEY_IN_USE: Final[Rejection] = "key_in_use", Status.CONFLICT, wording.KEY_IN_USE, Speaker.DOOR
+
+MEASURE_S: Final = 0.25  # over which it is counted how many requests leave
+RETRY_MOST_S: Final = 10.0  # beyond that nothing is known
+RETRY_UNKNOWN_S: Final = 1.0  # where nothing has left lately
+
+
+def at_capacity(count: int) -> Rejection:
+    """So many requests are being served."""
+    return "capacity", Status.OVERLOADED, wording.being_served(count), Speaker.DOOR
+
+
+@dataclass(slots=True, eq=False)
+class StageView:
+    """What the front knows of a stage, from its last News; until the first one, nothing. On another thread the stage
+    may be ahead of it, so what is decided by it must be right for the stage as it was a moment ago too."""
+
+    state: StageState
+    absent_at: float = 0.0
+    full: bool = False
+    outlook: Outlook | None = None  # None: nobody waits there for long, or nothing is known
+    handed: int = 0  # items it was given from here
+    closed_until: float = 0.0
+
+
+class Admission:
+    """See the module."""
+
+    def __init__(self, topology: Topology, absent_at: float) -> None:
+        self.stages = [
+            StageView(StageState(name, 0, 0, 0, 0, 0, flow=int(Flow.UNKNOWN)), absent_at) for name in topology.stages
+        ]
+        self.draining = False
+        self.is_pressed = False  # some stage has an outlook
+        self._routes = topology.routes
+        # By route: its stages, each with the share of routes through the one before that go on to it.
+        self._ways = [
+            [
+                (stage, self._share(route.stages[hop - 1], stage) if hop else 0.0)
+                for hop, stage in enumerate(route.stages)
+            ]
+            for route in topology.routes
+        ]
+        self._rate = 0.0  # requests that left in a second, lately
+        self._measured_at = 0.0
+        self._left = 0  # requests that had left then
+        self._turn_at = 0.0  # when the one who was refused last may come again
+
+    def _share(self, former: int, stage: int) -> float:
+        through = [route.stages for route in self._routes if former in route.stages]
+        return sum([stage in stages for stages in through]) / len(through)
+
+    # --- from stages -------------------------------------------------------------------------------------------------
+
+    def heard_of(self, news: News) -> None:
+        """A stage says how it stands."""
+        view = self.stages[news.stage]
+        view.state, view.absent_at, view.full = news.state, news.absent_at, news.full
+        view.closed_until = news.closed_until
+
+    def foresee(self, foresee: Foresee) -> None:
+        """What a stage expects of its next seconds."""
+        self.stages[foresee.stage].outlook = foresee.outlook
+        self.is_pressed = any(view.outlook is not None for view in self.stages)
+
+    # --- refusing ----------------------------------------------------------------------------------------------------
+
+    def blocked(self, route: int, now: float) -> Rejection | None:
+        """Why nothing is admitted on a route; None when something may be."""
+        if not 0 <= route < len(self._routes):
+            return NO_ROUTE
+        if self.draining:
+            return DRAINING
+        for stage in self._routes[route].stages:
+            view = self.stages[stage]
+            if view.absent_at <= now:
+                return "absent", Status.UNAVAILABLE, wording.absent(view.state.name), Speaker.STAGE
+            if view.closed_until > now:
+                return "broken", Status.UNAVAILABLE, wording.broken(view.state.name), Speaker.STAGE
+            if view.full:
+                return "stage_full", Status.OVERLOADED, wording.full(view.state.name), Speaker.STAGE
+        return None
+
+    def late_by(self, route: int, deadline: float, now: float) -> float:
+        """By how many seconds a request would be late if it was admitted now; not above 0: it would not be, or nothing
+        is known, or everybody is idle who has to do with it."""
+        coming = 0.0  # items on their way to the next stage of the route, before this one
+        done_at = now
+        is_free = True
+        for stage, share in self._ways[route]:
+            view = self.stages[stage]
+            outlook = view.outlook
+            if outlook is None or not outlook.frees:
+                continue
+            waiting = outlook.queued + view.handed - outlook.taken + coming * share
+            ahead = int(waiting * outlook.before(deadline) if outlook.deadlines else waiting)
+            is_free = is_free and not ahead and outlook.is_free(now)
+            done_at = max(outlook.finish(ahead, now), done_at + outlook.alone_s)
+            coming = waiting + outlook.in_flight
+        return -1.0 if is_free else done_at - deadline
+
+    def retry_s(self, status: int, route: int, late_s: float, left: int, now: float) -> float:
+        """When somebody who is answered so had better come again, in seconds; 0: nobody knows. ``route`` may be none's.
+        ``late_s``: by how much it would be late. ``left``: how many requests have left so far."""
+        if status == Status.OVERLOADED:
+            return self._turn_s(late_s, left, now)
+        if status == Status.UNAVAILABLE and 0 <= route < len(self._routes):
+            return max(0.0, max(self.stages[stage].closed_until for stage in self._routes[route].stages) - now)
+        return 0.0
+
+    def _turn_s(self, late_s: float, left: int, now: float) -> float:
+        """Those who are refused come one after the other, as fast as requests have been leaving lately, and none before
+        it could have been done in time."""
+        past = now - self._measured_at
+        if past >= MEASURE_S:
+            self._rate = (left - self._left) / past
+            self._measured_at, self._left = now, left
+        if self._rate <= 0.0:
+            return RETRY_UNKNOWN_S
+        turn_at = max(self._turn_at, now) + 1.0 / self._rate
+        self._turn_at = turn_at = min(turn_at, now + RETRY_MOST_S)
+        return min(turn_at - now + late_s, RETRY_MOST_S)
