@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import secrets
-import signal
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from engine.client import Client, submit
 from engine.config import Deployment, build
 from engine.core import meta, wire
 from engine.core.call import Answer
+from engine.core.deaths import Death
 from engine.core.introduction import (
     FRONTEND,
     NEWEST,
@@ -462,12 +462,12 @@ def test_draining_refuses_and_finishes(deployment: Deployment) -> None:
 
 def test_a_client_without_a_broker_keeps_then_refuses(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
+        monkeypatch.setattr("engine.core.link.LOST_S", -1.0)
         async with client(deployment) as c:
             answer = ask(c)
             await asyncio.sleep(0)
             assert not answer.done()
             assert not c.view().connected
-            monkeypatch.setattr("engine.core.link.LOST_S", -1.0)
             with pytest.raises(Unavailable, match="cannot be reached"):
                 ask(c, timeout_s=-1.0)
         assert answer.cancelled()
@@ -736,9 +736,9 @@ def test_watch_tells_ends_once_and_kills() -> None:
         assert watch.add(7, process.pid, may_kill=True)
         assert watch.ended() == []
         assert watch.kill(7)
-        ended: list[tuple[int, int | None]] = []
+        ended: list[tuple[int, Death, str]] = []
         until(lambda: ended.extend(watch.ended()) or ended, "the end")
-        assert ended == [(7, signal.SIGKILL)]  # how it ended is known until its parent has asked
+        assert ended == [(7, Death.OUTSIDE, "by SIGKILL")]  # how it ended is known until its parent has asked
         process.wait()
         assert watch.ended() == []
         assert not watch.kill(7)

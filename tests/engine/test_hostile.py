@@ -23,6 +23,7 @@ from engine.broker.complaints import FAILED, MALFORMED, UNEXPECTED, Complaints
 from engine.config import Deployment
 from engine.core import wire
 from engine.core.introduction import FRONTEND, Stranger
+from engine.core.items import Item, Request
 from engine.core.messages import (
     Batch,
     Bye,
@@ -194,15 +195,15 @@ def test_a_frontend_whose_message_cannot_be_handled_begins_anew_and_loses_nothin
     async def scenario() -> None:
         with running(deployment) as broker, worker(deployment) as w:
             machine = broker.front.machine
-            real, faults = machine._rejection, [b"second"]
+            faults = [b"second"]
 
-            def rejection(budget_us: int, size: int) -> Any:
+            def make(request: Request, payload: Any, size: int, now: float) -> Item:
                 if size == len(b"second") and faults:
                     faults.pop()
                     raise Fault
-                return real(budget_us, size)
+                return Item(request, payload, size, now)
 
-            monkeypatch.setattr(machine, "_rejection", rejection)
+            monkeypatch.setattr("engine.core.front.Item", make)
             async with client(deployment) as c:
                 await until_async(lambda: ready(c), "readiness")
                 answers = [ask(c, body) for body in (b"1st", b"second", b"the third")]
