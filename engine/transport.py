@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket as stdsocket
+import stat
 import struct
 from collections.abc import Sequence
 from typing import Final, TypeAlias
@@ -17,7 +18,7 @@ from typing import Final, TypeAlias
 import zmq
 
 from engine.config import Deployment, run_dir
-from engine.config.endpoints import PATH_MAX, length
+from engine.config.endpoints import PATH_MAX, is_lane, length
 from engine.config.endpoints import Endpoints as Endpoints  # for those who make sockets
 from engine.core.liveness import RECONNECT_MOST_S
 from engine.core.wire import Buffer
@@ -178,6 +179,16 @@ def unbind(sock: Socket) -> None:
     if endpoint.startswith("ipc://"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(endpoint.removeprefix("ipc://"))
+
+
+def remove_lanes(endpoints: Endpoints) -> None:
+    """Remove the files of the lanes of a broker that was killed, which no other would ever bind again."""
+    if endpoints.is_tcp:
+        return
+    with contextlib.suppress(FileNotFoundError), os.scandir(endpoints.base) as entries:
+        for entry in entries:
+            if is_lane(entry.name) and stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode):
+                os.unlink(entry.path)
 
 
 # --- parcels ---------------------------------------------------------------------------------------------------------

@@ -140,6 +140,7 @@ class Broker:
 
     def start(self) -> None:
         """Start every thread; raises StartError, with everything closed again, when one cannot bind."""
+        transport.remove_lanes(self.endpoints)
         for thread in self._threads:
             thread.start()
         for thread in self._threads:

@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 PATH_MAX: Final = 107 if sys.platform.startswith("linux") else 103
 
 # Every name that a socket of a broker can have in its run directory.
-_NAMES: Final = re.compile(r"front|admin|egress|control-[0-9]+|intake-[0-9]+|l[0-9a-f]+-[0-9a-f]+")
+_LANE: Final = re.compile(r"l[0-9a-f]+-[0-9a-f]+")
+_NAMES: Final = re.compile(rf"front|admin|egress|control-[0-9]+|intake-[0-9]+|{_LANE.pattern}")
 
 LANE_KEYS: Final = 1 << 42  # keys of workers are below it: too many to guess one of, and short in the name of a lane
 
@@ -80,6 +81,11 @@ def room(stages: int) -> int:
 def is_name(name: str) -> bool:
     """Whether a socket of this name in a run directory may be a broker's."""
     return _NAMES.fullmatch(name) is not None
+
+
+def is_lane(name: str) -> bool:
+    """Whether it may be a lane, of which no other broker has one of the same name."""
+    return _LANE.fullmatch(name) is not None
 
 
 def length(path: str) -> int:

@@ -147,3 +147,19 @@ def test_a_path_that_is_too_long_leaves_no_socket_behind(folder: Path) -> None:
     with pytest.raises(transport.StartError, match="too long"):
         transport.lane(context, f"ipc://{folder}/{'y' * 100}")
     context.term()  # would wait for ever for a socket that is open
+
+
+def test_what_the_lanes_of_a_killed_broker_left_is_removed(folder: Path) -> None:
+    ends = Endpoints(str(folder), ("a",))
+    ctx = transport.context()
+    lanes = [transport.lane(ctx, ends.lane(0, key)) for key in (1, 2)]
+    kept = transport.pull(ctx, ends.egress)
+    (folder / "l0-abc").write_text("no socket")
+    transport.remove_lanes(ends)
+    assert sorted(path.name for path in folder.iterdir()) == ["egress", "l0-abc"]
+    transport.remove_lanes(Endpoints(str(folder / "nowhere"), ("a",)))
+    for sock in (*lanes, kept):
+        sock.close()
+    ctx.term()
+    for left in folder.iterdir():
+        left.unlink()
