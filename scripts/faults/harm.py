@@ -286,6 +286,30 @@ def stop_frontend_for_good(scene: Scene) -> None:
         scene.ends(victim)
 
 
+def try_again_elsewhere(scene: Scene) -> None:
+    """All processes of the frontend die with a request that has an Idempotency-Key; its client asks again, and gets the
+    answer of the same computation."""
+    same = next(scene.client.numbers)
+    about: dict[str, Any] = {"path": "/once", "same": same, "headers": {"idempotency-key": f"chaos-{same}"}}
+    first, _ = scene.busy("once", s=0.5, **about)
+    scene.kill(*scene.deployment.frontends()[1:])
+    first.answer()
+    scene.wait("its answer", lambda: scene.ask(first.acts, **about).answer().status == 200)
+    _computed_once(scene, first)
+
+
+def try_at_once(scene: Scene) -> None:
+    """Several tries with one Idempotency-Key at a time are one computation; another request under it is refused."""
+    same = next(scene.client.numbers)
+    about: dict[str, Any] = {"path": "/once", "same": same, "headers": {"idempotency-key": f"chaos-{same}"}}
+    tries = [scene.ask({"once": {"do": "sleep", "s": 0.2}}, **about) for _ in range(4)]
+    scene.injected += 1
+    for one in tries:
+        one.answer()
+    scene.ask(expects=frozenset((422,)), path="/once", headers=about["headers"]).answer()
+    _computed_once(scene, tries[0])
+
+
 def leave(scene: Scene) -> None:
     """Clients go away while their requests are under way."""
     asked = [
@@ -454,6 +478,12 @@ def _computed_again(scene: Scene, asked: Asked) -> None:
     asked.answer()
     if scene.times(asked) < 2:
         scene.problem("empty: what was meant to be hit was computed only once")
+
+
+def _computed_once(scene: Scene, asked: Asked) -> None:
+    """However often it was asked."""
+    if scene.times(asked, "once") != 1:
+        scene.problem(f"double: computed {scene.times(asked, 'once')} times")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Final
 
 import psutil
@@ -61,7 +62,7 @@ def _mapped(pid: int) -> int:
 
 
 def grown(samples: Sequence[Counts]) -> list[str]:
-    """What climbs: the least of the last third is above the greatest of the middle third by more than its room.
+    """What climbs: the median of the last third is above that of the middle third by more than its room.
 
     The first third is for warming up. Fewer than LEAST samples show nothing and raise ValueError.
     """
@@ -71,8 +72,8 @@ def grown(samples: Sequence[Counts]) -> list[str]:
     middle, last = samples[third : 2 * third], samples[-third:]
     problems = []
     for what, (absolute, share) in ROOM.items():
-        before = max(sample[what] for sample in middle)
-        after = min(sample[what] for sample in last)
+        before = median(sample[what] for sample in middle)
+        after = median(sample[what] for sample in last)
         if after > before + max(absolute, before * share):
             series = " ".join(f"{sample[what]:.0f}" for sample in samples)
             problems.append(f"grows: {what} from {before:.0f} to {after:.0f}; {series}")

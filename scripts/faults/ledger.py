@@ -141,10 +141,7 @@ class Ledger:
             return
         problem = self._problem(entry.ask, body)
         if problem:
-            named = _number(body)
-            other = self._entries.get(named) if named is not None and named != entry.ask.body["number"] else None
-            kind = tally.double if other is not None and other.ended else tally.wrong
-            kind.append(f"{number}: {problem}: {_shown(body)}")
+            tally.wrong.append(f"{number}: {problem}: {_shown(body)}")
             return
         tally.right += 1
         if entry.ask.ordinary:
@@ -209,15 +206,6 @@ def percentile(values: Sequence[float], share: float) -> float:
     """The value that ``share`` of them do not exceed; 0 of none."""
     ranked = sorted(values)
     return ranked[max(0, math.ceil(len(ranked) * share) - 1)] if ranked else 0.0
-
-
-def _number(body: bytes) -> int | None:
-    try:
-        told = json.loads(body)
-    except ValueError:
-        return None
-    number = told.get("number") if isinstance(told, dict) else None
-    return number if isinstance(number, int) else None
 
 
 def _shown(data: bytes) -> str:

@@ -28,8 +28,7 @@ from faults import work
 
 ROOT: Final = Path(__file__).parents[2]
 
-PEER: Final = ROOT / ".venv-bench" / "bin" / "mosec"
-PEER_PYTHON: Final = PEER.parent / "python"
+PEER_PYTHON: Final = ROOT / ".venv-chaos" / "bin" / "python"
 
 
 @dataclass(frozen=True)

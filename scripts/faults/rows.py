@@ -59,10 +59,11 @@ class Row:
 
 
 ROLLING: Final = "tests/e2e/test_rolling.py"
-_FORGOTTEN: Final = "a poison that comes back is not known again"
 _BACKED_OFF: Final = "who dies of requests when just ready is backed off while they wait for it, unrefused"
 _FRONT: Final = Allowed(cut="its own connections end with it")
 _FULL: Final = Allowed(cut="a connection without a descriptor is reset")
+
+SOAKED: Final = frozenset(("W2", "W8b", "B1", "F1", "F5", "C3", "C7", "O2", "S9", "X1"))  # mild enough for hours
 
 ROWS: Final[tuple[Row, ...]] = (
     Row("W1", "kill -9 of an idle worker", harm.kill_idle, beside=True),
@@ -85,7 +86,6 @@ ROWS: Final[tuple[Row, ...]] = (
         "P3",
         "the same one sent again and again",
         harm.the_same_poison,
-        not_yet=_FORGOTTEN,
     ),
     Row("P4", "requests that kill when they meet", harm.poison_together),
     Row("P5", "every request kills, for a while", harm.nothing_but_poison, not_yet=_BACKED_OFF),
@@ -97,6 +97,7 @@ ROWS: Final[tuple[Row, ...]] = (
     Row("B6", "kill -9 of the broker as soon as it serves", harm.kill_broker_as_soon_as_it_serves),
     Row("B7", "the broker is dead, and nobody starts another for a second", harm.keep_broker_dead),
     Row("F1", "kill -9 of a frontend process", harm.kill_frontend, _FRONT),
+    Row("F1k", "kill -9 of all of them, and trying again with a key", harm.try_again_elsewhere, _FRONT),
     Row("F1m", "kill -9 of the one that started them", harm.kill_frontend_master, _FRONT),
     Row("F3", "reload: everything is replaced", harm.reload, instead=ROLLING),
     Row("F5", "clients leave", harm.leave, beside=True),
@@ -104,6 +105,7 @@ ROWS: Final[tuple[Row, ...]] = (
     Row("F7", "SIGSTOP of a frontend process, for good", harm.stop_frontend_for_good, _FRONT),
     Row("D2", "scale: a worker more, a worker less", harm.scale, instead=ROLLING),
     Row("D4", "kill -9 of the supervisor, and a start in the same place", harm.kill_supervisor),
+    Row("C1", "tries with one Idempotency-Key at a time", harm.try_at_once),
     Row("C3", "deadlines as short as the work, results too late", harm.short_of_time),
     Row("C4", "results of what others hold, twice", hostile.forge_results),
     Row("C6", "metrics that cannot be read, of peers that end", hostile.forge_beats),

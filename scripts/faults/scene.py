@@ -23,9 +23,11 @@ EITHER = frozenset((200, 408))  # of requests that hold a worker until it is int
 
 @dataclass(frozen=True)
 class Asked:
-    """A request beside the load."""
+    """A request beside the load. ``said`` is the number in its body."""
 
     number: int
+    said: int
+    acts: Mapping[str, Mapping[str, Any]] | None
     future: Future[Answer]
 
     def answer(self) -> Answer:
@@ -75,7 +77,8 @@ class Scene:
 
     def whole(self) -> None:
         """Wait until everything that should be there is ready."""
-        self.wait("everything to be ready", self.place.whole)
+        self.wait("everything to be ready", lambda: not self.place.alive() or self.place.whole())
+        assert self.place.alive(), "it has ended"
 
     def rest(self) -> None:
         """Ask nothing, and wait until nothing is under way."""
@@ -101,15 +104,15 @@ class Scene:
         body = {"number": said, **({"acts": acts} if acts else {}), **(more or {})}
         proof = work.proof(said, self.place.service.through(path))
         ask = Ask(number, body, proof, path, expects, **about)
-        return Asked(number, self.client.ask(ask))
+        return Asked(number, said, acts, self.client.ask(ask))
 
     def begun(self, asked: Asked, stage: str = "model") -> work.Batch:
         """Wait until a stage computes it, and tell who does, beside what."""
-        return self.wait(f"{stage} to begin {asked.number}", lambda: self._batches(asked.number, stage))[-1]  # type: ignore[no-any-return]
+        return self.wait(f"{stage} to begin {asked.said}", lambda: self._batches(asked.said, stage))[-1]  # type: ignore[no-any-return]
 
     def times(self, asked: Asked, stage: str = "model") -> int:
         """How often a stage has begun to compute it."""
-        return len(self._batches(asked.number, stage))
+        return len(self._batches(asked.said, stage))
 
     def _batches(self, number: int, stage: str) -> list[work.Batch]:
         return [one for one in self.place.journal(self._start) if one.stage == stage and number in one.numbers]
@@ -134,8 +137,8 @@ class Scene:
             self.wait("them to queue", lambda: self.deployment.queued(stage) >= len(acts))
             go.touch()
             self.begun(asked[0], stage)
-            numbers = {one.number for one in asked}
-            if any(numbers <= set(batch.numbers) for batch in self._batches(asked[0].number, stage)):
+            numbers = {one.said for one in asked}
+            if any(numbers <= set(batch.numbers) for batch in self._batches(asked[0].said, stage)):
                 return asked
             for one in asked:
                 one.answer()

@@ -125,7 +125,7 @@ class Step:
             threading.Thread(target=ended.wait, daemon=True).start()
             self._kept.append(ended)
         elif what == "memory":
-            self._kept.append(os.urandom(1 << 20))
+            self._kept.append(os.urandom(4 << 20))
         elif what == "shared memory":
             descriptor = os.memfd_create("leak")
             os.write(descriptor, os.urandom(1 << 20))

@@ -55,6 +55,8 @@ NOT_RUN: Final = {
     "python3 -m venv": "making an environment, and",
     "~/serving/bin/pip install": "installing into it, is what the test of the wheel does",
     "prometheus ": "a program of its own; test_monitor checks its configuration",
+    "scripts/chaos": "minutes, and tests/chaos does the same for seconds",
+    "scripts/soak": "hours, likewise",
     "scripts/bench": "minutes on a machine of its own; its words are read below",
 }
 
