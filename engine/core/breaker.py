@@ -40,11 +40,17 @@ class BreakerState(str, Enum):
     TRIAL = "trial"
 
 
+# Under names of their own, for it is asked with every batch (engine.core.worker_states).
+CLOSED: Final = BreakerState.CLOSED
+OPEN: Final = BreakerState.OPEN
+TRIAL: Final = BreakerState.TRIAL
+
+
 class Breaker:
     """See the module. A method that may open or close it says by True that it has."""
 
     def __init__(self) -> None:
-        self.state = BreakerState.CLOSED
+        self.state = CLOSED
         self.reason = ""  # why it is open; of the last time while it is closed
         self.retry_at = -inf
         self.trips = 0  # how often it has opened, trials that failed not counted
@@ -64,17 +70,17 @@ class Breaker:
         """A batch was computed, some of it rightly."""
         if self._deaths or self._failures:
             self._forget()
-        if self.state is BreakerState.CLOSED:
+        if self.state is CLOSED:
             return False
-        self.state = BreakerState.CLOSED
+        self.state = CLOSED
         self._back_off_s = BACK_OFF_S
         return True
 
     def failed(self, items: int, now: float, *, is_proven: bool) -> bool:
         """All of a batch failed. ``is_proven``: some worker of the stage has been right once."""
-        if self.state is BreakerState.TRIAL:
+        if self.state is TRIAL:
             return self._reopen(now)
-        if is_proven or self.state is BreakerState.OPEN:
+        if is_proven or self.state is OPEN:
             self._failures = 0
             return False
         if not self._failures:
@@ -86,9 +92,9 @@ class Breaker:
 
     def died(self, worker: int, newest: int, uids: Iterable[int], now: float, how: str = "") -> bool:
         """Worker ``worker`` died with these items; ``newest`` is the highest key given out yet. ``how``: in words."""
-        if self.state is BreakerState.TRIAL:
+        if self.state is TRIAL:
             return self._reopen(now)
-        if self.state is BreakerState.OPEN:
+        if self.state is OPEN:
             return False
         if not self._deaths:
             self._newest = newest
@@ -103,36 +109,36 @@ class Breaker:
     def unclear(self, now: float) -> None:
         """What became of the trial says nothing of the stage: its worker was killed from outside, or nobody waited for
         the items. It is tried again at once."""
-        if self.state is BreakerState.TRIAL:
-            self.state = BreakerState.OPEN
+        if self.state is TRIAL:
+            self.state = OPEN
             self.retry_at = now
 
     # --- feeding -----------------------------------------------------------------------------------------------------
 
     def feeds(self, now: float) -> bool:
         """Whether the stage may be given a batch; while it is tried, no other one."""
-        return self.state is BreakerState.CLOSED or (self.state is BreakerState.OPEN and now >= self.retry_at)
+        return self.state is CLOSED or (self.state is OPEN and now >= self.retry_at)
 
     def refuses(self, now: float) -> bool:
         """Whether what comes for the stage is refused at once."""
-        return self.state is BreakerState.OPEN and now < self.retry_at
+        return self.state is OPEN and now < self.retry_at
 
     def feed(self) -> None:
         """A batch is given to the stage."""
-        if self.state is BreakerState.OPEN:
-            self.state = BreakerState.TRIAL
+        if self.state is OPEN:
+            self.state = TRIAL
 
     def _open(self, reason: str, now: float) -> bool:
         self.reason = reason
         self.trips += 1
-        self.state = BreakerState.OPEN
+        self.state = OPEN
         self.retry_at = now + self._back_off_s
         self._forget()
         return True
 
     def _reopen(self, now: float) -> bool:
         self._back_off_s = min(2 * self._back_off_s, BACK_OFF_MOST_S)
-        self.state = BreakerState.OPEN
+        self.state = OPEN
         self.retry_at = now + self._back_off_s
         return True
 

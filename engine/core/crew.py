@@ -27,7 +27,7 @@ from engine.core.batching import AHEAD_S
 from engine.core.introduction import NEWEST
 from engine.core.items import Item
 from engine.core.messages import Flow
-from engine.core.worker_states import WorkerState
+from engine.core.worker_states import READY, WorkerState
 
 NOTHING: Final[Mapping[int, Item]] = {}
 
@@ -97,7 +97,7 @@ class Member:
     @property
     def is_able(self) -> bool:
         """It could be given work, now or when it is done with what it has."""
-        return self.state is WorkerState.READY and not self.spare and not self.slow
+        return self.state is READY and not self.spare and not self.slow
 
     @property
     def in_flight(self) -> int:
@@ -135,8 +135,10 @@ class Crew:
         """Put a worker where it belongs after its batches or its state changed. ``begins``: it computes another batch
         from now on."""
         key = worker.key
+        was_ready = worker.rank >= 0
         self.rest(worker)
-        count = len(worker.batches)
+        batches = worker.batches
+        count = len(batches)
         if not count:
             worker.slow = False
             self._computing.pop(key, None)
@@ -145,11 +147,14 @@ class Crew:
             worker.slow = False
             self._computing[key] = worker
             self._computing.move_to_end(key)
-        is_able = worker.state is WorkerState.READY and not worker.spare and not worker.slow
+        is_able = worker.state is READY and not worker.spare and not worker.slow
         if is_able and count < CREDIT_MAX and not worker.condemned:
-            for batch in worker.batches.values():
+            # While it is ready none of its batches is revoked, nor apart but the one that was given to it just now.
+            for batch in reversed(batches.values()):
                 if batch.apart or batch.revoked:
                     return
+                if was_ready:
+                    break
             worker.rank = count
             self._ready[count][key] = worker
 
@@ -204,9 +209,9 @@ class Crew:
 
     def next(self) -> Member | None:
         """Who would get the next batch: somebody idle, else whoever has the fewest and credit for more."""
-        for rank in range(self._credit):
-            for worker in self._ready[rank].values():
-                return worker
+        for ready in self._ready[: self._credit]:
+            if ready:
+                return next(iter(ready.values()))
         return None
 
     def soonest(self, now: float) -> Member | None:

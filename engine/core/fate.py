@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 from engine.core import wording
 from engine.core.actions import Kill, Note, StageAction, ToWorker
 from engine.core.batching import BatchQueue
-from engine.core.breaker import Breaker, BreakerState
+from engine.core.breaker import CLOSED, Breaker, BreakerState
 from engine.core.crew import Crew, InFlight, Member
 from engine.core.deaths import Death
 from engine.core.ends import Ends
@@ -306,7 +306,7 @@ class Fate:
     @property
     def is_sound(self) -> bool:
         """The stage is fed."""
-        return self.breaker.state is BreakerState.CLOSED
+        return self.breaker.state is CLOSED
 
     @property
     def closed_until(self) -> float:

@@ -108,6 +108,12 @@ class Foresight:
         """How long a batch of ``n`` will keep ``worker``."""
         return self.times.predict(n, worker) if self.is_long else self.service_s
 
+    def left_s(self, worker: Member) -> float:
+        """How long the batches that ``worker`` has will keep it."""
+        if not self.is_long:  # they are many, and alike
+            return self.service_s * len(worker.batches)
+        return sum([batch.expected_s for batch in worker.batches.values()])
+
     def free_at(self, worker: Member) -> float:
         """When a worker will have done what it has."""
         return worker.free_at if self.is_long else worker.since + self.service_s * len(worker.batches)

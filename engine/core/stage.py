@@ -25,7 +25,7 @@ from typing import Final
 
 from engine.core import wording
 from engine.core.actions import Dispatch, Foresee, Forget, Grant, Kill, News, Settle, StageAction, ToWorker
-from engine.core.batching import AHEAD_S, BatchQueue, Policy, Reason, Taker, decide
+from engine.core.batching import AHEAD_S, BUSY, IDLE, REPLAY, BatchQueue, Policy, Reason, decide
 from engine.core.crew import Crew, InFlight, Member
 from engine.core.deaths import Death
 from engine.core.ends import Ends
@@ -53,7 +53,7 @@ from engine.core.messages import (
 from engine.core.routing import Topology
 from engine.core.stats import StageStats, duration_buckets
 from engine.core.wire import MICROS, Payload, payload_size, refs_of
-from engine.core.worker_states import SERVING, TABLE, WorkerEvent, WorkerState
+from engine.core.worker_states import DYING, LEAVING, OVERDUE, READY, SERVING, TABLE, WorkerEvent, WorkerState
 
 WHOLE: Final = int(Flow.WHOLE)  # comparing with a member of an enumeration costs a call
 
@@ -148,13 +148,13 @@ class StageMachine:
     def enqueue(self, items: Sequence[Item], now: float) -> None:
         """Newly admitted items (first stage of their route)."""
         self.foresight.taken += len(items)
-        for item in items:
-            self._push(item)
+        self._push(items)
 
     def accept(self, results: Results, payloads: Sequence[Payload], now: float) -> None:
         """Results of the previous stage: those of items that its worker holds are settled, and taken if somebody waits
         for them; all others are duplicates, late, or made up."""
         held = self.crews[results.stage].held(results.worker, results.batch)
+        taken: list[Item] = []
         for uid, status, trail, payload in zip(results.uids, results.statuses, results.trails, payloads, strict=True):
             request = self.ledger.get(uid)
             if (
@@ -168,7 +168,8 @@ class StageMachine:
                 self._ends.release(refs_of(payload))
                 continue
             request.hop += 1
-            self._push(Item(request, payload, payload_size(payload), now, 1, trail, request.hop))
+            taken.append(Item(request, payload, payload_size(payload), now, 1, trail, request.hop))
+        self._push(taken)
         if held:
             self.actions.append(
                 Settle(
@@ -192,17 +193,31 @@ class StageMachine:
         except KeyError:  # a worker names a stage that is not on the route
             return False
 
-    def _push(self, item: Item) -> None:
-        stats, size = self.stats, item.size
-        shared = 0 if type(item.payload) is bytes else _shared_bytes(item.payload)
+    def _push(self, items: Sequence[Item]) -> None:
+        nbytes = shared = 0
+        for item in items:
+            nbytes += item.size
+            if type(item.payload) is not bytes:
+                shared += _shared_bytes(item.payload)
+        stats = self.stats
         stats.shared_in += shared
-        stats.bytes_in += size - shared
-        if 0 < self.queue.nbytes > self.spec.max_queue_bytes - size:
-            text = wording.full_in_bytes(self.spec.name, self.queue.nbytes)
-            self._ends.fail([item], Status.OVERLOADED, text)
-            return
-        stats.arrived += 1
-        self.queue.push(item)
+        stats.bytes_in += nbytes - shared
+        if self.queue.nbytes + nbytes > self.spec.max_queue_bytes:
+            items = self._fitting(items)
+        stats.arrived += len(items)
+        self.queue.push(*items)
+
+    def _fitting(self, items: Sequence[Item]) -> list[Item]:
+        """Those for which there is room: one has it where nothing waits, however large it is. Others are answered."""
+        taken: list[Item] = []
+        nbytes = self.queue.nbytes
+        for item in items:
+            if 0 < nbytes > self.spec.max_queue_bytes - item.size:
+                self._ends.fail([item], Status.OVERLOADED, wording.full_in_bytes(self.spec.name, nbytes))
+            else:
+                nbytes += item.size
+                taken.append(item)
+        return taken
 
     def cancel(self, uids: Sequence[int], now: float) -> None:
         """Nobody waits for these any more: out of the queue, and a word to the workers that compute them."""
@@ -307,7 +322,7 @@ class StageMachine:
             return  # told twice: by its pidfd and by its goodbye, say
         self.crew.rest(worker)
         self._overdue.pop(key, None)
-        if worker.state is WorkerState.DYING:
+        if worker.state is DYING:
             self._dying[key] = now + SETTLE_S
             self._tell(now)
         else:
@@ -328,14 +343,15 @@ class StageMachine:
             foresight.hear_after(settle)
         if worker.flow != WHOLE:
             self.crew.settle(worker, batch, settle.uids)
+        lane = self.stats.lane(worker.slot)
         if settle.compute_us:
-            self.stats.lane(worker.slot).forward_s += settle.compute_us / MICROS
+            lane.forward_s += settle.compute_us / MICROS
             batch.compute_us += settle.compute_us
         if settle.good:
             batch.good = True
         else:
             batch.failed += settle.failed
-        if settle.skipped and not batch.revoked and worker.state is not WorkerState.DYING:
+        if settle.skipped and not batch.revoked and worker.state is not DYING:
             self.fate.come_back(batch, settle.uids, now)
         if batch.shared:
             self._ends.let_go([item for uid in settle.uids if (item := held.get(uid)) is not None])
@@ -349,32 +365,32 @@ class StageMachine:
         was_first = next(iter(worker.batches)) == settle.batch
         del worker.batches[settle.batch]
         worker.done_batches += 1
-        lane = self.stats.lane(worker.slot)
         lane.process.observe(max(0.0, settle.at - batch.sent_at))
         took_s = None
         if was_first:
             took_s = max(0.0, settle.at - worker.since)
-            if not batch.revoked and worker.state is not WorkerState.OVERDUE:
+            if not batch.revoked and worker.state is not OVERDUE:
                 lane.compute_s += took_s
                 if batch.failed < batch.count:
                     foresight.took(took_s)
             if batch.compute_us and batch.good:
                 foresight.learn(worker, batch, took_s, settle.at)
-            self._overdue.pop(worker.key, None)
-            if self._turn(worker, WorkerEvent.BACK):
-                self._tell(now)
-        worker.free_at = settle.at
-        if worker.batches:
-            worker.free_at += sum([other.expected_s for other in worker.batches.values()])
+            if worker.state is not READY:
+                self._overdue.pop(worker.key, None)
+                if self._turn(worker, WorkerEvent.BACK):
+                    self._tell(now)
+        worker.free_at = settle.at + foresight.left_s(worker)
         if self.fate.settled(worker, batch, took_s, now):
             self._tell(now)
         self.crew.sort_in(worker, max(settle.at, worker.since), begins=was_first)
         if self.fate.holds(worker):
             self.crew.rest(worker)
-        if worker.state is WorkerState.LEAVING and not worker.batches:
+        if worker.state is READY:
+            return
+        if worker.state is LEAVING and not worker.batches:
             self._dismiss(worker)
             self._tell(now)  # its way of answering counts no longer
-        elif worker.state is WorkerState.DYING and not worker.batches:
+        elif worker.state is DYING and not worker.batches:
             self._turn(worker, WorkerEvent.SETTLED)
             self._forget(worker, now)
 
@@ -404,7 +420,7 @@ class StageMachine:
                 if not is_idle:
                     break
                 if part := fate.next_part(now):
-                    self._dispatch(worker, part, Reason.REPLAY, now)
+                    self._dispatch(worker, part, REPLAY, now)
                 continue
             waiting = len(self.queue.items)
             if not waiting:
@@ -414,7 +430,7 @@ class StageMachine:
             decision = decide(
                 policy,
                 self.queue.backlog(deadlines=partial and is_idle and not policy.eager),
-                Taker.IDLE if is_idle else Taker.BUSY,
+                IDLE if is_idle else BUSY,
                 now=now,
                 service_s=foresight.times.predict(waiting + 1, worker) if partial and not policy.eager else 0.0,
                 free_at=foresight.free_at(worker),
@@ -495,7 +511,7 @@ class StageMachine:
 
     def _time_out(self, worker: Member, now: float) -> None:
         self._turn(worker, WorkerEvent.LATE)
-        if worker.state is not WorkerState.DYING:  # there is nobody to kill
+        if worker.state is not DYING:  # there is nobody to kill
             self._overdue[worker.key] = now + self.spec.kill_after_s
         self.crew.rest(worker)
         self.fate.timed_out(worker, now)
@@ -516,56 +532,56 @@ class StageMachine:
 
     def _dispatch(self, worker: Member, items: list[Item], reason: Reason, now: float) -> None:
         self._batches = number = self._batches + 1
-        batch = Batch(
-            batch=number,
-            sent_ns=int(now * 1e9),
-            reason=reason._value_,
-            uids=[],
-            routes=[],
-            budgets_us=[],
-            attempts=[],
-            metas=[],
-            queues_us=[],
-            trails=[],
-        )
+        uids: list[int] = []
+        routes: list[int] = []
+        budgets_us: list[int] = []
+        attempts: list[int] = []
+        metas: list[bytes] = []
+        queues_us: list[int] = []
+        trails: list[bytes] = []
         payloads: list[Payload] = []
-        flight = InFlight(number, {}, now, apart=reason is Reason.REPLAY)
+        held: dict[int, Item] = {}
         if not self.fate.is_sound:
             self.fate.breaker.feed()
         nbytes = shared = 0
+        is_shared = False
         # One loop: a comprehension per column is a call per column, which a small batch pays for nothing.
         for item in items:
             request, payload = item.request, item.payload
-            batch.uids.append(request.uid)
-            batch.routes.append(request.route)
-            batch.budgets_us.append(int((request.deadline - now) * MICROS))
-            batch.attempts.append(item.attempt)
-            batch.metas.append(request.meta)
-            batch.queues_us.append(int((now - item.arrived) * MICROS))
-            batch.trails.append(item.trail)
+            uid = request.uid
+            uids.append(uid)
+            routes.append(request.route)
+            budgets_us.append(int((request.deadline - now) * MICROS))
+            attempts.append(item.attempt)
+            metas.append(request.meta)
+            queues_us.append(int((now - item.arrived) * MICROS))
+            trails.append(item.trail)
             payloads.append(payload)
-            flight.items[request.uid] = item
+            held[uid] = item
             nbytes += item.size
             if type(payload) is not bytes:
-                flight.shared = True
+                is_shared = True
                 shared += _shared_bytes(payload)
+        name: str = reason._value_
+        batch = Batch(number, int(now * 1e9), name, uids, routes, budgets_us, attempts, metas, queues_us, trails)
+        count = len(uids)
+        foresight = self.foresight
+        expected_s = foresight.expect(count, worker)
+        flight = InFlight(number, held, now, count, expected_s, apart=reason is REPLAY, shared=is_shared)
         stats = self.stats
-        stats.releases[batch.reason] = stats.releases.get(batch.reason, 0) + 1
+        stats.releases[name] = stats.releases.get(name, 0) + 1
         if worker.maps:
             stats.shared_out += shared
             nbytes -= shared
         stats.bytes_out += nbytes
         lane = stats.lane(worker.slot)
-        lane.batch_size.observe(len(items))
+        lane.batch_size.observe(count)
         waited_s = now - items[0].arrived
         lane.batch_wait.observe(waited_s)
-        foresight = self.foresight
         foresight.delay_s += (waited_s - foresight.delay_s) * DELAY_SMOOTHING
-        count = flight.count = len(items)
-        flight.expected_s = expected_s = foresight.expect(count, worker)
         worker.free_at = (worker.free_at if worker.batches else now) + expected_s
         worker.batches[number] = flight
-        worker.done_items += len(items)
+        worker.done_items += count
         self.actions.append(Dispatch(worker.key, batch, payloads))
         self.crew.sort_in(worker, now, begins=len(worker.batches) == 1)
 
