@@ -7,10 +7,10 @@ do: it gets as many as keep it busy for AHEAD_S. Where it stands follows from wh
     idle        ready, nothing in flight; the longest idle comes first
     room        ready, has batches and credit for more; the one with the fewest comes first, then the longest so
     computing   has a batch, whatever its state; the first to reach its time limit comes first
-
-Spare workers are held back: ready, and neither idle nor with room. As soon as others are missing they are neither more
-nor less than those were, so nothing has to be started or moved when they take their place.
     slow        computes one that takes suspiciously long: it is given nothing more until that is done
+
+Spare workers are held back: ready, and neither idle nor with room. As soon as others are missing, or slow, they are
+neither more nor less than those were, so nothing has to be started or moved when they take their place.
 """
 
 from __future__ import annotations
@@ -167,7 +167,8 @@ class Crew:
     def hold_back(self, num: int, spare: int) -> None:
         """Give nothing more to those of the highest slots: to ``spare`` of the workers that are ready, or to as many as
         there are beyond ``num``. Whoever was held back and is needed now is given work like anybody else."""
-        ready = sorted([worker for worker in self.workers.values() if worker.state is WorkerState.READY], key=_slot)
+        ready = [worker for worker in self.workers.values() if worker.state is WorkerState.READY and not worker.slow]
+        ready.sort(key=_slot)
         most = max(0, min(spare, len(ready) - num))
         for place, worker in enumerate(ready):
             is_spare = place >= len(ready) - most

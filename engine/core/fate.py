@@ -84,6 +84,7 @@ class Fate:
         """Look for what is late. Cheap when nothing is."""
         for worker in self._crew.slow(now, self.pace.patience_s):
             self._stats.slow += 1
+            self._crew.hold_back(self.spec.num, self.spec.spare)  # a spare takes its place meanwhile
             self._take_back(worker)
             self._hedge(worker, now)
         for key in [key for key, look_at in self._slow.items() if look_at <= now]:

@@ -382,7 +382,10 @@ class StageMachine:
         worker.free_at = settle.at + foresight.left_s(worker)
         if self.fate.settled(worker, batch, took_s, now):
             self._tell(now)
+        was_slow = worker.slow
         self.crew.sort_in(worker, max(settle.at, worker.since), begins=was_first)
+        if was_slow and self.spec.spare:
+            self.crew.hold_back(self.spec.num, self.spec.spare)
         if self.fate.holds(worker):
             self.crew.rest(worker)
         if worker.state is READY:

@@ -100,6 +100,23 @@ def test_a_stopped_workers_batch_is_computed_elsewhere_in_time() -> None:
     assert twin.stages[0].workers[stopped.key].rank == 0  # it may be given work again
 
 
+def test_a_spare_takes_the_place_of_who_is_suspect_until_that_is_done() -> None:
+    twin = learnt(workers=2, num=1, spare=1)
+    first, spare = twin.workers.values()
+    twin.submit(3, budget_s=SPEC.timeout_s)
+    assert busy(twin) == [first]
+    twin.pass_time(twin.stages[0].fate.pace.patience_s)
+    assert busy(twin) == [first, spare]
+    while spare.lane:
+        twin.finish(spare)
+    assert [twin.answer(seq)[0] for seq in (1, 2, 3)] == [200] * 3
+    twin.finish(first)
+    twin.submit(1, first=50)
+    assert busy(twin) == [first]
+    twin.finish(first)
+    assert twin.is_empty()
+
+
 def test_whoever_is_done_first_calls_the_others_off() -> None:
     twin = learnt()
     twin.submit(8)
