@@ -10,6 +10,7 @@ import faulthandler
 import gc
 import os
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -141,8 +142,32 @@ def _left_behind(before: Holdings) -> dict[str, object]:
     return {}
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole deployments first, else in the order given: several processes share the modules, and what takes minutes and
+    began last would be waited for by all others."""
+    items.sort(key=lambda item: "e2e" not in item.path.parts)
+
+
 @pytest.fixture(scope="module", autouse=True)
-def module_leaves_nothing() -> Iterator[None]:
+def measured(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Counting lines makes a simulation three times as slow, and the start of a deployment twice: not in modules that
+    say that this would tell nothing new."""
+    coverage = sys.modules.get("coverage")
+    counting = coverage and coverage.Coverage.current()
+    if not counting or request.node.get_closest_marker("unmeasured") is None:
+        yield
+        return
+    counting.stop()
+    config = os.environ.pop("COVERAGE_PROCESS_CONFIG", None)  # by which processes that are started know of it
+    yield
+    if config is not None:
+        os.environ["COVERAGE_PROCESS_CONFIG"] = config
+    counting.start()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def module_leaves_nothing(measured: None) -> Iterator[None]:
     before = Holdings.now()
     yield
     left = _left_behind(before)

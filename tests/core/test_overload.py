@@ -9,6 +9,8 @@ import pytest
 
 from tests.core.traffic import Attempt, Layer, Service, line
 
+pytestmark = pytest.mark.unmeasured
+
 SLOW = Layer(line(200, 10), workers=1, most=8)
 QUICK = Layer(line(5, 0.5), workers=4, most=32)
 FLAT = Layer(line(20, 0.1), workers=4, most=32)

@@ -16,6 +16,8 @@ from engine.core.stage import StageSpec
 from engine.errors import Unavailable
 from tests.core.twin import FakeFrontend, FakeWorker, Twin, ids_of, topology
 
+pytestmark = pytest.mark.unmeasured
+
 SPEC = StageSpec("s0", 2, Policy(3, 1 << 20, 0.010), timeout_s=2.0, kill_after_s=1.0, max_queue_bytes=1 << 20)
 STEPS = (
     "submit",

@@ -27,6 +27,8 @@ from engine import cli
 from engine.config import load, script
 from engine.errors import ConfigError
 
+pytestmark = pytest.mark.unmeasured
+
 ROOT: Final = Path(__file__).parents[2]
 PAGES: Final = [
     ROOT / "README.md",

@@ -17,6 +17,8 @@ from harness import EXAMPLES, Deployed, deployed, environment
 from load import crowd
 from openai import OpenAI, UnprocessableEntityError
 
+pytestmark = pytest.mark.unmeasured
+
 TEXTS = (
     "A cat sits on the mat.",
     "Short.",

@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from harness import EXAMPLES, Deployed, deployed, environment, wait_for
 
+pytestmark = pytest.mark.unmeasured
+
 NAMES = (
     "compression",
     "custom-metrics",

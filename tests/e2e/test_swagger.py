@@ -17,6 +17,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
+pytestmark = pytest.mark.unmeasured
+
 CAP_S = 40.0  # a browser on a busy machine
 
 

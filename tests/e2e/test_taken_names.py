@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from harness import Deployed, deployed, write_service
 
+pytestmark = pytest.mark.unmeasured
+
 CODE = """
 from engine import Server, Worker
 

@@ -20,6 +20,8 @@ from harness import Deployed, environment, short_folder, write_service
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+pytestmark = pytest.mark.unmeasured
+
 ROOT = Path(__file__).parents[2]
 SOURCE = ("engine", "frontend", "stages", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
 SERVICE = """
