@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import Any, Final
 
 from benchmarks.stats import arrivals, percentile
@@ -122,9 +123,12 @@ def _ms(samples: Sequence[float], q: float) -> float | None:
 class Client:
     """The connections and what is under way on them."""
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self, load: Load, due: Sequence[float] = ()) -> None:
+        """``due``: when to send, in seconds from the start and in order; by default as often as the load says."""
         self._epoll = select.epoll()  # made first: select() below takes descriptors under 1024 only
         self._load = load
+        self._due = list(due) or arrivals(load.rate, load.seconds, load.seed)  # by number; instants once it has begun
+        self._coming: list[tuple[float, int]] = []  # a heap
         self._requests = [request(path, load.body) for path in load.paths]
         self._sockets: dict[int, socket.socket] = {}
         self._free: deque[int] = deque()
@@ -155,28 +159,38 @@ class Client:
         self._free.append(descriptor)
 
     def _send_all(self) -> Outcome:
-        load = self._load
-        due = arrivals(load.rate, load.seconds, load.seed)
+        load, coming = self._load, self._coming
         start = time.monotonic() + START_S
-        due = [start + at for at in due]
+        self._due = [start + at for at in self._due]
+        coming.extend((at, number) for number, at in enumerate(self._due))  # in order: a heap
         give_up = start + load.seconds + load.timeout_s
-        sent, count = 0, len(due)
         while (instant := time.monotonic()) < give_up:
-            while sent < count and due[sent] <= instant:
+            while coming and coming[0][0] <= instant:
+                at, number = heappop(coming)
                 if self._free:
-                    self._send(self._free.popleft(), sent)
-                    self._tally.lags.append(time.monotonic() - due[sent])
+                    self._send(self._free.popleft(), number)
+                    self._tally.lags.append(time.monotonic() - at)
                 else:
                     self._tally.waited += 1
-                    self._waiting.append(sent)
-                sent += 1
-            if sent == count and not self._serving and not self._waiting:
+                    self._waiting.append(number)
+            if not coming and not self._serving and not self._waiting:
                 break
-            until = due[sent] if sent < count else give_up
+            until = coming[0][0] if coming else give_up
             select.select([self._epoll], [], [], max(until - time.monotonic(), 0))
             for descriptor, _ in self._epoll.poll(0):
-                self._receive(descriptor, due)
-        return self._tally.outcome(load, count)
+                self._receive(descriptor)
+        return self._tally.outcome(load, len(self._due))
+
+    def _answered(self, number: int, status: int, instant: float) -> None:
+        """An answer has come."""
+        self._tally.add(status, instant - self._due[number])
+
+    def _ask_at(self, at: float) -> int:
+        """Send one more, at that instant; its number."""
+        number = len(self._due)
+        self._due.append(at)
+        heappush(self._coming, (at, number))
+        return number
 
     def _send(self, descriptor: int, number: int) -> None:
         data = self._requests[number % len(self._requests)]
@@ -187,7 +201,7 @@ class Client:
         except (BrokenPipeError, ConnectionResetError):
             self._replace(descriptor)
 
-    def _receive(self, descriptor: int, due: Sequence[float]) -> None:
+    def _receive(self, descriptor: int) -> None:
         try:
             data = self._sockets[descriptor].recv(RECEIVE)
         except BlockingIOError:
@@ -207,7 +221,7 @@ class Client:
         if number is None or len(data) != size:
             raise RuntimeError("an answer that nobody asked for")
         self._buffers[descriptor] = b""
-        self._tally.add(status, time.monotonic() - due[number])
+        self._answered(number, status, time.monotonic())
         if self._waiting:
             self._send(descriptor, self._waiting.popleft())
         else:

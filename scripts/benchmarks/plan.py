@@ -32,6 +32,7 @@ class Service:
     paths: tuple[str, ...] = ("/inference",)
     capacity: int = 8192  # requests admitted at once; far above what a closed loop keeps open
     timeout_s: float = 30.0  # a slow answer is a result; a timeout would hide it
+    broker_threads: str = "auto"  # Stageline's alone
 
     @property
     def workers(self) -> int:
@@ -55,6 +56,7 @@ def stages_toml(service: Service, adapter: Path) -> str:
         'name = "bench"',
         "grace = 3.0",
         'log_level = "warning"',
+        f'threads = "{service.broker_threads}"',
         "[frontend]",
         'address = "127.0.0.1"',
         f"timeout = {service.timeout_s}",

@@ -65,11 +65,25 @@ class Nap(Made):
 class Accelerator(Recorded):
     """A device that costs a fixed time per batch and a little per item, and leaves the CPU free."""
 
+    fixed_s, per_item_s = FIXED_S, PER_ITEM_S
+
     def forward(self, data: list[Any]) -> list[Any]:
         begin = time.monotonic_ns()
-        time.sleep(FIXED_S + PER_ITEM_S * len(data))
+        time.sleep(self.fixed_s + self.per_item_s * len(data))
         self.record(begin, len(data))
         return data
+
+
+class Brief(Accelerator):
+    """Four times as slow."""
+
+    fixed_s, per_item_s = 0.020, 0.002
+
+
+class Slow(Accelerator):
+    """A model that thinks."""
+
+    fixed_s, per_item_s = 0.200, 0.010
 
 
 class Make(Made):

@@ -39,16 +39,24 @@ def right(sent: dict[str, Any], answer: Answer | httpx.Response, stages: Sequenc
     return bool(got["id"] == sent["id"] and [name for name, _ in got["trace"]] == list(stages))
 
 
-def crowd(url: str, bodies: Sequence[dict[str, Any]], *, timeout_s: float = 60.0, every_s: float = 0.0) -> list[Answer]:
-    """All of them at once, or one every ``every_s`` whatever became of the others, each on a connection of its own; the
-    answers in their order.
+def crowd(
+    url: str,
+    bodies: Sequence[dict[str, Any]],
+    *,
+    timeout_s: float = 60.0,
+    every_s: float = 0.0,
+    at_s: Sequence[float] = (),
+    tries: int = 1,
+) -> list[Answer]:
+    """All of them at once, or one every ``every_s``, or each at its own instant, whatever became of the others, each on
+    a connection of its own; the answers in their order. Who is not answered 200 asks again at once, until it has made
+    ``tries``; its answer is the first.
 
     Bare streams: a pooling client spends seconds on a thousand connections, in which a server rightly loses patience.
     """
     where = urlsplit(url)
 
-    async def ask(body: dict[str, Any], after_s: float) -> Answer:
-        await asyncio.sleep(after_s)
+    async def ask(body: dict[str, Any]) -> Answer:
         began = time.monotonic()
         content = json.dumps(body).encode()
         lines = (f"POST {where.path} HTTP/1.1", "host: test", "connection: close", f"content-length: {len(content)}")
@@ -62,11 +70,20 @@ def crowd(url: str, bodies: Sequence[dict[str, Any]], *, timeout_s: float = 60.0
             await writer.wait_closed()
         return _parsed(raw, time.monotonic() - began)
 
-    async def ask_all() -> list[Answer]:
-        asked = [ask(body, every_s * number) for number, body in enumerate(bodies)]
+    async def come(body: dict[str, Any], after_s: float) -> Answer:
+        await asyncio.sleep(after_s)
+        first = last = await ask(body)
+        for _ in range(tries - 1):
+            if last.status_code != 200:
+                last = await ask(body)
+        return first
+
+    async def come_all() -> list[Answer]:
+        instants = at_s or [every_s * number for number in range(len(bodies))]
+        asked = [come(body, after_s) for body, after_s in zip(bodies, instants, strict=True)]
         return await asyncio.wait_for(asyncio.gather(*asked), timeout_s)
 
-    return asyncio.run(ask_all())
+    return asyncio.run(come_all())
 
 
 def _parsed(raw: bytes, took_s: float) -> Answer:

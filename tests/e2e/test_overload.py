@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from harness import SERVICES, deployed, write_service
 from load import crowd
 
@@ -29,6 +30,9 @@ def test_what_exceeds_capacity_is_429_with_retry_after() -> None:
 
 
 TOML = """
+[engine]
+threads = "{threads}"
+
 [frontend]
 timeout = 0.6
 
@@ -36,6 +40,16 @@ timeout = 0.6
 name = "slow"
 worker = "service:Slow"
 max_batch_size = 4
+"""
+ANOTHER = """
+[[stage]]
+name = "as-slow"
+worker = "service:Slow"
+max_batch_size = 4
+
+[[route]]
+path = "/inference"
+stages = ["slow", "as-slow"]
 """
 CODE = """
 import time
@@ -52,12 +66,13 @@ class Slow(Worker):
 FULL_PER_S = 4 / 0.07
 
 
-def test_twice_what_a_stage_can_do_leaves_it_doing_what_it_can(tmp_path: Path) -> None:
-    file = write_service(tmp_path, TOML, CODE)
-    with deployed(file) as running:
+@pytest.mark.parametrize("stages", [1, 2])
+def test_twice_what_the_stages_can_do_leaves_them_doing_what_they_can(tmp_path: Path, stages: int) -> None:
+    text = TOML.format(threads="auto") if stages == 1 else TOML.format(threads="stage") + ANOTHER
+    with deployed(write_service(tmp_path, text, CODE)) as running:
         asked = [{"id": n} for n in range(int(2 * FULL_PER_S * 3))]
         answers = crowd(f"{running.url}/inference", asked, every_s=0.5 / FULL_PER_S)
-        settled = answers[len(answers) // 3 :]  # of what was asked in two seconds: by then the stage is known
+        settled = answers[len(answers) // 3 :]  # of what was asked in two seconds: by then the stages are known
         statuses = Counter(answer.status_code for answer in settled)
         assert set(statuses) <= {200, 408, 429}, statuses
         assert statuses[200] >= 0.8 * FULL_PER_S * 2, statuses
@@ -71,3 +86,17 @@ def test_twice_what_a_stage_can_do_leaves_it_doing_what_it_can(tmp_path: Path) -
         found = re.search(r'_rejections_total\{reason="predicted"\} (\d+)', counted)
         assert found is not None
         assert int(found[1]) > 0
+
+
+def test_a_burst_with_retries_is_over_when_it_is_over(tmp_path: Path) -> None:
+    """Where nobody is refused for want of time, a queue of late requests keeps itself by those that are made again."""
+    usual = [n / (0.8 * FULL_PER_S) for n in range(int(0.8 * FULL_PER_S * 4.0))]
+    more = [1.0 + n / (2.2 * FULL_PER_S) for n in range(int(2.2 * FULL_PER_S * 0.5))]
+    at_s = sorted([*usual, *more])
+    with deployed(write_service(tmp_path, TOML.format(threads="auto"), CODE)) as running:
+        asked = [{"id": n} for n in range(len(at_s))]
+        answers = crowd(f"{running.url}/inference", asked, at_s=at_s, tries=4)
+    burst = [one.status_code for one, at in zip(answers, at_s, strict=True) if 1.0 <= at < 1.5]
+    after = [one.status_code for one, at in zip(answers, at_s, strict=True) if at >= 3.5]
+    assert 429 in burst
+    assert Counter(after)[200] >= 0.95 * len(after), Counter(after)

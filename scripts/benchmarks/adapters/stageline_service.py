@@ -16,6 +16,14 @@ class Accelerator(work.Accelerator, Worker):
     """See benchmarks.work."""
 
 
+class Brief(work.Brief, Worker):
+    """See benchmarks.work."""
+
+
+class Slow(work.Slow, Worker):
+    """See benchmarks.work."""
+
+
 class Make(work.Make, Worker):
     """See benchmarks.work."""
 
