@@ -255,7 +255,7 @@ def _worker(options: argparse.Namespace, deployment: Deployment) -> int:
 
         log.setup("supervisor", level=deployment.engine.log_level)
         _warn_of_strangers()
-        return supervisor.run_workers(deployment, stage, options.num or deployment.stage(stage).num)
+        return supervisor.run_workers(deployment, stage, options.num, reread=_reread(options))
     from engine.process import Notifier, die_with_parent
 
     die_with_parent(options.parent)
@@ -316,8 +316,7 @@ def _order(options: argparse.Namespace, deployment: Deployment, order: dict[str,
 
     log.setup("engine", level=deployment.engine.log_level)
     try:
-        for line in orders.give(run_dir(deployment), order):
-            print(line, flush=True)
+        reached = orders.give(run_dir(deployment), order, lambda line: print(line, flush=True))
     except Unavailable as error:
         print(
             f'engine: no running deployment "{deployment.engine.name}": {error}; start it with: '
@@ -329,7 +328,24 @@ def _order(options: argparse.Namespace, deployment: Deployment, order: dict[str,
         print(f"engine: not changed: {error}", file=sys.stderr)
         return ExitCode.START
     print("changed")
+    if order["do"] == "reload":
+        _tell_of_others(deployment, reached)
     return ExitCode.OK
+
+
+def _tell_of_others(deployment: Deployment, reached: set[int]) -> None:
+    """Workers of the deployment that are another supervisor's, here or elsewhere, go on as they are."""
+    from engine import admin, status
+
+    try:
+        answer = admin.ask(deployment, "status", STATUS_TIMEOUT_S)
+    except Unavailable:
+        return  # it was told what was done; nothing more is known
+    if others := status.strangers(answer, reached):
+        print(
+            f"not reached: {others}, which other commands run: a SIGHUP to each `engine worker` that runs some has "
+            "them replaced likewise"
+        )
 
 
 def _reread(options: argparse.Namespace) -> Callable[[], Deployment]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 _HEAD: Final = ("STAGE", "READY", "STARTING", "QUEUED", "OLDEST", "IN FLIGHT", "BATCHES", "MEAN", "RELEASED BY")
+_LEAVING: Final = ("leaving", "dying")
 _DEATHS: Final = {
     "oom": "out of memory (oom)",
     "outside": "ended from outside",
@@ -41,6 +42,17 @@ def table(answer: bytes) -> str:
         rows = [(one["name"], one["pid"], one["pending"]) for one in frontends]
         lines += ["", *_aligned([("FRONTEND", "PID", "PENDING"), *rows])]
     return "\n".join(lines)
+
+
+def strangers(answer: bytes, own: Collection[int]) -> str:
+    """The workers in the broker's JSON that are not among those with the pids ``own`` on its host, in words; empty:
+    there are none."""
+    counts: dict[str, int] = {}
+    for stage in json.loads(answer).get("stages", ()):
+        for worker in stage.get("workers", ()):
+            if worker["state"] not in _LEAVING and not (worker.get("here", True) and worker["pid"] in own):
+                counts[stage["name"]] = counts.get(stage["name"], 0) + 1
+    return ", ".join(f"{count} worker{'s' * (count > 1)} of {stage}" for stage, count in counts.items())
 
 
 def _remarks(stage: Mapping[str, Any]) -> Iterator[str]:

@@ -52,6 +52,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     items: int
     in_flight: int
     warmup_ms: int
+    here: bool = True  # its process is one of the broker's host
 
 
 class StageStatus(msgspec.Struct, frozen=True):
@@ -150,6 +151,7 @@ def stage_status(machine: StageMachine, now: float) -> StageStatus:
                 items=worker.done_items,
                 in_flight=worker.in_flight,
                 warmup_ms=worker.warmup_ms,
+                here=worker.local,
             )
             for worker in machine.workers.values()
         ],

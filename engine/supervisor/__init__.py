@@ -110,34 +110,49 @@ def run(
 def run_workers(
     deployment: Deployment,
     stage: str,
-    num: int,
+    num: int | None = None,
     *,
     commands: Commands | None = None,
     policy: Backoff = DEFAULT,
+    reread: Callable[[], Deployment] | None = None,
 ) -> ExitCode:
-    """Run ``num`` workers of one stage, for a broker that somebody else runs; otherwise as :func:`run`.
+    """Run ``num`` workers of one stage (None: as many as the file says), for a broker that somebody else runs;
+    otherwise as :func:`run`, down to the SIGHUP that replaces them one by one by what ``reread`` gives.
 
     Takes no lock and makes no run directory: there may be any number of these, on any host.
     """
-    name = f"{num} worker{'s' if num > 1 else ''} of {stage}"
-    # This many are asked for in so many words: none of them is a spare.
-    own = tuple(
-        dataclasses.replace(spec, num=num, spare=0) if spec.name == stage else spec for spec in deployment.stages
-    )
-    deployment = dataclasses.replace(deployment, stages=own)
+
+    def group(whole: Deployment) -> Deployment:
+        """All of those that are asked for in so many words are to work: none is a spare."""
+        stages = [
+            dataclasses.replace(spec, num=num or spec.num, spare=0) if spec.name == stage else spec
+            for spec in whole.stages
+        ]
+        return dataclasses.replace(whole, stages=tuple(stages))
+
+    def members(whole: Deployment) -> list[Child]:
+        return [family.worker(whole, stage, slot) for slot in range(1, whole.stage(stage).num + 1)]
+
+    deployment = group(deployment)
+    workers = members(deployment)
+    name = f"{len(workers)} worker{'s' if len(workers) > 1 else ''} of {stage}"
     descriptors.allow_many()
     try:
-        with Signals() as signals, tempfile.TemporaryDirectory(prefix="stageline-") as folder:
-            snapshot = write_snapshot(Path(folder), dump(deployment))
-            members = [family.worker(deployment, stage, slot) for slot in range(1, num + 1)]
-            machine = Machine(members, grace_s=deployment.engine.grace, policy=policy)
+        with Signals() as signals, tempfile.TemporaryDirectory(prefix="stageline-") as made:
+            folder = Path(made)
+            write_snapshot(folder, dump(deployment))
+            environments = family.environments(deployment, workers)
+            again = None if reread is None else lambda: group(reread())
+            changes = Changes(deployment, folder, again, environments, members)
+            machine = Machine(workers, grace_s=deployment.engine.grace, policy=policy)
             loop = Loop(
                 machine,
-                commands or family.command_line(lambda child: snapshot),
-                family.environments(deployment, members),
+                commands or family.command_line(changes.snapshot),
+                environments,
                 daemons={},
                 on_url=lambda url: None,
                 on_serving=lambda: None,
+                changes=changes,
             )
             loop.run(signals)
             return _ended(machine, name)

@@ -39,8 +39,10 @@ class Changes:
         folder: Path,
         reread: Callable[[], Deployment] | None,
         environments: dict[Child, Mapping[str, str]],
+        members: Callable[[Deployment], list[Child]] = family.whole,
     ) -> None:
-        """``reread`` reads the file once more, as it was read at first. ``environments`` is added to."""
+        """``reread`` reads the file once more, as it was read at first. ``environments`` is added to. ``members``: who
+        runs here of a deployment."""
         self.deployment = deployment
         # What a broker takes that runs since then.
         self._largest = front_frame(deployment.frontend.max_request_size)
@@ -48,6 +50,7 @@ class Changes:
         self._largest_passed = [intake_frame(stage.max_queue_bytes) for stage in deployment.stages]
         self._folder = folder
         self._reread = reread
+        self._members = members
         self._environments = environments
         self._edition = 0  # of the deployment
         self._last = 0  # edition that was made
@@ -100,7 +103,7 @@ class Changes:
             raise Refused(f"a running deployment cannot change {', '.join(fixed)}: stop it and start it again")
         edition = self._last + 1
         members = [
-            dataclasses.replace(child, edition=edition) for child in family.whole(found) if child.kind is Kind.WORKER
+            dataclasses.replace(child, edition=edition) for child in self._members(found) if child.kind is Kind.WORKER
         ]
         try:
             environments = family.environments(found, members)

@@ -271,8 +271,9 @@ class Loop:
         assert self._changes is not None
         self._changes.end()
         log.log(logging.ERROR if error else logging.INFO, "not changed: %s" if error else "changed%s", error)
+        pids = [pid for child, pid in self._pids.items() if child.kind is Kind.WORKER]
         for asker in self._askers:
-            asker.end(error)
+            asker.end(error, pids)
         self._askers.clear()
 
     # --- actions out

@@ -2,7 +2,8 @@
 
 Who can reach the socket owns the deployment: the run directory is private. An order is ``{"do": "reload"}`` or
 ``{"do": "scale", "nums": {"encode": 3}}``; the answer is any number of ``{"say": TEXT}`` and in the end
-``{"error": TEXT}``, empty where it was done. The supervisor never waits for whoever asked: one that does not read its
+``{"error": TEXT, "pids": [...]}``: the text is empty where it was done, and the pids are those of the workers that are
+this supervisor's to change. The supervisor never waits for whoever asked: one that does not read its
 answer misses it.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -105,21 +106,22 @@ class Asker:
     def say(self, text: str) -> None:
         self._send({"say": text})
 
-    def end(self, error: str = "") -> None:
-        self._send({"error": error})
+    def end(self, error: str = "", pids: Iterable[int] = ()) -> None:
+        self._send({"error": error, "pids": list(pids)})
         self.close()
 
     def close(self) -> None:
         self.closed = True
         self._sock.close()
 
-    def _send(self, line: dict[str, str]) -> None:
+    def _send(self, line: dict[str, Any]) -> None:
         with suppress(OSError):
             self._sock.send(json.dumps(line).encode() + b"\n")
 
 
-def give(folder: Path, order: dict[str, Any]) -> Iterator[str]:
-    """Give an order to the supervisor of the deployment in ``folder``, and hear what it says until it is done.
+def give(folder: Path, order: dict[str, Any], say: Callable[[str], None]) -> set[int]:
+    """Give an order to the supervisor of the deployment in ``folder``, and ``say`` what it says until it is done. The
+    pids of its workers then.
 
     Raises Unavailable when there is no supervisor, or it ends before it is done; RuntimeError with its reason when it
     does not do it.
@@ -134,9 +136,9 @@ def give(folder: Path, order: dict[str, Any]) -> Iterator[str]:
             for line in lines:
                 told = json.loads(line)
                 if "error" not in told:
-                    yield str(told.get("say", ""))
+                    say(str(told.get("say", "")))
                 elif told["error"]:
                     raise RuntimeError(str(told["error"]))
                 else:
-                    return
+                    return set(told.get("pids", ()))
     raise Unavailable(503, "the supervisor ended before it had done it")

@@ -1,15 +1,23 @@
-"""A running deployment is changed: other code, other numbers, more workers; nobody who asks meanwhile notices."""
+"""A running deployment is changed: other code, other numbers, more workers; nobody who asks meanwhile notices.
+
+STAGELINE_ROUNDS=20 changes it so many times in the tests under load, where a few must do otherwise.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Deployed, deployed, wait_for, write_service
+from harness import Deployed, Running, deployed, wait_for, write_service
 from load import Load
+
+ROUNDS = int(os.environ.get("STAGELINE_ROUNDS", "0"))
+MOST = 20_000 * max(1, ROUNDS)  # requests of one load
 
 TOML = """
 [engine]
@@ -71,10 +79,10 @@ def served(running: Deployed) -> dict[str, Any]:
 
 
 def test_new_code_numbers_and_environment_take_effect_under_load(running: Deployed, folder: Path) -> None:
-    with Load(f"{running.url}/inference") as load:
+    with Load(f"{running.url}/inference", most=MOST) as load:
         load.flow(50)
         frontends = {process.pid for process in running.processes("frontend")}
-        for version, num, batch in (("2", 3, 8), ("3", 1, 1)):
+        for version, num, batch in islice(cycle((("2", 3, 8), ("3", 1, 1))), ROUNDS or 2):
             write(folder, num=num, batch=batch, colour=f"blue{version}", version=version)
             done = running.engine("reload")
             assert done.returncode == 0, done.stderr + running.tail()
@@ -117,9 +125,9 @@ def test_a_hang_up_reloads_where_there_is_no_terminal(running: Deployed, folder:
 
 
 def test_scaling_touches_nobody_who_stays(running: Deployed) -> None:
-    with Load(f"{running.url}/inference") as load:
+    with Load(f"{running.url}/inference", most=MOST) as load:
         before = {process.pid for process in running.processes("worker")}
-        for num in (4, 1, 2):
+        for num in islice(cycle((4, 1, 2)), ROUNDS or 3):
             done = running.engine("scale", f"first={num}")
             assert done.returncode == 0, done.stderr + running.tail()
             assert len(running.processes("worker", stage="first")) == num
@@ -132,6 +140,27 @@ def test_scaling_touches_nobody_who_stays(running: Deployed) -> None:
             assert refused.returncode != 0
             assert why in refused.stderr
     assert load.wrong == []
+
+
+def test_workers_that_another_command_runs_are_named_and_replaced_on_a_signal(running: Deployed, folder: Path) -> None:
+    flags = ["--run-dir", str(running.folder / "run"), "--stage", "first", "--num", "1"]
+    group = Running(["worker", str(write(folder)), *flags], folder=folder)
+    try:
+        wait_for("three workers", lambda: running.status()["stages"][0]["ready"] == 3)
+        with Load(f"{running.url}/inference", threads=2) as load:
+            load.flow(20)
+            write(folder, version="2")
+            done = running.engine("reload")
+            assert done.returncode == 0, done.stderr + running.tail()
+            assert "not reached: 1 worker of first, which" in done.stdout
+            group.signal(signal.SIGHUP)
+            wait_for("its own change", lambda: '"changed"' in group.log)
+            assert running.status()["stages"][0]["ready"] == 3
+            assert {served(running)["first"] for _ in range(12)} == {"2"}
+        assert load.wrong == []
+        assert group.terminate() == 0
+    finally:
+        group.kill()
 
 
 def test_what_cannot_change_is_refused_by_name(running: Deployed, folder: Path) -> None:

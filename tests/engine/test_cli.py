@@ -206,8 +206,9 @@ def test_a_variable_that_means_nothing_is_warned_about(
     assert "ENGINE_PROT is set and not read; did you mean ENGINE_PORT?" in caplog.text
 
 
-@pytest.mark.parametrize(("extra", "num"), [([], 3), (["--num", "2"], 2)])
-def test_worker_runs_as_many_as_asked(file: Path, asked: dict[str, Any], extra: list[str], num: int) -> None:
+@pytest.mark.parametrize(("extra", "num"), [([], None), (["--num", "2"], 2)])
+def test_worker_runs_as_many_as_asked(file: Path, asked: dict[str, Any], extra: list[str], num: int | None) -> None:
+    """None: as many as the file says, today and whenever it is read again."""
     assert cli.run(["worker", str(file), "--stage", "encode", *extra]) == 0
     assert asked["run_workers"][0][1:] == ("encode", num)
 
@@ -302,6 +303,20 @@ def test_status_is_an_aligned_table() -> None:
 def test_status_says_what_carries_the_broker() -> None:
     for threads, words in (("one", "one broker thread"), ("stage", "a broker thread per stage")):
         assert words in status.table(json.dumps(TOLD | {"threads": threads}).encode()).splitlines()[0]
+
+
+def test_workers_that_another_command_runs_are_told_from_those_that_were_reached() -> None:
+    def worker(pid: int, state: str = "ready", *, here: bool = True) -> dict[str, Any]:
+        return {"pid": pid, "slot": 1, "state": state, "here": here, "batches": 0, "items": 0}
+
+    stages = [
+        {"name": "a", "workers": [worker(1), worker(2), worker(1, here=False)]},
+        {"name": "b", "workers": [worker(3), worker(4), worker(5, "leaving"), worker(6, "spare")]},
+    ]
+    told = json.dumps({"stages": stages}).encode()
+    assert status.strangers(told, {1, 2, 3}) == "1 worker of a, 2 workers of b"
+    assert status.strangers(json.dumps({"stages": stages[:1]}).encode(), {1, 2, 3}) == "1 worker of a"
+    assert status.strangers(b"{}", set()) == ""
 
 
 def test_status_says_how_workers_were_lost() -> None:

@@ -63,6 +63,7 @@ class Trial:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
+                start_new_session=True,  # else a hang-up may be the end of the terminal
             )
 
     # --- what it does
@@ -652,6 +653,31 @@ def test_workers_on_their_own_need_no_lock_and_stop_when_asked(start: Callable[.
     assert not trial.run_dir.exists()
     assert trial.stop() == ExitCode.OK
     assert len(trial.journal) == 3 * 4 + 2
+
+
+def test_workers_on_their_own_are_replaced_one_by_one_by_what_their_file_says_then(
+    start: Callable[..., Trial], folder: Path
+) -> None:
+    again = folder / "stages.json"
+    again.write_text(json.dumps({"stage": [{"name": "encode", "worker": "service:Encode", "env": {"COLOUR": "blue"}}]}))
+    trial = start(workers=2)
+    for name in ("worker-encode-1", "worker-encode-2"):
+        trial.wait_journal(f"{name} ready")
+    trial.process.send_signal(signal.SIGHUP)
+    for name in ("worker-encode-1", "worker-encode-2"):
+        trial.wait_journal(f"{name} ready", times=2)
+        trial.wait_journal(f"{name} ends")
+    lines = trial.journal
+    assert [line.split()[-1] for line in lines if " starts " in line] == ["-", "-", "blue", "blue"]
+    for name in ("worker-encode-1", "worker-encode-2"):  # warm before the other leaves
+        of_it = [line.split()[1] for line in lines if line.startswith(name)]
+        assert of_it == ["starts", "ready", "starts", "ready", "stops", "ends"]
+    wait_until("the end of the change", lambda: '"changed"' in trial.log)
+
+    again.write_text(json.dumps({"stage": [{"name": "other", "worker": "service:Encode"}]}))
+    trial.process.send_signal(signal.SIGHUP)
+    wait_until("a refusal", lambda: "cannot change its stages" in trial.log)
+    assert trial.stop() == ExitCode.OK
 
 
 # --- what it is made of

@@ -11,10 +11,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from engine import log, supervisor
-from engine.config import build
+from engine.config import Deployment, build
 from engine.core.backoff import Backoff
 from engine.core.processes import Child
 
@@ -31,6 +31,10 @@ def sleeper() -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], stdin=subprocess.DEVNULL)
 
 
+def made(data: dict[str, Any], folder: Path) -> Deployment:
+    return build(data, file=folder / "stages.toml", label="stages.toml", flags={}, environ={})
+
+
 def main() -> int:
     folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
     data = {
@@ -38,7 +42,7 @@ def main() -> int:
         "frontend": {"address": "127.0.0.1", "port": 0, **options.get("frontend", {})},
         "stage": options.get("stage", [{"name": "encode", "worker": "service:Encode", "num": 2}]),
     }
-    deployment = build(data, file=folder / "stages.toml", label="stages.toml", flags={}, environ={})
+    deployment = made(data, folder)
     log.setup("supervisor")
     if options.get("resolver") == "hangs":
 
@@ -49,7 +53,15 @@ def main() -> int:
 
         socket.getaddrinfo = hang
     if "workers" in options:
-        return supervisor.run_workers(deployment, "encode", options["workers"], commands=commands, policy=POLICY)
+        file = folder / "stages.json"  # what it says when it is read once more
+        return supervisor.run_workers(
+            deployment,
+            "encode",
+            options["workers"],
+            commands=commands,
+            policy=POLICY,
+            reread=lambda: made({**data, **json.loads(file.read_text())}, folder),
+        )
     daemons = {}
     if "popen" in options.get("daemons", ()):
         daemons["popen"] = sleeper()
