@@ -22,6 +22,7 @@ Where to look:
     compression  gzip and zstd: which one, and answers
     unpacking  bodies out of either, by bounded steps; pure
     pace       how slow a client may be, sending or reading; pure
+    partial    what has begun to come and is not whole, of all connections; pure
     unsent     answers that are written and not read: how much, for how long
     lingering  the end of a connection, by halves
     streams    an answer that is sent while it is computed, and how it ends

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, TypeAlias
 
-from engine.clock import now
+from engine.clock import Deadline, now
 from frontend import head as heads
 from frontend.answer import Answering, Reply, common
 from frontend.errors import CLIENT_GONE, Refusal
@@ -182,32 +182,30 @@ async def _finish_body(exchange: Exchange) -> None:
     """Read and drop the rest of a small body that nobody wanted before the answer is sent, so that the connection stays
     in step and open: whether all of it had come by then is chance. Behind a large one, or one that was not sent before
     it was asked for, the connection ends."""
-    dropped = 0
-
-    async def read() -> None:
-        nonlocal dropped
-        while dropped <= SMALL_BODY:
-            event = await exchange.receive()
-            dropped += len(event.get("body", b""))
-            if event["type"] != "http.request" or not event.get("more_body", False):
-                exchange.body_ended = True
-                return
-
-    try:
-        await asyncio.wait_for(read(), SMALL_BODY_S)
-    except asyncio.TimeoutError:
-        pass  # then the connection ends with the answer
+    deadline, dropped = Deadline(SMALL_BODY_S), 0
+    while dropped <= SMALL_BODY and (event := await _next(exchange, deadline)) is not None:
+        dropped += len(event.get("body", b""))
+        if event["type"] != "http.request" or not event.get("more_body", False):
+            exchange.body_ended = True
+            return
 
 
 async def _drop_body(exchange: Exchange) -> None:
     """Read the rest of a refused body, for a while: common HTTP/2 clients look for the answer only after they have sent
     all, and wait for window credit until then. (Over HTTP/1 the connection is closed by halves: frontend.serving.)"""
+    deadline = Deadline(LINGER_S)
+    while (event := await _next(exchange, deadline)) is not None:
+        if event["type"] != "http.request" or not event.get("more_body", False):
+            return
 
-    async def drop() -> None:
-        while (event := await exchange.receive())["type"] == "http.request" and event.get("more_body", False):
-            pass
 
+async def _next(exchange: Exchange, deadline: Deadline) -> Event | None:
+    """The next event; None when the time is over. A limit on each wait, and none around the loop: before Python 3.12
+    wait_for() drops the cancellation of what it is called in when a byte comes in that instant, and the loop went on
+    for as long as bytes did."""
+    if deadline.passed:
+        return None
     try:
-        await asyncio.wait_for(drop(), LINGER_S)
+        return await asyncio.wait_for(exchange.receive(), deadline.remaining())
     except asyncio.TimeoutError:
-        pass  # the server resets the stream
+        return None

@@ -29,19 +29,28 @@ BAD_REQUEST: Final = 20.0  # frames; a head that was understood and refused with
 TURN: Final = 32  # frames of a turn; they cost a millisecond
 TURN_PER_REQUEST: Final = 4  # a request counts as so many
 
+PADDING: Final = 4096  # bytes of a packed head beyond what it says: priorities, padding, sizes of tables
+
 _HEAD: Final = 9
 _DATA: Final = 0
 _HEADERS: Final = 1
+_OF_HEADS: Final = frozenset({_HEADERS, 5, 9})  # with PUSH_PROMISE, which no client may send, and CONTINUATION
 _END_STREAM: Final = 1
+_END_HEADERS: Final = 4
 
 
 class Frames:
     """The frames of one connection's client, as they come."""
 
-    __slots__ = ("_at", "_budget", "_head", "_skip", "is_spent")
+    __slots__ = ("_at", "_block", "_budget", "_head", "_head_max", "_size", "_skip", "begun", "is_spent")
 
-    def __init__(self, instant: float) -> None:
-        self.is_spent = False  # too many came: the connection is to be ended
+    def __init__(self, instant: float, head_max: int) -> None:
+        """``head_max``: bytes of a request's headers, unpacked; packed they are fewer."""
+        self.is_spent = False  # too many came, or too large a head: the connection is to be ended
+        self.begun = 0  # frames
+        self._head_max = head_max + PADDING
+        self._block = 0  # bytes of a head of which more frames are to come
+        self._size = 0  # of the last frame
         self._budget = BURST
         self._at = instant
         self._skip = PREFACE  # bytes to the next frame
@@ -65,7 +74,8 @@ class Frames:
                 self._head = head
                 break
             self._head = b""
-            self._skip = head[0] << 16 | head[1] << 8 | head[2]
+            self._skip = self._size = head[0] << 16 | head[1] << 8 | head[2]
+            self.begun += 1
             turn += self._count(self._skip, head[3], head[4])
         if not self._skip or at == end:
             return at
@@ -73,6 +83,11 @@ class Frames:
         step = min(self._skip, end - at)
         self._skip -= step
         return at + step
+
+    @property
+    def unfinished(self) -> int:
+        """Bytes that have come of what is not whole: a frame, or a head in several."""
+        return self._block + (self._size - self._skip if self._skip else 0)
 
     def sent(self, frames: int) -> None:
         """So many frames of answers were sent."""
@@ -84,6 +99,11 @@ class Frames:
 
     def _count(self, size: int, kind: int, flags: int) -> int:
         """Pay for a frame; how much of a turn it is."""
+        if kind in _OF_HEADS:
+            self._block += size
+            self.is_spent = self.is_spent or self._block > self._head_max
+            if flags & _END_HEADERS:
+                self._block = 0
         if kind == _HEADERS:
             self._pay(-PER_REQUEST)
             return TURN_PER_REQUEST

@@ -19,6 +19,7 @@ from engine.core.link import View
 from frontend import compression, deadline, errors, idempotency
 from frontend.errors import Problem, Refusal
 from frontend.head import Head
+from frontend.partial import Partial
 from frontend.unsent import Unsent
 
 BEHIND_MAX: Final = 64 * 1024  # bytes that came behind a request that is served; above it the client is not read
@@ -38,7 +39,8 @@ class Gate:
 
     ``pending`` counts requests handed to the broker and not answered yet; ``held`` the bytes of bodies that have come
     and are kept until their answer; ``behind`` those of requests that came behind one that is still served. All are
-    entered and left in pairs by whoever serves the request. ``unsent`` are answers that nobody reads.
+    entered and left in pairs by whoever serves the request. ``partial`` is what has begun to come and is no request
+    yet, ``unsent`` are answers that nobody reads.
 
     Bodies count as they arrive, never by what was announced, and while they do one client may fill a half of what there
     is: whoever sends slowly, or nothing, keeps nobody else out.
@@ -58,6 +60,7 @@ class Gate:
         self._client_bytes = max(self._capacity_bytes // 2, frontend.max_request_size)
         self._arriving: dict[str, int] = {}  # bytes of bodies that are not whole, by client
         self.unsent = Unsent(self._capacity_bytes)
+        self.partial = Partial()
         self._compression = frontend.compression
 
     def terms(self, head: Head) -> Terms:

@@ -66,6 +66,7 @@ def read(method: str, version: str, path: str, query: bytes, fields: Fields) -> 
     told: list[tuple[bytes, bytes]] = []
     single: dict[bytes, bytes] = {}
     lists: dict[bytes, bytes] = {}
+    more: dict[bytes, list[bytes]] = {}
     for raw_name, raw_value in fields:
         name, value = raw_name.lower(), raw_value.strip(b" \t")
         if name in SINGLE:
@@ -75,8 +76,13 @@ def read(method: str, version: str, path: str, query: bytes, fields: Fields) -> 
         elif b"_" in name:
             continue
         elif name in _LISTS:
-            lists[name] = lists[name] + b", " + value if name in lists else value
+            if name in lists:
+                more.setdefault(name, []).append(value)
+            else:
+                lists[name] = value
         told.append((name, value))
+    for name, values in more.items():  # once: to add each to what was there looks at all of it again
+        lists[name] = b", ".join([lists[name], *values])
     if version == "1.1" and b"host" not in single:
         raise Refusal(errors.NO_HOST)
     length = single.get(b"content-length")

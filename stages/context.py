@@ -50,11 +50,10 @@ class Headers(Mapping[str, str]):
     __slots__ = ("_values",)
 
     def __init__(self, pairs: Pairs) -> None:
-        self._values: dict[str, str] = {}
+        values: dict[str, list[str]] = {}
         for raw_name, raw_value in pairs:
-            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
-            known = self._values.get(name)
-            self._values[name] = value if known is None else f"{known}, {value}"
+            values.setdefault(raw_name.decode("latin-1").lower(), []).append(raw_value.decode("latin-1"))
+        self._values = {name: ", ".join(several) for name, several in values.items()}
 
     def __getitem__(self, name: str) -> str:
         return self._values[name.lower()]

@@ -28,17 +28,24 @@ if TYPE_CHECKING:
 
 
 CHUNK_MAX: Final = (1 << 64) - 1  # a larger size means something else to whoever counts in 64 bits
+CHUNK_LEAST: Final = 16  # bytes that each chunk of a body has in the mean, above so many
+CHUNKS_FREE: Final = 4096
 
 
 class Parser(PythonProtocol):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn's, but what stands behind a request waits where it is: gunicorn copies it out and in again for each one,
     which is quadratic in what a client sends in advance."""
 
+    _on_body: Any
+    _on_message_complete: Any
+    _tiny = 0  # bytes by which the chunks of this body fall short of CHUNK_LEAST each
+
     def remaining(self) -> bytes | bytearray:
         return self._buffer if self.is_complete else b""
 
     def reset(self) -> None:
         self._buffer = bytearray()  # what is there has been given away by `remaining`
+        self._tiny = 0
         super().reset()
 
     def feed(self, data: bytes | bytearray) -> None:
@@ -52,9 +59,27 @@ class Parser(PythonProtocol):  # type: ignore[misc]  # gunicorn has no types
         return len(self._buffer) if self.is_complete else 0
 
     def _parse_chunked_body(self) -> bool:
-        going: bool = super()._parse_chunked_body()
+        """All chunks that are here, as one piece of the body: each for itself costs the application as much as one of
+        64 KiB does. The tinier they are, the more of them cost nothing but work, so there is a bound on that."""
+        deliver, complete = self._on_body, self._on_message_complete
+        pieces: list[bytes] = []
+        begun = self._chunk_state == "data"  # a chunk of which there was something before
+        self._on_body, self._on_message_complete = pieces.append, None
+        try:
+            going: bool = super()._parse_chunked_body()
+        finally:
+            self._on_body, self._on_message_complete = deliver, complete
         if self._chunk_size > CHUNK_MAX:
             raise InvalidChunkSize("chunk size too large")
+        if pieces:
+            whole = b"".join(pieces)
+            tiny = self._tiny + CHUNK_LEAST * (len(pieces) - begun) - len(whole)
+            self._tiny = max(0, tiny)
+            if tiny > CHUNK_LEAST * CHUNKS_FREE:
+                raise InvalidChunkSize("too many tiny chunks")
+            deliver(whole)
+        if self.is_complete:
+            complete()
         return going
 
 
@@ -154,11 +179,13 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
         """Nothing of what has come is read any more. A connection that has ended waits for the garbage collector, which
         counts objects and not bytes: what it held of refused bodies came to more than all that were accepted."""
         self._count_behind(0)
+        if self._header_bytes:
+            self._count_head(0)
         for receiver in (self._body_receiver, *self._finishing_calls.values()):
             if receiver is not None:
                 receiver._chunks.clear()
         if self._callback_parser is not None:
-            self._callback_parser._buffer = bytearray()
+            self._callback_parser.reset()
 
     def _close_transport(self) -> None:
         receiver = self._body_receiver
@@ -256,11 +283,14 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
         if self._reading_paused and not self._is_buffer_full():
             super()._resume_reading()  # more of this one is wanted
         if not going or self._current_request is not None:
-            self._header_bytes = 0
+            if self._header_bytes:
+                self._count_head(0)
             self._cancel_header_timer()
             self._bound_behind()
             return going
-        self._header_bytes = self._arrived
+        self._count_head(self._arrived)
+        if self._closed:
+            return False  # there is too much of that, and this one began first
         if self._header_bytes > self._max_header_size:
             self._send_error_response(431, "")
             self._close_transport()
@@ -283,6 +313,15 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
                 self._current_request = None  # it is not to be served
                 raise LimitRequestHeaders("headers too large")
         return skip
+
+    def _count_head(self, size: int) -> None:
+        self._header_bytes = size
+        self.worker.app.gate.partial.has(self, size)
+
+    def give_up(self) -> None:
+        """There are too many beginnings of requests, and this one's is the oldest."""
+        self._cancel_header_timer()
+        self._on_slow_headers()
 
     def _on_slow_headers(self) -> None:
         self._header_timer = None

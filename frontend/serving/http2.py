@@ -20,26 +20,28 @@ from gunicorn.http2.errors import HTTP2ErrorCode
 
 from engine.clock import now
 from frontend.frames import Frames
-from frontend.unsent import Unsent
+from frontend.gate import Gate
 
 PIECE: Final = 64 * 1024  # bytes of an answer handed to gunicorn at once
 FRAME: Final = 16 * 1024  # bytes of a frame, unless the client wants larger ones
 ANSWER_COST: Final = 8 * 1024  # bytes that holding an answer takes beyond its body: a task, its frames, the stream
 
 
-def install(unsent: Unsent) -> None:
-    """Have gunicorn make these. In a worker process, before the first connection."""
+def install(gate: Gate, head_max: int) -> None:
+    """Have gunicorn make these. In a worker process, before the first connection. ``head_max``: bytes of a request's
+    headers."""
     logging.getLogger("hpack").setLevel(logging.INFO)  # below it tells of every field, clients' secrets among them
-    async_connection.AsyncHTTP2Connection = partial(Connection2, unsent)
+    async_connection.AsyncHTTP2Connection = partial(Connection2, gate, head_max)
 
 
 class Connection2(AsyncHTTP2Connection):  # type: ignore[misc]  # gunicorn has no types
     """One client connection that speaks HTTP/2."""
 
-    def __init__(self, unsent: Unsent, cfg: Any, reader: asyncio.StreamReader, *args: Any) -> None:
+    def __init__(self, gate: Gate, head_max: int, cfg: Any, reader: asyncio.StreamReader, *args: Any) -> None:
         super().__init__(cfg, _Turns(reader, self), *args)
-        self.frames = Frames(now())
-        self._unsent = unsent
+        self.frames = Frames(now(), head_max)
+        self.gate = gate
+        self._unsent = gate.unsent
         self._answers: set[_Answer] = set()  # that are being sent
 
     async def calm(self) -> None:
@@ -72,7 +74,15 @@ class Connection2(AsyncHTTP2Connection):  # type: ignore[misc]  # gunicorn has n
             self._answers.discard(answer)
             self._unsent.forget(answer)
 
-    def give_up(self, stream_id: int) -> None:
+    def give_up(self) -> None:
+        """There are too many beginnings of frames and heads, and this one's is the oldest."""
+        self.reader.end()
+
+    def abort_streams_nowait(self) -> None:
+        self.gate.partial.has(self, 0)
+        super().abort_streams_nowait()
+
+    def reset(self, stream_id: int) -> None:
         """End a stream whose client does not take its answer; the task that sends it finds it closed."""
         stream = self.streams.get(stream_id)
         if stream is not None and not self._closed:
@@ -97,7 +107,7 @@ class _Answer:
         return self.left + ANSWER_COST
 
     def abort(self) -> None:
-        self._connection.give_up(self._stream_id)
+        self._connection.reset(self._stream_id)
 
 
 class _Turns:
@@ -107,17 +117,30 @@ class _Turns:
         self._reader = reader
         self._connection = connection
         self._rest = memoryview(b"")
+        self._is_over = False
 
     async def read(self, most: int) -> bytes:
         if self._rest:
             await asyncio.sleep(0)
         else:
             self._rest = memoryview(await self._reader.read(most))
-        frames = self._connection.frames
+        connection = self._connection
+        frames = connection.frames
+        begun = frames.begun
         size = frames.take(self._rest, now())
-        if frames.is_spent:
-            self._rest = memoryview(b"")
-            await self._connection.calm()
+        if not self._rest:
+            connection.gate.partial.has(connection, 0)
             return b""
         piece, self._rest = bytes(self._rest[:size]), self._rest[size:]
+        if not self._rest:
+            connection.gate.partial.has(connection, frames.unfinished, anew=frames.begun != begun)
+        if frames.is_spent or self._is_over:
+            self._rest = memoryview(b"")
+            await connection.calm()
+            return b""
         return piece
+
+    def end(self) -> None:
+        """Nothing more is read: whoever waits for it is told so, and others before their next turn."""
+        self._is_over = True
+        self._reader.feed_eof()

@@ -88,7 +88,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         if not self.alive:
             await lifespan.shutdown()
             return
-        http2.install(self.app.gate.unsent)
+        http2.install(self.app.gate, self.app.deployment.frontend.max_header_size)
         self.app.metrics.dropped = lambda: (self.crowd.ended, self.crowd.refused)
         tune_garbage_collection()
         context = self._get_ssl_context()

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frontend.frames import BURST, RATE, TURN, TURN_PER_REQUEST, Frames
+from frontend.frames import BURST, PADDING, RATE, TURN, TURN_PER_REQUEST, Frames
 
+HEAD_MAX = 64 * 1024
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST, SETTINGS, PUSH, PING, GOAWAY, WINDOW, CONTINUATION, ALTSVC = range(11)
 
@@ -46,7 +47,7 @@ NOTHING: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", NOTHING)
 def test_what_carries_nothing_is_bounded_whatever_it_is(name: str) -> None:
-    counted = Frames(0.0)
+    counted = Frames(0.0, HEAD_MAX)
     read(counted, PREFACE + NOTHING[name] * int(BURST))
     assert not counted.is_spent
     read(counted, NOTHING[name] * 2)
@@ -54,13 +55,13 @@ def test_what_carries_nothing_is_bounded_whatever_it_is(name: str) -> None:
 
 
 def test_the_budget_is_one_for_all_types() -> None:
-    counted = Frames(0.0)
+    counted = Frames(0.0, HEAD_MAX)
     read(counted, PREFACE + b"".join(NOTHING.values()) * (1 + int(BURST) // len(NOTHING)))
     assert counted.is_spent
 
 
 def test_time_fills_it_again_to_its_brim() -> None:
-    counted = Frames(0.0)
+    counted = Frames(0.0, HEAD_MAX)
     read(counted, PREFACE)
     for second in range(1, 60):
         read(counted, NOTHING["PING"] * int(RATE), float(second))
@@ -72,7 +73,7 @@ def test_time_fills_it_again_to_its_brim() -> None:
 
 
 def test_a_client_that_uses_it_never_meets_the_budget() -> None:
-    counted = Frames(0.0)
+    counted = Frames(0.0, HEAD_MAX)
     read(counted, PREFACE + frame(SETTINGS))
     for stream in range(1, 20_001, 2):
         read(counted, frame(HEADERS, b"x" * 20, flags=4, stream=stream))
@@ -82,13 +83,13 @@ def test_a_client_that_uses_it_never_meets_the_budget() -> None:
 
 
 def test_a_large_upload_never_meets_it() -> None:
-    counted = Frames(0.0)
+    counted = Frames(0.0, HEAD_MAX)
     read(counted, PREFACE + frame(HEADERS, b"x", flags=4, stream=1) + frame(DATA, bytes(1024), stream=1) * 10_000)
     assert not counted.is_spent
 
 
 def test_a_large_download_with_an_update_of_both_windows_for_each_frame_never_meets_it() -> None:
-    counted = Frames(0.0)
+    counted = Frames(0.0, HEAD_MAX)
     read(counted, PREFACE + frame(HEADERS, b"x", flags=5, stream=1))
     for _ in range(10_000):
         counted.sent(1)
@@ -97,31 +98,53 @@ def test_a_large_download_with_an_update_of_both_windows_for_each_frame_never_me
 
 
 def test_requests_that_are_dropped_cost_more_than_they_bring() -> None:
-    counted = Frames(0.0)
+    counted = Frames(0.0, HEAD_MAX)
     for _ in range(int(BURST)):
         read(counted, frame(HEADERS, b"x", flags=5, stream=1))
         counted.refused()
     assert counted.is_spent
 
 
+def test_a_head_in_many_frames_has_its_bound() -> None:
+    """The parser behind keeps up to a megabyte of it for each connection."""
+    counted = Frames(0.0, HEAD_MAX)
+    read(counted, PREFACE)
+    for number in range(100):  # a large head each, and whole: none of them counts for the next
+        read(counted, frame(HEADERS, bytes(HEAD_MAX // 2), stream=2 * number + 1))
+        assert counted.unfinished == HEAD_MAX // 2
+        read(counted, frame(CONTINUATION, bytes(HEAD_MAX // 2), flags=4, stream=2 * number + 1))
+        assert counted.unfinished == 0
+    assert not counted.is_spent
+    read(counted, frame(HEADERS, bytes(HEAD_MAX), stream=999) + frame(CONTINUATION, bytes(PADDING + 1), stream=999))
+    assert counted.is_spent
+
+
+def test_what_has_come_of_a_frame_is_known() -> None:
+    counted = Frames(0.0, HEAD_MAX)
+    read(counted, PREFACE + frame(HEADERS, bytes(100), stream=1)[:50])
+    assert (counted.unfinished, counted.begun) == (100 + 41, 1)
+    read(counted, bytes(59) + frame(DATA, b"x" * 10, stream=1)[:-1])
+    assert (counted.unfinished, counted.begun) == (100 + 9, 2)
+
+
 @pytest.mark.parametrize(
     ("one", "most"), [(NOTHING["SETTINGS"], TURN), (frame(HEADERS, b"x", flags=4), TURN // TURN_PER_REQUEST)]
 )
 def test_a_turn_has_so_many_frames_at_most(one: bytes, most: int) -> None:
-    counted = Frames(0.0)
+    counted = Frames(0.0, HEAD_MAX)
     read(counted, PREFACE)
     assert read(counted, one * 10 * most) == [most * len(one)] * 10
 
 
 def test_large_frames_are_read_as_they_come() -> None:
-    counted = Frames(0.0)
+    counted = Frames(0.0, HEAD_MAX)
     assert read(counted, PREFACE + frame(DATA, bytes(16384), stream=1) * 4) == [24 + 4 * (9 + 16384)]
 
 
 @given(st.lists(st.sampled_from(sorted(NOTHING.values())), max_size=80), st.lists(st.integers(0, 3000), max_size=8))
 def test_how_the_bytes_are_cut_changes_nothing(parts: list[bytes], at: list[int]) -> None:
     data = PREFACE + b"".join(parts)
-    whole, pieces = Frames(0.0), Frames(0.0)
+    whole, pieces = Frames(0.0, HEAD_MAX), Frames(0.0, HEAD_MAX)
     assert sum(read(whole, data)) == len(data)
     places = sorted({place % len(data) for place in at} | {0})
     for start, end in zip(places, [*places[1:], len(data)], strict=True):

@@ -17,6 +17,7 @@ import pytest
 from running import PATIENCE_S, Raw, Running, frontend, post, wait_until
 
 from frontend.gate import BEHIND_ALL
+from frontend.partial import PARTIAL_ALL
 
 MIB = 1 << 20
 
@@ -151,6 +152,24 @@ def test_what_has_come_of_a_refused_body_is_not_kept(server: str, tmp_path: Path
                     raw.send(post(b"x" * MIB, "x-request-timeout: soon"))
                 assert raw.reply().status == 400
         assert resident(running) - before < 16 * MIB
+
+
+def test_heads_that_begin_and_do_not_end_are_bounded_together(server: str, tmp_path: Path) -> None:
+    options = {"max_header_size": MIB, "header_timeout": 60.0}
+    with attacked(tmp_path, server=server, **options) as running, crowd(running, 100) as attackers:
+        before = resident(running)
+        lines = "".join(f"x-{number}: {'y' * 20_000}\r\n" for number in range(45))
+        for raw in attackers:
+            with contextlib.suppress(ConnectionError):
+                raw.send(b"POST /inference HTTP/1.1\r\nhost: x\r\n" + lines.encode())
+        with running.connect() as other:  # whose head comes in pieces too
+            for piece in (b"POST /infer", b"ence HTTP/1.1\r\nhost: x\r\ncontent-le", b"ngth: 4\r\n\r\ngood"):
+                other.send(piece)
+            assert other.reply().body == b"good"
+        assert resident(running) - before < PARTIAL_ALL + 24 * MIB, "of 90 MB"
+        reply = attackers[0].reply()
+        assert (reply.status, reply.closes) == (408, True)
+        assert attackers[-1].send(b"content-length: 4\r\n\r\ngood").reply().body == b"good"
 
 
 def test_a_body_that_drips_is_given_up(server: str, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from running import Running, frontend
-from test_frames import GOAWAY, NOTHING, PREFACE, SETTINGS, frame
+from test_frames import CONTINUATION, GOAWAY, HEADERS, NOTHING, PREFACE, SETTINGS, frame
 
 CALM = 0xB  # ENHANCE_YOUR_CALM
 
@@ -43,6 +43,13 @@ def test_a_flood_ends_its_connection_and_no_other(running: Running, name: str) -
         sock.sendall(PREFACE + frame(SETTINGS) + NOTHING[name] * 505)
         assert end_of(sock) == CALM
         assert client.post("/inference", content=b"after").content == b"after"
+
+
+def test_a_head_that_does_not_end_ends_its_connection(running: Running) -> None:
+    with socket.create_connection(running.address, timeout=20) as sock:
+        head = frame(HEADERS, bytes(16_000), stream=1) + frame(CONTINUATION, bytes(16_000), stream=1) * 3
+        sock.sendall(PREFACE + frame(SETTINGS) + head + frame(CONTINUATION, bytes(8_000), stream=1))
+        assert end_of(sock) == CALM
 
 
 def test_many_requests_over_one_connection_are_no_flood(running: Running) -> None:
