@@ -199,12 +199,14 @@ def send(sock: Socket, frames: Sequence[Buffer], *, to: bytes | None = None) -> 
 
     Large frames are handed over without a copy: the caller must not change them afterwards.
     """
-    parts: Sequence[Buffer] = frames if to is None else [to, *frames]
-    last = len(parts) - 1
+    left = len(frames)
     try:
-        for index, part in enumerate(parts):
+        if to is not None:
+            _send(sock, to, NOW_MORE)
+        for part in frames:
+            left -= 1
             size = part.nbytes if type(part) is memoryview else len(part)
-            _send(sock, part, NOW if index == last else NOW_MORE, copy=size < COPY_BELOW)  # type: ignore[call-overload]
+            _send(sock, part, NOW_MORE if left else NOW, size < COPY_BELOW)  # type: ignore[call-overload]
     except zmq.Again:
         return False
     except zmq.ZMQError as error:

@@ -17,7 +17,7 @@ from typing import Final
 
 from engine.core.arena import RELEASED, UNIT, Books, Ref
 from engine.core.messages import Place
-from engine.core.wire import Part, Payload, refs_of
+from engine.core.wire import Part, Payload, are_bytes, refs_of
 from engine.memory import name_of
 
 log: Final = logging.getLogger("stageline.broker")
@@ -51,10 +51,9 @@ class Arenas:
             self._books.open(arena, self._size)
         return place
 
-    def arrive(self, payloads: Iterable[Payload]) -> None:
+    def arrive(self, payloads: Sequence[Payload]) -> None:
         """Payloads have come in; what they refer to is kept. ProtocolError, and nothing is kept, if that cannot be."""
-        refs = [ref for payload in payloads if type(payload) is not bytes for ref in refs_of(payload)]
-        if refs:
+        if not are_bytes(payloads) and (refs := [ref for payload in payloads for ref in refs_of(payload)]):
             with self._lock:
                 self._books.arrive(refs)
 

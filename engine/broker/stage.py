@@ -48,7 +48,7 @@ from engine.core.liveness import CHECK_S, LANE_RETRY_S, REJOIN_S
 from engine.core.messages import Bye, Leave, Message, Place, Pulse, Ready, Results, WorkerBeat
 from engine.core.routing import Topology
 from engine.core.stage import StageMachine, StageSpec
-from engine.core.wire import AnyWords, Buffer, Payload, control_frame, encode, intake_frame, refs_of
+from engine.core.wire import AnyWords, Buffer, Payload, are_bytes, control_frame, encode, intake_frame, refs_of
 from engine.errors import ProtocolError, StartError
 from engine.mailbox import Mailbox
 from engine.transport import Endpoints
@@ -326,7 +326,7 @@ class StagePart(Part[ToStage]):
 
     def _dispatch(self, action: Dispatch) -> None:
         batch, payloads = action.batch, action.payloads
-        if refs := [ref for payload in payloads if type(payload) is not bytes for ref in refs_of(payload)]:
+        if not are_bytes(payloads) and (refs := [ref for payload in payloads for ref in refs_of(payload)]):
             if self.machine.workers[action.worker].maps:
                 batch = msgspec.structs.replace(batch, memory=self._arenas.places(refs))
             else:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from math import ceil
 from typing import TypeVar
+
+import msgspec
 
 from engine.core.messages import Answers, Speaker
 from engine.core.wire import HEAD_ITEMS, WITH_HEADERS, Payload
@@ -13,18 +14,17 @@ from engine.core.wire import HEAD_ITEMS, WITH_HEADERS, Payload
 _V = TypeVar("_V")
 
 
-@dataclass(slots=True)
-class Column:
+class Column(msgspec.Struct, eq=False):
     """Answers for one frontend, growing until they are taken."""
 
-    seqs: list[int] = field(default_factory=list)
-    statuses: list[int] = field(default_factory=list)
-    mimes: list[str] = field(default_factory=list)
-    trails: list[bytes] = field(default_factory=list)
-    headers: dict[int, dict[str, str]] = field(default_factory=dict)
-    speakers: dict[int, int] = field(default_factory=dict)
-    retries_ms: dict[int, int] = field(default_factory=dict)
-    payloads: list[Payload] = field(default_factory=list)
+    seqs: list[int] = []
+    statuses: list[int] = []
+    mimes: list[str] = []
+    trails: list[bytes] = []
+    headers: dict[int, dict[str, str]] = {}
+    speakers: dict[int, int] = {}
+    retries_ms: dict[int, int] = {}
+    payloads: list[Payload] = []
 
     def add(
         self,

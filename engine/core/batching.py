@@ -277,7 +277,9 @@ class BatchQueue:
                 items.move_to_end(uid, last=False)
                 break
             batch.append(item)
-        self.nbytes -= whole - room + sum([gone.size for gone in dead])
+        self.nbytes -= whole - room
+        if dead:
+            self.nbytes -= sum([gone.size for gone in dead])
         return batch, dead, False
 
 

@@ -136,7 +136,8 @@ class Crew:
         from now on."""
         key = worker.key
         was_ready = worker.rank >= 0
-        self.rest(worker)
+        if was_ready:
+            self.rest(worker)
         batches = worker.batches
         count = len(batches)
         if not count:

@@ -29,7 +29,7 @@ from engine.core.deaths import Death
 from engine.core.ends import Ends
 from engine.core.failing import Verdict, judge
 from engine.core.foresight import Foresight
-from engine.core.hedging import Apart, Budget, Pace, may_hedge, part_size
+from engine.core.hedging import BRIEF_S, PATIENCE_LEAST_S, Apart, Budget, Pace, may_hedge, part_size
 from engine.core.items import Item
 from engine.core.messages import Revoke, Status
 from engine.core.stats import StageStats
@@ -75,6 +75,7 @@ class Fate:
         self._budget = Budget(spec.policy.max_batch_size)
         self._slow: dict[int, float] = {}  # suspect worker -> when it is looked at again
         self._held: dict[int, float] = {}  # worker that is quick at failing -> until when it is given nothing
+        self.limits = (self._slow, self._held)  # by worker: when there is something to look at again
         self._good = 0  # batches of which something was computed rightly
         self._bad = 0  # batches of which nothing was
 
@@ -92,15 +93,6 @@ class Fate:
         for key in [key for key, until in self._held.items() if until <= now]:
             del self._held[key]
             self._crew.sort_in(self._crew.workers[key], now, begins=False)
-
-    @property
-    def next_limit(self) -> float:
-        """When there is something to look at again; inf: not by time."""
-        limit = inf
-        for due in (self._slow, self._held):
-            if due:
-                limit = min(limit, min(due.values()))
-        return limit
 
     # --- what takes too long -----------------------------------------------------------------------------------------
 
@@ -204,16 +196,16 @@ class Fate:
     def settled(self, worker: Member, batch: InFlight, took_s: float | None, now: float) -> bool:
         """All of a batch is accounted for. ``took_s``: since the worker began with it; None: it was not its turn."""
         if took_s is not None:
-            if batch.good:
+            if batch.good and (took_s > BRIEF_S or self.pace.patience_s > PATIENCE_LEAST_S):
                 self.pace.learn(took_s)
             if worker.slow:
                 self._slow.pop(worker.key, None)
-        self._budget.earn(batch.count)
+        self._budget.done += batch.count
         if batch.good:
             self._good += 1
             worker.failing = 0
             worker.proven = True
-            return self._note(self.breaker.succeeded(), now)
+            return self.breaker.succeeded() and self._note(True, now)
         if batch.failed >= batch.count:
             return self._fails(worker, batch, now)
         self.breaker.unclear(now)  # all of it was skipped, or its clients' fault

@@ -25,6 +25,8 @@ LOOK_S: Final = 0.002  # how often the front is told what to expect, at most
 CALM_S: Final = 0.020  # who waits for less is not worth a word
 MEASURE_S: Final = 0.1
 PRICE: Final = 0.2  # items that others may lose for one that could be replaced
+TOLD_ANEW: Final = 0.05  # change of how long a batch takes with which the crew is told
+
 LEARN_S: Final = 0.005  # of batches that take less, one in such a time is learned from
 SERVICE_SMOOTHING: Final = 0.2  # weight of the newest batch in the running mean of how long a batch takes
 
@@ -63,6 +65,7 @@ class Foresight:
         self._measured_at = 0.0
         self._counted = 0
         self._learn_at = 0.0
+        self._learnt_s = 0.0  # ``service_s`` as the crew was told last
         self._foresaw: Outlook | None = None
 
     @property
@@ -91,7 +94,9 @@ class Foresight:
     def took(self, took_s: float) -> None:
         """A batch took so long, at a worker that had it first."""
         self.service_s += (took_s - self.service_s) * (SERVICE_SMOOTHING if self.service_s else 1.0)
-        self._crew.learn(self.service_s)
+        if abs(self.service_s - self._learnt_s) > TOLD_ANEW * self._learnt_s:
+            self._learnt_s = self.service_s
+            self._crew.learn(self.service_s)
 
     def learn(self, worker: Member, batch: InFlight, took_s: float, now: float) -> None:
         """A batch of which something was computed rightly is done. Short ones are many, and one in a while tells all

@@ -618,6 +618,8 @@ class FrontMachine:
 
     def take_again(self) -> list[tuple[bytes, Again]]:
         """Since the last call, by frontend: what it is to submit again, for the answer to another try did not come."""
+        if not self._again:
+            return []
         again, self._again = self._again, {}
         return [
             (peer, Again(seqs[start : start + HEAD_ITEMS]))

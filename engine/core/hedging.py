@@ -31,6 +31,9 @@ SMOOTHING: Final = 0.125  # weight of the newest batch (likewise)
 # Whatever the pace, a batch is not suspect earlier: a starved machine keeps a process waiting that long now and then.
 PATIENCE_LEAST_S: Final = 0.25
 
+# Batches that take less say nothing while patience is at its least: it would stay there.
+BRIEF_S: Final = PATIENCE_LEAST_S / (TIMES + SPREADS) / 4
+
 SHARE: Final = 0.05  # second computations for each first one, in items
 SAVED_BATCHES: Final = 4  # how many full batches may be hedged at once after a quiet while
 
@@ -58,19 +61,20 @@ class Pace:
 
 
 class Budget:
-    """How many items may be computed a second time: some from the start, then SHARE of what is done."""
+    """How many items may be computed a second time: some from the start, then SHARE of what is done. ``done``: items
+    that were, to be counted up."""
 
-    __slots__ = ("_left", "_most")
+    __slots__ = ("_counted", "_left", "_most", "done")
 
     def __init__(self, max_batch_size: int) -> None:
+        self.done = self._counted = 0
         self._most = float(SAVED_BATCHES * max_batch_size)
         self._left = self._most
 
-    def earn(self, items: int) -> None:
-        self._left = min(self._most, self._left + SHARE * items)
-
     def spend(self, items: int) -> bool:
         """Whether there was enough; then it is spent."""
+        self._left = min(self._most, self._left + SHARE * (self.done - self._counted))
+        self._counted = self.done
         if items > self._left:
             return False
         self._left -= items
@@ -97,7 +101,7 @@ class Apart:
     """
 
     def __init__(self) -> None:
-        self._parts: OrderedDict[int, list[Item]] = OrderedDict()
+        self.parts: OrderedDict[int, list[Item]] = OrderedDict()  # in order; to be looked at, not to be changed
         self._where: dict[int, int] = {}  # uid -> part
         self._number = 0
 
@@ -109,13 +113,13 @@ class Apart:
         """One more part, behind the others."""
         part = list(items)
         self._number += 1
-        self._parts[self._number] = part
+        self.parts[self._number] = part
         for item in part:
             self._where[item.request.uid] = self._number
 
     def pop(self) -> list[Item]:
         """The first part. KeyError when there is none."""
-        _, part = self._parts.popitem(last=False)
+        _, part = self.parts.popitem(last=False)
         for item in part:
             del self._where[item.request.uid]
         return part
@@ -125,16 +129,16 @@ class Apart:
         number = self._where.pop(uid, None)
         if number is None:
             return None
-        part = self._parts[number]
+        part = self.parts[number]
         found = next(item for item in part if item.request.uid == uid)
         part.remove(found)
         if not part:
-            del self._parts[number]
+            del self.parts[number]
         return found
 
     def clear(self) -> list[Item]:
         """All items, in order, removed."""
-        items = [item for part in self._parts.values() for item in part]
-        self._parts.clear()
+        items = [item for part in self.parts.values() for item in part]
+        self.parts.clear()
         self._where.clear()
         return items

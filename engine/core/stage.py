@@ -118,6 +118,7 @@ class StageMachine:
         self.flow = int(Flow.UNKNOWN)  # likewise
         self._overdue: dict[int, float] = {}  # worker -> when it is killed
         self._dying: dict[int, float] = {}  # worker -> until when its last results are waited for
+        self._limits = (self._overdue, self._dying, *self.fate.limits)
         self._draw = draw or count((epoch << KEY_SHIFT) + 1).__next__  # a former broker's key means nobody here
         self._newest = 0  # key of the worker that came last
         self._batches = 0
@@ -409,17 +410,17 @@ class StageMachine:
         """Do all that can be done now; returns when to call again at the latest (inf: only when something happens)."""
         wake = inf
         crew, fate, foresight, policy = self.crew, self.fate, self.foresight, self.spec.policy
-        is_long = foresight.is_long
-        if not fate.is_sound:
+        is_long, is_sound = foresight.is_long, fate.is_sound
+        if not is_sound:
             fate.clear(now)
         while True:
             worker = crew.soonest(now) if is_long else crew.next()
             if worker is None:
                 break
             is_idle = not worker.batches
-            if not fate.is_sound and not (is_idle and fate.breaker.feeds(now)):
+            if not is_sound and not (is_idle and fate.breaker.feeds(now)):
                 break
-            if fate.apart:  # before all else, and alone: nothing is given in advance while one waits
+            if fate.apart.parts:  # before all else, and alone: nothing is given in advance while one waits
                 if not is_idle:
                     break
                 if part := fate.next_part(now):
@@ -436,7 +437,7 @@ class StageMachine:
                 IDLE if is_idle else BUSY,
                 now=now,
                 service_s=foresight.times.predict(waiting + 1, worker) if partial and not policy.eager else 0.0,
-                free_at=foresight.free_at(worker),
+                free_at=0.0 if is_idle else foresight.free_at(worker),
                 not_before=worker.free_at - AHEAD_S if is_long else 0.0,
                 draining=self.draining,
             )
@@ -505,9 +506,8 @@ class StageMachine:
                 self.exited(key, now)
 
     def _next_limit(self) -> float:
-        fate = self.fate
-        limit = min(self.crew.next_late(self.spec.timeout_s, fate.pace.patience_s), fate.next_limit)
-        for due in (self._overdue, self._dying):
+        limit = self.crew.next_late(self.spec.timeout_s, self.fate.pace.patience_s)
+        for due in self._limits:
             if due:
                 limit = min(limit, min(due.values()))
         return limit
