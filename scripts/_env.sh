@@ -119,12 +119,14 @@ install_torch() {
   if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
     say "installing torch $version with CUDA: there is a GPU"
     pip_install "torch==$version"
-    return
+  else
+    say "installing torch $version, CPU build"
+    if ! pip_try "torch==$version+cpu"; then
+      say "no CPU build of torch $version was found; taking the plain one, which is large"
+      pip_install "torch==$version"
+    fi
   fi
-  say "installing torch $version, CPU build"
-  if pip_try "torch==$version+cpu"; then return; fi
-  say "no CPU build of torch $version was found; taking the plain one, which is large"
-  pip_install "torch==$version"
+  "$PYTHON" -c 'import torch' 2>>"$VENV/install.log" || true # uv compiles nothing: here once, not in the first of each worker
 }
 
 # prepare NAME EXTRAS [REQUIREMENTS_FILE...]: the project with its extras ("" for none) and requirement files.
