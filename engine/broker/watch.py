@@ -6,13 +6,20 @@ pidfds (macOS), heartbeats do it, later. A pidfd also kills safely: a recycled p
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
+import struct
 from typing import Final
 
 from engine.core.deaths import Death, death_of
 from engine.oom import OomWatch
+
+# struct pidfd_info as it was at first: a mask, the number of a control group and eleven ids, the exit status.
+_INFO: Final = struct.Struct("=Q52xi")
+_INFO_EXIT: Final = 1 << 3
+_GET_INFO: Final = 3 << 30 | _INFO.size << 16 | 0xFF << 8 | 11  # _IOWR(0xFF, 11, struct pidfd_info)
 
 AVAILABLE: Final = hasattr(os, "pidfd_open") and hasattr(select, "epoll")
 
@@ -67,7 +74,7 @@ class Watch:
         for fd, _ in self._epoll.poll(0):
             key = self._by_fd[fd]
             pid = self._pids[key]
-            status = _wait_status(pid)
+            status = _wait_status(pid, fd)
             # A kill is put down to a death once; one that was told to end otherwise has no need of it.
             oom = (status is None or os.WTERMSIG(status) == signal.SIGKILL) and self._oom.killed(pid)
             ends.append((key, *death_of(status, oom=oom)))
@@ -101,13 +108,30 @@ class Watch:
             self._epoll.close()
 
 
-def _wait_status(pid: int) -> int | None:
-    """How a process ended, while its parent has not asked yet; None afterwards, for then the system has forgotten it.
-    The parent is the supervisor, which is told at the same instant as the reader of a pidfd, and waits a little."""
+def _wait_status(pid: int, fd: int) -> int | None:
+    """How a process ended; None where the system does not tell.
+
+    The parent - the supervisor - is told at the same instant as the reader of a pidfd. Until it has asked, the process
+    is to be seen in ``/proc``; afterwards a kernel from 6.15 on tells by the pidfd, and an older one has forgotten.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
     except OSError:
-        return None
+        fields = []
     # proc(5): state is the 3rd field, exit_code the 52nd; the pid may be another process's by now.
-    return int(fields[49]) if len(fields) > 49 and fields[0] in (b"Z", b"X") else None
+    if len(fields) > 49 and fields[0] in (b"Z", b"X"):
+        return int(fields[49])
+    return _told_by(fd)
+
+
+def _told_by(pidfd: int) -> int | None:
+    """``PIDFD_GET_INFO`` of linux/pidfd.h: asks for, and then has, a bit for each thing that is told."""
+    info = bytearray(_INFO.size)
+    _INFO.pack_into(info, 0, _INFO_EXIT, 0)
+    try:
+        fcntl.ioctl(pidfd, _GET_INFO, info)
+    except OSError:
+        return None
+    told, status = _INFO.unpack(info)
+    return int(status) if told & _INFO_EXIT else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import signal
 import subprocess
@@ -139,3 +140,32 @@ def test_the_broker_tells_such_a_death_from_others(pair: list[subprocess.Popen[b
         assert watch.ended() == [(1, Death.OUTSIDE, "by SIGKILL")]
     finally:
         watch.close()
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="there are no pidfds here")
+@pytest.mark.parametrize("reaped", [False, True])
+def test_how_a_worker_ended_is_known_also_when_its_parent_was_quicker(reaped: bool) -> None:
+    ways = {
+        "kill -9 $$": (Death.OUTSIDE, "by SIGKILL"),
+        "kill -11 $$": (Death.OWN, "by SIGSEGV"),
+        "exit 3": (Death.OWN, "with exit code 3"),
+    }
+    watch = Watch()
+    processes = [subprocess.Popen(["sh", "-c", f"read line; {way}"], stdin=subprocess.PIPE) for way in ways]
+    try:
+        for key, process in enumerate(processes):
+            assert watch.add(key, process.pid)
+            assert process.stdin is not None
+            process.stdin.close()
+            if reaped:
+                process.wait(30)
+            else:
+                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        told = [(death, how) for _, death, how in sorted(watch.ended())]
+        if reaped and told == [(Death.OWN, "")] * len(ways):
+            pytest.skip("this kernel forgets with the parent's wait")
+        assert told == list(ways.values())
+    finally:
+        watch.close()
+        for process in processes:
+            process.wait(30)
