@@ -7,6 +7,7 @@ much of it closes or looks at every number up to the limit, which takes seconds 
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from typing import Final
@@ -38,6 +39,23 @@ def allow_as_before() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if before.isdecimal() and int(before) < soft:
         resource.setrlimit(resource.RLIMIT_NOFILE, (int(before), hard))
+
+
+def are_spent() -> bool:
+    """Whether this process, or the whole system, has no descriptor left now: whatever needs one fails, and ZeroMQ's own
+    threads, which take connections, say so to nobody."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno in (errno.EMFILE, errno.ENFILE)
+    return False
+
+
+def broker_needs(workers: int, stages: int, frontends: int) -> int:
+    """How many a broker has open with so many processes joined to it: of a worker its connections to the control
+    socket, the egress and the next stage, its lane with its own, what tells of its end, and its shared memory; of a
+    frontend its connection, its end, its memory, and that of a question now and then; of a stage its sockets."""
+    return 64 + 8 * workers + 8 * stages + 6 * frontends
 
 
 def limit() -> int:

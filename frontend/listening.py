@@ -16,7 +16,6 @@ from typing import Final
 from engine.errors import StartError
 
 BACKLOG: Final = 2048  # connections the kernel accepts for us, gunicorn's default; net.core.somaxconn caps it
-ACCEPT_S: Final = 1.0  # most time, when stopping, to accept what the kernel has accepted
 
 
 class PortInUse(StartError):

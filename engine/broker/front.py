@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from engine import transport
+from engine import descriptors, transport
 from engine.broker import report
 from engine.broker.arenas import Arenas
 from engine.broker.complaints import FAILED, UNEXPECTED
@@ -158,10 +158,22 @@ class FrontPart(Part[ToFront]):
 
     def _check(self, now: float) -> None:
         self._check_at = now + CHECK_S
+        if descriptors.are_spent():
+            self._note_spent()
         for peer in self.machine.silent(now):
             self._lose(peer)
         for token in [token for token, question in self._questions.items() if question.until < now]:
             del self._questions[token]
+
+    def _note_spent(self) -> None:
+        stats = self.machine.stats
+        stats.descriptors_spent += 1
+        if stats.descriptors_spent == 1:
+            log.error(
+                "the broker has no descriptor left: new workers and frontends cannot join; raise the hard limit "
+                "(ulimit -Hn)",
+                extra={"limit": descriptors.limit()},
+            )
 
     def close(self) -> None:
         super().close()

@@ -348,6 +348,11 @@ def metrics(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deplo
             "Reports, or stages' parts of them, that could not be made: a fault of ours.",
             [({}, stats.untold)],
         ),
+        counter(
+            f"{namespace}_broker_descriptors_spent",
+            "Looks of the broker, one a second, at which it had no descriptor left.",
+            [({}, stats.descriptors_spent)],
+        ),
         _messages_dropped(namespace, stats.messages_dropped, {}),
         lost_lines_family(namespace, "broker"),
         gauge(f"{namespace}_frontends", "Frontend processes connected.", len(machine.frontends)),

@@ -48,6 +48,13 @@ def serve(
             "broker ready",
             extra={"endpoint": broker.endpoints.front, "epoch": broker.epoch, "threads": broker.threads},
         )
+        workers = sum(stage.num for stage in deployment.stages)
+        needs = descriptors.broker_needs(workers, len(deployment.stages), deployment.frontend.workers)
+        if needs > descriptors.limit():
+            log.warning(
+                "the broker may run out of descriptors: raise the hard limit (ulimit -Hn)",
+                extra={"workers": workers, "needs": needs, "limit": descriptors.limit()},
+            )
         if deployment.engine.bind:
             log.warning(
                 "insecure: every user of this machine can reach the broker, read and answer requests, and stop the "

@@ -24,6 +24,7 @@ from enum import Enum
 from typing import Final
 
 from engine.core.backoff import DEFAULT, Backoff, GiveUp, History, became_ready, died, has_lasted, hastened
+from engine.core.liveness import frontend_stop_s
 from engine.core.processes import (
     Action,
     Begin,
@@ -183,7 +184,7 @@ def stop_order(
     if Kind.FRONTEND not in kinds:
         # Workers on their own: requests go on arriving through somebody else's frontend, so these need the grace.
         return StopStep(back, grace_s + MARGIN_S), broker
-    return StopStep(front, delay_s + grace_s + MARGIN_S), StopStep(back, short), broker
+    return StopStep(front, frontend_stop_s(delay_s, grace_s) + MARGIN_S), StopStep(back, short), broker
 
 
 # --- the machine -----------------------------------------------------------------------------------------------------

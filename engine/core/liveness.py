@@ -81,6 +81,16 @@ STOPPED_S: Final = 2.0
 # The broker or a frontend process could have shown itself, and has not: three beats, as BROKER_SILENCE_S.
 HANG_S: Final = 3.0
 
+# The most that a frontend which is told to stop takes, behind its `drain_delay`, for those who stand in line.
+ACCEPT_S: Final = 1.0
+
+
+def frontend_stop_s(drain_delay_s: float, grace_s: float) -> float:
+    """The most time in which a frontend stops: it turns requests away, takes those who stand in line, and answers what
+    it has. Whoever stops it waits so long, and what a process takes to end."""
+    return drain_delay_s + ACCEPT_S + grace_s
+
+
 # --- questions -------------------------------------------------------------------------------------------------------
 
 # How long the stages have to show themselves for a status or a scrape; a question that takes longer is forgotten.

@@ -103,4 +103,5 @@ class FrontStats:
     joined: int = 0  # tries of a request that was being computed for another try
     replayed: int = 0  # tries that were answered from memory
     untold: int = 0  # reports that could not be made
+    descriptors_spent: int = 0  # looks at which none was left
     messages_dropped: dict[str, int] = field(default_factory=dict)  # by reason (engine.broker.complaints)

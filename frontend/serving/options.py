@@ -7,8 +7,9 @@ import math
 from typing import Any, Final
 
 from engine.config.schema import FrontendSection
+from engine.core.liveness import frontend_stop_s
 from engine.process import die_with_parent
-from frontend.listening import ACCEPT_S, BACKLOG
+from frontend.listening import BACKLOG
 
 WORKER_CLASS: Final = "frontend.serving.process.Worker"
 LOGGER_CLASS: Final = "frontend.serving.master.Log"
@@ -26,9 +27,8 @@ def options(frontend: FrontendSection, grace_s: float) -> dict[str, Any]:
         "accesslog": None,
         "backlog": BACKLOG,
         "proc_name": "stageline frontend",
-        # The worker turns requests away, drains for exactly `grace` and then needs a moment to say goodbye; after this
-        # the master kills it.
-        "graceful_timeout": math.ceil(frontend.drain_delay + ACCEPT_S + grace_s) + 2,
+        # And then the worker needs a moment to say goodbye; after this the master kills it.
+        "graceful_timeout": math.ceil(frontend_stop_s(frontend.drain_delay, grace_s)) + 2,
         # A worker whose event loop is stuck for this long is replaced. It also bounds gunicorn's own waits for a body,
         # so it must be above ours, which answers 408.
         "timeout": max(30, math.ceil(frontend.body_timeout) + 10),

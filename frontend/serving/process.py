@@ -24,10 +24,11 @@ from gunicorn.workers.gasgi import ASGIWorker
 from engine import descriptors
 from engine.clock import Deadline, now
 from engine.core.ebb import Ebb
+from engine.core.liveness import ACCEPT_S
 from engine.process import give_back, tune_garbage_collection
 from frontend.crowd import Crowd
 from frontend.lean import SWEEP_S, LeanConnection, Shared, Sweeper
-from frontend.listening import ACCEPT_S, take_no_more
+from frontend.listening import take_no_more
 from frontend.pace import FRESH_S
 from frontend.serving import http2
 from frontend.serving.connection import Connection

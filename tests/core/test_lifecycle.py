@@ -23,6 +23,7 @@ from engine.core.lifecycle import (
     describe_exit,
     stop_order,
 )
+from engine.core.liveness import ACCEPT_S
 from engine.core.processes import (
     Action,
     Begin,
@@ -638,6 +639,6 @@ def test_one_change_at_a_time_and_none_while_it_stops() -> None:
 
 def test_frontends_have_the_delay_in_which_they_turn_requests_away_and_their_grace() -> None:
     first, second, _ = stop_order(Kind, 10.0, delay_s=5.0)
-    assert (first.kinds, first.bound_s) == ({Kind.FRONTEND}, 15.0 + MARGIN_S)
+    assert (first.kinds, first.bound_s) == ({Kind.FRONTEND}, 15.0 + ACCEPT_S + MARGIN_S)
     assert second.bound_s <= 10.0
     assert stop_order({Kind.WORKER}, 10.0, delay_s=5.0)[0].bound_s == 10.0 + MARGIN_S

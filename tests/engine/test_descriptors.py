@@ -59,3 +59,9 @@ def test_a_system_that_does_not_allow_what_it_says_gives_what_it_does(monkeypatc
     monkeypatch.setattr(resource, "setrlimit", refuse)
     monkeypatch.setenv(descriptors.VARIABLE, "256")
     assert descriptors.allow_many() == 10_240
+
+
+def test_what_a_broker_of_many_workers_needs_is_more_than_the_usual_limit_and_less_than_the_usual_hard_one() -> None:
+    """Of 450 workers, and well above what each was counted to take."""
+    needs = descriptors.broker_needs(450, 1, 1)
+    assert 1024 < 7 * 450 < needs < 4096

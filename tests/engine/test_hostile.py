@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,8 +18,8 @@ import msgspec
 import pytest
 import zmq
 
-from engine import admin, transport
-from engine.broker import complaints
+from engine import admin, descriptors, transport
+from engine.broker import complaints, front
 from engine.broker.complaints import FAILED, MALFORMED, UNEXPECTED, Complaints
 from engine.config import Deployment
 from engine.core import wire
@@ -560,3 +561,28 @@ def test_frames_that_the_configuration_cannot_produce_are_not_read(deployment: D
         ctx.term()
         w.answer(batch, [b"taken"])
         assert status_of(deployment)["name"] == "t"
+
+
+def test_a_broker_that_has_no_descriptor_left_says_so_once_and_counts(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """ZeroMQ's threads take connections and tell nobody that they cannot."""
+    monkeypatch.setattr(front, "CHECK_S", 0.02)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with running(deployment) as broker, worker(deployment), caplog.at_level(logging.ERROR):
+        assert not descriptors.are_spent()
+        stats = broker.front.machine.stats
+        taken: list[int] = []
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 2, hard))
+            while not descriptors.are_spent():
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+            until(lambda: stats.descriptors_spent >= 3, "three looks")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for fd in taken:
+                os.close(fd)
+        families = unpack(unpack_sources(admin.ask(deployment, "metrics", CAP_S)).broker)
+        (family,) = [one for one in families if one.name.endswith("descriptors_spent")]
+        assert family.samples[0].value >= 3
+    assert len([record for record in caplog.records if "no descriptor left" in record.message]) == 1
