@@ -180,6 +180,152 @@ CASES: dict[str, tuple[bytes, int | None, bool]] = {  # what is sent, the status
 }  # fmt: skip
 
 
+CHUNKED = "transfer-encoding: chunked"
+END = b"0\r\n\r\n"
+OLD = "POST /inference HTTP/1.0"
+
+
+def chunks(body: bytes, *fields: str) -> bytes:
+    return request(CHUNKED, *fields, body=body)
+
+
+GOOD, BAD = (200, True), (400, False)
+# What RFC 9112 lets a request look like and what it does not, class by class: each is a way to smuggle a request past
+# somebody who reads it otherwise, or to be refused by a server that is stricter than the rest.
+CLASSES: dict[str, tuple[bytes, int, bool]] = {
+    name: (data, *expected)
+    for name, data, expected in [
+        # --- the request line
+        ("an empty line before it", b"\r\n" + request(LENGTH), GOOD),
+        ("two empty lines before it", b"\r\n\r\n" + request(LENGTH), BAD),
+        ("a blank before it", b" " + request(LENGTH), BAD),
+        ("a zero before it", b"\0" + request(LENGTH), BAD),
+        ("two blanks in it", request(LENGTH, line="POST  /inference HTTP/1.1"), BAD),
+        ("a blank behind it", request(LENGTH, line="POST /inference HTTP/1.1 "), BAD),
+        ("tabs in it", request(LENGTH, line="POST\t/inference\tHTTP/1.1"), BAD),
+        ("a form feed in it", request(LENGTH, line="POST /inference\x0cHTTP/1.1"), BAD),
+        ("no target", request(LENGTH, line="POST HTTP/1.1"), BAD),
+        ("no version", request(LENGTH, line="POST /inference"), BAD),
+        ("no name of a protocol", request(LENGTH, line="POST /inference 1.1"), BAD),
+        ("small letters in the version", request(LENGTH, line="POST /inference http/1.1"), BAD),
+        ("a version of two digits", request(LENGTH, line="POST /inference HTTP/1.10"), BAD),
+        ("a version without a point", request(LENGTH, line="POST /inference HTTP/11"), BAD),
+        ("a version with something behind it", request(LENGTH, line="POST /inference HTTP/1.1x"), BAD),
+        ("a version of HTTP/2", request(LENGTH, line="POST /inference HTTP/2.0"), BAD),
+        ("a version before 1", request(LENGTH, line="POST /inference HTTP/0.9"), BAD),
+        ("no method", request(LENGTH, line="/inference HTTP/1.1"), BAD),
+        ("an empty method", request(LENGTH, line=" /inference HTTP/1.1"), BAD),
+        ("a method that is no token", request(LENGTH, line="PO{ST /inference HTTP/1.1"), BAD),
+        ("a method in quotes", request(LENGTH, line='"POST" /inference HTTP/1.1'), BAD),
+        ("a target with a blank", request(LENGTH, line="POST /infer ence HTTP/1.1"), BAD),
+        ("a target with a control character", request(LENGTH, line="POST /infer\x7fence HTTP/1.1"), BAD),
+        ("a target with a byte above ASCII", request(LENGTH, line="POST /inf\xe9rence HTTP/1.1"), BAD),
+        ("a target that begins nowhere", request(LENGTH, line="POST inference HTTP/1.1"), BAD),
+        ("a star", request(LENGTH, line="POST * HTTP/1.1"), BAD),
+        ("a fragment", request(LENGTH, line="POST /inference#here HTTP/1.1"), (404, True)),
+        ("a question in the query", request(LENGTH, line="POST /inference?a?b=c?&d HTTP/1.1"), GOOD),
+        ("an empty query", request(LENGTH, line="POST /inference? HTTP/1.1"), GOOD),
+        ("a percent sign alone", request(LENGTH, line="POST /inference?% HTTP/1.1"), GOOD),
+        ("a percent sign alone in the path", request(LENGTH, line="POST /infe%rence HTTP/1.1"), (404, True)),
+        ("an absolute target without a path", request(LENGTH, line="POST http://x HTTP/1.1"), (405, True)),
+        ("a method nobody has", request(LENGTH, line="BREW /inference HTTP/1.1"), (400, True)),
+        # --- fields
+        ("no blank behind the colon", request("content-length:3"), GOOD),
+        ("blanks and tabs around a value", request("content-length: \t 3 \t "), GOOD),
+        ("an empty value", request(LENGTH, "x-a:"), GOOD),
+        ("colons in a value", request(LENGTH, "x-a: b:c: d"), GOOD),
+        ("bytes above ASCII in a value", request(LENGTH, "x-a: \xe9\xff"), GOOD),
+        ("any letter case of a name", request("CONTENT-length: 3", "X-A: b"), GOOD),
+        ("every character of a name", request(LENGTH, "!#$%&'*+-.^`|~09az: b"), GOOD),
+        ("a field many times", request(LENGTH, *["x-a: b"] * 20), GOOD),
+        ("no name", request(LENGTH, ": b"), BAD),
+        ("no colon", request(LENGTH, "x-a"), BAD),
+        ("a blank before the colon", request("content-length : 3"), BAD),
+        ("a tab before the colon", request("content-length\t: 3"), BAD),
+        ("a blank before a name", request(LENGTH, " x-a: b"), BAD),
+        ("a blank before the first name", request(LENGTH, host=" host: x"), BAD),
+        ("brackets in a name", request(LENGTH, "x(a): b"), BAD),
+        ("a byte above ASCII in a name", request(LENGTH, "x-\xe9: b"), BAD),
+        ("a zero in a value", request(LENGTH, "x-a: b\0c"), BAD),
+        ("a carriage return in a value", request(LENGTH, "x-a: b\rc"), BAD),
+        ("a carriage return at the end of a value", request(LENGTH, "x-a: b\r"), BAD),
+        ("a vertical tab in a value", request(LENGTH, "x-a: b\x0bc"), BAD),
+        ("a name of zeros", request(LENGTH, "\0\0: b"), BAD),
+        ("a folded field of a tab", request(LENGTH, "x-a: b", "\tc"), BAD),
+        ("line feeds alone", request(LENGTH).replace(b"\r\n", b"\n"), BAD),
+        ("an end of line feeds alone", request(LENGTH).replace(b"\r\n\r\n", b"\r\n\n"), BAD),
+        ("many hosts in one", request(LENGTH, host="host: x, y"), GOOD),
+        ("an empty host", request(LENGTH, host="host:"), GOOD),
+        # --- lengths
+        ("zeros before a length", request("content-length: 0003"), GOOD),
+        ("a negative length", request("content-length: -3"), BAD),
+        ("a length in hexadecimal", request("content-length: 0x3"), BAD),
+        ("a length with a point", request("content-length: 3.0"), BAD),
+        ("a length with an underscore", request("content-length: 1_0"), BAD),
+        ("a length with a blank in it", request("content-length: 1 0"), BAD),
+        ("a list of equal lengths", request("content-length: 3, 3"), BAD),
+        ("a list of lengths", request("content-length: 3, 4"), BAD),
+        ("digits of another alphabet", request("content-length: \xb3"), BAD),
+        ("two lengths that differ", request(LENGTH, "Content-Length: 4"), BAD),
+        ("a body of GET", request(LENGTH, line="GET / HTTP/1.1"), GOOD),
+        # --- codings
+        ("a coding in capitals", chunks(b"3\r\nabc\r\n0\r\n\r\n").replace(b"chunked", b"CHUNKED"), GOOD),
+        ("a coding nobody knows before chunks", request("transfer-encoding: x, chunked", body=END), (501, False)),
+        ("chunks twice", request("transfer-encoding: chunked, chunked", body=b"0\r\n\r\n"), BAD),
+        ("chunks in two fields", request(CHUNKED, CHUNKED, body=b"0\r\n\r\n"), BAD),
+        ("chunks that are not the last", request("transfer-encoding: chunked, gzip", body=b"0\r\n\r\n"), BAD),
+        ("chunks before identity", request("transfer-encoding: chunked, identity", body=b"0\r\n\r\n"), BAD),
+        ("no chunks at all", request("transfer-encoding: gzip", body=b"abc"), BAD),
+        ("an empty coding", request("transfer-encoding:", body=b"abc"), (501, False)),
+        ("a coding with something before it", request("transfer-encoding: \x0bchunked", body=b"0\r\n\r\n"), BAD),
+        ("a coding in quotes", request('transfer-encoding: "chunked"', body=b"0\r\n\r\n"), (501, False)),
+        ("chunks over HTTP/1.0", request(CHUNKED, line="POST /inference HTTP/1.0", body=b"0\r\n\r\n"), BAD),
+        ("a length and chunks over HTTP/1.0", request(CHUNKED, LENGTH, line="POST /inference HTTP/1.0"), BAD),
+        # --- chunks
+        ("no chunk", chunks(b"0\r\n\r\n"), GOOD),
+        ("many chunks", chunks(b"1\r\na\r\n" * 9 + b"0\r\n\r\n"), GOOD),
+        ("sizes in any letter case", chunks(b"a\r\n0123456789\r\nA\r\n0123456789\r\n0\r\n\r\n"), GOOD),
+        ("zeros before a size", chunks(b"0003\r\nabc\r\n000\r\n\r\n"), GOOD),
+        ("an extension", chunks(b"3;a=b\r\nabc\r\n0;c\r\n\r\n"), GOOD),
+        ("an extension in quotes", chunks(b'3;a="b;c"\r\nabc\r\n0\r\n\r\n'), GOOD),
+        ("trailers", chunks(b"3\r\nabc\r\n0\r\nx-a: b\r\nx-c: d\r\n\r\n"), GOOD),
+        ("a size in hexadecimal by name", chunks(b"0x3\r\nabc\r\n0\r\n\r\n"), BAD),
+        ("a size with a sign", chunks(b"+3\r\nabc\r\n0\r\n\r\n"), BAD),
+        ("a negative size", chunks(b"-3\r\nabc\r\n0\r\n\r\n"), BAD),
+        ("a size with an underscore", chunks(b"0_3\r\nabc\r\n0\r\n\r\n"), BAD),
+        ("a size with a blank before it", chunks(b" 3\r\nabc\r\n0\r\n\r\n"), BAD),
+        ("a size with a blank behind it", chunks(b"3 \r\nabc\r\n0\r\n\r\n"), BAD),
+        ("an empty size", chunks(b"\r\nabc\r\n0\r\n\r\n"), BAD),
+        ("a size that is an extension", chunks(b";a=b\r\nabc\r\n0\r\n\r\n"), BAD),
+        ("a size with a zero behind it", chunks(b"3\0\r\nabc\r\n0\r\n\r\n"), BAD),
+        ("a line feed alone behind a size", chunks(b"3\nabc\r\n0\r\n\r\n"), BAD),
+        ("a line feed alone behind a chunk", chunks(b"3\r\nabc\n0\r\n\r\n"), BAD),
+        ("a carriage return in an extension", chunks(b"3;a\rb\r\nabc\r\n0\r\n\r\n"), BAD),
+        ("more in a chunk than its size", chunks(b"3\r\nabcd\r\n0\r\n\r\n"), BAD),
+        ("less in a chunk than its size", chunks(b"4\r\nabc\r\n0\r\n\r\n"), BAD),
+        ("a size beyond all bounds", chunks(b"f" * 17 + b"\r\n"), BAD),
+        ("a size above the bound on bodies", chunks(b"3e9\r\n" + b"x" * 1001 + b"\r\n0\r\n\r\n"), (413, True)),
+        ("a chunk too many", chunks(b"3e8\r\n" + b"x" * 1000 + b"\r\n1\r\nx\r\n0\r\n\r\n"), (413, True)),
+        # --- connections
+        ("close among others", request(LENGTH, "connection: x, close"), (200, False)),
+        ("close in capitals", request(LENGTH, "connection: CLOSE"), (200, False)),
+        ("HTTP/1.0 to be closed", request(LENGTH, "connection: close", line=OLD), (200, False)),
+        ("an upgrade to HTTP/2", request(
+            LENGTH, "connection: upgrade, http2-settings", "upgrade: h2c", "http2-settings: AAMAAABkAAQ"
+        ), GOOD),
+    ]
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("servers", [False], ids=["plain"], indirect=True)
+@pytest.mark.parametrize("name", CLASSES)
+def test_what_a_request_may_look_like_and_what_not(servers: list[Running], name: str) -> None:
+    data, status, is_open = CLASSES[name]
+    seen = same(servers, data, [len(data) // 3, len(data) // 2, len(data) - 1])
+    assert [answer[0] for answer in seen.answers] == [status]
+    assert seen.is_open is is_open
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_same_bytes_mean_the_same(servers: list[Running], name: str) -> None:
     data, status, is_open = CASES[name]
