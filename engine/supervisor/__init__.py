@@ -54,7 +54,7 @@ def run(
 ) -> ExitCode:
     """Run the whole deployment in the foreground until it is stopped or fails; its exit code.
 
-    SIGTERM and SIGINT drain and stop it within about ``grace`` plus 7 seconds, and so does the SIGHUP of a terminal
+    SIGTERM and SIGINT drain and stop it within about ``grace`` plus 8 seconds, and so does the SIGHUP of a terminal
     that is closed; a SIGINT while it stops ends it at once. With ``reread``, which reads the file once more, it can be
     changed while it runs (:mod:`engine.supervisor.changes`), and a SIGHUP where there is no terminal asks for that.
     ``daemons`` are processes that are started with it, are stopped with it, and whose end ends it:

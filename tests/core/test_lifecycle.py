@@ -23,7 +23,7 @@ from engine.core.lifecycle import (
     describe_exit,
     stop_order,
 )
-from engine.core.liveness import ACCEPT_S
+from engine.core.liveness import ACCEPT_S, frontend_stop_s
 from engine.core.processes import (
     Action,
     Begin,
@@ -58,7 +58,7 @@ FRONT = Child(Kind.FRONTEND, "frontend", start_s=30)
 DAEMON = Child(Kind.DAEMON, "daemon cache")
 EVERYBODY = (BROKER, ONE, TWO, FRONT)
 GRACE = 10.0
-DRAIN = GRACE + MARGIN_S
+DRAIN = frontend_stop_s(0.0, GRACE) + MARGIN_S
 POLICY = Backoff(first_s=1.0, most_s=8.0, budget=3)
 
 
@@ -349,7 +349,7 @@ def test_a_stop_is_bounded_when_nobody_obeys() -> None:
     assert acts(made.handle(Tick(), now)) == [Kill(BROKER)]
     made.handle(Died(BROKER, -9), now)
     assert made.phase is Phase.STOPPED
-    assert now <= GRACE + 7
+    assert now <= GRACE + 8
 
 
 def test_how_long_a_stop_may_take_is_told_and_true() -> None:
@@ -461,7 +461,7 @@ def test_a_worker_that_fails_while_stopping_does_not_change_the_outcome() -> Non
 def test_workers_on_their_own_get_the_whole_grace() -> None:
     made = serving((ONE, TWO))
     assert acts(made.handle(StopAsked(signal.SIGTERM), 0.0)) == [Terminate(ONE), Terminate(TWO)]
-    assert made.wake_at == DRAIN
+    assert made.wake_at == GRACE + MARGIN_S
     made.handle(Died(ONE, 0), 1.0)
     made.handle(Died(TWO, 0), 2.0)
     assert made.phase is Phase.STOPPED
