@@ -74,7 +74,7 @@ def test_formats_are_those_of_the_ends_of_the_route(
     operation = found["paths"][path]["post"]
     assert list(operation.get("requestBody", {}).get("content", {})) == ([request_mime] if request_mime else [])
     assert list(operation["responses"]["200"].get("content", {})) == ([response_mime] if response_mime else [])
-    assert set(operation["responses"]) == {"200", "400", "408", "413", "415", "422", "429", "500", "503"}
+    assert set(operation["responses"]) == {"200", "400", "408", "409", "413", "415", "422", "429", "500", "503"}
 
 
 @pytest.mark.parametrize(
