@@ -91,7 +91,8 @@ def died(
     policy: Backoff = DEFAULT,
 ) -> tuple[History, Decision]:
     """What to do about a death that nobody asked for. ``cause``: its own error, in words; empty: it was ended from
-    outside, which says nothing of what it can do. ``proven``: a sibling, started in the same way, has lasted."""
+    outside, which says nothing of what it can do. ``proven``: a sibling, started in the same way, has lasted, or
+    it may have been a request that ended it: that it cannot start must not be concluded."""
     ready_since = history.ready_since
     if not history.ever_ready:
         return history, GiveUp("could not start")

@@ -223,6 +223,7 @@ class Machine:
         self._step_ends = 0.0
         self._actions: list[Action] = []
         self._replacing = Replacing()
+        self._asked: set[str] = set()  # stages that requests have waited for
 
     @property
     def workers(self) -> list[Child]:
@@ -347,7 +348,8 @@ class Machine:
             now,
             cause="" if from_outside else how,
             essential=child.kind in ESSENTIAL,
-            proven=any(has_lasted(history, now, self._policy) for history in siblings),
+            # Where somebody asks it may be the requests that kill, and these must not end a deployment.
+            proven=child.stage in self._asked or any(has_lasted(history, now, self._policy) for history in siblings),
             policy=self._policy,
         )
         if isinstance(decision, GiveUp):
@@ -363,6 +365,7 @@ class Machine:
         self._say(f"{child.name} {what} ({how}); starting it {when}", level, child, trace)
 
     def _handle_waiting(self, left_s: Mapping[str, float], now: float) -> None:
+        self._asked |= left_s.keys()
         for child, record in self._records.items():
             if record.state is not ChildState.BACKING_OFF or child.stage not in left_s or record.deadline is None:
                 continue

@@ -208,6 +208,23 @@ def test_workers_that_die_whenever_they_get_ready_have_not_started() -> None:
     assert made.reason == f"worker encode-1 died right after it was ready, {POLICY.alike} times in a row: exit code 1"
 
 
+@pytest.mark.parametrize(("stage", "phase"), [("encode", Phase.SERVING), ("other", Phase.DRAINING)])
+def test_requests_that_kill_every_worker_from_the_start_do_not_end_the_deployment(stage: str, phase: Phase) -> None:
+    made = serving()
+    made.handle(Waiting({stage: 5.0}), 0.0)
+    made.handle(Died(ONE, 1), 0.1)
+    made.handle(Died(TWO, 1), 0.1)
+    for _ in range(10 * POLICY.alike):
+        now = made.wake_at
+        if made.phase is not Phase.SERVING or now is None:
+            break
+        for action in acts(made.handle(Tick(), now)):
+            assert isinstance(action, Spawn)
+            made.handle(Ready(action.child), now)
+            made.handle(Died(action.child, 1), now)
+    assert made.phase is phase
+
+
 def test_who_is_killed_from_outside_has_made_no_mistake() -> None:
     made = serving()
     for _ in range(40):
