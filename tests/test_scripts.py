@@ -102,7 +102,7 @@ def test_a_version_that_is_not_there_is_told(machine: Machine, have: str) -> Non
 
 
 def test_scripts_say_what_they_take() -> None:
-    for name in ("test", "check", "up", "smoke"):
+    for name in ("test", "check", "up", "smoke", "chaos", "soak"):
         head = (ROOT / "scripts" / name).read_text().splitlines()[1:5]
         assert f"scripts/{name} [" in " ".join(head), name
         assert os.access(ROOT / "scripts" / name, os.X_OK), name

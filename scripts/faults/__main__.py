@@ -67,7 +67,7 @@ def run(rows: Sequence[Row], times: int, seed: int, *, beside: bool) -> Iterator
             often = 1 if row.ends else row.times * times
             seen = drill.run(row, ours, seed=seed, late_s=LATE_S, times=often)
             yield row, seen
-            if row.ends or any(problem.startswith(("stuck", "ended")) for problem in seen.problems):
+            if row.ends or seen.is_broken:
                 stack.close()
                 ours = None
             if beside and row.beside:
@@ -84,7 +84,7 @@ def show(seen: drill.Seen) -> None:
     words = (seen.row.about, others, seen.row.allowed.cut, f"NOT YET: {seen.row.not_yet}" if seen.row.not_yet else "")
     added = f"{seen.added_p99_ms:+.0f}"
     print(COLUMNS.format(seen.row.id, seen.system, seen.injected, *counts, added, "; ".join(filter(None, words))))
-    for problem in seen.problems:
+    for problem in dict.fromkeys(seen.problems):
         print(f"      {problem.splitlines()[0][:150]}")
     sys.stdout.flush()
 

@@ -26,6 +26,12 @@ class Seen:
     tally: Tally
     problems: list[str]
     added_p99_ms: float
+    log: str  # the end of it, if there are problems
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it left nothing to go on with."""
+        return any(problem.startswith(("stuck", "ended")) for problem in self.problems)
 
 
 def ordinary(place: Place, path: str = "/work") -> Maker:
@@ -68,8 +74,9 @@ def run(row: Row, place: Place, *, seed: int, late_s: float, times: int | None =
             faulty_since = time.monotonic()
             for _ in range(times or row.times):
                 row.fault(scene)
+                if not row.ends:
+                    scene.whole()
             if not row.ends:
-                scene.whole()
                 scene.good(row.after)
         finally:
             client.stop()
@@ -82,6 +89,8 @@ def run(row: Row, place: Place, *, seed: int, late_s: float, times: int | None =
     if not scene.injected:
         problems.append("empty: nothing was injected")
     if not row.ends and not place.alive():
-        problems.append(f"ended: {place.tail()}")
+        problems.append("ended: the place did not outlive it")
     added = tally.p99_ms(since=faulty_since) - tally.p99_ms(until=faulty_since)
-    return Seen(row, place.system, seed, scene.injected, tally, [*tally.problems(row.allowed), *problems], added)
+    problems += tally.problems(row.allowed)
+    log = place.tail() if problems else ""
+    return Seen(row, place.system, seed, scene.injected, tally, problems, added, log)

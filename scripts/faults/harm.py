@@ -56,7 +56,7 @@ def kill_all(scene: Scene) -> None:
 
 def kill_again_and_again(scene: Scene) -> None:
     """A worker dies, and again one as soon as some requests have passed, whether the first is back or not."""
-    for _ in range(5):
+    for _ in range(4):
         scene.flow(20)
         scene.kill(scene.one())
 
@@ -169,8 +169,8 @@ def poison(scene: Scene) -> None:
 
 def some_poison(scene: Scene) -> None:
     """Several such at once among good ones."""
-    with _deaths(scene, at_most=9):
-        asked = [scene.ask({"model": DIES}, expects=GUILTY) for _ in range(3)]
+    with _deaths(scene, at_most=6):
+        asked = [scene.ask({"model": DIES}, expects=GUILTY) for _ in range(2)]
         scene.injected += len(asked)
         for one in asked:
             one.answer()
@@ -424,9 +424,10 @@ def kill_supervisor(scene: Scene) -> None:
 
 
 def anything(scene: Scene) -> None:
-    """One of many faults by chance, without waiting for the one before to be over."""
-    scene.injected += scene.rng.choice(_ANYTHING)(scene)
-    scene.flow(scene.rng.randrange(5, 40))
+    """Some of many faults by chance, without waiting for the one before to be over."""
+    for _ in range(4):
+        scene.injected += scene.rng.choice(_ANYTHING)(scene)
+        scene.flow(scene.rng.randrange(5, 40))
 
 
 def _kill_any(scene: Scene) -> bool:

@@ -22,7 +22,7 @@ SERVICE = Service(
     (Stage("prep", more='recycle_after = "200 batches"\n'), Stage("model", num=2, fixed_s=0.005)),
     (("/work", ("prep", "model")),),
 )
-MILD = [replace(row, times=1) for row in ROWS if row.id in ("W2", "B1", "F5")]
+MILD = [replace(row, times=1) for row in ROWS if row.id in ("B5", "F5")]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def run(place: Stageline, fault: Fault, *, url: str = "", once: tuple[str, ...] 
 
 
 def test_a_soak_of_what_is_sound_finds_nothing(place: Stageline) -> None:
-    assert soak.run(place, MILD, seed=SEED, late_s=LATE_S, enough=lambda done: done >= 6) == []
+    assert soak.run(place, MILD, seed=SEED, late_s=LATE_S, enough=lambda _: True) == []
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
@@ -120,11 +120,11 @@ LEAKS = {
 
 def test_leaks_are_found(place: Stageline) -> None:
     def leak(scene: Scene) -> None:
-        for what in LEAKS:
-            for _ in range(6):
-                scene.ask({"model": {"do": "leak", "what": what}}).answer()
-                scene.injected += 1
+        asked = [scene.ask({"model": {"do": "leak", "what": what}}) for what in LEAKS for _ in range(6)]
+        scene.injected += len(asked)
+        for one in asked:
+            one.answer()
 
     row = Row("leaks", "leaks", leak, before=5, after=0)
-    problems = soak.run(place, [row], seed=SEED, late_s=LATE_S, enough=lambda done: done >= 9)
+    problems = soak.run(place, [row], seed=SEED, late_s=LATE_S, enough=lambda _: True)
     assert {problem.split(" from ")[0] for problem in problems} >= {f"grows: {what}" for what in LEAKS.values()}

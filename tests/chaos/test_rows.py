@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-import harness
 import pytest
 
 from faults import drill
@@ -22,20 +21,19 @@ class Shared:
     """The deployment, made anew when a row has left it in pieces."""
 
     def __init__(self, stack: ExitStack) -> None:
-        self._stack, self._place = stack, stack.enter_context(stageline(MAIN))
+        self._stack = stack
+        self._place: Stageline | None = None
 
-    def place(self) -> Stageline:
-        if not self._is_sound():
-            self._stack.close()
+    def run(self, row: Row) -> drill.Seen:
+        if self._place is None:
             self._place = self._stack.enter_context(stageline(MAIN))
-        return self._place
-
-    def _is_sound(self) -> bool:
-        try:
-            harness.wait_for("all of it", lambda: not self._place.alive() or self._place.whole())
-        except AssertionError:
-            return False
-        return self._place.alive()
+        place, self._place = self._place, None
+        seen = drill.run(row, place, seed=SEED, late_s=LATE_S)
+        if row.ends or seen.is_broken:
+            self._stack.close()
+        else:
+            self._place = place
+        return seen
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +46,5 @@ def shared() -> Iterator[Shared]:
 def test_a_row_costs_what_it_may(row: Row, shared: Shared) -> None:
     if row.not_yet:
         pytest.skip(row.not_yet)
-    place = shared.place()
-    seen = drill.run(row, place, seed=SEED, late_s=LATE_S)
-    assert not seen.problems, "\n".join((row.about, *seen.problems, place.tail()))
+    seen = shared.run(row)
+    assert not seen.problems, "\n".join((row.about, *seen.problems, seen.log))

@@ -137,7 +137,7 @@ class Load:
             return self.answers.total()
 
     def _ask(self, number: int) -> None:
-        with httpx.Client(timeout=60, trust_env=False) as client:
+        with httpx.Client(timeout=60, trust_env=False, verify=False) as client:
             count = 0
             while not self._stop.is_set() and self.answered < self._most:
                 body = {"id": f"{number}-{count}", **self._act}
