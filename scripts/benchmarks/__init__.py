@@ -16,6 +16,7 @@ From the bottom up; a module imports only what stands above it:
     offline      the model in a plain loop: what serving it can reach at best
     processes    CPU time and memory of a system, by role
     systems      starts, waits for, and stops the systems
+    overload     more than a deployment can do, bursts, retries; a program of its own
     bench        what a case is given: systems in alternation, clients, progress
     cases/       one module per case
     machine      what it ran on
