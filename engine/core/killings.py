@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 from typing import Final
 
-FRESH_S: Final = 2.0  # a kill that explains a death is noticed at most so long before it: four looks
+FRESH_S: Final = 5.0  # a kill that explains a death is noticed at most so long before it: a large process ends slowly
 REASON: Final = "oom"
 TEXT: Final = "out of memory, killed by the kernel (oom)"
 
