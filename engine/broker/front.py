@@ -148,8 +148,9 @@ class FrontPart(Part[ToFront]):
             self._carry_out()
         for peer, answers, payloads in machine.take_answers(now):
             self._send(peer, answers, payloads)
-        for peer, again in machine.take_again():
-            self._send(peer, again)
+        if machine.again:
+            for peer, again in machine.take_again():
+                self._send(peer, again)
         return min(next_deadline, self._check_at)
 
     def is_idle(self) -> bool:

@@ -136,8 +136,9 @@ class Crew:
         from now on."""
         key = worker.key
         was_ready = worker.rank >= 0
-        if was_ready:
-            self.rest(worker)
+        if was_ready:  # as rest does
+            del self._ready[worker.rank][key]
+            worker.rank = -1
         batches = worker.batches
         count = len(batches)
         if not count:

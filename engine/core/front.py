@@ -132,7 +132,7 @@ class FrontMachine:
         self.actions: list[FrontAction] = []
         self.nbytes = 0
         self.keys = Keys()
-        self._again: dict[bytes, list[int]] = {}  # by frontend: what it is to submit again
+        self.again: dict[bytes, list[int]] = {}  # by frontend: what it is to submit again
         self._uid = epoch << EPOCH_SHIFT
         self._sessions = 0
         self._deadlines: list[tuple[float, int]] = []
@@ -307,7 +307,7 @@ class FrontMachine:
                 [request for seq, request in left if request.frontend == peer or self._is_left(peer, seq, request)]
             )
             self._answers.drop(peer)
-            self._again.pop(peer, None)
+            self.again.pop(peer, None)
         return frontend
 
     def silent(self, now: float) -> list[bytes]:
@@ -577,7 +577,7 @@ class FrontMachine:
             for (peer, seq), deadline in flight.waiters.items():
                 self._forget(peer, seq)
                 if was_late and deadline > flight.request.deadline:  # this one has more time
-                    self._again.setdefault(peer, []).append(seq)
+                    self.again.setdefault(peer, []).append(seq)
                     continue
                 is_other = (peer, seq) != flight.first and speaker == Speaker.WORKER
                 self._answers.column(peer).add(
@@ -618,9 +618,7 @@ class FrontMachine:
 
     def take_again(self) -> list[tuple[bytes, Again]]:
         """Since the last call, by frontend: what it is to submit again, for the answer to another try did not come."""
-        if not self._again:
-            return []
-        again, self._again = self._again, {}
+        again, self.again = self.again, {}
         return [
             (peer, Again(seqs[start : start + HEAD_ITEMS]))
             for peer, seqs in again.items()

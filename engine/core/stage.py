@@ -463,11 +463,15 @@ class StageMachine:
                 items, dead, _ = self.queue.take(now, most=choice.most)
             if items:
                 self._dispatch(worker, items, decision.reason, now)
-        if self._is_full() != self._was_full:
+        if (self.queue.nbytes >= self.spec.max_queue_bytes) is not self._was_full:
             self._tell(now)
         if now >= foresight.look_at and foresight.times.known and foresight.has_news(len(fate.apart), now):
             self.actions.append(Foresee(self.index, foresight.foresaw))
-        return min(wake, self._next_limit())
+        wake = min(wake, crew.next_late(self.spec.timeout_s, fate.pace.patience_s))
+        for due in self._limits:
+            if due:
+                wake = min(wake, min(due.values()))
+        return wake
 
     def tick(self, now: float) -> None:
         """Time limits: of batches, of stuck workers, of silent ones. Cheap when nothing is due."""
@@ -504,13 +508,6 @@ class StageMachine:
                 if worker.local:
                     self.actions.append(Kill(key, "silent while idle"))
                 self.exited(key, now)
-
-    def _next_limit(self) -> float:
-        limit = self.crew.next_late(self.spec.timeout_s, self.fate.pace.patience_s)
-        for due in self._limits:
-            if due:
-                limit = min(limit, min(due.values()))
-        return limit
 
     def _time_out(self, worker: Member, now: float) -> None:
         self._turn(worker, WorkerEvent.LATE)
@@ -619,7 +616,7 @@ class StageMachine:
     def _tell(self, now: float) -> None:
         """Say what others decide by - readiness and pressure - when it has changed."""
         state = self.state()
-        full = self._was_full = self._is_full()
+        full = self._was_full = self.queue.nbytes >= self.spec.max_queue_bytes
         if state.ready:
             self._absent_at = inf
         elif self._absent_at == inf:  # until now there was somebody
@@ -630,9 +627,6 @@ class StageMachine:
             return
         self._told = told
         self.actions.append(News(self.index, state, self._absent_at, full, closed_until))
-
-    def _is_full(self) -> bool:
-        return self.queue.nbytes >= self.spec.max_queue_bytes
 
     def state(self) -> StageState:
         """How the stage stands now. An overdue worker counts as ready: it may come back at any moment. Its flow is that

@@ -124,7 +124,9 @@ def encode(message: Message | FrozenWords, payloads: Sequence[Payload] = ()) -> 
             return [*introduction.encode(message)]
         header = _encoder.encode(message)
         return [_length.pack(len(header)) + header]
-    if are_bytes(payloads):  # and all of them small, nearly always: then nothing is done for each of them here
+    if _WHOLE.issuperset(
+        map(type, payloads)
+    ):  # and all of them small, nearly always: then nothing is done for each of them here
         layout = [*map(len, payloads)]  # type: ignore[arg-type]  # bytes
         if max(layout) <= INLINE_MAX:
             _set(message, "layout", layout)

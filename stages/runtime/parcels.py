@@ -95,9 +95,10 @@ class Plan:
         # One loop: a comprehension per column is a call per column, which a small batch pays for nothing.
         for position, outcome in enumerate(outcomes):
             target = self.following[batch.routes[position]] if outcome.status == OK else FINAL
-            if target not in parcels or len(parcels[target][2]) == most:
-                if target in parcels:
-                    full.append(parcels[target])
+            parcel = parcels.get(target)
+            if parcel is None or len(parcel[2]) == most:
+                if parcel is not None:
+                    full.append(parcel)
                 results = Results(
                     stage=origin.stage,
                     worker=origin.worker,
@@ -109,8 +110,8 @@ class Plan:
                     compute_us=0 if parcels else compute_us,  # once
                     headers={},
                 )
-                parcels[target] = (target, results, [])
-            _, results, payloads = parcels[target]
+                parcel = parcels[target] = (target, results, [])
+            _, results, payloads = parcel
             if outcome.headers:
                 results.headers[len(results.uids)] = outcome.headers
             results.uids.append(batch.uids[position])
