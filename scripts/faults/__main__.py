@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return soaked(options.minutes, options.seed)
     if options.list:
         for row in ROWS:
-            print(f"{row.id:5} {row.about}{f'  (not yet: {row.not_yet})' if row.not_yet else ''}")
+            print(f"{row.id:5} {row.about}")
         return 0
     unknown = set(options.rows) - {row.id for row in ROWS}
     if unknown or options.times < 1:
@@ -50,14 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [row for row in ROWS if not options.rows or row.id in options.rows]
     print(COLUMNS.format(*HEAD, "fault"))
     failed = 0
-    for row, seen in run(chosen, options.times, options.seed, beside=not options.alone):
+    for seen in run(chosen, options.times, options.seed, beside=not options.alone):
         show(seen)
-        failed += bool(seen.problems) and seen.system == place.Stageline.system and not row.not_yet
+        failed += bool(seen.problems) and seen.system == place.Stageline.system
     print(f"{failed} rows failed" if failed else "every row passed")
     return 1 if failed else 0
 
 
-def run(rows: Sequence[Row], times: int, seed: int, *, beside: bool) -> Iterator[tuple[Row, drill.Seen]]:
+def run(rows: Sequence[Row], times: int, seed: int, *, beside: bool) -> Iterator[drill.Seen]:
     """All rows on one deployment, which is made anew where a row leaves nothing to go on with."""
     with ExitStack() as stack:
         ours: place.Stageline | None = None
@@ -66,13 +66,13 @@ def run(rows: Sequence[Row], times: int, seed: int, *, beside: bool) -> Iterator
                 ours = stack.enter_context(place.stageline(MAIN))
             often = 1 if row.ends else row.times * times
             seen = drill.run(row, ours, seed=seed, late_s=LATE_S, times=often)
-            yield row, seen
+            yield seen
             if row.ends or seen.is_broken:
                 stack.close()
                 ours = None
             if beside and row.beside:
                 with place.mosec(MAIN) as theirs:
-                    yield row, drill.run(row, theirs, seed=seed, late_s=LATE_S, times=often)
+                    yield drill.run(row, theirs, seed=seed, late_s=LATE_S, times=often)
 
 
 def show(seen: drill.Seen) -> None:
@@ -81,7 +81,7 @@ def show(seen: drill.Seen) -> None:
     answered = sum(tally.statuses.values())
     counts = (tally.sent, answered, tally.right, tally.lost, len(tally.double), len(tally.wrong), len(tally.late))
     others = " ".join(f"{count} x {status}" for status, count in sorted(tally.statuses.items()) if status != 200)
-    words = (seen.row.about, others, seen.row.allowed.cut, f"NOT YET: {seen.row.not_yet}" if seen.row.not_yet else "")
+    words = (seen.row.about, others, seen.row.allowed.cut)
     added = f"{seen.added_p99_ms:+.0f}"
     print(COLUMNS.format(seen.row.id, seen.system, seen.injected, *counts, added, "; ".join(filter(None, words))))
     for problem in dict.fromkeys(seen.problems):

@@ -10,7 +10,7 @@ import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final
 
 import psutil
@@ -37,9 +37,8 @@ def kill_idle(scene: Scene) -> None:
 
 def kill_one(scene: Scene) -> None:
     """A worker dies in the middle of a batch: another computes it."""
-    asked, victim = scene.busy()
-    scene.kill(victim)
-    _computed_again(scene, asked)
+    with _in_the_middle(scene) as victim:
+        scene.kill(victim)
 
 
 def kill_one_of_once(scene: Scene) -> None:
@@ -63,9 +62,8 @@ def kill_again_and_again(scene: Scene) -> None:
 
 def stop_one(scene: Scene) -> None:
     """A worker stands still in the middle of a batch: its requests are answered without it."""
-    asked, victim = scene.busy()
-    with scene.stopped(victim):
-        _computed_again(scene, asked)
+    with ExitStack() as stack, _in_the_middle(scene) as victim:
+        stack.enter_context(scene.stopped(victim))
 
 
 def stop_idle_for_good(scene: Scene) -> None:
@@ -199,7 +197,7 @@ def poison_together(scene: Scene) -> None:
 
 def nothing_but_poison(scene: Scene) -> None:
     """For a while every request kills: the stage says so at once instead of letting all wait, and comes back."""
-    scene.client.pause()
+    scene.rest()
     asked = [scene.ask({"model": DIES}, expects=GUILTY | frozenset((503,))) for _ in range(24)]
     scene.injected += len(asked)
     for one in asked:
@@ -485,6 +483,14 @@ def _computed_once(scene: Scene, asked: Asked) -> None:
     """However often it was asked."""
     if scene.times(asked, "once") != 1:
         scene.problem(f"double: computed {scene.times(asked, 'once')} times")
+
+
+@contextmanager
+def _in_the_middle(scene: Scene, s: float = 0.4) -> Iterator[psutil.Process]:
+    """A worker that computes a request now, which is then computed by another one."""
+    asked, victim = scene.busy(s=s)
+    yield victim
+    _computed_again(scene, asked)
 
 
 @contextmanager
