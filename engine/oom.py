@@ -41,12 +41,22 @@ class OomWatch:
         return count is not None and self._killings.explains(str(file), count, clock())
 
     def _file(self, pid: int) -> Path | None:
-        """Where kills in this process's group are counted; None of one that has ended."""
+        """Where kills in this process's group are counted; None of one that has ended: it is in no group any more, or
+        is shown in the first of all until it is reaped."""
+        if self._has_ended(pid):
+            return None
         for folder in cgroups.folders("memory", pid, proc=self._proc, cgroups=self._groups):
             for name in _FILES:
                 if _read(folder / name) is not None:
                     return folder / name
         return None
+
+    def _has_ended(self, pid: int) -> bool:
+        try:
+            text = (self._proc / str(pid) / "stat").read_text()
+        except (OSError, UnicodeDecodeError):
+            return False  # what follows finds out
+        return text.rpartition(")")[2].split()[:1] in (["Z"], ["X"])  # proc(5)
 
 
 def _read(file: Path) -> int | None:

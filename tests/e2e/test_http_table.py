@@ -85,9 +85,9 @@ def test_a_result_that_cannot_be_encoded_is_500(client: httpx.Client, stage: str
 
 @pytest.mark.parametrize("stage", ["first", "second"])
 def test_a_forward_that_takes_too_long_is_408(client: httpx.Client, stage: str) -> None:
-    answer = client.post("/both", json=act(stage, "sleep", s=3))
+    answer = client.post("/both", json=act(stage, "sleep", s=60))
     assert (answer.status_code, answer.text) == (408, "inference timeout")
-    assert answer.elapsed.total_seconds() < 2.5
+    assert answer.elapsed.total_seconds() < 20
     assert client.post("/both", json={"id": 1}).status_code == 200  # the worker is there again
 
 
