@@ -74,9 +74,9 @@ make_venv() {
   "$python" -m venv "$VENV"
 }
 
-# A uv that installs into $VENV: what takes pip minutes takes it seconds, and what it has unpacked once is only linked into
-# other environments (three of them with torch: 105 s instead of 480). It is fetched by pip, and knows pip's settings by
-# what is told here: a mirror, a folder of wheels. Where it cannot be had, pip does it all.
+# A uv that installs into $VENV: what takes pip minutes takes it less than one, and what it has unpacked once is only linked
+# into other environments. It is fetched by pip, and knows pip's settings by what is told here: a mirror, a folder of
+# wheels. Where it cannot be had, pip does it all.
 find_uv() {
   local settings pair value
   UV="$ROOT/.venv/bin/uv"
