@@ -522,9 +522,14 @@ def _limited(what: int, soft: int, *processes: psutil.Process) -> Iterator[None]
     try:
         yield
     finally:
+        started = set()
         for process, limits in zip(processes, before, strict=True):
             with suppress(psutil.NoSuchProcess):
                 process.rlimit(what, limits)
+                started |= set(process.children(recursive=True)) - set(processes)
+        for process in started:  # meanwhile, and with what was left them
+            with suppress(psutil.NoSuchProcess):
+                process.rlimit(what, before[0])
 
 
 def _ended(asked: Sequence[Asked]) -> int:

@@ -487,7 +487,7 @@ def test_a_worker_that_the_kernel_kills_for_want_of_memory_is_called_so(start: C
         trial.untell("worker-encode-2", "eats")
         trial.wait_journal("worker-encode-2 ready", times=2)
         assert "worker encode-1 died (killed by SIGKILL)" in trial.log
-        assert "worker encode-2 died (out of memory, killed by the kernel (oom))" in trial.log
+        assert "worker encode-2 died (out of memory, killed by the kernel (oom))" in trial.log, trial.log
         assert trial.stop() == ExitCode.OK
 
 
