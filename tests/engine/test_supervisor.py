@@ -482,12 +482,16 @@ def test_a_worker_that_the_kernel_kills_for_want_of_memory_is_called_so(start: C
             (group / "cgroup.procs").write_text(str(pid))
         os.kill(trial.pids("worker-encode-1")[0], signal.SIGKILL)
         trial.wait_journal("worker-encode-1 ready", times=2)  # by now everybody was looked at in this group
-        trial.tell("worker-encode-2", "eats")
-        wait_until("its end", lambda: gone(trial.pids("worker-encode-2")[0]))
-        trial.untell("worker-encode-2", "eats")
-        trial.wait_journal("worker-encode-2 ready", times=2)
+        called = "worker encode-2 died (out of memory, killed by the kernel (oom))"
+        for times in range(2, 7):  # on a busy machine it may be taken for hung first, and killed for that
+            trial.tell("worker-encode-2", "eats")
+            wait_until("its end", lambda: gone(trial.pids("worker-encode-2")[-1]))
+            trial.untell("worker-encode-2", "eats")
+            trial.wait_journal("worker-encode-2 ready", times=times)
+            if called in trial.log:
+                break
         assert "worker encode-1 died (killed by SIGKILL)" in trial.log
-        assert "worker encode-2 died (out of memory, killed by the kernel (oom))" in trial.log, trial.log
+        assert called in trial.log, trial.log
         assert trial.stop() == ExitCode.OK
 
 
