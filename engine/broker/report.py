@@ -17,7 +17,6 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from engine.core.about import pack_all as pack_abouts
-from engine.core.breaker import BreakerState
 from engine.core.crew import Member
 from engine.core.deaths import Death
 from engine.core.front import FrontMachine
@@ -156,7 +155,7 @@ def stage_status(machine: StageMachine, now: float) -> StageStatus:
             for worker in machine.workers.values()
         ],
         deaths_by_cause={death.value: count for death, count in machine.stats.deaths.items()},
-        not_fed="" if machine.fate.breaker.state is BreakerState.CLOSED else machine.fate.breaker.reason,
+        not_fed="" if machine.fate.is_sound else machine.fate.breaker.reason,
     )
 
 

@@ -123,8 +123,7 @@ class Fate:
                 return
         able = sum([one.is_able for one in self._crew.workers.values()])
         stuck = sum([one.slow for one in self._crew.workers.values()])
-        is_closed = self.breaker.state is BreakerState.CLOSED
-        if not (is_closed and may_hedge(stuck=stuck, able=able) and self._budget.spend(len(first.items))):
+        if not (self.is_sound and may_hedge(stuck=stuck, able=able) and self._budget.spend(len(first.items))):
             self._slow[worker.key] = now + self.pace.patience_s
             return
         again = self._revoke(first)
@@ -245,7 +244,7 @@ class Fate:
 
     # --- deaths ------------------------------------------------------------------------------------------------------
 
-    def forget(self, worker: Member, newest: int, death: Death, how: str, now: float) -> bool:
+    def forget(self, worker: Member, newest: int, death: Death, how: str, now: float) -> None:
         """A worker is no more; others see to what it had. ``newest``: the key of the worker that came last."""
         self._slow.pop(worker.key, None)
         self._held.pop(worker.key, None)
@@ -255,14 +254,12 @@ class Fate:
                 again.extend(batch.items.values())
             else:
                 self._ends.let_go(batch.items.values())
-        changed = False
         if again and death in BREAKING and not worker.condemned:
             uids = [item.request.uid for item in again]
-            changed = self._note(self.breaker.died(worker.key, newest, uids, now, how), now)
+            self._note(self.breaker.died(worker.key, newest, uids, now, how), now)
         elif again:
             self.breaker.unclear(now)
         self._replay(again, death, now)
-        return changed
 
     def _replay(self, items: list[Item], death: Death, now: float) -> None:
         again: list[Item] = []

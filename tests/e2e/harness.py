@@ -199,7 +199,6 @@ class Deployed(Running):
             raise AssertionError(f"{error}\n{self.tail()}") from None
 
     def client(self, **options: Any) -> httpx.Client:
-        options.setdefault("verify", False)  # reading the certificates there are takes 40 ms
         options.setdefault("verify", False)  # of https by those who say what to trust: reading that takes 40 ms
         return httpx.Client(base_url=self.url, timeout=30, trust_env=False, **options)
 
