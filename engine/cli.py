@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
     try:
         code = run(arguments)
-    except KeyboardInterrupt:  # before a command has taken over its signals
+    except KeyboardInterrupt:  # in user code, where a command runs it
         code = ExitCode.FAILED
     except BrokenPipeError:  # the reader of our output has gone (``engine status F | head``)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the final flush complains
@@ -207,6 +208,8 @@ def _check(options: argparse.Namespace, deployment: Deployment) -> int:
 
     log.setup("check", level=deployment.engine.log_level)
     _warn_of_strangers()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # user code runs here, and may have to put things away
     return local.check(deployment, as_json=options.json, strict=options.strict)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,6 @@ from typing import Any
 import pytest
 
 from engine import cli, status
-from engine.__main__ import main as entry
 from engine.config import Deployment
 from engine.errors import Unavailable
 from engine.exitcodes import ExitCode
@@ -132,17 +132,55 @@ def test_the_package_can_be_run_by_its_name() -> None:
     assert done.stdout.startswith("engine ")
 
 
-def test_an_interrupt_while_the_command_is_imported_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Interrupted:
-        def find_spec(self, name: str, *_others: object) -> None:
-            if name == "engine.cli":
-                raise KeyboardInterrupt
+# A Ctrl-C in a callback of a weak reference, as the import system has them: Python would print what it raises there.
+INTERRUPTED = """
+import os, signal, sys, weakref
 
-    monkeypatch.delitem(sys.modules, "engine.cli")
-    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
-    with pytest.raises(SystemExit) as end:
-        entry()
-    assert end.value.code == ExitCode.FAILED
+class Finder:
+    def find_spec(self, name, *_others):
+        if name == "engine.cli":
+            weakref.finalize(type("Lock", (), {})(), os.kill, os.getpid(), signal.SIGINT)
+
+from engine.__main__ import main
+sys.meta_path.insert(0, Finder())
+sys.argv = ["engine", "--version"]
+main()
+"""
+
+
+def test_an_interrupt_while_the_command_is_imported_ends_it_without_a_word() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_an_interrupt_that_is_ignored_stays_ignored() -> None:
+    ignoring = f"import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n{INTERRUPTED}"
+    done = subprocess.run([sys.executable, "-c", ignoring], capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0
+    assert done.stdout.startswith(b"engine ")
+
+
+CHECKED = """
+import os, signal
+from engine import Worker
+
+class Encode(Worker):
+    def __init__(self):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            print("put away")
+            raise
+    def forward(self, data):
+        return data
+"""
+
+
+def test_user_code_that_is_checked_sees_an_interrupt_as_python_has_it(file: Path) -> None:
+    (file.parent / "service.py").write_text(CHECKED)
+    command = [sys.executable, "-m", "engine", "check", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (ExitCode.FAILED, "put away\n", "")
 
 
 def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
