@@ -82,7 +82,7 @@ refusal.
 
 *2026-11-27 04:00 UTC, b99aa61, Python 3.11.7, pyzmq 27.3.0, gunicorn 27.0.1, two virtual CPUs that others used too
 (load average 5). Where those took both for seconds, batches came late that had been foreseen in time: so in the cells
-below 0.95, and before the recovery of 2.23 s. Of these, measured once more with less going on: two stages, the second
+below 0.95, and before the recovery of 2.23 s. In other runs of these cells, before and after, with less going on: two stages, the second
 slow, at 1.5: 1.03 and 1.03; two stages alike at 2 and 5: 1.01 and 1.04.*
 """
 

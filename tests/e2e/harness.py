@@ -269,6 +269,9 @@ def deployed(file: Path, *flags: str, env: Mapping[str, str] | None = None) -> I
             running.gone()
             left = sorted(path.name for path in (folder / "run").glob("*"))
             assert running.process.returncode < 0 or not left, f"left in the run directory: {left}"
+        except BaseException:
+            print(running.tail())  # shown with the failure
+            raise
         finally:
             running.kill()
 

@@ -341,7 +341,7 @@ def test_a_client_that_leaves_takes_its_request_with_it(folder: Path, threads: s
             wait_for("them to reach the second stage", lambda: _begun(journal, "first gone") == 6)
             for leaver in leavers:
                 leaver.close()
-            wait_for("their cancellation", lambda: chain.status()["admitted"] <= 2, within_s=1.5)
+            wait_for("their cancellation", lambda: chain.metrics()["engine_remaining_task"] <= 2, within_s=1.5)
         finally:
             asking.join(30)
         assert all(right(sent, got) for sent, got in zip(busy, answers, strict=True))

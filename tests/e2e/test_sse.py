@@ -55,7 +55,7 @@ def told(client: httpx.Client, **what: Any) -> str:
 def begun(client: httpx.Client, path: str, **what: Any) -> Iterator[Iterator[str]]:
     """A stream, and its lines as they come."""
     with client.stream("POST", path, json=what) as answer:
-        assert answer.status_code == 200
+        assert answer.status_code == 200, answer.read()
         yield (line for line in answer.iter_lines() if line and line != ":")
 
 
