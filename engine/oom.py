@@ -23,13 +23,21 @@ class OomWatch:
     def __init__(self, proc: Path = cgroups.PROC, groups: Path = cgroups.CGROUPS) -> None:
         self._proc = proc
         self._groups = groups
-        self._files: dict[int, Path] = {}  # by pid
+        self._files: dict[int, Path | None] = {}  # by pid
+        self._looks = 0
         self._killings = Killings()
 
     def look(self, pids: Iterable[int]) -> None:
-        """To be called now and then, and soon after a start, with all processes that may be asked about."""
-        files = {pid: file for pid in pids if (file := self._file(pid) or self._files.get(pid)) is not None}
-        for file in set(files.values()):
+        """To be called now and then, and soon after a start, with all processes that may be asked about.
+
+        A process stays in its group but for somebody who moves it: so each time one is looked for again, in turn.
+        """
+        files = {pid: self._files[pid] if pid in self._files else self._file(pid) for pid in pids}
+        if files:
+            self._looks += 1
+            again = [*files][self._looks % len(files)]
+            files[again] = self._file(again) or files[again]
+        for file in {file for file in files.values() if file is not None}:
             if (count := _read(file)) is not None:
                 self._killings.look(str(file), count, clock())
         self._files = files

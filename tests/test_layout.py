@@ -55,6 +55,10 @@ IMPURE: Final = frozenset(
     ("asyncio", "multiprocessing", "os", "select", "selectors", "socket", "subprocess", "threading", "time", "zmq")
 )  # fmt: skip
 
+WALL_CLOCK: Final = re.compile(
+    r"\btime\.(?:time|time_ns|localtime|gmtime)\(|\b(?:datetime|date)\.(?:now|utcnow|today)\(|from time import .*\btime"
+)
+
 HEAVY: Final = ("zmq", "falcon", "gunicorn", "torch", "numpy", "uvloop", "prometheus_client")
 LIGHT: Final = ("engine", "engine.cli", "engine.config", "engine.supervisor", "engine.server", "engine.loader")
 
@@ -133,6 +137,13 @@ def test_the_processes_know_nothing_of_each_other(module: str) -> None:
 def test_the_core_is_pure(module: str) -> None:
     impure = {imported for imported in imports(module) if imported.partition(".")[0] in IMPURE}
     assert not impure
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_time_is_what_passes_and_not_what_clocks_show(module: str) -> None:
+    """Clocks are set, by hours and while requests wait; the log alone says what they show."""
+    read = WALL_CLOCK.findall(MODULES[module].read_text())
+    assert not read, f"{module} reads the clock on the wall"
 
 
 def test_errors_import_nothing_of_ours() -> None:

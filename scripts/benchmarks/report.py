@@ -77,13 +77,13 @@ refusal.
 | slow, four workers | 113 | 1.041 | 1.164 | 1.085 | 0.993 | 0.963 | 2.2, 32.5 | 0.00 | 153 + 1.0 |
 | quick | 783 | 1.086 | 1.179 | 1.022 | 1.052 | 0.972 | 3.8, 50.5 | 0.00 | 101 + 0.5 |
 | two stages, the first slow | 28 | 1.066 | 1.089 | 1.033 | 0.999 | 1.004 | 1.1, 7.1 | 0.00 | 115 + 0.6 |
-| two stages, the second slow | 28 | 1.066 | 1.052 | 0.819 | 1.036 | 0.978 | 1.2, 8.9 | 2.23 | 116 + 0.7 |
-| two stages alike | 206 | 1.043 | 1.199 | 1.185 | 0.922 | 0.983 | 3.9, 14.0 | 0.00 | 118 + 0.9 |
+| two stages, the second slow | 28 | 1.066 | 1.084 | 1.043 | 0.999 | 0.996 | 1.3, 2.8 | 0.00 | 117 + 0.6 |
+| two stages alike | 215 | 1.043 | 1.200 | 1.152 | 1.012 | 1.015 | 0.8, 2.1 | 0.00 | 120 + 0.9 |
 
-*2026-11-27 04:00 UTC, b99aa61, Python 3.11.7, pyzmq 27.3.0, gunicorn 27.0.1, two virtual CPUs that others used too
-(load average 5). Where those took both for seconds, batches came late that had been foreseen in time: so in the cells
-below 0.95, and before the recovery of 2.23 s. In other runs of these cells, before and after, with less going on: two stages, the second
-slow, at 1.5: 1.03 and 1.03; two stages alike at 2 and 5: 1.01 and 1.04.*
+*2026-11-27, Python 3.11.7, pyzmq 27.3.0, gunicorn 27.0.1, two virtual CPUs: the first four at 04:00 UTC, b99aa61,
+beside others' work (load average 5), the last two at 08:13 UTC, 47b0bda, alone. With much else to do batches come
+late that were foreseen in time: beside others' work two cells of the last two were 0.819 and 0.922, and one recovery
+took 2.23 s.*
 """
 
 THE_RUN: Final = "## The run"  # what follows is of the results
