@@ -59,6 +59,7 @@ BROKER_STOP_S: Final = 1.0  # it has nothing left to do but close its sockets
 UNREADY_STOP_S: Final = 0.8  # for a process that was never ready: it has nothing to finish, and may be deep in C code
 REPORTED_FAILURE_S: Final = 5.0  # from a child's own "failed" to its exit; past it, it is killed
 MARGIN_S: Final = 0.5  # frontends and workers bound themselves by the grace; they get to keep that promise first
+STARTS_LEAST: Final = 16  # processes that may start at once, on the smallest machine
 ABANDON_S: Final = 2.0  # after SIGKILL; a process that the kernel cannot end (stuck in a driver) is not waited for
 
 
@@ -207,8 +208,15 @@ class Machine:
     """Holds the state; never blocks, looks at a clock, or touches a process. One thread may use it."""
 
     def __init__(
-        self, children: Sequence[Child], *, grace_s: float, delay_s: float = 0.0, policy: Backoff = DEFAULT
+        self,
+        children: Sequence[Child],
+        *,
+        grace_s: float,
+        delay_s: float = 0.0,
+        policy: Backoff = DEFAULT,
+        starts_most: int = STARTS_LEAST,
     ) -> None:
+        """``starts_most``: how many start at once. Hundreds that load together would all take longer than they may."""
         self.phase = Phase.STARTING
         self.outcome = Outcome.STOPPED
         self.reason = ""  # of a failure, one line
@@ -218,6 +226,7 @@ class Machine:
         self._grace_s = grace_s
         self._delay_s = delay_s
         self._policy = policy
+        self._starts_most = starts_most
         self._began = 0.0
         self._steps: tuple[StopStep, ...] = ()
         self._step_ends = 0.0
@@ -528,12 +537,15 @@ class Machine:
     # --- helpers
 
     def _spawn_next(self, now: float) -> None:
-        """Spawn the waiting children whose turn it is: all of the kinds that start before them are ready."""
+        """Spawn the waiting children whose turn it is: all of the kinds that start before them are ready. Workers come
+        last of theirs, for of them there may be many."""
+        room = self._starts_most - sum(record.state is ChildState.STARTING for record in self._records.values())
         for wave in START_ORDER:
             members = [child for child in self._records if child.kind in wave]
-            for child in members:
-                if self._records[child].state is ChildState.WAITING:
-                    self._spawn(child, now)
+            waiting = [child for child in members if self._records[child].state is ChildState.WAITING]
+            for child in sorted(waiting, key=_is_worker)[: max(0, room)]:
+                self._spawn(child, now)
+                room -= 1
             if not all(self._records[child].state is ChildState.READY for child in members):
                 return
 
@@ -562,6 +574,10 @@ class Machine:
 
     def _of(self, step: StopStep) -> list[Child]:
         return [child for child in self._records if child.kind in step.kinds]
+
+
+def _is_worker(child: Child) -> bool:
+    return child.kind is Kind.WORKER
 
 
 def _stays(child: Child, record: _Record) -> bool:

@@ -22,8 +22,9 @@ from urllib.parse import urlsplit
 from engine import descriptors
 from engine.config import Deployment, dump, run_dir
 from engine.core.backoff import DEFAULT, Backoff
-from engine.core.lifecycle import Machine, Outcome
+from engine.core.lifecycle import STARTS_LEAST, Machine, Outcome
 from engine.core.processes import Child, Kind
+from engine.cpus import available_cpus
 from engine.errors import StartError
 from engine.exitcodes import ExitCode
 from engine.log import get_logger
@@ -77,6 +78,7 @@ def run(
                 grace_s=deployment.engine.grace,
                 delay_s=deployment.frontend.drain_delay,
                 policy=policy,
+                starts_most=_starts_most(),
             )
             listening = _Listening(changes, folder)
             loop = Loop(
@@ -144,7 +146,7 @@ def run_workers(
             environments = family.environments(deployment, workers)
             again = None if reread is None else lambda: group(reread())
             changes = Changes(deployment, folder, again, environments, members)
-            machine = Machine(workers, grace_s=deployment.engine.grace, policy=policy)
+            machine = Machine(workers, grace_s=deployment.engine.grace, policy=policy, starts_most=_starts_most())
             loop = Loop(
                 machine,
                 commands or family.command_line(changes.snapshot),
@@ -159,6 +161,11 @@ def run_workers(
     except StartError as error:
         log.error("%s did not start: %s", name, error)
         return ExitCode.START
+
+
+def _starts_most() -> int:
+    """Processes that start at once: enough to keep every CPU busy while some of them read from a disk."""
+    return max(STARTS_LEAST, 2 * len(available_cpus()))
 
 
 def _pause(signals: Signals) -> Callable[[float], bool]:

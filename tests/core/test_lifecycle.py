@@ -91,7 +91,23 @@ def said(actions: list[Action]) -> str:
 def test_the_broker_starts_alone_and_the_rest_at_once_when_it_is_ready() -> None:
     made = machine()
     assert acts(made.handle(Begin(), 0.0)) == [Spawn(BROKER)]
-    assert acts(made.handle(Ready(BROKER), 1.0)) == [Spawn(ONE), Spawn(TWO), Spawn(FRONT)]
+    assert acts(made.handle(Ready(BROKER), 1.0)) == [Spawn(FRONT), Spawn(ONE), Spawn(TWO)]
+
+
+def test_of_many_workers_some_start_at_once_and_each_that_is_ready_makes_room_for_the_next() -> None:
+    many = [Child(Kind.WORKER, f"worker encode-{slot}", "encode", slot, start_s=100) for slot in range(1, 11)]
+    made = Machine((BROKER, *many, FRONT), grace_s=GRACE, policy=POLICY, starts_most=3)
+    made.handle(Begin(), 0.0)
+    assert acts(made.handle(Ready(BROKER), 1.0)) == [Spawn(FRONT), Spawn(many[0]), Spawn(many[1])]
+    assert acts(made.handle(Ready(FRONT), 2.0)) == [Spawn(many[2])]
+    starting = many[:3]
+    for child in many[3:]:
+        assert acts(made.handle(Ready(starting.pop(0)), 2.0)) == [Spawn(child)]
+        starting.append(child)
+    assert acts(made.handle(Tick(), 101.9)) == [], "each has its whole time from when it is started"
+    for child in starting:
+        actions = made.handle(Ready(child), 102.0)
+    assert acts(actions) == [Serving(102.0)]
 
 
 def test_it_serves_when_everybody_is_ready() -> None:
