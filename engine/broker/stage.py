@@ -244,6 +244,7 @@ class StagePart(Part[ToStage]):
             self._reply(peer, self.machine.beat(message, now))
         elif isinstance(message, Ready):
             self.machine.ready(message, now)
+            self._carry_out(now)  # the door hears of it before the worker does that it has been taken
         elif isinstance(message, Leave):
             self.machine.leave(message.worker, now)
         elif isinstance(message, Bye):

@@ -294,10 +294,12 @@ class WorkerBeat(Message, frozen=True, tag=14):
 
 
 class Pulse(Message, frozen=True, tag=15):
-    """The broker lives. ``known`` false: introduce yourself again, this epoch does not know you."""
+    """The broker lives. ``known`` false: introduce yourself again, this epoch does not know you. ``is_loading``: the
+    worker's Ready has not come; once it has, the door knows of the worker too."""
 
     epoch: int
     known: bool
+    is_loading: bool = False
 
 
 class Leave(Message, frozen=True, tag=16):

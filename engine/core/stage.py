@@ -300,7 +300,7 @@ class StageMachine:
         worker.heard = now
         if beat.families:
             worker.families = beat.families
-        return Pulse(self.epoch, True)
+        return Pulse(self.epoch, True, is_loading=worker.state is WorkerState.STARTING)
 
     def leave(self, key: int, now: float) -> None:
         """The worker wants to stop: nothing more is given to it."""

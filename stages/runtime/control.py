@@ -30,7 +30,7 @@ from engine.errors import ProtocolError
 from engine.exitcodes import ExitCode
 from engine.log import get_logger
 from engine.signals import STOPPING, Signals
-from stages.runtime.membership import Elsewhere, Membership
+from stages.runtime.membership import Elsewhere, Membership, Taken
 from stages.runtime.shared import Dismissed, Finish, Joined, Phase, Shared, Stop, ToMain, Turned, Warm
 from stages.runtime.window import Windows
 from stages.shm import open_store
@@ -60,6 +60,7 @@ class Control:
         families: Callable[[], bytes],
         beating: Callable[[], object],
         refused: Callable[[str], object],
+        taken: Callable[[], object],
     ) -> None:
         self._thread = threading.Thread(target=self._main, name="control", daemon=True)
         self._ctx = ctx
@@ -72,6 +73,7 @@ class Control:
         self._families = families
         self._beating = beating
         self._refused = refused
+        self._taken = taken
         self._member = Membership(who)
         self._sock: transport.Socket | None = None
         self._poller = transport.Poller()
@@ -171,6 +173,9 @@ class Control:
         if isinstance(event, Elsewhere):
             self._stage = event.stage
             self._reopen()
+            return
+        if isinstance(event, Taken):
+            self._taken()
             return
         if isinstance(event, Joined):
             event = Joined(event.welcome, open_store(event.welcome.memory))

@@ -6,7 +6,8 @@
 
 A worker never gives up because the broker is away: it seeks until it is welcomed, refused or stopped. Messages are
 *owed* (:meth:`Membership.due`) until the shell says that they left (:meth:`Membership.sent`), since a socket
-without a connection takes nothing.
+without a connection takes nothing. Ready is so until the broker says that it knows (:class:`Taken`): what a former
+connection carried may be lost, and whoever is told that a deployment is ready sends requests at once.
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ class Elsewhere:
     stage: int
 
 
+@dataclass(frozen=True)
+class Taken:
+    """The broker knows that this worker can compute, and so does its door. Said once."""
+
+
 class Membership:
     """See the module. One thread calls it."""
 
@@ -48,6 +54,7 @@ class Membership:
         self._welcome: Welcome | None = None
         self._warm: Warm | None = None
         self._announced = False  # Ready has left, for this welcome
+        self._taken = False  # and was taken, by some broker
         self._leaving = False
         self._left = False  # Leave has left
         self._dismissed = False
@@ -62,7 +69,7 @@ class Membership:
         """The key the broker knows this worker by, while it does."""
         return None if self._welcome is None else self._welcome.worker
 
-    def handle(self, message: AnyWords, now: float) -> ToMain | Elsewhere | None:
+    def handle(self, message: AnyWords, now: float) -> ToMain | Elsewhere | Taken | None:
         """A message from the broker; returns what the main thread must know."""
         self._asked_at = inf
         self._lost = False
@@ -74,9 +81,15 @@ class Membership:
             self._beat_at = now + BEAT_S
             return Joined(message)
         if isinstance(message, Pulse):
-            if self._welcome is None or (message.known and message.epoch == self._welcome.epoch):
+            if self._welcome is None:
                 return None
-            return self._lose(now)
+            if not message.known or message.epoch != self._welcome.epoch:
+                return self._lose(now)
+            if message.is_loading or not self._announced or self._taken:
+                self._announced = self._announced and not message.is_loading  # it may have been lost: once more
+                return None
+            self._taken = True
+            return Taken()
         if isinstance(message, Stranger):
             if self._welcome is not None:
                 return self._lose(now)
@@ -106,10 +119,10 @@ class Membership:
         key = self._welcome.worker
         if self._leaving and not self._left:
             owed.append(Leave(key))
-        if self._warm is not None and not self._announced and not self._leaving:
-            warm = self._warm
+        warm = None if self._announced or self._leaving else self._warm
+        if warm is not None:
             owed.append(Ready(key, warm.mime, warm.took_ms, flow=warm.flow, about=warm.about, maps=self.maps))
-        if now >= self._beat_at:
+        if warm is not None or now >= self._beat_at:  # whose answer says whether that has been taken
             owed.append(WorkerBeat(key))
         return owed
 
@@ -123,6 +136,7 @@ class Membership:
             self._beat_at = now + BEAT_S
         elif isinstance(message, Ready):
             self._announced = True
+            self._beat_at = min(self._beat_at, now)
         elif isinstance(message, Leave):
             self._left = True
 

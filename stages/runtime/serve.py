@@ -89,6 +89,7 @@ def _serve(
     endpoints = transport.endpoints_of(deployment)
     ctx = transport.context()
     metrics = UserMetrics(stage, deployment.engine.namespace)
+    to_try: dict[str, str] = {}  # told with "ready"
     control = Control(
         ctx,
         endpoints,
@@ -110,6 +111,7 @@ def _serve(
         families=metrics,
         beating=Wear(wear_limits(deployment.stage(stage).recycle_after), shared, notify),
         refused=lambda reason: notify.send("failed", reason=reason),
+        taken=lambda: notify.send("ready", **to_try),
     )
     control.start()
     doing: list[str] = []
@@ -147,10 +149,10 @@ def _serve(
             restore=lambda: _restore(signals, watchdog),
         )
         metrics.fit = loop.fit
+        to_try.update(_to_try(deployment, stage, slot, worker))
         # In this order: once the broker may send batches, a stop must wait for them.
         shared.phase = Phase.SERVING
         shared.to_control.post(warm)
-        notify.send("ready", **_to_try(deployment, stage, slot, worker))
         code = loop.run()
         shared.phase = Phase.ENDING
         watchdog.stop()

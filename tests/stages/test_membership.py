@@ -16,7 +16,7 @@ from engine.core.messages import (
     Welcome,
     WorkerBeat,
 )
-from stages.runtime.membership import FAST_TRIES, Elsewhere, Membership
+from stages.runtime.membership import FAST_TRIES, Elsewhere, Membership, Taken
 from stages.runtime.shared import Dismissed, Joined, Turned, Warm
 
 WHO = Introduction("worker", (2, 2), "d", "i", ["s"], {"/": ["s"]}, "h", 99, "", "s", 1)
@@ -69,12 +69,30 @@ def test_beats_come_every_second_once_joined() -> None:
 def test_ready_is_owed_once_for_each_welcome() -> None:
     member = joined()
     member.warm(Warm("m", 7))
-    assert send_all(member, 0.1) == [Ready(5, "m", 7)]
+    assert send_all(member, 0.1) == [Ready(5, "m", 7), WorkerBeat(5)]
     assert send_all(member, 0.2) == []
     assert member.handle(WELCOME, 0.3) is None  # the same again
     assert send_all(member, 0.3) == []
     assert member.handle(AGAIN, 0.4) == Joined(AGAIN)
-    assert send_all(member, 0.4) == [Ready(1, "m", 7)]
+    assert send_all(member, 0.4) == [Ready(1, "m", 7), WorkerBeat(1)]
+
+
+def test_ready_is_said_until_the_broker_knows_of_it_and_that_is_told_once() -> None:
+    member = joined()
+    assert member.handle(Pulse(1, True, is_loading=True), 0.1) is None
+    member.warm(Warm("m", 7))
+    owed = [Ready(5, "m", 7), WorkerBeat(5)]
+    assert member.due(0.2) == owed
+    member.sent(owed[0], 0.2)
+    assert member.due(0.2) == owed[1:]  # a socket that took one message only
+    assert send_all(member, 0.3) == owed[1:]
+    assert member.handle(Pulse(1, True, is_loading=True), 0.4) is None  # it was lost with a connection
+    assert send_all(member, 0.4) == owed
+    assert member.handle(Pulse(1, True), 0.5) == Taken()
+    assert member.handle(Pulse(1, True), 1.5) is None
+    assert member.handle(AGAIN, 1.6) == Joined(AGAIN)
+    assert send_all(member, 1.6) == [Ready(1, "m", 7), WorkerBeat(1)]
+    assert member.handle(Pulse(2, True), 1.7) is None
 
 
 def test_unknown_or_new_epoch_means_hello_again() -> None:

@@ -77,6 +77,7 @@ def test_worker_introduces_itself_warms_up_and_is_ready(bench: Any) -> None:
     assert (ready.worker, ready.mime) == (1, "text/x-warm")
     (item,) = broker.settled(broker.give(1, [{"do": "about"}]))
     assert item.value["worker_id"] == 2
+    broker.until(lambda: worker.names()[-1] == "ready", "its word")
     assert worker.names() == ["loading", "warming", "warming", "warming", "ready"]
     assert worker.events[3] == {"event": "warming", "done": 2, "of": 2}
 
@@ -95,11 +96,27 @@ def test_the_introduction_comes_before_the_model_is_loaded(bench: Any, let_go: A
 def test_worker_waits_for_a_broker_that_is_not_there_yet(bench: Any) -> None:
     deployment = bench.deployment(ONE)
     worker = bench.worker(deployment)
-    while "ready" not in worker.names():
+    while "worker is warm" not in worker.stderr:
         assert worker.popen.poll() is None, worker.stderr
     broker = bench.broker(deployment)
     broker.welcome()
     broker.expect(Ready)
+
+
+def test_a_worker_is_called_ready_when_the_broker_knows_that_it_is(bench: Any) -> None:
+    deployment = bench.deployment(ONE)
+    broker = bench.broker(deployment)
+    broker.mute = True
+    worker = bench.worker(deployment)
+    broker.welcome()
+    for _ in range(2):  # the first may have been lost with a connection
+        broker.expect(Ready)
+        broker.expect(WorkerBeat)
+        assert worker.names() == ["loading"]
+        broker.tell(Pulse(1, True, is_loading=True))
+    broker.expect(Ready)
+    broker.tell(Pulse(1, True))
+    broker.until(lambda: worker.names() == ["loading", "ready"], "its word")
 
 
 def test_refused_worker_exits_with_the_reason(bench: Any) -> None:
@@ -566,7 +583,7 @@ def test_a_stop_is_heard_after_user_code_has_watched_signals_itself(start: Any) 
 def test_worker_leaves_without_a_broker(bench: Any) -> None:
     deployment = bench.deployment(ONE)
     worker = bench.worker(deployment)
-    while "ready" not in worker.names():
+    while "worker is warm" not in worker.stderr:
         assert worker.popen.poll() is None, worker.stderr
     worker.signal(signal.SIGTERM)
     assert worker.wait() == ExitCode.OK

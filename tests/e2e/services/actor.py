@@ -53,6 +53,9 @@ class Actor(Worker):
             raise RuntimeError("a detail that no client may see")
         if do == "sleep":
             time.sleep(act["s"])
+        elif do == "wait":
+            while not os.path.exists(act["gate"]):
+                time.sleep(0.01)
         elif do == "hold_gil":
             sum(range(10**13))  # one C loop that looks at no signal
         elif do == "die":
