@@ -213,9 +213,15 @@ class LeanConnection(asyncio.Protocol):
             self._go_on()
 
     def _keep(self, data: bytes) -> None:
-        """The next requests, while one is served."""
-        if not self.closing and not self._inbox.add(data):
+        """The next requests, while one is served or its answer is not read. What is dropped is the end of the
+        connection: what comes behind it would be read from the middle."""
+        is_owed = self._seq or self._stream is not None
+        if self.closing and is_owed:
+            return  # the answer says that it is the last
+        if not self._inbox.add(data):
             self.closing = True
+            if not is_owed:
+                self._finish()
 
     def pause_writing(self) -> None:
         self._choked = True  # serve no more until it has read what it got

@@ -468,6 +468,31 @@ def test_a_body_for_which_there_is_no_room_is_refused_elsewhere() -> None:
     assert bench.gate.held == 9_500
 
 
+def test_what_is_dropped_is_the_end_of_its_connection_also_where_no_answer_is_owed() -> None:
+    """What came behind a piece that was dropped would be read from its middle."""
+    bench = Bench()
+    bench.connection.pause_writing()
+    bench.gate.behind = BEHIND_ALL
+    bench.feed(plain(b"dropped")[:30])
+    assert bench.transport.closed
+    assert bench.gate.behind == BEHIND_ALL
+
+
+def test_a_connection_that_is_to_end_with_its_next_answer_loses_nothing_before_it() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        bench.connection.pause_writing()
+        bench.connection.closing = True
+        bench.feed(plain(b"1")[:30], plain(b"1")[30:])
+        bench.connection.resume_writing()
+        await settle()
+        assert bench.replies == [(200, b"1")]
+        assert b"connection: close\r\n" in bench.transport.written
+        assert bench.transport.closed
+
+    run(scenario())
+
+
 def test_a_client_that_does_not_read_its_answer_is_not_handed_over_and_is_dropped() -> None:
     bench = Bench(body_timeout=1.0)
     bench.transport.unsent = 100
