@@ -65,4 +65,4 @@ def create(
     swagger = SwaggerResource()
     app.add_route("/openapi/swagger/", swagger)
     app.add_route("/openapi/swagger/{name}", swagger)
-    return Layer(app, metrics, answering)  # type: ignore[arg-type]  # Falcon's narrower names for the same callables
+    return Layer(app, metrics, answering, gate)  # type: ignore[arg-type]  # Falcon's narrower names for the same callables

@@ -18,7 +18,7 @@ from engine.clock import Deadline, now
 from frontend import head as heads
 from frontend.answer import Answering, Reply, common
 from frontend.errors import CLIENT_GONE, Refusal
-from frontend.gate import client_of
+from frontend.gate import REQUEST_COST, Gate, client_of
 from frontend.head import Head
 from frontend.metrics import FrontendMetrics
 from frontend.pace import LINGER_S
@@ -47,6 +47,7 @@ class Exchange:
         "at_end",
         "body_ended",
         "client",
+        "fits",
         "gone",
         "head",
         "is_old",
@@ -65,6 +66,7 @@ class Exchange:
         self._cut = cut
         self.at_end: list[Callable[[], None]] = []  # called when the request is over, however it ended
         self.client = ""  # who it is counted as at the gate
+        self.fits = True  # there is room for its head; else it is answered at once, and nothing is waited for
         self.head = head
         self.receive = receive
         self.request_id = request_id
@@ -98,8 +100,9 @@ class Exchange:
 class Layer:
     """The ASGI application around ``app``."""
 
-    def __init__(self, app: Application, metrics: FrontendMetrics, answering: Answering) -> None:
+    def __init__(self, app: Application, metrics: FrontendMetrics, answering: Answering, gate: Gate) -> None:
         self._app = app
+        self._gate = gate
         self._metrics = metrics
         self._answering = answering
         self._new_id = Ids()
@@ -119,6 +122,9 @@ class Layer:
         exchange = Exchange(head, (head and head.request_id) or self._new_id(), receive, scope.get(CUT))
         exchange.is_old = scope["http_version"] == "1.0"
         exchange.client = client_of(scope.get("client"))
+        # Twice: as the connection has it, and as the application does.
+        weight = REQUEST_COST + 2 * sum([len(name) + len(value) for name, value in fields])
+        exchange.fits = self._gate.open(weight, exchange.client)
         scope[_KEY] = exchange
         extra = [(name.encode(), value.encode()) for name, value in common(exchange.request_id)]
         sent = 0
@@ -129,7 +135,7 @@ class Layer:
                 return
             if event["type"] == "http.response.start":
                 exchange.status = event["status"]
-                if not exchange.body_ended and heads.sends_little(fields, SMALL_BODY):
+                if exchange.fits and not exchange.body_ended and heads.sends_little(fields, SMALL_BODY):
                     await _finish_body(exchange)
                 event["headers"] = [*event["headers"], *extra]
             else:
@@ -154,9 +160,11 @@ class Layer:
                 exchange.reason = reply.reason
                 await _send(reply, send_marked)
             took_s = now() - exchange.started
-            if scope["http_version"] == "2" and exchange.status >= 400 and not exchange.body_ended:
+            is_refused = exchange.status >= 400 and not exchange.body_ended
+            if scope["http_version"] == "2" and is_refused and exchange.fits:
                 await _drop_body(exchange)
         finally:
+            self._gate.close(weight, exchange.client)
             for release in exchange.at_end:
                 release()
             exchange.at_end.clear()  # no circle of references: bodies must not wait for the garbage collector

@@ -24,6 +24,8 @@ from frontend.unsent import Unsent
 
 BEHIND_MAX: Final = 64 * 1024  # bytes that came behind a request that is served; above it the client is not read
 BEHIND_ALL: Final = 32 << 20  # the same of all clients of a process; above it no more is kept
+HEADS_ALL: Final = 32 << 20  # bytes of heads of a process, besides what serving `capacity` requests takes
+REQUEST_COST: Final = 16 * 1024  # bytes that serving one takes that is not plain: its task, the frames of its calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,9 @@ class Gate:
     ``pending`` counts requests handed to the broker and not answered yet; ``held`` the bytes of bodies that have come
     and are kept until their answer; ``behind`` those of requests that came behind one that is still served. All are
     entered and left in pairs by whoever serves the request. ``partial`` is what has begun to come and is no request
-    yet, ``unsent`` are answers that nobody reads.
+    yet, ``unsent`` are answers that nobody reads. ``heads`` are those of requests that are not plain, from the first to
+    the last moment of each: over HTTP/2 a few bytes that refer to others make a large one. (Of plain ones little is
+    kept: :data:`frontend.lean.HEAD_MAX`.)
 
     Bodies count as they arrive, never by what was announced, and while they do one client may fill a half of what there
     is: whoever sends slowly, or nothing, keeps nobody else out.
@@ -50,6 +54,7 @@ class Gate:
         self.pending = 0
         self.held = 0
         self.behind = 0
+        self.heads = 0
         self.draining = False
         self.max_request_size = frontend.max_request_size
         self._timeout_s = frontend.timeout
@@ -58,6 +63,8 @@ class Gate:
         share = max(frontend.capacity_bytes // frontend.workers, frontend.max_request_size)
         self._capacity_bytes = min(frontend.capacity_bytes, share)
         self._client_bytes = max(self._capacity_bytes // 2, frontend.max_request_size)
+        self._heads_most = HEADS_ALL + frontend.capacity * REQUEST_COST
+        self._heads_by: dict[str, int] = {}  # client
         self._arriving: dict[str, int] = {}  # bytes of bodies that are not whole, by client
         self.unsent = Unsent(self._capacity_bytes)
         self.partial = Partial()
@@ -106,6 +113,19 @@ class Gate:
         """Such a request has its answer, or needs none."""
         self.pending -= 1
         self.held -= size
+
+    def open(self, size: int, client: str) -> bool:
+        """Count the head of a request that is not plain, until :meth:`close`. False: there are too many of them, or of
+        this client's, which cannot have all there is. Then only what is answered at once may be."""
+        self.heads += size
+        mine = self._heads_by[client] = self._heads_by.get(client, 0) + size
+        return self.heads <= self._heads_most and mine <= self._heads_most - HEADS_ALL // 2
+
+    def close(self, size: int, client: str) -> None:
+        self.heads -= size
+        left = self._heads_by[client] = self._heads_by[client] - size
+        if not left:
+            del self._heads_by[client]
 
     def fits(self, size: int, client: str = "") -> bool:
         """Whether there is room for so many more bytes, of a body that this client is about to send."""

@@ -48,7 +48,7 @@ SWEEP_S: Final = 0.25  # how late a time limit may be noticed
 SWEEP_MOST: Final = 200  # connections looked at in one go: about 0.1 ms
 BUFFER_MAX: Final = 256 * 1024  # bytes of a body that is read here; larger ones are read elsewhere, in pieces
 PIPELINED_PER_TURN: Final = 32  # requests of one connection that are refused before others have their turn
-HEAD_MAX: Final = 16 * 1024  # bytes of a head worth looking at here
+HEAD_MAX: Final = 4 * 1024  # bytes of a head that is read here: each connection remembers its last one, parsed
 
 
 class Shared:
@@ -231,7 +231,7 @@ class LeanConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._choked = False
         self.since = now()
-        self._shared.gate.unsent.forget(self._transport)
+        self._shared.gate.unsent.taken(self._transport)
         if self._stream is not None:
             self._write_stream()
         elif not self._seq:

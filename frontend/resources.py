@@ -19,7 +19,7 @@ from engine.core.call import BrokerClient
 from engine.errors import ProtocolError, Unavailable
 from engine.metrics import exposition, unpack_sources
 from engine.metrictext import CONTENT_TYPE
-from frontend import compression
+from frontend import compression, errors
 from frontend.answer import Answering
 from frontend.body import Body
 from frontend.errors import Refusal
@@ -61,6 +61,8 @@ class RouteResource:
         head = exchange.head
         assert head is not None
         self._check_gate()
+        if not exchange.fits:
+            raise Refusal(errors.CAPACITY_BYTES)
         terms = shared.gate.terms(head)
         body = Body(exchange, head, shared.gate, terms, pause_s=shared.body_timeout_s)
         exchange.at_end.append(body.release)

@@ -34,6 +34,8 @@ class Transport(Debtor, Protocol):
 
     def close(self) -> None: ...
 
+    def is_closing(self) -> bool: ...
+
 
 class _Debt:
     """What one client has not taken; ``held``: the most that was at once."""
@@ -83,8 +85,14 @@ class Unsent:
             if self.total > self._most:
                 self._make_room(now())
 
+    def taken(self, transport: Transport) -> None:
+        """Its client reads again (``resume_writing``): what is left is little. One that is closed says so too, and has
+        to be rid of that as well."""
+        if not transport.is_closing():
+            self.forget(transport)
+
     def forget(self, debtor: Debtor) -> None:
-        """Its client reads again, or has gone."""
+        """Its client has all of it, or has gone."""
         debt = self._debts.pop(debtor, None)
         if debt is not None:
             self.total -= debt.held

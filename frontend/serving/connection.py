@@ -162,7 +162,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
     def resume_writing(self) -> None:
         super().resume_writing()
         if self.transport is not None:
-            self._unsent.forget(self.transport)
+            self._unsent.taken(self.transport)
 
     def eof_received(self) -> bool | None:
         # A client that stops in the middle of its body may still be reading: it gets its 400, which needs the transport
@@ -357,7 +357,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
             if at_once:
                 self.transport.abort()
             else:
-                self.transport.close()
+                self._unsent.close(self.transport)
 
     def _will_close(self, request: Any, response_requires_close: bool) -> bool:
         # A body that was not read to its end is followed by nothing that could be told from the rest of it.

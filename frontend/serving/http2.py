@@ -19,6 +19,7 @@ from gunicorn.http2.async_connection import AsyncHTTP2Connection
 from gunicorn.http2.errors import HTTP2ErrorCode
 
 from engine.clock import now
+from frontend import errors
 from frontend.frames import Frames
 from frontend.gate import Gate
 
@@ -39,6 +40,9 @@ class Connection2(AsyncHTTP2Connection):  # type: ignore[misc]  # gunicorn has n
 
     def __init__(self, gate: Gate, head_max: int, cfg: Any, reader: asyncio.StreamReader, *args: Any) -> None:
         super().__init__(cfg, _Turns(reader, self), *args)
+        # gunicorn reads UTF-8, and hands on Latin-1: what is not the first ended the connection, what is not the second
+        # was a 500 with the codec's words. So bytes are bytes, as over HTTP/1.
+        self.h2_conn.config.header_encoding = "latin-1"
         self.frames = Frames(now(), head_max)
         self.gate = gate
         self._unsent = gate.unsent
@@ -54,10 +58,23 @@ class Connection2(AsyncHTTP2Connection):  # type: ignore[misc]  # gunicorn has n
             self.frames.refused()
         return request
 
+    def _handle_data_received(self, event: Any) -> None:
+        super()._handle_data_received(event)
+        stream = self.streams.get(event.stream_id)
+        if stream is not None and stream.response_started and not stream.response_complete:
+            stream._body_chunks.clear()  # nobody reads it, and its answer may wait for long; no window is given for it
+
+    async def send_error(self, stream_id: int, status_code: int, message: str | None = None) -> None:
+        """In the words of our table: gunicorn's are those of an exception."""
+        await super().send_error(stream_id, status_code, errors.by_status(status_code).detail)
+
     async def send_data(self, stream_id: int, data: bytes, end_stream: bool = False) -> bool:
         """In pieces, for gunicorn copies the rest behind each frame."""
         size = len(data)
         self.frames.sent(1 + size // FRAME)
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            stream._body_chunks.clear()
         answer = _Answer(self, stream_id, size)
         self._answers.add(answer)
         self._unsent.watch(answer, self._answers)
@@ -69,6 +86,8 @@ class Connection2(AsyncHTTP2Connection):  # type: ignore[misc]  # gunicorn has n
                 answer.left -= PIECE
             rest = data[size - answer.left :] if answer.left < size else data
             whole: bool = await super().send_data(stream_id, rest, end_stream=end_stream)
+            if stream is not None and stream.response_complete:
+                stream._acknowledge(stream.unacked_size)  # common clients send all before they look at the answer
             return whole
         finally:
             self._answers.discard(answer)

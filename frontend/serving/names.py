@@ -40,6 +40,7 @@ _LOGGER: Final = "gunicorn.glogging:Logger"
 _WORKER: Final = "gunicorn.workers.gasgi:ASGIWorker"
 _PROTOCOL: Final = "gunicorn.asgi.protocol:ASGIProtocol"
 _HTTP2: Final = "gunicorn.http2.async_connection:AsyncHTTP2Connection"
+_STREAM: Final = "gunicorn.http2.stream:HTTP2Stream"
 _RECEIVER: Final = "gunicorn.asgi.protocol:BodyReceiver"
 _PARSER: Final = "gunicorn.asgi.parser:PythonProtocol"
 
@@ -117,11 +118,19 @@ NAMES: Final = (
     Name(_HTTP2, "reader", "http2", "where it reads: by turns"),
     Name(_HTTP2, "receive_data", "http2", "reads from there, once a call"),
     Name(_HTTP2, "_handle_request_received", "http2", "overridden: counts requests that are dropped"),
+    Name(_HTTP2, "_handle_data_received", "http2", "extended: a body behind which an answer has begun is dropped"),
+    Name(_HTTP2, "send_error", "http2", "overridden: in the words of our table"),
+    Name(_HTTP2, "h2_conn", "http2", "whose configuration says that heads are Latin-1"),
     Name(_HTTP2, "send_data", "http2", "overridden: in pieces, which are not copied for each frame"),
+    Name(_STREAM, "response_started", "http2", "whether its answer has begun"),
+    Name(_STREAM, "response_complete", "http2", "and whether it has ended"),
+    Name(_STREAM, "_body_chunks", "http2", "what has come of its body"),
+    Name(_STREAM, "_acknowledge", "http2", "gives its client window for what was dropped"),
+    Name(_STREAM, "unacked_size", "http2", "how much that is"),
     Name(_HTTP2, "close", "http2", "the end, with a reason"),
     Name(_HTTP2, "abort_streams_nowait", "http2", "extended: the connection has gone"),
     Name(_HTTP2, "streams", "http2", "by number, to end one whose client does not take its answer"),
-    Name("gunicorn.http2.stream:HTTP2Stream", "reset", "http2", "that end, for whoever serves it"),
+    Name(_STREAM, "reset", "http2", "that end, for whoever serves it"),
     Name(_HTTP2, "_reset_quietly", "http2", "and for the client"),
     Name(_HTTP2, "_write_pending_nowait", "http2", "sends it"),
     Name(_HTTP2, "_signal_window", "http2", "wakes what waits for the client's window"),

@@ -11,9 +11,10 @@ from fakes import READY
 from engine.config.schema import FrontendSection
 from frontend import errors, head
 from frontend.errors import Problem, Refusal
-from frontend.gate import Gate, Terms
+from frontend.gate import HEADS_ALL, Gate, Terms
 from frontend.head import Head
 
+MIB = 1 << 20
 HOST = (b"Host", b"x")
 
 
@@ -196,6 +197,22 @@ def test_it_closes_for_draining() -> None:
     one.draining = True
     assert one.refusal(READY) is errors.DRAINING
     assert not one.enter(1)
+
+
+def test_heads_are_bounded_together_and_no_client_has_all_of_it() -> None:
+    one = gate()
+    while one.open(MIB, "greedy"):
+        pass
+    assert HEADS_ALL // 2 < one.heads <= HEADS_ALL // 2 + 2 * MIB
+    opened = 0
+    while one.open(MIB, f"other {opened}"):
+        opened += 1
+    assert HEADS_ALL < one.heads <= HEADS_ALL + 2 * MIB
+    for number in range(opened + 1):
+        one.close(MIB, f"other {number}")
+    for _ in range(one.heads // MIB):
+        one.close(MIB, "greedy")
+    assert (one.heads, one._heads_by) == (0, {})
 
 
 def test_bytes_are_held_up_to_the_bound_and_released() -> None:

@@ -3,6 +3,7 @@ No sockets, no clock."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,10 @@ import pytest
 from engine.clock import now
 from engine.config.schema import FrontendSection
 from frontend.gate import Gate, client_of
+from frontend.inbox import Inbox
+from frontend.lean import LeanConnection
 from frontend.pace import LEAST_RATE, NEW_S, STALL_S, is_late, left_s
+from frontend.serving.connection import Connection
 from frontend.unsent import LOOK_MOST, ROOM, Unsent
 
 # --- pace ------------------------------------------------------------------------------------------------------------
@@ -119,6 +123,9 @@ class Transport:
     def close(self) -> None:
         self.closed = True
 
+    def is_closing(self) -> bool:
+        return self.closed
+
 
 def test_one_that_takes_nothing_is_cut() -> None:
     unsent, transport = Unsent(10_000), Transport(1000)
@@ -155,6 +162,28 @@ def test_one_that_has_read_is_not_watched_any_more(end: str) -> None:
     transport.unsent = 1000
     unsent.sweep(now() + 2 * STALL_S)
     assert not transport.aborted
+
+
+@pytest.mark.parametrize("server", ["lean", "asgi"])
+def test_one_that_is_closed_and_stops_reading_before_the_end_is_cut(server: str) -> None:
+    """When little is left its transport says that there is room again, closed or not."""
+    one, transport = gate(), Transport(1000)
+    connection: Any
+    if server == "lean":
+        connection = LeanConnection(SimpleNamespace(gate=one))  # type: ignore[arg-type]
+        connection._transport, connection._inbox = transport, Inbox(one, transport)
+        connection.pause_writing()
+        one.unsent.close(transport)
+    else:
+        connection = Connection.__new__(Connection)
+        connection.worker, connection.transport = SimpleNamespace(app=SimpleNamespace(gate=one)), transport
+        connection._flow_control = SimpleNamespace(resume_writing=lambda: None)
+        connection._cut(False)  # the end of a body in pieces that failed
+    assert transport.closed
+    transport.unsent = 10
+    connection.resume_writing()
+    one.unsent.sweep(now() + STALL_S + 1)
+    assert transport.aborted
 
 
 def test_together_they_hold_so_much_and_those_that_take_the_least_are_cut() -> None:
