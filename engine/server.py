@@ -81,6 +81,8 @@ class Runtime:
                 worker.__name__,
             )
         table = {"num": num, "max_batch_size": max_batch_size, "timeout": timeout, **keys}
+        if max_batch_size == 1 and keys.get("batch_sizes"):  # not given: the largest of these
+            del table["max_batch_size"]
         if max_wait_time:
             table["max_wait_time"] = max_wait_time
         if env is not None:

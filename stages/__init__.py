@@ -17,7 +17,9 @@
 ``contract``        mistakes in a class that would fail every request, found before its object is made
 ``blame``           what such a mistake, and any exception of user code at a start, looks like to its author
 ``trial``           the first stage's example as a request to try
-``build``           making and warming up a worker object, the same way in a process and in a dry run
+``sizes``           padding to the sizes of batches that are allowed
+``build``           making a worker object and calling it on its examples, the same way in a process and in a dry run
+``warming``         what is computed before a worker is ready: examples, then other sizes of batches
 ``device``          how much memory is in use, of the machine and of its GPUs, and whether these still answer
 ``verdict``         what an exception says about its process: nothing, that memory is short, that it is of no more use
 ``watchdog``        ends a ``forward`` that takes too long, also when it never returns to Python
@@ -26,8 +28,9 @@
 ``dryrun``          ``engine check``
 ==================  ==================================================================================================
 
-Imports go downwards: ``runtime`` and ``local`` -> ``build``, ``compute``, ``watchdog`` -> ``stream`` -> ``base`` ->
-``context``, ``ipc``. Only ``runtime`` knows sockets. torch is looked at only when user code has imported it.
+Imports go downwards: ``runtime`` and ``local`` -> ``warming`` -> ``build`` -> ``compute``, ``watchdog`` -> ``stream``
+-> ``base`` -> ``context``, ``ipc``. Only ``runtime`` knows sockets. torch is looked at only when user code has imported
+it.
 """
 
 from stages.base import Worker

@@ -1,7 +1,7 @@
 """The classes users derive from. They need no server: ``Encode().forward([...])`` is a plain call.
 
 What the runtime sets on an object *before* ``__init__`` runs (``worker_id``, ``stage``, ``max_batch_size``,
-``device``) has a class-level default here, so that the same ``__init__`` works offline.
+``batch_sizes``, ``device``) has a class-level default here, so that the same ``__init__`` works offline.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class Worker:
     """
 
     example: Any = None
-    """Given to ``forward`` before the worker is ready: a value, or when batching a list of values."""
+    """Given to ``forward`` before the worker is ready: a value, or when batching a list of values. Batches of other
+    sizes are made of these."""
     multi_examples: Sequence[Any] = ()
     """Several such, each given to ``forward``: shapes to compile, for instance."""
     resp_mime_type: str = "application/json"
@@ -36,6 +37,8 @@ class Worker:
     stage: str = ""
     """Name of the stage."""
     max_batch_size: int = 1
+    batch_sizes: Sequence[int] = ()
+    """The only sizes of lists that ``forward`` gets, ascending; empty: any up to ``max_batch_size``."""
     device: str = "cpu"
     """Where to compute: ``cpu``, ``cuda:0``, ..."""
 
@@ -44,6 +47,8 @@ class Worker:
     # What context(i) speaks about: set around every call into user code.
     _items: Sequence[ItemIn] = ()
     _gone: Container[int] = ()
+    # As configured: a class may have a ``batch_sizes`` of its own.
+    _sizes: Sequence[int] = ()
 
     def setup(self) -> None:
         """Called once after ``__init__``, before the warm-up. An exception is a failed start."""

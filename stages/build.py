@@ -1,8 +1,7 @@
-"""Making a worker object and warming it up: the same way in a worker process and in a dry run."""
+"""Making a worker object and calling it on its examples: the same way in a worker process and in a dry run."""
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
@@ -19,11 +18,19 @@ from stages.compute import Codec, WrongResults, as_results
 from stages.context import ItemIn
 from stages.contract import check_class
 from stages.mixin.typed import check_types
+from stages.sizes import copied, filled_up, padded
 from stages.stream import check_place, entry
 
 
 def create(
-    cls: type, *, stage: str, worker_id: int, max_batch_size: int, device: str, args: Mapping[str, Any]
+    cls: type,
+    *,
+    stage: str,
+    worker_id: int,
+    max_batch_size: int,
+    batch_sizes: Sequence[int] = (),
+    device: str,
+    args: Mapping[str, Any],
 ) -> Worker:
     """An object of the user's class, set up but not warmed up.
 
@@ -35,6 +42,8 @@ def create(
     worker.worker_id = worker_id
     worker.stage = stage
     worker.max_batch_size = max_batch_size
+    if batch_sizes:
+        worker.batch_sizes = worker._sizes = tuple(batch_sizes)
     worker.device = device
     # The second half of what calling the class does.
     _called(lambda: worker.__init__(**args), cls, stage, args)  # type: ignore[misc]
@@ -65,6 +74,7 @@ def load_offline(deployment: Deployment, spec: StageSection) -> Worker:
             stage=spec.name,
             worker_id=1,
             max_batch_size=spec.max_batch_size,
+            batch_sizes=spec.batch_sizes,
             device=device,
             args=spec.args,
         )
@@ -116,18 +126,28 @@ def _environment(own: Mapping[str, str]) -> Iterator[None]:
 
 
 def examples(worker: Worker) -> list[Any]:
-    """What to warm up with: ``example``, then ``multi_examples``. Raises StartError for one that is not a batch."""
+    """What to warm up with: ``example``, then ``multi_examples``; each a batch where the worker gets batches. Raises
+    StartError for one that is larger than any batch may be."""
     found: list[Any] = [] if worker.example is None else [worker.example]
     found.extend(worker.multi_examples)
-    if worker.max_batch_size > 1:
-        for example in found:
-            # An array is a list of its rows to many a forward.
-            if not hasattr(example, "__len__") or isinstance(example, str | bytes | bytearray | Mapping | Set):
-                raise StartError(
-                    f"an example of stage {worker.stage} is a {type(example).__name__}; "
-                    f"with max_batch_size {worker.max_batch_size} it must be a list of values"
-                )
-    return found
+    if worker.max_batch_size == 1:
+        return found
+    batches = [example if _is_batch(example) else [example] for example in found]
+    if worker._sizes and (most := max(map(len, batches), default=0)) > worker._sizes[-1]:
+        raise StartError(
+            f"an example of stage {worker.stage} has {most} values, and the largest of its batch_sizes is "
+            f"{worker._sizes[-1]}"
+        )
+    return batches
+
+
+def _is_batch(example: Any) -> bool:
+    """Whether an example is a list of values and not a single one. An array is a list of its rows to many a forward."""
+    try:
+        len(example)
+    except TypeError:  # an array of no dimensions, for instance
+        return False
+    return not isinstance(example, str | bytes | bytearray | memoryview | Mapping | Set)
 
 
 def fresh(worker: Worker, example: Any) -> Any:
@@ -135,19 +155,20 @@ def fresh(worker: Worker, example: Any) -> Any:
 
     The same object twice in a batch becomes two, as two requests are.
     """
-    try:
-        if worker.max_batch_size > 1 and type(example) in (list, tuple):
-            return [copy.deepcopy(value) for value in example]
-        return copy.deepcopy(example)
-    except Exception:  # what cannot be copied, whatever it says of that
-        return example
+    if worker.max_batch_size > 1 and type(example) in (list, tuple):
+        return [copied(value) for value in example]
+    return copied(example)
 
 
 def forward_example(worker: Worker, example: Any) -> list[Any]:
-    """``forward`` of one (:func:`fresh`) example; its results as a list. Any failure among them is raised."""
+    """``forward`` of one (:func:`fresh`) example, padded to an allowed size; its results as a list. Any failure among
+    them is raised."""
+    n = len(example) if worker.max_batch_size > 1 else 1
+    if n and (size := padded(n, worker._sizes)) != n:
+        example = filled_up(example, size)
     returned = entry(worker)(example)
     try:
-        results = as_results(returned, len(example)) if worker.max_batch_size > 1 else [returned]
+        results = as_results(returned, len(example))[:n] if worker.max_batch_size > 1 else [returned]
     except WrongResults as error:
         batching = f"; with max_batch_size {worker.max_batch_size} it gets a list, and returns as many results"
         raise StartError(f"{type(worker).__qualname__} of stage {worker.stage}: {error}{batching}") from error
@@ -181,22 +202,3 @@ def encoded_size(worker: Worker, results: Sequence[Any], lasts: Collection[bool]
                     f"{'an answer' if last else 'the next stage'} cannot be made of: {text}"
                 ) from error
     return largest
-
-
-def warm_up(
-    worker: Worker,
-    progress: Callable[[int, int], object] = lambda done, of: None,
-    *,
-    lasts: Collection[bool] = (),
-) -> int:
-    """Call ``forward`` with every example, in order; returns how many. Any exception is a failed start.
-
-    ``lasts``: which kinds of receiver its results have; that they can be encoded for those is a part of it.
-    """
-    found = examples(worker)
-    for done, example in enumerate(found):
-        progress(done, len(found))
-        encoded_size(worker, forward_example(worker, fresh(worker, example)), lasts, own=False)
-    if found:
-        progress(len(found), len(found))
-    return len(found)

@@ -9,6 +9,8 @@
   ``forward`` is called again on halves, so that only the guilty items fail (``isolate``). It gets values decoded anew
   from the bytes that came, for it may have changed the first ones before it failed. Where calling twice is forbidden
   the whole batch fails.
+* Where only some sizes of batches are allowed, every call is padded to one of them with copies of its last value, whose
+  results are dropped unseen; halves of a batch that failed as well.
 * Out of memory is narrowed alike, with what is kept for later given back first; how much fitted is told, and no more
   than ``most`` values are given at once.
 * What says that the process is of no more use (:mod:`stages.verdict`) is raised as WorkerBroken: nothing of the batch
@@ -40,8 +42,9 @@ from engine.errors import EncodingError, EngineError, EngineTimeoutError, Worker
 from engine.log import get_logger
 from stages import blame, device, ipc, plainjson
 from stages.base import Worker
-from stages.context import ItemIn
+from stages.context import PADDING, ItemIn
 from stages.shm import FOREIGN, Lease
+from stages.sizes import filled_up, padded
 from stages.stream import entry, flow_of
 from stages.verdict import CHAIN_MAX, Verdict, verdict
 
@@ -229,6 +232,17 @@ def as_results(returned: Any, n: int) -> list[Any]:
     return results
 
 
+def give_room(error: BaseException) -> None:
+    """After a call that ran out of memory: what its frames hold, and what is kept for later."""
+    held: BaseException | None = error
+    for _ in range(CHAIN_MAX):
+        if held is None:
+            break
+        traceback.clear_frames(held.__traceback__)
+        held = held.__cause__ or held.__context__
+    device.empty_caches()
+
+
 class WrongResults(Exception):
     """``forward`` broke its contract; for the log and for ``engine check``, never for a client."""
 
@@ -251,6 +265,7 @@ def run_batch(
     begun: Callable[[ItemIn], bool] = never,
     call: Call = call_plainly,
     codec: Codec | None = None,
+    sizes: Sequence[int] = (),
     lease: Lease = FOREIGN,
     passing: tuple[type[BaseException], ...] = (KeyboardInterrupt,),
 ) -> Computed:
@@ -270,6 +285,7 @@ def run_batch(
         call=call,
         lease=lease,
         passing=passing,
+        sizes=sizes,
     )
     return run.compute()
 
@@ -290,6 +306,7 @@ class Run:
     lease: Lease = FOREIGN
     passing: tuple[type[BaseException], ...] = ()  # what is not user code's, but somebody's who wants to stop it
     most: int = sys.maxsize  # values that forward gets at once
+    sizes: Sequence[int] = ()  # how many those may be (stages.sizes)
     gives_back: bool = False  # what takes too long is left unanswered, for its sender to try otherwise
     ahead: bool = False  # decoded already
     outcomes: list[Outcome | None] = field(default_factory=list)
@@ -297,6 +314,7 @@ class Run:
     calls: int = 0
     exhausted: int = 0  # the most values whose call ran out of memory; 0: none did
     fitted: int = 0  # the most values of a call that succeeded
+    padding: int = 0  # values that were given beside the items
     misfits: int = 0  # calls that returned something else than their results
     struck: dict[tuple[str, str, str], tuple[BaseException, list[str]]] = field(default_factory=dict)
 
@@ -382,9 +400,12 @@ class Run:
             if not part:
                 continue
             self.worker._items = [item for _, item, _ in part]
+            values = [value for _, _, value in part]
+            if self.sizes:
+                values = self.pad(values)
             self.calls += 1
             try:
-                results = as_results(self.call(self.worker.forward, [value for _, _, value in part]), len(part))
+                results = as_results(self.call(self.worker.forward, values), len(values))
             except self.passing:
                 raise
             except EngineTimeoutError as error:
@@ -392,8 +413,16 @@ class Run:
             except BaseException as error:
                 parts += self.narrowed(part, error)
             else:
-                self.fitted = max(self.fitted, len(part))
-                self.encode_all(part, results)
+                self.fitted = max(self.fitted, len(values))
+                self.encode_all(part, results if len(results) == len(part) else results[: len(part)])
+
+    def pad(self, values: list[Any]) -> list[Any]:
+        """The values of a call, and as many beside them as it takes to reach an allowed size."""
+        items = list(self.worker._items)
+        size = padded(len(values), self.sizes)
+        self.padding += size - len(values)
+        self.worker._items = [*items, *[msgspec.structs.replace(items[-1], uid=PADDING)] * (size - len(values))]
+        return filled_up(values, size)
 
     def pieces(self) -> list[list[tuple[int, ItemIn, Any]]]:
         """The batch in as few parts as memory allows, the first one last."""
@@ -405,7 +434,7 @@ class Run:
     ) -> list[list[tuple[int, ItemIn, Any]]]:
         """A call that failed: the halves to call again on, the first one last; none when all has been said."""
         if (found := verdict(error)) is Verdict.MEMORY:
-            self.make_room(len(part), error)
+            self.make_room(padded(len(part), self.sizes), error)
         if len(part) == 1 or not self.isolate or found is Verdict.BROKEN:
             self.fail_all(part, error)
             return []
@@ -424,15 +453,9 @@ class Run:
         return [again[middle:], again[:middle]]
 
     def make_room(self, n: int, error: BaseException) -> None:
-        """After a call on ``n`` values that ran out of memory: what its frames hold, and what is kept for later."""
+        """After a call on ``n`` values that ran out of memory."""
         self.exhausted = max(self.exhausted, n)
-        held: BaseException | None = error
-        for _ in range(CHAIN_MAX):
-            if held is None:
-                break
-            traceback.clear_frames(held.__traceback__)
-            held = held.__cause__ or held.__context__
-        device.empty_caches()
+        give_room(error)
 
     def ids(self, part: Sequence[tuple[int, ItemIn, Any]]) -> list[str]:
         return [item.request_id for _, item, _ in part]

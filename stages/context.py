@@ -17,6 +17,7 @@ import msgspec
 from engine.core.meta import Pairs, head_of, request_id_of
 from engine.core.wire import Payload
 
+PADDING: Final = -1  # uid of what a batch is padded with: nobody's, but otherwise like the item that is repeated
 NO_DEADLINE: Final = 0  # of ItemIn.deadline_ns; the monotonic clock never shows 0 in a running process
 
 
@@ -94,6 +95,12 @@ class Context:
     def attempt(self) -> int:
         """1 the first time; more when a worker died under this request before."""
         return self._item.attempt
+
+    @property
+    def padding(self) -> bool:
+        """This value only fills the batch up to one of the stage's ``batch_sizes``: what is computed for it is dropped.
+        It is a copy of another value, and its request that value's."""
+        return self._item.uid == PADDING
 
     @property
     def cancelled(self) -> bool:

@@ -2,7 +2,8 @@
 
 Each stage is measured once: with its own examples if it has any, else with what the stage before it on a route
 returned, passed on as it would be between processes. A stage that got neither is named as not exercised, not passed
-in silence, and is an error where that was asked for. The last line sums up.
+in silence, and is an error where that was asked for. A stage that batches is warmed up with other sizes too, as in a
+deployment, and each is shown with what its first and its second call took. The last line sums up.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import msgspec
 
 from engine.config import Deployment, StageSection
+from engine.config.units import warm_up_s
 from engine.core.routing import Topology
 from engine.exitcodes import ExitCode
 from stages import blame, device
@@ -25,10 +27,20 @@ from stages.base import Worker
 from stages.build import encoded_size, examples, forward_example, fresh, lasts, load_offline
 from stages.compute import Codec
 from stages.context import ItemIn
+from stages.warming import WarmUp, ranges, warm_up
 
 NOT_EXERCISED: Final = "not exercised"
 REPEATS: Final = 5  # further calls the median is taken of
 REPEAT_S: Final = 2.0  # no further call is begun after this
+
+
+@dataclass
+class SizeFinding:
+    """How long ``forward`` took on so many values, the first time and the second (None: there was no time for it)."""
+
+    size: int
+    first_s: float
+    second_s: float | None
 
 
 @dataclass
@@ -44,6 +56,9 @@ class Finding:
     first_s: float | None = None
     median_s: float | None = None
     batch: int | None = None  # values in the example that was measured
+    sizes: list[SizeFinding] = field(default_factory=list)  # of a stage that batches, in the order of size
+    no_time_for: list[int] = field(default_factory=list)  # sizes that the warm-up leaves out
+    exhausted: int | None = None  # the smallest size that memory did not take
     result_bytes: int | None = None  # of the largest encoded result
     memory_bytes: int | None = None  # most beyond what the process held before the stage was loaded
     gpu_bytes: int | None = None  # the same on GPUs, of torch's tensors; None when the stage allocated none
@@ -124,6 +139,7 @@ def _exercise(
 ) -> list[Any] | None:
     """Run one stage; what it returned, or None if it was not run or failed."""
     worker, finding, spec = workers[number], findings[number], deployment.stages[number]
+    plan = WarmUp(spec.max_batch_size, spec.batch_sizes)
     try:
         inputs = examples(worker)
         finding.examples = len(inputs)
@@ -131,12 +147,12 @@ def _exercise(
             inputs = _fed(number, deployment.topology, workers, outputs, findings)
         if not inputs:
             return None
-        results = _measure(worker, inputs, finding)
+        results = _measure(worker, inputs, finding, spec, plan)
         finding.result_bytes = encoded_size(worker, results, lasts(deployment, spec.name))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # as above
-        _fail(findings, number, error, "failed on its example" if finding.examples == 1 else "failed on its examples")
+        _fail(findings, number, error, f"failed while {plan.doing}")
         return None
     finding.status = "ok"
     finding.too_slow = finding.median_s is not None and finding.median_s > spec.timeout
@@ -166,19 +182,19 @@ def _fed(
     return []
 
 
-def _measure(worker: Worker, inputs: Sequence[Any], finding: Finding) -> list[Any]:
+def _measure(worker: Worker, inputs: Sequence[Any], finding: Finding, spec: StageSection, plan: WarmUp) -> list[Any]:
     memory = _Memory()
-    results: list[Any] = []
-    for example in inputs:
-        value = fresh(worker, example)
-        began = time.perf_counter()
-        results = forward_example(worker, value)
-        if finding.first_s is None:
-            finding.first_s = time.perf_counter() - began
+    began = time.perf_counter() - (finding.load_s or 0.0)
+    results = warm_up(worker, plan, inputs, asked_s=warm_up_s(spec.warm_up), began=began)
+    finding.first_s = plan.first_s
+    if spec.max_batch_size > 1:
+        finding.sizes = [SizeFinding(size, one.first_s, one.second_s) for size, one in sorted(plan.tried.items())]
+        finding.no_time_for, finding.exhausted = sorted(plan.left_out), plan.exhausted or None
+    example = inputs[-1] if not plan.exhausted else inputs[-1][: plan.fitted]
     times: list[float] = []
     until = time.perf_counter() + REPEAT_S
     while len(times) < REPEATS and (not times or time.perf_counter() < until):
-        value = fresh(worker, inputs[-1])
+        value = fresh(worker, example)
         began = time.perf_counter()
         results = forward_example(worker, value)
         times.append(time.perf_counter() - began)
@@ -245,6 +261,7 @@ def table(findings: Sequence[Finding]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     for finding in findings:
+        lines += _by_size(finding)
         if finding.error is not None:
             lines.append(f"{finding.stage}: {finding.error}")
         elif finding.status == NOT_EXERCISED:
@@ -257,6 +274,21 @@ def table(findings: Sequence[Finding]) -> str:
         if finding.too_slow:
             lines.append(f"{finding.stage}: slower than its timeout: such requests get 408; raise the stage's timeout")
     return "\n".join(lines) + "\n"
+
+
+def _by_size(finding: Finding) -> list[str]:
+    """A line per size; none where there is but one, which its stage's line has shown."""
+    if len(finding.sizes) < 2 and not finding.no_time_for and finding.exhausted is None:
+        return []
+    lines = [f"{finding.stage}: first and second call by size of batch:"]
+    for one in finding.sizes:
+        lines.append(f"{one.size:>8}  {_time(one.first_s):>12}  {_time(one.second_s):>12}".rstrip())
+    if finding.exhausted is not None:
+        lines.append(f"{finding.exhausted:>8}  does not fit in memory: such batches are computed in parts")
+    if finding.no_time_for:
+        sizes = ranges(finding.no_time_for)
+        lines.append(f'          no time for {sizes}: a stage with warm_up = "1 min" takes more (see warm_up)')
+    return lines
 
 
 def summary(findings: Sequence[Finding], *, ok: bool) -> str:

@@ -91,7 +91,11 @@ class Pipeline:
             if isinstance(worker, SSEWorker | StreamWorker):
                 worker._sink = _into(sent)
             computed = run_batch(
-                worker, [item], max_batch_size=self._specs[stage].max_batch_size, codec=self._codecs[stage]
+                worker,
+                [item],
+                max_batch_size=self._specs[stage].max_batch_size,
+                codec=self._codecs[stage],
+                sizes=self._specs[stage].batch_sizes,
             )
             outcome = computed.outcomes[0]
             payload = outcome.payload
@@ -127,8 +131,9 @@ class Pipeline:
 
 
 def _into(sent: list[bytes]) -> Sink:
-    def keep(_index: int, data: bytes) -> bool:
-        sent.append(data)
+    def keep(index: int, data: bytes) -> bool:
+        if index == 0:  # the others are padding
+            sent.append(data)
         return True
 
     return keep

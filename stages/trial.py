@@ -11,6 +11,7 @@ import shlex
 from typing import Any, Final
 
 from stages.base import Worker
+from stages.build import examples
 
 BODY_MAX: Final = 1500  # bytes; a longer line is not one to copy
 
@@ -46,8 +47,8 @@ def _body(worker: Worker) -> bytes | None:
 
 
 def _values(worker: Worker) -> Any:  # of whatever type the user's class takes
-    examples = [*([] if worker.example is None else [worker.example]), *worker.multi_examples]
-    return examples if worker.max_batch_size == 1 else [value for example in examples[:1] for value in example]
+    found = examples(worker)
+    return found if worker.max_batch_size == 1 else [value for example in found[:1] for value in example]
 
 
 def _serialize(worker: Worker) -> Any:

@@ -33,6 +33,7 @@ from engine.config.schema import (
     keys,
     types,
 )
+from engine.config.units import warm_up_s
 from engine.errors import ConfigError
 
 Values = dict[str, Any]  # keys of one table that could be read, with their values
@@ -95,7 +96,9 @@ class _Reader:
                 self._problem(name, _unknown(name, data[name]))
         engine = self._table("engine", self._mapping(data, "engine"), "engine")
         frontend = self._table("frontend", self._mapping(data, "frontend"), "frontend")
-        stages = [(where, self._table("stage", raw, where)) for where, raw in self._array(data, "stage", "name")]
+        stages = [
+            (where, self._table("stage", _with_size(raw), where)) for where, raw in self._array(data, "stage", "name")
+        ]
         routes = [(where, self._table("route", raw, where)) for where, raw in self._array(data, "route", "path")]
         if not stages and not self._broken(data, "stage") and "stages" not in data:  # that was told already
             self._problem("stage", "expected at least one [[stage]] table")
@@ -187,6 +190,7 @@ class _Reader:
             name = values.get("name")
             if name is not None and seen.setdefault(name, index) != index:
                 self._problem(f"{where}.name", f"stage[{seen[name]}] has this name already")
+            self._check_batches(where, values)
             num = values.get("num")
             if num is None:
                 continue
@@ -199,6 +203,23 @@ class _Reader:
                 self._problem(
                     f"{where}.cpus", f"expected one list, or one for each of num = {num} workers, got {len(cpus)}"
                 )
+
+    def _check_batches(self, where: str, values: Values) -> None:
+        sizes, most = values.get("batch_sizes"), values.get("max_batch_size")
+        if sizes and most is not None and sizes[-1] != most:
+            why = f"a batch of {most} would have no size" if sizes[-1] < most else "no batch would be so large"
+            self._problem(
+                f"{where}.batch_sizes",
+                f"expected max_batch_size = {most} to be the largest, got {shown(list(sizes))} ({why}); "
+                "leave max_batch_size out, or make them agree",
+            )
+        warm_up, start = values.get("warm_up"), values.get("start_timeout")
+        if warm_up is not None and start is not None and (warm_up_s(warm_up) or 0.0) >= start:
+            self._problem(
+                f"{where}.warm_up",
+                f"expected less than start_timeout = {start:g} s, in which the worker has to load too, "
+                f"got {shown(warm_up)}",
+            )
 
     def _check_routes(self, routes: Sequence[tuple[str, Values]], names: Sequence[str]) -> None:
         seen: dict[str, int] = {}
@@ -279,6 +300,17 @@ def default_run_dir(name: str, environ: Mapping[str, str]) -> str:
 
 def _absolute(path: str, base: Path) -> str:
     return os.path.abspath(base / os.path.expanduser(path)) if path else ""
+
+
+def _with_size(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A stage that says which sizes there are has said which is the largest."""
+    if "max_batch_size" in raw or "batch_sizes" not in raw:
+        return raw
+    try:
+        sizes = read_key("stage", "batch_sizes", raw["batch_sizes"])
+    except ValueError:  # it is told where it stands
+        return raw
+    return {**raw, "max_batch_size": sizes[-1]} if sizes else raw
 
 
 def _section_titles() -> dict[str, str]:

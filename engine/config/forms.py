@@ -22,7 +22,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from engine.config.schema import RESERVED_PATHS, Form, Key, Unit
-from engine.config.units import UnitError, format_size, parse_size, parse_time, wear_limits
+from engine.config.units import UnitError, format_size, parse_size, parse_time, warm_up_s, wear_limits
 
 
 class BadValue(ValueError):
@@ -163,6 +163,7 @@ _CLASS: Final = re.compile(r"(?:[^\W\d]\w*(?:\.[^\W\d]\w*)*|.*\.py):[^\W\d]\w*(?
 _PREFIX: Final = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")  # Prometheus data model: metric names
 _CUDA: Final = re.compile(r"cpu|cuda(:[0-9]{1,4})?")
 _HTTP_PATH: Final = re.compile(r"/[!-~]{0,1023}")
+SIZES_MOST: Final = 64  # of batch_sizes: each is computed twice before the worker is ready
 _BIND: Final = 'tcp://HOST:PORT with a port from 1 to 65000, like "tcp://127.0.0.1:7000"'
 
 _EXPECTED: Final[Mapping[Form, str]] = {
@@ -181,6 +182,8 @@ _EXPECTED: Final[Mapping[Form, str]] = {
     Form.ENV: "a table of strings, or a list with one such table per worker",
     Form.ARGS: "a table of strings, numbers, booleans, lists and tables",
     Form.WEAR: 'a time, a number of batches or a size of memory, like "12 h", "100000 batches", "12 h, 8 GiB"',
+    Form.SIZES: f"a list of at most {SIZES_MOST} integers from 1 to 65536, like [1, 8, 32]",
+    Form.WARM_UP: '"auto", "examples", or a time like "30 s" or a number of seconds',
 }
 
 
@@ -347,6 +350,27 @@ def _wear(value: object) -> str:
     return value
 
 
+def _sizes(value: object) -> tuple[int, ...]:
+    if not isinstance(value, (list, tuple)) or len(value) > SIZES_MOST:
+        raise _bad(Form.SIZES, value)
+    if not all(type(size) is int and 1 <= size <= 65536 for size in value):
+        raise _bad(Form.SIZES, value)
+    if twice := sorted({size for size in value if value.count(size) > 1}):
+        raise _bad(Form.SIZES, value, f"{', '.join(map(str, twice))} more than once")
+    return tuple(sorted(value))
+
+
+def _warm_up(value: object) -> str:
+    text = f"{value} s" if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+    if not isinstance(text, str):
+        raise _bad(Form.WARM_UP, value)
+    try:
+        warm_up_s(text)
+    except UnitError as error:
+        raise _bad(Form.WARM_UP, value, str(error)) from None
+    return text
+
+
 _FORMS: Final[Mapping[Form, Callable[[object], Any]]] = {
     Form.DEPLOYMENT_NAME: _matching(Form.DEPLOYMENT_NAME, _NAME, empty=True),
     Form.STAGE_NAME: _matching(Form.STAGE_NAME, _NAME),
@@ -363,4 +387,6 @@ _FORMS: Final[Mapping[Form, Callable[[object], Any]]] = {
     Form.ENV: _env,
     Form.ARGS: _args,
     Form.WEAR: _wear,
+    Form.SIZES: _sizes,
+    Form.WARM_UP: _warm_up,
 }

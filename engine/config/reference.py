@@ -85,7 +85,7 @@ def _default(key: Key, value: Any) -> str:
     """A default as it would be written in the file. ``Any``: keys are of all types."""
     if value is MISSING:
         return "*required*"
-    if value is None or value in ("", {}):
+    if value is None or value in ("", {}, ()):
         return ""
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"

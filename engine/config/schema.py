@@ -45,6 +45,8 @@ class Form(Enum):
     ENV = "environment"
     ARGS = "arguments"
     WEAR = "time, batches or memory"
+    SIZES = "batch sizes"
+    WARM_UP = "warm-up"
 
 
 PATHS: Final = (Form.FOLDER, Form.FILE)  # a relative one is beside the file, or on the command line where one stands
@@ -229,6 +231,12 @@ class StageSection:
     max_batch_size: int = key(
         1, "Most items of one batch; 1 passes single values to forward.", unit=Unit.COUNT, least=1, most=65536
     )
+    batch_sizes: tuple[int, ...] = key(
+        (),
+        "The only sizes of lists that forward is given, for models compiled for these: a batch between two of them is "
+        "padded. The largest is max_batch_size, which need not be written then. Empty: any size.",
+        form=Form.SIZES,
+    )
     max_batch_bytes: int = key(64 << 20, "Most payload bytes of one batch.", unit=Unit.BYTES, least=1)
     max_wait_time: float = key(
         10.0,
@@ -260,6 +268,13 @@ class StageSection:
         most=86400,
     )
     start_timeout: float = key(600.0, "Time for a worker to load and warm up.", unit=Unit.SECONDS, least=1, most=86400)
+    warm_up: str = key(
+        "auto",
+        "What forward computes before the worker is ready, made of the class's example: with auto batches of the sizes "
+        "that may come, for about as long as loading took (2 to 10 s), a time for as long as that, the examples "
+        "alone. All batch_sizes always, but for the last.",
+        form=Form.WARM_UP,
+    )
     recycle_after: str = key(
         "",
         'Replace a worker by a fresh one after a time ("12 h"), a number of batches ("100000 batches") or at a size of '

@@ -74,6 +74,17 @@ def _split(text: str, units: Mapping[str, int], bare: str) -> tuple[Decimal, int
     return Decimal(number), factor
 
 
+def warm_up_s(text: str) -> float | None:
+    """``"30 s"``: so many seconds are for sizes of batches beyond the examples; ``"examples"``: none, 0. ``"auto"``:
+    None, whoever warms up finds it out. Raises UnitError."""
+    if text in ("auto", "examples"):
+        return None if text == "auto" else 0.0
+    seconds = parse_time(text, "s")
+    if seconds < 0:
+        raise UnitError(f"{text} is less than nothing")
+    return seconds
+
+
 def wear_limits(text: str) -> Limits:
     """``"12 h, 8 GiB"`` as limits of what a worker serves; "" for none. Raises UnitError."""
     found: dict[str, float] = {}

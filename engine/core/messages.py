@@ -75,6 +75,7 @@ Layout: TypeAlias = list[Annotated[int, msgspec.Meta(ge=-ITEMS_MOST, le=_WHOLE_M
 SomeIds: TypeAlias = Annotated[list[Id], _ITEMS]
 IdsIn: TypeAlias = Annotated[list[Id], _ITEM_COLUMN]
 BlobsIn: TypeAlias = Annotated[list[bytes], _ITEM_COLUMN]
+TimesBySize: TypeAlias = Annotated[dict[Id, Micros], msgspec.Meta(max_length=256)]
 Consumption: TypeAlias = Annotated[dict[Id, Nbytes], _ITEMS]  # item -> bytes
 HeadersIn: TypeAlias = Annotated[dict[Id, Annotated[dict[str, str], msgspec.Meta(max_length=1024)]], _ITEMS]
 # Item -> (part, arena, offset, length), parts ascending.
@@ -276,7 +277,8 @@ class Welcome(Message, frozen=True, tag=11):
 
 class Ready(Message, frozen=True, tag=13):
     """Warm-up is done: batches may come. ``about`` describes the stage (:mod:`engine.core.about`); ``maps``: this
-    process can read arenas, else it is sent the bytes."""
+    process can read arenas, else it is sent the bytes; ``times_us``: how long ``forward`` took in the warm-up, by the
+    number of values, once it had computed as many before."""
 
     worker: Id
     mime: Mime
@@ -284,6 +286,7 @@ class Ready(Message, frozen=True, tag=13):
     flow: FlowCode = int(Flow.WHOLE)
     about: bytes = b""
     maps: bool = False
+    times_us: TimesBySize = {}
 
 
 class WorkerBeat(Message, frozen=True, tag=14):

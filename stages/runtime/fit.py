@@ -7,18 +7,23 @@ goes, inputs get shorter - so after a while a quarter more is tried, and the whi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
 from typing import Final
+
+from stages.sizes import at_most, padded
 
 RETRY_S: Final = 30.0  # from what fitted to the next try
 RETRY_MAX_S: Final = 3600.0
 
 
 class Fit:
-    """``most`` values are given at once, of the ``size`` that is configured. Times in monotonic seconds."""
+    """``most`` values are given at once, of the ``size`` that is configured; one of ``sizes`` where only these are
+    allowed, padding included. Times in monotonic seconds."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, sizes: Sequence[int] = ()) -> None:
         self.most = self.size = size
+        self._sizes = sizes
         self.times = 0  # calls that ran out of memory
         self._wait_s = RETRY_S
         self._raise_at = inf
@@ -39,7 +44,8 @@ class Fit:
             return False
         if self._raised:
             self._wait_s = min(2 * self._wait_s, RETRY_MAX_S)
-        former, self.most = self.most, min(self.most, max(1, fitted if 0 < fitted < tried else tried // 2))
+        fits = max(1, fitted if 0 < fitted < tried else tried // 2)
+        former, self.most = self.most, at_most(min(self.most, fits), self._sizes)
         self._raised = False
         self._raise_at = now + self._wait_s
         return self.most != former
@@ -53,7 +59,7 @@ class Fit:
             return False
         if now < self._raise_at:
             return False
-        self.most = min(self.size, self.most + max(1, self.most // 4))
+        self.most = padded(min(self.size, self.most + max(1, self.most // 4)), self._sizes)
         self._raised = True
         self._raise_at = now + self._wait_s
         return True

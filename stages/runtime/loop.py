@@ -59,8 +59,9 @@ class Taken:
 
 class Loop:
     """Serves one warm worker. ``run`` returns when the worker may go. ``replays``: what it leaves unanswered is
-    computed by others. ``most``, ``most_between``: see :class:`stages.compute.Codec`. ``restore`` puts back what user
-    code may have taken from us, signals for instance."""
+    computed by others. ``most``, ``most_between``: see :class:`stages.compute.Codec`. ``fit``: what memory takes,
+    as far as the warm-up has shown. ``restore`` puts back what user code may have taken from us, signals for
+    instance."""
 
     def __init__(
         self,
@@ -74,6 +75,7 @@ class Loop:
         shared: Shared,
         streams: Streams,
         watchdog: Watchdog,
+        fit: Fit | None = None,
         restore: Callable[[], object] = lambda: None,
     ) -> None:
         self._worker = worker
@@ -84,7 +86,8 @@ class Loop:
         self._max_batch_size = worker.max_batch_size
         self._examples = examples(worker)
         self._trust = Trust(has_example=bool(self._examples))
-        self.fit = Fit(worker.max_batch_size)  # the control thread looks at it
+        self.fit = fit or Fit(worker.max_batch_size, worker._sizes)  # the control thread looks at it, and at:
+        self.padding = 0  # values that were computed beside the items
         self._plan = NOWHERE  # until the broker has said how it counts
         self._outlets = outlets
         self._shared = shared
@@ -220,6 +223,7 @@ class Loop:
             call=self._timed,
             lease=lease,
             most=self.fit.most,
+            sizes=self._worker._sizes,
             gives_back=self._replays,
         )
         return Taken(message, run, welcome, since_ns, received_ns)
@@ -258,6 +262,7 @@ class Loop:
             outcomes = taken.run.compute().outcomes
             if self._watchdog.struck or self._trust.doubted:
                 step = self._judge(outcomes)
+            self.padding += taken.run.padding
             if taken.run.exhausted or self.fit.is_reduced:
                 self._note_memory(taken.run)
             self._forward_s += (self._compute_ns / 1e9 - self._forward_s) * FORWARD_SMOOTHING

@@ -121,7 +121,16 @@ class Membership:
             owed.append(Leave(key))
         warm = None if self._announced or self._leaving else self._warm
         if warm is not None:
-            owed.append(Ready(key, warm.mime, warm.took_ms, flow=warm.flow, about=warm.about, maps=self.maps))
+            ready = Ready(
+                key,
+                warm.mime,
+                warm.took_ms,
+                flow=warm.flow,
+                about=warm.about,
+                maps=self.maps,
+                times_us=dict(warm.times_us),
+            )
+            owed.append(ready)
         if warm is not None or now >= self._beat_at:  # whose answer says whether that has been taken
             owed.append(WorkerBeat(key))
         return owed

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from engine import transport
+from engine.clock import now
 from engine.config import Deployment
-from engine.config.units import wear_limits
+from engine.config.units import warm_up_s, wear_limits
 from engine.core.introduction import WORKER, introduce
 from engine.errors import StartError
 from engine.exitcodes import ExitCode
@@ -29,9 +30,10 @@ from engine.process import Notifier, settle
 from engine.signals import STOPPING, Signals
 from stages import blame
 from stages.base import Worker
-from stages.build import create, is_first, is_last, lasts, most_between, warm_up
+from stages.build import create, examples, is_first, is_last, lasts, most_between
 from stages.mixin.typed import check_types
 from stages.runtime.control import Control
+from stages.runtime.fit import Fit
 from stages.runtime.loop import Loop
 from stages.runtime.outlets import Outlets
 from stages.runtime.shared import Finish, Phase, Shared, Warm
@@ -42,6 +44,7 @@ from stages.runtime.window import Windows
 from stages.schema import describe
 from stages.stream import check_place, flow_of
 from stages.trial import trial
+from stages.warming import WarmUp, warm_up
 from stages.watchdog import Watchdog
 
 GOODBYE_S: Final = 2.0  # for the control thread to end
@@ -118,7 +121,7 @@ def _serve(
     outlets: Outlets | None = None
     try:
         try:
-            worker, warm = _load(deployment, stage, slot, device, notify, doing)
+            worker, warm, fit = _load(deployment, stage, slot, device, notify, doing)
         except _Stopped:
             raise
         except BaseException as error:  # whatever user code raises; `sys.exit` while it loads is a failed start too
@@ -146,9 +149,10 @@ def _serve(
             shared=shared,
             streams=streams,
             watchdog=watchdog,
+            fit=fit,
             restore=lambda: _restore(signals, watchdog),
         )
-        metrics.fit = loop.fit
+        metrics.loop = loop
         to_try.update(_to_try(deployment, stage, slot, worker))
         # In this order: once the broker may send batches, a stop must wait for them.
         shared.phase = Phase.SERVING
@@ -174,11 +178,11 @@ def _serve(
 
 def _load(
     deployment: Deployment, stage: str, slot: int, device: str, notify: Notifier, doing: list[str]
-) -> tuple[Worker, Warm]:
+) -> tuple[Worker, Warm, Fit]:
     """User code from import to warm-up. Raises whatever it raises; ``doing`` says then what was done, if that does not
     go without saying."""
     spec = deployment.stage(stage)
-    began = time.monotonic()
+    began = time.perf_counter()
     notify.send("loading")
     stand_in(deployment.argv, deployment.path)
     cls = load_class(spec.worker, deployment.file.parent)
@@ -187,6 +191,7 @@ def _load(
         stage=stage,
         worker_id=slot,
         max_batch_size=spec.max_batch_size,
+        batch_sizes=spec.batch_sizes,
         device=device,
         args=spec.args,
     )
@@ -196,15 +201,35 @@ def _load(
     if first:
         check_types(worker)
     about = describe(worker, first=first, last=any(route.stages[-1] == stage for route in deployment.routes))
-    warming = time.monotonic()
-    doing.append("while computing its example")
-    warm_up(worker, lambda done, of: notify.send("warming", done=done, of=of), lasts=lasts(deployment, stage))
-    took_ms = int((time.monotonic() - warming) * 1000)
+    warming = time.perf_counter()
+    plan = WarmUp(spec.max_batch_size, spec.batch_sizes)
+    try:
+        warm_up(
+            worker,
+            plan,
+            examples(worker),
+            asked_s=warm_up_s(spec.warm_up),
+            began=began,
+            progress=lambda done, of: notify.send("warming", done=done, of=of),
+            lasts=lasts(deployment, stage),
+        )
+    except BaseException:
+        doing.append(f"while {plan.doing}")
+        raise
+    took_ms = int((time.perf_counter() - warming) * 1000)
+    fit = Fit(spec.max_batch_size, spec.batch_sizes)
+    if plan.exhausted:
+        fit.exhausted(plan.exhausted, plan.fitted, now())
+        get_logger().warning(
+            "forward ran out of memory while it warmed up",
+            extra={"values": plan.exhausted, "fitted": plan.fitted, "from_now_on": fit.most},
+        )
     get_logger().info(
         "worker is warm",
-        extra={"device": device, "load_s": round(warming - began, 3), "warmup_s": took_ms / 1000},
+        extra={"device": device, "load_s": round(warming - began, 3), "warmup_s": took_ms / 1000, **plan.told()},
     )
-    return worker, Warm(worker.resp_mime_type, took_ms, flow=int(flow_of(worker)), about=about)
+    times_us = {size: round(seconds * 1e6) for size, seconds in plan.times_s.items()}
+    return worker, Warm(worker.resp_mime_type, took_ms, int(flow_of(worker)), about, times_us), fit
 
 
 def _to_try(deployment: Deployment, stage: str, slot: int, worker: Worker) -> dict[str, str]:

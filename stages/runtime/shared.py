@@ -8,8 +8,8 @@ of the other: it leaves an event in the other's mailbox. Only the sets are read 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, TypeAlias
 
@@ -61,12 +61,14 @@ ToMain: TypeAlias = Joined | Dismissed | Turned | Stop
 
 @dataclass(frozen=True)
 class Warm:
-    """Warm-up is done; ``mime`` is what this stage answers with, ``about`` how it describes itself."""
+    """Warm-up is done; ``mime`` is what this stage answers with, ``about`` how it describes itself, ``times_us`` how
+    long batches took by their size."""
 
     mime: str
     took_ms: int
     flow: int = int(Flow.WHOLE)
     about: bytes = b""
+    times_us: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from engine.core.routing import FINAL
 from engine.errors import EncodingError
 from stages.base import Worker
 from stages.compute import TOO_SLOW, Outcome
-from stages.context import ItemIn
+from stages.context import PADDING, ItemIn
 from stages.runtime.outlets import Outlets
 from stages.runtime.parcels import Origin
 from stages.runtime.shared import Numbers
@@ -84,6 +84,8 @@ class Streams:
             raise EncodingError(f"the event has {len(data)} bytes, and max_response_size is {self._most}")
         item = self._worker._items[index]
         uid = item.uid
+        if uid == PADDING:
+            return True  # as for the item that is repeated, and nobody's
         if uid in self._cancelled or not self._wait_room(uid):
             return False
         message = StreamEvents(

@@ -1,4 +1,5 @@
-"""What a worker's heartbeat tells in numbers: the user's own ``prometheus_client`` metrics, and how memory serves."""
+"""What a worker's heartbeat tells in numbers: the user's own ``prometheus_client`` metrics, how memory
+serves, and what was computed for nobody."""
 
 from __future__ import annotations
 
@@ -6,17 +7,17 @@ import sys
 from typing import TYPE_CHECKING
 
 from engine.log import get_logger, lost_lines
-from stages.runtime.fit import Fit
 
 if TYPE_CHECKING:
     from engine.metrics import Family
+    from stages.runtime.loop import Loop
 
 
 class UserMetrics:
     """Called by the control thread, at most once per heartbeat."""
 
     def __init__(self, stage: str, namespace: str) -> None:
-        self.fit: Fit | None = None  # set by the main thread once there is one
+        self.loop: Loop | None = None  # set by the main thread once there is one
         self._stage = stage
         self._namespace = namespace
         self._theirs: list[Family] = []  # the last that could be had
@@ -27,7 +28,8 @@ class UserMetrics:
         client = sys.modules.get("prometheus_client")
         # Still empty while the control thread looks at it in the middle of the main thread's import.
         registry = getattr(client, "REGISTRY", None)
-        ours = bool(lost_lines()) or (self.fit is not None and self.fit.times > 0)
+        loop = self.loop
+        ours = bool(lost_lines()) or (loop is not None and (loop.fit.times > 0 or loop.padding > 0))
         if registry is None and not self._theirs and not ours:
             return b""
         from engine import metrics  # here, for a worker that counts nothing does without it
@@ -43,12 +45,22 @@ class UserMetrics:
         return metrics.pack(families) if families else b""
 
     def _own(self) -> list[Family]:
-        """None as long as memory and the disk have always sufficed."""
+        """None as long as memory and the disk have always sufficed, and nothing was padded."""
         from engine.metrics import counter, gauge, lost_lines_family
 
-        fit = self.fit
         families = [lost_lines_family(self._namespace, "worker")] if lost_lines() else []
-        if fit is None or not fit.times:
+        if self.loop is None:
+            return families
+        fit, padding = self.loop.fit, self.loop.padding
+        if padding:
+            families.append(
+                counter(
+                    f"{self._namespace}_padding_items",
+                    "Values that batches were padded with to one of batch_sizes, and whose results were dropped.",
+                    [({"stage": self._stage}, padding)],
+                )
+            )
+        if not fit.times:
             return families
         return [
             *families,

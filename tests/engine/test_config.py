@@ -18,6 +18,7 @@ from engine.config import add_flags, build, dump, flags_of, load, name_from, rea
 from engine.config.flags import flags
 from engine.config.forms import BadValue
 from engine.config.schema import SECTIONS, key_of, keys
+from engine.config.units import warm_up_s
 from engine.errors import ConfigError
 
 MINIMAL = '[[stage]]\nname = "encode"\nworker = "service:Encode"\n'
@@ -381,11 +382,62 @@ def test_a_bind_is_an_endpoint_with_host_and_port(problems, bind):
         ("args", ["x"]),
         ("args", {"x": object()}),
         ("args", {"x": {1: 2}}),
+        ("batch_sizes", 8),
+        ("batch_sizes", [0, 8]),
+        ("batch_sizes", [True]),
+        ("batch_sizes", ["8"]),
+        ("batch_sizes", [8, 1, 8]),
+        ("batch_sizes", [65_537]),
+        ("batch_sizes", list(range(1, 66))),
+        ("warm_up", "never"),
+        ("warm_up", "-1 s"),
+        ("warm_up", True),
+        ("warm_up", ["auto"]),
     ],
 )
 def test_values_that_a_stage_key_does_not_take(key, value):
     with pytest.raises(BadValue, match=r"^expected "):
         read_key("stage", key, value)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            "batch_sizes = [1, 8]\nmax_batch_size = 32",
+            "batch_sizes: expected max_batch_size = 32 to be the largest, got [1, 8] "
+            "(a batch of 32 would have no size); leave max_batch_size out, or make them agree",
+        ),
+        (
+            "batch_sizes = [8, 64]\nmax_batch_size = 32",
+            "batch_sizes: expected max_batch_size = 32 to be the largest, got [8, 64] (no batch would be so large); "
+            "leave max_batch_size out, or make them agree",
+        ),
+        (
+            'warm_up = "2 min"\nstart_timeout = 60',
+            'warm_up: expected less than start_timeout = 60 s, in which the worker has to load too, got "2 min"',
+        ),
+        (
+            "batch_sizes = [8, 8]",
+            "batch_sizes: expected a list of at most 64 integers from 1 to 65536, like [1, 8, 32], got [8, 8] "
+            "(8 more than once)",
+        ),
+    ],
+)
+def test_sizes_and_warm_up_that_contradict_other_keys(problems, text, problem):
+    assert problems(f'[[stage]]\nname = "encode"\nworker = "service:Encode"\n{text}') == [STAGE + problem]
+
+
+@pytest.mark.parametrize("sizes", [[1, 8, 32], [32, 1, 8]])
+def test_the_largest_of_the_sizes_is_the_largest_batch(read, sizes):
+    stage = read(f"{MINIMAL}\nbatch_sizes = {sizes}").stages[0]
+    assert (stage.batch_sizes, stage.max_batch_size) == ((1, 8, 32), 32)
+    assert read(MINIMAL).stages[0].batch_sizes == ()
+
+
+@pytest.mark.parametrize(("text", "seconds"), [('"auto"', None), ('"examples"', 0), ('"1 min"', 60), ("2.5", 2.5)])
+def test_how_long_to_warm_up(read, text, seconds):
+    assert warm_up_s(read(f"{MINIMAL}\nwarm_up = {text}").stages[0].warm_up) == seconds
 
 
 def test_syntax_errors_have_a_line(problems):
@@ -576,6 +628,7 @@ def stage_tables(draw, name):
     )
     optional = {
         "max_batch_size": st.integers(1, 64),
+        "warm_up": st.sampled_from(["auto", "examples", "20 s", 3, 0.5]),
         "max_batch_bytes": st.sampled_from(["1 MiB", "3.5 kB", 77]),
         "max_wait_time": st.floats(0, 1000) | st.sampled_from(["10 ms", "1.1 s", 5]),
         "timeout": st.floats(0.001, 100),
@@ -587,6 +640,8 @@ def stage_tables(draw, name):
         "args": st.dictionaries(st.text(), JSON, max_size=3),
     }
     values = draw(st.fixed_dictionaries({}, optional=optional))
+    if sizes := draw(st.sets(st.integers(1, 64), max_size=4)):
+        values |= {"batch_sizes": list(sizes), "max_batch_size": max(sizes)}
     return {"name": name, "worker": "pkg.mod:Class", "num": num, **values}
 
 

@@ -6,7 +6,6 @@ import math
 import subprocess
 import sys
 import time
-from threading import Lock
 from typing import Any
 
 import msgpack
@@ -16,7 +15,7 @@ import pytest
 from engine.core.meta import pack, pack_head
 from engine.errors import DecodingError, EncodingError, StartError
 from stages import SSEWorker, Worker, ipc
-from stages.build import create, examples, forward_example, fresh, warm_up
+from stages.build import create
 from stages.context import Context, Headers, ItemIn
 from stages.mixin import MsgpackMixin
 
@@ -214,7 +213,7 @@ def test_context_beyond_the_batch_is_an_index_error() -> None:
         worker.context(1)
 
 
-# --- making and warming up -------------------------------------------------------------------------------------------
+# --- making ----------------------------------------------------------------------------------------------------------
 
 
 def make(cls: type, size: int = 1, **args: Any) -> Worker:
@@ -244,77 +243,3 @@ def test_args_that_the_class_does_not_take_are_told_as_the_files() -> None:
 def test_class_that_is_no_worker(cls: type, reason: str) -> None:
     with pytest.raises(StartError, match=reason):
         make(cls)
-
-
-class Counting(Echo):
-    def __init__(self) -> None:
-        self.given: list[Any] = []
-
-    def forward(self, data: Any) -> Any:
-        self.given.append(data)
-        return data
-
-
-def test_warm_up_calls_forward_with_each_example() -> None:
-    class Several(Counting):
-        example = 0
-        multi_examples = (1, 2)
-
-    worker = make(Several)
-    assert isinstance(worker, Several)
-    seen: list[tuple[int, int]] = []
-    assert warm_up(worker, lambda done, of: seen.append((done, of))) == 3
-    assert worker.given == [0, 1, 2]
-    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
-
-
-def test_a_forward_that_changes_what_it_gets_does_not_change_the_example() -> None:
-    class Taking(Echo):
-        example = [{"text": "a"}] * 2
-        multi_examples = (example, [{"text": "b", "lock": Lock()}])  # the last one cannot be copied
-
-        def forward(self, data: Any) -> Any:
-            return [value.pop("text") for value in data]
-
-    worker = make(Taking, 8)
-    assert warm_up(worker) == 3
-    assert Taking.example == [{"text": "a"}] * 2
-    assert check_repeats(worker) == ["a", "a"]
-
-
-def check_repeats(worker: Worker) -> list[Any]:
-    """As a dry run does, which measures several calls."""
-    return [forward_example(worker, fresh(worker, worker.example)) for _ in range(3)][-1]
-
-
-def test_no_example_is_no_warm_up() -> None:
-    assert warm_up(make(Counting)) == 0
-
-
-def test_an_array_is_an_example_of_as_many_values_as_it_has_rows() -> None:
-    class Warm(Echo):
-        example = numpy.zeros((3, 2))
-
-    worker = create(Warm, stage="s", worker_id=1, max_batch_size=8, device="cpu", args={})
-    assert warm_up(worker) == 1
-
-
-def test_example_of_a_batching_worker_must_be_a_list() -> None:
-    class Single(Counting):
-        example = "text"
-
-    with pytest.raises(StartError, match="must be a list"):
-        warm_up(make(Single, 8))
-    assert examples(make(Single, 1)) == ["text"]
-
-
-@pytest.mark.parametrize("answer", [[1], [ValueError("bad"), 1]])
-def test_warm_up_fails_on_wrong_results_and_exception_instances(answer: list[Any]) -> None:
-    class Wrong(Echo):
-        example = (1, 2)
-
-        def forward(self, data: Any) -> Any:
-            return answer
-
-    with pytest.raises(Exception, match=r"bad|1 results for 2"):
-        warm_up(make(Wrong, 8))

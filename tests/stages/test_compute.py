@@ -514,10 +514,85 @@ def test_what_the_failed_call_held_is_let_go_before_the_next() -> None:
     assert len(alive) == 3
 
 
+# --- sizes that are allowed ------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_padded_with_copies_of_its_last_value_and_answers_the_others_alone() -> None:
+    worker = Doubling(lambda data: [value["n"] * 2 for value in data])
+    made, statuses = run(worker, items({"n": 1}, {"n": 2}, {"n": 3}), sizes=(1, 4, 8))
+    assert statuses == [200] * 3
+    assert worker.given == [[{"n": 1}, {"n": 2}, {"n": 3}, {"n": 3}]]
+    assert worker.given[0][3] is not worker.given[0][2]
+    assert (made.padding, made.fitted, made.calls) == (1, 4, 1)
+    assert [outcome.payload for outcome in made.outcomes if outcome] == [b"2", b"4", b"6"]
+
+
+def test_a_batch_of_an_allowed_size_is_left_as_it_is() -> None:
+    worker = Doubling()
+    made, _ = run(worker, items(1, 2, 3, 4), sizes=(1, 4, 8))
+    assert worker.given == [[1, 2, 3, 4]]
+    assert made.padding == 0
+
+
+def test_a_forward_that_changes_what_it_gets_may_be_padded() -> None:
+    def answer(data: list[Any]) -> list[Any]:
+        return [value.pop("n") for value in data]
+
+    assert outcomes(Doubling(answer), items({"n": 1}), sizes=(8,)) == [(200, b"1")]
+
+
+def test_padding_knows_what_it_is_and_is_otherwise_as_the_item_that_is_repeated() -> None:
+    class Asking(Doubling):
+        def forward(self, data: Any) -> Any:
+            found = [self.context(i) for i in range(len(data))]
+            self.given.append([(context.request_id, context.padding, context.cancelled) for context in found])
+            with pytest.raises(IndexError):
+                self.context(len(data))
+            return data
+
+    worker = Asking()
+    run(worker, items(1, 2), sizes=(4,))
+    assert worker.given == [[("r0", False, False), ("r1", False, False), ("r1", True, False), ("r1", True, False)]]
+
+
+@pytest.mark.parametrize("wrong", [ValidationError("of the copy"), ZeroDivisionError("of the copy"), object()])
+def test_what_comes_of_a_copy_strikes_nobody(wrong: Any, caplog: pytest.LogCaptureFixture) -> None:
+    worker = Doubling(lambda data: [*data[:2], *[wrong] * (len(data) - 2)])
+    assert outcomes(worker, items(1, 2), sizes=(8,)) == [(200, b"1"), (200, b"2")]
+    assert not caplog.records
+
+
+def test_whoever_fails_is_found_in_sizes_that_are_allowed() -> None:
+    worker = Doubling()
+    given = items(1, 2, "bug", 3, 4, "validation", 5)
+    found = outcomes(worker, given, sizes=(2, 8))
+    assert [status for status, _ in found] == [200, 200, 500, 200, 200, 422, 200]
+    assert found == outcomes(Doubling(), given)
+    assert {len(data) for data in worker.given} == {2, 8}
+
+
+def test_results_are_counted_with_the_padding(caplog: pytest.LogCaptureFixture) -> None:
+    worker = Doubling(lambda data: data[:2])  # as many as there are items, and not as many as it got
+    assert outcomes(worker, items(1, 2), sizes=(8,)) == [INTERNAL] * 2
+    assert "forward returned 2 results for 8 values" in caplog.text
+
+
+def test_out_of_memory_is_told_in_sizes_that_are_allowed() -> None:
+    worker = Doubling(fitting(2))
+    made, statuses = run(worker, items(*range(5)), sizes=(2, 8))
+    assert statuses == [200] * 5
+    assert (made.exhausted, made.fitted) == (8, 2)
+    assert [len(data) for data in worker.given] == [8, 8, 2, 2, 2]
+    made, statuses = run(Doubling(fitting(2)), items(*range(5)), sizes=(2, 8), most=2)
+    assert (statuses, made.exhausted, made.padding) == ([200] * 5, 0, 1)
+
+
 @given(st.lists(st.sampled_from([1, 2, "validation", "bug", b"{"]), max_size=20))
 def test_everybody_gets_what_he_would_get_alone(values: list[Any]) -> None:
     alone = [outcomes(Doubling(), items(value))[0] for value in values]
     assert outcomes(Doubling(), items(*values), size=32) == alone
+    assert outcomes(Doubling(), items(*values), size=32, sizes=(1, 4, 32)) == alone
+    assert outcomes(Doubling(), items(*values), size=32, sizes=(32,)) == alone
 
 
 # --- results ---------------------------------------------------------------------------------------------------------

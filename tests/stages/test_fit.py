@@ -71,3 +71,30 @@ def test_it_finds_any_size_that_fits_and_stays_within_bounds(size: int, room: in
         assert 1 <= fit.most <= size
         assert failed_in_a_row <= 1  # the next batch fits
         assert fit._wait_s <= RETRY_MAX_S
+
+
+def test_of_sizes_that_are_allowed_the_next_below_and_above_are_taken() -> None:
+    fit = Fit(32, (1, 8, 32))
+    assert fit.exhausted(32, 8, 0.0)
+    assert fit.most == 8
+    assert fit.worked(8, RETRY_S)
+    assert fit.most == 32
+    assert fit.exhausted(32, 0, RETRY_S)  # nothing was tried again
+    assert fit.most == 8
+    only = Fit(8, (8,))
+    assert not only.exhausted(8, 0, 0.0)
+    assert only.most == 8
+
+
+@given(
+    st.lists(st.integers(1, 64), min_size=1, max_size=5, unique=True).map(sorted),
+    st.lists(st.booleans(), max_size=50),
+)
+def test_it_gives_only_sizes_that_are_allowed(sizes: list[int], fits: list[bool]) -> None:
+    fit = Fit(sizes[-1], sizes)
+    for step, fitted in enumerate(fits):
+        if fitted:
+            fit.worked(fit.most, step * RETRY_S)
+        else:
+            fit.exhausted(fit.most, 0, step * RETRY_S)
+        assert fit.most in sizes

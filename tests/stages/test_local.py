@@ -289,3 +289,69 @@ def test_a_mistake_that_two_stages_meet_is_shown_once(deployment: Any, capsys: p
     out, err = capsys.readouterr()
     assert err.count("SyntaxError") == 1
     assert out.count("SyntaxError") == 2  # each stage says what is wrong with it
+
+
+SIZES = """
+import time
+
+from engine import SSEWorker, Worker
+
+class Compiled(Worker):
+    example = {"n": 1}
+
+    def setup(self):
+        self.known = set()
+
+    def forward(self, data):
+        if len(data) not in self.known:
+            self.known.add(len(data))
+            time.sleep(0.02)
+        return [len(data)] * len(data)
+
+class Talking(SSEWorker):
+    def forward(self, data):
+        for index, text in enumerate(data):
+            self.send_stream_event(text, index=index)
+        return data
+
+class Large(Compiled):
+    def forward(self, data):
+        if len(data) > 4:
+            raise MemoryError
+        return super().forward(data)
+"""
+
+
+def test_the_first_and_the_second_call_of_every_size_are_shown(
+    deployment: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = deployment(stage("s", "Compiled") + "batch_sizes = [1, 4, 16]\n", SIZES)
+    assert check(made, as_json=True) == ExitCode.OK
+    (finding,) = found(capsys)
+    assert [one["size"] for one in finding["sizes"]] == [1, 4, 16]
+    assert all(one["first_s"] >= 0.02 and one["second_s"] > 0 for one in finding["sizes"])
+    assert check(made, as_json=False) == ExitCode.OK
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "s: first and second call by size of batch:"
+    assert [line.split()[0] for line in lines[3:6]] == ["1", "4", "16"]
+    assert [line.split()[2] for line in lines[3:6]] == ["ms"] * 3
+
+
+def test_a_size_that_memory_does_not_take_is_shown_and_no_failure(
+    deployment: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = deployment(stage("s", "Large") + "max_batch_size = 16\n", SIZES)
+    assert check(made, as_json=False) == ExitCode.OK
+    out = capsys.readouterr().out
+    assert "       5  does not fit in memory: such batches are computed in parts" in out
+    assert check(made, as_json=True) == ExitCode.OK
+    (finding,) = found(capsys)
+    assert ([one["size"] for one in finding["sizes"]], finding["exhausted"]) == ([1, 2, 3, 4], 5)
+
+
+def test_a_request_is_padded_as_behind_http_and_nobody_sees_it(deployment: Any) -> None:
+    text = stage("s", "Compiled") + "batch_sizes = [4]\n" + stage("t", "Talking") + "batch_sizes = [2, 8]\n"
+    text += '[[route]]\npath = "/s"\nstages = ["s"]\n[[route]]\npath = "/t"\nstages = ["t"]\n'
+    with Pipeline(deployment(text, SIZES)) as pipeline:
+        assert pipeline.call("/s", b"{}").body == b"4"
+        assert pipeline.call("/t", b'"once"').body == b"data: once\n\n"

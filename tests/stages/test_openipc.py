@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from engine.config import build
 from engine.errors import EncodingError, StartError
 from stages import Worker, openipc
-from stages.build import load_offline, warm_up
+from stages.build import examples, load_offline
 from stages.compute import Codec
 from stages.context import ItemIn
 from stages.mixin import RedisShmIPCMixin
+from stages.warming import WarmUp, warm_up
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text() | st.binary(),
@@ -124,6 +125,6 @@ def test_a_stage_whose_results_cannot_cross_is_found_out_by_its_example(tmp_path
     worker = load_offline(deployment, deployment.stages[0])
     if bind:
         with pytest.raises((StartError, EncodingError), match="over tcp"):
-            warm_up(worker, lambda *_: None, lasts=frozenset({False}))
+            warm_up(worker, WarmUp(1), examples(worker), lasts={False})
     else:
-        warm_up(worker, lambda *_: None, lasts=frozenset({False}))
+        warm_up(worker, WarmUp(1), examples(worker), lasts={False})

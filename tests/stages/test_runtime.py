@@ -152,7 +152,8 @@ def test_a_worker_goes_to_the_socket_that_is_its_stages_at_the_broker(bench: Any
         ("service:BadInit", "no such model"),
         ("service:BadExample", "no example (service.py, line "),
         ("service:BadExample", ") while computing its example"),
-        ("service:LoneExample", "it must be a list of values"),
+        ("service:BadAtThree", "no three (service.py, line "),
+        ("service:BadAtThree", ") while computing a batch of 3 made of its example (see warm_up)"),
         ("service:Coroutine", 'is "async def", which nobody would await'),
         ("service:BadQuits", "sys.exit('no licence')"),
         ("service:BadText", "its text cannot be shown (SystemExit in Panic.__str__)"),
@@ -403,7 +404,9 @@ def test_an_import_is_not_torn_by_the_time_limit(start: Any, tmp_path: Path) -> 
 
 def test_after_an_interrupt_a_worker_shows_itself_with_its_example(start: Any, tmp_path: Path) -> None:
     shown = tmp_path / "shown"
-    text = one(worker="service:Shown", timeout=0.2, kill_after=20) + f'args = {{ path = "{shown}" }}\n'
+    text = (
+        one(worker="service:Shown", timeout=0.2, kill_after=20, warm_up="examples") + f'args = {{ path = "{shown}" }}\n'
+    )
     broker, worker = start(text)
     assert shown.read_text() == "+"  # the warm-up
     slow = broker.give(1, [{"do": "sleep", "s": 600}])
@@ -443,23 +446,55 @@ def test_what_may_be_computed_once_only_is_answered_by_a_worker_in_doubt(start: 
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
+def told_metrics(broker: Any, of: str) -> dict[str, float]:
+    """What the worker's beats tell, once ``of`` is among it."""
+    found: dict[str, float] = {}
+
+    def told() -> bool:
+        for beat in [message for message in broker.heard if isinstance(message, WorkerBeat)]:
+            found.update({s.name: s.value for family in unpack(beat.families) for s in family.samples})
+        return of in found
+
+    broker.until(told, f"a beat with {of}")
+    return found
+
+
 def test_out_of_memory_is_no_death_and_what_fits_is_remembered(start: Any) -> None:
     broker, worker = start()
     first = broker.settled(broker.give(1, [{"do": "memory", "fits": 3}] * 8))
     assert [item.value for item in first] == [2] * 8
     second = broker.settled(broker.give(2, [{"do": "memory", "fits": 8}] * 5))
     assert [item.value for item in second] == [2, 2, 2, 2, 1]  # cut at once
-    found: dict[str, float] = {}
-
-    def told() -> bool:
-        for beat in [message for message in broker.heard if isinstance(message, WorkerBeat)]:
-            found.update({s.name: s.value for family in unpack(beat.families) for s in family.samples})
-        return bool(found)
-
-    broker.until(told, "the metrics of a worker that ran out of memory")
+    found = told_metrics(broker, "engine_batch_fits")
     assert found == {"engine_out_of_memory_total": 1.0, "engine_batch_fits": 2.0}
     (line,) = [json.loads(line) for line in worker.stderr.splitlines() if "ran out of memory" in line]
     assert (line["values"], line["fitted"], line["from_now_on"]) == (8, 2, 2)
+
+
+def test_what_does_not_fit_while_it_warms_up_is_not_tried_by_requests(bench: Any) -> None:
+    deployment = bench.deployment(one(worker="service:Roomy"))
+    broker = bench.broker(deployment)
+    worker = bench.worker(deployment)
+    broker.welcome()
+    ready = broker.expect(Ready)
+    assert sorted(ready.times_us) == [1, 2]
+    given = broker.settled(broker.give(1, [{"do": "count"}] * 5))
+    assert [item.value for item in given] == [2, 2, 2, 2, 1]
+    (line,) = [json.loads(line) for line in worker.stderr.splitlines() if "ran out of memory" in line]
+    assert (line["values"], line["fitted"], line["from_now_on"]) == (4, 2, 2)
+    (line,) = [json.loads(line) for line in worker.stderr.splitlines() if "worker is warm" in line]
+    assert line["sizes"] == "1-2"
+
+
+def test_a_batch_is_padded_to_a_size_that_is_allowed_which_a_metric_tells(bench: Any) -> None:
+    deployment = bench.deployment(one(worker="service:Sized", batch_sizes=[2, 8]))
+    broker = bench.broker(deployment)
+    bench.worker(deployment)
+    broker.welcome()
+    assert sorted(broker.expect(Ready).times_us) == [1, 2, 3, 8]
+    assert [item.value for item in broker.settled(broker.give(1, [{"do": "count"}] * 2))] == [2, 2]
+    assert [item.value for item in broker.settled(broker.give(2, [{"do": "count"}] * 5))] == [8] * 5
+    assert told_metrics(broker, "engine_padding_items_total") == {"engine_padding_items_total": 3.0}
 
 
 # --- revoking, cancelling --------------------------------------------------------------------------------------------

@@ -10,16 +10,22 @@ from typing import Any
 import pytest
 
 from engine import config
-from engine.core.messages import STREAM_WINDOW, Flow
+from engine.core import wire
+from engine.core.messages import STREAM_WINDOW, Flow, StreamEvents
 from engine.core.meta import pack
 from engine.errors import StartError, ValidationError
 from stages import SSEWorker, StreamWorker, Worker
-from stages.build import create, warm_up
+from stages.build import create, examples
 from stages.compute import SPOILED, Codec, run_batch
-from stages.context import ItemIn
+from stages.context import PADDING, ItemIn
 from stages.local import Pipeline
+from stages.runtime.parcels import Origin
+from stages.runtime.shared import Numbers
+from stages.runtime.streams import Streams
 from stages.runtime.window import Windows
 from stages.stream import PIECE_MAX, check_place, flow_of
+from stages.warming import WarmUp, warm_up
+from stages.watchdog import Watchdog
 
 
 class Echo(SSEWorker):
@@ -87,7 +93,9 @@ def test_offline_events_go_nowhere_or_where_they_are_collected() -> None:
 def test_a_warm_up_sends_to_nobody() -> None:
     worker = made(Echo, max_batch_size=2)
     worker.multi_examples = [["a b", "c"]]
-    assert warm_up(worker) == 1
+    plan = WarmUp(2)
+    assert warm_up(worker, plan, examples(worker), asked_s=None)
+    assert set(plan.tried) == {1, 2}
 
 
 def test_results_of_streams_are_dropped_at_the_end_of_a_route_and_passed_on_before_it() -> None:
@@ -173,7 +181,7 @@ def test_a_piece_that_is_no_bytes_is_a_failure() -> None:
 def test_a_warm_up_of_pieces_runs_the_generator_to_its_end() -> None:
     worker = made(Count)
     worker.example = [b"a"]
-    warm_up(worker)
+    warm_up(worker, WarmUp(1), examples(worker))
     assert worker.closed == 1
 
 
@@ -295,3 +303,22 @@ def test_nothing_is_remembered_of_streams_that_are_over(windows: Windows) -> Non
     assert windows.has_room(1)
     assert not windows.has_begun(1)
     assert windows._granted == {}
+
+
+def test_what_a_batch_is_padded_with_sends_no_events(windows: Windows) -> None:
+    sent: list[tuple[int, bytes]] = []
+
+    class Outlet:
+        def send(self, _target: int, frames: list[Any]) -> None:
+            message, payloads = wire.decode(frames)
+            assert isinstance(message, StreamEvents)
+            sent.append((message.uids[0], bytes(payloads[0])))
+
+    outlets: Any = Outlet()
+    worker = made(Echo, max_batch_size=8, batch_sizes=(8,))
+    streams = Streams(worker, outlets=outlets, cancelled=Numbers(), windows=windows, watchdog=Watchdog(60.0, 60.0))
+    streams.origin = Origin(0, 1)
+    given = [item(1, "a b"), item(2, "c")]
+    assert [one.status for one in run_batch(worker, given, max_batch_size=8, sizes=(8,)).outcomes] == [200, 200]
+    assert sent == [(1, b"a"), (1, b"b"), (2, b"c")]
+    assert not windows.has_begun(PADDING)

@@ -183,8 +183,36 @@ class BadExample(Obey):
     example = ({"do": "refuse", "x": "example"},)
 
 
-class LoneExample(Obey):
+class BadAtThree(Obey):
     example = {"do": "echo"}
+
+    def forward(self, data: list[dict[str, Any]]) -> list[Any]:
+        time.sleep(0.03 if self.is_new(len(data)) else 0.0)
+        if len(data) == 3:
+            raise ValueError("no three")
+        return super().forward(data)
+
+    def is_new(self, size: int) -> bool:
+        self.known = getattr(self, "known", set())
+        return size not in self.known and not self.known.add(size)
+
+
+class Roomy(Obey):
+    """Memory takes two values at once, and no more."""
+
+    example = [{"do": "count"}] * 4
+
+    def forward(self, data: list[dict[str, Any]]) -> list[Any]:
+        if len(data) > 2:
+            raise MemoryError
+        return [len(data)] * len(data)
+
+
+class Sized(Obey):
+    example = {"do": "count"}
+
+    def count(self, _position: int, _value: dict[str, Any]) -> Any:
+        return len(self._items)
 
 
 class Coroutine(Worker):
