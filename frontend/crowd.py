@@ -1,17 +1,20 @@
 """More clients than a process may have sockets: who makes room. Pure.
 
 Behind the last descriptor a connection can only be reset, and so can whatever else the process wants to open. So some
-are kept free. From there on a new connection takes the place of those that have been idle for longest: a client that
-keeps a connection for later must expect that it ends, and opens another. Where none is idle, the new one is refused.
+are kept free. From there on new connections take the places of those that have been idle for longest, one for one: a
+client that keeps a connection for later must expect that it ends, and opens another. Where none is idle, and where more
+come at once than end meanwhile, the new one is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from heapq import nsmallest
 from typing import Final, Protocol, TypeVar
 
 SPARE: Final = 64  # descriptors beside connections: the event loop, the link, pages, files; fewer where there are few
 AT_ONCE: Final = 16  # idle connections that are ended together, so that looking for them costs each new one little
+LOOK: Final = 256  # connections that may be looked at for each that is refused, for the same
 
 
 class Connection(Protocol):
@@ -30,15 +33,37 @@ class Crowd:
         self.ended = 0  # idle connections that made room
         self.refused = 0  # new ones for which there was none
         self._limit = limit
+        self._places = 0  # of those that were ended, for others to come
+        self._going: set[object] = set()  # ended, and perhaps still there: that takes a turn of the loop
+        self._blind = 0  # so many are refused before it is looked again
 
-    def is_full(self, count: int) -> bool:
-        """Whether a connection beside ``count`` others needs room first."""
+    def admit(
+        self, count: int, connections: Callable[[], Iterable[C]], idle_since: Callable[[C], float]
+    ) -> list[C] | None:
+        """Those to end for a connection beside ``count`` others, longest idle first; None: it is to be refused."""
         limit = self._limit()
-        return count >= limit - min(SPARE, limit // 4)
+        spare = min(SPARE, limit // 4)
+        if count < limit - spare:
+            self._places = self._blind = 0
+            return []
+        if count < limit - spare // 2:
+            if self._places:
+                self._places -= 1
+                return []
+            if self._blind:
+                self._blind -= 1
+            elif idle := self._longest_idle(list(connections()), idle_since):
+                self._places = len(idle) - 1
+                self.ended += len(idle)
+                return idle
+            else:
+                self._blind = count // LOOK
+        self.refused += 1
+        return None
 
-    def make_room(self, connections: Iterable[C], idle_since: Callable[[C], float]) -> list[C]:
-        """Those to end, longest idle first; none: the new one is to be refused."""
-        idle = sorted((one for one in connections if one.idle), key=idle_since)[:AT_ONCE]
-        self.ended += len(idle)
-        self.refused += not idle
+    def _longest_idle(self, connections: list[C], idle_since: Callable[[C], float]) -> list[C]:
+        self._going.intersection_update(connections)
+        staying = (one for one in connections if one.idle and one not in self._going)
+        idle = nsmallest(AT_ONCE, staying, key=idle_since)
+        self._going.update(idle)
         return idle

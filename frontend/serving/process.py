@@ -179,26 +179,24 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
             await self._wait_changed(0.01)
 
     def _connect(self) -> asyncio.Protocol:
-        known = len(self.connections) + (len(self.lean.connections) if self.lean is not None else 0)
-        if self.crowd.is_full(known) and not self._make_room():
-            return _Refused()
-        if self.lean is not None:
-            return LeanConnection(self.lean)
-        connection: asyncio.Protocol = Connection(self)
-        return connection
-
-    def _make_room(self) -> bool:
-        """For a new connection; whether there is any."""
-        if not self.crowd.ended + self.crowd.refused:
+        lean = self.lean
+        known = len(self.connections) + (len(lean.connections) + len(lean.lingering) if lean is not None else 0)
+        former = self.crowd.ended + self.crowd.refused
+        idle = self.crowd.admit(known, lambda: self._all, _idle_since)
+        if not former and idle != []:
             log.warning(
                 "as many connections as there are descriptors: idle ones end for new ones; raise the hard limit "
                 "(ulimit -Hn), or run more frontend workers",
                 extra={"limit": descriptors.limit()},
             )
-        ended = self.crowd.make_room(self._all, _idle_since)
-        for connection in ended:
-            connection.end()
-        return bool(ended)
+        if idle is None:
+            return _Refused()
+        for one in idle:
+            one.end()
+        if lean is not None:
+            return LeanConnection(lean)
+        connection: asyncio.Protocol = Connection(self)
+        return connection
 
     def _take_over(self, transport: asyncio.Transport, data: bytes) -> asyncio.Protocol:
         """A lean connection met something that is not plain: from here on it is gunicorn's."""

@@ -12,34 +12,61 @@ import httpx
 import pytest
 from running import frontend
 
-from frontend.crowd import AT_ONCE, SPARE, Crowd
+from frontend.crowd import AT_ONCE, LOOK, SPARE, Crowd
+
+FULL = 1000 - SPARE
 
 
-@dataclass
+@dataclass(eq=False)
 class One:
     since: float
     idle: bool = True
 
 
+def since(one: One) -> float:
+    return one.since
+
+
 def test_the_longest_idle_make_room() -> None:
     crowd = Crowd(lambda: 1000)
     waiting = [One(float(number), number % 2 == 0) for number in reversed(range(100))]
-    ended = crowd.make_room(waiting, lambda one: one.since)
+    ended = crowd.admit(FULL, lambda: waiting, since)
+    assert ended is not None
     assert [one.since for one in ended] == [2.0 * number for number in range(AT_ONCE)]
     assert (crowd.ended, crowd.refused) == (AT_ONCE, 0)
 
 
-def test_where_none_is_idle_the_new_one_is_refused() -> None:
-    crowd = Crowd(lambda: 1000)
-    assert crowd.make_room([One(0.0, idle=False)], lambda one: one.since) == []
-    assert (crowd.ended, crowd.refused) == (0, 1)
+def test_where_none_is_idle_new_ones_are_refused_and_not_everybody_is_looked_at_for_each() -> None:
+    crowd, looks = Crowd(lambda: 1000), 0
+
+    def busy() -> list[One]:
+        nonlocal looks
+        looks += 1
+        return [One(0.0, idle=False)]
+
+    assert [crowd.admit(FULL, busy, since) for _ in range(40)] == [None] * 40
+    assert (crowd.ended, crowd.refused, looks) == (0, 40, 40 * LOOK // FULL)
+
+
+def test_of_many_at_once_each_takes_one_place_and_the_last_descriptors_stay_free() -> None:
+    """A queue of new connections is taken in one turn of the loop, in which none that was ended is gone yet."""
+    crowd, waiting = Crowd(lambda: 1000), [One(float(number)) for number in range(FULL)]
+    gone: list[One] = []
+    admitted = 0
+    for _ in range(200):
+        ended = crowd.admit(FULL + admitted, lambda: waiting, since)
+        gone += ended or []
+        admitted += ended is not None
+    assert admitted == SPARE // 2
+    assert len(gone) == len(set(gone)) == admitted
+    assert crowd.refused == 200 - admitted
 
 
 @pytest.mark.parametrize(("limit", "most"), [(1024, 1024 - SPARE), (100, 75)])
 def test_some_descriptors_stay_free(limit: int, most: int) -> None:
     crowd = Crowd(lambda: limit)
-    assert not crowd.is_full(most - 1)
-    assert crowd.is_full(most)
+    assert crowd.admit(most - 1, list, since) == []
+    assert crowd.admit(most, list, since) is None
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits other processes")
