@@ -48,6 +48,7 @@ SWEEP_S: Final = 0.25  # how late a time limit may be noticed
 SWEEP_MOST: Final = 200  # connections looked at in one go: about 0.1 ms
 BUFFER_MAX: Final = 256 * 1024  # bytes of a body that is read here; larger ones are read elsewhere, in pieces
 PIPELINED_PER_TURN: Final = 32  # requests of one connection that are refused before others have their turn
+JOIN_MAX: Final = 64 * 1024  # bytes of an answer that is copied behind its head; larger ones are written beside it
 HEAD_MAX: Final = 4 * 1024  # bytes of a head that is read here: each connection remembers its last one, parsed
 
 
@@ -99,11 +100,11 @@ class Shared:
         """How the route gives its answers, as far as is known."""
         return hint(self.client, self._last_stages[route])
 
-    def respond(self, plain: Plain, answer: Answer, request_id: str, took_s: float) -> bytes:
-        """The whole answer as bytes, counted."""
-        status, size, data = self.writer.answer(plain, answer, request_id, took_s)
+    def respond(self, plain: Plain, answer: Answer, request_id: str, took_s: float) -> tuple[bytes, bytes | memoryview]:
+        """Head and body of the answer, counted."""
+        status, size, head, body = self.writer.answer(plain, answer, request_id, took_s)
         self.metrics.count(plain.head.path, status, duration_s=took_s, request_bytes=plain.length, response_bytes=size)
-        return data
+        return head, body
 
     def refuse(self, plain: Plain, problem: Problem, *, close: bool) -> bytes:
         """A refusal as bytes, counted."""
@@ -339,12 +340,18 @@ class LeanConnection(asyncio.Protocol):
         if streams and self._answer_stream(plain, answer):
             return
         instant = now()
-        response = shared.respond(plain, answer, self._id, instant - self._began)
-        if self.closing or shared.gate.draining:
-            transport.write(response.replace(b"\r\n", b"\r\nconnection: close\r\n", 1))
+        head, body = shared.respond(plain, answer, self._id, instant - self._began)
+        is_last = self.closing or shared.gate.draining
+        if is_last:
+            head = head.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)
+        if len(body) < JOIN_MAX:
+            transport.write(head + body)
+        else:
+            transport.write(head)
+            transport.write(body)
+        if is_last:
             self._finish()
             return
-        transport.write(response)
         self.since = instant
         if self._inbox.data:
             self._go_on()

@@ -109,9 +109,14 @@ def render(reply: Reply, framing: list[tuple[str, str]], request_id: str, date: 
     return start.encode("latin-1") + date + b"\r\n\r\n"
 
 
+def sized(reply: Reply, request_id: str, date: bytes, *, close: bool) -> bytes:
+    """The head of a reply whose body follows it as it is."""
+    return render(reply, [("content-length", str(len(reply.body)))], request_id, date, close=close)
+
+
 def whole(reply: Reply, request_id: str, date: bytes, *, close: bool = False) -> bytes:
     """A whole reply in HTTP/1.1."""
-    return render(reply, [("content-length", str(len(reply.body)))], request_id, date, close=close) + reply.body
+    return sized(reply, request_id, date, close=close) + reply.body
 
 
 class Writer:
@@ -124,17 +129,19 @@ class Writer:
         self._steps = [struct.Struct(f"<{3 * len(route.stages)}I") for route in topology.routes]
         self._results: dict[tuple[int, str], bytes] = {}
 
-    def answer(self, plain: Plain, answer: Answer, request_id: str, took_s: float) -> tuple[int, int, bytes]:
-        """Status, size of the body, and all of an answer."""
+    def answer(
+        self, plain: Plain, answer: Answer, request_id: str, took_s: float
+    ) -> tuple[int, int, bytes, bytes | memoryview]:
+        """Status, size of the body, head and body of an answer."""
         steps = self._steps[plain.route]
         trail, body = answer.trail, answer.body
         if answer.status != 200 or len(trail) != steps.size or answer.headers:
             reply = self._answering.result(plain.route, plain.head, answer, request_id, took_s)
-            return reply.status, len(reply.body), self.reply(reply, request_id)
+            return reply.status, len(reply.body), sized(reply, request_id, self.date, close=False), reply.body
         form = self._results.get((plain.route, answer.mime)) or self._form(plain.route, answer.mime)
         size = body.nbytes if type(body) is memoryview else len(body)
         times = map(_MILLI, steps.unpack(trail))
-        return 200, size, form % (size, *times, took_s * 1000, request_id.encode(), self.date) + body
+        return 200, size, form % (size, *times, took_s * 1000, request_id.encode(), self.date), body
 
     def reply(self, reply: Reply, request_id: str, *, close: bool = False) -> bytes:
         """A whole reply."""

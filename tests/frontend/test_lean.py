@@ -18,7 +18,7 @@ from engine.core.call import Answer, StreamEvent
 from engine.core.messages import EVENT_COST, STREAM_WINDOW, Flow, Speaker, StageState
 from frontend.answer import Answering
 from frontend.gate import BEHIND_ALL, BEHIND_MAX, Gate
-from frontend.lean import BUFFER_MAX, SWEEP_MOST, SWEEP_S, LeanConnection, Shared, Sweeper
+from frontend.lean import BUFFER_MAX, JOIN_MAX, SWEEP_MOST, SWEEP_S, LeanConnection, Shared, Sweeper
 from frontend.metrics import FrontendMetrics
 from frontend.pace import LEAST_RATE, STALL_S
 from frontend.plain import Plain, Reader
@@ -469,6 +469,20 @@ def test_a_body_for_which_there_is_no_room_is_refused_elsewhere() -> None:
     bench.feed(b"x" * 900)
     assert bench.handed == [begun + b"x" * 900]
     assert bench.gate.held == 9_500
+
+
+def test_a_large_answer_is_not_copied() -> None:
+    bench = Bench()
+    bench.client.reply = lambda item: None
+    written: list[object] = []
+    bench.transport.write = written.append  # type: ignore[assignment,method-assign]
+    for size, last in ((JOIN_MAX - 1, False), (JOIN_MAX, False), (JOIN_MAX, True)):
+        bench.connection.closing = last
+        bench.feed(plain(b"1"))
+        body = memoryview(b"x" * size)
+        bench.client.waiting[-1].set_result(Answer(200, body, "a/b", echo(bench.client.submitted[-1]).trail))
+        assert (written[-1] is body) == (size == JOIN_MAX)
+    assert bench.transport.closed
 
 
 def test_what_is_dropped_is_the_end_of_its_connection_also_where_no_answer_is_owed() -> None:
