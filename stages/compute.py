@@ -30,17 +30,17 @@ from __future__ import annotations
 import pickle
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Container, Mapping, Sequence, Set
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final
 
 import msgspec
 
 from engine.core.messages import OWN_HEADERS_MOST, Flow, Status
-from engine.core.wire import Payload, payload_size
+from engine.core.wire import Payload, are_bytes, payload_size
 from engine.errors import EncodingError, EngineError, EngineTimeoutError, WorkerBroken
 from engine.log import get_logger
-from stages import blame, device, ipc, plainjson
+from stages import blame, columns, device, ipc, plainjson
 from stages.base import Worker
 from stages.context import PADDING, ItemIn
 from stages.shm import FOREIGN, Lease
@@ -81,6 +81,10 @@ def never(_item: ItemIn) -> bool:
     return False
 
 
+def none(_items: Sequence[ItemIn]) -> Container[int]:
+    return ()
+
+
 class Codec:
     """How the payloads of one worker object become values and back.
 
@@ -101,9 +105,7 @@ class Codec:
         self._own_encode = _is_own(worker, "serialize_ipc")
         self._is_open = worker._is_open  # then all goes by the object's methods, which know how
         self._whole = flow_of(worker) is Flow.WHOLE
-        # What Worker's own methods do, without the way there: most services use them, for every item.
-        self.from_json = None if self._own_deserialize else plainjson.decode
-        self.to_json = None if self._own_serialize or not self._whole else plainjson.encode
+        self._unpacks = not self._own_decode and not self._is_open
 
     def decodes_by_own(self, item: ItemIn) -> bool:
         """Whether decoding it runs code of the user's, which may ask for its context or count on its thread (what a
@@ -118,6 +120,8 @@ class Codec:
         """The value for ``forward``, in memory of its own; the payload stays what it is unless this is the ``last``
         time that it is decoded. Raises whatever the user's code raises."""
         if item.first:
+            if not self._own_deserialize and type(item.payload) is bytes:
+                return plainjson.decode(item.payload)  # what Worker's own does, without the way there
             return self._worker.deserialize(lease.own_bytes(item.payload, last=last))
         if self._is_open:
             if type(item.payload) is tuple:
@@ -127,11 +131,36 @@ class Codec:
             return self._worker.deserialize_ipc(ipc.plain(item.payload, lease, last=last))
         return ipc.unpack(item.payload, lease, last=last)
 
+    def decode_all(self, items: Sequence[ItemIn]) -> list[Any] | None:
+        """The values of several items as :meth:`decode` gives them one by one, with little done for each: what a batch
+        costs here is time that ``forward`` lacks. None where they have to be asked for one by one; raises whatever
+        decoding one of them raises."""
+        payloads = [item.payload for item in items]
+        places = {item.first for item in items}
+        if len(places) > 1:
+            return None
+        if not places.pop():
+            return columns.unpack_all(payloads) if self._unpacks else None
+        if self._own_deserialize or not are_bytes(payloads):
+            return None
+        return [*map(plainjson.decode, payloads)]  # type: ignore[arg-type]  # bytes
+
+    def encode_all(self, items: Sequence[ItemIn], results: Sequence[Any]) -> list[bytes] | None:
+        """The same of :meth:`encode`."""
+        if self._own_serialize or not self._whole or not all(item.last for item in items):
+            return None
+        if any(isinstance(result, BaseException) for result in results):
+            return None
+        answers = [*map(plainjson.encode, results)]
+        return answers if max(map(len, answers)) <= self.most else None
+
     def encode(self, item: ItemIn, result: Any) -> Payload:
         """The payload for whoever comes next. Raises whatever the user's code raises, or EncodingError."""
         if item.last:
             if not self._whole:  # the answer has been sent, and what forward returned was never meant for it
                 return b""
+            if not self._own_serialize:
+                return self.bounded(plainjson.encode(result))
             return self.bounded(_as_bytes(self._worker.serialize(result), "serialize"))
         if self._own_encode or self._is_open:
             encoded = _as_bytes(self._worker.serialize_ipc(result), "serialize_ipc")
@@ -261,7 +290,7 @@ def run_batch(
     *,
     max_batch_size: int,
     isolate: bool = True,
-    expired: Callable[[ItemIn], bool] = never,
+    expired: Callable[[Sequence[ItemIn]], Container[int]] = none,
     begun: Callable[[ItemIn], bool] = never,
     call: Call = call_plainly,
     codec: Codec | None = None,
@@ -271,8 +300,9 @@ def run_batch(
 ) -> Computed:
     """Compute a batch. Of what user code raises nothing comes out but ``passing``, and WorkerBroken.
 
-    ``expired`` is asked about each item before it is decoded and before ``forward`` is called on it once more;
-    ``begun``, whether its client has got events already, so that it cannot be computed once more.
+    ``expired`` says which items, by uid, nobody waits for any more; it is asked before they are decoded and before
+    ``forward`` is called on them once more. ``begun``, whether an item's client has got events already, so that it
+    cannot be computed once more.
     """
     run = Run(
         worker,
@@ -300,7 +330,7 @@ class Run:
     _: KW_ONLY
     max_batch_size: int
     isolate: bool
-    expired: Callable[[ItemIn], bool]
+    expired: Callable[[Sequence[ItemIn]], Container[int]]
     begun: Callable[[ItemIn], bool]
     call: Call
     lease: Lease = FOREIGN
@@ -348,21 +378,27 @@ class Run:
         self.lease.end()
 
     def decode(self) -> None:
-        self.outcomes = [None] * len(self.items)
-        last = not self.isolate or self.max_batch_size == 1 or len(self.items) == 1  # else halves may be
-        from_json = self.codec.from_json
-        for position, item in enumerate(self.items):
-            if self.expired(item):
-                self.outcomes[position] = SKIPPED
-            elif from_json is None or not item.first or type(item.payload) is not bytes:
-                self.live += self.decoded(position, item, last=last)
-            else:
-                try:
-                    self.live.append((position, item, from_json(item.payload)))
-                except self.passing:
-                    raise
-                except BaseException as error:
-                    self.fail(position, error, "deserialize")
+        items = self.items
+        self.outcomes = [None] * len(items)
+        gone = self.expired(items)
+        live = [*enumerate(items)]
+        if gone:
+            for position, item in live:
+                if item.uid in gone:
+                    self.outcomes[position] = SKIPPED
+            live = [one for one in live if one[1].uid not in gone]
+        try:
+            values = self.codec.decode_all([item for _, item in live]) if len(live) > 1 else None
+        except self.passing:
+            raise
+        except BaseException:  # of one of them: it is found below
+            values = None
+        if values is not None:
+            self.live = [(position, item, value) for (position, item), value in zip(live, values, strict=True)]
+            return
+        last = not self.isolate or self.max_batch_size == 1 or len(items) == 1  # else halves may be
+        for position, item in live:
+            self.live += self.decoded(position, item, last=last)
 
     def decoded(self, position: int, item: ItemIn, *, last: bool) -> list[tuple[int, ItemIn, Any]]:
         """The item with its value; empty when it cannot be decoded, and has failed."""
@@ -460,33 +496,30 @@ class Run:
     def ids(self, part: Sequence[tuple[int, ItemIn, Any]]) -> list[str]:
         return [item.request_id for _, item, _ in part]
 
-    def not_expired(self, entries: Sequence[tuple[int, ItemIn, Any]]) -> list[tuple[int, ItemIn, Any]]:
+    def not_expired(self, entries: list[tuple[int, ItemIn, Any]]) -> list[tuple[int, ItemIn, Any]]:
         """Those still worth computing; the others are skipped."""
-        left = []
-        for one in entries:
-            if self.expired(one[1]):
-                self.outcomes[one[0]] = SKIPPED
-            else:
-                left.append(one)
-        return left
+        gone = self.expired([item for _, item, _ in entries])
+        if not gone:
+            return entries
+        for position, item, _ in entries:
+            if item.uid in gone:
+                self.outcomes[position] = SKIPPED
+        return [one for one in entries if one[1].uid not in gone]
 
     def encode_all(self, part: Sequence[tuple[int, ItemIn, Any]], results: Sequence[Any]) -> None:
-        to_json, most = self.codec.to_json, self.codec.most
-        for (position, item, _), result in zip(part, results, strict=True):
-            if to_json is None or not item.last:
+        try:
+            answers = self.codec.encode_all([item for _, item, _ in part], results) if len(part) > 1 else None
+        except self.passing:
+            raise
+        except BaseException:  # of one of them, which may bring code of its own: it is found below
+            answers = None
+        if answers is None:
+            for (position, item, _), result in zip(part, results, strict=True):
                 self.encode(position, item, result)
-                continue
-            try:
-                if not isinstance(result, BaseException):
-                    answer = to_json(result)
-                    self.outcomes[position] = Outcome(OK, answer if len(answer) <= most else self.codec.bounded(answer))
-                    continue
-                where, failure = "forward", result
-            except self.passing:
-                raise
-            except BaseException as error:  # a value may bring code of its own
-                where, failure = "serialize", error
-            self.fail(position, failure, where)
+            return
+        outcomes = self.outcomes
+        for (position, _, _), answer in zip(part, answers, strict=True):
+            outcomes[position] = Outcome(OK, answer)
 
     def encode(self, position: int, item: ItemIn, result: Any) -> None:
         if self.codec.encodes_by_own(item):

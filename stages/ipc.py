@@ -1,4 +1,5 @@
-"""How a value travels from one stage to the next: pickle 5, large buffers out of band.
+"""How a value travels from one stage to the next: small arrays as such (:mod:`stages.columns`), all else by pickle 5,
+large buffers out of band.
 
 Pickle is understood only on private sockets (the run directory, or later an authenticated link). A buffer of 64 KiB or
 more - an array, a tensor, ``bytes`` (:mod:`stages.buffers` says which) - does not pass through the pickle: it is copied
@@ -14,7 +15,7 @@ from typing import Any, Final, TypeAlias
 
 from engine.core.arena import SHARED_MIN, Ref
 from engine.core.wire import Buffer, Part, Payload
-from stages import buffers
+from stages import buffers, columns
 from stages.shm import FOREIGN, Lease
 
 OUT_OF_BAND_MIN: Final = SHARED_MIN
@@ -24,6 +25,8 @@ Put: TypeAlias = Callable[[Buffer], Ref | None]  # a copy in shared memory; None
 
 def pack(value: Any, put: Put | None = None) -> Payload:
     """The value as one part, or as a tuple of its pickle and its large buffers. Raises what pickling raises."""
+    if (arrays := columns.pack(value)) is not None:
+        return arrays
     head, large = buffers.dumps(value, apart_min=OUT_OF_BAND_MIN)
     first: Part = head if put is None else put(head) or head
     return (first, *[_sendable(raw, put) for raw in large]) if large else first
@@ -40,7 +43,8 @@ def unpack(payload: Payload, lease: Lease = FOREIGN, *, last: bool = False) -> A
     """Inverse of :func:`pack`; what it returns looks at no memory but its own. Raises what unpickling raises;
     ValueError for a payload without parts. ``last``: see :class:`stages.shm.Lease`."""
     if type(payload) is not tuple:
-        return pickle.loads(lease.view(payload))  # type: ignore[arg-type]  # not a tuple here
+        view = lease.view(payload)  # type: ignore[arg-type]  # not a tuple here
+        return columns.unpack(view) if columns.is_packed(view) else pickle.loads(view)
     if not payload:
         raise ValueError("a payload without parts")
     pickled, parts = lease.view(payload[0]), payload[1:]
@@ -56,6 +60,6 @@ def unpack(payload: Payload, lease: Lease = FOREIGN, *, last: bool = False) -> A
 
 def plain(payload: Payload, lease: Lease = FOREIGN, *, last: bool = False) -> bytes:
     """The payload as the one ``bytes`` that a ``deserialize_ipc`` of the user's own expects."""
-    if type(payload) is tuple:
+    if type(payload) is tuple or columns.is_packed(payload):
         return buffers.whole(unpack(payload, lease, last=last))
     return lease.own_bytes(payload, last=last)

@@ -6,6 +6,7 @@
     streams     events of an answer that is still being computed
     window      how far a stream may run ahead of its client
     aside       a thread that fetches the next batches while ``forward`` runs
+    help        whether that thread is a help; pure
     control     the control thread: the broker's word, heartbeats, signals
     membership  what that thread decides; pure
     shared      what the threads share

@@ -4,7 +4,7 @@ The main thread runs it, because signals - the watchdog's - interrupt only that 
 what the control thread left in its mailbox, so a new lane or a stop never waits for more than one batch.
 
 While batches follow each other without a pause and ``forward`` takes long enough to be worth it, a thread beside it
-fetches the next ones (:mod:`stages.runtime.aside`).
+fetches the next ones (:mod:`stages.runtime.aside`), where that helps (:mod:`stages.runtime.help`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,6 +31,7 @@ from stages.compute import SKIPPED, Codec, Outcome, Run
 from stages.context import ItemIn
 from stages.runtime.aside import Aside
 from stages.runtime.fit import Fit
+from stages.runtime.help import Help
 from stages.runtime.outlets import Outlets
 from stages.runtime.parcels import NOWHERE, Origin, Plan
 from stages.runtime.shared import Dismissed, Joined, Shared, ToMain, Turned
@@ -100,7 +101,10 @@ class Loop:
         self._forward_ns = 0  # when the first forward of the batch began
         self._compute_ns = 0  # in forward, over all its calls
         self._aside: Aside[Taken] = Aside(self._fetch)
+        self._help = Help()
         self._busy = False  # batches follow each other
+        self._began = 0.0  # when the newest did, and how many items it has
+        self._size = 0
         self._forward_s = 0.0  # running mean
         self._ahead: deque[Taken] = deque()  # fetched while another one was computed
         worker._gone = shared.cancelled
@@ -218,7 +222,7 @@ class Loop:
             self._codec,
             max_batch_size=self._max_batch_size,
             isolate=self._isolate,
-            expired=self._is_expired,
+            expired=self._expired,
             begun=self._streams.has_begun,
             call=self._timed,
             lease=lease,
@@ -229,10 +233,17 @@ class Loop:
         return Taken(message, run, welcome, since_ns, received_ns)
 
     def _serve(self, taken: Taken) -> None:
-        """Compute a batch and send its results; where that takes long, have the next ones fetched meanwhile."""
-        if self._busy and self._forward_s >= ASIDE_MIN_S:
-            self._aside.lend()
-        self._busy = True
+        """Compute a batch and send its results; where that takes long, and it helps, have the next ones fetched
+        meanwhile."""
+        began = now()
+        if self._busy:
+            if self._forward_s >= ASIDE_MIN_S:
+                self._help.note(began - self._began, self._size)
+                if self._help.wanted:
+                    self._aside.lend()
+            if self._aside.lent and not self._help.wanted:
+                self._ahead += self._aside.take_back()
+        self._busy, self._began, self._size = True, began, len(taken.batch.uids)
         self._compute(taken)
 
     def _fetch(self, recall: int) -> Taken | None:
@@ -325,5 +336,6 @@ class Loop:
         finally:
             self._compute_ns += time.monotonic_ns() - began
 
-    def _is_expired(self, item: ItemIn) -> bool:
-        return time.monotonic_ns() >= item.deadline_ns or item.uid in self._shared.cancelled.known
+    def _expired(self, items: Sequence[ItemIn]) -> Container[int]:
+        moment, cancelled = time.monotonic_ns(), self._shared.cancelled.known
+        return {item.uid for item in items if item.deadline_ns <= moment or item.uid in cancelled}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import add
 from typing import Final, TypeAlias
 
 from engine.core.messages import Batch, Results
@@ -86,12 +87,27 @@ class Plan:
 
         ``compute_us`` goes into each item's trail, and as a total into one of the parcels.
         """
+        steps = pack_steps(batch.queues_us, batch_us, compute_us)
+        count = len(outcomes)
+        if count <= WITH_HEADERS and count == batch.routes.count(batch.routes[0]) and all(map(_is_plain, outcomes)):
+            target = self.following[batch.routes[0]]  # of all of them: nearly always
+            results = Results(
+                stage=origin.stage,
+                worker=origin.worker,
+                batch=batch.batch,
+                uids=batch.uids,
+                statuses=[OK] * count,
+                trails=[*map(add, batch.trails, steps)],
+                mime=mime if target == FINAL else "",
+                compute_us=compute_us,
+                headers={},
+            )
+            return [(target, results, [outcome.payload for outcome in outcomes])]
         parcels: dict[int, Parcel] = {}
         full: list[Parcel] = []
         most = HEAD_ITEMS
         if len(outcomes) > WITH_HEADERS and any(outcome.headers for outcome in outcomes):
             most = WITH_HEADERS
-        steps = pack_steps(batch.queues_us, batch_us, compute_us)
         # One loop: a comprehension per column is a call per column, which a small batch pays for nothing.
         for position, outcome in enumerate(outcomes):
             target = self.following[batch.routes[position]] if outcome.status == OK else FINAL
@@ -119,6 +135,10 @@ class Plan:
             results.trails.append(batch.trails[position] + steps[position])
             payloads.append(outcome.payload)
         return [*full, *parcels.values()]
+
+
+def _is_plain(outcome: Outcome) -> bool:
+    return outcome.status == OK and not outcome.headers
 
 
 NOWHERE: Final = Plan(Topology((), ()), -1)
