@@ -15,12 +15,23 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import glob
 from typing import TYPE_CHECKING, Any, Final
 
 from engine import descriptors
-from engine.core.placement import Share, Want, assign_device, is_there, own_env, share_cpus, spare_share, thread_env
+from engine.core.placement import (
+    Share,
+    Want,
+    assign_device,
+    frontend_processes,
+    is_there,
+    kept_free,
+    own_env,
+    share_cpus,
+    spare_share,
+    thread_env,
+)
 from engine.cpus import available_cpus, quota
 from engine.errors import StartError
 
@@ -38,6 +49,7 @@ __all__ = [
     "available_cpus",
     "children",
     "count_gpus",
+    "counted",
     "die_with_parent",
     "own_env",
     "pin",
@@ -276,6 +288,16 @@ class Placement:
     env: dict[str, str]
 
 
+def counted(deployment: Deployment) -> Deployment:
+    """The deployment with as many processes of the frontend as this machine carries, where its file does not say."""
+    if deployment.frontend.workers != "auto":
+        return deployment
+    cpus, bound = float(len(available_cpus())), quota()
+    workers = sum(spec.num for spec in deployment.stages)
+    number = frontend_processes(cpus if bound is None else min(cpus, bound), workers)
+    return replace(deployment, frontend=replace(deployment.frontend, workers=number))
+
+
 def slots(deployment: Deployment) -> list[tuple[str, int]]:
     """All workers of a deployment, each a stage's name and a slot: from 1, the spares behind the first ``num``."""
     return [(spec.name, slot) for spec in deployment.stages for slot in range(1, spec.num + spec.spare + 1)]
@@ -300,7 +322,9 @@ def place(
     wants = [Want(deployment.stage(name).cpus, _width(deployment, name, taken)) for name, taken in steady.items()]
     gpus = count_gpus(environ) if any(deployment.stage(name).device != "cpu" for name in used) else 0
     placements = {}
-    for (name, taken), shares in zip(used.items(), share_cpus(available_cpus(), wants, quota=quota()), strict=True):
+    available = available_cpus()
+    dealt = available[kept_free(available, counted(deployment).frontend.processes) :]
+    for (name, taken), shares in zip(used.items(), share_cpus(dealt, wants, quota=quota()), strict=True):
         spec = deployment.stage(name)
         for slot in taken:
             if slot not in steady[name]:

@@ -60,7 +60,7 @@ class Gate:
         self._timeout_s = frontend.timeout
         self._capacity = frontend.capacity
         # Of all processes together, but one body always fits.
-        share = max(frontend.capacity_bytes // frontend.workers, frontend.max_request_size)
+        share = max(frontend.capacity_bytes // frontend.processes, frontend.max_request_size)
         self._capacity_bytes = min(frontend.capacity_bytes, share)
         self._client_bytes = max(self._capacity_bytes // 2, frontend.max_request_size)
         self._heads_most = HEADS_ALL + frontend.capacity * REQUEST_COST

@@ -16,7 +16,7 @@ from engine.errors import StartError
 from engine.exitcodes import ExitCode
 from engine.log import get_logger
 from engine.metrics import Family
-from engine.process import Notifier
+from engine.process import Notifier, counted
 from frontend import compression, tls
 from frontend.listening import PortInUse, listen, url
 from frontend.serving import names
@@ -62,17 +62,18 @@ def _serve(deployment: Deployment, notify: Notifier, connect: Connect, reread: C
     names.check()
     from frontend.serving import application, master  # only now: what is missing would be an ImportError of theirs
 
+    deployment = counted(deployment)
     frontend = deployment.frontend
     if frontend.compression:
         compression.require()
     secure = tls.context(frontend.certfile, frontend.keyfile, http2=has_http2())
     sockets = listen(frontend.address, frontend.port)
     address = url(frontend.address, sockets[0], secure=secure is not None)
-    turns = _Turns(frontend.workers)
+    turns = _Turns(frontend.processes)
 
     def booted() -> None:
         if turns.last():
-            log.info("listening", extra={"url": address, "workers": frontend.workers})
+            log.info("listening", extra={"url": address, "workers": frontend.processes})
             notify.send("ready", url=address)
 
     app = application.Application(deployment, sockets, connect, booted, secure=secure, reread=reread, tell=notify.send)

@@ -49,7 +49,7 @@ def serve(
             extra={"endpoint": broker.endpoints.front, "epoch": broker.epoch, "threads": broker.threads},
         )
         workers = sum(stage.num for stage in deployment.stages)
-        needs = descriptors.broker_needs(workers, len(deployment.stages), deployment.frontend.workers)
+        needs = descriptors.broker_needs(workers, len(deployment.stages), deployment.frontend.processes)
         if needs > descriptors.limit():
             log.warning(
                 "the broker may run out of descriptors: raise the hard limit (ulimit -Hn)",

@@ -181,6 +181,7 @@ _EXPECTED: Final[Mapping[Form, str]] = {
     Form.CPUS: '"auto", "all", a list of CPU numbers like [0, 1], or one such list per worker',
     Form.ENV: "a table of strings, or a list with one such table per worker",
     Form.ARGS: "a table of strings, numbers, booleans, lists and tables",
+    Form.PROCESSES: '"auto" or an integer from 1 to 256',
     Form.WEAR: 'a time, a number of batches or a size of memory, like "12 h", "100000 batches", "12 h, 8 GiB"',
     Form.SIZES: f"a list of at most {SIZES_MOST} integers from 1 to 65536, like [1, 8, 32]",
     Form.WARM_UP: '"auto", "examples", or a time like "30 s" or a number of seconds',
@@ -371,6 +372,12 @@ def _warm_up(value: object) -> str:
     return text
 
 
+def _processes(value: object) -> int | str:
+    if value == "auto" or (type(value) is int and 1 <= value <= 256):
+        return value
+    raise _bad(Form.PROCESSES, value)
+
+
 _FORMS: Final[Mapping[Form, Callable[[object], Any]]] = {
     Form.DEPLOYMENT_NAME: _matching(Form.DEPLOYMENT_NAME, _NAME, empty=True),
     Form.STAGE_NAME: _matching(Form.STAGE_NAME, _NAME),
@@ -389,4 +396,5 @@ _FORMS: Final[Mapping[Form, Callable[[object], Any]]] = {
     Form.WEAR: _wear,
     Form.SIZES: _sizes,
     Form.WARM_UP: _warm_up,
+    Form.PROCESSES: _processes,
 }

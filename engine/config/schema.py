@@ -47,6 +47,7 @@ class Form(Enum):
     WEAR = "time, batches or memory"
     SIZES = "batch sizes"
     WARM_UP = "warm-up"
+    PROCESSES = "number of processes"
 
 
 PATHS: Final = (Form.FOLDER, Form.FILE)  # a relative one is beside the file, or on the command line where one stands
@@ -146,7 +147,12 @@ class FrontendSection:
 
     address: str = key("0.0.0.0", "Host name, IPv4 or IPv6 address to listen on.", flag=True, form=Form.ADDRESS)
     port: int = key(8000, "TCP port to listen on; 0 takes a free one.", least=0, most=65535, flag=True)
-    workers: int = key(1, "gunicorn worker processes.", unit=Unit.COUNT, least=1, most=256)
+    workers: int | str = key(
+        "auto",
+        "gunicorn worker processes; auto: as many as the CPUs carry beside the broker and the stages' workers, at most "
+        "four, which is what one broker can keep up with.",
+        form=Form.PROCESSES,
+    )
     timeout: float = key(
         3.0,
         "Default deadline of a request, and of one forward.",
@@ -209,6 +215,11 @@ class FrontendSection:
         flag=True,
     )
     keyfile: str = key("", "PEM file with the private key; default: in certfile.", form=Form.FILE, flag=True)
+
+    @property
+    def processes(self) -> int:
+        """How many serve. Where it is for the machine to say and nobody has asked it (engine.process), one."""
+        return self.workers if isinstance(self.workers, int) else 1
 
 
 @dataclass(frozen=True)
@@ -290,7 +301,8 @@ class StageSection:
     )
     cpus: str | Sequence[int] | Sequence[Sequence[int]] = key(
         "auto",
-        '"auto" shares the machine\'s CPUs out, "all" pins nothing, a list pins; thread counts follow.',
+        '"auto" shares the machine\'s CPUs out, of many less some for the broker and the frontend; "all" pins nothing, '
+        "a list pins; thread counts follow.",
         form=Form.CPUS,
     )
     env: Mapping[str, str] | Sequence[Mapping[str, str]] = key(

@@ -21,6 +21,7 @@ THREAD_VARIABLES: Final = (
 )
 LEAVE_THREADS: Final = 0
 
+FRONTENDS_MOST: Final = 4  # for these one broker is full: at some 100,000 small requests a second
 MANY_CPUS: Final = 4  # with fewer, threads of the broker only take each other's and the workers' turns
 
 
@@ -78,6 +79,18 @@ def broker_threads(asked: str, cpus: float, *, serves_hosts: bool) -> str:
     if asked != "auto":
         return asked
     return "stage" if serves_hosts and cpus >= MANY_CPUS else "one"
+
+
+def frontend_processes(cpus: float, workers: int) -> int:
+    """How many processes serve HTTP where ``cpus`` CPUs' worth of time carry them, a broker and so many workers: half
+    of what those leave, for clients on the same machine and the system need some too."""
+    return max(1, min(FRONTENDS_MOST, int((cpus - 1 - workers) / 2)))
+
+
+def kept_free(available: Sequence[int], frontends: int) -> int:
+    """How many CPUs "auto" does not deal out, for the broker and so many frontend processes: none of few, and of many
+    at most a quarter."""
+    return min(1 + frontends, len(available) // 4)
 
 
 def spare_share(shares: Sequence[Share]) -> Share:

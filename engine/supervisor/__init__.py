@@ -28,6 +28,7 @@ from engine.cpus import available_cpus
 from engine.errors import StartError
 from engine.exitcodes import ExitCode
 from engine.log import get_logger
+from engine.process import counted
 from engine.signals import STOPPING, Signals
 from engine.supervisor import family
 from engine.supervisor.address import banner, check_port
@@ -64,6 +65,8 @@ def run(
     stdout, as its last lines, where the deployment listens.
     """
     held = named(daemons)
+    deployment = counted(deployment)
+    again = None if reread is None else lambda: counted(reread())
     descriptors.allow_many()
     try:
         with Signals() as signals, claim(run_dir(deployment), deployment.engine.name, _pause(signals)) as folder:
@@ -71,7 +74,7 @@ def run(
             write_snapshot(folder, dump(deployment))
             members = family.whole(deployment)
             environments = family.environments(deployment, members)
-            changes = Changes(deployment, folder, reread, environments)
+            changes = Changes(deployment, folder, again, environments)
             keepers = {Child(Kind.DAEMON, daemon.name): daemon for daemon in held}
             machine = Machine(
                 [*members, *keepers],

@@ -21,7 +21,7 @@ def options(frontend: FrontendSection, grace_s: float) -> dict[str, Any]:
     """What :class:`frontend.serving.application.Application` tells gunicorn."""
     http2 = has_http2()
     return {
-        "workers": frontend.workers,
+        "workers": frontend.processes,
         "worker_class": WORKER_CLASS,
         "logger_class": LOGGER_CLASS,
         "accesslog": None,

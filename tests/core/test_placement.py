@@ -11,6 +11,8 @@ from engine.core.placement import (
     Share,
     Want,
     assign_device,
+    frontend_processes,
+    kept_free,
     own_env,
     share_cpus,
     spare_share,
@@ -120,3 +122,29 @@ def test_devices_are_dealt_out_in_turn(device: Any, gpus: int, expected: list[st
 )
 def test_a_worker_gets_its_own_environment(env: Any, slot: int, expected: dict[str, str]) -> None:
     assert own_env(env, slot) == expected
+
+
+@pytest.mark.parametrize(
+    ("cpus", "workers", "number"),
+    [
+        (0.5, 1, 1),
+        (1, 1, 1),
+        (2, 1, 1),
+        (4, 1, 1),
+        (6, 1, 2),
+        (8, 1, 3),
+        (16, 1, 4),
+        (16, 8, 3),
+        (16, 450, 1),
+        (96, 8, 4),
+    ],
+)
+def test_frontend_processes_are_as_many_as_the_machine_carries(cpus: float, workers: int, number: int) -> None:
+    assert frontend_processes(cpus, workers) == number
+
+
+@pytest.mark.parametrize(
+    ("cpus", "frontends", "kept"), [(1, 1, 0), (2, 1, 0), (4, 1, 1), (8, 3, 2), (16, 4, 4), (96, 4, 5)]
+)
+def test_of_many_cpus_some_are_kept_for_the_broker_and_the_frontends(cpus: int, frontends: int, kept: int) -> None:
+    assert kept_free(range(cpus), frontends) == kept

@@ -234,15 +234,15 @@ def test_a_place_tells_its_worker_where_to_run_and_its_own_environment(tmp_path:
 
 
 def test_a_spare_is_placed_where_those_are_whom_it_may_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "available_cpus", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(process, "available_cpus", lambda: [0, 1, 2, 3, 4])
     monkeypatch.setattr(process, "quota", lambda: None)
     deployment = make(tmp_path, num=2, spare=1, env=[{"A": "1"}, {}])
     *workers, other = process.slots(deployment)
     assert workers == [("a", 1), ("a", 2), ("a", 3)]
     places = process.place(deployment, [*workers, other], environ={"CUDA_VISIBLE_DEVICES": "0,1,2"})
-    assert [places[one].cpus for one in workers] == [(0, 1), (2,), (0, 1, 2)], "none of its own, which would idle"
+    assert [places[one].cpus for one in workers] == [(1, 2), (3,), (1, 2, 3)], "none of its own, which would idle"
     assert [places[one].env["OMP_NUM_THREADS"] for one in workers] == ["2", "1", "1"]
-    assert places[other].cpus == (3,)
+    assert places[other].cpus == (4,)  # and the first is the broker's and the frontend's
     assert [places[one].device for one in workers] == ["cuda:0", "cuda:1", "cuda:2"], "its model takes a GPU's memory"
     assert places["a", 3].env["A"] == "1"
     alone = process.place(deployment, [("a", 3)], environ={"CUDA_VISIBLE_DEVICES": "0"})
