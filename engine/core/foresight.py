@@ -1,13 +1,15 @@
 """What a stage foresees: how long its batches will take, who of those that wait can still be served in time, and what
 whoever comes has to expect. Pure; one of each per stage.
 
-It learns from batches that are done (:mod:`engine.core.predict`), counts what comes, and is told by later stages what
-they need. Two things come of that: the *window rule* (:meth:`Foresight.choose`) where somebody is due before a whole
-batch would be done, and the *outlook* that the door refuses by (:meth:`Foresight.outlook`).
+It learns from batches that are done, before these from warm-ups (:mod:`engine.core.predict`), counts what comes, and
+is told by later stages what they need. Two things come of that: the *window rule* (:meth:`Foresight.choose`) where
+somebody is due before a whole batch would be done, and the *outlook* that the door refuses by
+(:meth:`Foresight.outlook`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import inf
 from typing import Final, NamedTuple
 
@@ -54,6 +56,7 @@ class Foresight:
         self._stats = stats
         self.times = Times(max_batch_size)
         self.service_s = 0.0  # how long a batch takes, lately
+        self._is_guess = False  # as a warm-up has it
         self.delay_s = 0.0  # from an item's arrival to its release, lately
         self.is_long = False  # batches are planned one by one
         self.look_at = 0.0  # when the front is to be told again
@@ -91,8 +94,19 @@ class Foresight:
                 self._later[number] = after_s
         self.later_s = max(self._later)
 
+    def seed(self, times_us: Mapping[int, int]) -> None:
+        """How long batches took in a worker's warm-up."""
+        self.times.seed({n: us / MICROS for n, us in times_us.items()})
+        if self.times.known and (self._is_guess or not self.service_s):
+            self._is_guess = True
+            self.service_s = (self.times.shape[1] + self.times.shape[-1]) / 2  # batches will be small or large
+            self._crew.learn(self.service_s)
+            self.is_long = self.service_s > LONG_S
+
     def took(self, took_s: float) -> None:
         """A batch took so long, at a worker that had it first."""
+        if self._is_guess:
+            self._is_guess, self.service_s = False, 0.0
         self.service_s += (took_s - self.service_s) * (SERVICE_SMOOTHING if self.service_s else 1.0)
         if abs(self.service_s - self._learnt_s) > TOLD_ANEW * self._learnt_s:
             self._learnt_s = self.service_s

@@ -12,6 +12,12 @@ Known of every batch are its size and the worker's own measure of its time. From
 * the *error* of its own predictions, relative, of which whoever decides keeps a part as a margin;
 * the *overhead*: what passes between a batch's release and the arrival of its results beside computing.
 
+Before the first batch it knows what workers have timed while they warmed up (:meth:`Times.seed`), so the first requests
+after a start are predicted as well. But examples are not what people send, and a start is a busy time. So these *seeds*
+give way to the first batch of their size, and where the first batches of all take much more or much less, the seeds are
+taken for the curve's form alone, and scaled. What they say of a worker's speed is not believed: who is thought slow is
+given little, and would take long to show otherwise.
+
 One batch in which something hung is no measure of what batches take: times beyond four times the expected count as
 that. A batch of n is expected to take no less than one of n - 1.
 """
@@ -19,6 +25,7 @@ that. A batch of n is expected to take no less than one of n - 1.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Mapping
 from math import inf, sqrt
 from typing import Final, Protocol
 
@@ -33,6 +40,10 @@ TABLE_WEIGHT: Final = 20.0  # batches over which a mean of the table goes
 MARGIN: Final = 1.0  # of the error, kept by whoever plans; a stage that keeps two refuses itself to death
 LEAST_ERROR: Final = 0.03
 OUTLIER: Final = 4.0
+FIRST: Final = 3  # batches before what is expected is a measure of what comes
+SEED_WEIGHT: Final = 8.0  # of what the warm-ups of a worker say of a size, in batches; once one came:
+SEED_KEPT: Final = 2.0
+SEED_OFF: Final = 2.0  # times as much or as little, and seeds are scaled
 SLOWEST: Final = 16.0
 BUILD_S: Final = 0.1  # how often a size's time is worked out anew at most, once FRESH batches were seen
 FRESH: Final = 32
@@ -69,6 +80,7 @@ class Times:
         self._residue = 0.0
         self._error = 0.0  # mean square of the relative error
         self._table: dict[int, tuple[float, float]] = {}  # bucket -> (mean, weight)
+        self._seeds: set[int] = set()  # buckets of which only the warm-up has told
         self._built_at = 0.0
 
     # --- asking ------------------------------------------------------------------------------------------------------
@@ -88,12 +100,28 @@ class Times:
 
     # --- learning ----------------------------------------------------------------------------------------------------
 
+    def seed(self, times: Mapping[int, float]) -> None:
+        """How long batches took in a worker's warm-up, by size: seconds. Once batches were learned from these know
+        better, and it is passed over; so are sizes that cannot be."""
+        told = [(n, t) for n, t in times.items() if 0 < n <= self.most and t > 0.0]
+        if self._count or not told:
+            return
+        for n, t in told:
+            self._fit_line(n, t)
+            mean, weight = self._table.get(bucket(n), (0.0, 0.0))
+            weight = min(weight + SEED_WEIGHT, TABLE_WEIGHT)
+            self._table[bucket(n)] = (mean + (t - mean) * SEED_WEIGHT / weight, weight)
+            self._seeds.add(bucket(n))
+        self._build()
+
     def learn(self, n: int, took_s: float, worker: Paced, now: float, *, compare: bool = True) -> None:
         """``worker`` computed a batch of ``n`` in ``took_s`` (above 0). ``compare``: it is one of several, whose speeds
         may differ."""
         n = min(n, self.most)
         slowness = worker.slowness
-        if self._count >= 3:
+        if self._seeds:
+            self._give_way(n, took_s / slowness)
+        if self._count >= FIRST:
             expected = self.shape[n] * slowness
             ratio = took_s / expected
             if compare:
@@ -118,6 +146,20 @@ class Times:
         """What a batch took from its release, or from the results of the one before, beyond computing."""
         self.overhead_s += (max(seconds, 0.0) - self.overhead_s) * (OVERHEAD_SMOOTHING if self.overhead_s else 1.0)
 
+    def _give_way(self, n: int, t: float) -> None:
+        """Of what the warm-up has told, while there still is something that it alone has told."""
+        ratio = t / self.shape[n]
+        if self._count < FIRST and not 1.0 / SEED_OFF <= ratio <= SEED_OFF:
+            self._st *= ratio
+            self._snt *= ratio
+            self._b *= ratio
+            self._residue *= ratio * ratio
+            self._table = {size: (mean * ratio, weight) for size, (mean, weight) in self._table.items()}
+        if bucket(n) in self._seeds:
+            self._seeds.discard(bucket(n))
+            mean, _ = self._table[bucket(n)]
+            self._table[bucket(n)] = (mean, SEED_KEPT)
+
     def _forget(self) -> None:
         """Batches take much less than they did: what was known is half as certain. Who believes in slow workers gives
         them little to do, and would take long to find out."""
@@ -134,7 +176,7 @@ class Times:
         mean_n, mean_t = self._sn / s0, self._st / s0
         spread = self._snn / s0 - mean_n * mean_n
         together = self._snt / s0 - mean_n * mean_t
-        b = self._b if self._count > 1 else 0.5 * mean_t / mean_n  # half of it fixed, until sizes differ
+        b = self._b if s0 > 1.0 else 0.5 * mean_t / mean_n  # half of it fixed, until sizes differ
         if spread > 0.5:
             ridge = 0.05 * mean_n * mean_n / min(s0, 20.0)
             b = (together + ridge * b) / (spread + ridge)

@@ -284,6 +284,8 @@ class StageMachine:
             return
         worker.maps = ready.maps and worker.local
         worker.warmup_ms = ready.warmup_ms
+        if ready.times_us:
+            self.foresight.seed(ready.times_us)
         self.mime = ready.mime
         self.flow = worker.flow = ready.flow
         self.about = ready.about or self.about

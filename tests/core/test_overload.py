@@ -127,3 +127,28 @@ def test_a_service_that_has_become_slower_is_found_out() -> None:
     service.layers = (Layer(line(10, 1), workers=4, most=32),)
     service.run(3.0)
     assert service.goodput(1.5, 3.0) >= 0.95
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_burst_right_after_the_start_is_told_at_once_whom_there_is_no_time_for(workers: int) -> None:
+    """The first batch is done after 0.28 s; what is known until then the warm-up has told."""
+    told = {}
+    for warm in (0.0, 1.0):
+        service = Service(Layer(line(200, 10), workers=workers, most=8), timeout_s=1.5, warm=warm)
+        service.arrive(service.poisson(5 * service.capacity * 1.5 / 0.2, 0.2))
+        service.run(4.0)
+        refused = [one for one in service.attempts if one.status != 200]
+        told[warm] = sum(one.answered_at - one.at < 0.01 for one in refused) / len(refused)
+        assert len(service.attempts) - len(refused) >= 0.9 * 1.2 * service.capacity
+    assert told[0.0] < 0.5, "else this tests nothing"
+    assert told[1.0] > 0.95
+
+
+@pytest.mark.parametrize("warm", [0.2, 0.5, 2.0, 5.0])
+@pytest.mark.parametrize("name", ["slow, four workers", "large items", "quick", "quick, flat"])
+def test_a_warm_up_that_was_no_measure_of_what_comes_costs_little(name: str, warm: float) -> None:
+    layers, timeout_s, _, seconds = SERVICES[name]
+    service = Service(*layers, timeout_s=timeout_s, warm=warm)
+    service.arrive(service.poisson(0.9 * service.capacity, seconds))
+    service.run(seconds + timeout_s)
+    assert len(service.good(0.0, seconds)) >= 0.9 * len(service.attempts)

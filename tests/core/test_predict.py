@@ -134,3 +134,84 @@ def test_buckets_are_whole_and_in_order() -> None:
     numbers = [bucket(n) for n in range(1, 5000)]
     assert numbers == sorted(numbers)
     assert all(later - former <= 1 for former, later in pairwise(numbers))
+
+
+# --- what was timed in a warm-up -------------------------------------------------------------------------------------
+
+LIKELY = (1, 2, 4, 8, 16, 32)
+
+
+def seeded(curve: Callable[[int], float], workers: int = 1) -> Times:
+    times = Times(32)
+    for _ in range(workers):
+        times.seed({n: curve(n) for n in LIKELY})
+    return times
+
+
+def step(n: int) -> float:
+    return 0.020 if n <= 8 else 0.100
+
+
+@pytest.mark.parametrize(
+    ("curve", "within"), [(line, 0.02), (lambda n: 0.002 * n, 0.02), (lambda n: 0.05, 0.02), (step, 0.1)]
+)
+@pytest.mark.parametrize("workers", [1, 4])
+def test_after_the_warm_up_the_first_batches_are_predicted_rightly(
+    curve: Callable[[int], float], within: float, workers: int
+) -> None:
+    times = seeded(curve, workers)
+    assert times.known
+    for n in LIKELY:
+        assert times.predict(n, Worker()) == pytest.approx(curve(n), rel=within)
+    assert times.fit(32, curve(8) * 1.1, Worker()) >= 8
+
+
+def test_sizes_that_are_padded_take_what_the_next_allowed_size_takes() -> None:
+    times = Times(32)
+    times.seed({1: 0.004, 2: 0.010, 8: 0.010, 9: 0.050, 32: 0.050})  # batch_sizes = [1, 8, 32]
+    for n, took in ((1, 0.004), (2, 0.010), (5, 0.010), (8, 0.010), (9, 0.050), (20, 0.050), (32, 0.050)):
+        assert times.predict(n, Worker()) == pytest.approx(took, rel=0.2)
+
+
+@pytest.mark.parametrize("off", [0.1, 0.4, 3.0, 20.0])
+def test_a_warm_up_with_other_values_than_come_gives_the_curve_its_form_and_the_first_batch_its_height(
+    off: float,
+) -> None:
+    times = seeded(lambda n: off * line(n))
+    worker = taught(times, [4], line)
+    for n in (1, 8, 32):
+        assert times.predict(n, worker) == pytest.approx(line(n), rel=0.1)
+    assert worker.slowness == 1.0
+
+
+def test_a_first_batch_that_hung_is_put_right_by_the_second() -> None:
+    times = seeded(line)
+    worker = taught(times, [4], lambda n: 50 * line(n))
+    taught(times, [4, 8], line, worker=worker, began=10.0)
+    for n in (1, 4, 32):
+        assert times.predict(n, worker) < 3 * line(n)
+
+
+def test_batches_outweigh_what_the_warm_up_has_said_of_their_size() -> None:
+    times = seeded(line)
+    worker = taught(times, [8] * 4, lambda n: 1.5 * line(n))
+    assert times.predict(8, worker) == pytest.approx(1.5 * line(8), rel=0.15)
+
+
+def test_once_batches_were_seen_a_worker_that_starts_says_nothing_new() -> None:
+    times = Times(32)
+    worker = taught(times, [8], line)
+    shape = times.shape
+    times.seed({8: 10.0})
+    assert times.shape is shape
+    assert times.predict(8, worker) == pytest.approx(line(8))
+
+
+@given(st.dictionaries(st.integers(0, 1 << 62), st.floats(0.0, 1e9), max_size=30), st.integers(1, 64))
+def test_whatever_a_worker_says_of_its_warm_up_predictions_stay_sound(told: dict[int, float], most: int) -> None:
+    times, worker = Times(most), Worker()
+    times.seed(told)
+    assert times.known == any(0 < n <= most and t > 0 for n, t in told.items())
+    times.learn(most, 0.01, worker, 1.0)
+    assert times.shape == sorted(times.shape)
+    assert 0 < times.predict(most, worker) < 1e10

@@ -81,9 +81,11 @@ class Service:
         routes: Sequence[tuple[int, ...]] = (),
         noise: float = 0.05,
         lag_s: float = 0.0,
+        warm: float = 0.0,
         seed: int = 1,
     ) -> None:
-        """``lag_s``: how long what stages tell the front is on its way."""
+        """``lag_s``: how long what stages tell the front is on its way. ``warm``: what workers have timed in their
+        warm-up, in multiples of what batches take; 0: they had none."""
         names = tuple(f"s{index}" for index in range(len(layers)))
         ways = tuple(routes) or (tuple(range(len(layers))),)
         self.topology = Topology(names, tuple(Route(f"/r{index}", way) for index, way in enumerate(ways)))
@@ -111,7 +113,8 @@ class Service:
                 words = worker_words(self.topology, names[index], slot=slot, pid=100 * index + slot)
                 key = stage.introduce(words, local=True, now=self.now)
                 assert isinstance(key, int)
-                stage.ready(Ready(key, "application/json"), self.now)
+                times_us = {n: round(warm * layer.curve(n) * 1e6) for n in (1, 2, 4, 8, 16, 32) if n <= layer.most}
+                stage.ready(Ready(key, "application/json", times_us=times_us if warm else {}), self.now)
                 factor = 3.0 if slot >= layer.workers - layer.slow else 1.0
                 self.hands[index, key] = Hand(index, key, factor)
         self.front.crews = [stage.crew for stage in self.stages]
