@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote_to_bytes
 
-from gunicorn.asgi.parser import InvalidChunkSize, LimitRequestHeaders, PythonProtocol
+from gunicorn.asgi.parser import RFC9112_TARGET_INVALID, InvalidChunkSize, LimitRequestHeaders, PythonProtocol
 from gunicorn.asgi.protocol import ASGIProtocol
 
 from engine.clock import now
@@ -348,6 +349,16 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
     def _build_http_scope(self, *args: Any) -> dict[str, Any]:
         scope: dict[str, Any] = super()._build_http_scope(*args)
         scope[CUT] = self._cut
+        return scope
+
+    def _build_http2_scope(self, request: Any, *args: Any) -> dict[str, Any]:
+        """Its target means what it means over HTTP/1; one that could not come there is nobody's."""
+        scope: dict[str, Any] = super()._build_http2_scope(request, *args)
+        target: bytes = request.uri.encode("latin-1")
+        path, _, query = target.partition(b"?")
+        is_sane = RFC9112_TARGET_INVALID.search(target) is None
+        scope["path"] = unquote_to_bytes(path).decode("utf-8", "replace") if is_sane else ""
+        scope["raw_path"], scope["query_string"] = path, query
         return scope
 
     def _cut(self, at_once: bool) -> None:

@@ -1,5 +1,6 @@
 """HTTP/2 clients that ask for answers and do not take them: what a frontend holds for them is bounded, and others are
-served. The clients are h2's, so that what they say is right but for what they leave out."""
+served; and that heads mean what they mean over HTTP/1. The clients are h2's, so that what they say is right but for
+what they leave out."""
 
 from __future__ import annotations
 
@@ -46,9 +47,9 @@ class Client:
         """Answers of this kind that have come."""
         return sum((b":status", b"%d" % status) in (event.headers or ()) for event in self._seen)
 
-    def ask(self, body: bytes, *fields: tuple[str, bytes], path: str = "/inference", ends: bool = True) -> int:
+    def ask(self, body: bytes, *fields: tuple[bytes, bytes], path: bytes = b"/inference", ends: bool = True) -> int:
         stream = self._h2.get_next_available_stream_id()
-        own = {":method": "POST", ":path": path, ":scheme": "http", ":authority": "test"}
+        own = {b":method": b"POST", b":path": path, b":scheme": b"http", b":authority": b"test"}
         self._h2.send_headers(stream, [*own.items(), *fields])
         for at in range(0, max(1, len(body)), FRAME):
             self._h2.send_data(stream, body[at : at + FRAME], end_stream=ends and at + FRAME >= len(body))
@@ -117,7 +118,7 @@ def test_an_answer_that_is_given_up_ends_its_stream_and_not_the_connection(tmp_p
 
 def test_heads_of_requests_whose_bodies_do_not_come_are_bounded_together(tmp_path: Path) -> None:
     """Each is 60 KB large and costs its client a few bytes, for it only refers to what was said before."""
-    heavy = [("x-a", b"a" * 4000)] * 15
+    heavy = [(b"x-a", b"a" * 4000)] * 15
     with attacked(tmp_path, capacity=16) as running, clients(running, 6, WIDE) as hostile:
         before = resident(running)
         refused = 0
@@ -141,7 +142,7 @@ def test_bodies_behind_answers_that_nobody_takes_are_not_kept(tmp_path: Path) ->
         before = resident(running)
         for one in hostile:
             for _ in range(STREAMS):
-                one.ask(bytes(60_000), path="/healthz", ends=False)
+                one.ask(bytes(60_000), path=b"/healthz", ends=False)
                 one.heard()  # there is window again
         assert resident(running) - before < 25 * MIB, "of 45 MiB"
 
@@ -149,10 +150,48 @@ def test_bodies_behind_answers_that_nobody_takes_are_not_kept(tmp_path: Path) ->
 @pytest.mark.parametrize("value", [b"caf\xe9", "caf\u00e9".encode(), "\u65e5\u672c".encode()])
 def test_bytes_of_a_head_are_told_as_they_came(value: bytes, tmp_path: Path) -> None:
     with frontend(tmp_path, tells=True) as running, clients(running, 1, WIDE) as (one,):
-        one.ask(b"1", ("x-a", value))
+        one.ask(b"1", (b"x-a", value))
         (data, *_) = one.until(h2.events.DataReceived, 1)
         assert isinstance(data, h2.events.DataReceived)
         assert ["x-a", value.decode("latin-1")] in json.loads(data.data)["fields"]
         with running.connect() as plain:
             head = b"POST /inference HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\nx-a: " + value + b"\r\n\r\n1"
             assert ["x-a", value.decode("latin-1")] in json.loads(plain.send(head).reply().body)["fields"]
+
+
+TARGETS = (
+    b"/inference",
+    b"/%69nference?q=%20a",
+    b"/inference#a",
+    b"/inference?a#b",
+    b"//inference",
+    b"http://test/second",
+    b"/second?",
+    b"/inf\xe9",
+    b"/inf%e9",
+    b"/inference?\xff=1",
+    b"/inference?\xc3\xa9",
+    b"*",
+    b"second",
+)
+
+
+def test_targets_mean_what_they_mean_over_http1(tmp_path: Path) -> None:
+    with frontend(tmp_path, tells=True) as running:
+        for target in TARGETS:
+            with clients(running, 1, WIDE) as (one,), running.connect() as plain:
+                one.ask(b"1", path=target)
+                (data, *_) = one.until(h2.events.DataReceived, 1)
+                assert isinstance(data, h2.events.DataReceived)
+                reply = plain.send(b"POST " + target + b" HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\n1").reply()
+                assert one.count(reply.status) == 1, target
+                assert meant(data.data) == meant(reply.body), target
+        assert "Traceback" not in running.text()
+
+
+def meant(body: bytes) -> object:
+    """Which route and which query, or the refusal."""
+    if not body.startswith(b"{"):
+        return body
+    told = json.loads(body)
+    return told["route"], told["query"]
