@@ -40,7 +40,7 @@ from engine.core.messages import OWN_HEADERS_MOST, Flow, Status
 from engine.core.wire import Payload, are_bytes, payload_size
 from engine.errors import EncodingError, EngineError, EngineTimeoutError, WorkerBroken
 from engine.log import get_logger
-from stages import blame, columns, device, ipc, plainjson
+from stages import blame, buffers, columns, device, ipc, plainjson
 from stages.base import Worker
 from stages.context import PADDING, ItemIn
 from stages.shm import FOREIGN, Lease
@@ -105,6 +105,7 @@ class Codec:
         self._own_encode = _is_own(worker, "serialize_ipc")
         self._is_open = worker._is_open  # then all goes by the object's methods, which know how
         self._whole = flow_of(worker) is Flow.WHOLE
+        self._device = worker.device
         self._unpacks = not self._own_decode and not self._is_open
 
     def decodes_by_own(self, item: ItemIn) -> bool:
@@ -123,6 +124,7 @@ class Codec:
             if not self._own_deserialize and type(item.payload) is bytes:
                 return plainjson.decode(item.payload)  # what Worker's own does, without the way there
             return self._worker.deserialize(lease.own_bytes(item.payload, last=last))
+        buffers.receive_on(self._device)
         if self._is_open:
             if type(item.payload) is tuple:
                 raise ValueError("a payload of several parts over tcp")
