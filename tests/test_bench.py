@@ -254,7 +254,15 @@ def test_every_case_is_listed_once_and_belongs_to_all() -> None:
     assert len(set(names)) == len(names)
     assert chosen(["all"]) == list(CASES)
     assert [line.split()[0] for line in listing().splitlines()[1:]] == names
-    assert {case.group for case in CASES} == {"echo", "accelerator", "model", "tensors", "gap", "growth"}
+    assert {case.group for case in CASES} == {
+        "echo",
+        "accelerator",
+        "model",
+        "tensors",
+        "gap",
+        "growth",
+        "launch-bound",
+    }
 
 
 def test_every_module_of_a_case_is_run() -> None:

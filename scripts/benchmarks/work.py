@@ -23,6 +23,9 @@ BATCH = struct.Struct("<qqq")  # monotonic nanoseconds at begin and end of a for
 FIXED_S = 0.005
 PER_ITEM_S = 0.0005
 TENSOR_MB = (0.1, 1, 4, 16)
+TEXT = " ".join(["word"] * 14)  # 16 tokens with [CLS] and [SEP]; all texts alike, so nothing is padding
+TOKENS = 64
+LAUNCHES = 1000  # operations of a forward, some 4 us each
 
 
 class Made:
@@ -120,15 +123,73 @@ class Embed(Recorded):
         self.record(begin, len(data))
         return result
 
+    @staticmethod
+    def batch(size: int) -> list[Any]:
+        """Values as the service's requests bring them, for the plain loop."""
+        return [{"text": TEXT}] * size
+
     def encode(self, data: Sequence[dict[str, str]]) -> list[dict[str, str]]:
         vectors = self.model.encode([item["text"] for item in data], batch_size=len(data), show_progress_bar=False)
         return [{"embedding": base64.b64encode(vector.astype("<f4").tobytes()).decode()} for vector in vectors]
 
 
-def minilm() -> Any:  # a SentenceTransformer, imported only where it is used
-    """The model, with the number of threads the run asks for."""
+class Tokens(Made):
+    """``{"x": 2}`` -> the numbers of 64 tokens, one value or a batch."""
+
+    def __init__(self) -> None:
+        import numpy as np
+
+        self.arrays = [np.full(TOKENS, number, np.int64) for number in range(8)]
+        super().__init__()
+
+    def forward(self, data: Any) -> Any:
+        if isinstance(data, list):
+            return [self.arrays[value["x"]] for value in data]
+        return self.arrays[data["x"]]
+
+
+class Launches(Recorded):
+    """What launching kernels looks like to the interpreter: many short operations, each of which lets go of it."""
+
+    def __init__(self) -> None:
+        use_site()
+        import torch
+
+        torch.set_num_threads(1)
+        self.forward(self.batch(2))
+        super().__init__()
+
+    @staticmethod
+    def batch(size: int) -> list[Any]:
+        """As Tokens gives them."""
+        import numpy as np
+
+        return [np.full(TOKENS, 2, np.int64)] * size
+
+    def forward(self, data: list[Any]) -> list[Any]:
+        import numpy as np
+        import torch
+
+        begin = time.monotonic_ns()
+        rows = torch.from_numpy(np.stack(data)).float()
+        moved = torch.zeros(1024)
+        for _ in range(LAUNCHES):
+            moved = moved + 1
+        sums: list[float] = (rows.sum(1) + moved[0]).tolist()
+        if hasattr(self, "file"):
+            self.record(begin, len(data))
+        return sums
+
+
+def use_site() -> None:
+    """Every system takes torch and the weights from the same place."""
     if (site := os.environ[SITE_VARIABLE]) not in sys.path:
         sys.path.append(site)
+
+
+def minilm() -> Any:  # a SentenceTransformer, imported only where it is used
+    """The model, with the number of threads the run asks for."""
+    use_site()
     from importlib.util import find_spec
 
     import torch

@@ -31,6 +31,14 @@ class Embed(work.Embed, Worker):
     """See benchmarks.work."""
 
 
+class Tokens(work.Tokens, Worker):
+    """See benchmarks.work."""
+
+
+class Launches(work.Launches, Worker):
+    """See benchmarks.work."""
+
+
 def main() -> None:
     """Serve until a signal; flags are Mosec's own."""
     service = plan.Service.from_json(os.environ[plan.SERVICE_VARIABLE])

@@ -34,3 +34,11 @@ class Total(work.Total, Worker):
 
 class Embed(work.Embed, Worker):
     """See benchmarks.work."""
+
+
+class Tokens(work.Tokens, Worker):
+    """See benchmarks.work."""
+
+
+class Launches(work.Launches, Worker):
+    """See benchmarks.work."""

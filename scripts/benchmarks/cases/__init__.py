@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from benchmarks.cases import accelerator, echo, gap, growth, memory, model, tensors
+from benchmarks.cases import accelerator, echo, gap, growth, launch, memory, model, tensors
 from benchmarks.result import Case
 
 CASES: Final[tuple[Case, ...]] = (
@@ -15,6 +15,7 @@ CASES: Final[tuple[Case, ...]] = (
     model.CASE,
     tensors.CASE,
     gap.CASE,
+    launch.CASE,
     *growth.CASES,
     memory.CASE,
 )

@@ -10,26 +10,22 @@ and counting answers would err by the one cut at its edge.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from benchmarks import record, systems
 from benchmarks.bench import open_values
+from benchmarks.offline import offline
 from benchmarks.plan import Service, Stage
 from benchmarks.result import OURS, PEER, Case, Metric, Picture, Point, Row, Target, worst
+from benchmarks.work import TEXT
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from benchmarks.bench import Bench
 
 BATCH: Final = 16
-TEXT: Final = " ".join(["word"] * 14)  # 16 tokens with [CLS] and [SEP]; all texts alike, so nothing is padding
 BODY: Final = f'{{"text": "{TEXT}"}}'
 SERVICE: Final = Service((Stage("Embed", max_batch_size=BATCH, max_wait_ms=10),), timeout_s=60)
 CONNECTIONS: Final = 4 * BATCH
@@ -39,55 +35,9 @@ OFFLINE: Final = "offline"
 POLLING: Final = "litserve"  # not idle when it has nothing to do
 
 
-class Offline:
-    """The plain loop, in a process of its own; runs when asked to."""
-
-    def __init__(self, process: subprocess.Popen[str], records: Path) -> None:
-        self._process = process
-        self._records = records
-
-    def rate(self, seconds: float) -> float:
-        """Texts per second. Raises RuntimeError when the loop has ended or the time was too short for two batches."""
-        known = sum(map(len, record.read(self._records).values()))
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{seconds}\n")
-        self._process.stdin.flush()
-        self.wait("done")
-        (batches,) = record.read(self._records).values()
-        rate = record.items_per_second(batches[known:])
-        if rate is None:
-            raise RuntimeError(f"{seconds} s is too short for two batches on this machine: give more --seconds")
-        return rate
-
-    def wait(self, word: str) -> None:
-        assert self._process.stdout is not None
-        if self._process.stdout.readline().strip() != word:
-            raise RuntimeError(f"the offline loop ended with {self._process.wait()}")
-
-
-@contextmanager
-def offline(bench: Bench) -> Iterator[Offline]:
-    """The loop, loaded and warm."""
-    records = bench.folder / "offline" / "records"
-    records.mkdir(parents=True)
-    with (records.parent / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.offline", str(BATCH), TEXT],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-            env={**os.environ, **systems.environment(SERVICE, records.parent, bench.threads)},
-        )  # fmt: skip
-    loop = Offline(process, records)
-    try:
-        loop.wait("ready")
-        yield loop
-    finally:
-        systems.stop_child(process)
-
-
 def run(bench: Bench) -> Iterator[Row]:
     with ExitStack() as stack:
-        bench.say("starting the offline loop")
-        loop = stack.enter_context(offline(bench))
+        loop = stack.enter_context(offline(bench, SERVICE, "Embed", BATCH))
         running = {
             system: stack.enter_context(bench.started(system, SERVICE, BODY)) for system in (OURS, PEER, POLLING)
         }
@@ -97,7 +47,9 @@ def run(bench: Bench) -> Iterator[Row]:
         for repeat, contender in bench.turns((OFFLINE, *running)):
             bench.say(f"measuring {contender}")
             if contender == OFFLINE:
-                ceilings.append(loop.rate(bench.seconds))
+                rate = record.items_per_second(loop.batches(bench.seconds))
+                assert rate is not None  # of two batches at least
+                ceilings.append(rate)
                 yield Row(OFFLINE, repeat, {"load": SATURATED}, {"rate": ceilings[-1]})
                 continue
             if contender == POLLING:
