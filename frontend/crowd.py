@@ -46,7 +46,7 @@ class Crowd:
         if count < limit - spare:
             self._places = self._blind = 0
             return []
-        if count < limit - spare // 2:
+        if count < limit - spare // 4:
             if self._places:
                 self._places -= 1
                 return []

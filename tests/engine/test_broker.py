@@ -494,6 +494,22 @@ def test_an_unknown_worker_is_asked_to_introduce_itself(deployment: Deployment) 
         assert w.receive() == Pulse(broker.epoch, True)
 
 
+def test_a_worker_is_told_whether_it_is_known_to_be_ready(deployment: Deployment) -> None:
+    with running(deployment) as broker:
+        loading = Worker(deployment)
+        try:
+            loading.send(loading.who)
+            welcome = loading.receive()
+            assert isinstance(welcome, Welcome)
+            loading.send(WorkerBeat(welcome.worker))
+            assert loading.receive() == Pulse(broker.epoch, True, is_loading=True)
+            loading.send(Ready(welcome.worker, "text/plain"))
+            loading.send(WorkerBeat(welcome.worker))
+            assert loading.receive() == Pulse(broker.epoch, True)
+        finally:
+            loading.close()
+
+
 def test_a_worker_from_another_file_is_refused(deployment: Deployment) -> None:
     with running(deployment):
         stranger = Worker(deployment)
