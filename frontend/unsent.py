@@ -19,6 +19,9 @@ from frontend.pace import NEW_S, STALL_S, is_late
 
 LOOK_MOST: Final = 2000  # that are looked at in one go: a millisecond or two
 ROOM: Final = 8  # where there is too much, this part of the bound is made free, so that it is not done for each answer
+SLACK: Final = (
+    64  # by this part it may be passed until the next sweep, where looking at all has found that there is room
+)
 
 
 class Debtor(Protocol):
@@ -74,6 +77,7 @@ class Unsent:
     def __init__(self, most: int) -> None:
         self.total = 0  # bytes, when last looked at
         self._most = most
+        self._look_at = most  # bytes above which a new one has all looked at
         self._debts: dict[Debtor, _Debt] = {}
 
     def watch(self, debtor: Debtor, among: Sized = ()) -> None:
@@ -82,7 +86,7 @@ class Unsent:
         if debtor not in self._debts and (owed := debtor.get_write_buffer_size()):
             self._debts[debtor] = _Debt(owed, now(), among)
             self.total += owed
-            if self.total > self._most:
+            if self.total > self._look_at:
                 self._make_room(now())
 
     def taken(self, transport: Transport) -> None:
@@ -105,6 +109,7 @@ class Unsent:
     def sweep(self, instant: float) -> None:
         """Enforce both bounds; call it a few times a second."""
         debts = self._debts
+        self._look_at = self._most
         for debtor in list(islice(debts, LOOK_MOST)):
             debt = debts[debtor] = debts.pop(debtor)  # the next time it is the turn of others
             self._look(debtor, debt, instant)
@@ -124,6 +129,7 @@ class Unsent:
         for debtor, debt in list(self._debts.items()):
             self._look(debtor, debt, instant)
         if self.total <= self._most:
+            self._look_at = max(self._most, self.total + self._most // SLACK)
             return
         for debtor in sorted(self._debts, key=lambda one: self._debts[one].rank(instant)):
             if debtor in self._debts:  # still: to cut one may end others

@@ -25,7 +25,7 @@ from frontend.gate import Gate
 
 PIECE: Final = 64 * 1024  # bytes of an answer handed to gunicorn at once
 FRAME: Final = 16 * 1024  # bytes of a frame, unless the client wants larger ones
-ANSWER_COST: Final = 8 * 1024  # bytes that holding an answer takes beyond its body: a task, its frames, the stream
+ANSWER_COST: Final = 24 * 1024  # bytes that holding an answer takes beyond its body: a task, its frames, the stream
 
 
 def install(gate: Gate, head_max: int) -> None:
@@ -75,7 +75,9 @@ class Connection2(AsyncHTTP2Connection):  # type: ignore[misc]  # gunicorn has n
         stream = self.streams.get(stream_id)
         if stream is not None:
             stream._body_chunks.clear()
-        answer = _Answer(self, stream_id, size)
+        # And the head, twice: as the stream has it, and as the application does.
+        head = 2 * sum([len(name) + len(value) for name, value in stream.request_headers]) if stream is not None else 0
+        answer = _Answer(self, stream_id, size, ANSWER_COST + head)
         self._answers.add(answer)
         self._unsent.watch(answer, self._answers)
         try:
@@ -113,17 +115,18 @@ class Connection2(AsyncHTTP2Connection):  # type: ignore[misc]  # gunicorn has n
 
 class _Answer:
     """A piece of an answer that is being sent, whole or of a stream; ``left``: bytes that the connection has not taken,
-    to one piece."""
+    to one piece; ``cost``: what holding it takes beside."""
 
-    __slots__ = ("_connection", "_stream_id", "left")
+    __slots__ = ("_connection", "_cost", "_stream_id", "left")
 
-    def __init__(self, connection: Connection2, stream_id: int, size: int) -> None:
+    def __init__(self, connection: Connection2, stream_id: int, size: int, cost: int) -> None:
         self._connection = connection
+        self._cost = cost
         self._stream_id = stream_id
         self.left = size
 
     def get_write_buffer_size(self) -> int:
-        return self.left + ANSWER_COST
+        return self.left + self._cost
 
     def abort(self) -> None:
         self._connection.reset(self._stream_id)

@@ -124,6 +124,7 @@ NAMES: Final = (
     Name(_HTTP2, "send_data", "http2", "overridden: in pieces, which are not copied for each frame"),
     Name(_STREAM, "response_started", "http2", "whether its answer has begun"),
     Name(_STREAM, "response_complete", "http2", "and whether it has ended"),
+    Name(_STREAM, "request_headers", "http2", "what its head holds"),
     Name(_STREAM, "_body_chunks", "http2", "what has come of its body"),
     Name(_STREAM, "_acknowledge", "http2", "gives its client window for what was dropped"),
     Name(_STREAM, "unacked_size", "http2", "how much that is"),

@@ -15,7 +15,7 @@ from frontend.inbox import Inbox
 from frontend.lean import LeanConnection
 from frontend.pace import LEAST_RATE, NEW_S, STALL_S, is_late, left_s
 from frontend.serving.connection import Connection
-from frontend.unsent import LOOK_MOST, ROOM, Unsent
+from frontend.unsent import LOOK_MOST, ROOM, SLACK, Unsent
 
 # --- pace ------------------------------------------------------------------------------------------------------------
 
@@ -247,6 +247,29 @@ def test_room_is_made_for_many_at_once() -> None:
         unsent.watch(one)
     assert unsent.total == 1000 - 1000 // ROOM
     assert [one.aborted for one in clients] == [True] * 126 + [False] * 875
+
+
+def test_who_has_taken_all_is_not_looked_for_with_each_that_comes() -> None:
+    """A thousand that hold nearly all there is, and others that come and take theirs."""
+    unsent, looks = Unsent(1_000_000), 0
+
+    class Looked(Transport):
+        def get_write_buffer_size(self) -> int:
+            nonlocal looks
+            looks += 1
+            return self.unsent
+
+    for _ in range(998):
+        unsent.watch(Looked(1000))
+    looks = 0
+    for _ in range(100):
+        quick = Looked(1500)
+        unsent.watch(quick)
+        quick.unsent = 0
+    assert looks < 20_000
+    assert unsent.total <= 1_000_000 * (1 + 2 / SLACK)
+    unsent.sweep(now())
+    assert unsent.total <= 1_000_000
 
 
 def test_however_many_there_are_each_has_its_turn() -> None:
