@@ -57,7 +57,7 @@ class Finding:
     median_s: float | None = None
     batch: int | None = None  # values in the example that was measured
     sizes: list[SizeFinding] = field(default_factory=list)  # of a stage that batches, in the order of size
-    no_time_for: list[int] = field(default_factory=list)  # sizes that the warm-up leaves out
+    left_out: list[int] = field(default_factory=list)  # sizes that the warm-up has no time or no room for
     exhausted: int | None = None  # the smallest size that memory did not take
     result_bytes: int | None = None  # of the largest encoded result
     memory_bytes: int | None = None  # most beyond what the process held before the stage was loaded
@@ -189,7 +189,7 @@ def _measure(worker: Worker, inputs: Sequence[Any], finding: Finding, spec: Stag
     finding.first_s = plan.first_s
     if spec.max_batch_size > 1:
         finding.sizes = [SizeFinding(size, one.first_s, one.second_s) for size, one in sorted(plan.tried.items())]
-        finding.no_time_for, finding.exhausted = sorted(plan.left_out), plan.exhausted or None
+        finding.left_out, finding.exhausted = sorted(plan.left_out), plan.exhausted or None
     example = inputs[-1] if not plan.exhausted else inputs[-1][: plan.fitted]
     times: list[float] = []
     until = time.perf_counter() + REPEAT_S
@@ -278,16 +278,15 @@ def table(findings: Sequence[Finding]) -> str:
 
 def _by_size(finding: Finding) -> list[str]:
     """A line per size; none where there is but one, which its stage's line has shown."""
-    if len(finding.sizes) < 2 and not finding.no_time_for and finding.exhausted is None:
+    if len(finding.sizes) < 2 and not finding.left_out and finding.exhausted is None:
         return []
     lines = [f"{finding.stage}: first and second call by size of batch:"]
     for one in finding.sizes:
         lines.append(f"{one.size:>8}  {_time(one.first_s):>12}  {_time(one.second_s):>12}".rstrip())
     if finding.exhausted is not None:
         lines.append(f"{finding.exhausted:>8}  does not fit in memory: such batches are computed in parts")
-    if finding.no_time_for:
-        sizes = ranges(finding.no_time_for)
-        lines.append(f'          no time for {sizes}: a stage with warm_up = "1 min" takes more (see warm_up)')
+    if finding.left_out:
+        lines.append(f'{"":8}  no time for {ranges(finding.left_out)}: warm_up = "1 min" takes more')
     return lines
 
 

@@ -7,7 +7,7 @@ of all the others. But no size is worth a start that takes much longer, so (:cla
 * the most likely go first: 1, the powers of two, the largest; then those between, and these only where first calls on
   most of the former have taken notably longer than the second (else there is nothing to be gained);
 * all within a *budget* (:func:`budget_s`), counted from when the examples are done. A size that would probably exceed
-  it is left out;
+  it is left out, and so is one whose values would take much memory by themselves;
 * what memory does not take, and more than that, is not tried. It is no failure as long as something fits;
 * where a stage is restricted to some sizes, these are tried, and all of them: whoever names them compiles for them,
   and no request must wait for that.
@@ -23,8 +23,11 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Final
 
+from engine.core.wire import payload_size
+from stages import ipc
 from stages.base import Worker
 from stages.build import encoded_size, forward_example, fresh
 from stages.compute import give_room
@@ -35,6 +38,7 @@ BUDGET_MIN_S: Final = 2.0
 BUDGET_MAX_S: Final = 10.0
 NOTABLE: Final = 1.5  # the first call, in multiples of the second
 NOTABLE_S: Final = 0.002  # and longer than it by this: less is noise, or nobody's concern
+VALUES_MOST: Final = 1 << 30  # bytes of the values of a batch: no request brings as much
 PROGRESS_S: Final = 1.0  # between two words about sizes
 
 
@@ -73,12 +77,13 @@ class WarmUp:
         self.tried: dict[int, Tried] = {}  # by size
         self.exhausted = 0  # the smallest size that memory did not take; 0: it took all
         self.failure: Exception | None = None  # what forward raised then
-        self.left_out: list[int] = []  # for which there was no time
+        self.left_out: list[int] = []  # for which there was no time, or too little room
+        self.most_values: float = inf  # more take too much room
+        self.value_s = 0.0  # what it takes to make a batch, for each of its values
         self._most = most
         self._sizes = tuple(sizes)
         self._waiting: deque[int] | None = None  # sizes to look at, those likely or those between; None: not begun
         self._is_between = False
-        self.first_s: float | None = None  # of the very first call
         self._last = 0  # the size that was given out last
         self._begun = 0  # that of the very first call, in which much begins that is no size's
 
@@ -89,6 +94,11 @@ class WarmUp:
             return list(self._sizes)
         powers = [1 << exponent for exponent in range(self._most.bit_length())]
         return list(dict.fromkeys([*powers, self._most]))
+
+    @property
+    def first_s(self) -> float | None:
+        """How long the very first call took."""
+        return self.tried[self._begun].first_s if self._begun else None
 
     @property
     def smallest(self) -> int:
@@ -120,7 +130,7 @@ class WarmUp:
                     if self._wants_again(size, left_s):
                         self._last = 0
                         return size
-                elif self._sizes or (left_s > 0.0 and self.expected_s(size) <= left_s):
+                elif self._sizes or self._is_affordable(size, left_s):
                     return size
                 else:
                     self.left_out.append(size)
@@ -132,14 +142,12 @@ class WarmUp:
     def shown(self, size: int, seconds: float) -> None:
         """An example of so many values was computed. Another one of the same size, but not of the same shape perhaps,
         says nothing more of the size."""
-        self.first_s = self.first_s or seconds
-        self._begun = self._begun or size
-        if size:
-            self.tried.setdefault(size, Tried(seconds))
+        if size and size not in self.tried:
+            self.took(size, seconds)
 
     def took(self, size: int, seconds: float) -> None:
         """A call that :meth:`next` asked for has succeeded."""
-        self.first_s = self.first_s or seconds
+        self._begun = self._begun or size
         if size in self.tried:
             self.tried[size].second_s = seconds
         else:
@@ -151,14 +159,17 @@ class WarmUp:
         self.failure = failure
 
     def expected_s(self, size: int) -> float:
-        """What the first call on a size will take at most: so much as its neighbours, and what first calls take beyond
-        that."""
+        """What the first call on a size will take at most, with the making of the batch: so much as its neighbours, and
+        what first calls take beyond that."""
         known = sorted(self.tried)
         at = bisect_left(known, size)
         usual = [self.tried[n].usual_s * size / n for n in known[:at][-1:]]
         usual += [self.tried[n].usual_s for n in known[at:][:1]]
         beyond = [tried.beyond_s for n, tried in self.tried.items() if n != self._begun]
-        return min(usual, default=0.0) + max(beyond, default=0.0)
+        return min(usual, default=0.0) + max(beyond, default=0.0) + self.value_s * size
+
+    def _is_affordable(self, size: int, left_s: float) -> bool:
+        return left_s > 0.0 and size <= self.most_values and self.expected_s(size) <= left_s
 
     def _wants_again(self, size: int, left_s: float) -> bool:
         tried = self.tried.get(size)
@@ -175,7 +186,7 @@ class WarmUp:
     def told(self) -> dict[str, str]:
         """What was done, for the log: sizes as ``1-4, 8, 16``."""
         found = {"sizes": ranges(self.tried)} if self.tried and self._most > 1 else {}
-        return {**found, "no_time_for": ranges(self.left_out)} if self.left_out else found
+        return {**found, "left_out": ranges(self.left_out)} if self.left_out else found
 
     @property
     def times_s(self) -> dict[int, float]:
@@ -234,20 +245,30 @@ def warm_up(
     if found:
         progress(len(found), len(found))
     values = _values(worker, found) if asked_s != 0.0 else []
+    if values:
+        plan.most_values = VALUES_MOST / _nbytes(values[0])
     told_at = now()
     until = told_at + budget_s(asked_s, told_at - began)
     while values and (n := plan.next(until - now())) is not None:
         if now() - told_at >= PROGRESS_S:
             told_at = now()
             progress(len(found) + len(plan.tried), len(found) + len(plan.tried) + plan.waiting)
-        plan.doing = f"computing a batch of {n} made of its example (see warm_up)"
-        batch = [copied(values[place % len(values)]) for place in range(n)]
-        if (computed := _call(worker, plan, n, batch if worker.max_batch_size > 1 else batch[0])) is not None:
+        if worker.max_batch_size > 1:
+            plan.doing = f"computing a batch of {n} made of its example (see warm_up)"
+        if (computed := _call(worker, plan, n, _made(worker, plan, values, n))) is not None:
             results, took_s = results or computed[0], computed[1]
             plan.took(n, took_s)
     if plan.failure is not None and not plan.fitted:
         raise plan.failure
     return results
+
+
+def _made(worker: Worker, plan: WarmUp, values: Sequence[Any], n: int) -> Any:
+    """What ``forward`` gets for a batch of ``n``."""
+    began = time.perf_counter()
+    batch = [copied(values[place % len(values)]) for place in range(n)]
+    plan.value_s = (time.perf_counter() - began) / n
+    return batch if worker.max_batch_size > 1 else batch[0]
 
 
 def _call(worker: Worker, plan: WarmUp, size: int, example: Any) -> tuple[list[Any], float] | None:
@@ -261,6 +282,14 @@ def _call(worker: Worker, plan: WarmUp, size: int, example: Any) -> tuple[list[A
         give_room(error)
         plan.ran_out(size, error)
         return None
+
+
+def _nbytes(value: Any) -> int:
+    """Bytes of a value, roughly; 1 where nobody knows."""
+    try:
+        return payload_size(ipc.pack(value)) or 1
+    except Exception:  # of the user's class, whatever it says of that
+        return 1
 
 
 def _values(worker: Worker, found: Sequence[Any]) -> list[Any]:

@@ -1,7 +1,7 @@
-"""A JAX network under `jit`: every shape compiles once, so batches are padded to few sizes, all compiled at start.
+"""A JAX network under `jit`: every shape compiles once, so batches have few sizes, all compiled at start.
 
-`multi_examples` holds one batch of every size. They run before the worker says it is ready, so no request ever waits
-for the compiler.
+`batch_sizes` in `stages.toml` says which: batches between two of them are padded, and every one of them is computed
+before the worker says that it is ready. So no request ever waits for the compiler.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from engine import ValidationError, Worker
 
 WIDTH: Final = 28 * 28
 CLASSES: Final = 10
-SIZES: Final = (1, 2, 4, 8, 16, 32)  # the last one is the stage's max_batch_size
 
+Image = np.ndarray[Any, np.dtype[np.float32]]
 Parameters = list[tuple[jax.Array, jax.Array]]
 
 
@@ -32,7 +32,7 @@ def parameters(seed: int = 0) -> Parameters:
 
 
 class Predict(Worker):
-    multi_examples = [[{"pixels": [0.5] * WIDTH}] * size for size in SIZES]
+    example = [np.full(WIDTH, 0.5, np.float32)]
 
     def __init__(self) -> None:
         self.weights = parameters()
@@ -46,30 +46,25 @@ class Predict(Worker):
         matrix, bias = weights[-1]
         return jax.nn.softmax(pixels @ matrix + bias)
 
-    def forward(self, data: list[Any]) -> list[dict[str, Any] | ValidationError]:
-        results: list[Any] = [self._pixels(item) for item in data]
-        good = [index for index, row in enumerate(results) if not isinstance(row, ValidationError)]
-        if not good:
-            return results
-        size = next(size for size in SIZES if size >= len(good))
-        batch = np.zeros((size, WIDTH), np.float32)
-        batch[: len(good)] = [results[index] for index in good]
-        shares = np.asarray(self.predict(self.weights, batch))
-        for index, row in zip(good, shares, strict=False):  # the rows beyond are padding
-            results[index] = {
-                "digit": int(row.argmax()),
-                "probabilities": [round(float(share), 5) for share in row],
-                "padded_to": size,
-                "compiled": self.compiled,
-            }
-        return results
-
-    @staticmethod
-    def _pixels(item: Any) -> np.ndarray[Any, np.dtype[np.float32]] | ValidationError:
+    def deserialize(self, data: bytes) -> Image:
+        """The pixels of a request; one that has others fails alone, before it is in any batch."""
+        body = super().deserialize(data)
         try:
-            row = np.asarray(item["pixels"], np.float32)
+            row = np.asarray(body["pixels"], np.float32)
         except (TypeError, KeyError, ValueError):
             row = np.zeros(0, np.float32)
         if row.shape != (WIDTH,):
-            return ValidationError(f'expected {{"pixels": [...]}} with {WIDTH} numbers')
+            raise ValidationError(f'expected {{"pixels": [...]}} with {WIDTH} numbers')
         return row
+
+    def forward(self, data: list[Image]) -> list[dict[str, Any]]:
+        shares = np.asarray(self.predict(self.weights, np.stack(data)))
+        return [
+            {
+                "digit": int(row.argmax()),
+                "probabilities": [round(float(share), 5) for share in row],
+                "padded_to": len(data),
+                "compiled": self.compiled,
+            }
+            for row in shares
+        ]

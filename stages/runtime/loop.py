@@ -307,10 +307,11 @@ class Loop:
         if step is not Step.SHOW:
             raise WorkerBroken("forward was interrupted for its time limit, and has not succeeded since")
         self._watchdog.begin()
+        example = self._examples[0]
+        if self.fit.is_reduced and self._max_batch_size > 1:
+            example = example[: self.fit.most]
         try:
-            self._watchdog.call(
-                lambda value: forward_example(self._worker, value), fresh(self._worker, self._examples[0])
-            )
+            self._watchdog.call(lambda value: forward_example(self._worker, value), fresh(self._worker, example))
         except BaseException as error:  # whatever user code raises
             raise WorkerBroken(
                 f"forward was interrupted for its time limit, and fails on its example since: {blame.line(error)}"

@@ -422,6 +422,15 @@ def test_after_an_interrupt_a_worker_shows_itself_with_its_example(start: Any, t
     assert "fails on its example since: ValueError: torn" in worker.stderr
 
 
+def test_of_an_example_that_memory_does_not_take_a_part_is_shown(start: Any) -> None:
+    broker, worker = start(one(worker="service:Roomy", timeout=0.3, kill_after=20))
+    (item,) = broker.settled(broker.give(1, [{"do": "sleep", "s": 600}]))
+    assert item.status == Status.SKIPPED
+    (item,) = broker.settled(broker.give(2, [{"do": "count"}]))
+    assert item.value == 1
+    assert worker.popen.poll() is None
+
+
 def test_without_an_example_the_next_batch_is_the_proof(start: Any) -> None:
     broker, worker = start(one(timeout=0.2, kill_after=20))
     for batch in (1, 3):  # a success clears it
@@ -700,6 +709,18 @@ def test_stop_while_loading(bench: Any, name: str) -> None:
         broker.pump()
     worker.signal(signal.SIGTERM)
     assert worker.wait(broker) == ExitCode.OK
+
+
+def test_stop_while_warming_up(bench: Any) -> None:
+    deployment = bench.deployment(one(worker="service:StuckWarm"))
+    broker = bench.broker(deployment)
+    worker = bench.worker(deployment)
+    broker.welcome()
+    broker.until(lambda: "computing two" in worker.stderr, "the second size")
+    worker.signal(signal.SIGTERM)
+    assert worker.wait(broker) == ExitCode.OK
+    assert not any(isinstance(message, Ready) for message in broker.heard)
+    assert "failed" not in worker.names()
 
 
 def test_failure_in_teardown_is_logged(start: Any) -> None:

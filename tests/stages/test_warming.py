@@ -75,7 +75,7 @@ def test_a_model_that_takes_long_is_not_made_to_start_much_later() -> None:
     assert set(calls) >= {1, 2}
     assert spent <= 2.0
     assert plan.left_out == [4, 8, 16, 32]
-    assert plan.told() == {"sizes": "1-2", "no_time_for": "4, 8, 16, 32"}
+    assert plan.told() == {"sizes": "1-2", "left_out": "4, 8, 16, 32"}
 
 
 def test_an_example_of_8_s_is_computed_once() -> None:
@@ -122,6 +122,17 @@ def test_times_are_told_of_the_likely_sizes_and_of_all_that_are_padded_to_one() 
     plan = WarmUp(32, (1, 8, 32))
     played(plan, lambda size, before: 0.01 * size if before else 0.05, 10.0)
     assert plan.times_s == pytest.approx({1: 0.01, 2: 0.08, 8: 0.08, 9: 0.32, 32: 0.32})
+
+
+def test_what_it_takes_to_make_a_batch_counts_and_so_does_its_room() -> None:
+    plan = WarmUp(64)
+    plan.value_s = 0.05
+    assert max(played(plan, always(0.001), 2.0)) == 32
+    assert plan.left_out == [64]
+    plan = WarmUp(64)
+    plan.most_values = 20
+    assert max(played(plan, always(0.001), 2.0)) == 16
+    assert plan.left_out == [32, 64]
 
 
 @given(st.integers(1, 200), st.floats(0.0, 10.0), st.floats(1e-6, 5.0), st.floats(0, 1.0), st.integers(1, 300))
@@ -257,6 +268,20 @@ def test_an_example_that_is_no_list_is_one_value_of_a_batch(value: Any) -> None:
     assert worker.given[0] == [value] or type(worker.given[0][0]) is object
     assert sorted({len(data) for data in worker.given}) == [1, 2]
     assert examples(make(Single, 1)) == [value]
+
+
+def test_of_values_that_are_large_only_small_batches_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.warming.VALUES_MOST", 1 << 20)
+
+    class Large(Worker):
+        example = [numpy.zeros(100_000, numpy.uint8)]
+
+        def forward(self, data: Any) -> Any:
+            return [1] * len(data)
+
+    plan = warmed(make(Large, 32))
+    assert set(plan.tried) == {1, 2, 4, 8}
+    assert plan.left_out == [16, 32]
 
 
 def test_only_the_examples_where_that_is_asked_for() -> None:

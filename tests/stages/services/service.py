@@ -197,6 +197,16 @@ class BadAtThree(Obey):
         return size not in self.known and not self.known.add(size)
 
 
+class StuckWarm(Obey):
+    example = {"do": "echo"}
+
+    def forward(self, data: list[dict[str, Any]]) -> list[Any]:
+        if len(data) == 2:
+            print("computing two", file=sys.stderr, flush=True)
+            time.sleep(600)
+        return [1] * len(data)
+
+
 class Roomy(Obey):
     """Memory takes two values at once, and no more."""
 
@@ -205,6 +215,8 @@ class Roomy(Obey):
     def forward(self, data: list[dict[str, Any]]) -> list[Any]:
         if len(data) > 2:
             raise MemoryError
+        if data[0]["do"] == "sleep":
+            time.sleep(data[0]["s"])
         return [len(data)] * len(data)
 
 
