@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from engine.core.arena import SHARED_MIN
-from engine.core.wire import Buffer, Payload
+from engine.core.wire import Buffer, Payload, are_bytes
 
 MAGIC: Final = 1  # of the first byte; a pickle begins with 0x80
 ARRAYS_MOST: Final = 32  # of a dict
@@ -116,12 +116,13 @@ def unpack_all(payloads: Sequence[Payload]) -> list[Any] | None:
         return None
     layout = _layout_of(first)
     head = first[: _start.unpack_from(first)[1]]
-    for payload in payloads:
-        if type(payload) is not bytes or len(payload) != layout.size or not payload.startswith(head):
-            return None
+    if not are_bytes(payloads) or set(map(len, payloads)) != {layout.size}:  # type: ignore[arg-type]  # bytes
+        return None
     import numpy
 
     table = numpy.frombuffer(b"".join(payloads), dtype=numpy.uint8).reshape(len(payloads), layout.size)  # type: ignore[arg-type]  # bytes, all of them
+    if not (table[:, : len(head)] == numpy.frombuffer(head, dtype=numpy.uint8)).all():
+        return None
     columns = [_column(table, part) for part in layout.parts]
     if layout.parts[0].key is None:
         return columns[0]

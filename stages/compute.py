@@ -145,16 +145,16 @@ class Codec:
             return columns.unpack_all(payloads) if self._unpacks else None
         if self._own_deserialize or not are_bytes(payloads):
             return None
-        return [*map(plainjson.decode, payloads)]  # type: ignore[arg-type]  # bytes
+        return plainjson.decode_all(payloads)  # type: ignore[arg-type]  # bytes
 
     def encode_all(self, items: Sequence[ItemIn], results: Sequence[Any]) -> list[bytes] | None:
         """The same of :meth:`encode`."""
         if self._own_serialize or not self._whole or not all(item.last for item in items):
             return None
-        if any(isinstance(result, BaseException) for result in results):
+        if any(issubclass(kind, BaseException) for kind in set(map(type, results))):
             return None
-        answers = [*map(plainjson.encode, results)]
-        return answers if max(map(len, answers)) <= self.most else None
+        answers = plainjson.encode_all(results)
+        return answers if answers is not None and max(map(len, answers)) <= self.most else None
 
     def encode(self, item: ItemIn, result: Any) -> Payload:
         """The payload for whoever comes next. Raises whatever the user's code raises, or EncodingError."""

@@ -9,7 +9,7 @@ or infinity is written ``null``, for ``NaN`` is JSON to Python alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -27,6 +27,22 @@ def decode(data: bytes) -> Any:
             return json.loads(data)
         except (ValueError, RecursionError):
             raise DecodingError(str(error)) from error
+
+
+def decode_all(bodies: Sequence[bytes]) -> list[Any] | None:
+    """The values of several; None where one of them needs :func:`decode`'s other way, or is an error."""
+    try:
+        return [*map(msgspec.json.decode, bodies)]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def encode_all(results: Sequence[Any]) -> list[bytes] | None:
+    """The bytes of several; None where one of them needs :func:`encode`'s other way, or is an error."""
+    try:
+        return [*map(_encode, results)]
+    except UNENCODABLE:
+        return None
 
 
 def encode(data: Any) -> bytes:

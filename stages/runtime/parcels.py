@@ -89,7 +89,8 @@ class Plan:
         """
         steps = pack_steps(batch.queues_us, batch_us, compute_us)
         count = len(outcomes)
-        if count <= WITH_HEADERS and count == batch.routes.count(batch.routes[0]) and all(map(_is_plain, outcomes)):
+        payloads = [outcome.payload for outcome in outcomes if outcome.status == OK and not outcome.headers]
+        if len(payloads) == count == batch.routes.count(batch.routes[0]) and count <= WITH_HEADERS:
             target = self.following[batch.routes[0]]  # of all of them: nearly always
             results = Results(
                 stage=origin.stage,
@@ -102,7 +103,7 @@ class Plan:
                 compute_us=compute_us,
                 headers={},
             )
-            return [(target, results, [outcome.payload for outcome in outcomes])]
+            return [(target, results, payloads)]
         parcels: dict[int, Parcel] = {}
         full: list[Parcel] = []
         most = HEAD_ITEMS
@@ -135,10 +136,6 @@ class Plan:
             results.trails.append(batch.trails[position] + steps[position])
             payloads.append(outcome.payload)
         return [*full, *parcels.values()]
-
-
-def _is_plain(outcome: Outcome) -> bool:
-    return outcome.status == OK and not outcome.headers
 
 
 NOWHERE: Final = Plan(Topology((), ()), -1)
