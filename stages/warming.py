@@ -6,8 +6,9 @@ of all the others. But no size is worth a start that takes much longer, so (:cla
 
 * the most likely go first: 1, the powers of two, the largest; then those between, and these only where first calls on
   most of the former have taken notably longer than the second (else there is nothing to be gained);
-* all within a *budget* (:func:`budget_s`), counted from when the examples are done. A size that would probably exceed
-  it is left out, and so is one whose values would take much memory by themselves;
+* all within a *budget* (:func:`budget_s`), counted from when the examples are done, and little of it where first calls
+  take no longer. A size that would probably exceed it is left out, and so is one whose values would take much memory
+  by themselves;
 * what memory does not take, and more than that, is not tried. It is no failure as long as something fits;
 * where a stage is restricted to some sizes, these are tried, and all of them: whoever names them compiles for them,
   and no request must wait for that.
@@ -42,9 +43,12 @@ VALUES_MOST: Final = 1 << 30  # bytes of the values of a batch: no request bring
 PROGRESS_S: Final = 1.0  # between two words about sizes
 
 
-def budget_s(asked_s: float | None, load_s: float) -> float:
-    """Seconds for sizes: ``asked_s``, or as long again as all took until then (``load_s``), within bounds."""
-    return min(max(load_s, BUDGET_MIN_S), BUDGET_MAX_S) if asked_s is None else asked_s
+def budget_s(asked_s: float | None, load_s: float, *, pays: bool) -> float:
+    """Seconds for sizes: ``asked_s``; else as long again as all took until then (``load_s``), within bounds, as long as
+    it ``pays``, and the least of that where it does not."""
+    if asked_s is not None:
+        return asked_s
+    return min(max(load_s, BUDGET_MIN_S), BUDGET_MAX_S) if pays else BUDGET_MIN_S
 
 
 @dataclass(slots=True)
@@ -134,7 +138,7 @@ class WarmUp:
                     return size
                 else:
                     self.left_out.append(size)
-            if self._is_between or self._sizes or not self.is_worth_more:
+            if self._is_between or self._sizes or not self._notable or not self.pays:
                 return None
             self._is_between = True
             self._waiting.extend(size for size in range(1, self._most) if size not in self.likely)
@@ -178,10 +182,13 @@ class WarmUp:
         return bool(self._sizes) or tried.first_s <= left_s / 2
 
     @property
-    def is_worth_more(self) -> bool:
-        """First calls have taken notably longer on most sizes."""
-        notable = [one.is_notable for n, one in self.tried.items() if n != self._begun and one.second_s is not None]
-        return 2 * sum(notable) > len(notable)
+    def pays(self) -> bool:
+        """First calls take notably longer on most sizes, or nobody knows yet."""
+        return 2 * sum(self._notable) > len(self._notable) or not self._notable
+
+    @property
+    def _notable(self) -> list[bool]:
+        return [one.is_notable for n, one in self.tried.items() if n != self._begun and one.second_s is not None]
 
     def told(self) -> dict[str, str]:
         """What was done, for the log: sizes as ``1-4, 8, 16``."""
@@ -247,9 +254,12 @@ def warm_up(
     values = _values(worker, found) if asked_s != 0.0 else []
     if values:
         plan.most_values = VALUES_MOST / _nbytes(values[0])
-    told_at = now()
-    until = told_at + budget_s(asked_s, told_at - began)
-    while values and (n := plan.next(until - now())) is not None:
+    told_at = begun = now()
+
+    def left_s() -> float:
+        return begun + budget_s(asked_s, begun - began, pays=plan.pays) - now()
+
+    while values and (n := plan.next(left_s())) is not None:
         if now() - told_at >= PROGRESS_S:
             told_at = now()
             progress(len(found) + len(plan.tried), len(found) + len(plan.tried) + plan.waiting)

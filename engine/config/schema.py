@@ -281,9 +281,9 @@ class StageSection:
     start_timeout: float = key(600.0, "Time for a worker to load and warm up.", unit=Unit.SECONDS, least=1, most=86400)
     warm_up: str = key(
         "auto",
-        "What forward computes before the worker is ready, made of the class's example: with auto batches of the sizes "
-        "that may come, for about as long as loading took (2 to 10 s), a time for as long as that, the examples "
-        "alone. All batch_sizes always, but for the last.",
+        "What forward computes before the worker is ready, made of the class's example: batches of the sizes that may "
+        "come, with auto for as long as loading took at most (2 to 10 s), or for the time given; or the examples alone. "
+        "With either of the first two all batch_sizes, whatever that takes.",
         form=Form.WARM_UP,
     )
     recycle_after: str = key(

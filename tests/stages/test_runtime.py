@@ -480,6 +480,15 @@ def test_out_of_memory_is_no_death_and_what_fits_is_remembered(start: Any) -> No
     assert (line["values"], line["fitted"], line["from_now_on"]) == (8, 2, 2)
 
 
+@pytest.mark.parametrize(("warm_up", "fresh"), [("auto", []), ("examples", [2, 3, 4, 5, 6, 7, 8])])
+def test_when_it_is_ready_no_size_is_new_to_it(start: Any, warm_up: str, fresh: list[int]) -> None:
+    broker, worker = start(one(worker="service:Fresh", warm_up=warm_up))
+    found = {n: broker.settled(broker.give(n, [{"do": "fresh"}] * n))[0].value for n in range(1, 9)}
+    assert [n for n, is_fresh in found.items() if is_fresh] == fresh
+    (line,) = [json.loads(line) for line in worker.stderr.splitlines() if "worker is warm" in line]
+    assert line["sizes"] == ("1" if fresh else "1-8")
+
+
 def test_what_does_not_fit_while_it_warms_up_is_not_tried_by_requests(bench: Any) -> None:
     deployment = bench.deployment(one(worker="service:Roomy"))
     broker = bench.broker(deployment)

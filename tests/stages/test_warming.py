@@ -154,8 +154,22 @@ def test_a_plan_ends_tries_no_size_thrice_and_goes_over_its_time_by_one_call(
 
 
 def test_the_time_is_as_long_again_as_loading_took_within_bounds() -> None:
-    assert [budget_s(None, load_s) for load_s in (0.1, 7.0, 300.0)] == [BUDGET_MIN_S, 7.0, BUDGET_MAX_S]
-    assert budget_s(60.0, 0.1) == 60.0
+    assert [budget_s(None, load_s, pays=True) for load_s in (0.1, 7.0, 300.0)] == [BUDGET_MIN_S, 7.0, BUDGET_MAX_S]
+    assert budget_s(None, 300.0, pays=False) == BUDGET_MIN_S
+    assert budget_s(60.0, 0.1, pays=False) == 60.0
+
+
+def test_it_pays_until_first_calls_are_seen_to_take_no_longer() -> None:
+    plan = WarmUp(8)
+    assert plan.pays
+    played(plan, always(0.1), 0.3)  # its example, twice: much begins with that
+    assert plan.pays
+    plan = WarmUp(8)
+    played(plan, always(0.1), 1.0)
+    assert not plan.pays
+    plan = WarmUp(8)
+    played(plan, once_50ms, 1.0)
+    assert plan.pays
 
 
 def test_sizes_that_follow_each_other_are_told_as_a_range() -> None:

@@ -197,6 +197,21 @@ class BadAtThree(Obey):
         return size not in self.known and not self.known.add(size)
 
 
+class Fresh(Obey):
+    """Takes long the first time that it computes some number of values, and says whether it was that."""
+
+    example = {"do": "fresh"}
+
+    def setup(self) -> None:
+        self.known: set[int] = set()
+
+    def forward(self, data: list[dict[str, Any]]) -> list[Any]:
+        is_fresh = len(data) not in self.known
+        self.known.add(len(data))
+        time.sleep(0.03 * is_fresh)
+        return [is_fresh] * len(data)
+
+
 class StuckWarm(Obey):
     example = {"do": "echo"}
 
