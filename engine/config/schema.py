@@ -282,8 +282,8 @@ class StageSection:
     warm_up: str = key(
         "auto",
         "What forward computes before the worker is ready, made of the class's example: batches of the sizes that may "
-        "come, with auto for as long as loading took at most (2 to 10 s), or for the time given; or the examples alone. "
-        "With either of the first two all batch_sizes, whatever that takes.",
+        "come, with auto for as long as loading took at most (2 to 10 s), or for the time given; or the examples "
+        "alone. With either of the first two all batch_sizes, whatever that takes.",
         form=Form.WARM_UP,
     )
     recycle_after: str = key(

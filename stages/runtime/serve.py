@@ -204,10 +204,13 @@ def _load(
     warming = time.perf_counter()
     plan = WarmUp(spec.max_batch_size, spec.batch_sizes)
     try:
+        found = examples(worker)
+        if spec.batch_sizes and not found:
+            get_logger().warning("%s has no example: none of its batch_sizes is computed before requests", spec.worker)
         warm_up(
             worker,
             plan,
-            examples(worker),
+            found,
             asked_s=warm_up_s(spec.warm_up),
             began=began,
             progress=lambda done, of: notify.send("warming", done=done, of=of),

@@ -504,12 +504,20 @@ def test_what_does_not_fit_while_it_warms_up_is_not_tried_by_requests(bench: Any
     assert line["sizes"] == "1-2"
 
 
+def test_sizes_that_cannot_be_warmed_up_are_warned_of(start: Any) -> None:
+    broker, worker = start(one(batch_sizes=[4, 8]))
+    (item,) = broker.settled(broker.give(1, [{"do": "memory", "fits": 8}]))
+    assert item.value == 4
+    assert "service:Obey has no example: none of its batch_sizes is computed before requests" in worker.stderr
+
+
 def test_a_batch_is_padded_to_a_size_that_is_allowed_which_a_metric_tells(bench: Any) -> None:
     deployment = bench.deployment(one(worker="service:Sized", batch_sizes=[2, 8]))
     broker = bench.broker(deployment)
-    bench.worker(deployment)
+    worker = bench.worker(deployment)
     broker.welcome()
     assert sorted(broker.expect(Ready).times_us) == [1, 2, 3, 8]
+    assert "has no example" not in worker.stderr
     assert [item.value for item in broker.settled(broker.give(1, [{"do": "count"}] * 2))] == [2, 2]
     assert [item.value for item in broker.settled(broker.give(2, [{"do": "count"}] * 5))] == [8] * 5
     assert told_metrics(broker, "engine_padding_items_total") == {"engine_padding_items_total": 3.0}
