@@ -30,7 +30,7 @@ from engine.errors import ProtocolError
 from engine.exitcodes import ExitCode
 from engine.log import get_logger
 from engine.signals import STOPPING, Signals
-from stages.runtime.membership import Elsewhere, Membership, Taken
+from stages.runtime.membership import Elsewhere, Membership
 from stages.runtime.shared import Dismissed, Finish, Joined, Phase, Shared, Stop, ToMain, Turned, Warm
 from stages.runtime.window import Windows
 from stages.shm import open_store
@@ -60,7 +60,7 @@ class Control:
         families: Callable[[], bytes],
         beating: Callable[[], object],
         refused: Callable[[str], object],
-        taken: Callable[[], object],
+        ready: Callable[[], object],
     ) -> None:
         self._thread = threading.Thread(target=self._main, name="control", daemon=True)
         self._ctx = ctx
@@ -73,7 +73,7 @@ class Control:
         self._families = families
         self._beating = beating
         self._refused = refused
-        self._taken = taken
+        self._ready = ready
         self._member = Membership(who)
         self._sock: transport.Socket | None = None
         self._poller = transport.Poller()
@@ -141,7 +141,7 @@ class Control:
     def _take_commands(self) -> None:
         for command in self._shared.to_control.take():
             if isinstance(command, Warm):
-                self._member.warm(command)
+                self._member.warm(command, now())
             elif isinstance(command, Finish):
                 self._finished = True
 
@@ -174,9 +174,6 @@ class Control:
             self._stage = event.stage
             self._reopen()
             return
-        if isinstance(event, Taken):
-            self._taken()
-            return
         if isinstance(event, Joined):
             event = Joined(event.welcome, open_store(event.welcome.memory))
             self._member.maps = event.store is not None
@@ -198,6 +195,8 @@ class Control:
             self._member.sent(message, now())
 
     def _check(self) -> None:
+        if self._member.is_ready(now()):
+            self._ready()
         if self._member.is_silent(now()):
             get_logger().debug("the broker is silent; looking for it again")
             self._reopen()

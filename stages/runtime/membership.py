@@ -6,8 +6,8 @@
 
 A worker never gives up because the broker is away: it seeks until it is welcomed, refused or stopped. Messages are
 *owed* (:meth:`Membership.due`) until the shell says that they left (:meth:`Membership.sent`), since a socket
-without a connection takes nothing. Ready is so until the broker says that it knows (:class:`Taken`): what a former
-connection carried may be lost, and whoever is told that a deployment is ready sends requests at once.
+without a connection takes nothing. Ready is so until the broker says that it knows: what a former connection carried
+may be lost, and whoever is told that a deployment is ready (:meth:`Membership.is_ready`) sends requests at once.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from engine.core.wire import AnyWords
 from stages.runtime.shared import Dismissed, Joined, ToMain, Turned, Warm
 
 FAST_TRIES: Final = 8
+ALONE_S: Final = 1.0  # without a welcome behind the warm-up: there is no broker
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,6 @@ class Elsewhere:
     """The socket that was tried is another stage's at this broker: ``stage`` is the number of ours."""
 
     stage: int
-
-
-@dataclass(frozen=True)
-class Taken:
-    """The broker knows that this worker can compute, and so does its door. Said once."""
 
 
 class Membership:
@@ -54,7 +50,9 @@ class Membership:
         self._welcome: Welcome | None = None
         self._warm: Warm | None = None
         self._announced = False  # Ready has left, for this welcome
-        self._taken = False  # and was taken, by some broker
+        self._taken = False  # and was, by some broker
+        self._warm_at = inf
+        self._is_told = False  # that the worker is ready
         self._leaving = False
         self._left = False  # Leave has left
         self._dismissed = False
@@ -69,7 +67,7 @@ class Membership:
         """The key the broker knows this worker by, while it does."""
         return None if self._welcome is None else self._welcome.worker
 
-    def handle(self, message: AnyWords, now: float) -> ToMain | Elsewhere | Taken | None:
+    def handle(self, message: AnyWords, now: float) -> ToMain | Elsewhere | None:
         """A message from the broker; returns what the main thread must know."""
         self._asked_at = inf
         self._lost = False
@@ -85,11 +83,9 @@ class Membership:
                 return None
             if not message.known or message.epoch != self._welcome.epoch:
                 return self._lose(now)
-            if message.is_loading or not self._announced or self._taken:
-                self._announced = self._announced and not message.is_loading  # it may have been lost: once more
-                return None
-            self._taken = True
-            return Taken()
+            self._announced = self._announced and not message.is_loading  # it may have been lost: once more
+            self._taken = self._taken or self._announced
+            return None
         if isinstance(message, Stranger):
             if self._welcome is not None:
                 return self._lose(now)
@@ -102,9 +98,18 @@ class Membership:
             return self._dismiss()
         return None
 
-    def warm(self, warm: Warm) -> None:
+    def warm(self, warm: Warm, now: float) -> None:
         """The worker can compute: Ready is owed."""
-        self._warm = warm
+        self._warm, self._warm_at = warm, now
+
+    def is_ready(self, now: float) -> bool:
+        """Whether the worker is to be called ready, now and once: the broker knows that it can compute, and so does its
+        door; or there is none that could, and whoever starts workers first need not wait for it."""
+        is_alone = self._welcome is None and now - self._warm_at > ALONE_S
+        if self._is_told or not (self._taken or is_alone):
+            return False
+        self._is_told = True
+        return True
 
     def leave(self) -> ToMain | None:
         """The worker wants to stop: Leave is owed, or nothing is if there is no broker that knows it."""

@@ -114,7 +114,7 @@ def _serve(
         families=metrics,
         beating=Wear(wear_limits(deployment.stage(stage).recycle_after), shared, notify),
         refused=lambda reason: notify.send("failed", reason=reason),
-        taken=lambda: notify.send("ready", **to_try),
+        ready=lambda: notify.send("ready", **to_try),
     )
     control.start()
     doing: list[str] = []

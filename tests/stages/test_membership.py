@@ -16,7 +16,7 @@ from engine.core.messages import (
     Welcome,
     WorkerBeat,
 )
-from stages.runtime.membership import FAST_TRIES, Elsewhere, Membership, Taken
+from stages.runtime.membership import ALONE_S, FAST_TRIES, Elsewhere, Membership
 from stages.runtime.shared import Dismissed, Joined, Turned, Warm
 
 WHO = Introduction("worker", (2, 2), "d", "i", ["s"], {"/": ["s"]}, "h", 99, "", "s", 1)
@@ -68,7 +68,7 @@ def test_beats_come_every_second_once_joined() -> None:
 
 def test_ready_is_owed_once_for_each_welcome() -> None:
     member = joined()
-    member.warm(Warm("m", 7))
+    member.warm(Warm("m", 7), 0.1)
     assert send_all(member, 0.1) == [Ready(5, "m", 7), WorkerBeat(5)]
     assert send_all(member, 0.2) == []
     assert member.handle(WELCOME, 0.3) is None  # the same again
@@ -80,7 +80,7 @@ def test_ready_is_owed_once_for_each_welcome() -> None:
 def test_ready_is_said_until_the_broker_knows_of_it_and_that_is_told_once() -> None:
     member = joined()
     assert member.handle(Pulse(1, True, is_loading=True), 0.1) is None
-    member.warm(Warm("m", 7))
+    member.warm(Warm("m", 7), 0.1)
     owed = [Ready(5, "m", 7), WorkerBeat(5)]
     assert member.due(0.2) == owed
     member.sent(owed[0], 0.2)
@@ -88,11 +88,25 @@ def test_ready_is_said_until_the_broker_knows_of_it_and_that_is_told_once() -> N
     assert send_all(member, 0.3) == owed[1:]
     assert member.handle(Pulse(1, True, is_loading=True), 0.4) is None  # it was lost with a connection
     assert send_all(member, 0.4) == owed
-    assert member.handle(Pulse(1, True), 0.5) == Taken()
-    assert member.handle(Pulse(1, True), 1.5) is None
-    assert member.handle(AGAIN, 1.6) == Joined(AGAIN)
-    assert send_all(member, 1.6) == [Ready(1, "m", 7), WorkerBeat(1)]
-    assert member.handle(Pulse(2, True), 1.7) is None
+    assert not member.is_ready(9.0)
+    assert member.handle(Pulse(1, True), 9.5) is None
+    assert member.is_ready(9.5)
+    assert not member.is_ready(9.5)
+    assert member.handle(AGAIN, 9.6) == Joined(AGAIN)
+    assert send_all(member, 9.6) == [Ready(1, "m", 7), WorkerBeat(1)]
+    assert member.handle(Pulse(2, True), 9.7) is None
+    assert not member.is_ready(9.7)
+
+
+def test_without_a_broker_a_worker_is_called_ready_after_a_moment() -> None:
+    member = Membership(WHO)
+    send_all(member, 0.0)
+    assert not member.is_ready(100.0)
+    member.warm(Warm("m", 7), 100.0)
+    assert not member.is_ready(100.0 + ALONE_S)
+    assert member.is_ready(100.1 + ALONE_S)
+    assert member.handle(WELCOME, 102.0) == Joined(WELCOME)
+    assert not member.is_ready(200.0)
 
 
 def test_unknown_or_new_epoch_means_hello_again() -> None:
@@ -151,7 +165,7 @@ def test_leave_waits_for_dismissal() -> None:
 def test_leaving_worker_does_not_announce_itself() -> None:
     member = joined()
     member.leave()
-    member.warm(Warm("m", 1))
+    member.warm(Warm("m", 1), 0.1)
     assert send_all(member, 0.1) == [Leave(5)]
 
 

@@ -96,7 +96,7 @@ def test_the_introduction_comes_before_the_model_is_loaded(bench: Any, let_go: A
 def test_worker_waits_for_a_broker_that_is_not_there_yet(bench: Any) -> None:
     deployment = bench.deployment(ONE)
     worker = bench.worker(deployment)
-    while "worker is warm" not in worker.stderr:
+    while "ready" not in worker.names():
         assert worker.popen.poll() is None, worker.stderr
     broker = bench.broker(deployment)
     broker.welcome()
@@ -644,7 +644,7 @@ def test_a_stop_is_heard_after_user_code_has_watched_signals_itself(start: Any) 
 def test_worker_leaves_without_a_broker(bench: Any) -> None:
     deployment = bench.deployment(ONE)
     worker = bench.worker(deployment)
-    while "worker is warm" not in worker.stderr:
+    while "ready" not in worker.names():
         assert worker.popen.poll() is None, worker.stderr
     worker.signal(signal.SIGTERM)
     assert worker.wait() == ExitCode.OK
