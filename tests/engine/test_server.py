@@ -158,6 +158,14 @@ def test_an_unknown_argument_is_told_with_the_nearest():
         Server().append_worker(Encode, max_batch_sise=3)
 
 
+@pytest.mark.parametrize(("given", "most"), [({}, 32), ({"max_batch_size": 32}, 32)])
+def test_the_largest_of_the_batch_sizes_is_the_largest_batch(given, most):
+    server = Server()
+    server.append_worker(Encode, batch_sizes=[1, 32, 8], warm_up="examples", **given)
+    (stage,) = server.deployment().stages
+    assert (stage.batch_sizes, stage.max_batch_size, stage.warm_up) == ((1, 8, 32), most, "examples")
+
+
 def test_a_class_that_no_other_process_can_find_is_refused():
     class Local(Worker):
         pass
