@@ -32,12 +32,21 @@ def table(answer: bytes) -> str:
         *(line for stage in told.get("stages", ()) for line in _remarks(stage)),
     ]
     workers = [
-        (f"{stage['name']}-{worker['slot']}", worker["pid"], worker["state"], worker["batches"], worker["items"])
+        (
+            f"{stage['name']}-{worker['slot']}",
+            worker["pid"],
+            worker["state"],
+            worker["batches"],
+            worker["items"],
+            _size(worker.get("device_bytes", 0)) if worker.get("device_bytes") else "",
+        )
         for stage in told.get("stages", ())
         for worker in sorted(stage.get("workers", ()), key=lambda worker: (worker["slot"], worker["pid"]))
     ]
     if workers:
-        lines += ["", *_aligned([("WORKER", "PID", "STATE", "BATCHES", "ITEMS"), *workers])]
+        head = ("WORKER", "PID", "STATE", "BATCHES", "ITEMS", "GPU MEMORY")
+        wide = len(head) if any(row[-1] for row in workers) else -1
+        lines += ["", *_aligned([row[:wide] for row in (head, *workers)])]
     if frontends := told.get("frontends", ()):
         rows = [(one["name"], one["pid"], one["pending"]) for one in frontends]
         lines += ["", *_aligned([("FRONTEND", "PID", "PENDING"), *rows])]

@@ -52,6 +52,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     in_flight: int
     warmup_ms: int
     here: bool = True  # its process is one of the broker's host
+    device_bytes: int = 0  # of GPUs, that its tensors hold
 
 
 class StageStatus(msgspec.Struct, frozen=True):
@@ -150,6 +151,7 @@ def stage_status(machine: StageMachine, now: float) -> StageStatus:
                 items=worker.done_items,
                 in_flight=worker.in_flight,
                 warmup_ms=worker.warmup_ms,
+                device_bytes=worker.device_bytes,
                 here=worker.local,
             )
             for worker in machine.workers.values()
@@ -287,6 +289,14 @@ def stage_families(machine: StageMachine, retired: Sequence[Family], now: float,
         gauge(f"{namespace}_workers_wanted", "Workers the file asks for.", state.wanted, here),
         _workers_by_state(f"{namespace}_workers", machine, here),
     ]
+    on_device = f"{namespace}_device_memory_bytes"
+    held = [
+        Sample(on_device, {**here, "connection": str(worker.slot)}, worker.device_bytes)
+        for worker in machine.workers.values()
+        if worker.device_bytes
+    ]
+    if held:
+        own.append(Family(on_device, "gauge", "Memory of GPUs that a worker's tensors hold.", held))
     workers = [(name, worker.slot, worker.families) for worker in machine.workers.values() if worker.families]
     return StageFamilies(own, workers, list(retired))
 

@@ -84,6 +84,7 @@ class Member:
     done_batches: int = 0
     done_items: int = 0
     families: bytes = b""
+    device_bytes: int = 0  # memory of its GPU that it holds, as it says
     served: bool = False  # it was ready once
     proven: bool = False  # something it computed was right
     failing: int = 0  # batches in a row of which nothing was; and what the stage had done when that began:

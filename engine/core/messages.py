@@ -290,10 +290,12 @@ class Ready(Message, frozen=True, tag=13):
 
 
 class WorkerBeat(Message, frozen=True, tag=14):
-    """A worker lives. ``families`` are the user's own metrics; empty when unchanged."""
+    """A worker lives. ``families`` are the user's own metrics; empty when unchanged. ``device_bytes``: memory of its
+    GPU that it holds, as far as it knows."""
 
     worker: Id
     families: bytes = b""
+    device_bytes: Nbytes = 0
 
 
 class Pulse(Message, frozen=True, tag=15):

@@ -300,6 +300,7 @@ class StageMachine:
         if worker is None:
             return Pulse(self.epoch, False)
         worker.heard = now
+        worker.device_bytes = beat.device_bytes
         if beat.families:
             worker.families = beat.families
         return Pulse(self.epoch, True, is_loading=worker.state is WorkerState.STARTING)

@@ -30,6 +30,7 @@ from engine.errors import ProtocolError
 from engine.exitcodes import ExitCode
 from engine.log import get_logger
 from engine.signals import STOPPING, Signals
+from stages.device import gpu_bytes
 from stages.runtime.membership import Elsewhere, Membership
 from stages.runtime.shared import Dismissed, Finish, Joined, Phase, Shared, Stop, ToMain, Turned, Warm
 from stages.runtime.window import Windows
@@ -186,8 +187,10 @@ class Control:
         for message in self._member.due(now()):
             if isinstance(message, WorkerBeat):
                 self._beating()
-            if isinstance(message, WorkerBeat) and (families := self._families()) != self._told_families:
-                if not transport.send(self._sock, wire.encode(WorkerBeat(message.worker, families))):
+                families = self._families()
+                news = families if families != self._told_families else b""
+                beat = WorkerBeat(message.worker, news, gpu_bytes() or 0)
+                if not transport.send(self._sock, wire.encode(beat)):
                     return
                 self._told_families = families
             elif not transport.send(self._sock, wire.encode(message)):

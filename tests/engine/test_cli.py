@@ -338,6 +338,15 @@ def test_status_is_an_aligned_table() -> None:
     assert status.table(json.dumps(TOLD).encode()) == TABLE
 
 
+def test_status_shows_memory_of_gpus_where_somebody_holds_some() -> None:
+    told = json.loads(json.dumps(TOLD))
+    told["stages"][0]["workers"][1]["device_bytes"] = 3 << 30
+    lines = status.table(json.dumps(told).encode()).splitlines()
+    assert lines[5].split()[-2:] == ["GPU", "MEMORY"]
+    assert lines[6].split()[-3:] == ["279", "3", "GiB"]
+    assert lines[7].split() == ["encode-2", "102", "starting", "0", "0"]
+
+
 def test_status_says_what_carries_the_broker() -> None:
     for threads, words in (("one", "one broker thread"), ("stage", "a broker thread per stage")):
         assert words in status.table(json.dumps(TOLD | {"threads": threads}).encode()).splitlines()[0]

@@ -330,3 +330,15 @@ def test_more_questions_than_anybody_asks_are_dropped(deployment: Deployment, mo
             with pytest.raises(Unavailable):
                 admin.ask(deployment, "status", 0.05)
         assert status_of(deployment)["name"] == "t"
+
+
+def test_memory_of_gpus_is_shown_of_those_who_hold_some() -> None:
+    twin = Twin(topology(), [SPEC])
+    fake = bring(twin, WorkerState.READY)
+    name = "engine_device_memory_bytes"
+    assert not [key for key in numbers(told(twin, "metrics")) if key[0] == name]
+    twin.stages[0].beat(WorkerBeat(fake.key, device_bytes=3 << 30), twin.now)
+    found = {key: value for key, value in numbers(told(twin, "metrics")).items() if key[0] == name}
+    assert list(found.values()) == [3 << 30]
+    (stage,) = json.loads(told(twin, "status"))["stages"]
+    assert [worker["device_bytes"] for worker in stage["workers"]] == [3 << 30]
