@@ -25,6 +25,7 @@ ROOM: Final[Mapping[str, tuple[float, float]]] = {
 }
 
 LEAST: Final = 6  # samples
+QUARTILE_LEAST: Final = 6  # of which the lower quartile is taken
 
 Counts = Mapping[str, float]
 
@@ -62,9 +63,11 @@ def _mapped(pid: int) -> int:
 
 
 def grown(samples: Sequence[Counts]) -> list[str]:
-    """What climbs: the median of the last third is above that of the middle third by more than its room.
+    """What climbs: the lower quartile of the last third is above that of the middle third by more than its room.
 
-    The first third is for warming up. Fewer than LEAST samples show nothing and raise ValueError.
+    Some counts jump between a few levels - who is alive, what is on its way - and their medians with them, while a leak
+    lifts the low ones too. The first third is for warming up. Fewer than LEAST samples show nothing and raise
+    ValueError.
     """
     if len(samples) < LEAST:
         raise ValueError(f"{len(samples)} samples are too few to tell growth from noise")
@@ -72,9 +75,14 @@ def grown(samples: Sequence[Counts]) -> list[str]:
     middle, last = samples[third : 2 * third], samples[-third:]
     problems = []
     for what, (absolute, share) in ROOM.items():
-        before = median(sample[what] for sample in middle)
-        after = median(sample[what] for sample in last)
+        before = _low([sample[what] for sample in middle])
+        after = _low([sample[what] for sample in last])
         if after > before + max(absolute, before * share):
             series = " ".join(f"{sample[what]:.0f}" for sample in samples)
             problems.append(f"grows: {what} from {before:.0f} to {after:.0f}; {series}")
     return problems
+
+
+def _low(values: Sequence[float]) -> float:
+    """The lower quartile; of a few, which one of them may be by chance, the median."""
+    return sorted(values)[len(values) // 4] if len(values) >= QUARTILE_LEAST else median(values)

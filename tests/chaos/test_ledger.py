@@ -142,6 +142,16 @@ def test_what_climbs_is_found_and_what_climbed_once_is_not(what: str) -> None:
         assert holdings.grown(samples(what, still)) == []
 
 
+@pytest.mark.parametrize("what", list(holdings.ROOM))
+def test_what_jumps_between_levels_does_not_climb_until_its_low_ones_do(what: str) -> None:
+    absolute, share = holdings.ROOM[what]
+    step = 2 * (absolute + 1000 * share)
+    jumps = [1000.0, 1000 + step] * 3 + [1000, 1000, 1000 + step] * 2 + [1000, 1000 + step, 1000 + step] * 2
+    assert holdings.grown(samples(what, jumps)) == []
+    leaking = [value + step * (n // 6) for n, value in enumerate(jumps)]
+    assert holdings.grown(samples(what, leaking)) != []
+
+
 def test_few_samples_show_nothing() -> None:
     with pytest.raises(ValueError, match="too few"):
         holdings.grown(samples("threads", [1] * 5))
