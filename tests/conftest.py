@@ -75,11 +75,13 @@ def _threads() -> frozenset[str]:
 
 
 def _children() -> frozenset[str]:
-    return frozenset(f"{pid}: {command[:200]}" for pid, command in _below(os.getpid()))
+    """Those of this process alone: a deployment that a module shares starts and ends workers when it has to."""
+    return frozenset(f"{pid}: {command[:200]}" for pid, command in _below(os.getpid(), deep=False))
 
 
-def _below(pid: int) -> Iterator[tuple[int, str]]:
-    """A process' children and theirs, by what the kernel lists of each thread: all of /proc takes 100 times as long."""
+def _below(pid: int, *, deep: bool = True) -> Iterator[tuple[int, str]]:
+    """A process' children and, if ``deep``, theirs, by what the kernel lists of each thread: all of /proc takes 100
+    times as long."""
     try:
         threads = os.listdir(f"/proc/{pid}/task")
     except OSError:
@@ -96,7 +98,8 @@ def _below(pid: int) -> Iterator[tuple[int, str]]:
                 continue
             if not any(helper in command for helper in HELPERS):
                 yield child, command
-            yield from _below(child)
+            if deep:
+                yield from _below(child)
 
 
 def _descriptors() -> Counter[str]:

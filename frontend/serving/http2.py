@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, Final
 
@@ -26,6 +27,10 @@ from frontend.gate import Gate
 PIECE: Final = 64 * 1024  # bytes of an answer handed to gunicorn at once
 FRAME: Final = 16 * 1024  # bytes of a frame, unless the client wants larger ones
 ANSWER_COST: Final = 24 * 1024  # bytes that holding an answer takes beyond its body: a task, its frames, the stream
+
+
+_hurried: Final[ContextVar[bool]] = ContextVar("_hurried", default=False)  # what this task writes waits for nobody
+_sending: Final[ContextVar[_Answer | None]] = ContextVar("_sending", default=None)  # what this task sends
 
 
 def install(gate: Gate, head_max: int) -> None:
@@ -68,6 +73,33 @@ class Connection2(AsyncHTTP2Connection):  # type: ignore[misc]  # gunicorn has n
         """In the words of our table: gunicorn's are those of an exception."""
         await super().send_error(stream_id, status_code, errors.by_status(status_code).detail)
 
+    async def send_response_headers(self, stream_id: int, headers: Any, end_stream: bool = False) -> bool:
+        """Where a body follows, what the client has not taken does not hold them up: it holds up the body, which counts
+        while it waits. An answer that waited here would be held and not counted."""
+        hurried = _hurried.set(not end_stream)
+        try:
+            sent: bool = await super().send_response_headers(stream_id, headers, end_stream)
+            return sent
+        finally:
+            _hurried.reset(hurried)
+
+    async def _drain(self) -> None:
+        """Until the client has taken something, or the answer is cut: whoever waited on would hold all of it."""
+        if _hurried.get():
+            return
+        answer = _sending.get()
+        if answer is None or not self.writer.transport.get_write_buffer_size():  # nearly always
+            await super()._drain()
+            return
+        drained = asyncio.ensure_future(super()._drain())
+        try:
+            await asyncio.wait((drained, answer.end), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not drained.done():
+                drained.cancel()
+        if drained.done():
+            drained.result()
+
     async def send_data(self, stream_id: int, data: bytes, end_stream: bool = False) -> bool:
         """In pieces, for gunicorn copies the rest behind each frame."""
         size = len(data)
@@ -80,6 +112,7 @@ class Connection2(AsyncHTTP2Connection):  # type: ignore[misc]  # gunicorn has n
         answer = _Answer(self, stream_id, size, ANSWER_COST + head)
         self._answers.add(answer)
         self._unsent.watch(answer, self._answers)
+        sending = _sending.set(answer)
         try:
             while answer.left > PIECE:
                 at = size - answer.left
@@ -92,6 +125,7 @@ class Connection2(AsyncHTTP2Connection):  # type: ignore[misc]  # gunicorn has n
                 stream._acknowledge(stream.unacked_size)  # common clients send all before they look at the answer
             return whole
         finally:
+            _sending.reset(sending)
             self._answers.discard(answer)
             self._unsent.forget(answer)
 
@@ -117,18 +151,21 @@ class _Answer:
     """A piece of an answer that is being sent, whole or of a stream; ``left``: bytes that the connection has not taken,
     to one piece; ``cost``: what holding it takes beside."""
 
-    __slots__ = ("_connection", "_cost", "_stream_id", "left")
+    __slots__ = ("_connection", "_cost", "_stream_id", "end", "left")
 
     def __init__(self, connection: Connection2, stream_id: int, size: int, cost: int) -> None:
         self._connection = connection
         self._cost = cost
         self._stream_id = stream_id
         self.left = size
+        self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # it is cut
 
     def get_write_buffer_size(self) -> int:
         return self.left + self._cost
 
     def abort(self) -> None:
+        if not self.end.done():
+            self.end.set_result(None)
         self._connection.reset(self._stream_id)
 
 

@@ -134,6 +134,8 @@ NAMES: Final = (
     Name(_STREAM, "reset", "http2", "that end, for whoever serves it"),
     Name(_HTTP2, "_reset_quietly", "http2", "and for the client"),
     Name(_HTTP2, "_write_pending_nowait", "http2", "sends it"),
+    Name(_HTTP2, "send_response_headers", "http2", "headers before a body, which do not wait"),
+    Name(_HTTP2, "_drain", "http2", "what they do not wait for"),
     Name(_HTTP2, "_signal_window", "http2", "wakes what waits for the client's window"),
     Name(_HTTP2, "_closed", "http2", "the connection has ended"),
     Name("gunicorn.http2.errors:HTTP2ErrorCode", "ENHANCE_YOUR_CALM", "http2", "the reason"),
