@@ -101,8 +101,8 @@ def test_answers_that_nobody_takes_are_bounded_together(window: int, tmp_path: P
             assert len(other.post("/inference", content=b"make %d" % ANSWER).content) == ANSWER
             with running.connect() as plain:
                 assert plain.send(post(b"good")).reply().body == b"good"
-            # Those that were cut are still there for some turns of the loop.
-            assert resident(running) - before < 4 * ROOM, "of 300 MiB"
+            # Those that were cut are there for some turns of the loop, and the allocator keeps some of what is free.
+            assert resident(running) - before < 5 * ROOM, "of 300 MiB"
 
 
 def test_an_answer_that_is_given_up_ends_its_stream_and_not_the_connection(tmp_path: Path) -> None:
