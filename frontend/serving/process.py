@@ -130,7 +130,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         if not self.app.is_stopping:
             await self._retire(deadline)
         self.app.gate.draining = True
-        await self._drain(deadline)
+        await self._drain_connections(deadline)
         if sweeper is not None:
             sweeper.stop()
         await lifespan.shutdown()
@@ -210,7 +210,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
     def _all(self) -> list[Connection | LeanConnection]:
         return [*self.connections, *(self.lean.connections if self.lean is not None else ())]
 
-    async def _drain(self, deadline: Deadline) -> None:
+    async def _drain_connections(self, deadline: Deadline) -> None:
         """Answer what is being served, then end every connection.
 
         Every answer says ``connection: close`` (gunicorn looks at ``alive``), and a request that still arrives on a
