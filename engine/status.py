@@ -38,7 +38,7 @@ def table(answer: bytes) -> str:
             worker["state"],
             worker["batches"],
             worker["items"],
-            _size(worker.get("device_bytes", 0)) if worker.get("device_bytes") else "",
+            _size(held) if (held := worker.get("device_bytes")) else "",
         )
         for stage in told.get("stages", ())
         for worker in sorted(stage.get("workers", ()), key=lambda worker: (worker["slot"], worker["pid"]))

@@ -19,9 +19,7 @@ from frontend.pace import NEW_S, STALL_S, is_late
 
 LOOK_MOST: Final = 2000  # that are looked at in one go: a millisecond or two
 ROOM: Final = 8  # where there is too much, this part of the bound is made free, so that it is not done for each answer
-SLACK: Final = (
-    64  # by this part it may be passed until the next sweep, where looking at all has found that there is room
-)
+SLACK: Final = 64  # by this part it may be passed until the next sweep, where a look at all has found room
 
 
 class Debtor(Protocol):

@@ -341,14 +341,22 @@ def _plain(value: object, where: str) -> Any:
     raise BadValue(f"expected {_EXPECTED[Form.ARGS]}, got {shown(value)} at {where or 'the top'}{hint}")
 
 
-def _wear(value: object) -> str:
-    if not isinstance(value, str):
-        raise _bad(Form.WEAR, value)
-    try:
-        wear_limits(value)
-    except UnitError as error:
-        raise _bad(Form.WEAR, value, str(error)) from None
-    return value
+def _in_words(
+    form: Form, parse: Callable[[str], object], text_of: Callable[[object], object] = lambda value: value
+) -> Callable[[object], str]:
+    """Text that ``parse`` understands, and whoever uses it parses again; ``text_of`` makes it of other values."""
+
+    def read(value: object) -> str:
+        text = text_of(value)
+        if not isinstance(text, str):
+            raise _bad(form, value)
+        try:
+            parse(text)
+        except UnitError as error:
+            raise _bad(form, value, str(error)) from None
+        return text
+
+    return read
 
 
 def _sizes(value: object) -> tuple[int, ...]:
@@ -361,15 +369,9 @@ def _sizes(value: object) -> tuple[int, ...]:
     return tuple(sorted(value))
 
 
-def _warm_up(value: object) -> str:
-    text = f"{value} s" if isinstance(value, (int, float)) and not isinstance(value, bool) else value
-    if not isinstance(text, str):
-        raise _bad(Form.WARM_UP, value)
-    try:
-        warm_up_s(text)
-    except UnitError as error:
-        raise _bad(Form.WARM_UP, value, str(error)) from None
-    return text
+def _seconds_too(value: object) -> object:
+    """A number is one of seconds."""
+    return f"{value} s" if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
 def _processes(value: object) -> int | str:
@@ -393,8 +395,8 @@ _FORMS: Final[Mapping[Form, Callable[[object], Any]]] = {
     Form.CPUS: _cpus,
     Form.ENV: _env,
     Form.ARGS: _args,
-    Form.WEAR: _wear,
+    Form.WEAR: _in_words(Form.WEAR, wear_limits),
     Form.SIZES: _sizes,
-    Form.WARM_UP: _warm_up,
+    Form.WARM_UP: _in_words(Form.WARM_UP, warm_up_s, _seconds_too),
     Form.PROCESSES: _processes,
 }

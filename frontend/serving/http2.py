@@ -28,7 +28,6 @@ PIECE: Final = 64 * 1024  # bytes of an answer handed to gunicorn at once
 FRAME: Final = 16 * 1024  # bytes of a frame, unless the client wants larger ones
 ANSWER_COST: Final = 24 * 1024  # bytes that holding an answer takes beyond its body: a task, its frames, the stream
 
-
 _hurried: Final[ContextVar[bool]] = ContextVar("_hurried", default=False)  # what this task writes waits for nobody
 _sending: Final[ContextVar[_Answer | None]] = ContextVar("_sending", default=None)  # what this task sends
 

@@ -87,22 +87,26 @@ class Plan:
 
         ``compute_us`` goes into each item's trail, and as a total into one of the parcels.
         """
-        steps = pack_steps(batch.queues_us, batch_us, compute_us)
-        count = len(outcomes)
-        payloads = [outcome.payload for outcome in outcomes if outcome.status == OK and not outcome.headers]
-        if len(payloads) == count == batch.routes.count(batch.routes[0]) and count <= WITH_HEADERS:
-            target = self.following[batch.routes[0]]  # of all of them: nearly always
-            results = Results(
+
+        def made(target: int, uids: list[int], statuses: list[int], trails: list[bytes], compute_us: int) -> Results:
+            return Results(
                 stage=origin.stage,
                 worker=origin.worker,
                 batch=batch.batch,
-                uids=batch.uids,
-                statuses=[OK] * count,
-                trails=[*map(add, batch.trails, steps)],
+                uids=uids,
+                statuses=statuses,
+                trails=trails,
                 mime=mime if target == FINAL else "",
                 compute_us=compute_us,
                 headers={},
             )
+
+        steps = pack_steps(batch.queues_us, batch_us, compute_us)
+        count = len(outcomes)
+        payloads = [outcome.payload for outcome in outcomes if outcome.status == OK and not outcome.headers]
+        if 0 < len(payloads) == count <= WITH_HEADERS and count == batch.routes.count(batch.routes[0]):
+            target = self.following[batch.routes[0]]  # of all of them: nearly always
+            results = made(target, batch.uids, [OK] * count, [*map(add, batch.trails, steps)], compute_us)
             return [(target, results, payloads)]
         parcels: dict[int, Parcel] = {}
         full: list[Parcel] = []
@@ -116,17 +120,7 @@ class Plan:
             if parcel is None or len(parcel[2]) == most:
                 if parcel is not None:
                     full.append(parcel)
-                results = Results(
-                    stage=origin.stage,
-                    worker=origin.worker,
-                    batch=batch.batch,
-                    uids=[],
-                    statuses=[],
-                    trails=[],
-                    mime=mime if target == FINAL else "",
-                    compute_us=0 if parcels else compute_us,  # once
-                    headers={},
-                )
+                results = made(target, [], [], [], 0 if parcels else compute_us)  # which is told once
                 parcel = parcels[target] = (target, results, [])
             _, results, payloads = parcel
             if outcome.headers:

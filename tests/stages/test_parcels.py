@@ -115,6 +115,10 @@ def test_the_first_stages_step_begins_the_trail() -> None:
 # --- shared ----------------------------------------------------------------------------------------------------------
 
 
+def test_of_a_batch_without_items_nothing_is_told() -> None:
+    assert PLAN.results(ORIGIN, batch([]), [], mime="m") == []
+
+
 def test_numbers_forget_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "REMEMBERED", 3)
     numbers = Numbers()
