@@ -5,7 +5,9 @@ How fast anything is stands nowhere here: the benchmark itself says that.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import importlib
 import json
 import os
 import socket
@@ -17,14 +19,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
-from benchmarks import bench, load, plan, processes, record, report, stats, table, work, wrk
+from benchmarks import (
+    bench,
+    closed,
+    floor,
+    load,
+    nginx,
+    plan,
+    processes,
+    record,
+    report,
+    saturation,
+    stats,
+    systems,
+    table,
+    work,
+    wrk,
+)
 from benchmarks.__main__ import RESULTS, listing, main
-from benchmarks.cases import CASES, accelerator, chosen
+from benchmarks.cases import CASES, accelerator, chosen, echo, gpu, http, launch
+from benchmarks.offline import OFFLINE
 from benchmarks.picture import draw, file_name
-from benchmarks.result import OURS, PEER, Case, Metric, Picture, Row, Summary, Target, grown, worst
+from benchmarks.result import OURS, PEER, Case, Metric, Picture, Row, Summary, Target, at, grown, worst
 from engine.config import load as load_config
 
 ROOT = Path(__file__).parents[1]
@@ -127,6 +148,80 @@ def test_the_body_is_a_string_of_lua() -> None:
     assert 'wrk.body = "{\\"x\\": 2}"\n' in wrk.script('{"x": 2}')
 
 
+def test_a_head_is_of_fields_of_every_request() -> None:
+    assert 'wrk.headers["Connection"] = "close"\n' in wrk.script("{}", wrk.Head({"Connection": "close"}))
+    assert "function" not in wrk.script("{}", wrk.Head({"Connection": "close"}))
+
+
+def test_a_changing_head_has_another_number_in_every_request() -> None:
+    fields = {"x-request-id": "a-%012x", "traceparent": "00-%012x-%012x-01"}
+    one, changing = (wrk.script("{}", wrk.Head(fields, changing)) for changing in (False, True))
+    assert "string.format(whole, number, number, number)" in changing
+    assert "number = number + 1 " in changing
+    assert one == changing.replace("number + 1 ", "number + 0 ")  # as much work for wrk
+    with pytest.raises(ValueError, match="%"):
+        wrk.script('{"x": "100 %"}', wrk.Head(fields))
+
+
+@pytest.mark.parametrize("head", http.HEADS.values(), ids=http.HEADS)
+def test_a_traced_head_is_one(head: wrk.Head) -> None:
+    first, second = ({name: value % ((n,) * value.count("%")) for name, value in head.fields.items()} for n in (1, 2))
+    assert first != second
+    assert {name: len(value) for name, value in first.items()} == {"x-request-id": 36, "traceparent": 55}
+    assert len({len(value) for value in first["traceparent"].split("-")}) == 3
+
+
+# --- nginx -----------------------------------------------------------------------------------------------------------
+
+
+def configured(way: nginx.Way, *, root: bool = False) -> list[str]:
+    return nginx.config(way, port=80, server_port=8000, folder=Path("/f"), root=root).splitlines()
+
+
+def test_nginx_passes_on_by_its_defaults_or_keeps_connections() -> None:
+    assert "    location / { proxy_pass http://server; }" in configured("default")
+    assert "  upstream server { server 127.0.0.1:8000;  }" in configured("default")
+    assert any("keepalive 64;" in line for line in configured("keep-alive"))
+    assert any("proxy_http_version 1.1;" in line for line in configured("keep-alive"))
+
+
+def test_nginx_keeps_to_the_loopback_and_to_its_folder() -> None:
+    lines = configured("default")
+    assert [line.strip() for line in lines if "listen" in line] == ["listen 127.0.0.1:80;"]
+    assert sum(" /f/" in line for line in lines) == 7
+    assert configured("default", root=True) == ["user root;", *lines]  # else its workers could not enter the folder
+
+
+@pytest.mark.skipif(nginx.missing() is not None, reason=str(nginx.missing()))
+@pytest.mark.parametrize("way", nginx.LOCATION)
+def test_nginx_answers_for_a_system_and_is_gone_after_it(way: nginx.Way, tmp_path: Path) -> None:
+    with answering(OK) as port:
+        running = systems.Running(OURS, plan.Service((closed.ECHO,)), 0, port, tmp_path)
+        with nginx.proxied(running, way, tmp_path / "nginx", "{}") as seen:
+            assert seen.port != port
+            assert systems.ask(seen.port, "/inference", "{}") == (200, b"ok")
+            master = psutil.Process(int((tmp_path / "nginx" / "nginx.pid").read_text()))
+            members = [master, *master.children(recursive=True)]
+    assert len(members) > 1
+    assert not any(member.is_running() for member in members)
+
+
+@pytest.mark.skipif(nginx.missing() is not None, reason=str(nginx.missing()))
+def test_nginx_that_cannot_reach_the_system_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nginx, "START_S", 0.1)
+    running = systems.Running(OURS, plan.Service((closed.ECHO,)), 0, systems.free_port(), tmp_path)
+    with (
+        pytest.raises(RuntimeError, match="Connection refused"),
+        nginx.proxied(running, "default", tmp_path / "nginx", "{}"),
+    ):
+        pass
+
+
+def test_a_machine_without_nginx_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nginx, "binary", lambda: None)
+    assert "apt-get install nginx" in str(nginx.missing())
+
+
 # --- what workers write ----------------------------------------------------------------------------------------------
 
 
@@ -164,6 +259,18 @@ def test_a_rate_counts_whole_batches() -> None:
 def test_a_window_holds_whole_batches() -> None:
     batches = record.parse(packed((0, 10, 1), (10, 20, 2), (20, 30, 3)))
     assert [batch.items for batch in record.within(batches, 5, 25)] == [2]
+
+
+def test_what_is_measured_of_several_workers_is_their_sum() -> None:
+    second = 10**9
+    one = record.parse(packed((0, second, 64), (second + 4000, 2 * second, 64)))
+    other = record.parse(packed((0, second // 2, 32), (second // 2, second, 32), (second + 8000, 2 * second, 64)))
+    found = saturation.measured([one, other, []])
+    assert found["rate"] == pytest.approx(64 + 96 / 1.5)
+    assert found["gap_p50_us"] == 4  # of each worker's own batches
+    assert found["mean_batch"] == pytest.approx(256 / 5)
+    assert found["forward_ms"] == pytest.approx(1000, rel=1e-4)  # of full batches
+    assert saturation.measured([[]]) == {}
 
 
 # --- rows, ratios, targets -------------------------------------------------------------------------------------------
@@ -235,6 +342,12 @@ def test_a_table_shows_medians_spreads_and_ratios() -> None:
     assert table.markdown(lines).splitlines()[1] == "| --- | --- | --- | --- | --- |"
 
 
+def test_a_metric_may_be_shown_by_another_system_s() -> None:
+    case = dataclasses.replace(CASE, metrics=(Metric("rate", "of Mosec's", to=PEER),))
+    assert table.cells(case, Summary(ROWS))[1] == ["16", "of Mosec's", "2.82", "1.00", "2.82x"]
+    assert table.cells(case, Summary(rows((OURS, 0, 16, 290), (PEER, 0, 64, 1))))[1][2] == "-"
+
+
 def test_targets_are_told_met_missed_or_not_measured() -> None:
     lines = table.targets(CASE, Summary(ROWS))
     assert [(line[2], line[3]) for line in lines[1:]] == [("0.50x", "missed"), ("0.16x", "met"), ("not measured", "")]
@@ -262,17 +375,25 @@ def test_every_case_is_listed_once_and_belongs_to_all() -> None:
         "gap",
         "growth",
         "launch-bound",
+        "gpu",
+        "http",
     }
 
 
 def test_every_module_of_a_case_is_run() -> None:
     modules = {path.stem for path in (ROOT / "scripts" / "benchmarks" / "cases").glob("[a-z]*.py")}
-    listed = {case.run.__module__.rpartition(".")[2] for case in CASES}
-    assert modules == listed
+    held: list[Case] = []
+    for module in modules:
+        for value in vars(importlib.import_module(f"benchmarks.cases.{module}")).values():
+            held += [one for one in (value if isinstance(value, tuple) else [value]) if isinstance(one, Case)]
+    assert {case.name for case in held} == {case.name for case in CASES}
 
 
 def test_groups_and_cases_are_chosen_in_order_and_once() -> None:
-    assert [case.name for case in chosen(["gap", "echo", "echo-single"])] == ["echo-batched", "echo-single", "gap"]
+    assert [case.name for case in chosen(["gap", "http", "nginx"])] == [
+        *(case.name for case in http.CASES),
+        "gap",
+    ]
     with pytest.raises(ValueError, match="ecko: expected one of"):
         chosen(["ecko"])
 
@@ -283,6 +404,159 @@ def test_what_a_case_draws_and_claims_is_among_its_columns(case: Case) -> None:
     assert all(picture.metric in keys and picture.x in case.by for picture in case.pictures)
     assert len({file_name(case, picture) for picture in case.pictures}) == len(case.pictures)
     assert all(target.met(Summary([])) is None for target in case.targets)
+
+
+class Pretended(bench.Bench):
+    """Nothing is started: requests and batches are as good as they can be, but that a changing head costs 3 us."""
+
+    wrong = False
+
+    @contextmanager
+    def started(self, system: str, service: plan.Service, body: str) -> Iterator[systems.Running]:
+        for stage in service.stages:
+            assert stage.work in ADAPTED[system]
+        yield systems.Running(system, service, 0, 1, self.folder)
+
+    @contextmanager
+    def proxied(self, running: systems.Running, way: nginx.Way, body: str) -> Iterator[systems.Running]:
+        yield dataclasses.replace(running, port=2)
+
+    def answer(self, running: systems.Running, body: str) -> bytes:
+        if self.wrong:
+            return b'{"x": 3}'
+        streams = running.service.stages[-1].work == "Events"
+        return b"data: word\n\n" * work.EVENTS if streams else body.encode()
+
+    def closed(
+        self,
+        running: systems.Running,
+        body: str,
+        connections: int,
+        seconds: float | None = None,
+        head: wrk.Head = wrk.USUAL,
+    ) -> tuple[wrk.Report, bench.Window]:
+        made = wrk.Report(requests=100, seconds=1, p50_ms=1, p99_ms=2, errors=0, not_2xx=0, cpu_us=10)
+        return made, bench.Window(0, 10**9, {"frontend": 100 * (13 if head.changing else 10)})
+
+    def batches(self, running: systems.Running, window: bench.Window) -> dict[str, list[record.Batch]]:
+        return {f"{number}": FULL for number in range(running.service.stages[-1].num)}
+
+
+FULL = record.parse(packed((0, 10**9, 64), (10**9, 2 * 10**9, 64), (2 * 10**9, 3 * 10**9, 64)))
+
+
+def adapted(system: str) -> set[str]:
+    """The works that a system's adapter has."""
+    source = (systems.ADAPTERS / f"{system}_service.py").read_text()
+    return {node.name for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+
+
+ADAPTED = {system: adapted(system) for system in (OURS, PEER)}
+
+
+def pretended(tmp_path: Path) -> Pretended:
+    return Pretended(repeats=2, seconds=1, folder=tmp_path, threads=1, say=lambda text: None)
+
+
+@pytest.mark.parametrize("case", [*echo.CASES, *http.CASES, launch.CASE, gpu.CASE], ids=lambda case: case.name)
+def test_a_case_yields_what_its_table_and_targets_ask_for(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def loop(*_: Any) -> Iterator[Any]:
+        yield loop
+
+    loop.batches = lambda seconds: FULL  # type: ignore[attr-defined]
+    monkeypatch.setattr(saturation, "offline", loop)
+    found = list(case.run(pretended(tmp_path)))
+    summary = Summary(found)
+    assert all(tuple(row.point) == case.by for row in found)
+    others = {OFFLINE} if case.metrics is saturation.METRICS else set()
+    assert {(row.system, row.repeat) for row in found} == {
+        (system, repeat) for system in {OURS, PEER} | others for repeat in range(2)
+    }
+    assert all(target.measure(summary) is not None for target in case.targets)
+    assert len(table.cells(case, summary)) > len(summary.points())
+
+
+def test_the_cost_of_a_changing_head_is_told(tmp_path: Path) -> None:
+    summary = Summary(http.HEADS_CASE.run(pretended(tmp_path)))
+    (cost,) = (target for target in http.HEADS_CASE.targets if target.unit == " us")
+    assert (cost.measure(summary), cost.met(summary)) == (3, False)
+    assert summary.value(PEER, {"head": "one", "connections": 64}, "client_busy") == pytest.approx(0.001)
+
+
+def test_a_system_that_answers_something_else_is_not_measured(tmp_path: Path) -> None:
+    made = pretended(tmp_path)
+    made.wrong = True
+    for case in (http.BODIES_CASE, http.SSE_CASE):
+        with pytest.raises(RuntimeError, match="a wrong answer"):
+            list(case.run(made))
+
+
+def test_points_are_told_by_their_values() -> None:
+    assert at(a=1)({"a": 1, "b": 2})
+    assert not at(a=1, b=3)({"a": 1, "b": 2})
+
+
+@pytest.mark.parametrize("size", [size for _, size, _ in http.BODIES])
+def test_a_body_has_its_length_and_is_json(size: int) -> None:
+    body = http.text(size)
+    assert len(body) == size
+    assert closed.echoed(body, json.dumps(json.loads(body)).encode())
+
+
+def test_a_case_that_lacks_something_is_skipped_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("benchmarks.__main__.CASES", ())
+    monkeypatch.setattr(
+        "benchmarks.__main__.chosen",
+        lambda names: [dataclasses.replace(CASE, missing=lambda: "no abacus: needs one of wood")],
+    )
+    monkeypatch.setattr("benchmarks.machine.versions", dict)
+    assert main(["made-up", "--json", str(tmp_path / "results.json")]) == 0
+    assert "made-up: skipped: no abacus: needs one of wood" in capsys.readouterr().err
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_without_a_gpu_its_case_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "torch.cuda.is_available() is false; needs" in str(gpu.missing())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert gpu.missing() is None
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None)
+    assert "torch is not installed" in str(gpu.missing())
+
+
+class Small(work.Encode):
+    """The model of the case on a GPU, but for its size and its device."""
+
+    device = "cpu"
+    shape = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "vocab_size": 100,
+    }  # fmt: skip
+    warm = (1, 2)
+
+
+def test_a_model_encodes_tokens_alone_and_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.setenv(work.RECORD_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(work.THREADS_VARIABLE, "1")
+    monkeypatch.setenv(work.SITE_VARIABLE, sys.path[-1])
+    tokens, model = work.Tokens(), Small()
+    first, second = model.forward(tokens.forward([{"x": 1}, {"x": 2}]))
+    assert first != second
+    assert model.forward([tokens.forward({"x": 1})])[0][:8] == first[:8]
+    assert len(model.forward(model.batch(3))) == 3
+    os.close(model.file)
+    (batches,) = record.read(tmp_path).values()
+    assert [batch.items for batch in batches] == [2, 1, 3]  # warming is not recorded
 
 
 def test_an_accelerator_s_capacity_is_that_of_full_batches() -> None:
@@ -455,6 +729,19 @@ def test_the_client_is_a_process_that_reads_and_prints_json() -> None:
         )  # fmt: skip
     found = load.Outcome(**json.loads(told.stdout))
     assert (found.ok, found.failed) == (found.sent, 0)
+
+
+def test_the_floor_answers_with_the_same_bytes() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.floor", "serve"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT / "scripts",
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        assert [systems.ask(port, "/inference", body) for body in ("{}", "[]")] == [(200, closed.BODY.encode())] * 2
+        systems.stop_child(process)
+    assert process.returncode == 0
+    assert load.parse(floor.ANSWER) == (200, len(floor.ANSWER))
 
 
 def test_a_bare_hand_over_hands_over() -> None:

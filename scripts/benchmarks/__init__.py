@@ -16,9 +16,13 @@ From the bottom up; a module imports only what stands above it:
     offline      the model in a plain loop: what serving it can reach at best
     processes    CPU time and memory of a system, by role
     systems      starts, waits for, and stops the systems
+    nginx        the same for nginx in front of one of them
     overload     more than a deployment can do, bursts, retries; a program of its own
     bench        what a case is given: systems in alternation, clients, progress
+    closed       the run of every case that asks in a closed loop, in whichever way
+    saturation   the run of every case that compares a busy worker with its plain loop
     cases/       one module per case
+    floor        the least a server in Python costs, and wrk's own cost; a program of its own
     machine      what it ran on
     picture      results as SVG
     report       docs/benchmarks.md out of a JSON file

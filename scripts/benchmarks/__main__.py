@@ -22,11 +22,12 @@ from benchmarks.result import Case, Row, Summary
 from benchmarks.systems import ROOT
 
 DOCS: Final = ROOT / "docs"
+WITH: Final = ("python", "mosec", "nginx", "wrk")  # told with each case: the page shows runs of several days
 RESULTS: Final = DOCS / "benchmarks" / "results.json"
 
 EXAMPLES: Final = """\
 examples:
-  scripts/bench all                        every case, about twenty minutes
+  scripts/bench all                        every case, about half an hour
   scripts/bench echo                       one group of cases
   scripts/bench gap --repeats 5 --seconds 10
   scripts/bench model --threads 1 --json /tmp/model.json
@@ -56,7 +57,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; the exit code: 0 when all was measured (met or missed), 1 when something could not be, 2 for bad words."""
+    """Run; the exit code: 0 when all was measured (met or missed) or skipped, 1 when something could not be, 2 for bad
+    words."""
     top = parser()
     options = top.parse_args(arguments)
     if options.list:
@@ -83,6 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is stopped
     failed = False
     for case in cases:
+        if reason := case.missing():
+            say(f"{case.name}: skipped: {reason}")
+            continue
         try:
             measure(case, options, results, command)
         except (RuntimeError, OSError) as error:
@@ -128,6 +133,7 @@ def measure(case: Case, options: argparse.Namespace, results: report.Results, co
         "torch threads": f"{options.threads}",
         "command": f"`{command}`",
     }
+    settings |= {name: results.versions[name] for name in WITH if name in results.versions}
     results.settings[case.name] = settings
     summary = Summary(rows)
     print(f"\n{case.title}\n{case.about}\n\n{table.text(table.cells(case, summary))}\n")

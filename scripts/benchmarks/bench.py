@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from benchmarks import load, plan, processes, record, systems, wrk
+from benchmarks import load, nginx, plan, processes, record, systems, wrk
 from benchmarks.result import OURS, PEER
 
 SEED = 20_000
@@ -66,13 +66,36 @@ class Bench:
         with systems.started(system, service, folder, body=body, threads=self.threads) as running:
             yield running
 
+    @contextmanager
+    def proxied(self, running: systems.Running, way: nginx.Way, body: str) -> Iterator[systems.Running]:
+        """See :func:`benchmarks.nginx.proxied`; in a fresh folder."""
+        with nginx.proxied(running, way, self.folder / f"{next(self._numbers)}", body) as seen:
+            yield seen
+
+    def answer(self, running: systems.Running, body: str) -> bytes:
+        """To one request. Raises RuntimeError when it is not 200."""
+        status, answer = systems.ask(running.port, running.service.paths[0], body)
+        if status != 200:
+            raise RuntimeError(f"{running.system}: {status} {answer[:200]!r}")
+        return answer
+
     def closed(
-        self, running: systems.Running, body: str, connections: int, seconds: float | None = None
+        self,
+        running: systems.Running,
+        body: str,
+        connections: int,
+        seconds: float | None = None,
+        head: wrk.Head = wrk.USUAL,
     ) -> tuple[wrk.Report, Window]:
         """Load in a closed loop, by wrk."""
         with self._window(running) as close:
             report = wrk.run(
-                running.url, body, connections=connections, seconds=seconds or self.seconds, folder=self.folder
+                running.url,
+                body,
+                connections=connections,
+                seconds=seconds or self.seconds,
+                folder=self.folder,
+                head=head,
             )
         return report, close()
 

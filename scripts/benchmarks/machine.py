@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks import nginx
 from benchmarks.systems import PEERS, ROOT
 
 OURS = ("pyzmq", "gunicorn", "falcon", "msgspec", "uvloop", "numpy", "torch", "sentence-transformers")
@@ -50,9 +52,12 @@ def versions() -> dict[str, str]:
     told = subprocess.run([PEERS / "bin" / "python", "-c", code], capture_output=True, text=True, check=True)
     peers = dict(line.split() for line in told.stdout.splitlines())
     found |= {name if name in ("mosec", "litserve") else f"{name} (peers)": value for name, value in peers.items()}
-    told = subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False)
-    if match := re.search(r"wrk (\S+)", told.stdout + told.stderr):
-        found["wrk"] = match[1]
+    clients = {"wrk": (["wrk", "-v"], r"wrk (\S+)"), "nginx": ([nginx.binary() or "nginx", "-v"], r"nginx/(\S+)")}
+    for name, (command, said) in clients.items():
+        if shutil.which(command[0]):
+            told = subprocess.run(command, capture_output=True, text=True, check=False)
+            if match := re.search(said, told.stdout + told.stderr):
+                found[name] = match[1]
     return found
 
 

@@ -12,13 +12,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from benchmarks import record, systems, work
 
 if TYPE_CHECKING:
     from benchmarks.bench import Bench
     from benchmarks.plan import Service
+
+OFFLINE: Final = "offline"  # its name among the systems
 
 
 class Offline:

@@ -27,17 +27,19 @@ Stageline beside Mosec and LitServe: the same
 worker code, one machine, one run.
 
 ```sh
-scripts/bench all                      # every case, twenty minutes; writes docs/benchmarks/results.json
+scripts/bench all                      # every case, half an hour; writes docs/benchmarks/results.json
 scripts/bench echo --seconds 5         # one group of cases, longer measurements
+scripts/bench gpu                      # a real model on a GPU; skipped, with the reason, where there is none
 scripts/bench accelerator-2 --json accelerator.json
 scripts/bench gap --json docs/benchmarks/results.json --add     # one case measured again, the others kept
 scripts/bench report                   # this page, and pictures beside the JSON, out of the JSON
 scripts/bench --list
 ```
 
-It needs Linux, Python 3.10 or newer with `venv`, and `wrk` (Debian: `apt-get install wrk`). It installs what it
-measures: Stageline into `.venv`, the others into `.venv-bench`. Each case takes less than two minutes on a machine with
-two CPUs that does nothing else meanwhile; results of a busy machine are worth nothing.
+It needs Linux, Python 3.10 or newer with `venv`, and `wrk` (Debian: `apt-get install wrk`); for the case `nginx` that
+(`apt-get install nginx-light`), for `gpu` a CUDA device: a case that lacks something is skipped and says what. What is
+measured is installed: Stageline into `.venv`, the others into `.venv-bench`. Each case takes less than two minutes on a
+machine with two CPUs that does nothing else meanwhile; results of a busy machine are worth nothing.
 
 ## How it is measured
 
@@ -50,7 +52,10 @@ two CPUs that does nothing else meanwhile; results of a busy machine are worth n
   each repeat begins with another one. Where starting takes longer than measuring (the model, growth) each is started
   once, and its repeats are windows of one run. Tables show medians over the repeats, the smallest and the largest in
   parentheses, and the ratio to Mosec.
-- **Closed loops** are `wrk`, one thread. An answer that is not 200 voids the run.
+- **Closed loops** are `wrk`, one thread. An answer that is not 200 voids the run, and so does a wrong answer to the
+  request before it. Where wrk has more to do than to send the same bytes again, its own CPU is shown.
+- **One head**: but for *Heads that change*, all requests of a run are the same bytes, which a system may remember. No
+  client in service is like that; the other cases keep to it so that only one thing differs.
 - **Open loops** are a client of our own: Poisson arrivals, the same for every system, latency from the time a request
   was meant to be sent. What the client itself adds is in that latency and is shown as its lag.
 - **CPU per request** is the CPU time of all processes of a system, by role, over the requests answered. It is steadier

@@ -36,12 +36,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Metric:
-    """A value of rows: its key, how a table calls it (with its unit), which direction is good, digits shown."""
+    """A value of rows: its key, how a table calls it (with its unit), which direction is good, digits shown.
+
+    With ``to`` it is shown by that system's value: a ratio of medians.
+    """
 
     key: str
     label: str
     better: Literal["higher", "lower", "neither"] = "lower"
     digits: int = 2
+    to: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,9 +142,23 @@ def worst(
     return measure
 
 
+def at(**values: float | str) -> Callable[[Point], bool]:
+    """Whether a point has these values."""
+    return lambda point: all(point[key] == value for key, value in values.items())
+
+
+def anywhere(_point: Point) -> bool:
+    """Every point."""
+    return True
+
+
 def grown(metric: str, start: Point, end: Point) -> Callable[[Summary], float | None]:
     """Ours at ``end`` by ours at ``start``."""
     return lambda summary: divided(summary.value(OURS, end, metric), summary.value(OURS, start, metric))
+
+
+def nothing() -> None:
+    """What most cases need beside what every case needs."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +166,8 @@ class Case:
     """One part of the benchmark; ``scripts/bench NAME`` runs it.
 
     ``run`` yields rows as they are measured. ``by`` are the keys of its points, ``seconds`` the default length of one
-    measurement, chosen so that the whole case takes less than two minutes with three repeats.
+    measurement, chosen so that the whole case takes less than two minutes with three repeats. ``missing`` says what
+    this machine lacks for the case, which is skipped then, or None.
     """
 
     name: str
@@ -161,3 +180,4 @@ class Case:
     seconds: float
     pictures: tuple[Picture, ...] = ()
     targets: tuple[Target, ...] = ()
+    missing: Callable[[], str | None] = nothing

@@ -138,14 +138,18 @@ def _wait_ready(running: Running, process: subprocess.Popen[bytes], body: str) -
 
 def post(port: int, path: str, body: str) -> int:
     """One request on a connection of its own; the status, 0 when there was no answer."""
+    return ask(port, path, body)[0]
+
+
+def ask(port: int, path: str, body: str) -> tuple[int, bytes]:
+    """The same, and the answer's body."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=START_S)
     try:
         connection.request("POST", path, body, {"Content-Type": "application/json"})
         response = connection.getresponse()
-        response.read()
-        return response.status
+        return response.status, response.read()
     except (OSError, http.client.HTTPException):
-        return 0
+        return 0, b""
     finally:
         connection.close()
 

@@ -29,6 +29,9 @@ def cells(case: Case, summary: Summary) -> Cells:
 
 
 def _cell(summary: Summary, system: str, point: Point, metric: Metric) -> str:
+    if metric.to:
+        ratio = summary.ratio(point, metric.key, to=metric.to, of=system)
+        return "-" if ratio is None else number(ratio, metric.digits)
     value = summary.value(system, point, metric.key)
     spread = summary.spread(system, point, metric.key)
     if value is None or spread is None:

@@ -11,7 +11,7 @@ import os
 import struct
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ PER_ITEM_S = 0.0005
 TENSOR_MB = (0.1, 1, 4, 16)
 TEXT = " ".join(["word"] * 14)  # 16 tokens with [CLS] and [SEP]; all texts alike, so nothing is padding
 TOKENS = 64
+EVENTS = 20  # of a stream
 LAUNCHES = 1000  # operations of a forward, some 4 us each
 
 
@@ -54,6 +55,18 @@ class Echo(Made):
     """What came in, one value or a batch."""
 
     def forward(self, data: Any) -> Any:
+        return data
+
+
+class Events(Made):
+    """A word of each stream after the other, as a model makes them."""
+
+    send_stream_event: Callable[..., None]  # the system's
+
+    def forward(self, data: list[Any]) -> list[Any]:
+        for _ in range(EVENTS):
+            for index in range(len(data)):
+                self.send_stream_event("word", index=index)
         return data
 
 
@@ -148,7 +161,18 @@ class Tokens(Made):
         return self.arrays[data["x"]]
 
 
-class Launches(Recorded):
+class OfTokens(Recorded):
+    """Takes the arrays that Tokens gives."""
+
+    @staticmethod
+    def batch(size: int) -> list[Any]:
+        """Some of them, for the plain loop."""
+        import numpy as np
+
+        return [np.full(TOKENS, 2, np.int64)] * size
+
+
+class Launches(OfTokens):
     """What launching kernels looks like to the interpreter: many short operations, each of which lets go of it."""
 
     def __init__(self) -> None:
@@ -158,13 +182,6 @@ class Launches(Recorded):
         torch.set_num_threads(1)
         self.forward(self.batch(2))
         super().__init__()
-
-    @staticmethod
-    def batch(size: int) -> list[Any]:
-        """As Tokens gives them."""
-        import numpy as np
-
-        return [np.full(TOKENS, 2, np.int64)] * size
 
     def forward(self, data: list[Any]) -> list[Any]:
         import numpy as np
@@ -179,6 +196,42 @@ class Launches(Recorded):
         if hasattr(self, "file"):
             self.record(begin, len(data))
         return sums
+
+
+class Encode(OfTokens):
+    """Arrays of tokens -> their embeddings, base64 of half floats: BERT-base with random weights, on the first GPU."""
+
+    device = "cuda"
+    shape: Mapping[str, int] = {}  # of transformers' BertConfig, whose defaults are BERT-base
+    warm = (1, 2, 4, 8, 16, 32, 64)
+
+    def __init__(self) -> None:
+        use_site()
+        import torch
+        from transformers import BertConfig, BertModel
+
+        torch.set_num_threads(int(os.environ[THREADS_VARIABLE]))
+        torch.manual_seed(0)
+        model: Any = BertModel(BertConfig.from_dict(dict(self.shape)), add_pooling_layer=False)
+        self.model = model.to(self.device, torch.float16).eval()
+        for size in self.warm:  # the first batch of every size takes ten times as long
+            self.encode(self.batch(size))
+        super().__init__()
+
+    def forward(self, data: list[Any]) -> list[str]:
+        begin = time.monotonic_ns()
+        result = self.encode(data)
+        self.record(begin, len(data))
+        return result
+
+    def encode(self, data: Sequence[Any]) -> list[str]:
+        import numpy as np
+        import torch
+
+        tokens = torch.from_numpy(np.stack(data)).to(self.device)
+        with torch.inference_mode():
+            vectors = self.model(input_ids=tokens).last_hidden_state.mean(1).cpu().numpy()
+        return [base64.b64encode(vector.tobytes()).decode() for vector in vectors]
 
 
 def use_site() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
+import resource
 import shutil
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +33,7 @@ class Report:
     p99_ms: float
     errors: int
     not_2xx: int
+    cpu_us: float = 0.0  # of wrk itself, for each request
 
     @property
     def rate(self) -> float:
@@ -55,9 +59,44 @@ def parse(output: str) -> Report:
     )
 
 
-def script(body: str) -> str:
-    """wrk's Lua script for a POST of JSON. A JSON string is a Lua string, but for escapes that bodies here lack."""
-    return f'wrk.method = "POST"\nwrk.body = {json.dumps(body)}\nwrk.headers["Content-Type"] = "application/json"\n'
+@dataclass(frozen=True)
+class Head:
+    """Fields of every request beside the usual ones.
+
+    Each ``%012x`` in a value is a number: of the request where the head is ``changing``, else always the same one, made
+    by the same work of wrk's.
+    """
+
+    fields: Mapping[str, str] = field(default_factory=dict)
+    changing: bool = False
+
+    @property
+    def numbers(self) -> int:
+        return sum(value.count(NUMBER) for value in self.fields.values())
+
+
+NUMBER: Final = "%012x"
+USUAL: Final = Head()
+
+
+def script(body: str, head: Head = USUAL) -> str:
+    """wrk's Lua script for a POST of JSON. A JSON string is a Lua string, but for escapes that bodies here lack.
+
+    Raises ValueError for a body with ``%`` where numbers are put into the request.
+    """
+    fields = {"Content-Type": "application/json", **head.fields}
+    lines = ['wrk.method = "POST"', f"wrk.body = {json.dumps(body)}"]
+    lines += [f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}" for name, value in fields.items()]
+    if head.numbers:
+        if "%" in body:
+            raise ValueError("a body with % beside fields with numbers")
+        numbers = ", ".join(["number"] * head.numbers)
+        lines += [
+            "local whole, number",
+            "function init() whole, number = wrk.format(), 0 end",
+            f"function request() number = number + {int(head.changing)} return string.format(whole, {numbers}) end",
+        ]
+    return "\n".join(lines) + "\n"
 
 
 def command(url: str, *, connections: int, seconds: float, script: Path) -> list[str]:
@@ -71,12 +110,13 @@ def command(url: str, *, connections: int, seconds: float, script: Path) -> list
     ]  # fmt: skip
 
 
-def run(url: str, body: str, *, connections: int, seconds: float, folder: Path) -> Report:
+def run(url: str, body: str, *, connections: int, seconds: float, folder: Path, head: Head = USUAL) -> Report:
     """Run wrk. Raises RuntimeError when it is missing, fails, or an answer was not 200: that is no measurement."""
     if shutil.which("wrk") is None:
         raise RuntimeError("wrk is missing; on Debian: apt-get install wrk")
     lua = folder / "post.lua"
-    lua.write_text(script(body))
+    lua.write_text(script(body, head))
+    before = _children_s()
     told = subprocess.run(
         command(url, connections=connections, seconds=seconds, script=lua),
         capture_output=True, text=True, check=False, timeout=seconds + TIMEOUT_S + 10,
@@ -86,4 +126,10 @@ def run(url: str, body: str, *, connections: int, seconds: float, folder: Path) 
     report = parse(told.stdout)
     if report.errors or report.not_2xx:
         raise RuntimeError(f"{url}: {report.not_2xx} answers were not 200, {report.errors} socket errors")
-    return report
+    return dataclasses.replace(report, cpu_us=(_children_s() - before) / max(report.requests, 1) * 1e6)
+
+
+def _children_s() -> float:
+    """CPU seconds of the children waited for so far: nobody else ends while wrk runs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

@@ -2,12 +2,16 @@
 
 import os
 
-from mosec import Runtime, Server, Worker
+from mosec import Runtime, Server, SSEWorker, Worker
 
 from benchmarks import plan, work
 
 
 class Echo(work.Echo, Worker):
+    """See benchmarks.work."""
+
+
+class Events(work.Events, SSEWorker):
     """See benchmarks.work."""
 
 
@@ -36,6 +40,10 @@ class Tokens(work.Tokens, Worker):
 
 
 class Launches(work.Launches, Worker):
+    """See benchmarks.work."""
+
+
+class Encode(work.Encode, Worker):
     """See benchmarks.work."""
 
 

@@ -1,10 +1,14 @@
 """The work under Stageline: only the base class is added. `plan.stages_toml` names these classes."""
 
 from benchmarks import work
-from engine import Worker
+from engine import SSEWorker, Worker
 
 
 class Echo(work.Echo, Worker):
+    """See benchmarks.work."""
+
+
+class Events(work.Events, SSEWorker):
     """See benchmarks.work."""
 
 
@@ -41,4 +45,8 @@ class Tokens(work.Tokens, Worker):
 
 
 class Launches(work.Launches, Worker):
+    """See benchmarks.work."""
+
+
+class Encode(work.Encode, Worker):
     """See benchmarks.work."""

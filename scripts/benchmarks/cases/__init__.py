@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from benchmarks.cases import accelerator, echo, gap, growth, launch, memory, model, tensors
+from benchmarks.cases import accelerator, echo, gap, gpu, growth, http, launch, memory, model, tensors
 from benchmarks.result import Case
 
 CASES: Final[tuple[Case, ...]] = (
-    echo.BATCHED_CASE,
-    echo.SINGLE_CASE,
+    *echo.CASES,
+    *http.CASES,
     *accelerator.CASES,
     model.CASE,
     tensors.CASE,
     gap.CASE,
     launch.CASE,
+    gpu.CASE,
     *growth.CASES,
     memory.CASE,
 )

@@ -1,49 +1,26 @@
-"""Echo: JSON in, the same JSON out, one worker. What the system itself costs, and what it does to a lone request."""
+"""Echo: JSON in, the same out, one worker a stage. What the system itself costs, and what it does to a lone request.
+
+All requests of a run have one head and one body of a few bytes, which flatters whoever remembers them: what heads that
+change and bodies that weigh something cost stands in :mod:`benchmarks.cases.http`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from benchmarks.closed import BODY, ECHO, METRICS, asked, by_connections
 from benchmarks.plan import Service, Stage
-from benchmarks.result import Case, Metric, Picture, Point, Row, Target, worst
+from benchmarks.result import Case, Picture, Point, Target, anywhere, at, worst
 
-if TYPE_CHECKING:
-    from benchmarks.bench import Bench
-
-BODY: Final = '{"x": 2}'
 CONNECTIONS: Final = (1, 16, 64, 256)
-BATCHED: Final = Service((Stage("Echo", max_batch_size=32, max_wait_ms=1),))
-SINGLE: Final = Service((Stage("Echo", max_batch_size=1),))
-
-METRICS: Final = (
-    Metric("rate", "requests/s", "higher", digits=0),
-    Metric("p50_ms", "p50, ms", digits=3),
-    Metric("p99_ms", "p99, ms", digits=3),
-    Metric("cpu_us", "CPU, us/request", digits=1),
-    Metric("cpu_us_frontend", "- frontend", "neither", digits=1),
-    Metric("cpu_us_broker", "- broker", "neither", digits=1),
-    Metric("cpu_us_server", "- server (Rust)", "neither", digits=1),
-    Metric("cpu_us_worker", "- worker", "neither", digits=1),
+ABOUT: Final = (
+    f"one worker; closed loop (wrk), `{BODY}` with one head in all requests, so that a connection has to read it only "
+    "once (*Heads that change* says what else)."
 )
 
 
-def _run(service: Service) -> Callable[[Bench], Iterator[Row]]:
-    def run(bench: Bench) -> Iterator[Row]:
-        for repeat, system in bench.turns():
-            with bench.started(system, service, BODY) as running:
-                bench.closed(running, BODY, connections=16, seconds=1)  # warm-up
-                for connections in CONNECTIONS:
-                    report, window = bench.closed(running, BODY, connections)
-                    values = {"rate": report.rate, "p50_ms": report.p50_ms, "p99_ms": report.p99_ms}
-                    values |= window.per_request(report.requests)
-                    yield Row(system, repeat, {"connections": connections}, values)
-
-    return run
-
-
-def _at(*connections: int) -> Callable[[Point], bool]:
-    return lambda point: point["connections"] in connections
+def _full(point: Point) -> bool:
+    return point["connections"] in (64, 256)
 
 
 def _pictures(what: str) -> tuple[Picture, ...]:
@@ -57,19 +34,22 @@ BATCHED_CASE: Final = Case(
     name="echo-batched",
     group="echo",
     title="Echo, batching on",
-    about="`max_batch_size` 32 and `max_wait_time` 1 ms in both; one worker; closed loop (wrk).",
+    about=f"`max_batch_size` 32 and `max_wait_time` 1 ms in both; {ABOUT}",
     by=("connections",),
     metrics=METRICS,
-    run=_run(BATCHED),
+    run=asked(Service((ECHO,)), by_connections(*CONNECTIONS)),
     seconds=2,
     pictures=_pictures("batching on"),
     targets=(
         Target(
             "throughput at 64 and 256 connections, of Mosec's",
-            1.5, worst(["rate"], _at(64, 256), highest=False), at_least=True,
+            1.5, worst(["rate"], _full, highest=False), at_least=True,
         ),
-        Target("throughput at 16 connections, of Mosec's", 3, worst(["rate"], _at(16), highest=False), at_least=True),
-        Target("p50 of one connection, of Mosec's", 0.3, worst(["p50_ms"], _at(1))),
+        Target(
+            "throughput at 16 connections, of Mosec's",
+            3, worst(["rate"], at(connections=16), highest=False), at_least=True,
+        ),
+        Target("p50 of one connection, of Mosec's", 0.3, worst(["p50_ms"], at(connections=1))),
     ),
 )  # fmt: skip
 
@@ -77,11 +57,31 @@ SINGLE_CASE: Final = Case(
     name="echo-single",
     group="echo",
     title="Echo, batching off",
-    about="`max_batch_size` 1 in both; one worker; closed loop (wrk).",
+    about=f"`max_batch_size` 1 in both; {ABOUT}",
     by=("connections",),
     metrics=METRICS,
-    run=_run(SINGLE),
+    run=asked(Service((Stage("Echo", max_batch_size=1),)), by_connections(*CONNECTIONS)),
     seconds=2,
     pictures=_pictures("batching off"),
-    targets=(Target("p50 of one connection, of Mosec's", 1.5, worst(["p50_ms"], _at(1))),),
+    targets=(Target("p50 of one connection, of Mosec's", 1.5, worst(["p50_ms"], at(connections=1))),),
 )
+
+CHAIN_CASE: Final = Case(
+    name="echo-chain",
+    group="echo",
+    title="Echo, three stages",
+    about=f"Three stages, `max_batch_size` 32 and `max_wait_time` 1 ms in each, in both; {ABOUT}",
+    by=("connections",),
+    metrics=METRICS,
+    run=asked(Service((ECHO,) * 3), by_connections(64, 256)),
+    seconds=2,
+    pictures=_pictures("three stages"),
+    targets=(
+        Target(
+            "throughput at 64 and 256 connections, of Mosec's",
+            1.3, worst(["rate"], anywhere, highest=False), at_least=True,
+        ),
+    ),
+)  # fmt: skip
+
+CASES: Final = (BATCHED_CASE, SINGLE_CASE, CHAIN_CASE)

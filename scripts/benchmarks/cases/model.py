@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from benchmarks import record, systems
 from benchmarks.bench import open_values
-from benchmarks.offline import offline
+from benchmarks.offline import OFFLINE, offline
 from benchmarks.plan import Service, Stage
 from benchmarks.result import OURS, PEER, Case, Metric, Picture, Point, Row, Target, worst
 from benchmarks.work import TEXT
@@ -31,7 +31,6 @@ SERVICE: Final = Service((Stage("Embed", max_batch_size=BATCH, max_wait_ms=10),)
 CONNECTIONS: Final = 4 * BATCH
 LOADS: Final = (50, 80)  # percent of the ceiling measured in the same run
 SATURATED: Final = "closed loop"
-OFFLINE: Final = "offline"
 POLLING: Final = "litserve"  # not idle when it has nothing to do
 
 
