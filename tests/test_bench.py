@@ -799,6 +799,23 @@ def test_a_report_without_results_keeps_those_of_the_page(tmp_path: Path) -> Non
     assert (tmp_path / "benchmarks.md").read_text() == report.page(results())
 
 
+def test_a_report_may_renew_some_cases_and_keep_the_others() -> None:
+    """As the page shows them: text and targets, in the order of the cases."""
+    newer, case = results(), chosen(["heads"])[0]
+    newer.machine = {"cpu": "another abacus"}
+    point = {"head": "changing", "connections": 64}
+    newer.rows = {case.name: [Row(system, 0, point, {"rate": 5.0}) for system in (OURS, PEER)]}
+    both = report.page(newer, report.page(results()), add=True)
+    assert "- cpu: abacus" in both
+    for shown in (report.page(results()), report.page(newer)):
+        _, _, sections = shown.partition(report.TARGETS)
+        assert all(line in both.splitlines() for line in sections.splitlines()[1:])
+    assert both.index("## Echo, batching off") < both.index("## Heads that change")
+    assert report.page(newer, both, add=True) == both
+    assert report.page(results(), both, add=True) == both
+    assert report.page(newer, "", add=True) == report.page(newer)
+
+
 def test_pictures_and_results_are_not_kept_with_the_source() -> None:
     made = [RESULTS, RESULTS.parent / file_name(CASES[0], CASES[0].pictures[0])]
     asked = subprocess.run(

@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--seconds", type=float, help="length of one measurement; default: each case's own")
     top.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch's, in case model (%(default)s)")
     top.add_argument("--json", type=Path, help=f"file of results; `all` writes {RESULTS.relative_to(ROOT)} without it")
-    top.add_argument("--add", action="store_true", help="keep the other cases that the file of results holds")
+    top.add_argument("--add", action="store_true", help="keep the other cases of the file of results, or of the page")
     top.add_argument("--docs", type=Path, default=DOCS, help="where `report` writes; default: the project's docs")
     return top
 
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(listing())
         return 0
     if options.cases == ["report"]:
-        return write_report(options.json or RESULTS, options.docs)
+        return write_report(options.json or RESULTS, options.docs, add=options.add)
     if options.repeats < 1 or options.threads < 1 or (options.seconds is not None and options.seconds <= 0):
         top.error("--repeats, --threads and --seconds: expected more than 0")
     try:
@@ -142,8 +142,9 @@ def measure(case: Case, options: argparse.Namespace, results: report.Results, co
     print(f"({case.name} took {time.monotonic() - began:.0f} s)\n", flush=True)
 
 
-def write_report(source: Path, docs: Path) -> int:
-    """docs/benchmarks.md, and pictures in docs/benchmarks/ when there are results; else the page's own results stay."""
+def write_report(source: Path, docs: Path, *, add: bool = False) -> int:
+    """docs/benchmarks.md, and pictures in docs/benchmarks/ when there are results; else the page's own results stay.
+    With ``add`` those of other cases do."""
     from benchmarks import picture
 
     results = report.read(source)
@@ -153,7 +154,7 @@ def write_report(source: Path, docs: Path) -> int:
                 picture.draw(case, Summary(results.rows[case.name]), docs / "benchmarks")
     docs.mkdir(parents=True, exist_ok=True)
     page = docs / "benchmarks.md"
-    page.write_text(report.page(results, page.read_text() if page.exists() else ""))
+    page.write_text(report.page(results, page.read_text() if page.exists() else "", add=add))
     say(f"wrote {page}" + ("" if results else f"; there is no {source}, so the results it shows are the former ones"))
     return 0
 

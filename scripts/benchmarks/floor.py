@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Final, cast
 
+import psutil
 import uvloop
 
 from benchmarks import processes, systems, wrk
@@ -53,30 +54,35 @@ async def serve() -> None:
 
 
 def measure(rounds: int, seconds: float, connections: int) -> dict[str, dict[str, float]]:
-    """By head: requests/s, CPU of the server and of wrk in us per request."""
+    """By head: requests/s, and in us of CPU per request the server, its part outside the kernel, and wrk."""
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.floor", "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    seen: dict[str, list[tuple[float, float, float]]] = {name: [] for name in HEADS}
+    seen: dict[str, list[tuple[float, ...]]] = {name: [] for name in HEADS}
     try:
         assert process.stdout is not None
         url = f"http://127.0.0.1:{int(process.stdout.readline())}/inference"
         with tempfile.TemporaryDirectory(prefix="sl-bench-") as folder:
             for turn in range(rounds):
                 for name in list(HEADS) if turn % 2 == 0 else reversed(HEADS):
-                    before = sum(processes.cpu_us(process.pid).values())
+                    before = _cpu_us(process.pid)
                     report = wrk.run(
                         url, BODY, connections=connections, seconds=seconds, folder=Path(folder), head=HEADS[name]
                     )
-                    used = sum(processes.cpu_us(process.pid).values()) - before
-                    seen[name].append((report.rate, used / report.requests, report.cpu_us))
+                    used, own = (after - former for after, former in zip(_cpu_us(process.pid), before, strict=True))
+                    seen[name].append((report.rate, used / report.requests, own / report.requests, report.cpu_us))
     finally:
         systems.stop_child(process)
-    keys = ("requests/s", "us of the server", "us of wrk")
+    keys = ("requests/s", "us of the server", "of which outside the kernel", "us of wrk")
     return {
         name: {key: median([value[at] for value in values]) for at, key in enumerate(keys)}
         for name, values in seen.items()
     }
+
+
+def _cpu_us(pid: int) -> tuple[float, float]:
+    """What a process has used so far, and the part of it outside the kernel, which is counted in ticks."""
+    return sum(processes.cpu_us(pid).values()), psutil.Process(pid).cpu_times().user * 1e6
 
 
 def main() -> None:

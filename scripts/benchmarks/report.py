@@ -7,7 +7,7 @@ docs/benchmarks/, which git ignores, and are made anew by whoever measures.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +33,7 @@ scripts/bench gpu                      # a real model on a GPU; skipped, with th
 scripts/bench accelerator-2 --json accelerator.json
 scripts/bench gap --json docs/benchmarks/results.json --add     # one case measured again, the others kept
 scripts/bench report                   # this page, and pictures beside the JSON, out of the JSON
+scripts/bench report --json gap.json --add                      # this page, with the cases of another file renewed
 scripts/bench --list
 ```
 
@@ -93,6 +94,8 @@ one recovery took 2.23 s.*
 """
 
 THE_RUN: Final = "## The run"  # what follows is of the results
+TARGETS: Final = "## Targets"
+TARGETS_HEAD: Final = ["case", "target", "bound", "measured", ""]
 
 NOTHING: Final = """\
 ## Results
@@ -135,29 +138,50 @@ def read(path: Path) -> Results | None:
     return Results.from_json(path.read_text()) if path.exists() else None
 
 
-def page(results: Results | None, former: str = "") -> str:
-    """The whole page. Without results, those that the page ``former`` shows stay. Pure."""
+def page(results: Results | None, former: str = "", *, add: bool = False) -> str:
+    """The whole page. Without results, those that the page ``former`` shows stay, and with ``add`` those of the cases
+    that were not measured now. Pure."""
+    _, heading, shown = former.partition(THE_RUN)
     if results is None:
-        _, heading, shown = former.partition(THE_RUN)
         return f"{INTRODUCTION}\n{heading + shown if heading else NOTHING}"
-    measured = [case for case in CASES if results.rows.get(case.name)]
-    parts = [INTRODUCTION, _about(results), _targets(measured, results)]
-    parts += [_section(case, results) for case in measured]
-    return "\n".join(parts)
+    kept = _Shown.read(shown if add else "")
+    parts = {case.title: _section(case, results) for case in CASES if results.rows.get(case.name)}
+    lines = [TARGETS_HEAD]
+    for case in CASES:
+        if case.title in parts:
+            lines += [[case.title, *line] for line in table.targets(case, Summary(results.rows[case.name]))[1:]]
+        else:
+            lines += kept.targets.get(case.title, [])
+    sections = [found for case in CASES if (found := parts.get(case.title) or kept.sections.get(case.title))]
+    about = THE_RUN + kept.about if kept.about else _about(results)
+    return "\n".join([INTRODUCTION, about, f"{TARGETS}\n\n{table.markdown(lines)}\n", *sections])
+
+
+@dataclass
+class _Shown:
+    """What a page shows of former runs: by the titles of cases."""
+
+    about: str
+    targets: dict[str, list[list[str]]]
+    sections: dict[str, str]
+
+    @classmethod
+    def read(cls, shown: str) -> _Shown:
+        about, *parts = re.split(r"^(?=## )", shown, flags=re.MULTILINE)
+        sections = {part.partition("\n")[0].removeprefix("## "): part.rstrip("\n") + "\n" for part in parts}
+        targets: dict[str, list[list[str]]] = {}
+        for line in sections.pop(TARGETS.removeprefix("## "), "").splitlines():
+            cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+            targets.setdefault(cells[0], []).append(cells)
+        return cls(about.rstrip("\n") + "\n" if about else "", targets, sections)
 
 
 def _about(results: Results) -> str:
     lines = [THE_RUN, ""]
     lines += [f"- {key}: {value}" for key, value in results.machine.items()]
     lines.append("- versions: " + ", ".join(f"{name} {value}" for name, value in results.versions.items()))
+    lines.append("- a case that was measured another time says so, and with which versions")
     return "\n".join(lines) + "\n"
-
-
-def _targets(measured: Sequence[Case], results: Results) -> str:
-    lines = [["case", "target", "bound", "measured", ""]]
-    for case in measured:
-        lines += [[case.title, *line] for line in table.targets(case, Summary(results.rows[case.name]))[1:]]
-    return f"## Targets\n\n{table.markdown(lines)}\n"
 
 
 def _section(case: Case, results: Results) -> str:
