@@ -547,7 +547,6 @@ class Small(work.Encode):
 def test_a_model_encodes_tokens_alone_and_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
     monkeypatch.setenv(work.RECORD_VARIABLE, str(tmp_path))
-    monkeypatch.setenv(work.THREADS_VARIABLE, "1")
     monkeypatch.setenv(work.SITE_VARIABLE, sys.path[-1])
     tokens, model = work.Tokens(), Small()
     first, second = model.forward(tokens.forward([{"x": 1}, {"x": 2}]))

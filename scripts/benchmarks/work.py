@@ -210,7 +210,7 @@ class Encode(OfTokens):
         import torch
         from transformers import BertConfig, BertModel
 
-        torch.set_num_threads(int(os.environ[THREADS_VARIABLE]))
+        torch.set_num_threads(1)
         torch.manual_seed(0)
         model: Any = BertModel(BertConfig.from_dict(dict(self.shape)), add_pooling_layer=False)
         self.model = model.to(self.device, torch.float16).eval()
