@@ -55,10 +55,8 @@ def create(
     shared = Collaborators(client, gate, answering, frontend.body_timeout, frontend.compression)
     for index, route in enumerate(topology.routes):
         app.add_route(route.path, RouteResource(index, topology.stage_names(index)[-1], shared))
-    used = sorted({stage for route in topology.routes for stage in route.stages})
-    app.add_route("/", health.Root(client, gate))
-    app.add_route("/healthz", health.Healthz())
-    app.add_route("/readyz", health.Readyz(client, gate, [topology.stages[stage] for stage in used]))
+    for path, page in health.pages(topology, client, gate).items():
+        app.add_route(path, health.Resource(page))
     app.add_route("/metrics", MetricsResource(client, metrics, name=name, namespace=deployment.engine.namespace))
     app.add_route("/openapi/metadata.json", MetadataResource(client, deployment))
     app.add_route("/openapi/swagger", SwaggerRedirect())

@@ -13,7 +13,7 @@ import sys
 from typing import Final
 
 from engine.clock import Deadline, now
-from frontend import compression, errors, unpacking
+from frontend import errors, unpacking
 from frontend.errors import Refusal
 from frontend.exchange import Event, Exchange, Receive
 from frontend.gate import Gate, Terms
@@ -21,7 +21,6 @@ from frontend.head import Head
 from frontend.pace import left_s
 
 SLICE: Final = 1 << 18  # bytes read or written by a thread before it is asked for again: 10 ms at most
-INLINE_OUT: Final = 4 * compression.INLINE_MAX
 
 
 class Body:
@@ -98,8 +97,8 @@ class Body:
         watch: asyncio.Task[None] | None = None
         counted = 0
         try:
-            if len(data) <= compression.INLINE_MAX:
-                work.go_on(INLINE_OUT)
+            if len(data) <= unpacking.INLINE_IN:
+                work.go_on(unpacking.INLINE_OUT)
             while True:
                 self._hold(work.size - counted, "")
                 counted = work.size

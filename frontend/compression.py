@@ -1,8 +1,7 @@
-"""gzip and zstd: which coding a body has, which one an answer gets, and how it gets it. Pure but for
-:func:`answer_body`'s thread.
+"""gzip and zstd: which coding a body has, which one an answer gets, and how it gets it. Pure.
 
-What is large is compressed in a thread: the event loop serves all the others meanwhile. Bodies of requests are undone
-in :mod:`frontend.unpacking`, in a thread by slices (:mod:`frontend.body`).
+What is large is compressed in a thread, by who calls this: the event loop serves all the others meanwhile. Bodies of
+requests are undone in :mod:`frontend.unpacking`, in a thread by slices (:mod:`frontend.body`).
 
 zstd comes with Python 3.14, and before from ``backports.zstd``, which is that module for older ones and installed with
 the package: a client that sends zstd must not depend on how its server was installed. It is imported only by processes
@@ -11,18 +10,14 @@ that compress.
 
 from __future__ import annotations
 
-import asyncio
 import re
 import sys
 import zlib
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from engine.errors import StartError
 from frontend.unpacking import zstd
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 SMALL: Final = 1024  # bytes; below it the headers weigh as much as what is saved
 INLINE_MAX: Final = 64 * 1024  # bytes; this takes gzip about a millisecond, a thread's detour a tenth of that
@@ -99,19 +94,10 @@ def is_worth(mime: str, size: int, *, forced: bool) -> bool:
     return forced or (size >= SMALL and not _PACKED.match(mime))
 
 
-async def answer_body(coding: str, body: bytes) -> bytes:
-    """The body in this coding."""
-    pack: Callable[[bytes], bytes] = _pack_gzip if coding == "gzip" else _pack_zstd
-    if len(body) <= INLINE_MAX:
-        return pack(body)
-    return await asyncio.get_running_loop().run_in_executor(None, pack, body)
-
-
-def _pack_gzip(body: bytes) -> bytes:
-    packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, _GZIP)
-    return packer.compress(body) + packer.flush()
-
-
-def _pack_zstd(body: bytes) -> bytes:
+def pack(coding: str, body: bytes) -> bytes:
+    """The body in this coding; above INLINE_MAX to be called in a thread."""
+    if coding == "gzip":
+        packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, _GZIP)
+        return packer.compress(body) + packer.flush()
     packed: bytes = zstd().compress(body, ZSTD_LEVEL)
     return packed

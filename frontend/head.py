@@ -106,6 +106,11 @@ def read(method: str, version: str, path: str, query: bytes, fields: Fields) -> 
     )
 
 
+def told(head: Head, *, undone: bool) -> list[tuple[bytes, bytes]]:
+    """What the service is told of a request's headers: nothing of a coding of its body that has been ``undone``."""
+    return [pair for pair in head.fields if pair[0] != b"content-encoding"] if undone else head.fields
+
+
 def sends_little(fields: Fields, most: int) -> bool:
     """Whether a request sends a body, of at most ``most`` bytes as far as it says, and without asking first. Of any
     head, readable or not."""

@@ -1,4 +1,4 @@
-"""Is it alive, is it ready? What is said is decided by pure functions; the resources only ask the client and write.
+"""Is it alive, is it ready? What is said is decided by pure functions; a page only asks the client.
 
 ``/`` and ``/healthz`` are about this process and its event loop, ``/readyz`` about the deployment behind it: ready
 means that a request to any route would find a warmed-up worker at every stage.
@@ -6,7 +6,7 @@ means that a request to any route would find a warmed-up worker at every stage.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import falcon.asgi
@@ -14,8 +14,10 @@ import msgspec
 
 from engine.core.call import BrokerClient
 from engine.core.link import View
-from frontend.answer import UNKNOWN_S, retry_after
+from engine.core.routing import Topology
+from frontend.answer import UNKNOWN_S, Reply, retry_after
 from frontend.gate import Gate
+from frontend.handlers import fill
 
 _encode = msgspec.json.Encoder().encode
 
@@ -45,48 +47,36 @@ def readiness(view: View, stages: Sequence[str], draining: bool) -> tuple[int, d
     return (200 if ready else 503), document
 
 
-def _write(resp: falcon.asgi.Response, status: int, document: dict[str, Any]) -> None:
-    resp.status = str(status)
-    resp.content_type = "application/json"
-    resp.data = _encode(document)
-    resp.set_header("cache-control", "no-store")
+def pages(topology: Topology, client: BrokerClient, gate: Gate) -> dict[str, Callable[[], Reply]]:
+    """What these paths answer at the moment."""
+    used = sorted({stage for route in topology.routes for stage in route.stages})
+    stages = [topology.stages[stage] for stage in used]
+
+    def root() -> Reply:
+        view = client.view()
+        return _reply(*liveness(gate.draining or (view.connected and view.draining)))
+
+    return {
+        "/": root,  # 503 while draining, so that a balancer sends nothing more
+        "/healthz": lambda: _reply(*liveness(False)),  # 200 as long as this process answers at all
+        "/readyz": lambda: _reply(*readiness(client.view(), stages, gate.draining)),
+    }
+
+
+def _reply(status: int, document: dict[str, Any]) -> Reply:
+    headers = [("cache-control", "no-store")]
     if status == 503:
-        for name, value in retry_after(UNKNOWN_S):
-            resp.set_header(name, value)
+        headers += retry_after(UNKNOWN_S)
+    return Reply(status, "application/json", _encode(document), headers)
 
 
-class Root:
-    """``GET /``: 200, and 503 while draining, so that a balancer sends nothing more."""
+class Resource:
+    """``GET`` and ``HEAD`` of such a page."""
 
-    def __init__(self, client: BrokerClient, gate: Gate) -> None:
-        self._client = client
-        self._gate = gate
-
-    async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        view = self._client.view()
-        _write(resp, *liveness(self._gate.draining or (view.connected and view.draining)))
-
-    on_head = on_get
-
-
-class Healthz:
-    """``GET /healthz``: 200 as long as this process answers at all."""
+    def __init__(self, page: Callable[[], Reply]) -> None:
+        self._page = page
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        _write(resp, *liveness(False))
-
-    on_head = on_get
-
-
-class Readyz:
-    """``GET /readyz``."""
-
-    def __init__(self, client: BrokerClient, gate: Gate, stages: Sequence[str]) -> None:
-        self._client = client
-        self._gate = gate
-        self._stages = stages
-
-    async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        _write(resp, *readiness(self._client.view(), self._stages, self._gate.draining))
+        fill(resp, self._page())
 
     on_head = on_get

@@ -49,14 +49,15 @@ class Inbox:
 
     def begin(self, data: bytes | bytearray, start: int, end: int) -> bool:
         """It is the turn of ``data``: a head up to ``start``, and a body up to ``end`` of which the rest is wanted.
-        False, and nothing has changed: there is no room for it."""
+        Again, when ``end`` was not the end of it. False, and nothing has changed: there is no room for it."""
         gate = self._gate
         self._client = self._client or client_of(self._transport.get_extra_info("peername"))
-        if not gate.fits(end - start, self._client):
+        if not gate.fits(end - start - self.held, self._client):
             return False
-        self.held = len(data) - start
+        come = len(data) - start
+        gate.hold(come - self.held, self._client)
+        self.held = come
         self.wanted = end
-        gate.hold(self.held, self._client)
         if data is not self.data:
             self.data = bytearray(data)
         self._count_behind(0)

@@ -1,9 +1,10 @@
-"""The short way for the plain case: POST a body to a service route over HTTP/1.1, get the result or a stream.
+"""The short way for the plain case: POST a body to a service route over HTTP/1, get the result or a stream.
 
 A connection begins here. As long as its requests are plain (:mod:`frontend.plain`), they are submitted and answered in
 place, without an ASGI event, a task or a future. Whatever is not plain in any respect - other paths and methods,
-chunked bodies, ``Expect``, HTTP/2, large uploads, and every malformed or suspicious byte - is *handed over*: gunicorn's
-connection takes the transport, with the bytes of that request from its first one, and keeps it. What a head means,
+HTTP/2, bodies in many chunks or codings that take long to undo, heads in pieces, and every malformed or suspicious
+byte - is *handed over*: gunicorn's connection takes the transport, with the bytes of that request from its first one,
+and keeps it. What a head means,
 whether it may come in, and what is answered is said by the same three modules as there (``head``, ``gate``,
 ``answer``); here it is only carried out.
 
@@ -26,13 +27,14 @@ from engine.core.call import Answer, Call, StreamEvent
 from engine.core.liveness import ANSWER_GRACE_S
 from engine.core.messages import Flow, Speaker
 from engine.errors import Unavailable
-from frontend import errors
+from frontend import chunked, compression, errors, health, unpacking
+from frontend.answer import Reply
 from frontend.errors import Problem
 from frontend.idempotency import key_of
 from frontend.inbox import Inbox
 from frontend.lingering import Lingering
 from frontend.pace import FRESH_S, is_late
-from frontend.plain import LAST_CHUNK, Plain, Reader, Writer, chunk
+from frontend.plain import More, Plain, Reader, Writer
 from frontend.requestid import Ids
 from frontend.streams import GRANT, HEAD_S, KEEPALIVE_S, Stream
 from frontend.waiting import hint
@@ -49,6 +51,7 @@ SWEEP_MOST: Final = 200  # connections looked at in one go: about 0.1 ms
 BUFFER_MAX: Final = 256 * 1024  # bytes of a body that is read here; larger ones are read elsewhere, in pieces
 PIPELINED_PER_TURN: Final = 32  # requests of one connection that are refused before others have their turn
 JOIN_MAX: Final = 64 * 1024  # bytes of an answer that is copied behind its head; larger ones are written beside it
+GO_ON: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 HEAD_MAX: Final = 4 * 1024  # bytes of a head that is read here: each connection remembers its last one, parsed
 
 
@@ -70,7 +73,8 @@ class Shared:
         self.metrics = metrics
         self.answering = answering
         self.hand_over = hand_over
-        self.reader = Reader(topology, gate.terms, compressed=frontend.compression)
+        self.pages = health.pages(topology, client, gate)
+        self.reader = Reader(topology, gate.terms, self.pages, compressed=frontend.compression)
         self.writer = Writer(topology, answering, compressed=frontend.compression)
         self.body_timeout_s = frontend.body_timeout
         self.header_timeout_s = frontend.header_timeout
@@ -100,17 +104,20 @@ class Shared:
         """How the route gives its answers, as far as is known."""
         return hint(self.client, self._last_stages[route])
 
-    def respond(self, plain: Plain, answer: Answer, request_id: str, took_s: float) -> tuple[bytes, bytes | memoryview]:
-        """Head and body of the answer, counted."""
+    def respond(
+        self, plain: Plain, answer: Answer, request_id: str, took_s: float, came: int
+    ) -> tuple[bytes, bytes | memoryview]:
+        """Head and body of the answer to a request with a body of ``came`` bytes, counted."""
         status, size, head, body = self.writer.answer(plain, answer, request_id, took_s)
-        self.metrics.count(plain.head.path, status, duration_s=took_s, request_bytes=plain.length, response_bytes=size)
+        self.metrics.count(plain.head.path, status, duration_s=took_s, request_bytes=came, response_bytes=size)
         return head, body
 
-    def refuse(self, plain: Plain, problem: Problem, *, close: bool) -> bytes:
+    def refuse(self, plain: Plain, problem: Problem, came: int, *, close: bool) -> bytes:
         """A refusal as bytes, counted."""
-        self.metrics.count(plain.head.path, problem.status, reason=problem.reason, request_bytes=plain.length)
+        self.metrics.count(plain.head.path, problem.status, reason=problem.reason, request_bytes=came)
         request_id = plain.head.request_id or self.new_id()
-        return self.writer.reply(self.answering.problem(problem, plain.head, request_id), request_id, close=close)
+        reply = self.answering.problem(problem, plain.head, request_id)
+        return self.writer.reply(reply, request_id, connection=_said(plain.more, close=close))
 
 
 class LeanConnection(asyncio.Protocol):
@@ -118,13 +125,16 @@ class LeanConnection(asyncio.Protocol):
 
     __slots__ = (
         "_began",
+        "_came",
         "_choked",
         "_head_bytes",
         "_id",
         "_inbox",
         "_plain",
         "_seq",
+        "_serving",
         "_shared",
+        "_size",
         "_stream",
         "_transport",
         "closing",
@@ -137,7 +147,10 @@ class LeanConnection(asyncio.Protocol):
         self._inbox: Inbox  # what has come and is not served
         self._head_bytes = b""
         self._plain: Plain | None = None
-        self._seq = 0  # of the request that is being served; 0: the broker owes nothing
+        self._serving = False  # a request has been submitted, and the end of its answer has not been written
+        self._seq = 0  # of that; 0: the broker owes nothing
+        self._came = 0  # bytes of its body as it came
+        self._size = 0  # and as they are counted at the gate, while the broker owes something
         self._stream: _Streaming | None = None  # the answer, while it is sent in pieces
         self._id = ""
         self._began = 0.0
@@ -155,7 +168,8 @@ class LeanConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         shared = self._shared
         shared.connections.discard(self)
-        if self._seq or self._stream is not None:
+        if self._serving:
+            self._serving = False
             self._withdraw()
             sent = self._stream.sent if self._stream is not None else 0
             path = self._plain.head.path if self._plain else ""
@@ -170,7 +184,7 @@ class LeanConnection(asyncio.Protocol):
     @property
     def idle(self) -> bool:
         """Nothing is read or served here."""
-        return not self._seq and not self._inbox.data and self._stream is None
+        return not self._serving and not self._inbox.data
 
     def is_fresh(self, instant: float) -> bool:
         """So new that its first request may be on its way."""
@@ -201,7 +215,7 @@ class LeanConnection(asyncio.Protocol):
     # --- requests ----------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        if self._seq or self._choked or self._stream is not None:
+        if self._serving or self._choked:
             self._keep(data)
         elif not self._inbox.data:
             if self._serve(data):
@@ -216,12 +230,11 @@ class LeanConnection(asyncio.Protocol):
     def _keep(self, data: bytes) -> None:
         """The next requests, while one is served or its answer is not read. What is dropped is the end of the
         connection: what comes behind it would be read from the middle."""
-        is_owed = self._seq or self._stream is not None
-        if self.closing and is_owed:
+        if self.closing and self._serving:
             return  # the answer says that it is the last
         if not self._inbox.add(data):
             self.closing = True
-            if not is_owed:
+            if not self._serving:
                 self._finish()
 
     def pause_writing(self) -> None:
@@ -235,11 +248,11 @@ class LeanConnection(asyncio.Protocol):
         self._shared.gate.unsent.taken(self._transport)
         if self._stream is not None:
             self._write_stream()
-        elif not self._seq:
+        elif not self._serving:
             self._go_on()
 
     def eof_received(self) -> bool | None:
-        if self._inbox.data and not self._seq and self._stream is None and not self._choked:
+        if self._inbox.data and not self._serving and not self._choked:
             return self._hand_over(self._inbox.data).eof_received()  # in the middle of its body: it is told so
         return None  # a client that stops sending has gone: closing a socket looks just so
 
@@ -263,21 +276,79 @@ class LeanConnection(asyncio.Protocol):
         if plain is None:
             self._hand_over(data)
             return False
+        if plain.more is not None:
+            return self._serve_more(plain, plain.more, data, size)
         end = size + plain.length
         if len(data) < end:
-            # A large upload is read in pieces on gunicorn's side, and one that has no room refused there, early.
-            if plain.length > BUFFER_MAX or not self._inbox.begin(data, size, end):
-                self._hand_over(data)
-            self.since = now()
+            self._await(plain, data, size, end)
             return False
         if len(data) == end and type(data) is bytes:
-            return self._submit(plain, data[size:])
-        return self._submit(plain, self._inbox.take(data, size, end))
+            return self._submit(plain, data[size:], plain.length)
+        return self._submit(plain, self._inbox.take(data, size, end), plain.length)
 
-    def _submit(self, plain: Plain, body: bytes) -> bool:
+    def _serve_more(self, plain: Plain, more: More, data: bytes | bytearray, size: int) -> bool:
+        """The same, where more is asked for than an answer; ``size`` is that of its head. What of that is not easily
+        done is handed over."""
+        end = size + plain.length
+        pieces, is_whole = [(size, end)], len(data) >= end
+        if more.is_chunked:
+            try:
+                pieces, end, is_whole = chunked.read(data, size)
+            except chunked.Odd:
+                self._hand_over(data)
+                return False
+        if not is_whole:
+            self._await(plain, data, size, end)
+            return False
+        with memoryview(data) as view:
+            raw = b"".join([view[begin:stop] for begin, stop in pieces])
+        most = self._shared.gate.max_request_size
+        body = unpacking.at_once(more.coding, raw, most) if more.coding else raw
+        if body is None or len(raw) > most:
+            self._hand_over(data)  # it is undone in a thread there, or the client told what is wrong
+            return False
+        self._inbox.take(data, end, end)
+        if more.is_last:
+            self.closing = True
+        if more.page:
+            return self._show(plain, more)
+        return self._submit(plain, body, len(raw))
+
+    def _await(self, plain: Plain, data: bytes | bytearray, size: int, end: int) -> None:
+        """The rest of a body has to come, up to ``end`` at least."""
+        inbox, more = self._inbox, plain.more
+        is_new = not inbox.wanted
+        if end - size > BUFFER_MAX:
+            self._hand_over(data)
+            return
+        asks = is_new and more is not None and more.expects
+        is_refused = asks and self._shared.gate.refusal(self._shared.client.view()) is not None
+        if is_refused or not inbox.begin(data, size, end):
+            self._hand_over(data)  # it says so before the body comes
+            return
+        if is_new:
+            self.since = now()
+        if asks and len(data) == size:
+            self._transport.write(GO_ON)
+
+    def _show(self, plain: Plain, more: More) -> bool:
+        """A health page."""
+        shared = self._shared
+        reply, request_id = shared.pages[more.page](), plain.head.request_id or shared.new_id()
+        close = self.closing or shared.gate.draining
+        write = shared.writer.look if more.is_look else shared.writer.reply
+        self._transport.write(write(reply, request_id, connection=_said(more, close=close)))
+        self.since = now()
+        if close:
+            self._finish()
+        return not close
+
+    def _submit(self, plain: Plain, body: bytes, came: int) -> bool:
         shared = self._shared
         gate = shared.gate
-        if not gate.enter(plain.length) and (problem := gate.refusal(shared.client.view())) is not None:
+        size = len(body)
+        self._came = came
+        if not gate.enter(size) and (problem := gate.refusal(shared.client.view())) is not None:
             return self._refuse(plain, problem)
         request_id = plain.head.request_id or shared.new_id()
         about = meta.pack(request_id, plain.meta)
@@ -287,8 +358,10 @@ class LeanConnection(asyncio.Protocol):
             call = Call(plain.route, body, instant + plain.timeout_s, about, self, key)
             self._seq = shared.client.call(call, instant)
         except Unavailable as error:
-            gate.leave(plain.length)
+            gate.leave(size)
             return self._refuse(plain, errors.unavailable(error))
+        self._serving = True
+        self._size = size
         self._id = request_id
         self._began = instant
         return False
@@ -296,7 +369,8 @@ class LeanConnection(asyncio.Protocol):
     def _refuse(self, plain: Plain, problem: Problem, *, last: bool = False) -> bool:
         """Answer at once. Whether the connection goes on with what has come behind."""
         close = last or self.closing or self._shared.gate.draining
-        self._transport.write(self._shared.refuse(plain, problem, close=close))
+        self._serving = False
+        self._transport.write(self._shared.refuse(plain, problem, self._came, close=close))
         self.since = now()
         if close:
             self._finish()
@@ -314,14 +388,14 @@ class LeanConnection(asyncio.Protocol):
         asyncio.get_running_loop().call_soon(self._go_on_later)
 
     def _go_on_later(self) -> None:
-        if not self._seq and self._stream is None:
+        if not self._serving:
             self._go_on()
 
     def _withdraw(self) -> None:
-        if self._seq and self._plain is not None:
+        if self._seq:
             self._shared.client.withdraw(self._seq)
             self._seq = 0
-            self._shared.gate.leave(self._plain.length)
+            self._shared.gate.leave(self._size)
 
     # --- answers -----------------------------------------------------------------------------------------------------
 
@@ -330,7 +404,7 @@ class LeanConnection(asyncio.Protocol):
         shared, plain, transport = self._shared, self._plain, self._transport
         assert plain is not None  # it has been submitted
         self._seq = 0
-        shared.gate.leave(plain.length)
+        shared.gate.leave(self._size)
         if transport is None:
             return
         if answer is None:
@@ -340,21 +414,59 @@ class LeanConnection(asyncio.Protocol):
         if streams and self._answer_stream(plain, answer):
             return
         instant = now()
-        head, body = shared.respond(plain, answer, self._id, instant - self._began)
+        more = plain.more
+        if more is not None and more.packing:
+            self._pack(plain, more, answer, instant)
+            return
+        head, body = shared.respond(plain, answer, self._id, instant - self._began, self._came)
         is_last = self.closing or shared.gate.draining
-        if is_last:
-            head = head.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)
+        if is_last or more is not None:
+            head = _with(head, _said(more, close=is_last))
         if len(body) < JOIN_MAX:
             transport.write(head + body)
         else:
             transport.write(head)
             transport.write(body)
+        self._done(instant, is_last=is_last)
+
+    def _done(self, instant: float, *, is_last: bool) -> None:
+        """All of an answer has been written."""
+        self._serving = False
         if is_last:
             self._finish()
             return
         self.since = instant
         if self._inbox.data:
             self._go_on()
+
+    def _pack(self, plain: Plain, more: More, answer: Answer, instant: float) -> None:
+        """The answer in a coding that its client likes, if it is worth it: large ones beside the event loop."""
+        reply = self._shared.answering.result(plain.route, plain.head, answer, self._id, instant - self._began)
+        size = len(reply.body)
+        if not compression.is_worth(reply.mime, size, forced=more.packs_all):
+            self._packed(plain, reply)
+        elif size <= compression.INLINE_MAX:
+            self._packed(plain, _coded(reply, more.packing, compression.pack(more.packing, reply.body)))
+        else:
+            loop = asyncio.get_running_loop()
+            packing = loop.run_in_executor(None, compression.pack, more.packing, reply.body)
+            packing.add_done_callback(lambda done: self._packed(plain, _coded(reply, more.packing, done.result())))
+
+    def _packed(self, plain: Plain, reply: Reply) -> None:
+        shared, transport = self._shared, self._transport
+        if transport is None:
+            return
+        instant = now()
+        close = self.closing or shared.gate.draining
+        transport.write(shared.writer.reply(reply, self._id, connection=_said(plain.more, close=close)))
+        shared.metrics.count(
+            plain.head.path,
+            reply.status,
+            duration_s=instant - self._began,
+            request_bytes=self._came,
+            response_bytes=len(reply.body),
+        )
+        self._done(instant, is_last=close)
 
     def event(self, event: StreamEvent) -> None:
         """Something of an answer that is computed piece by piece."""
@@ -395,16 +507,18 @@ class LeanConnection(asyncio.Protocol):
         if streaming is None or transport is None or plain is None or streaming.stream.flow is Flow.UNKNOWN:
             return
         stream = streaming.stream
+        is_old = plain.more is not None and plain.more.is_old
         if not streaming.has_begun:
             streaming.has_begun = True
             reply = self._shared.answering.stream(stream.mime)
-            self.closing = self.closing or self._shared.gate.draining
-            transport.write(self._shared.writer.begin(reply, self._id, close=self.closing))
+            self.closing = self.closing or self._shared.gate.draining or is_old
+            said = _said(plain.more, close=self.closing)
+            transport.write(self._shared.writer.begin(reply, self._id, is_chunked=not is_old, connection=said))
         while not self._choked:
             data, cost = stream.take()
             if not data:
                 break
-            transport.write(chunk(data))
+            transport.write(data if is_old else chunked.chunk(data))
             streaming.sent += len(data)
             streaming.taken += cost
             streaming.wrote_at = now()
@@ -412,9 +526,9 @@ class LeanConnection(asyncio.Protocol):
                 self._shared.client.consumed(self._seq, streaming.taken)
                 streaming.taken = 0
         if stream.is_over:
-            self._end_stream(plain, streaming)
+            self._end_stream(plain, streaming, is_old=is_old)
 
-    def _end_stream(self, plain: Plain, streaming: _Streaming) -> None:
+    def _end_stream(self, plain: Plain, streaming: _Streaming, *, is_old: bool) -> None:
         transport, shared = self._transport, self._shared
         self._stream = None
         instant = now()
@@ -422,31 +536,33 @@ class LeanConnection(asyncio.Protocol):
             plain.head.path,
             streaming.stream.status,
             duration_s=instant - self._began,
-            request_bytes=plain.length,
+            request_bytes=self._came,
             response_bytes=streaming.sent,
         )
         if streaming.stream.is_cut:
-            shared.gate.unsent.close(transport)
+            if is_old:
+                transport.abort()  # an end like any other would say that it is whole
+            else:
+                shared.gate.unsent.close(transport)
+            self._serving = False
             return
-        transport.write(LAST_CHUNK)
-        if self.closing:
-            self._finish()
-            return
-        self.since = instant
-        self._go_on()
+        if not is_old:
+            transport.write(chunked.LAST_CHUNK)
+        self._done(instant, is_last=self.closing)
 
     # --- time --------------------------------------------------------------------------------------------------------
 
     def sweep(self, instant: float) -> None:
         """Enforce the time limits."""
         shared = self._shared
-        if self._seq or self._stream is not None:
+        if self._serving:
             self._sweep_answer(instant)
         elif self._choked:
             pass  # it does not read its answer: frontend.unsent sees to it
         elif (inbox := self._inbox).data:
             late = inbox.wanted and is_late(instant - self.since, inbox.held, shared.body_timeout_s)
             if late and self._plain is not None:
+                self._came = inbox.held
                 self._refuse(self._plain, errors.SLOW_BODY, last=True)
         else:
             limit = shared.keepalive_s if self._head_bytes else shared.header_timeout_s
@@ -469,6 +585,21 @@ class LeanConnection(asyncio.Protocol):
                 streaming = self._stream = streaming or _Streaming()
                 streaming.stream.comment()
                 self._write_stream()
+
+
+def _said(more: More | None, *, close: bool) -> str:
+    """What an answer says of its connection, if it says anything."""
+    if close:
+        return "close"
+    return "keep-alive" if more is not None and more.is_old else ""
+
+
+def _with(head: bytes, connection: str) -> bytes:
+    return head.replace(b"\r\n", b"\r\nconnection: %b\r\n" % connection.encode(), 1) if connection else head
+
+
+def _coded(reply: Reply, coding: str, body: bytes) -> Reply:
+    return reply._replace(body=body, headers=[*reply.headers, ("content-encoding", coding)])
 
 
 class _Streaming:

@@ -1,16 +1,18 @@
 """What a plain request is, and how answers are written to its connection: bytes in, values out, and back. Pure.
 
-Plain is a strict subset of HTTP/1.1: a POST to a service route with one Content-Length and nothing to negotiate. What
-is accepted here gunicorn's parser would accept too, and would understand in the same way; that is held by one regular
-expression, by a list of fields that ask for something else, and by :mod:`frontend.head` and :mod:`frontend.gate`, which
-say for both what a head means and whether it may come in. :mod:`frontend.lean` hands over what is not plain.
+Plain is a strict subset of HTTP/1: a POST to a service route, or a look at a health page. What common clients and
+proxies ask for besides is a part of it (:class:`More`): that the connection ends or is kept, HTTP/1.0, chunks,
+``Expect``, codings. What is accepted here gunicorn's parser would accept too, and would understand in the same way;
+that is held by one regular expression, by a list of fields that ask for something else, and by :mod:`frontend.head` and
+:mod:`frontend.gate`, which say for both what a head means and whether it may come in. :mod:`frontend.lean` hands over
+what is not plain.
 """
 
 from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -33,27 +35,41 @@ if TYPE_CHECKING:
 # match the same bytes in two ways (blanks around a value are stripped later): else a hostile head could take for
 # ever.
 _HEAD: Final = re.compile(
-    rb"POST (/[!-~]{0,2000}) HTTP/1\.1\r\n"
+    rb"(POST|GET|HEAD) (/[!-~]{0,2000}) HTTP/(1\.[01])\r\n"
     rb"((?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n){1,100})\r\n"
 )
 _FIELD: Final = re.compile(rb"([^:\r\n]+):([^\r\n]*)\r\n")
 
-# Fields that ask for something which is done elsewhere.
-_ELSEWHERE: Final = frozenset(
-    {
-        b"connection",  # but for keep-alive, the default
-        b"content-encoding",
-        b"expect",
-        b"http2-settings",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    }
-)
+# Fields that may ask for something which is done elsewhere, with what they may say here (in small letters).
+_ASKING: Final[dict[bytes, frozenset[bytes]]] = {
+    b"connection": frozenset({b"keep-alive", b"close"}),
+    b"expect": frozenset({b"100-continue"}),
+    b"http2-settings": frozenset(),
+    b"te": frozenset(),
+    b"trailer": frozenset(),
+    b"transfer-encoding": frozenset({b"chunked"}),
+    b"upgrade": frozenset(),
+}
 
 
 _MILLI: Final = (1000).__rtruediv__  # microseconds to milliseconds, as frontend.timing does: to the last digit
+
+
+class More(msgspec.Struct, frozen=True):
+    """What some plain requests ask for besides an answer."""
+
+    is_last: bool = False  # the connection ends with the answer
+    is_old: bool = False  # HTTP/1.0: a body without a length ends with its connection, which is kept only if it is said
+    is_chunked: bool = False  # its body; the length is not known
+    expects: bool = False  # to be told that the body may come
+    coding: str = ""  # of the body
+    packing: str = ""  # the coding of the answer, where that is worth it
+    packs_all: bool = False  # or where it is not, too
+    page: str = ""  # the health page that is looked at
+    is_look: bool = False  # at the head of the answer only
+
+
+_NOTHING_MORE: Final = More()
 
 
 class Plain(msgspec.Struct, frozen=True):
@@ -65,58 +81,91 @@ class Plain(msgspec.Struct, frozen=True):
     length: int
     timeout_s: float
     meta: bytes  # engine.core.meta.pack_head
+    more: More | None = None  # None: nothing
 
 
 class Reader:
     """Turns head bytes into :class:`Plain`, or None for what is not plain. One for all connections of a process."""
 
-    def __init__(self, topology: Topology, terms: Callable[[Head], Terms], *, compressed: bool) -> None:
+    def __init__(
+        self, topology: Topology, terms: Callable[[Head], Terms], pages: Collection[str] = (), *, compressed: bool
+    ) -> None:
         """``terms`` is the gate's; ``compressed``: answers may be, where a client says so."""
         self._routes = {route.path.encode(): index for index, route in enumerate(topology.routes)}
         self._terms = terms
-        self._elsewhere = _ELSEWHERE | ({b"accept-encoding"} if compressed else frozenset())
+        self._pages = {path.encode() for path in pages}
+        self._compressed = compressed
 
     def read(self, head: bytes) -> Plain | None:
         match = _HEAD.fullmatch(head)
         if match is None:
             return None
-        path, _, query = match[1].partition(b"?")
-        route = self._routes.get(path)
-        if route is None or b"#" in query:
+        method, target, version, lines = match.groups()
+        path, _, query = target.partition(b"?")
+        if b"#" in query or path not in (self._routes if method == b"POST" else self._pages):
             return None
-        fields = _FIELD.findall(match[2])
+        fields = _FIELD.findall(lines)
+        asked: dict[bytes, bytes] = {}
         for name, value in fields:
             lower = name.lower()
-            if lower in self._elsewhere and not (lower == b"connection" and value.strip().lower() == b"keep-alive"):
-                return None
+            if (allowed := _ASKING.get(lower)) is not None:
+                said = value.strip().lower()
+                if said not in allowed or lower in asked:
+                    return None
+                asked[lower] = said
         try:
-            found = heads.read("POST", "1.1", path.decode("ascii"), query, fields)
+            found = heads.read(method.decode(), version.decode(), path.decode(), query, fields)
             terms = self._terms(found)
         except Refusal:
             return None  # refused in the same words there, before its body is read
-        if found.length is None:
-            return None
-        return Plain(route, found, found.length, terms.timeout_s, meta.pack_head(query, found.fields))
+        more = self._more(method, version, found, terms.coding, asked)
+        if more is not None:
+            if more.is_old and (more.is_chunked or more.expects):
+                return None
+            has_body = more.is_chunked or more.expects or found.length
+            if (more.is_chunked and found.length is not None) or (more.page and has_body):
+                return None
+        told = heads.told(found, undone=bool(terms.coding))
+        route = self._routes.get(path, 0)
+        return Plain(route, found, found.length or 0, terms.timeout_s, meta.pack_head(query, told), more)
+
+    def _more(self, method: bytes, version: bytes, head: Head, coding: str, asked: dict[bytes, bytes]) -> More | None:
+        packing, packs_all = compression.choose(head.accept_encoding) if self._compressed else ("", False)
+        is_old = version == b"1.0"
+        more = More(
+            is_last=asked.get(b"connection") == b"close" or (is_old and b"connection" not in asked),
+            is_old=is_old,
+            is_chunked=b"transfer-encoding" in asked,
+            expects=b"expect" in asked,
+            coding=coding,
+            packing=packing,
+            packs_all=packs_all,
+            page="" if method == b"POST" else head.path,
+            is_look=method == b"HEAD",
+        )
+        return None if more == _NOTHING_MORE else more
 
 
-def render(reply: Reply, framing: list[tuple[str, str]], request_id: str, date: bytes, *, close: bool) -> bytes:
-    """The head of a reply in HTTP/1.1."""
+def render(
+    reply: Reply, framing: list[tuple[str, str]], request_id: str, date: bytes, *, connection: str = ""
+) -> bytes:
+    """The head of a reply in HTTP/1.1. ``connection``: what is said of it, if anything."""
     headers = [("content-type", reply.mime), *framing, *reply.headers, *common(request_id)]
-    if close:
-        headers.append(("connection", "close"))
+    if connection:
+        headers.append(("connection", connection))
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
     start = f"HTTP/1.1 {reply.status} {phrase(reply.status)}\r\n{lines}date: "
     return start.encode("latin-1") + date + b"\r\n\r\n"
 
 
-def sized(reply: Reply, request_id: str, date: bytes, *, close: bool) -> bytes:
+def sized(reply: Reply, request_id: str, date: bytes, *, connection: str = "") -> bytes:
     """The head of a reply whose body follows it as it is."""
-    return render(reply, [("content-length", str(len(reply.body)))], request_id, date, close=close)
+    return render(reply, [("content-length", str(len(reply.body)))], request_id, date, connection=connection)
 
 
-def whole(reply: Reply, request_id: str, date: bytes, *, close: bool = False) -> bytes:
+def whole(reply: Reply, request_id: str, date: bytes, *, connection: str = "") -> bytes:
     """A whole reply in HTTP/1.1."""
-    return sized(reply, request_id, date, close=close) + reply.body
+    return sized(reply, request_id, date, connection=connection) + reply.body
 
 
 class Writer:
@@ -137,19 +186,24 @@ class Writer:
         trail, body = answer.trail, answer.body
         if answer.status != 200 or len(trail) != steps.size or answer.headers:
             reply = self._answering.result(plain.route, plain.head, answer, request_id, took_s)
-            return reply.status, len(reply.body), sized(reply, request_id, self.date, close=False), reply.body
+            return reply.status, len(reply.body), sized(reply, request_id, self.date), reply.body
         form = self._results.get((plain.route, answer.mime)) or self._form(plain.route, answer.mime)
         size = body.nbytes if type(body) is memoryview else len(body)
         times = map(_MILLI, steps.unpack(trail))
         return 200, size, form % (size, *times, took_s * 1000, request_id.encode(), self.date), body
 
-    def reply(self, reply: Reply, request_id: str, *, close: bool = False) -> bytes:
+    def reply(self, reply: Reply, request_id: str, *, connection: str = "") -> bytes:
         """A whole reply."""
-        return whole(reply, request_id, self.date, close=close)
+        return whole(reply, request_id, self.date, connection=connection)
 
-    def begin(self, reply: Reply, request_id: str, *, close: bool) -> bytes:
-        """The head of a reply whose body follows in :func:`chunk`s."""
-        return render(reply, [("transfer-encoding", "chunked")], request_id, self.date, close=close)
+    def look(self, reply: Reply, request_id: str, *, connection: str = "") -> bytes:
+        """Its head."""
+        return sized(reply, request_id, self.date, connection=connection)
+
+    def begin(self, reply: Reply, request_id: str, *, is_chunked: bool, connection: str = "") -> bytes:
+        """The head of a reply whose body follows in pieces."""
+        framing = [("transfer-encoding", "chunked")] if is_chunked else []
+        return render(reply, framing, request_id, self.date, connection=connection)
 
     def _form(self, route: int, mime: str) -> bytes:
         """A result with holes in it, equal to what :meth:`reply` would write: filling in one format is a third of the
@@ -164,11 +218,3 @@ class Writer:
         if len(self._results) < 256:  # a worker may change its mime type as it likes
             self._results[route, mime] = form
         return form
-
-
-LAST_CHUNK: Final = b"0\r\n\r\n"
-
-
-def chunk(data: bytes) -> bytes:
-    """A piece of a chunked body; not empty, for that would end it."""
-    return b"%x\r\n%b\r\n" % (len(data), data)

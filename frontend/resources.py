@@ -20,6 +20,7 @@ from engine.errors import ProtocolError, Unavailable
 from engine.metrics import exposition, unpack_sources
 from engine.metrictext import CONTENT_TYPE
 from frontend import compression, errors
+from frontend import head as heads
 from frontend.answer import Answering
 from frontend.body import Body
 from frontend.errors import Refusal
@@ -69,7 +70,7 @@ class RouteResource:
         data = await body.read()
         self._check_gate()  # a slow upload may end in another world than it began in
         key = await self._key(head, data)
-        about = meta.pack(exchange.request_id, meta.pack_head(head.query, _told(head, undone=bool(terms.coding))))
+        about = meta.pack(exchange.request_id, meta.pack_head(head.query, heads.told(head, undone=bool(terms.coding))))
         waiting = Waiting(exchange, shared.client, shared.gate, self._stage)
         exchange.at_end.append(waiting.end)
         waiting.submit(self._route, data, timeout_s=body.left_s, meta=about, key=key)
@@ -102,17 +103,15 @@ class RouteResource:
             raise Refusal(problem)
 
 
-def _told(head: Head, *, undone: bool) -> list[tuple[bytes, bytes]]:
-    """What the service is told of a request's headers: nothing of a coding that has been undone."""
-    return [pair for pair in head.fields if pair[0] != b"content-encoding"] if undone else head.fields
-
-
 async def _compress(head: Head, resp: falcon.asgi.Response) -> None:
     """Compress the answer, if the client wants that and it is worth it."""
     coding, forced = compression.choose(head.accept_encoding)
     body = resp.data or b""
     if coding and compression.is_worth(resp.content_type or "", len(body), forced=forced):
-        resp.data = await compression.answer_body(coding, body)
+        if len(body) <= compression.INLINE_MAX:
+            resp.data = compression.pack(coding, body)
+        else:
+            resp.data = await asyncio.get_running_loop().run_in_executor(None, compression.pack, coding, body)
         resp.set_header("content-encoding", coding)
 
 

@@ -19,6 +19,8 @@ from typing import Any, Final
 
 STEP_IN: Final = 64 * 1024  # bytes; this takes about half a millisecond
 STEP_OUT: Final = 256 * 1024  # bytes; the same
+INLINE_IN: Final = 64 * 1024  # bytes of a body that is undone where it is read
+INLINE_OUT: Final = 4 * INLINE_IN  # bytes of it that come out before a thread goes on; about a millisecond
 FIRST_IN: Final = 8 * 1024  # bytes of a member's first piece
 MEMBER_MIN: Final = 1024  # bytes of a body for each of its members
 MEMBERS: Final = 16  # besides
@@ -92,6 +94,18 @@ class Unpacking:
         """All of it, once it is done."""
         pieces, self._pieces = self._pieces, []
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def at_once(coding: str, data: bytes, limit: int) -> bytes | None:
+    """All of a small body, decompressed; None where that takes longer than others should wait, or goes wrong."""
+    if len(data) > INLINE_IN:
+        return None
+    work = Unpacking(coding, data, limit)
+    try:
+        work.go_on(INLINE_OUT)
+    except (Corrupt, TooLarge, Fragmented):
+        return None
+    return work.result() if work.done else None
 
 
 class _GzipMember:

@@ -377,9 +377,14 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
         closing: bool = unread or self._is_last or super()._will_close(request, response_requires_close)
         return closing
 
-    def _send_response_start(self, *args: Any, **kwargs: Any) -> None:
+    def _send_response_start(self, status: int, headers: Any, request: Any, close: bool = False) -> None:
         self._answered = True
-        super()._send_response_start(*args, **kwargs)
+        if request.version == (1, 0) and not close:
+            # A client of HTTP/1.0 waits for the end of the connection unless it is told that it is kept. gunicorn
+            # keeps it and does not say so.
+            is_sized = any(name.lower() == b"content-length" for name, _ in headers)
+            headers = [*headers, (b"connection", b"keep-alive" if is_sized else b"close")]
+        super()._send_response_start(status, headers, request, close=close)
 
     def _send_error_response(self, status: int, message: str, extra_headers: Any = ()) -> None:
         """gunicorn's own refusals (malformed HTTP), in the words of our table: its messages quote the request."""
@@ -393,4 +398,4 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
         request_id = app.new_id()
         reply = app.answering.problem(problem, None, request_id)
         reply = reply._replace(headers=[*reply.headers, *extra_headers])
-        self._safe_write(whole(reply, request_id, formatdate(usegmt=True).encode(), close=True))
+        self._safe_write(whole(reply, request_id, formatdate(usegmt=True).encode(), connection="close"))

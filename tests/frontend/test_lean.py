@@ -7,33 +7,25 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fakes import READY, FakeClient, deployment, echo, unavailable
+from fakes import deployment, echo, unavailable
 from hypothesis import given
 from hypothesis import strategies as st
+from leanbench import FAILED, Bench, StreamBench, head, plain, run, settle
 
 from engine.clock import now
 from engine.config.schema import FrontendSection
 from engine.core import meta, sse
 from engine.core.call import Answer, StreamEvent
-from engine.core.messages import EVENT_COST, STREAM_WINDOW, Flow, Speaker, StageState
-from frontend.answer import Answering
+from engine.core.messages import EVENT_COST, STREAM_WINDOW, Flow, Speaker
 from frontend.gate import BEHIND_ALL, BEHIND_MAX, Gate
-from frontend.lean import BUFFER_MAX, JOIN_MAX, SWEEP_MOST, SWEEP_S, LeanConnection, Shared, Sweeper
-from frontend.metrics import FrontendMetrics
+from frontend.lean import BUFFER_MAX, JOIN_MAX, SWEEP_MOST, SWEEP_S, LeanConnection, Sweeper
 from frontend.pace import LEAST_RATE, STALL_S
-from frontend.plain import Plain, Reader
+from frontend.plain import More, Plain, Reader
 from frontend.streams import HEAD_S, KEEPALIVE_S
 
 GATE = Gate(FrontendSection())
 READER = Reader(deployment().topology, GATE.terms, compressed=False)
-
-
-def head(*fields: str, line: str = "POST /inference HTTP/1.1") -> bytes:
-    return "\r\n".join((line, *fields)).encode("latin-1") + b"\r\n\r\n"
-
-
-def plain(body: bytes, *fields: str, **more: str) -> bytes:
-    return head("Host: x", f"Content-Length: {len(body)}", *fields, **more) + body
+PAGES = Reader(deployment().topology, GATE.terms, ["/", "/readyz"], compressed=False)
 
 
 PLAIN = {
@@ -46,16 +38,51 @@ PLAIN = {
     "a tab inside a value": ("host: x", "content-length: 3", "x-a: b\tc"),
     "no body": ("host: x", "content-length: 0"),
     "a time of its own": ("host: x", "content-length: 3", "x-request-timeout: 1"),
+    "no length": ("host: x",),
 }
 
 
 @pytest.mark.parametrize("fields", PLAIN.values(), ids=PLAIN.keys())
 def test_plain(fields: tuple[str, ...]) -> None:
-    assert READER.read(head(*fields)) is not None
+    found = READER.read(head(*fields))
+    assert found is not None
+    assert found.more is None
+
+
+OLD = "POST /inference HTTP/1.0"
+MORE: dict[str, tuple[bytes, More]] = {
+    "close": (head("host: x", "content-length: 3", "Connection: Close"), More(is_last=True)),
+    "HTTP/1.0": (head("content-length: 3", line=OLD), More(is_last=True, is_old=True)),
+    "HTTP/1.0, kept": (head("content-length: 3", "connection: keep-alive", line=OLD), More(is_old=True)),
+    "chunked": (head("host: x", "Transfer-Encoding: Chunked"), More(is_chunked=True)),
+    "expect": (head("host: x", "content-length: 3", "expect: 100-Continue"), More(expects=True)),
+    "a page": (head("host: x", line="GET /readyz?a=b HTTP/1.1"), More(page="/readyz")),
+    "a look at a page": (head("host: x", line="HEAD / HTTP/1.1"), More(page="/", is_look=True)),
+}
+
+
+@pytest.mark.parametrize(("data", "more"), MORE.values(), ids=MORE.keys())
+def test_plain_and_a_little_more(data: bytes, more: More) -> None:
+    found = PAGES.read(data)
+    assert found is not None
+    assert found.more == more
+
+
+NOT_MORE = {
+    "a page with a body": head("host: x", "content-length: 3", line="GET /readyz HTTP/1.1"),
+    "a page with chunks": head("host: x", "transfer-encoding: chunked", line="GET /readyz HTTP/1.1"),
+    "chunks over HTTP/1.0": head("transfer-encoding: chunked", line=OLD),
+    "an expectation over HTTP/1.0": head("content-length: 3", "expect: 100-continue", line=OLD),
+    "another page": head("host: x", line="GET /openapi/swagger HTTP/1.1"),
+}
+
+
+@pytest.mark.parametrize("data", NOT_MORE.values(), ids=NOT_MORE.keys())
+def test_a_little_too_much(data: bytes) -> None:
+    assert PAGES.read(data) is None
 
 
 ELSEWHERE = {
-    "no length": ("host: x",),
     "two lengths": ("host: x", "content-length: 3", "content-length: 3"),
     "a list of lengths": ("host: x", "content-length: 3, 3"),
     "a signed length": ("host: x", "content-length: +3"),
@@ -63,13 +90,16 @@ ELSEWHERE = {
     "too large": ("host: x", "content-length: 99999999"),
     "no host": ("content-length: 3",),
     "two hosts": ("host: x", "host: y", "content-length: 3"),
-    "chunked": ("host: x", "transfer-encoding: chunked"),
+    "chunked twice": ("host: x", "transfer-encoding: chunked", "transfer-encoding: chunked"),
+    "chunked at last": ("host: x", "transfer-encoding: gzip, chunked"),
     "chunked and a length": ("host: x", "content-length: 3", "Transfer-Encoding: chunked"),
     "an odd transfer-encoding": ("host: x", "content-length: 3", "transfer-encoding : chunked"),
-    "expect": ("host: x", "content-length: 3", "expect: 100-continue"),
-    "content-encoding": ("host: x", "content-length: 3", "content-encoding: gzip"),
+    "an odd expectation": ("host: x", "content-length: 3", "expect: something"),
+    "an unknown content-encoding": ("host: x", "content-length: 3", "content-encoding: br"),
+    "content-encoding, where it is off": ("host: x", "content-length: 3", "content-encoding: gzip"),
     "upgrade": ("host: x", "content-length: 3", "upgrade: h2c"),
-    "close": ("host: x", "content-length: 3", "connection: close"),
+    "close among others": ("host: x", "content-length: 3", "connection: close, x"),
+    "close and its opposite": ("host: x", "content-length: 3", "connection: close", "connection: keep-alive"),
     "a time of its own that is none": ("host: x", "content-length: 3", "x-request-timeout: soon"),
     "two content types": ("host: x", "content-length: 3", "content-type: a/b", "Content-Type: a/b"),
     "folding": ("host: x", "content-length: 3", "x-a: b", " c"),
@@ -96,8 +126,11 @@ def test_not_plain(fields: tuple[str, ...]) -> None:
         "GET /inference HTTP/1.1",
         "post /inference HTTP/1.1",
         "POST  /inference HTTP/1.1",
-        "POST /inference HTTP/1.0",
         "POST /inference HTTP/2.0",
+        "POST /inference HTTP/0.9",
+        "PUT /inference HTTP/1.1",
+        "GET /metrics HTTP/1.1",
+        "POST /healthz HTTP/1.1",
         "POST /inference",
         "POST http://x/inference HTTP/1.1",
         "POST /other HTTP/1.1",
@@ -130,10 +163,17 @@ def test_an_insane_request_id_is_replaced() -> None:
     assert found.head.request_id == ""
 
 
-def test_compression_is_negotiated_elsewhere() -> None:
-    reader = Reader(deployment().topology, GATE.terms, compressed=True)
-    assert reader.read(head("host: x", "content-length: 2", "accept-encoding: gzip")) is None
-    assert READER.read(head("host: x", "content-length: 2", "accept-encoding: gzip")) is not None
+def test_compression_is_negotiated_where_it_is_on() -> None:
+    section = FrontendSection(compression=True)
+    reader = Reader(deployment().topology, Gate(section).terms, compressed=True)
+    data = head("host: x", "content-length: 2", "accept-encoding: gzip, identity;q=0", "content-encoding: gzip")
+    found = reader.read(data)
+    assert found is not None
+    assert found.more == More(coding="gzip", packing="gzip", packs_all=True)
+    assert b"content-encoding" not in dict(meta.head_of(meta.pack("", found.meta)).headers)
+    off = READER.read(head("host: x", "content-length: 2", "accept-encoding: gzip"))
+    assert off is not None
+    assert off.more is None
 
 
 @pytest.mark.parametrize("piece", [" ", "\t ", "x-a:  \r\n", ":", "a", "a:b\r\n"])
@@ -155,90 +195,6 @@ def test_no_bytes_are_misread(noise: bytes) -> None:
 
 
 # --- connections -----------------------------------------------------------------------------------------------------
-
-
-class FakeTransport:
-    def __init__(self) -> None:
-        self.written = b""
-        self.closed = False
-        self.aborted = False
-        self.reading = True
-        self.unsent = 0
-
-    def get_write_buffer_size(self) -> int:
-        return self.unsent
-
-    def get_extra_info(self, name: str) -> object:
-        assert name == "peername"
-        return ("192.0.2.1", 1)
-
-    def write(self, data: bytes) -> None:
-        assert not self.closed
-        self.written += data
-
-    def close(self) -> None:
-        self.closed = True
-
-    def abort(self) -> None:
-        self.closed = self.aborted = True
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def pause_reading(self) -> None:
-        self.reading = False
-
-    def resume_reading(self) -> None:
-        self.reading = True
-
-
-class Bench:
-    """A connection with everything around it faked."""
-
-    def __init__(self, **frontend: Any) -> None:
-        section = FrontendSection(**frontend)
-        self.client = FakeClient()
-        self.gate = Gate(section)
-        self.metrics = FrontendMetrics("engine", ["/inference", "/second"], 3.0)
-        self.handed: list[bytes] = []
-        whole = deployment(section)
-        answering = Answering(whole.topology)
-        self.shared = Shared(whole, self.client, self.gate, self.metrics, answering, self._take)
-        self.shared.linger = lambda transport: transport.close()  # type: ignore[method-assign]
-        self.transport = FakeTransport()
-        self.connection = LeanConnection(self.shared)
-        self.connection.connection_made(self.transport)  # type: ignore[arg-type]
-
-    def _take(self, transport: Any, data: bytes) -> asyncio.Protocol:
-        assert transport is self.transport
-        self.handed.append(data)
-        return asyncio.Protocol()
-
-    def feed(self, *pieces: bytes) -> None:
-        for piece in pieces:
-            self.connection.data_received(piece)
-
-    @property
-    def replies(self) -> list[tuple[int, bytes]]:
-        out = []
-        rest = self.transport.written
-        while rest:
-            block, _, rest = rest.partition(b"\r\n\r\n")
-            length = next(
-                int(line.split(b":")[1]) for line in block.split(b"\r\n") if line.startswith(b"content-length")
-            )
-            out.append((int(block.split()[1]), rest[:length]))
-            rest = rest[length:]
-        return out
-
-
-def run(scenario: Any) -> None:
-    asyncio.run(asyncio.wait_for(scenario, 20))
-
-
-async def settle() -> None:
-    for _ in range(5):
-        await asyncio.sleep(0)
 
 
 def test_answered_in_place() -> None:
@@ -655,48 +611,6 @@ def test_large_uploads_are_read_elsewhere() -> None:
 
 
 # --- streams ---------------------------------------------------------------------------------------------------------
-
-MIME = "text/event-stream"
-END = Answer(200, b"", MIME)
-FAILED = Answer(422, b"request validation error: no")
-
-
-class StreamBench(Bench):
-    """A connection with a request under way to a stage that, as far as is known, streams."""
-
-    def __init__(self, flow: Flow = Flow.EVENTS, *, known: bool = True, **frontend: Any) -> None:
-        super().__init__(**frontend)
-        self.flow = flow
-        self.mime = MIME if flow is Flow.EVENTS else "image/x-thing"
-        self.client.reply = lambda item: None
-        if known:
-            stages = tuple(StageState(stage.name, 1, 1, 0, 0, 0, flow=flow) for stage in READY.stages)
-            self.client.current = replace(READY, stages=stages)
-        self.feed(plain(b"1"))
-
-    def send(self, *texts: bytes, mime: str | None = None) -> None:
-        for text in texts:
-            self.client.streams[-1](StreamEvent(text, self.flow, self.mime if mime is None else mime))
-
-    def end(self, answer: Answer = END) -> None:
-        self.client.waiting[-1].set_result(answer)
-
-    @property
-    def head(self) -> bytes:
-        return self.transport.written.partition(b"\r\n\r\n")[0] + b"\r\n"
-
-    @property
-    def body(self) -> tuple[bytes, bool]:
-        """The chunks that were written, and whether the last one was."""
-        rest = self.transport.written.partition(b"\r\n\r\n")[2]
-        body = b""
-        while rest:
-            size, _, rest = rest.partition(b"\r\n")
-            if size == b"0":
-                assert rest == b"\r\n"
-                return body, True
-            body, rest = body + rest[: int(size, 16)], rest[int(size, 16) + 2 :]
-        return body, False
 
 
 @pytest.mark.parametrize("known", [True, False])
