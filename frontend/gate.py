@@ -58,6 +58,7 @@ class Gate:
         self.draining = False
         self.max_request_size = frontend.max_request_size
         self._timeout_s = frontend.timeout
+        self._usual = Terms(frontend.timeout)
         self._capacity = frontend.capacity
         # Of all processes together, but one body always fits.
         share = max(frontend.capacity_bytes // frontend.processes, frontend.max_request_size)
@@ -72,6 +73,9 @@ class Gate:
 
     def terms(self, head: Head) -> Terms:
         """What the head of a request asks for, where it may be had. Raises Refusal: 400, 413, 415 or 501."""
+        asks = head.timeout or head.timeout_ms or head.content_encoding or head.transfer_encoding
+        if not asks and head.idempotency_key is None and (head.length or 0) <= self.max_request_size:
+            return self._usual
         timeout_s = deadline.allowed(head.timeout, head.timeout_ms, self._timeout_s)
         if timeout_s is None:
             raise Refusal(errors.BAD_TIMEOUT)

@@ -21,7 +21,10 @@ import msgspec
 from frontend import errors, requestid
 from frontend.errors import Refusal
 
-Fields: TypeAlias = Sequence[tuple[bytes, bytes]]
+Pair: TypeAlias = tuple[bytes, bytes]
+Fields: TypeAlias = Sequence[Pair]
+Field: TypeAlias = tuple[Pair, int]  # as it is told to services, and what it is to us: one of these
+USUAL, ONCE, LISTED, DROPPED = range(4)
 
 # Of the fields that are read here or by services, those whose definitions allow one value.
 SINGLE: Final = frozenset(
@@ -39,7 +42,6 @@ SINGLE: Final = frozenset(
     }
 )
 
-_LENGTH: Final = re.compile(rb"^[0-9]{1,18}\Z")  # no sign, no blanks, and no number that int() would not take
 _ABSOLUTE: Final = re.compile(r"^https?://[^/?#]*", re.IGNORECASE)
 
 
@@ -54,6 +56,8 @@ class Head(msgspec.Struct, frozen=True):
     content_encoding: bytes = b""  # all of them, as one list
     accept: bytes = b""
     accept_encoding: bytes = b""
+    connection: bytes = b""
+    expect: bytes = b""
     timeout: bytes = b""  # x-request-timeout, as it came
     timeout_ms: bytes = b""
     request_id: str = ""  # the client's own, if it is sane
@@ -63,42 +67,64 @@ class Head(msgspec.Struct, frozen=True):
 def read(method: str, version: str, path: str, query: bytes, fields: Fields) -> Head:
     """Understand a head. ``version`` is ``1.0``, ``1.1`` or ``2``; ``path`` the target without its query,
     percent-decoded. Raises Refusal: 400, or 404 for a path that no address can have."""
-    told: list[tuple[bytes, bytes]] = []
+    return understand(method, version, path, query, [field(name, value) for name, value in fields])
+
+
+def field(name: bytes, value: bytes) -> Field:
+    """One field of a head, as it came. Equal ones mean the same whatever stands beside them, so it may be kept."""
+    name, value = name.lower(), value.strip(b" \t")
+    if name in SINGLE:
+        return (name, value), ONCE
+    if b"_" in name:
+        return (name, value), DROPPED
+    return (name, value), LISTED if name in _LISTS else USUAL
+
+
+def understand(method: str, version: str, path: str, query: bytes, fields: Sequence[Field]) -> Head:
+    """The same as :func:`read`, of fields that have been looked at each for itself."""
+    told: list[Pair] = []
     single: dict[bytes, bytes] = {}
     lists: dict[bytes, bytes] = {}
     more: dict[bytes, list[bytes]] = {}
-    for raw_name, raw_value in fields:
-        name, value = raw_name.lower(), raw_value.strip(b" \t")
-        if name in SINGLE:
-            if name in single:
-                raise Refusal(errors.TWICE)
-            single[name] = value
-        elif b"_" in name:
-            continue
-        elif name in _LISTS:
-            if name in lists:
+    for pair, kind in fields:
+        if kind:
+            name, value = pair
+            if kind == ONCE:
+                if name in single:
+                    raise Refusal(errors.TWICE)
+                single[name] = value
+            elif kind == DROPPED:
+                continue
+            elif name in lists:
                 more.setdefault(name, []).append(value)
             else:
                 lists[name] = value
-        told.append((name, value))
+        told.append(pair)
     for name, values in more.items():  # once: to add each to what was there looks at all of it again
         lists[name] = b", ".join([lists[name], *values])
     if version == "1.1" and b"host" not in single:
         raise Refusal(errors.NO_HOST)
     length = single.get(b"content-length")
-    if length is not None and not _LENGTH.match(length):
+    if length is not None and not _is_length(length):
         raise Refusal(errors.BAD_LENGTH)
-    if lists.get(b"upgrade", b"").lower() == b"websocket" and b"upgrade" in lists.get(b"connection", b"").lower():
+    get = lists.get
+    if (
+        b"upgrade" in lists
+        and lists[b"upgrade"].lower() == b"websocket"
+        and b"upgrade" in get(b"connection", b"").lower()
+    ):
         raise Refusal(errors.WEBSOCKET)
     return Head(
         path=_origin_form(path, method),
         query=query,
         fields=told,
         length=None if length is None else int(length),
-        transfer_encoding=lists.get(b"transfer-encoding", b""),
-        content_encoding=lists.get(b"content-encoding", b""),
-        accept=lists.get(b"accept", b""),
-        accept_encoding=lists.get(b"accept-encoding", b""),
+        transfer_encoding=get(b"transfer-encoding", b""),
+        content_encoding=get(b"content-encoding", b""),
+        accept=get(b"accept", b""),
+        accept_encoding=get(b"accept-encoding", b""),
+        connection=get(b"connection", b""),
+        expect=single.get(b"expect", b""),
         timeout=single.get(b"x-request-timeout", b""),
         timeout_ms=single.get(b"x-request-timeout-ms", b""),
         request_id=requestid.sane(single.get(b"x-request-id", b"")),
@@ -119,12 +145,17 @@ def sends_little(fields: Fields, most: int) -> bool:
         if name == b"expect" and value.lower() == b"100-continue":
             return False
         if name == b"content-length":
-            if not (_LENGTH.match(value) and int(value) <= most):
+            if not (_is_length(value) and int(value) <= most):
                 return False
             sends = True
         elif name == b"transfer-encoding":
             sends = True
     return sends
+
+
+def _is_length(value: bytes) -> bool:
+    """Digits of ASCII alone: no sign, no blanks, and no number that int() would not take."""
+    return value.isdigit() and len(value) <= 18
 
 
 _LISTS: Final = frozenset(

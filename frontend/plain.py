@@ -3,9 +3,9 @@
 Plain is a strict subset of HTTP/1: a POST to a service route, or a look at a health page. What common clients and
 proxies ask for besides is a part of it (:class:`More`): that the connection ends or is kept, HTTP/1.0, chunks,
 ``Expect``, codings. What is accepted here gunicorn's parser would accept too, and would understand in the same way;
-that is held by one regular expression, by a list of fields that ask for something else, and by :mod:`frontend.head` and
-:mod:`frontend.gate`, which say for both what a head means and whether it may come in. :mod:`frontend.lean` hands over
-what is not plain.
+that is held by two regular expressions, by a list of fields that ask for something else, and by :mod:`frontend.head`
+and :mod:`frontend.gate`, which say for both what a head means and whether it may come in. :mod:`frontend.lean` hands
+over what is not plain.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -24,7 +24,7 @@ from frontend import compression, media
 from frontend import head as heads
 from frontend.answer import SERVER, Answering, Reply, common
 from frontend.errors import Refusal
-from frontend.head import Head
+from frontend.head import Field, Head
 
 if TYPE_CHECKING:
     from engine.core.call import Answer
@@ -34,11 +34,9 @@ if TYPE_CHECKING:
 # are tokens, values without control characters. Anything else may be fine, and is gunicorn's to judge. No part can
 # match the same bytes in two ways (blanks around a value are stripped later): else a hostile head could take for
 # ever.
-_HEAD: Final = re.compile(
-    rb"(POST|GET|HEAD) (/[!-~]{0,2000}) HTTP/(1\.[01])\r\n"
-    rb"((?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n){1,100})\r\n"
-)
-_FIELD: Final = re.compile(rb"([^:\r\n]+):([^\r\n]*)\r\n")
+_REQUEST: Final = re.compile(rb"(POST|GET|HEAD) (/[!-~]{0,2000}) HTTP/(1\.[01])")
+_FIELD: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([\t\x20-\x7e\x80-\xff]*)")
+FIELDS_MAX: Final = 100
 
 # Fields that may ask for something which is done elsewhere, with what they may say here (in small letters).
 _ASKING: Final[dict[bytes, frozenset[bytes]]] = {
@@ -51,6 +49,16 @@ _ASKING: Final[dict[bytes, frozenset[bytes]]] = {
     b"upgrade": frozenset(),
 }
 
+# Clients repeat themselves, line by line if not head by head. Not kept are lines that are long, those that are another
+# each time, and what is nobody else's business.
+LINES_KEPT: Final = 1024
+_LINE_KEPT_MAX: Final = 256  # bytes
+_NOT_KEPT: Final = frozenset(
+    {b"authorization", b"cookie", b"idempotency-key", b"traceparent", b"tracestate", b"x-api-key", b"x-request-id"}
+)
+
+
+T = TypeVar("T")
 
 _MILLI: Final = (1000).__rtruediv__  # microseconds to milliseconds, as frontend.timing does: to the last digit
 
@@ -95,55 +103,101 @@ class Reader:
         self._terms = terms
         self._pages = {path.encode() for path in pages}
         self._compressed = compressed
+        self._requests: dict[bytes, _Request] = {}  # request lines, read
+        self._fields: dict[bytes, Field] = {}  # other lines, read
 
     def read(self, head: bytes) -> Plain | None:
-        match = _HEAD.fullmatch(head)
-        if match is None:
-            return None
-        method, target, version, lines = match.groups()
-        path, _, query = target.partition(b"?")
-        if b"#" in query or path not in (self._routes if method == b"POST" else self._pages):
-            return None
-        fields = _FIELD.findall(lines)
-        asked: dict[bytes, bytes] = {}
-        for name, value in fields:
-            lower = name.lower()
-            if (allowed := _ASKING.get(lower)) is not None:
-                said = value.strip().lower()
-                if said not in allowed or lower in asked:
-                    return None
-                asked[lower] = said
+        """``head`` with the empty line at its end."""
+        first, *lines = head[:-4].split(b"\r\n")
+        known = self._fields
         try:
-            found = heads.read(method.decode(), version.decode(), path.decode(), query, fields)
+            request = self._requests.get(first) or self._read_request(first)
+            if len(lines) > FIELDS_MAX:
+                return None
+            fields = [known.get(line) or self._read_field(line) for line in lines]
+            found = heads.understand(request.method, request.version, request.path, request.query, fields)
             terms = self._terms(found)
-        except Refusal:
-            return None  # refused in the same words there, before its body is read
-        more = self._more(method, version, found, terms.coding, asked)
-        if more is not None:
-            if more.is_old and (more.is_chunked or more.expects):
-                return None
-            has_body = more.is_chunked or more.expects or found.length
-            if (more.is_chunked and found.length is not None) or (more.page and has_body):
-                return None
+            more = self._more(request, found, terms)
+        except (_Odd, Refusal):
+            return None  # refused there, before its body is read
         told = heads.told(found, undone=bool(terms.coding))
-        route = self._routes.get(path, 0)
-        return Plain(route, found, found.length or 0, terms.timeout_s, meta.pack_head(query, told), more)
+        about = meta.pack_head(request.query, told)
+        return Plain(request.route, found, found.length or 0, terms.timeout_s, about, more)
 
-    def _more(self, method: bytes, version: bytes, head: Head, coding: str, asked: dict[bytes, bytes]) -> More | None:
+    def _more(self, request: _Request, head: Head, terms: Terms) -> More | None:
+        asks = head.transfer_encoding or head.expect or terms.coding or (self._compressed and head.accept_encoding)
+        connection = head.connection.lower()
+        if request.is_usual and not asks and connection in (b"", b"keep-alive"):
+            return None
         packing, packs_all = compression.choose(head.accept_encoding) if self._compressed else ("", False)
-        is_old = version == b"1.0"
+        is_old = request.version == "1.0"
         more = More(
-            is_last=asked.get(b"connection") == b"close" or (is_old and b"connection" not in asked),
+            is_last=connection == b"close" or (is_old and not connection),
             is_old=is_old,
-            is_chunked=b"transfer-encoding" in asked,
-            expects=b"expect" in asked,
-            coding=coding,
+            is_chunked=bool(head.transfer_encoding),
+            expects=bool(head.expect),
+            coding=terms.coding,
             packing=packing,
             packs_all=packs_all,
-            page="" if method == b"POST" else head.path,
-            is_look=method == b"HEAD",
+            page="" if request.method == "POST" else head.path,
+            is_look=request.method == "HEAD",
         )
+        # Of lists, one member: more of them may be more than was looked at.
+        is_listed = b"," in connection or b"," in head.transfer_encoding
+        has_body = more.is_chunked or more.expects or head.length
+        if is_listed or (is_old and (more.is_chunked or more.expects)) or (more.page and has_body):
+            raise _Odd
+        if more.is_chunked and head.length is not None:
+            raise _Odd
         return None if more == _NOTHING_MORE else more
+
+    def _read_request(self, line: bytes) -> _Request:
+        match = _REQUEST.fullmatch(line)
+        if match is None:
+            raise _Odd
+        method, target, version = match.groups()
+        path, _, query = target.partition(b"?")
+        if b"#" in query or path not in (self._routes if method == b"POST" else self._pages):
+            raise _Odd
+        is_usual = method == b"POST" and version == b"1.1"
+        route = self._routes.get(path, 0)
+        request = _Request(method.decode(), path.decode(), query, version.decode(), route, is_usual)
+        _keep(self._requests, line, request)
+        return request
+
+    def _read_field(self, line: bytes) -> Field:
+        match = _FIELD.fullmatch(line)
+        if match is None:
+            raise _Odd
+        found = heads.field(match[1], match[2])
+        name, value = found[0]
+        if (allowed := _ASKING.get(name)) is not None and value.lower() not in allowed:
+            raise _Odd
+        if name not in _NOT_KEPT:
+            _keep(self._fields, line, found)
+        return found
+
+
+class _Odd(Exception):
+    """It is not plain."""
+
+
+class _Request(NamedTuple):
+    """A request line."""
+
+    method: str
+    path: str
+    query: bytes
+    version: str
+    route: int
+    is_usual: bool  # it asks for nothing that is in More
+
+
+def _keep(kept: dict[bytes, T], line: bytes, read: T) -> None:
+    if len(line) <= _LINE_KEPT_MAX:
+        if len(kept) >= LINES_KEPT:
+            kept.clear()
+        kept[line] = read
 
 
 def render(
