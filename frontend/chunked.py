@@ -12,6 +12,7 @@ from typing import Final
 
 LAST_CHUNK: Final = b"0\r\n\r\n"
 CHUNKS_MAX: Final = 64  # in one body: each time more of it comes it is read from its beginning
+OVERHEAD_MAX: Final = 12 * CHUNKS_MAX + 5  # bytes of what is around them
 
 _SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})\r\n")
 _BEGINNING: Final = re.compile(rb"(?:[0-9A-Fa-f]{1,8}\r?)?")  # of that

@@ -26,7 +26,10 @@ def is_sane(value: bytes) -> bool:
     return _SANE.match(value) is not None
 
 
-def key_of(head: Head, body: bytes) -> bytes:
+INLINE_MAX: Final = 256 * 1024  # bytes of a body whose digest others can wait for
+
+
+def key_of(head: Head, body: bytes | memoryview) -> bytes:
     """KEY_SIZE bytes for a request with a key: whose it is, and what is asked. Takes about a millisecond per MB."""
     whose = [head.path.encode("utf-8", "surrogateescape"), head.idempotency_key or b""]
     asked = [head.query]
@@ -38,7 +41,7 @@ def key_of(head: Head, body: bytes) -> bytes:
     return _digest(whose) + _digest(asked, body)
 
 
-def _digest(parts: list[bytes], body: bytes = b"") -> bytes:
+def _digest(parts: list[bytes], body: bytes | memoryview = b"") -> bytes:
     digest = blake2b(digest_size=KEY_SIZE // 2)
     for part in parts:
         digest.update(b"%d:" % len(part))  # so that none can be taken for the end of another

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from frontend.gate import Gate
 
 NOTHING: Final = b""
+COPY_MAX: Final = 64 * 1024  # bytes of a body that are worth their own array
 
 
 class Inbox:
@@ -75,14 +76,18 @@ class Inbox:
         self.held -= len(data)
         return False
 
-    def take(self, data: bytes | bytearray, start: int, end: int) -> bytes:
+    def take(self, data: bytes | bytearray, start: int, end: int) -> bytes | memoryview:
         """The body of the first request of ``data``, which is what lies here, or what has just come where nothing
         does. What follows has its turn later."""
-        body = bytes(memoryview(data)[start:end])
         self._release()
         if data is self.data:
+            if end == len(data) and end - start >= COPY_MAX:
+                self.drop()
+                return memoryview(data)[start:]  # the array goes with it
+            body = bytes(memoryview(data)[start:end])
             del self.data[:end]  # type: ignore[union-attr]  # an array, which costs nothing, however long it is
         else:
+            body = bytes(memoryview(data)[start:end])
             self.data = bytearray(memoryview(data)[end:])
         if not self.data:
             self.data = NOTHING

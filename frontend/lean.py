@@ -30,6 +30,7 @@ from engine.errors import Unavailable
 from frontend import chunked, compression, errors, health, unpacking
 from frontend.answer import Reply
 from frontend.errors import Problem
+from frontend.idempotency import INLINE_MAX as DIGEST_MAX
 from frontend.idempotency import key_of
 from frontend.inbox import Inbox
 from frontend.lingering import Lingering
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
 
 SWEEP_S: Final = 0.25  # how late a time limit may be noticed
 SWEEP_MOST: Final = 200  # connections looked at in one go: about 0.1 ms
-BUFFER_MAX: Final = 256 * 1024  # bytes of a body that is read here; larger ones are read elsewhere, in pieces
 PIPELINED_PER_TURN: Final = 32  # requests of one connection that are refused before others have their turn
 JOIN_MAX: Final = 64 * 1024  # bytes of an answer that is copied behind its head; larger ones are written beside it
 GO_ON: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -79,6 +79,7 @@ class Shared:
         self.body_timeout_s = frontend.body_timeout
         self.header_timeout_s = frontend.header_timeout
         self.keepalive_s = frontend.keepalive
+        self.most_bytes = gate.max_request_size + chunked.OVERHEAD_MAX
         self.head_max = min(HEAD_MAX, frontend.max_header_size)
         self.connections: set[LeanConnection] = set()
         self.lingering: set[Lingering] = set()  # connections whose last answer has been written
@@ -304,8 +305,8 @@ class LeanConnection(asyncio.Protocol):
             raw = b"".join([view[begin:stop] for begin, stop in pieces])
         most = self._shared.gate.max_request_size
         body = unpacking.at_once(more.coding, raw, most) if more.coding else raw
-        if body is None or len(raw) > most:
-            self._hand_over(data)  # it is undone in a thread there, or the client told what is wrong
+        if body is None or len(raw) > most or (more.digests and len(body) > DIGEST_MAX):
+            self._hand_over(data)  # what takes long is done in threads there, and the client told what is wrong
             return False
         self._inbox.take(data, end, end)
         if more.is_last:
@@ -318,7 +319,7 @@ class LeanConnection(asyncio.Protocol):
         """The rest of a body has to come, up to ``end`` at least."""
         inbox, more = self._inbox, plain.more
         is_new = not inbox.wanted
-        if end - size > BUFFER_MAX:
+        if end - size > self._shared.most_bytes:
             self._hand_over(data)
             return
         asks = is_new and more is not None and more.expects
@@ -343,7 +344,7 @@ class LeanConnection(asyncio.Protocol):
             self._finish()
         return not close
 
-    def _submit(self, plain: Plain, body: bytes, came: int) -> bool:
+    def _submit(self, plain: Plain, body: bytes | memoryview, came: int) -> bool:
         shared = self._shared
         gate = shared.gate
         size = len(body)

@@ -71,6 +71,7 @@ class More(msgspec.Struct, frozen=True):
     is_chunked: bool = False  # its body; the length is not known
     expects: bool = False  # to be told that the body may come
     coding: str = ""  # of the body
+    digests: bool = False  # its body is a part of what is remembered of it
     packing: str = ""  # the coding of the answer, where that is worth it
     packs_all: bool = False  # or where it is not, too
     page: str = ""  # the health page that is looked at
@@ -127,7 +128,8 @@ class Reader:
     def _more(self, request: _Request, head: Head, terms: Terms) -> More | None:
         asks = head.transfer_encoding or head.expect or terms.coding or (self._compressed and head.accept_encoding)
         connection = head.connection.lower()
-        if request.is_usual and not asks and connection in (b"", b"keep-alive"):
+        digests = head.idempotency_key is not None
+        if request.is_usual and not asks and not digests and connection in (b"", b"keep-alive"):
             return None
         packing, packs_all = compression.choose(head.accept_encoding) if self._compressed else ("", False)
         is_old = request.version == "1.0"
@@ -137,6 +139,7 @@ class Reader:
             is_chunked=bool(head.transfer_encoding),
             expects=bool(head.expect),
             coding=terms.coding,
+            digests=digests,
             packing=packing,
             packs_all=packs_all,
             page="" if request.method == "POST" else head.path,

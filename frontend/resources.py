@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
-from typing import Final
 
 import falcon.asgi
 
@@ -28,13 +27,11 @@ from frontend.exchange import Exchange
 from frontend.gate import Gate
 from frontend.handlers import fill
 from frontend.head import Head
-from frontend.idempotency import key_of
+from frontend.idempotency import INLINE_MAX, key_of
 from frontend.metrics import FrontendMetrics
 from frontend.waiting import Begun, Waiting
 
 log = logging.getLogger("stageline.frontend")
-
-LARGE: Final = 256 * 1024  # bytes of a body whose digest others should not wait for
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ class RouteResource:
         """Of the request, if it has one; of a large body beside the event loop."""
         if head.idempotency_key is None:
             return b""
-        if len(body) < LARGE:
+        if len(body) <= INLINE_MAX:
             return key_of(head, body)
         return await asyncio.get_running_loop().run_in_executor(None, key_of, head, body)
 

@@ -56,7 +56,7 @@ class Call(msgspec.Struct, eq=False):
     """
 
     route: int
-    body: bytes
+    body: bytes | memoryview
     deadline: float
     meta: bytes
     waiter: Waiter

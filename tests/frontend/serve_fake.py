@@ -54,7 +54,7 @@ class ScriptedClient(FakeClient):
         self._forgets = forgets
 
     def call(self, call: Call, instant: float) -> int:
-        body = call.body
+        body = bytes(call.body)
         if self._tells:
             self.reply = tell
             return super().call(call, instant)

@@ -8,8 +8,7 @@ from fakes import FakeClient, Service
 from engine.core.call import Answer
 from engine.core.messages import KEY_SIZE, Flow, Speaker
 from frontend import head as heads
-from frontend.idempotency import is_sane, key_of
-from frontend.resources import LARGE
+from frontend.idempotency import INLINE_MAX, is_sane, key_of
 from frontend.streams import Stream
 
 HALF = KEY_SIZE // 2
@@ -77,7 +76,7 @@ def test_no_keys(value: bytes) -> None:
     assert answer.status == 400
 
 
-@pytest.mark.parametrize("size", [3, LARGE])
+@pytest.mark.parametrize("size", [3, INLINE_MAX + 1])
 def test_the_application_hands_it_on(size: int) -> None:
     client = FakeClient(reply=lambda item: None)
     one = Service(client)

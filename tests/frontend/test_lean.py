@@ -18,11 +18,13 @@ from engine.core import meta, sse
 from engine.core.call import Answer, StreamEvent
 from engine.core.messages import EVENT_COST, STREAM_WINDOW, Flow, Speaker
 from frontend.gate import BEHIND_ALL, BEHIND_MAX, Gate
-from frontend.lean import BUFFER_MAX, JOIN_MAX, SWEEP_MOST, SWEEP_S, LeanConnection, Sweeper
+from frontend.idempotency import INLINE_MAX
+from frontend.lean import JOIN_MAX, SWEEP_MOST, SWEEP_S, LeanConnection, Sweeper
 from frontend.pace import LEAST_RATE, STALL_S
 from frontend.plain import More, Plain, Reader
 from frontend.streams import HEAD_S, KEEPALIVE_S
 
+MIB = 1 << 20
 GATE = Gate(FrontendSection())
 READER = Reader(deployment().topology, GATE.terms, compressed=False)
 PAGES = Reader(deployment().topology, GATE.terms, ["/", "/readyz"], compressed=False)
@@ -309,7 +311,7 @@ def test_many_pipelined_requests_that_are_refused_hold_nobody_up() -> None:
     async def scenario() -> None:
         bench = Bench()
         bench.client.reply = lambda item: None
-        count = BUFFER_MAX // len(plain(b"x")) - 1
+        count = 256 * 1024 // len(plain(b"x")) - 1
         bench.feed(plain(b"1") + plain(b"x") * count)
         bench.client.reply = lambda item: unavailable()
         bench.client.waiting[0].set_result(Answer(200, b"one"))
@@ -372,7 +374,7 @@ def test_where_all_send_too_much_in_advance_who_sends_more_is_served_no_further(
 def test_a_request_of_which_the_rest_is_wanted_is_read_on() -> None:
     bench = Bench()
     bench.client.reply = lambda item: None
-    body = b"x" * (BUFFER_MAX - 100)
+    body = b"x" * (MIB // 4)
     bench.feed(plain(b"1"), plain(body)[:-50] + b"")
     bench.feed(b"")
     assert not bench.transport.reading
@@ -603,11 +605,30 @@ def test_a_round_looks_at_every_connection_once_and_at_few_at_a_time(monkeypatch
     assert len(looks) == 4 * SWEEP_MOST  # the next round
 
 
-def test_large_uploads_are_read_elsewhere() -> None:
-    bench = Bench()
-    begun = head("host: x", f"content-length: {BUFFER_MAX + 1}") + b"x" * 100
-    bench.feed(begun)
-    assert bench.handed == [begun]
+@pytest.mark.parametrize("behind", [b"", plain(b"next")])
+def test_a_large_upload_is_read_here_and_not_copied_without_need(behind: bytes) -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        data = plain(b"x" * MIB)
+        bench.feed(*(data[at : at + 100_000] for at in range(0, len(data) - 1, 100_000)))
+        bench.feed(behind) if behind else None
+        await settle()
+        assert bench.replies == [(200, b"x" * MIB)] + [(200, b"next")] * bool(behind)
+        assert bench.gate.held == bench.gate.pending == bench.gate.behind == 0
+
+    run(scenario())
+
+
+def test_a_large_upload_with_a_key_is_read_where_its_digest_is_made_in_a_thread() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        sent = plain(b"x" * (INLINE_MAX + 1), "idempotency-key: 1")
+        bench.feed(plain(b"x", "idempotency-key: 0"), sent)
+        await settle()
+        assert bench.replies == [(200, b"x")]
+        assert bench.handed == [sent]
+
+    run(scenario())
 
 
 # --- streams ---------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from engine.core.call import Answer
 from engine.core.messages import Flow
 from engine.core.sse import event
 from frontend import chunked, compression
-from frontend.lean import BUFFER_MAX, GO_ON
+from frontend.lean import GO_ON
 from frontend.pace import LEAST_RATE
 
 OLD = "POST /inference HTTP/1.0"
@@ -126,7 +126,7 @@ ODD = {
     "a carriage return alone": b"\r\n",
     "a size of many digits": b"000000003\r\nabc\r\n",
     "many chunks": chunked.chunk(b"x") * (chunked.CHUNKS_MAX + 1),
-    "one that is large": b"%x\r\n" % BUFFER_MAX,
+    "one that is larger than it may be": b"%x\r\n" % (1 << 30),
 }
 
 
