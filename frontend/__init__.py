@@ -13,7 +13,10 @@ Where to look:
     waiting    a request that Falcon serves, from the broker's hands to its answer
     lean       the short way of the plain case, on the connection itself
     inbox      what has come on such a connection before its turn
-    plain      what is plain, and its bytes; pure
+    plain      what is plain; pure, as are the next three
+    shapes     heads that differ in ids and lengths alone, read by one expression
+    chunked    bodies in chunks
+    writer     replies as bytes
     frames     what frames of HTTP/2 that carry no request may cost; pure
     body       reading a request's body within its limits
     openapi    the OpenAPI document, from what the stages say about themselves

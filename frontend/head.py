@@ -104,8 +104,8 @@ def understand(method: str, version: str, path: str, query: bytes, fields: Seque
         lists[name] = b", ".join([lists[name], *values])
     if version == "1.1" and b"host" not in single:
         raise Refusal(errors.NO_HOST)
-    length = single.get(b"content-length")
-    if length is not None and not _is_length(length):
+    length = None
+    if b"content-length" in single and (length := length_of(single[b"content-length"])) is None:
         raise Refusal(errors.BAD_LENGTH)
     get = lists.get
     if (
@@ -118,7 +118,7 @@ def understand(method: str, version: str, path: str, query: bytes, fields: Seque
         path=_origin_form(path, method),
         query=query,
         fields=told,
-        length=None if length is None else int(length),
+        length=length,
         transfer_encoding=get(b"transfer-encoding", b""),
         content_encoding=get(b"content-encoding", b""),
         accept=get(b"accept", b""),
@@ -130,6 +130,11 @@ def understand(method: str, version: str, path: str, query: bytes, fields: Seque
         request_id=requestid.sane(single.get(b"x-request-id", b"")),
         idempotency_key=single.get(b"idempotency-key"),
     )
+
+
+def length_of(value: bytes) -> int | None:
+    """What Content-Length says; None: nothing. Digits alone: no sign, no blanks, no number that int() does not take."""
+    return int(value) if value.isdigit() and len(value) <= 18 else None
 
 
 def told(head: Head, *, undone: bool) -> list[tuple[bytes, bytes]]:
@@ -145,17 +150,13 @@ def sends_little(fields: Fields, most: int) -> bool:
         if name == b"expect" and value.lower() == b"100-continue":
             return False
         if name == b"content-length":
-            if not (_is_length(value) and int(value) <= most):
+            length = length_of(value)
+            if length is None or length > most:
                 return False
             sends = True
         elif name == b"transfer-encoding":
             sends = True
     return sends
-
-
-def _is_length(value: bytes) -> bool:
-    """Digits of ASCII alone: no sign, no blanks, and no number that int() would not take."""
-    return value.isdigit() and len(value) <= 18
 
 
 _LISTS: Final = frozenset(

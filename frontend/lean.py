@@ -35,10 +35,12 @@ from frontend.idempotency import key_of
 from frontend.inbox import Inbox
 from frontend.lingering import Lingering
 from frontend.pace import FRESH_S, is_late
-from frontend.plain import More, Plain, Reader, Writer
+from frontend.plain import More, Plain, Reader
 from frontend.requestid import Ids
+from frontend.shapes import Shape
 from frontend.streams import GRANT, HEAD_S, KEEPALIVE_S, Stream
 from frontend.waiting import hint
+from frontend.writer import Writer
 
 if TYPE_CHECKING:
     from engine.config import Deployment
@@ -134,6 +136,7 @@ class LeanConnection(asyncio.Protocol):
         "_plain",
         "_seq",
         "_serving",
+        "_shape",
         "_shared",
         "_size",
         "_stream",
@@ -148,6 +151,7 @@ class LeanConnection(asyncio.Protocol):
         self._inbox: Inbox  # what has come and is not served
         self._head_bytes = b""
         self._plain: Plain | None = None
+        self._shape: Shape | None = None  # of that
         self._serving = False  # a request has been submitted, and the end of its answer has not been written
         self._seq = 0  # of that; 0: the broker owes nothing
         self._came = 0  # bytes of its body as it came
@@ -271,7 +275,7 @@ class LeanConnection(asyncio.Protocol):
                 self._hand_over(data)  # a head in pieces
                 return False
             head_bytes = bytes(data[:size])
-            plain = shared.reader.read(head_bytes)
+            plain, self._shape = shared.reader.like(head_bytes, self._shape)
             if plain is not None:
                 self._plain, self._head_bytes = plain, head_bytes
         if plain is None:

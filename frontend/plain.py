@@ -1,4 +1,4 @@
-"""What a plain request is, and how answers are written to its connection: bytes in, values out, and back. Pure.
+"""What a plain request is: bytes in, values out. Pure.
 
 Plain is a strict subset of HTTP/1: a POST to a service route, or a look at a health page. What common clients and
 proxies ask for besides is a part of it (:class:`More`): that the connection ends or is kept, HTTP/1.0, chunks,
@@ -11,7 +11,6 @@ over what is not plain.
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
@@ -19,15 +18,13 @@ import msgspec
 
 from engine.core import meta
 from engine.core.routing import Topology
-from engine.core.sse import phrase
-from frontend import compression, media
+from frontend import compression
 from frontend import head as heads
-from frontend.answer import SERVER, Answering, Reply, common
 from frontend.errors import Refusal
 from frontend.head import Field, Head
+from frontend.shapes import Shape, Shapes
 
 if TYPE_CHECKING:
-    from engine.core.call import Answer
     from frontend.gate import Terms
 
 # A request line and header fields exactly as RFC 9112 writes them, no more: single spaces, CRLF, no folding, names that
@@ -59,8 +56,6 @@ _NOT_KEPT: Final = frozenset(
 
 
 T = TypeVar("T")
-
-_MILLI: Final = (1000).__rtruediv__  # microseconds to milliseconds, as frontend.timing does: to the last digit
 
 
 class More(msgspec.Struct, frozen=True):
@@ -104,11 +99,21 @@ class Reader:
         self._terms = terms
         self._pages = {path.encode() for path in pages}
         self._compressed = compressed
+        self._shapes = Shapes()
+        self._shape: Shape | None = None  # of the head that was read last
         self._requests: dict[bytes, _Request] = {}  # request lines, read
         self._fields: dict[bytes, Field] = {}  # other lines, read
 
+    def like(self, head: bytes, shape: Shape | None) -> tuple[Plain | None, Shape | None]:
+        """The same as :meth:`read`, quicker where ``shape`` is that of its client's last one (None: nobody knows), and
+        the shape of this one."""
+        shape = shape or self._shape
+        if shape is not None and (plain := shape.read(head, self._terms)) is not None:
+            return plain, shape
+        return self.read(head), self._shape
+
     def read(self, head: bytes) -> Plain | None:
-        """``head`` with the empty line at its end."""
+        """``head``, with the empty line at its end, word for word."""
         first, *lines = head[:-4].split(b"\r\n")
         known = self._fields
         try:
@@ -123,7 +128,9 @@ class Reader:
             return None  # refused there, before its body is read
         told = heads.told(found, undone=bool(terms.coding))
         about = meta.pack_head(request.query, told)
-        return Plain(request.route, found, found.length or 0, terms.timeout_s, about, more)
+        plain = Plain(request.route, found, found.length or 0, terms.timeout_s, about, more)
+        self._shape = self._shapes.of(plain, first, lines, fields)
+        return plain
 
     def _more(self, request: _Request, head: Head, terms: Terms) -> More | None:
         asks = head.transfer_encoding or head.expect or terms.coding or (self._compressed and head.accept_encoding)
@@ -201,77 +208,3 @@ def _keep(kept: dict[bytes, T], line: bytes, read: T) -> None:
         if len(kept) >= LINES_KEPT:
             kept.clear()
         kept[line] = read
-
-
-def render(
-    reply: Reply, framing: list[tuple[str, str]], request_id: str, date: bytes, *, connection: str = ""
-) -> bytes:
-    """The head of a reply in HTTP/1.1. ``connection``: what is said of it, if anything."""
-    headers = [("content-type", reply.mime), *framing, *reply.headers, *common(request_id)]
-    if connection:
-        headers.append(("connection", connection))
-    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
-    start = f"HTTP/1.1 {reply.status} {phrase(reply.status)}\r\n{lines}date: "
-    return start.encode("latin-1") + date + b"\r\n\r\n"
-
-
-def sized(reply: Reply, request_id: str, date: bytes, *, connection: str = "") -> bytes:
-    """The head of a reply whose body follows it as it is."""
-    return render(reply, [("content-length", str(len(reply.body)))], request_id, date, connection=connection)
-
-
-def whole(reply: Reply, request_id: str, date: bytes, *, connection: str = "") -> bytes:
-    """A whole reply in HTTP/1.1."""
-    return sized(reply, request_id, date, connection=connection) + reply.body
-
-
-class Writer:
-    """Replies as the bytes of HTTP/1.1. One for all connections of a process; ``date`` is kept current by its owner."""
-
-    def __init__(self, topology: Topology, answering: Answering, *, compressed: bool) -> None:
-        self.date = b""
-        self._answering = answering
-        self._vary = f"vary: {compression.VARY}\r\n" if compressed else ""
-        self._steps = [struct.Struct(f"<{3 * len(route.stages)}I") for route in topology.routes]
-        self._results: dict[tuple[int, str], bytes] = {}
-
-    def answer(
-        self, plain: Plain, answer: Answer, request_id: str, took_s: float
-    ) -> tuple[int, int, bytes, bytes | memoryview]:
-        """Status, size of the body, head and body of an answer."""
-        steps = self._steps[plain.route]
-        trail, body = answer.trail, answer.body
-        if answer.status != 200 or len(trail) != steps.size or answer.headers:
-            reply = self._answering.result(plain.route, plain.head, answer, request_id, took_s)
-            return reply.status, len(reply.body), sized(reply, request_id, self.date), reply.body
-        form = self._results.get((plain.route, answer.mime)) or self._form(plain.route, answer.mime)
-        size = body.nbytes if type(body) is memoryview else len(body)
-        times = map(_MILLI, steps.unpack(trail))
-        return 200, size, form % (size, *times, took_s * 1000, request_id.encode(), self.date), body
-
-    def reply(self, reply: Reply, request_id: str, *, connection: str = "") -> bytes:
-        """A whole reply."""
-        return whole(reply, request_id, self.date, connection=connection)
-
-    def look(self, reply: Reply, request_id: str, *, connection: str = "") -> bytes:
-        """Its head."""
-        return sized(reply, request_id, self.date, connection=connection)
-
-    def begin(self, reply: Reply, request_id: str, *, is_chunked: bool, connection: str = "") -> bytes:
-        """The head of a reply whose body follows in pieces."""
-        framing = [("transfer-encoding", "chunked")] if is_chunked else []
-        return render(reply, framing, request_id, self.date, connection=connection)
-
-    def _form(self, route: int, mime: str) -> bytes:
-        """A result with holes in it, equal to what :meth:`reply` would write: filling in one format is a third of the
-        cost of building the lines."""
-        names = [name.replace("%", "%%") for name in self._answering.stages[route]]
-        times = [f"{name}-queue;dur=%.2f, {name}-batch;dur=%.2f, {name};dur=%.2f" for name in names]
-        form = (
-            f"HTTP/1.1 200 OK\r\ncontent-type: {media.content_type(mime).replace('%', '%%')}\r\n"
-            f"content-length: %d\r\n{self._vary}server-timing: {', '.join(times)}, total;dur=%.2f\r\n"
-            f"server: {SERVER}\r\nx-request-id: %b\r\ndate: %b\r\n\r\n"
-        ).encode("latin-1")
-        if len(self._results) < 256:  # a worker may change its mime type as it likes
-            self._results[route, mime] = form
-        return form

@@ -21,7 +21,7 @@ from frontend import errors
 from frontend.exchange import CUT
 from frontend.gate import BEHIND_ALL, BEHIND_MAX
 from frontend.pace import FRESH_S, LINGER_S
-from frontend.plain import whole
+from frontend.writer import whole
 
 if TYPE_CHECKING:
     from frontend.serving.process import Worker

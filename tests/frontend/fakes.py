@@ -90,7 +90,8 @@ class FakeClient:
     def call(self, call: Call, instant: float) -> int:
         head = meta.head_of(call.meta)
         timeout_s = round(call.deadline - now(), 2)
-        item = Submitted(call.route, bytes(call.body), timeout_s, meta.request_id_of(call.meta), head.query, head.headers)
+        request_id = meta.request_id_of(call.meta)
+        item = Submitted(call.route, bytes(call.body), timeout_s, request_id, head.query, head.headers)
         self.submitted.append(item)
         reply = self.reply(item)
         if isinstance(reply, Exception):

@@ -15,7 +15,8 @@ from engine.core.wire import pack_step
 from frontend import errors, media
 from frontend.answer import Answering, common
 from frontend.head import Head
-from frontend.plain import Plain, Writer
+from frontend.plain import Plain
+from frontend.writer import Writer
 
 TOPOLOGY = deployment().topology
 HEAD = Head("/inference", b"", [])

@@ -1,0 +1,91 @@
+"""Replies as the bytes of HTTP/1.1. Pure."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final
+
+from engine.core.routing import Topology
+from engine.core.sse import phrase
+from frontend import compression, media
+from frontend.answer import SERVER, Answering, Reply, common
+
+if TYPE_CHECKING:
+    from engine.core.call import Answer
+    from frontend.plain import Plain
+
+_MILLI: Final = (1000).__rtruediv__  # microseconds to milliseconds, as frontend.timing does: to the last digit
+
+
+def render(
+    reply: Reply, framing: list[tuple[str, str]], request_id: str, date: bytes, *, connection: str = ""
+) -> bytes:
+    """The head of a reply in HTTP/1.1. ``connection``: what is said of it, if anything."""
+    headers = [("content-type", reply.mime), *framing, *reply.headers, *common(request_id)]
+    if connection:
+        headers.append(("connection", connection))
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    start = f"HTTP/1.1 {reply.status} {phrase(reply.status)}\r\n{lines}date: "
+    return start.encode("latin-1") + date + b"\r\n\r\n"
+
+
+def sized(reply: Reply, request_id: str, date: bytes, *, connection: str = "") -> bytes:
+    """The head of a reply whose body follows it as it is."""
+    return render(reply, [("content-length", str(len(reply.body)))], request_id, date, connection=connection)
+
+
+def whole(reply: Reply, request_id: str, date: bytes, *, connection: str = "") -> bytes:
+    """A whole reply in HTTP/1.1."""
+    return sized(reply, request_id, date, connection=connection) + reply.body
+
+
+class Writer:
+    """Replies as the bytes of HTTP/1.1. One for all connections of a process; ``date`` is kept current by its owner."""
+
+    def __init__(self, topology: Topology, answering: Answering, *, compressed: bool) -> None:
+        self.date = b""
+        self._answering = answering
+        self._vary = f"vary: {compression.VARY}\r\n" if compressed else ""
+        self._steps = [struct.Struct(f"<{3 * len(route.stages)}I") for route in topology.routes]
+        self._results: dict[tuple[int, str], bytes] = {}
+
+    def answer(
+        self, plain: Plain, answer: Answer, request_id: str, took_s: float
+    ) -> tuple[int, int, bytes, bytes | memoryview]:
+        """Status, size of the body, head and body of an answer."""
+        steps = self._steps[plain.route]
+        trail, body = answer.trail, answer.body
+        if answer.status != 200 or len(trail) != steps.size or answer.headers:
+            reply = self._answering.result(plain.route, plain.head, answer, request_id, took_s)
+            return reply.status, len(reply.body), sized(reply, request_id, self.date), reply.body
+        form = self._results.get((plain.route, answer.mime)) or self._form(plain.route, answer.mime)
+        size = body.nbytes if type(body) is memoryview else len(body)
+        times = map(_MILLI, steps.unpack(trail))
+        return 200, size, form % (size, *times, took_s * 1000, request_id.encode(), self.date), body
+
+    def reply(self, reply: Reply, request_id: str, *, connection: str = "") -> bytes:
+        """A whole reply."""
+        return whole(reply, request_id, self.date, connection=connection)
+
+    def look(self, reply: Reply, request_id: str, *, connection: str = "") -> bytes:
+        """Its head."""
+        return sized(reply, request_id, self.date, connection=connection)
+
+    def begin(self, reply: Reply, request_id: str, *, is_chunked: bool, connection: str = "") -> bytes:
+        """The head of a reply whose body follows in pieces."""
+        framing = [("transfer-encoding", "chunked")] if is_chunked else []
+        return render(reply, framing, request_id, self.date, connection=connection)
+
+    def _form(self, route: int, mime: str) -> bytes:
+        """A result with holes in it, equal to what :meth:`reply` would write: filling in one format is a third of the
+        cost of building the lines."""
+        names = [name.replace("%", "%%") for name in self._answering.stages[route]]
+        times = [f"{name}-queue;dur=%.2f, {name}-batch;dur=%.2f, {name};dur=%.2f" for name in names]
+        form = (
+            f"HTTP/1.1 200 OK\r\ncontent-type: {media.content_type(mime).replace('%', '%%')}\r\n"
+            f"content-length: %d\r\n{self._vary}server-timing: {', '.join(times)}, total;dur=%.2f\r\n"
+            f"server: {SERVER}\r\nx-request-id: %b\r\ndate: %b\r\n\r\n"
+        ).encode("latin-1")
+        if len(self._results) < 256:  # a worker may change its mime type as it likes
+            self._results[route, mime] = form
+        return form
