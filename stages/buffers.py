@@ -40,6 +40,8 @@ def whole(value: Any) -> bytes:
 
 def dumps(value: Any, *, apart_min: int) -> tuple[bytes, list[memoryview]]:
     """The value's pickle, and apart from it the buffers of that many bytes and more. Raises what pickling raises."""
+    if _is_flat(value):
+        return pickle.dumps(value, protocol=PROTOCOL), []
     copied: list[pickle.PickleBuffer] = []
     value = _lift(value, DEPTH, apart_min, copied)
     if "torch" not in sys.modules:
@@ -51,6 +53,21 @@ def dumps(value: Any, *, apart_min: int) -> tuple[bytes, list[memoryview]]:
     _Pickler(out, protocol=PROTOCOL, buffer_callback=buffers).dump(value)
     out.write(buffers.marks)
     return out.getvalue(), buffers.apart
+
+
+_PLAIN: Final = frozenset({int, float, str, bool, type(None)})
+
+
+def _is_flat(value: Any) -> bool:
+    """Most values between stages: something plain, or a small container of nothing else. Pickle does all of it."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return True
+    if kind is dict:
+        return (
+            len(value) <= WIDTH and _PLAIN.issuperset(map(type, value.values())) and _PLAIN.issuperset(map(type, value))
+        )
+    return (kind is list or kind is tuple) and len(value) <= WIDTH and _PLAIN.issuperset(map(type, value))
 
 
 def borrowable(head: bytes | bytearray | memoryview, apart: int) -> list[bool]:
@@ -119,6 +136,8 @@ def _lift(value: Any, depth: int, apart_min: int, copied: list[pickle.PickleBuff
         return _Lifted(as_view, value if value.c_contiguous else memoryview(value.tobytes()))
     if depth and (kind is dict or kind is list or kind is tuple) and len(value) <= WIDTH:
         entries = value.values() if kind is dict else value
+        if _PLAIN.issuperset(map(type, entries)):
+            return value
         lifted = [_lift(entry, depth - 1, apart_min, copied) for entry in entries]
         if any(after is not before for after, before in zip(lifted, entries, strict=True)):
             return dict(zip(value, lifted, strict=True)) if kind is dict else kind(lifted)
