@@ -79,6 +79,7 @@ class Shared:
         self.reader = Reader(topology, gate.terms, self.pages, compressed=frontend.compression)
         self.writer = Writer(topology, answering, compressed=frontend.compression)
         self.body_timeout_s = frontend.body_timeout
+        self.is_tls = bool(frontend.certfile)
         self.header_timeout_s = frontend.header_timeout
         self.keepalive_s = frontend.keepalive
         self.most_bytes = gate.max_request_size + chunked.OVERHEAD_MAX
@@ -169,6 +170,10 @@ class LeanConnection(asyncio.Protocol):
         self._transport = transport
         self._inbox = Inbox(self._shared.gate, transport)
         self._shared.connections.add(self)
+        if self._shared.is_tls:
+            session = self._transport.get_extra_info("ssl_object")
+            if session is not None and session.selected_alpn_protocol() == "h2":
+                self._hand_over(b"")
 
     def connection_lost(self, exc: Exception | None) -> None:
         shared = self._shared

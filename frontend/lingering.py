@@ -24,10 +24,12 @@ class Lingering(asyncio.Protocol):
         self._is_over = is_over
         transport.set_protocol(self)
         unsent.watch(transport)
+        self._timer = asyncio.get_running_loop().call_later(LINGER_S, self.end)
         if transport.can_write_eof():
             transport.write_eof()
-        transport.resume_reading()
-        self._timer = asyncio.get_running_loop().call_later(LINGER_S, self.end)
+            transport.resume_reading()
+        else:
+            self.end()  # TLS: it says so, and drops what comes until its client has said so as well
 
     def end(self) -> None:
         """Close without waiting for the client any longer."""

@@ -206,9 +206,11 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
             return
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        super()._resume_reading()
-        self._unsent.watch(self.transport)
-        self._lingering = self.worker.loop.call_later(LINGER_S, self._unsent.close, self.transport)
+            super()._resume_reading()
+            self._unsent.watch(self.transport)
+            self._lingering = self.worker.loop.call_later(LINGER_S, self._unsent.close, self.transport)
+        else:
+            self._unsent.close(self.transport)  # TLS, as in frontend.lingering
         self.worker.changed.set()
 
     # --- reading requests ---

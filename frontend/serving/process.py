@@ -94,7 +94,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         tune_garbage_collection()
         context = self._get_ssl_context()
         sweeper = None
-        if self.app.deployment.frontend.server == "lean" and context is None:
+        if self.app.deployment.frontend.server == "lean":
             self.lean = self.app.lean(self._take_over)
             self.lean.changed = self.changed.set
             sweeper = Sweeper(self.lean, self.loop)
@@ -203,7 +203,8 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         connection: asyncio.Protocol = Connection(self)
         transport.set_protocol(connection)
         connection.connection_made(transport)
-        connection.data_received(data)
+        if data:
+            connection.data_received(data)
         return connection
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 from collections.abc import Iterator
@@ -69,10 +70,12 @@ def test_a_frontend_that_cannot_serve_tls_does_not_start(certificate: Certificat
 # --- connections ---
 
 
-@pytest.fixture(scope="module")
-def running(certificate: Certificate, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    folder = tmp_path_factory.mktemp("frontend")
-    with frontend(folder, certfile=str(certificate.cert), keyfile=str(certificate.key), header_timeout=1.0) as running:
+@pytest.fixture(scope="module", params=["lean", "asgi"])
+def running(
+    request: pytest.FixtureRequest, certificate: Certificate, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    files = {"certfile": str(certificate.cert), "keyfile": str(certificate.key)}
+    with frontend(tmp_path_factory.mktemp("frontend"), server=request.param, header_timeout=1.0, **files) as running:
         yield running
 
 
@@ -120,10 +123,22 @@ def test_without_alpn_it_is_http_1_with_keep_alive_and_pipelining(running: Runni
         assert raw.send(post(b"3")).reply().body == b"3"
 
 
-def test_a_large_body_is_refused_over_tls_with_an_answer(running: Running, trust: ssl.SSLContext) -> None:
+@pytest.mark.parametrize("size", [0, 8 << 20])
+def test_a_large_body_is_refused_over_tls_with_an_answer(running: Running, trust: ssl.SSLContext, size: int) -> None:
     with connect(running, trust) as sock, Raw(sock) as raw:
-        reply = raw.send(post(b"", length=1 << 40)).reply()
+        with contextlib.suppress(ConnectionError):  # it need not take all of that
+            raw.send(post(b"x" * size, length=1 << 40))
+        reply = raw.reply()
         assert (reply.status, reply.closes) == (413, True)
+        assert raw.at_end()
+
+
+def test_a_connection_that_is_to_be_closed_ends_when_its_answer_is_there(
+    running: Running, trust: ssl.SSLContext
+) -> None:
+    with connect(running, trust) as sock, Raw(sock) as raw:
+        reply = raw.send(post(b"x" * 300_000, "connection: close")).reply()
+        assert (reply.status, reply.body, reply.closes) == (200, b"x" * 300_000, True)
         assert raw.at_end()
 
 
