@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -208,7 +209,16 @@ def test_nginx_answers_for_a_system_and_is_gone_after_it(way: nginx.Way, tmp_pat
 
 @pytest.mark.skipif(nginx.missing() is not None, reason=str(nginx.missing()))
 def test_nginx_that_cannot_reach_the_system_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nginx, "START_S", 0.1)
+    post = systems.post
+
+    def heard(port: int, path: str, body: str) -> int:
+        """What nginx itself says, once it listens."""
+        while not (status := post(port, path, body)):
+            time.sleep(0.01)
+        return status
+
+    monkeypatch.setattr(systems, "post", heard)
+    monkeypatch.setattr(nginx, "START_S", 0)
     running = systems.Running(OURS, plan.Service((closed.ECHO,)), 0, systems.free_port(), tmp_path)
     with (
         pytest.raises(RuntimeError, match="Connection refused"),
