@@ -27,7 +27,7 @@ The code, from the bottom up; a module imports only what stands above it:
     memory              shared memory mapped: filled by who produces, viewed by who reads
     client, admin       the broker seen from a frontend, and from a command
     descriptors         how many files and sockets a process may have open
-    cgroups, cpus, oom, proc
+    cgroups, cpus, nearby, oom, proc
                         what the system tells of its bounds and of processes
     process, signals, supervisor/
                         child processes: started, watched, restarted, stopped

@@ -34,6 +34,7 @@ from engine.core.placement import (
 )
 from engine.cpus import available_cpus, quota
 from engine.errors import StartError
+from engine.nearby import VISIBLE_VARIABLE, near_gpus
 
 if TYPE_CHECKING:
     from engine.config import Deployment
@@ -65,7 +66,6 @@ __all__ = [
 
 CPUS_VARIABLE: Final = "ENGINE_CPUS"  # "0,1", or "all"; set by the supervisor, read by settle()
 DEVICE_VARIABLE: Final = "ENGINE_DEVICE"
-VISIBLE_VARIABLE: Final = "CUDA_VISIBLE_DEVICES"  # CUDA's own
 
 BEAT_LINE: Final = b'{"event":"beat"}'
 STOPPING_LINE: Final = b'{"event":"stopping"}'
@@ -318,9 +318,19 @@ def place(
     for name, slot in workers:
         used.setdefault(name, []).append(slot)
     steady = {name: [slot for slot in taken if not _is_spare(deployment, name, slot)] for name, taken in used.items()}
-    # A stage's list of CPU lists is indexed by slot, so those get shares up to their highest slot.
-    wants = [Want(deployment.stage(name).cpus, _width(deployment, name, taken)) for name, taken in steady.items()]
     gpus = count_gpus(environ) if any(deployment.stage(name).device != "cpu" for name in used) else 0
+    devices = {(name, slot): _device(deployment, name, slot, gpus) for name, taken in used.items() for slot in taken}
+    # A stage's list of CPU lists is indexed by slot, so those get shares up to their highest slot.
+    wants = [
+        Want(
+            deployment.stage(name).cpus,
+            _width(deployment, name, taken),
+            tuple(
+                _near(devices[name, slot], {**environ, **own_env(deployment.stage(name).env, slot)}) for slot in taken
+            ),
+        )
+        for name, taken in steady.items()
+    ]
     placements = {}
     available = available_cpus()
     dealt = available[kept_free(available, counted(deployment).frontend.processes) :]
@@ -331,12 +341,7 @@ def place(
                 share = spare_share(shares)
             else:
                 share = shares[steady[name].index(slot) if spec.cpus == "auto" else (slot - 1) % len(shares)]
-            own = own_env(spec.env, slot)
-            # Of two workers whose own variables show each of them one GPU, the second too computes on its cuda:0.
-            seen = count_gpus(own) if gpus and VISIBLE_VARIABLE in own else gpus
-            device = assign_device(spec.device, slot, seen)
-            if not is_there(device, seen):
-                raise StartError(_no_gpu(name, spec.device, device, seen, own.get(VISIBLE_VARIABLE)))
+            own, device = own_env(spec.env, slot), devices[name, slot]
             env = {
                 **thread_env(share.threads, {**environ, **own}),
                 DEVICE_VARIABLE: device,
@@ -345,6 +350,27 @@ def place(
             }
             placements[name, slot] = Placement(share.cpus, device, env)
     return placements
+
+
+def _device(deployment: Deployment, stage: str, slot: int, gpus: int) -> str:
+    """Of a worker. Raises StartError for one that is not there."""
+    spec = deployment.stage(stage)
+    own = own_env(spec.env, slot)
+    # Of two workers whose own variables show each of them one GPU, the second too computes on its cuda:0.
+    seen = count_gpus(own) if gpus and VISIBLE_VARIABLE in own else gpus
+    device = assign_device(spec.device, slot, seen)
+    if not is_there(device, seen):
+        raise StartError(_no_gpu(stage, spec.device, device, seen, own.get(VISIBLE_VARIABLE)))
+    return device
+
+
+def _near(device: str, environ: Mapping[str, str]) -> frozenset[int] | None:
+    """CPUs near a worker's GPU, as far as is known; None: it has none."""
+    if device == "cpu":
+        return None
+    near, number = near_gpus(environ), int(device.partition(":")[2] or 0)
+    # A container may be told of GPUs that are not its own.
+    return near[number] if number < len(near) == count_gpus(environ) else frozenset()
 
 
 def _no_gpu(stage: str, asked: Any, device: str, seen: int, visible: str | None) -> str:

@@ -39,6 +39,7 @@ class Want:
 
     cpus: Any  # the file's union of forms, validated by engine.config
     workers: int
+    near: tuple[frozenset[int] | None, ...] = ()  # of each worker with a GPU the CPUs near that; None: it has none
 
 
 def share_cpus(
@@ -48,14 +49,20 @@ def share_cpus(
 
     Listed CPUs are pinned exactly and taken from what "auto" deals out. "auto" gives every worker an equal, contiguous
     run of CPUs (neighbours share caches); with more workers than CPUs nobody is pinned, since two workers bound to one
-    CPU would queue behind each other while another CPU idles.
+    CPU would queue behind each other while another CPU idles. A worker with a GPU is dealt CPUs near that first, and
+    one of its own also where the others have to share: it launches what the GPU computes, and the GPU waits for it.
 
     ``quota`` is how many CPUs' worth of time there is for all workers together (None: as much as there are CPUs). It
     bounds the threads of all whose CPUs are not listed: more would be stopped, all at once, until the next period.
     """
     listed = {cpu for want in wants for cpu in _listed(want.cpus)}
     pool = [cpu for cpu in available if cpu not in listed] or list(available)
-    hungry = sum(want.workers for want in wants if want.cpus == "auto")
+    hungry = [
+        want.near[index] if want.near else None
+        for want in wants
+        if want.cpus == "auto"
+        for index in range(want.workers)
+    ]
     runs = iter(_runs(pool, hungry))
     shares = [tuple(_share(want, index, runs) for index in range(want.workers)) for want in wants]
     if quota is None:
@@ -108,18 +115,28 @@ def _listed(cpus: Any) -> list[int]:
     return [cpu for item in cpus for cpu in (item if isinstance(item, list | tuple) else (item,))]
 
 
-def _runs(pool: Sequence[int], workers: int) -> list[Share]:
+def _runs(pool: Sequence[int], near: Sequence[frozenset[int] | None]) -> list[Share]:
+    """For a worker for each of ``near``."""
+    workers = len(near)
     if not workers or not pool:
         return [Share()] * workers
     each, extra = divmod(len(pool), workers)
+    sizes = [each + (index < extra) for index in range(workers)]
     if each == 0:
-        return [Share(threads=1)] * workers
-    runs, start = [], 0
-    for index in range(workers):
-        size = each + (index < extra)
-        runs.append(Share(tuple(pool[start : start + size]), size))
-        start += size
-    return runs
+        on_gpus = sum(one is not None for one in near)
+        if not 0 < on_gpus < len(pool):
+            return [Share(threads=1)] * workers
+        sizes = [int(one is not None) for one in near]
+    left = list(pool)
+    runs: dict[int, Share] = {}
+    # Whoever has something to be near to chooses first, and whoever shares takes what is left.
+    for index in sorted(range(workers), key=lambda index: (not near[index], not sizes[index])):
+        size, close = sizes[index], near[index] or frozenset()
+        taken = sorted(sorted(left, key=lambda cpu: cpu not in close)[:size], key=pool.index) if size else left
+        runs[index] = Share(tuple(taken), max(1, size))
+        if size:
+            left = [cpu for cpu in left if cpu not in taken]
+    return [runs[index] for index in range(workers)]
 
 
 def _share(want: Want, index: int, runs: Any) -> Share:

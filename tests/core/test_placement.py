@@ -52,6 +52,33 @@ def test_cpus_are_dealt_out(available: list[int], wants: list[Any], expected: li
     assert shares == [tuple(Share(cpus, threads) for cpus, threads in stage) for stage in expected]
 
 
+ANYWHERE: frozenset[int] = frozenset()
+HIGH = frozenset(range(4, 8))
+
+
+@pytest.mark.parametrize(
+    ("available", "near", "expected"),
+    [
+        pytest.param(range(8), [None, HIGH], [(0, 1, 2, 3), (4, 5, 6, 7)], id="as it would be"),
+        pytest.param(range(8), [HIGH, None], [(4, 5, 6, 7), (0, 1, 2, 3)], id="near its GPU"),
+        pytest.param(range(8), [None, HIGH, HIGH, None], [(0, 1), (4, 5), (6, 7), (2, 3)], id="two of them"),
+        pytest.param(range(2, 8), [HIGH], [(2, 3, 4, 5, 6, 7)], id="the only one has all"),
+        pytest.param(range(3), [None, HIGH], [(1, 2), (0,)], id="none of those is there"),
+        pytest.param(range(6), [HIGH, None], [(0, 4, 5), (1, 2, 3)], id="too few of those are there"),
+        pytest.param(range(4), [None] * 6 + [ANYWHERE], [(1, 2, 3)] * 6 + [(0,)], id="the others share"),
+        pytest.param(range(8), [None] * 9 + [HIGH], [(0, 1, 2, 3, 5, 6, 7)] * 9 + [(4,)], id="the others share, near"),
+        pytest.param(range(2), [ANYWHERE] * 3, [()] * 3, id="more GPUs than CPUs"),
+        pytest.param(range(2), [None] * 3, [()] * 3, id="no GPU"),
+    ],
+)
+def test_a_worker_with_a_gpu_has_a_cpu_of_its_own_near_it(
+    available: range, near: list[frozenset[int] | None], expected: list[tuple[int, ...]]
+) -> None:
+    (shares,) = share_cpus(list(available), [Want(AUTO, len(near), tuple(near))])
+    assert [share.cpus for share in shares] == expected
+    assert all(share.threads >= 1 for share in shares)
+
+
 @pytest.mark.parametrize(
     ("shares", "cpus", "threads"),
     [
