@@ -12,6 +12,8 @@ Where to look:
     handlers   the same as Falcon's responses
     waiting    a request that Falcon serves, from the broker's hands to its answer
     lean       the short way of the plain case, on the connection itself
+    shared     what these connections use together
+    sweeper    their time limits
     inbox      what has come on such a connection before its turn
     plain      what is plain; pure, as are the next three
     shapes     heads that differ in ids and lengths alone, read by one expression

@@ -44,7 +44,7 @@ class Gate:
     entered and left in pairs by whoever serves the request. ``partial`` is what has begun to come and is no request
     yet, ``unsent`` are answers that nobody reads. ``heads`` are those of requests that are not plain, from the first to
     the last moment of each: over HTTP/2 a few bytes that refer to others make a large one. (Of plain ones little is
-    kept: :data:`frontend.lean.HEAD_MAX`.)
+    kept: :data:`frontend.shared.HEAD_MAX`.)
 
     Bodies count as they arrive, never by what was announced, and while they do one client may fill a half of what there
     is: whoever sends slowly, or nothing, keeps nobody else out.

@@ -4,21 +4,17 @@ A connection begins here. As long as its requests are plain (:mod:`frontend.plai
 place, without an ASGI event, a task or a future. Whatever is not plain in any respect - other paths and methods,
 HTTP/2, bodies in many chunks or codings that take long to undo, heads in pieces, and every malformed or suspicious
 byte - is *handed over*: gunicorn's connection takes the transport, with the bytes of that request from its first one,
-and keeps it. What a head means,
-whether it may come in, and what is answered is said by the same three modules as there (``head``, ``gate``,
-``answer``); here it is only carried out.
+and keeps it. What a head means, whether it may come in, and what is answered is said by the same three modules as there
+(``head``, ``gate``, ``answer``); here it is only carried out.
 
 Requests of a connection are answered one after the other; what comes before its turn waits in its
 :mod:`~frontend.inbox`. Where all clients together send too much in advance, those that send more get ``connection:
-close``. There are no timers per request: :class:`Sweeper` looks over all connections a few times a second.
+close``. There are no timers per request: :mod:`frontend.sweeper` looks over all connections a few times a second.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from email.utils import formatdate
-from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.clock import now
@@ -27,101 +23,24 @@ from engine.core.call import Answer, Call, StreamEvent
 from engine.core.liveness import ANSWER_GRACE_S
 from engine.core.messages import Flow, Speaker
 from engine.errors import Unavailable
-from frontend import chunked, compression, errors, health, unpacking
+from frontend import chunked, compression, errors, unpacking
 from frontend.answer import Reply
 from frontend.errors import Problem
 from frontend.idempotency import INLINE_MAX as DIGEST_MAX
 from frontend.idempotency import key_of
 from frontend.inbox import Inbox
-from frontend.lingering import Lingering
 from frontend.pace import FRESH_S, is_late
-from frontend.plain import More, Plain, Reader
-from frontend.requestid import Ids
+from frontend.plain import More, Plain
 from frontend.shapes import Shape
 from frontend.streams import GRANT, HEAD_S, KEEPALIVE_S, Stream
-from frontend.waiting import hint
-from frontend.writer import Writer
+from frontend.writer import connection_of, say
 
 if TYPE_CHECKING:
-    from engine.config import Deployment
-    from engine.core.call import BrokerClient
-    from frontend.answer import Answering
-    from frontend.gate import Gate
-    from frontend.metrics import FrontendMetrics
+    from frontend.shared import Shared
 
-SWEEP_S: Final = 0.25  # how late a time limit may be noticed
-SWEEP_MOST: Final = 200  # connections looked at in one go: about 0.1 ms
 PIPELINED_PER_TURN: Final = 32  # requests of one connection that are refused before others have their turn
 JOIN_MAX: Final = 64 * 1024  # bytes of an answer that is copied behind its head; larger ones are written beside it
 GO_ON: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-HEAD_MAX: Final = 4 * 1024  # bytes of a head that is read here: each connection remembers its last one, parsed
-
-
-class Shared:
-    """What all connections of one process use; ``hand_over`` gives a transport and its bytes to gunicorn's side."""
-
-    def __init__(
-        self,
-        deployment: Deployment,
-        client: BrokerClient,
-        gate: Gate,
-        metrics: FrontendMetrics,
-        answering: Answering,
-        hand_over: Callable[[asyncio.Transport, bytes], asyncio.Protocol],
-    ) -> None:
-        frontend, topology = deployment.frontend, deployment.topology
-        self.client = client
-        self.gate = gate
-        self.metrics = metrics
-        self.answering = answering
-        self.hand_over = hand_over
-        self.pages = health.pages(topology, client, gate)
-        self.reader = Reader(topology, gate.terms, self.pages, compressed=frontend.compression)
-        self.writer = Writer(topology, answering, compressed=frontend.compression)
-        self.body_timeout_s = frontend.body_timeout
-        self.is_tls = bool(frontend.certfile)
-        self.header_timeout_s = frontend.header_timeout
-        self.keepalive_s = frontend.keepalive
-        self.most_bytes = gate.max_request_size + chunked.OVERHEAD_MAX
-        self.head_max = min(HEAD_MAX, frontend.max_header_size)
-        self.connections: set[LeanConnection] = set()
-        self.lingering: set[Lingering] = set()  # connections whose last answer has been written
-        self.changed: Callable[[], None] = lambda: None  # told when a connection ends or falls idle
-        self.new_id = Ids()
-        self._last_stages = [topology.stage_names(index)[-1] for index in range(len(topology.routes))]
-        self.tick()
-
-    def linger(self, transport: asyncio.Transport) -> None:
-        """Nothing more is served on this connection: end it so that its client sees its last answer."""
-        self.lingering.add(Lingering(transport, self.gate.unsent, self._lingered))
-        self.changed()
-
-    def _lingered(self, lingering: Lingering) -> None:
-        self.lingering.discard(lingering)
-        self.changed()
-
-    def tick(self) -> None:
-        """Once a second at least: the date of the answers."""
-        self.writer.date = formatdate(usegmt=True).encode()
-
-    def hint(self, route: int) -> Flow:
-        """How the route gives its answers, as far as is known."""
-        return hint(self.client, self._last_stages[route])
-
-    def respond(
-        self, plain: Plain, answer: Answer, request_id: str, took_s: float, came: int
-    ) -> tuple[bytes, bytes | memoryview]:
-        """Head and body of the answer to a request with a body of ``came`` bytes, counted."""
-        status, size, head, body = self.writer.answer(plain, answer, request_id, took_s)
-        self.metrics.count(plain.head.path, status, duration_s=took_s, request_bytes=came, response_bytes=size)
-        return head, body
-
-    def refuse(self, plain: Plain, problem: Problem, came: int, *, close: bool) -> bytes:
-        """A refusal as bytes, counted."""
-        self.metrics.count(plain.head.path, problem.status, reason=problem.reason, request_bytes=came)
-        request_id = plain.head.request_id or self.new_id()
-        reply = self.answering.problem(problem, plain.head, request_id)
-        return self.writer.reply(reply, request_id, connection=_said(plain.more, close=close))
 
 
 class LeanConnection(asyncio.Protocol):
@@ -347,7 +266,7 @@ class LeanConnection(asyncio.Protocol):
         reply, request_id = shared.pages[more.page](), plain.head.request_id or shared.new_id()
         close = self.closing or shared.gate.draining
         write = shared.writer.look if more.is_look else shared.writer.reply
-        self._transport.write(write(reply, request_id, connection=_said(more, close=close)))
+        self._transport.write(write(reply, request_id, connection=connection_of(more, close=close)))
         self.since = now()
         if close:
             self._finish()
@@ -431,7 +350,7 @@ class LeanConnection(asyncio.Protocol):
         head, body = shared.respond(plain, answer, self._id, instant - self._began, self._came)
         is_last = self.closing or shared.gate.draining
         if is_last or more is not None:
-            head = _with(head, _said(more, close=is_last))
+            head = say(head, connection_of(more, close=is_last))
         if len(body) < JOIN_MAX:
             transport.write(head + body)
         else:
@@ -468,7 +387,7 @@ class LeanConnection(asyncio.Protocol):
             return
         instant = now()
         close = self.closing or shared.gate.draining
-        transport.write(shared.writer.reply(reply, self._id, connection=_said(plain.more, close=close)))
+        transport.write(shared.writer.reply(reply, self._id, connection=connection_of(plain.more, close=close)))
         shared.metrics.count(
             plain.head.path,
             reply.status,
@@ -522,7 +441,7 @@ class LeanConnection(asyncio.Protocol):
             streaming.has_begun = True
             reply = self._shared.answering.stream(stream.mime)
             self.closing = self.closing or self._shared.gate.draining or is_old
-            said = _said(plain.more, close=self.closing)
+            said = connection_of(plain.more, close=self.closing)
             transport.write(self._shared.writer.begin(reply, self._id, is_chunked=not is_old, connection=said))
         while not self._choked:
             data, cost = stream.take()
@@ -597,17 +516,6 @@ class LeanConnection(asyncio.Protocol):
                 self._write_stream()
 
 
-def _said(more: More | None, *, close: bool) -> str:
-    """What an answer says of its connection, if it says anything."""
-    if close:
-        return "close"
-    return "keep-alive" if more is not None and more.is_old else ""
-
-
-def _with(head: bytes, connection: str) -> bytes:
-    return head.replace(b"\r\n", b"\r\nconnection: %b\r\n" % connection.encode(), 1) if connection else head
-
-
 def _coded(reply: Reply, coding: str, body: bytes) -> Reply:
     return reply._replace(body=body, headers=[*reply.headers, ("content-encoding", coding)])
 
@@ -623,34 +531,3 @@ class _Streaming:
         self.sent = 0  # bytes of the body
         self.taken = 0  # bytes of the window that were written and are not reported yet
         self.wrote_at = now()
-
-
-class Sweeper:
-    """Looks over the connections of a process a few times a second, in place of two timers per request.
-
-    A round visits all of them in SWEEP_S, so few at a time that no request notices, however many there are.
-    """
-
-    def __init__(self, shared: Shared, loop: asyncio.AbstractEventLoop) -> None:
-        self._shared = shared
-        self._loop = loop
-        self._left: list[LeanConnection] = []  # of this round
-        self._pause_s = SWEEP_S
-        self._handle = loop.call_later(SWEEP_S, self._sweep)
-
-    def _sweep(self) -> None:
-        known = self._shared.connections
-        if not self._left:
-            self._shared.tick()
-            self._left = list(known)
-            self._pause_s = SWEEP_S / max(1, ceil(len(known) / SWEEP_MOST))
-        self._handle = self._loop.call_later(self._pause_s, self._sweep)
-        instant = now()
-        portion = self._left[-SWEEP_MOST:]
-        del self._left[-SWEEP_MOST:]
-        for connection in portion:
-            if connection in known:  # still
-                connection.sweep(instant)
-
-    def stop(self) -> None:
-        self._handle.cancel()

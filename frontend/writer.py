@@ -12,9 +12,21 @@ from frontend.answer import SERVER, Answering, Reply, common
 
 if TYPE_CHECKING:
     from engine.core.call import Answer
-    from frontend.plain import Plain
+    from frontend.plain import More, Plain
 
 _MILLI: Final = (1000).__rtruediv__  # microseconds to milliseconds, as frontend.timing does: to the last digit
+
+
+def connection_of(more: More | None, *, close: bool) -> str:
+    """What an answer to such a request says of its connection, if it says anything."""
+    if close:
+        return "close"
+    return "keep-alive" if more is not None and more.is_old else ""
+
+
+def say(head: bytes, connection: str) -> bytes:
+    """The head of an answer that says this of its connection as well."""
+    return head.replace(b"\r\n", b"\r\nconnection: %b\r\n" % connection.encode(), 1) if connection else head
 
 
 def render(

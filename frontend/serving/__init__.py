@@ -9,5 +9,6 @@
     http2        the latter's frames: by turns, within their budget
 
 From outside come the listening sockets, a ``connect`` that makes the client, and a ``booted`` to be told; the way back
-from a connection of :mod:`frontend.lean` to one of gunicorn's is the ``hand_over`` of its ``Shared``.
+from a connection of :mod:`frontend.lean` to one of gunicorn's is the ``hand_over`` of its
+:class:`frontend.shared.Shared`.
 """

@@ -19,10 +19,10 @@ from frontend.answer import Answering
 from frontend.app import create
 from frontend.exchange import Application as ASGIApplication
 from frontend.gate import Gate
-from frontend.lean import Shared
 from frontend.metrics import FrontendMetrics
 from frontend.requestid import Ids
 from frontend.serving.options import options
+from frontend.shared import Shared
 
 Connect: TypeAlias = Callable[[Deployment, str, Callable[[], list[Family]]], BrokerClient]
 

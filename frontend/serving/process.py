@@ -27,11 +27,13 @@ from engine.core.ebb import Ebb
 from engine.core.liveness import ACCEPT_S
 from engine.process import give_back, tune_garbage_collection
 from frontend.crowd import Crowd
-from frontend.lean import SWEEP_S, LeanConnection, Shared, Sweeper
+from frontend.lean import LeanConnection
 from frontend.listening import take_no_more
 from frontend.pace import FRESH_S
 from frontend.serving import http2
 from frontend.serving.connection import Connection
+from frontend.shared import Shared
+from frontend.sweeper import SWEEP_S, Sweeper
 
 if TYPE_CHECKING:
     from frontend.serving.application import Application

@@ -13,8 +13,9 @@ from engine.core.call import Answer, StreamEvent
 from engine.core.messages import Flow, StageState
 from frontend.answer import Answering
 from frontend.gate import Gate
-from frontend.lean import LeanConnection, Shared
+from frontend.lean import LeanConnection
 from frontend.metrics import FrontendMetrics
+from frontend.shared import Shared
 
 
 def head(*fields: str, line: str = "POST /inference HTTP/1.1") -> bytes:

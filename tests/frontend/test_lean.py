@@ -19,10 +19,11 @@ from engine.core.call import Answer, StreamEvent
 from engine.core.messages import EVENT_COST, STREAM_WINDOW, Flow, Speaker
 from frontend.gate import BEHIND_ALL, BEHIND_MAX, Gate
 from frontend.idempotency import INLINE_MAX
-from frontend.lean import JOIN_MAX, SWEEP_MOST, SWEEP_S, LeanConnection, Sweeper
+from frontend.lean import JOIN_MAX, LeanConnection
 from frontend.pace import LEAST_RATE, STALL_S
 from frontend.plain import More, Plain, Reader
 from frontend.streams import HEAD_S, KEEPALIVE_S
+from frontend.sweeper import SWEEP_MOST, SWEEP_S, Sweeper
 
 MIB = 1 << 20
 GATE = Gate(FrontendSection())
