@@ -153,7 +153,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
             self._flow_control.resume_writing()  # gunicorn lets an answer wait, and be kept, for some seconds more
         self._drop_input()
         self.worker.connections.discard(self)
-        self.worker.changed.set()
+        self.worker.connection_ended()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -195,7 +195,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
             if self.transport is not None:
                 self._unsent.watch(self.transport)
             super()._close_transport()
-            self.worker.changed.set()
+            self.worker.connection_ended()
             return
         # By halves, as frontend.lingering does: what still comes must not reset the last answer.
         self._closed = True
@@ -211,7 +211,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
             self._lingering = self.worker.loop.call_later(LINGER_S, self._unsent.close, self.transport)
         else:
             self._unsent.close(self.transport)  # TLS, as in frontend.lingering
-        self.worker.changed.set()
+        self.worker.connection_ended()
 
     # --- reading requests ---
 

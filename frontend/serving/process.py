@@ -60,7 +60,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         self.connections: set[Connection] = set()
         self.crowd = Crowd(descriptors.limit)
         self.lean: Shared | None = None  # when plain requests are answered in place
-        self.changed = asyncio.Event()  # a connection ended, or the process was told to stop
+        self.changed = asyncio.Event()  # the process was told to stop, or a connection ended since
         self._ebb = Ebb()
 
     def init_signals(self) -> None:
@@ -77,6 +77,11 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         super().handle_quit_signal()
         self.alive = False
         self.changed.set()
+
+    def connection_ended(self) -> None:
+        """Or falls idle. While the process serves nobody waits for that, and they may be thousands a second."""
+        if not self.alive:
+            self.changed.set()
 
     async def _serve(self) -> None:
         self.changed = asyncio.Event()
@@ -98,7 +103,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         sweeper = None
         if self.app.deployment.frontend.server == "lean":
             self.lean = self.app.lean(self._take_over)
-            self.lean.changed = self.changed.set
+            self.lean.changed = self.connection_ended
             sweeper = Sweeper(self.lean, self.loop)
         handshake_s = self.app.deployment.frontend.header_timeout if context is not None else None
         # asyncio listens once more, and lets a hundred clients wait where it is not told how many: the first packets of
