@@ -218,6 +218,10 @@ class LeanConnection(asyncio.Protocol):
     def _serve_more(self, plain: Plain, more: More, data: bytes | bytearray, size: int) -> bool:
         """The same, where more is asked for than an answer; ``size`` is that of its head. What of that is not easily
         done is handed over."""
+        slow = (more.coding and plain.length > unpacking.INLINE_IN) or (more.digests and plain.length > DIGEST_MAX)
+        if slow:
+            self._hand_over(data)  # what takes long is done in threads there
+            return False
         end = size + plain.length
         pieces, is_whole = [(size, end)], len(data) >= end
         if more.is_chunked:
@@ -234,7 +238,7 @@ class LeanConnection(asyncio.Protocol):
         most = self._shared.gate.max_request_size
         body = unpacking.at_once(more.coding, raw, most) if more.coding else raw
         if body is None or len(raw) > most or (more.digests and len(body) > DIGEST_MAX):
-            self._hand_over(data)  # what takes long is done in threads there, and the client told what is wrong
+            self._hand_over(data)  # the same, and the client is told there what is wrong
             return False
         self._inbox.take(data, end, end)
         if more.is_last:
@@ -379,7 +383,13 @@ class LeanConnection(asyncio.Protocol):
         else:
             loop = asyncio.get_running_loop()
             packing = loop.run_in_executor(None, compression.pack, more.packing, reply.body)
-            packing.add_done_callback(lambda done: self._packed(plain, _coded(reply, more.packing, done.result())))
+            packing.add_done_callback(lambda done: self._packed_aside(plain, reply, more.packing, done))
+
+    def _packed_aside(self, plain: Plain, reply: Reply, coding: str, done: asyncio.Future[bytes]) -> None:
+        if done.cancelled():
+            return  # the process ends
+        failed = done.exception() is not None  # for want of memory: the answer is right as it is
+        self._packed(plain, reply if failed else _coded(reply, coding, done.result()))
 
     def _packed(self, plain: Plain, reply: Reply) -> None:
         shared, transport = self._shared, self._transport

@@ -258,6 +258,30 @@ def test_an_answer_has_the_coding_that_its_client_likes_where_it_is_worth_it(siz
     run(scenario())
 
 
+def test_an_answer_that_cannot_be_packed_goes_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(coding: str, body: bytes) -> bytes:
+        raise MemoryError
+
+    async def scenario() -> None:
+        monkeypatch.setattr(compression, "pack", fail)
+        bench = Bench(compression=True)
+        bench.feed(plain(b"x" * 1_000_000, "accept-encoding: gzip"))
+        await settle()
+        await asyncio.get_running_loop().shutdown_default_executor()
+        await settle()
+        assert bench.replies == [(200, b"x" * 1_000_000)]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("field", ["content-encoding: gzip", "idempotency-key: k"])
+def test_what_will_take_long_is_handed_over_before_it_comes(field: str) -> None:
+    bench = Bench(compression=True)
+    begun = head("host: x", "content-length: 1000000", field)
+    bench.feed(begun)
+    assert bench.handed == [begun]
+
+
 def test_a_client_that_leaves_while_its_answer_is_packed_is_counted_once() -> None:
     async def scenario() -> None:
         bench = Bench(compression=True)
