@@ -1,10 +1,10 @@
 """A frontend process with a fake client behind it: ``serve_fake.py STATUS_FD EVENTS_FD OPTIONS``, OPTIONS a JSON object
 of keys of ``[frontend]``, ``grace``, and ``term_at``: where in its start the first worker process gets a SIGTERM.
 
-The body says what becomes of a request: ``hang`` is never answered, ``after 0.2`` so many seconds later, ``make 1000``
-with so many bytes, ``die`` kills the worker process, anything else comes back; with the option ``tells`` the answer to
-everything is what the service was told of it, as JSON. What the client is asked is written to EVENTS_FD, a line each;
-with ``forgets`` nothing of requests is, and nothing of them is kept.
+The body says what becomes of a request: ``hang`` is never answered, ``after 0.2`` so many seconds later, ``wait`` with
+the next ``go``, ``make 1000`` with so many bytes, ``die`` kills the worker process, anything else comes back; with the
+option ``tells`` the answer to everything is what the service was told of it, as JSON. What the client is asked is
+written to EVENTS_FD, a line each; with ``forgets`` nothing of requests is, and nothing of them is kept.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class ScriptedClient(FakeClient):
         self._events = events
         self._tells = tells
         self._forgets = forgets
+        self._waiting: list[Held] = []
 
     def call(self, call: Call, instant: float) -> int:
         body = bytes(call.body)
@@ -60,7 +61,7 @@ class ScriptedClient(FakeClient):
             return super().call(call, instant)
         if body == b"die":
             os.kill(os.getpid(), signal.SIGKILL)
-        held = body == b"hang" or body.startswith(b"after ")
+        held = body in (b"hang", b"wait") or body.startswith(b"after ")
         if held:
             self.reply = lambda item: None
         elif body.startswith(b"make "):
@@ -71,6 +72,12 @@ class ScriptedClient(FakeClient):
         if body.startswith(b"after "):
             answer = echo(Submitted(0, body, 0.0, "", b"", []))
             asyncio.get_running_loop().call_later(float(body.split()[1]), self._answer, self._calls[-1], answer)
+        if body == b"wait":
+            self._waiting.append(self._calls[-1])
+        elif body == b"go":
+            for one in self._waiting:
+                self._answer(one, echo(Submitted(0, b"wait", 0.0, "", b"", [])))
+            self._waiting.clear()
         if self._forgets:
             self.submitted.clear()
             self.streams.clear()

@@ -99,14 +99,16 @@ def test_where_all_send_too_much_in_advance_a_connection_ends_behind_its_answer(
     with attacked(tmp_path, server=server, timeout=60.0) as running, crowd(running, count) as attackers:
         before = resident(running)
         for raw in attackers:
-            raw.send(post(b"after 5"))
+            raw.send(post(b"wait"))
         for raw in attackers:
             pour_once(raw, post(b"next") * 1000)
+        with running.connect() as other:  # which is read after all that
+            assert other.send(post(b"go")).reply().body == b"go"
         assert resident(running) - before < BEHIND_ALL + 32 * MIB
         ends = 0
         for raw in attackers:
             reply = raw.reply()
-            assert reply.body == b"after 5"
+            assert reply.body == b"wait"
             if reply.closes:
                 assert raw.at_end()
                 ends += 1
