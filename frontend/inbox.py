@@ -55,7 +55,7 @@ class Inbox:
         self._client = self._client or client_of(self._transport.get_extra_info("peername"))
         if not gate.fits(end - start - self.held, self._client):
             return False
-        come = len(data) - start
+        come = min(len(data), end) - start
         gate.hold(come - self.held, self._client)
         self.held = come
         self.wanted = end
@@ -67,14 +67,12 @@ class Inbox:
 
     def more(self, data: bytes) -> bool:
         """More of that body. False: there is no room for it."""
+        size = min(len(data), self.wanted - len(self.data))  # what is behind it has its turn later
         self._extend(data)
-        if len(self.data) >= self.wanted:
-            return True  # all is there; it is about to be taken
-        self.held += len(data)
-        if self._gate.hold(len(data), self._client):
-            return True
-        self.held -= len(data)
-        return False
+        if not self._gate.hold(size, self._client):
+            return False
+        self.held += size
+        return True
 
     def take(self, data: bytes | bytearray, start: int, end: int) -> bytes | memoryview:
         """The body of the first request of ``data``, which is what lies here, or what has just come where nothing

@@ -103,7 +103,8 @@ def test_four_megabytes_travel_by_reference(arrays: Deployed, kind: str) -> None
     came = moved(arrays, "check")
     assert came["shm"] == 40 * 4096 * 1024
     assert came["socket"] < 40 * 1000
-    assert moved(arrays, "check", "out")["shm"] == came["shm"]
+    # More where a batch seemed to hang and was given to another worker as well, whose results nobody waited for.
+    assert moved(arrays, "check", "out")["shm"] >= came["shm"]
     mapped = answers[-1]["arenas"]
     assert all(line.startswith(("r--s ", "rw-s ", "rw-p ")) for line in mapped)
     assert any(line.startswith("r--s ") for line in mapped)

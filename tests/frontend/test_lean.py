@@ -835,3 +835,18 @@ def test_heads_are_parsed_once() -> None:
         assert bench.replies == [(200, b"1"), (200, b"2"), (200, b"33")]
 
     run(scenario())
+
+
+def test_the_last_piece_of_a_body_needs_room_as_well() -> None:
+    """Else bodies that end together take more than there is, and requests that need none are refused."""
+
+    async def scenario() -> None:
+        bench = Bench(capacity_bytes=4 * MIB, max_request_size=MIB)
+        data = plain(b"x" * MIB)
+        bench.feed(data[:1000])
+        assert bench.gate.hold(3 * MIB + MIB // 2)  # what others hold
+        bench.feed(data[1000:])
+        assert bench.handed == [data]
+        assert bench.gate.held == 3 * MIB + MIB // 2
+
+    run(scenario())

@@ -347,8 +347,10 @@ class Roomy(Counting):
 
 def test_what_memory_does_not_take_is_no_failure_and_is_told() -> None:
     plan = warmed(make(Roomy, 8))  # not even its example fits
-    assert (plan.exhausted, plan.fitted) == (4, 2)
-    assert set(plan.tried) == {1, 2}
+    # Whether 3 is tried as well depends on how long everything took.
+    assert plan.exhausted == 4
+    assert set(plan.tried) in ({1, 2}, {1, 2, 3})
+    assert plan.fitted == max(plan.tried)
 
 
 @pytest.mark.parametrize(("sizes", "room", "asked"), [((), 0, 10.0), ((4, 8), 3, 10.0), ((), 3, 0.0)])
