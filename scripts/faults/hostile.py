@@ -177,8 +177,10 @@ def forge_beats(scene: Scene) -> None:
     before = scene.deployment.running.log.count(lost)
     with _joined(scene, introduction.FRONTEND) as (_, tell):
         tell(messages.FrontendBeat(b"\xc1junk"))
+        scene.deployment.told()  # a way there and back: the broker has read the beat before it hears of the end
     with _joined(scene, introduction.WORKER) as (key, tell):
         tell(messages.WorkerBeat(key, b"\xc1junk"))
+        scene.deployment.told()
     scene.wait("their being looked at", lambda: scene.deployment.running.log.count(lost) == before + 2)
 
 
