@@ -372,6 +372,15 @@ class LeanConnection(asyncio.Protocol):
         if self._inbox.data:
             self._go_on()
 
+    def _count(self, plain: Plain, status: int, instant: float, sent: int) -> None:
+        self._shared.metrics.count(
+            plain.head.path,
+            status,
+            duration_s=instant - self._began,
+            request_bytes=self._came,
+            response_bytes=sent,
+        )
+
     def _pack(self, plain: Plain, more: More, answer: Answer, instant: float) -> None:
         """The answer in a coding that its client likes, if it is worth it: large ones beside the event loop."""
         reply = self._shared.answering.result(plain.route, plain.head, answer, self._id, instant - self._began)
@@ -398,13 +407,7 @@ class LeanConnection(asyncio.Protocol):
         instant = now()
         close = self.closing or shared.gate.draining
         transport.write(shared.writer.reply(reply, self._id, connection=connection_of(plain.more, close=close)))
-        shared.metrics.count(
-            plain.head.path,
-            reply.status,
-            duration_s=instant - self._began,
-            request_bytes=self._came,
-            response_bytes=len(reply.body),
-        )
+        self._count(plain, reply.status, instant, len(reply.body))
         self._done(instant, is_last=close)
 
     def event(self, event: StreamEvent) -> None:
@@ -471,13 +474,7 @@ class LeanConnection(asyncio.Protocol):
         transport, shared = self._transport, self._shared
         self._stream = None
         instant = now()
-        shared.metrics.count(
-            plain.head.path,
-            streaming.stream.status,
-            duration_s=instant - self._began,
-            request_bytes=self._came,
-            response_bytes=streaming.sent,
-        )
+        self._count(plain, streaming.stream.status, instant, streaming.sent)
         if streaming.stream.is_cut:
             if is_old:
                 transport.abort()  # an end like any other would say that it is whole

@@ -22,7 +22,7 @@ from frontend import compression
 from frontend import head as heads
 from frontend.errors import Refusal
 from frontend.head import Field, Head
-from frontend.shapes import Shape, Shapes
+from frontend.shapes import VALUE, Shape, Shapes
 
 if TYPE_CHECKING:
     from frontend.gate import Terms
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # match the same bytes in two ways (blanks around a value are stripped later): else a hostile head could take for
 # ever.
 _REQUEST: Final = re.compile(rb"(POST|GET|HEAD) (/[!-~]{0,2000}) HTTP/(1\.[01])")
-_FIELD: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([\t\x20-\x7e\x80-\xff]*)")
+_FIELD: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):" + VALUE)
 FIELDS_MAX: Final = 100
 
 # Fields that may ask for something which is done elsewhere, with what they may say here (in small letters).
@@ -108,8 +108,11 @@ class Reader:
         """The same as :meth:`read`, quicker where ``shape`` is that of its client's last one (None: nobody knows), and
         the shape of this one."""
         shape = shape or self._shape
-        if shape is not None and (plain := shape.read(head, self._terms)) is not None:
-            return plain, shape
+        if shape is not None and (found := shape.read(head)) is not None:
+            try:
+                return _plain(shape.route, found, self._terms(found), shape.more), shape
+            except Refusal:
+                return None, shape
         return self.read(head), self._shape
 
     def read(self, head: bytes) -> Plain | None:
@@ -126,9 +129,7 @@ class Reader:
             more = self._more(request, found, terms)
         except (_Odd, Refusal):
             return None  # refused there, before its body is read
-        told = heads.told(found, undone=bool(terms.coding))
-        about = meta.pack_head(request.query, told)
-        plain = Plain(request.route, found, found.length or 0, terms.timeout_s, about, more)
+        plain = _plain(request.route, found, terms, more)
         self._shape = self._shapes.of(plain, first, lines, fields)
         return plain
 
@@ -186,6 +187,11 @@ class Reader:
         if name not in _NOT_KEPT:
             _keep(self._fields, line, found)
         return found
+
+
+def _plain(route: int, head: Head, terms: Terms, more: More | None) -> Plain:
+    about = meta.pack_head(head.query, heads.told(head, undone=bool(terms.coding)))
+    return Plain(route, head, head.length or 0, terms.timeout_s, about, more)
 
 
 class _Odd(Exception):

@@ -2,8 +2,8 @@
 
 Clients repeat themselves, but for an id, a length, a trace. So the second head of a client that is read word for word
 (:mod:`frontend.plain`) makes the shape of the third: the same fields in the same order, with the same value where a
-value means something to us, and any in between. What it means is what the second one meant; the rest is asked for
-again: length, id, the terms. A match of it costs a third of reading it word for word.
+value means something to us, and any in between. What it means is what the second one meant, but for its length and id.
+A match of it costs a third of reading it word for word.
 
 Making one costs as much as reading a hundred heads, and who sends them chooses how many there are: so they are few, and
 made rarely.
@@ -12,16 +12,16 @@ made rarely.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from engine.core import meta
+from msgspec import structs
+
 from frontend import head as heads
 from frontend import requestid
-from frontend.errors import Refusal
+from frontend.head import Head
 
 if TYPE_CHECKING:
-    from frontend.gate import Terms
     from frontend.plain import Plain
 
 SHAPES_MAX: Final = 64
@@ -33,9 +33,7 @@ EACH: Final = 256  # heads read word for word are waited for, for each of the ot
 _FREE: Final = frozenset(
     {b"authorization", b"content-length", b"content-type", b"host", b"traceparent", b"x-request-id"}
 )
-_ANY: Final = rb"([\t\x20-\x7e\x80-\xff]*)"
-
-Terming = Callable[[heads.Head], "Terms"]
+VALUE: Final = rb"([\t\x20-\x7e\x80-\xff]*)"  # of a field, with the blanks around it
 
 
 class Shape:
@@ -47,7 +45,7 @@ class Shape:
         names: list[bytes] = []
         for line, (pair, kind) in zip(lines, fields, strict=True):
             written, _, value = line.partition(b":")
-            said = _ANY if is_free(pair[0], kind) else b"(" + re.escape(value) + b")"
+            said = VALUE if is_free(pair[0], kind) else b"(" + re.escape(value) + b")"
             pattern.append(re.escape(written) + b":" + said)
             names.append(b"" if kind == heads.DROPPED else pair[0])
         self._match = re.compile(b"\r\n".join(pattern) + b"\r\n\r\n").fullmatch
@@ -55,10 +53,11 @@ class Shape:
         self._drops = b"" in names
         self._length_at = names.index(b"content-length") if b"content-length" in names else -1
         self._id_at = names.index(b"x-request-id") if b"x-request-id" in names else -1
-        self._plain = plain
+        self._model = plain.head
+        self.route, self.more = plain.route, plain.more
 
-    def read(self, head: bytes, terms: Terming) -> Plain | None:
-        """None where it is another, or may mean something else."""
+    def read(self, head: bytes) -> Head | None:
+        """What it means; None where it is another, or may mean something else."""
         match = self._match(head)
         if match is None:
             return None
@@ -71,29 +70,8 @@ class Shape:
         told = list(zip(self._names, values, strict=True))
         if self._drops:
             told = [pair for pair in told if pair[0]]
-        before = self._plain
-        model = before.head
-        found = heads.Head(
-            path=model.path,
-            query=model.query,
-            fields=told,
-            length=length,
-            transfer_encoding=model.transfer_encoding,
-            content_encoding=model.content_encoding,
-            accept=model.accept,
-            accept_encoding=model.accept_encoding,
-            connection=model.connection,
-            expect=model.expect,
-            timeout=model.timeout,
-            timeout_ms=model.timeout_ms,
-            request_id=requestid.sane(values[self._id_at]) if self._id_at >= 0 else "",
-        )
-        try:
-            given = terms(found)
-        except Refusal:
-            return None
-        about = meta.pack_head(found.query, heads.told(found, undone=bool(given.coding)))
-        return type(before)(before.route, found, length or 0, given.timeout_s, about, before.more)
+        request_id = requestid.sane(values[self._id_at]) if self._id_at >= 0 else ""
+        return structs.replace(self._model, fields=told, length=length, request_id=request_id)
 
 
 def is_free(name: bytes, kind: int) -> bool:

@@ -63,11 +63,9 @@ def _is_flat(value: Any) -> bool:
     kind = type(value)
     if kind in _PLAIN:
         return True
-    if kind is dict:
-        return (
-            len(value) <= WIDTH and _PLAIN.issuperset(map(type, value.values())) and _PLAIN.issuperset(map(type, value))
-        )
-    return (kind is list or kind is tuple) and len(value) <= WIDTH and _PLAIN.issuperset(map(type, value))
+    if (kind is dict or kind is list or kind is tuple) and len(value) <= WIDTH and _PLAIN.issuperset(map(type, value)):
+        return kind is not dict or _PLAIN.issuperset(map(type, value.values()))
+    return False
 
 
 def borrowable(head: bytes | bytearray | memoryview, apart: int) -> list[bool]:
