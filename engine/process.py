@@ -321,16 +321,12 @@ def place(
     gpus = count_gpus(environ) if any(deployment.stage(name).device != "cpu" for name in used) else 0
     devices = {(name, slot): _device(deployment, name, slot, gpus) for name, taken in used.items() for slot in taken}
     # A stage's list of CPU lists is indexed by slot, so those get shares up to their highest slot.
-    wants = [
-        Want(
-            deployment.stage(name).cpus,
-            _width(deployment, name, taken),
-            tuple(
-                _near(devices[name, slot], {**environ, **own_env(deployment.stage(name).env, slot)}) for slot in taken
-            ),
-        )
-        for name, taken in steady.items()
-    ]
+    wants = []
+    for name, taken in steady.items():
+        spec = deployment.stage(name)
+        dealt_to = taken if spec.cpus == "auto" else []  # the others have said where they run
+        near = [_near(devices[name, slot], {**environ, **own_env(spec.env, slot)}) for slot in dealt_to]
+        wants.append(Want(spec.cpus, _width(deployment, name, taken), tuple(near)))
     placements = {}
     available = available_cpus()
     dealt = available[kept_free(available, counted(deployment).frontend.processes) :]
