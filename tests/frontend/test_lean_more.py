@@ -226,7 +226,9 @@ def test_a_small_body_is_undone_here() -> None:
     run(scenario())
 
 
-@pytest.mark.parametrize("body", [gzip.compress(bytes(10 << 20)), b"abc", gzip.compress(b"x")[:-1]])
+@pytest.mark.parametrize(
+    "body", [gzip.compress(bytes(10 << 20)), b"abc", gzip.compress(b"x")[:-1]], ids=["large", "not packed", "cut off"]
+)  # named, for gzip writes the second into what it packs and every process of a run must collect the same names
 def test_a_body_that_takes_long_to_undo_or_cannot_be_is_handed_over(body: bytes) -> None:
     bench = Bench(compression=True)
     sent = plain(body, "content-encoding: gzip")
