@@ -23,7 +23,8 @@ from __future__ import annotations
 import io
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, Final
 
 from engine.core.arena import SHARED_MIN
@@ -56,6 +57,7 @@ def dumps(value: Any, *, apart_min: int) -> tuple[bytes, list[memoryview]]:
 
 
 _PLAIN: Final = frozenset({int, float, str, bool, type(None)})
+_NESTED: Final = frozenset({dict, list, tuple})
 
 
 def _is_flat(value: Any) -> bool:
@@ -65,6 +67,26 @@ def _is_flat(value: Any) -> bool:
         return True
     if (kind is dict or kind is list or kind is tuple) and len(value) <= WIDTH and _PLAIN.issuperset(map(type, value)):
         return kind is not dict or _PLAIN.issuperset(map(type, value.values()))
+    return False
+
+
+def are_plain(values: Sequence[Any]) -> bool:
+    """Whether there is nothing in any of these values but what pickle does by itself: a look at all of them together,
+    level by level, so that little is done for each."""
+    level = values
+    for _ in range(DEPTH):
+        kinds = set(map(type, level))
+        if kinds <= _PLAIN:
+            return True
+        if not kinds - _PLAIN <= _NESTED:
+            return False
+        nested = level if kinds <= _NESTED else [value for value in level if type(value) in _NESTED]
+        if max(map(len, nested)) > WIDTH:
+            return False
+        level = [*chain.from_iterable(nested)]  # of dicts their keys
+        if dict in kinds:
+            dicts = nested if len(kinds & _NESTED) == 1 else [value for value in nested if type(value) is dict]
+            level += chain.from_iterable(map(dict.values, dicts))
     return False
 
 

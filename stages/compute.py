@@ -37,10 +37,10 @@ from typing import Any, Final
 import msgspec
 
 from engine.core.messages import OWN_HEADERS_MOST, Flow, Status
-from engine.core.wire import Payload, are_bytes, payload_size
+from engine.core.wire import Payload, are_bytes, payload_size, payload_sizes
 from engine.errors import EncodingError, EngineError, EngineTimeoutError, WorkerBroken
 from engine.log import get_logger
-from stages import blame, buffers, columns, device, ipc, plainjson
+from stages import blame, buffers, device, ipc, plainjson
 from stages.base import Worker
 from stages.context import PADDING, ItemIn
 from stages.shm import FOREIGN, Lease
@@ -107,6 +107,7 @@ class Codec:
         self._whole = flow_of(worker) is Flow.WHOLE
         self._device = worker.device
         self._unpacks = not self._own_decode and not self._is_open
+        self._packs = not self._own_encode and not self._is_open
 
     def decodes_by_own(self, item: ItemIn) -> bool:
         """Whether decoding it runs code of the user's, which may ask for its context or count on its thread (what a
@@ -142,16 +143,24 @@ class Codec:
         if len(places) > 1:
             return None
         if not places.pop():
-            return columns.unpack_all(payloads) if self._unpacks else None
+            if not self._unpacks:
+                return None
+            buffers.receive_on(self._device)
+            return ipc.unpack_all(payloads)
         if self._own_deserialize or not are_bytes(payloads):
             return None
         return plainjson.decode_all(payloads)  # type: ignore[arg-type]  # bytes
 
-    def encode_all(self, items: Sequence[ItemIn], results: Sequence[Any]) -> list[bytes] | None:
+    def encode_all(self, items: Sequence[ItemIn], results: Sequence[Any]) -> Sequence[Payload] | None:
         """The same of :meth:`encode`."""
-        if self._own_serialize or not self._whole or not all(item.last for item in items):
+        places = {item.last for item in items}
+        if len(places) > 1 or any(issubclass(kind, BaseException) for kind in set(map(type, results))):
             return None
-        if any(issubclass(kind, BaseException) for kind in set(map(type, results))):
+        if not places.pop():
+            if not self._packs or (packed := ipc.pack_all(results, self.put)) is None:
+                return None
+            return packed if max(payload_sizes(packed)) <= self._most_between else None
+        if self._own_serialize or not self._whole:
             return None
         answers = plainjson.encode_all(results)
         return answers if answers is not None and max(map(len, answers)) <= self.most else None

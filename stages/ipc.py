@@ -10,11 +10,12 @@ written to and kept, however it came.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import Any, Final, TypeAlias
 
 from engine.core.arena import SHARED_MIN, Ref
-from engine.core.wire import Buffer, Part, Payload
+from engine.core.wire import Buffer, Part, Payload, are_bytes
 from stages import buffers, columns
 from stages.shm import FOREIGN, Lease
 
@@ -30,6 +31,16 @@ def pack(value: Any, put: Put | None = None) -> Payload:
     head, large = buffers.dumps(value, apart_min=OUT_OF_BAND_MIN)
     first: Part = head if put is None else put(head) or head
     return (first, *[_sendable(raw, put) for raw in large]) if large else first
+
+
+def pack_all(values: Sequence[Any], put: Put | None = None) -> list[Payload] | None:
+    """What :func:`pack` makes of several values, with little done for each; None where one of them is not plain."""
+    if not buffers.are_plain(values):
+        return None
+    packed = [*map(pickle.dumps, values, repeat(buffers.PROTOCOL))]
+    if put is None or max(map(len, packed)) < OUT_OF_BAND_MIN:
+        return packed  # type: ignore[return-value]  # bytes are a payload
+    return [put(data) or data for data in packed]
 
 
 def _sendable(raw: memoryview, put: Put | None) -> Part:
@@ -56,6 +67,16 @@ def unpack(payload: Payload, lease: Lease = FOREIGN, *, last: bool = False) -> A
             for part, borrow in zip(parts, borrowed, strict=True)
         ],
     )
+
+
+def unpack_all(payloads: Sequence[Payload]) -> list[Any] | None:
+    """The values of several payloads, with little done for each; None where they have to be asked for one by one.
+    Raises what unpickling one of them raises, and where they are of different kinds."""
+    if not are_bytes(payloads):
+        return None
+    if columns.is_packed(payloads[0]):
+        return columns.unpack_all(payloads)
+    return [*map(pickle.loads, payloads)]  # type: ignore[arg-type]  # bytes
 
 
 def plain(payload: Payload, lease: Lease = FOREIGN, *, last: bool = False) -> bytes:

@@ -103,6 +103,13 @@ def payload_size(payload: Payload) -> int:
     return _nbytes(payload)  # type: ignore[arg-type]  # not a tuple here
 
 
+def payload_sizes(payloads: Sequence[Payload]) -> list[int]:
+    """The same of each of several; nearly always without a step for each."""
+    if are_bytes(payloads):
+        return [*map(len, payloads)]  # type: ignore[arg-type]  # bytes
+    return [*map(payload_size, payloads)]
+
+
 def refs_of(payload: Payload) -> tuple[Ref, ...]:
     """The references of a payload; nearly always none."""
     if type(payload) is tuple:
