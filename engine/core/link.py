@@ -15,7 +15,7 @@ each when it did (:meth:`Link.left`). An instance per broker. Rules held here:
   - an answer of which events have come: half of one computation is not continued by another;
 
 * requests that are submitted in turns of the loop that follow each other leave in one parcel, while each turn brings
-  more (:meth:`Link.gathers`);
+  more; one turn is waited for where others are under way (:meth:`Link.gathers`);
 * of a request that killed workers the broker is told the fingerprint, for the body is here;
 * a refusal by the *door* holds for a moment for every request, one by a *stage* for those of its route; a *forecast*,
   and what a *worker* says, for nobody but its own client.
@@ -199,11 +199,12 @@ class Link:
     def gathers(self) -> bool:
         """Whether the requests at hand had better wait for the next turn of the loop, because this one brought more.
 
-        Clients that were answered together come back one by one; what shares a parcel shares its cost on its whole way.
-        A lone request never waits.
+        Clients that were answered together come back one by one, above all where each request has a connection of its
+        own; what shares a parcel shares its cost on its whole way, and its answers come together again. A loop with
+        nothing else to do makes its turn in microseconds. A lone request never waits.
         """
         count = len(self._outgoing)
-        if 1 < count > self._gathered and self._turns < PARCEL_TURNS:
+        if count > self._gathered and len(self.waiting) > 1 and self._turns < PARCEL_TURNS:
             self._gathered = count
             self._turns += 1
             return True

@@ -347,6 +347,29 @@ def test_a_lone_request_never_waits_and_a_growing_crowd_does_for_a_while() -> No
     assert not desk.link.gathers()  # nobody came in this turn
 
 
+def test_one_request_waits_for_one_turn_where_others_are_under_way() -> None:
+    """Each has a connection of its own, and no turn brings two: sent one by one they stay one by one for ever."""
+    desk = Desk()
+    first, _ = desk.submit()
+    assert not desk.link.gathers()
+    desk.send()
+    desk.submit()
+    assert desk.link.gathers()
+    desk.submit()
+    assert desk.link.gathers()
+    assert not desk.link.gathers()
+    assert [len(one.calls) for one in desk.send() if isinstance(one, Submission)] == [2]
+    second, _ = desk.submit()
+    assert desk.link.gathers()
+    assert not desk.link.gathers()  # nobody came in that turn
+    desk.send()
+    for seq in desk.link.waiting.copy():
+        assert desk.link.withdraw(seq)
+    assert first != second
+    desk.submit()
+    assert not desk.link.gathers()  # it is alone again
+
+
 def test_a_full_parcel_leaves_at_once_but_for_whom_it_would_leave_to_nobody() -> None:
     desk = Desk()
     for _ in range(PARCEL_ITEMS):
