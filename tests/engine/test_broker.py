@@ -323,14 +323,14 @@ def test_what_comes_turn_after_turn_travels_together_and_a_lone_request_at_once(
                 else:
                     come_all.set()
 
-            come(6)
-            await come_all.wait()
-            await until_sent()
-            assert [len(one.seqs) for one in submits] == [7]
             ask(c, b"alone")
             await asyncio.sleep(0)  # the turn in which it leaves
             assert not c.link._outgoing
             await until_sent()
+            come(6)
+            await come_all.wait()
+            await until_sent()
+            assert [len(one.seqs) for one in submits] == [1, 7]
             come_all.clear()
             come(3 * PARCEL_TURNS)  # no matter how long they keep coming
             await come_all.wait()
