@@ -25,6 +25,7 @@ The code, from the bottom up; a module imports only what stands above it:
     transport           endpoints and sockets: the only module that knows ZeroMQ's options
     broker/             the broker process: threads around core
     memory              shared memory mapped: filled by who produces, viewed by who reads
+    handles             how descriptors of a GPU's memory get from process to process
     client, admin       the broker seen from a frontend, and from a command
     descriptors         how many files and sockets a process may have open
     cgroups, cpus, nearby, oom, proc

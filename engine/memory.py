@@ -16,7 +16,7 @@ import stat
 import struct
 import sys
 import threading
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -73,6 +73,7 @@ class Store:
         finally:
             os.close(fd)  # the mapping has its own
         self._bytes = memoryview(self._map)
+        self.freed: Callable[[int], None] | None = None  # told the offset of each block that is free again
 
     @property
     def place(self) -> Place:
@@ -81,18 +82,18 @@ class Store:
     @property
     def used(self) -> int:
         """Bytes of the blocks that may still be read."""
-        self._collect()
+        self.collect()
         return self._allocator.used
 
-    def put(self, data: Buffer) -> Ref | None:
+    def put(self, data: Buffer, *, least: int = SHARED_MIN) -> Ref | None:
         """Copy bytes into a block. None when they are too few to be worth it, or there is no room now.
 
         The reference must be sent, once, or :meth:`take_back` be called.
         """
         length = data.nbytes if type(data) is memoryview else len(data)
-        if length < SHARED_MIN:
+        if length < least:
             return None
-        self._collect()
+        self.collect()
         offset = self._allocator.allocate(length)
         if offset is None:
             return None
@@ -103,11 +104,11 @@ class Store:
         """These references were not sent."""
         for ref in refs:
             if ref.arena == self._place.arena:
-                self._allocator.free(ref.offset)
+                self._free(ref.offset)
 
     def give_back(self) -> None:
         """Have the system take the memory of all free blocks; they read as zeros until they are written to again."""
-        self._collect()
+        self.collect()
         for start, end in self._allocator.free_runs():
             try:
                 self._map.madvise(mmap.MADV_REMOVE, start, end - start)
@@ -118,13 +119,17 @@ class Store:
         self._bytes.release()
         self._map.close()
 
-    def _collect(self) -> None:
+    def collect(self) -> None:
         """Take back what the broker has marked. The mark is cleared before the block can be given out again."""
         at = self._map.find(RELEASED, 0, self._marks_end)
         while at >= 0:
             self._bytes[at : at + 1] = CLEAR
-            self._allocator.free(at * UNIT)
+            self._free(at * UNIT)
             at = self._map.find(RELEASED, at + 1, self._marks_end)
+
+    def _free(self, offset: int) -> None:
+        if self._allocator.free(offset) and self.freed is not None:
+            self.freed(offset)
 
 
 class Mapping(mmap.mmap):

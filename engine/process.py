@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import json
 import os
 import signal
@@ -55,6 +56,7 @@ __all__ = [
     "own_env",
     "pin",
     "place",
+    "readers_on",
     "settle",
     "share_cpus",
     "signal_group",
@@ -358,6 +360,27 @@ def _device(deployment: Deployment, stage: str, slot: int, gpus: int) -> str:
     if not is_there(device, seen):
         raise StartError(_no_gpu(stage, spec.device, device, seen, own.get(VISIBLE_VARIABLE)))
     return device
+
+
+def readers_on(
+    deployment: Deployment, stage: str, slot: int, environ: Mapping[str, str] = os.environ
+) -> frozenset[str]:
+    """The GPUs on which the results of a worker are read, if they are read on GPUs only and this worker counts them as
+    their readers do. Else none."""
+    readers = {
+        after for route in deployment.routes for before, after in itertools.pairwise(route.stages) if before == stage
+    }
+    gpus = count_gpus(environ)
+    devices = set()
+    for name, slots_of in [(stage, [slot]), *((name, None) for name in readers)]:
+        spec = deployment.stage(name)
+        # Slots beyond those of the file: a stage may be given more workers while it runs.
+        for one in slots_of or range(1, max(spec.num + spec.spare, gpus) + 1):
+            if VISIBLE_VARIABLE in own_env(spec.env, one):
+                return frozenset()
+            if name in readers:
+                devices.add(assign_device(spec.device, one, gpus))
+    return frozenset() if "cpu" in devices else frozenset(devices)
 
 
 def _near(device: str, environ: Mapping[str, str]) -> frozenset[int] | None:

@@ -15,6 +15,8 @@
 ``openipc``         the same where others could reach the link: MessagePack and arrays, never pickle
 ``buffers``         what pickle would copy, or hand on as less than it was: large ``bytes``, tensors, read-only arrays
 ``shm``             shared memory as a worker uses it; what user code gets is its own
+``near``            tensors on a GPU that stay there on their way to the next stage
+``cuda``            a piece of a GPU's memory that several processes can map
 ``contract``        mistakes in a class that would fail every request, found before its object is made
 ``blame``           what such a mistake, and any exception of user code at a start, looks like to its author
 ``trial``           the first stage's example as a request to try

@@ -7,8 +7,9 @@ Pickle 5 hands numpy arrays out of band by itself. For the rest:
   ``bytes`` or ``bytearray``, copied once out of the buffer, and a ``memoryview`` without a copy.
 * torch tensors on the CPU, dense and without gradient, wherever they stand. What arrives looks at the buffer without a
   copy.
-* torch tensors on a GPU or any other device: by way of the CPU, for whoever receives one may have no such device, or be
-  told to leave it alone. It arrives on the receiving stage's own ``device`` (:func:`receive_on`).
+* torch tensors on a GPU or any other device: where they are, if all who may receive them can read them there
+  (:mod:`stages.near`), else by way of the CPU, for whoever receives one may have no such device, or be told to leave it
+  alone. They arrive on the receiving stage's own ``device`` (:func:`receive_on`).
 * numpy arrays that cannot be written to arrive as ones that can, like all others: where the flag comes from - an array
   made of a request's bytes, say - means nothing to the next stage, and whether it was kept would depend on the size.
 
@@ -28,6 +29,8 @@ from itertools import chain
 from typing import Any, Final
 
 from engine.core.arena import SHARED_MIN
+from engine.errors import WorkerBroken
+from stages.near import PutTensor, Reader, StandIn
 
 DEPTH: Final = 4
 WIDTH: Final = 64
@@ -39,8 +42,9 @@ def whole(value: Any) -> bytes:
     return dumps(value, apart_min=sys.maxsize)[0]
 
 
-def dumps(value: Any, *, apart_min: int) -> tuple[bytes, list[memoryview]]:
-    """The value's pickle, and apart from it the buffers of that many bytes and more. Raises what pickling raises."""
+def dumps(value: Any, *, apart_min: int, near: PutTensor | None = None) -> tuple[bytes, list[memoryview]]:
+    """The value's pickle, and apart from it the buffers of that many bytes and more, and the stand-ins for tensors that
+    are ``near``. Raises what pickling raises."""
     if _is_flat(value):
         return pickle.dumps(value, protocol=PROTOCOL), []
     copied: list[pickle.PickleBuffer] = []
@@ -51,7 +55,9 @@ def dumps(value: Any, *, apart_min: int) -> tuple[bytes, list[memoryview]]:
         if not buffers.frozen:
             return head + buffers.marks, buffers.apart
     buffers, out = _Buffers(apart_min, copied), io.BytesIO()
-    _Pickler(out, protocol=PROTOCOL, buffer_callback=buffers).dump(value)
+    pickler = _Pickler(out, protocol=PROTOCOL, buffer_callback=buffers)
+    pickler.near = near
+    pickler.dump(value)
     out.write(buffers.marks)
     return out.getvalue(), buffers.apart
 
@@ -111,6 +117,10 @@ class _Buffers:
 
     def __call__(self, buffer: pickle.PickleBuffer) -> bool:
         raw = buffer.raw()  # contiguous: the only kind numpy hands out
+        if type(raw.obj) is StandIn:
+            self.apart.append(raw)
+            self.marks.append(COPIED)
+            return False
         if raw.readonly and _is_array(raw.obj):
             self.frozen = True
         if raw.nbytes < self._min:
@@ -200,12 +210,17 @@ def as_array(build: Callable[..., Any], buffer: Any, *how: Any) -> Any:
 
 
 class _Pickler(pickle.Pickler):
+    near: PutTensor | None = None
+
     def reducer_override(self, value: Any) -> Any:
         torch = sys.modules.get("torch")
         if torch is not None and type(value) is torch.Tensor:
             if _is_plain(value):
                 return as_tensor, _bytes_of(value)
             if _is_elsewhere(value):
+                if self.near is not None and (stand := self.near(value)) is not None:
+                    dtype, shape = _kind_of(value)
+                    return as_near_tensor, (pickle.PickleBuffer(stand), dtype, shape, value.requires_grad)
                 return as_own_tensor, (*_bytes_of(_on_cpu(value)), value.requires_grad)
         if _is_array(value) and not value.flags.writeable:
             build, how, *rest = value.__reduce_ex__(PROTOCOL)
@@ -245,7 +260,11 @@ def _on_cpu(tensor: Any) -> Any:
 def _bytes_of(tensor: Any) -> tuple[pickle.PickleBuffer, str, tuple[int, ...]]:
     flat = tensor.resolve_conj().resolve_neg().contiguous().flatten()
     data = pickle.PickleBuffer(flat.view(sys.modules["torch"].uint8).numpy())
-    return data, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
+    return data, *_kind_of(tensor)
+
+
+def _kind_of(tensor: Any) -> tuple[str, tuple[int, ...]]:
+    return str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
 
 
 def as_tensor(buffer: Any, dtype: str, shape: tuple[int, ...]) -> Any:
@@ -256,12 +275,19 @@ def as_tensor(buffer: Any, dtype: str, shape: tuple[int, ...]) -> Any:
 
 
 _own_device = "cpu"
+_reader: Reader | None = None
 
 
 def receive_on(device: str) -> None:
     """From now on tensors that were on a device of the former stage's arrive on this one."""
     global _own_device
     _own_device = device
+
+
+def read_by(reader: Reader | None) -> None:
+    """From now on this reads those that have stayed there."""
+    global _reader
+    _reader = reader
 
 
 def as_own_tensor(buffer: Any, dtype: str, shape: tuple[int, ...], requires_grad: bool) -> Any:
@@ -273,3 +299,12 @@ def as_own_tensor(buffer: Any, dtype: str, shape: tuple[int, ...], requires_grad
     else:
         tensor = as_tensor(buffer, dtype, shape)
     return tensor.to(_own_device).requires_grad_(requires_grad)
+
+
+def as_near_tensor(stand: Any, dtype: str, shape: tuple[int, ...], requires_grad: bool) -> Any:
+    """The tensor that a stand-in stands for, on this stage's device."""
+    import torch
+
+    if _reader is None:
+        raise WorkerBroken("a tensor on a GPU has come to a process that has none")
+    return _reader.read(stand, getattr(torch, dtype), shape).to(_own_device).requires_grad_(requires_grad)

@@ -43,6 +43,7 @@ from engine.log import get_logger
 from stages import blame, buffers, device, ipc, plainjson
 from stages.base import Worker
 from stages.context import PADDING, ItemIn
+from stages.near import PutTensor
 from stages.shm import FOREIGN, Lease
 from stages.sizes import filled_up, padded
 from stages.stream import entry, flow_of
@@ -98,6 +99,7 @@ class Codec:
         self.most = most
         self._most_between = most_between
         self.put: ipc.Put | None = None  # where large parts of results go; None: beside the others
+        self.put_tensor: PutTensor | None = None  # where tensors on a GPU go; None: to the CPU, and beside the others
         self._worker = worker
         self._own_serialize = _is_own(worker, "serialize")
         self._own_deserialize = _is_own(worker, "deserialize")
@@ -177,7 +179,7 @@ class Codec:
             encoded = _as_bytes(self._worker.serialize_ipc(result), "serialize_ipc")
             return self._passed((self.put(encoded) if self.put is not None else None) or encoded)
         try:
-            payload = ipc.pack(result, self.put)
+            payload = ipc.pack(result, self.put, self.put_tensor)
         except (pickle.PicklingError, TypeError, AttributeError, ValueError, RecursionError) as error:
             # What pickle says names modules and addresses: that is for the log.
             raise EncodingError("the result cannot be passed on to the next stage") from error

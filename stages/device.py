@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from stages.cuda import made_bytes
+
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
@@ -23,11 +25,12 @@ def _cuda() -> Any:
 
 
 def gpu_bytes() -> int | None:
-    """Bytes of GPU memory that torch's tensors hold now, over all devices; None when it has not used one."""
+    """Bytes of GPU memory that torch's tensors hold now, over all devices, and what is kept for those on their way
+    to the next stage; None when torch has not used one."""
     cuda = _cuda()
     if cuda is None:
         return None
-    return sum(int(cuda.memory_allocated(index)) for index in range(cuda.device_count()))
+    return sum(int(cuda.memory_allocated(index)) for index in range(cuda.device_count())) + made_bytes()
 
 
 def gpu_peak_bytes() -> int | None:

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeAlias
 from engine.core.arena import SHARED_MIN, Ref
 from engine.core.wire import Buffer, Part, Payload, are_bytes
 from stages import buffers, columns
+from stages.near import PutTensor, StandIn
 from stages.shm import FOREIGN, Lease
 
 OUT_OF_BAND_MIN: Final = SHARED_MIN
@@ -24,11 +25,14 @@ OUT_OF_BAND_MIN: Final = SHARED_MIN
 Put: TypeAlias = Callable[[Buffer], Ref | None]  # a copy in shared memory; None: too small, or no room
 
 
-def pack(value: Any, put: Put | None = None) -> Payload:
-    """The value as one part, or as a tuple of its pickle and its large buffers. Raises what pickling raises."""
+def pack(value: Any, put: Put | None = None, near: PutTensor | None = None) -> Payload:
+    """The value as one part, or as a tuple of its pickle and its large buffers. Raises what pickling raises.
+
+    ``near``: where tensors on a GPU go; None: by way of the CPU.
+    """
     if (arrays := columns.pack(value)) is not None:
         return arrays
-    head, large = buffers.dumps(value, apart_min=OUT_OF_BAND_MIN)
+    head, large = buffers.dumps(value, apart_min=OUT_OF_BAND_MIN, near=near)
     first: Part = head if put is None else put(head) or head
     return (first, *[_sendable(raw, put) for raw in large]) if large else first
 
@@ -47,6 +51,8 @@ def _sendable(raw: memoryview, put: Put | None) -> Part:
     """A copy, for the socket's thread reads the buffer after ``forward`` has been called again, and the user may fill
     it anew each time. That a view cannot be written to says nothing of the memory behind it; ``bytes`` do not change.
     """
+    if type(raw.obj) is StandIn:
+        return raw.obj.ref
     return (put(raw) if put is not None else None) or (raw if type(raw.obj) is bytes else bytes(raw))
 
 

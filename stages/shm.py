@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Mapping as Table
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from engine.core.arena import Ref
 from engine.core.messages import Batch, Place
 from engine.core.wire import Buffer, Part, Payload, refs_of
 from engine.log import get_logger
 from engine.memory import Blocks, Gone, Loan, Mapping, Store, Views
+from stages.near import Lender, Reader, StandIn
 
 COPY_MAX: Final = 128 * 1024  # bytes; up to here a copy (24 GB/s) costs less than lending a block (7 us)
 
@@ -95,7 +96,10 @@ FOREIGN: Final = Lease()  # for payloads that are somebody else's as well
 class SharedMemory:
     """See the module. The main thread's, but for :meth:`read`, which goes with the lane."""
 
-    def __init__(self) -> None:
+    def __init__(self, near: Lender | None = None, reader: Reader | None = None) -> None:
+        """``near``: where tensors on a GPU go; ``reader``: what gets those of others."""
+        self._near = near
+        self._reader = reader
         self._store: Store | None = None
         self._views = Views()
         self._fresh: list[Ref] = []  # filled for the batch at hand
@@ -106,6 +110,10 @@ class SharedMemory:
             self._store.close()
         self._store = store
         self._fresh.clear()
+        if self._near is not None:
+            self._near.switch(store)
+        if self._reader is not None:
+            self._reader.close()
 
     @property
     def active(self) -> bool:
@@ -117,6 +125,13 @@ class SharedMemory:
         if ref is not None:
             self._fresh.append(ref)
         return ref
+
+    def put_tensor(self, tensor: Any) -> StandIn | None:
+        """See :meth:`stages.near.Lender.put`."""
+        stand = self._near.put(tensor) if self._near is not None else None
+        if stand is not None:
+            self._fresh.append(stand.ref)
+        return stand
 
     def lease(self, batch: Batch, payloads: list[Payload]) -> Lease:
         """The memory of a batch. Raises what :meth:`engine.memory.Views.open` raises."""

@@ -23,7 +23,9 @@ import zmq
 from hypothesis import settings
 
 faulthandler.enable()
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, by everything that tests start as well
+# Under nohup, and behind a shell's `&`, these are ignored, by everything that tests start as well.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("project", deadline=None)  # a busy machine is no failure
 settings.load_profile("project")
 

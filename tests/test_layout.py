@@ -28,7 +28,7 @@ LAYERS: Final = (
     )),
     ("client, transport", (
         "engine.client", "engine.transport", "engine.memory", "engine.cgroups", "engine.cpus", "engine.descriptors",
-        "engine.nearby", "engine.oom", "engine.proc",
+        "engine.handles", "engine.nearby", "engine.oom", "engine.proc",
         "engine.process", "engine.signals", "engine.mailbox", "engine.admin",
     )),
     ("frontend | stages | engine.broker", ("frontend", "stages", "engine.broker")),

@@ -9,6 +9,7 @@
     front     the part at the door (ROUTER front, PULL egress, ROUTER admin) around core.front.FrontMachine
     stage     a part per stage: workers and batches (ROUTER control, PULL intake, PUSH lanes) around StageMachine
     arenas    shared memory: made, accounted for, ended
+    handles   where processes leave and get descriptors of a GPU's memory
     watch     notices at once that a process of this host has ended
     report    what the machines counted, as metrics and as status
     retired   what is kept of the metrics of processes that have gone

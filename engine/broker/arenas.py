@@ -1,4 +1,5 @@
-"""The broker's end of shared memory: makes arenas, keeps their books, marks blocks as released, ends arenas.
+"""The broker's end of shared memory: makes arenas, keeps their books, marks blocks as released, ends arenas. With an
+arena it keeps what stands for its producer's memory on a GPU, of which the arena's blocks speak (:mod:`stages.near`).
 
 One per broker, used by all its threads, each for the producers and results it meets; the lock is held for a few
 dictionary operations and a one-byte write. The rules are :class:`engine.core.arena.Books`; here are the files.
@@ -33,6 +34,7 @@ class Arenas:
         self._size = size if AVAILABLE else 0
         self._books = Books()
         self._places: dict[int, Place] = {}
+        self._kept: dict[int, int] = {}  # arena -> a descriptor that was handed in
         self._lock = threading.Lock()
 
     def create(self) -> Place | None:
@@ -79,6 +81,21 @@ class Arenas:
         with self._lock:
             return [self._places[arena] for arena in sorted({ref.arena for ref in refs})]
 
+    def keep(self, arena: int, fd: int) -> bool:
+        """A producer hands in a descriptor, which is closed when its arena ends. False: it stays the caller's."""
+        with self._lock:
+            if arena not in self._places or arena in self._kept:
+                return False
+            os.set_inheritable(fd, False)
+            self._kept[arena] = fd
+            return True
+
+    def kept(self, arena: int) -> int | None:
+        """A new descriptor of what was handed in."""
+        with self._lock:
+            fd = self._kept.get(arena)
+            return None if fd is None else os.dup(fd)
+
     def plain(self, payloads: Sequence[Payload]) -> list[Payload]:
         """The payloads with bytes in place of references, for who cannot map. To be called while they are held."""
         return [
@@ -117,6 +134,8 @@ class Arenas:
         except OSError as error:
             log.debug("the pages of an arena stay until its readers end", extra={"reason": str(error)})
         os.close(place.fd)
+        if (kept := self._kept.pop(arena, None)) is not None:
+            os.close(kept)
 
 
 def _make(arena: int, size: int) -> int:

@@ -16,6 +16,7 @@ from typing import Any, Final
 from engine import transport
 from engine.broker.arenas import Arenas
 from engine.broker.front import FrontPart
+from engine.broker.handles import Handles
 from engine.broker.letters import ChangeFront, ChangeStage, Drain
 from engine.broker.loop import Part, PartThread
 from engine.broker.stage import StagePart
@@ -28,6 +29,7 @@ from engine.core.stage import StageSpec
 from engine.core.wire import egress_frame, front_frame
 from engine.cpus import usable_cpus
 from engine.errors import StartError
+from engine.process import count_gpus
 
 log: Final = logging.getLogger("stageline.broker")
 
@@ -54,6 +56,16 @@ def front_spec(deployment: Deployment) -> FrontSpec:
     return FrontSpec(frontend.capacity, frontend.capacity_bytes, frontend.idempotency_bytes)
 
 
+def _handles(deployment: Deployment, path: str | None, arenas: Arenas) -> Handles | None:
+    """Where tensors on a GPU may be handed from stage to stage."""
+    may_be = any(stage.device != "cpu" for stage in deployment.stages) and any(
+        len(route.stages) > 1 for route in deployment.routes
+    )
+    if path is None or not may_be or not deployment.engine.shared_memory or not count_gpus():
+        return None
+    return Handles(path, arenas)
+
+
 class Broker:
     """All threads of one broker. ``start`` and ``stop`` are called by one thread, which owns none of the sockets."""
 
@@ -68,6 +80,7 @@ class Broker:
             deployment.engine.threads, usable_cpus(), serves_hosts=bool(deployment.engine.bind)
         )
         self.arenas = Arenas(deployment.engine.shared_memory)
+        self._handles = _handles(deployment, self.endpoints.handles, self.arenas)
         self.front = FrontPart(
             front_spec(deployment),
             topology,
@@ -149,6 +162,8 @@ class Broker:
         if error is not None:
             self.stop()
             raise error if isinstance(error, StartError) else StartError(str(error)) from error
+        if self._handles is not None:
+            self._handles.start()
 
     def change(self, deployment: Deployment) -> None:
         """Take over what another edition of the same deployment says of its stages and of the door; the stages and
@@ -172,6 +187,8 @@ class Broker:
         """End all threads and the context. A thread that does not end is left to the end of the process."""
         # A list, not a generator in all(): every one is told to stop. The front comes last, it sends the last answers.
         deadline = Deadline(JOIN_S)
+        if self._handles is not None:
+            self._handles.stop()
         ended = [thread.stop(deadline.remaining()) for thread in reversed(self._threads)]
         if not all(ended):
             log.error("a broker thread did not end; its sockets are left to the end of the process")

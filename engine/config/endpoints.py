@@ -22,7 +22,7 @@ PATH_MAX: Final = 107 if sys.platform.startswith("linux") else 103
 
 # Every name that a socket of a broker can have in its run directory.
 _LANE: Final = re.compile(r"l[0-9a-f]+-[0-9a-f]+")
-_NAMES: Final = re.compile(rf"front|admin|egress|control-[0-9]+|intake-[0-9]+|{_LANE.pattern}")
+_NAMES: Final = re.compile(rf"front|admin|egress|handles|control-[0-9]+|intake-[0-9]+|{_LANE.pattern}")
 
 LANE_KEYS: Final = 1 << 42  # keys of workers are below it: too many to guess one of, and short in the name of a lane
 
@@ -61,6 +61,11 @@ class Endpoints:
         if self.is_tcp:
             return f"tcp://{_bracket(self._host)}:*"
         return f"ipc://{self.base}/{_lane(stage, worker)}"
+
+    @property
+    def handles(self) -> str | None:
+        """The path of the socket by which descriptors pass, which they do within one host only."""
+        return None if self.is_tcp else f"{self.base}/handles"
 
     @property
     def _host(self) -> str:

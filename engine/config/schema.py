@@ -131,7 +131,8 @@ class EngineSection:
     shared_memory: int = key(
         256 << 20,
         "Most memory, for each frontend and worker process, in which it hands large data "
-        "(64 KiB and more) to the next stage; 0 sends everything through sockets.",
+        "(64 KiB and more) to the next stage, and as much of a GPU where tensors stay on it; 0 sends everything "
+        "through sockets.",
         unit=Unit.BYTES,
         least=0,
         most=1 << 40,

@@ -60,9 +60,9 @@ class Taken:
 
 class Loop:
     """Serves one warm worker. ``run`` returns when the worker may go. ``replays``: what it leaves unanswered is
-    computed by others. ``most``, ``most_between``: see :class:`stages.compute.Codec`. ``fit``: what memory takes,
-    as far as the warm-up has shown. ``restore`` puts back what user code may have taken from us, signals for
-    instance."""
+    computed by others. ``most``, ``most_between``: see :class:`stages.compute.Codec`. ``memory``: shared with others.
+    ``fit``: what a device's memory takes, as far as the warm-up has shown. ``restore`` puts back what user code may
+    have taken from us, signals for instance."""
 
     def __init__(
         self,
@@ -76,6 +76,7 @@ class Loop:
         shared: Shared,
         streams: Streams,
         watchdog: Watchdog,
+        memory: SharedMemory | None = None,
         fit: Fit | None = None,
         restore: Callable[[], object] = lambda: None,
     ) -> None:
@@ -94,7 +95,7 @@ class Loop:
         self._shared = shared
         self._streams = streams
         self._watchdog = watchdog
-        self._memory = SharedMemory()
+        self._memory = memory or SharedMemory()
         self._welcome: Welcome | None = None
         self._stop_at: float | None = None
         self._code: ExitCode | None = None
@@ -177,7 +178,9 @@ class Loop:
             self._outlets.switch(welcome.lane, self._plan.targets, forget=forget)
             self._streams.origin = Origin(welcome.stage, welcome.worker)
             self._memory.switch(event.store)
-            self._codec.put = self._memory.put if event.store is not None else None
+            has_store = event.store is not None
+            self._codec.put = self._memory.put if has_store else None
+            self._codec.put_tensor = self._memory.put_tensor if has_store else None
         elif isinstance(event, Dismissed):
             self._code = ExitCode.OK
         elif isinstance(event, Turned):

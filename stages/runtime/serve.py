@@ -26,12 +26,13 @@ from engine.errors import StartError
 from engine.exitcodes import ExitCode
 from engine.loader import load_class, stand_in
 from engine.log import TRACEBACK, get_logger, stream
-from engine.process import Notifier, settle
+from engine.process import Notifier, readers_on, settle
 from engine.signals import STOPPING, Signals
-from stages import blame
+from stages import blame, buffers
 from stages.base import Worker
 from stages.build import create, examples, is_first, is_last, lasts, most_between
 from stages.mixin.typed import check_types
+from stages.near import Lender, Reader
 from stages.runtime.control import Control
 from stages.runtime.fit import Fit
 from stages.runtime.loop import Loop
@@ -42,6 +43,7 @@ from stages.runtime.user_metrics import UserMetrics
 from stages.runtime.wear import Wear
 from stages.runtime.window import Windows
 from stages.schema import describe
+from stages.shm import SharedMemory
 from stages.stream import check_place, flow_of
 from stages.trial import trial
 from stages.warming import WarmUp, warm_up
@@ -90,6 +92,7 @@ def _serve(
 ) -> int:
     topology = deployment.topology
     endpoints = transport.endpoints_of(deployment)
+    memory = _memory(deployment, stage, slot, device, endpoints.handles)
     ctx = transport.context()
     metrics = UserMetrics(stage, deployment.engine.namespace)
     to_try: dict[str, str] = {}  # told with "ready"
@@ -149,6 +152,7 @@ def _serve(
             shared=shared,
             streams=streams,
             watchdog=watchdog,
+            memory=memory,
             fit=fit,
             restore=lambda: _restore(signals, watchdog),
         )
@@ -174,6 +178,17 @@ def _serve(
             outlets.close()
         if ended:  # else its socket would hold the context for ever
             ctx.term()
+
+
+def _memory(deployment: Deployment, stage: str, slot: int, device: str, handles: str | None) -> SharedMemory:
+    """What this worker shares with others of its host: on a GPU, tensors too. (Called before user code, which may show
+    itself other GPUs.)"""
+    if device == "cpu" or handles is None:
+        return SharedMemory()
+    reader = Reader(handles, device)
+    buffers.read_by(reader)
+    readers = readers_on(deployment, stage, slot)
+    return SharedMemory(Lender(handles, device, readers) if readers else None, reader)
 
 
 def _load(

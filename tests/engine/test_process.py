@@ -265,6 +265,33 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path, device: object, v
     assert 'set device = "auto"' in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("first", "last", "visible", "expected"),
+    [
+        ({}, {}, "0", {"cuda:0"}),
+        ({}, {}, "0,1", {"cuda:0", "cuda:1"}),  # it may be given more workers while it runs
+        ({}, {"device": "cuda:0", "num": 3}, "0,1", {"cuda:0"}),
+        ({}, {"device": ["cuda:1", "cuda:0"], "num": 2}, "0,1", {"cuda:0", "cuda:1"}),
+        ({}, {"device": ["cuda:0", "cpu"], "num": 2}, "0,1", set()),
+        ({}, {"device": "cpu"}, "0", set()),
+        ({}, {}, "", set()),
+        ({"env": {"CUDA_VISIBLE_DEVICES": "1"}}, {}, "0,1", set()),  # its numbers are not those of the others
+        ({}, {"num": 2, "env": [{}, {"CUDA_VISIBLE_DEVICES": "1"}]}, "0,1", set()),
+    ],
+)
+def test_a_worker_knows_on_which_gpus_its_results_are_read(
+    tmp_path: Path, first: dict[str, object], last: dict[str, object], visible: str, expected: set[str]
+) -> None:
+    data = {
+        "stage": [{"name": "a", "worker": "s:A", **first}, {"name": "b", "worker": "s:B", **last}],
+        "route": [{"path": "/long", "stages": ["a", "b"]}, {"path": "/short", "stages": ["a"]}],
+    }
+    deployment = build_deployment(data, file=tmp_path / "stages.toml", label="stages.toml", flags={}, environ={})
+    environ = {"CUDA_VISIBLE_DEVICES": visible}
+    assert process.readers_on(deployment, "a", 1, environ) == expected
+    assert process.readers_on(deployment, "b", 1, environ) == set(), "nobody comes after it"
+
+
 def test_a_worker_whose_own_variables_hide_its_gpu_is_refused(tmp_path: Path) -> None:
     deployment = make(tmp_path, device="cuda:0", env={"CUDA_VISIBLE_DEVICES": ""})
     with pytest.raises(StartError, match="there is no GPU that CUDA_VISIBLE_DEVICES= shows"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import Counter
@@ -29,8 +30,11 @@ acts_total = Counter("actor_acts", "Items that a stage has begun.", ["stage", "a
 class Actor(Worker):
     """Does the act meant for the stage `name`, on a single item or on each of a batch."""
 
-    def __init__(self, name: str, load_s: float = 0.0) -> None:
+    def __init__(self, name: str, load_s: float = 0.0, held_by: str = "") -> None:
+        """``held_by``: a file; loading takes as long as it is there."""
         time.sleep(load_s)
+        while held_by and Path(held_by).exists():
+            time.sleep(0.05)
         self.name = name
 
     def forward(self, data: Any) -> Any:
