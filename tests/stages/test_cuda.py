@@ -24,6 +24,8 @@ from stages.shm import Lease, SharedMemory
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 SIZE = 64 << 20
 GPU = "cuda:0"
+if torch.cuda.is_available():
+    torch.zeros(1, device=GPU)  # what CUDA opens for a process stays with it, and is nothing that a test leaves behind
 
 
 def test_without_a_driver_it_says_that_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
