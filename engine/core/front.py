@@ -63,7 +63,7 @@ from engine.core.messages import (
     Submit,
 )
 from engine.core.quarantine import Quarantine
-from engine.core.routing import Topology
+from engine.core.routing import FINAL, Topology
 from engine.core.stats import FrontStats
 from engine.core.wire import HEAD_ITEMS, MICROS, Payload, joined, payload_size, refs_of
 
@@ -138,12 +138,7 @@ class FrontMachine:
         self._deadlines: list[tuple[float, int]] = []
         self._answers = AnswerBook()
         # By stage: its hop on each route that passes it, and the same of those that end there.
-        self._standings = [self._hops(stage) for stage in range(len(topology.stages))]
-
-    def _hops(self, stage: int) -> tuple[dict[int, int], dict[int, int]]:
-        ways = {number: route.stages for number, route in enumerate(self.topology.routes) if stage in route.stages}
-        hops = {number: stages.index(stage) for number, stages in ways.items()}
-        return hops, {number: hop for number, hop in hops.items() if hop == len(ways[number]) - 1}
+        self._standings = [(topology.hops(stage), topology.hops(stage, FINAL)) for stage in range(len(topology.stages))]
 
     # --- from frontends ----------------------------------------------------------------------------------------------
 

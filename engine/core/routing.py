@@ -53,5 +53,13 @@ class Topology:
         """Position of ``stage`` on ``route``, from 0. KeyError when the route does not pass there."""
         return self._hop[route][stage]
 
+    def hops(self, stage: int, then: int | None = None) -> dict[int, int]:
+        """:meth:`hop` of ``stage`` by route, where it passes there; with ``then``, only where that comes next."""
+        return {
+            route: hops[stage]
+            for route, hops in enumerate(self._hop)
+            if stage in hops and (then is None or self._next[route][stage] == then)
+        }
+
     def stage_names(self, route: int) -> tuple[str, ...]:
         return tuple(self.stages[stage] for stage in self.routes[route].stages)

@@ -52,10 +52,11 @@ from engine.core.messages import (
 )
 from engine.core.routing import Topology
 from engine.core.stats import StageStats, duration_buckets
-from engine.core.wire import MICROS, Payload, payload_size, refs_of
+from engine.core.wire import MICROS, Payload, payload_sizes, refs_of
 from engine.core.worker_states import DYING, LEAVING, OVERDUE, READY, SERVING, TABLE, WorkerEvent, WorkerState
 
 WHOLE: Final = int(Flow.WHOLE)  # comparing with a member of an enumeration costs a call
+OK: Final = int(Status.OK)
 
 KEY_SHIFT: Final = 20  # bits of a worker's key below the epoch
 
@@ -103,6 +104,8 @@ class StageMachine:
         self.epoch = epoch
         self.ledger = ledger  # owned by the front; looked up here, never changed
         self.crews: Sequence[Crew] = ()  # of all stages, set before the first result: who holds what
+        # Of each stage: its hop on each route on which this one comes next.
+        self._hops_before = [topology.hops(stage, index) for stage in range(len(topology.stages))]
         self.queue = BatchQueue(spec.policy)
         # A batch in advance could be replayed while it is computed: not where that is forbidden.
         self.crew = Crew(in_advance=spec.idempotent)
@@ -155,21 +158,24 @@ class StageMachine:
         """Results of the previous stage: those of items that its worker holds are settled, and taken if somebody waits
         for them; all others are duplicates, late, or made up."""
         held = self.crews[results.stage].held(results.worker, results.batch)
+        ledger, hops = self.ledger, self._hops_before[results.stage]
         taken: list[Item] = []
-        for uid, status, trail, payload in zip(results.uids, results.statuses, results.trails, payloads, strict=True):
-            request = self.ledger.get(uid)
+        for uid, status, trail, payload, size in zip(
+            results.uids, results.statuses, results.trails, payloads, payload_sizes(payloads), strict=True
+        ):
+            request = ledger.get(uid)
             if (
                 request is None
                 or uid not in held
                 or request.closed
-                or status != Status.OK
-                or not self._is_next(request, results.stage)
+                or status != OK
+                or hops.get(request.route, -1) != request.hop
             ):
                 self.stats.dropped += 1
                 self._ends.release(refs_of(payload))
                 continue
-            request.hop += 1
-            taken.append(Item(request, payload, payload_size(payload), now, 1, trail, request.hop))
+            hop = request.hop = request.hop + 1
+            taken.append(Item(request, payload, size, now, 1, trail, hop))
         self._push(taken)
         if held:
             self.actions.append(
@@ -184,15 +190,6 @@ class StageMachine:
                     self.foresight.after_s,
                 )
             )
-
-    def _is_next(self, request: Request, stage: int) -> bool:
-        try:
-            return (
-                self.topology.next_stage(request.route, stage) == self.index
-                and self.topology.hop(request.route, stage) == request.hop
-            )
-        except KeyError:  # a worker names a stage that is not on the route
-            return False
 
     def _push(self, items: Sequence[Item]) -> None:
         nbytes = shared = 0
