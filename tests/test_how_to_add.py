@@ -114,7 +114,7 @@ from engine.config.schema import StageSection
 from engine.core.routing import Route, Topology
 from engine.core.stage import StageMachine
 spec = stage_spec(StageSection(name="s", worker="s:S"), max_attempts=1)
-machine = StageMachine(0, spec, Topology(("s",), (Route("/", (0,)),)), {}, epoch=1)
+machine = StageMachine(0, spec, Topology(("s",), (Route("/", (0,)),)), epoch=1)
 machine.stats.yawns += 3
 for family in stage_families(machine, (), 0.0, "engine").own:
     for sample in family.samples:

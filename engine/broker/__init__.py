@@ -14,7 +14,7 @@
     report    what the machines counted, as metrics and as status
     retired   what is kept of the metrics of processes that have gone
 
-Each part owns its sockets and its machine. Between parts only mailboxes, and the ledger of requests under the rule of
+Each part owns its sockets and its machine. Between parts only mailboxes, and requests under the rule of
 :mod:`engine.core.items`; so which thread carries which part is a few lines in ``service``, by ``[engine] threads``: a
 thread each, or one for all.
 """

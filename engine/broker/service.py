@@ -101,7 +101,6 @@ class Broker:
                 topology,
                 deployment=deployment.engine.name,
                 namespace=deployment.engine.namespace,
-                ledger=self.front.machine.ledger,
                 epoch=self.epoch,
                 endpoints=self.endpoints,
                 context=self._context,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import deque
-from collections.abc import Mapping
 from math import inf
 from typing import Final
 
@@ -43,7 +42,6 @@ from engine.core.actions import (
     ToWorker,
 )
 from engine.core.introduction import UNREADABLE, FrozenWords, Introduction, Refusal, Stranger
-from engine.core.items import Request
 from engine.core.liveness import CHECK_S, LANE_RETRY_S, REJOIN_S
 from engine.core.messages import Bye, Leave, Message, Place, Pulse, Ready, Results, WorkerBeat
 from engine.core.routing import Topology
@@ -88,7 +86,6 @@ class StagePart(Part[ToStage]):
         *,
         deployment: str,
         namespace: str,
-        ledger: Mapping[int, Request],
         epoch: int,
         endpoints: Endpoints,
         context: transport.Context,
@@ -98,7 +95,6 @@ class StagePart(Part[ToStage]):
             index,
             spec,
             topology,
-            ledger,
             epoch,
             deployment=deployment,
             absent_at=clock() + REJOIN_S,

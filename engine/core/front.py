@@ -103,7 +103,7 @@ class Frontend:
 
 
 class FrontMachine:
-    """See the module. Not thread-safe: one thread calls it; stages look requests up in :attr:`ledger`."""
+    """See the module. Not thread-safe: one thread calls it, and alone reads what it holds."""
 
     def __init__(
         self,
@@ -350,12 +350,12 @@ class FrontMachine:
         ):
             if not status:
                 continue  # skipped
-            request = ledger.get(uid)
+            item = held.get(uid)
             # A result counts only from the stage where the request is, and is no answer unless that is its last one; a
             # replayed copy may lag a hop behind.
             if (
-                request is None
-                or uid not in held
+                item is None
+                or (request := item.request).closed
                 or (ends if status == OK else hops).get(request.route, -1) != request.hop
             ):
                 self.stats.duplicates += 1

@@ -5,15 +5,17 @@ Ownership. The front makes a :class:`Request`, keeps it in the ledger until it i
 result advances ``hop``. Only the stage that follows hop *k* may move it to *k + 1*, so no two ever write it at
 the same hop, and a second copy of the same result (a worker that died after sending was replayed) finds ``hop`` already
 advanced and is dropped. Reading ``closed`` a moment too early is harmless: the item is computed once in vain, and its
-answer is dropped at the ledger. So is reading ``stream_hop``: a replay that should not have been is found out by its
+answer is dropped. So is reading ``stream_hop``: a replay that should not have been is found out by its
 ``streamer`` (:meth:`engine.core.front.FrontMachine.events`).
 
 On threads of their own (``[engine] threads``) the parts share these values as follows, also on interpreters without a
-lock. The ledger is a dict that one thread changes and others look up: single operations, which the interpreter makes
-whole. What changes in a request while others read it - ``closed``, ``hop``, ``stream_hop`` - holds booleans and small
-numbers, which exist once and for ever, so that a reader gets the old one or the new one and never one that is being
-freed; ``streamer``, which may be a large number, is the front's alone. All else is written before the request is handed
-on, and handing on is a letter or a parcel, which orders what went before it. An :class:`Item` belongs to one stage.
+lock. A result leads to its request by the books of the stage that holds the item (:meth:`engine.core.crew.Crew.held`):
+dicts that one thread changes and others look up, in single operations, which the interpreter makes whole. What changes
+in a request while others read it - ``closed``, ``hop``, ``stream_hop`` - holds booleans and small numbers, which exist
+once and for ever, so that a reader gets the old one or the new one and never one that is being freed; ``streamer``,
+which may be a large number, is the front's alone. All else is written before the request is handed on, and handing on
+is a letter or a parcel, which orders what went before it. An :class:`Item` belongs to one stage; which request's it is
+never changes.
 
 Two may look past each other: a stage finds a request open and advances its hop while the front closes it and looks
 where it is. So the front tells the next stage as well (:meth:`engine.core.front.FrontMachine._stages_of`).

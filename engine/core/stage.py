@@ -17,7 +17,7 @@ The states of a worker, and which event moves it where, are a table in :mod:`eng
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from math import inf
@@ -32,7 +32,7 @@ from engine.core.ends import Ends
 from engine.core.fate import Fate
 from engine.core.foresight import Foresight
 from engine.core.introduction import Introduction, Refusal, Stranger, agreed, refuse_worker
-from engine.core.items import Item, Request
+from engine.core.items import Item
 from engine.core.liveness import ABSENT_S, SETTLE_S, WORKER_SILENCE_S, Looks
 from engine.core.messages import (
     Batch,
@@ -88,7 +88,6 @@ class StageMachine:
         index: int,
         spec: StageSpec,
         topology: Topology,
-        ledger: Mapping[int, Request],
         epoch: int,
         *,
         deployment: str = "",
@@ -102,7 +101,6 @@ class StageMachine:
         self.spec = spec
         self.topology = topology
         self.epoch = epoch
-        self.ledger = ledger  # owned by the front; looked up here, never changed
         self.crews: Sequence[Crew] = ()  # of all stages, set before the first result: who holds what
         # Of each stage: its hop on each route on which this one comes next.
         self._hops_before = [topology.hops(stage, index) for stage in range(len(topology.stages))]
@@ -158,16 +156,15 @@ class StageMachine:
         """Results of the previous stage: those of items that its worker holds are settled, and taken if somebody waits
         for them; all others are duplicates, late, or made up."""
         held = self.crews[results.stage].held(results.worker, results.batch)
-        ledger, hops = self.ledger, self._hops_before[results.stage]
+        hops = self._hops_before[results.stage]
         taken: list[Item] = []
         for uid, status, trail, payload, size in zip(
             results.uids, results.statuses, results.trails, payloads, payload_sizes(payloads), strict=True
         ):
-            request = ledger.get(uid)
+            item = held.get(uid)
             if (
-                request is None
-                or uid not in held
-                or request.closed
+                item is None
+                or (request := item.request).closed
                 or status != OK
                 or hops.get(request.route, -1) != request.hop
             ):

@@ -68,7 +68,7 @@ def test_references_to_elsewhere_are_left_alone() -> None:
 def test_a_stage_keeps_the_newest_word_beyond_the_worker_that_said_it() -> None:
     made = topology()
     spec = StageSpec("s0", 1, Policy(1, 1, 0.0), timeout_s=1.0, kill_after_s=1.0, max_queue_bytes=1)
-    machine = StageMachine(0, spec, made, {}, epoch=1, deployment=DEPLOYMENT)
+    machine = StageMachine(0, spec, made, epoch=1, deployment=DEPLOYMENT)
 
     def start(pid: int, about: bytes) -> int:
         key = machine.introduce(worker_words(made, "s0", pid=pid), local=True, now=0.0)

@@ -560,7 +560,7 @@ def test_keys_of_another_epoch_mean_nobody() -> None:
 
 def test_a_broker_that_has_just_started_waits_for_workers_that_may_be_there() -> None:
     twin = one_stage()
-    machine = StageMachine(0, SPEC, topology(), {}, 7, deployment=DEPLOYMENT, absent_at=twin.now + 3)
+    machine = StageMachine(0, SPEC, topology(), 7, deployment=DEPLOYMENT, absent_at=twin.now + 3)
     machine.pump(twin.now)
     machine.introduce(worker_words(topology(), "s0"), local=True, now=twin.now)
     (news,) = machine.actions

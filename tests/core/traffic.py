@@ -107,7 +107,7 @@ class Service:
         self.hands: dict[tuple[int, int], Hand] = {}
         for index, layer in enumerate(layers):
             spec = StageSpec(names[index], layer.workers, Policy(layer.most), timeout_s, 10.0, 1 << 30)
-            stage = StageMachine(index, spec, self.topology, self.front.ledger, 1, deployment=DEPLOYMENT)
+            stage = StageMachine(index, spec, self.topology, 1, deployment=DEPLOYMENT)
             self.stages.append(stage)
             for slot in range(layer.workers):
                 words = worker_words(self.topology, names[index], slot=slot, pid=100 * index + slot)

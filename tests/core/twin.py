@@ -143,7 +143,7 @@ class Twin:
     def _begin(self, *, epoch: int) -> None:
         self.front = FrontMachine(self._front_spec, self.topology, epoch, deployment=DEPLOYMENT)
         self.stages = [
-            StageMachine(index, spec, self.topology, self.front.ledger, epoch, deployment=DEPLOYMENT)
+            StageMachine(index, spec, self.topology, epoch, deployment=DEPLOYMENT)
             for index, spec in enumerate(self._specs)
         ]
         self.front.crews = [stage.crew for stage in self.stages]
