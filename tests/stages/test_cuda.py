@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,32 +40,33 @@ def free() -> int:
     return int(torch.cuda.mem_get_info(0)[0])
 
 
+MAKER = """
+import signal, socket, sys
+import torch
+from stages import cuda
+region = cuda.Region.create(0, int(sys.argv[2]))
+region.write(4 << 20, torch.arange(1 << 20, dtype=torch.float32, device="cuda:0"))
+socket.send_fds(socket.socket(fileno=int(sys.argv[1])), [b"x"], [region.fd])
+signal.pause()
+"""
+
+
 @needs_gpu
 def test_what_one_process_wrote_another_reads_also_after_its_end() -> None:
-    context = multiprocessing.get_context("spawn")
     own, its = socket.socketpair()
     with own, its:
-        maker = context.Process(target=_make, args=(its,))
-        maker.start()
+        maker = subprocess.Popen([sys.executable, "-c", MAKER, str(its.fileno()), str(SIZE)], pass_fds=[its.fileno()])
         try:
             _, (fd,), _, _ = socket.recv_fds(own, 1, 1)
-            assert maker.pid is not None
-            os.kill(maker.pid, signal.SIGKILL)
         finally:
-            maker.join(30)
+            maker.kill()
+            maker.wait(30)
     region = cuda.Region.open(0, SIZE, fd)
     os.close(fd)
     found = torch.empty(1 << 20, dtype=torch.float32, device=GPU)
     region.read(4 << 20, found)
     assert torch.equal(found.cpu(), torch.arange(1 << 20, dtype=torch.float32))
     region.close()
-
-
-def _make(sock: socket.socket) -> None:
-    region = cuda.Region.create(0, SIZE)
-    region.write(4 << 20, torch.arange(1 << 20, dtype=torch.float32, device=GPU))
-    socket.send_fds(sock, [b"x"], [region.fd])
-    signal.pause()
 
 
 @needs_gpu
