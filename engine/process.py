@@ -15,7 +15,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from glob import glob
 from typing import TYPE_CHECKING, Any, Final
@@ -47,6 +47,7 @@ __all__ = [
     "Spawned",
     "Want",
     "adopt_orphans",
+    "around",
     "assign_device",
     "available_cpus",
     "children",
@@ -62,6 +63,7 @@ __all__ = [
     "signal_group",
     "slots",
     "spawn",
+    "stay_around",
     "thread_env",
     "tune_garbage_collection",
 ]
@@ -348,6 +350,23 @@ def place(
             }
             placements[name, slot] = Placement(share.cpus, device, env)
     return placements
+
+
+def around(placements: Iterable[Placement], others: int, *, available: Sequence[int] | None = None) -> dict[str, str]:
+    """The environment of the broker and the frontend, ``others`` processes, beside workers in these places: it keeps
+    them off the CPUs of those with a GPU. Such a worker is bound to its CPUs, and while it waits for one of them a GPU
+    waits for it. Nothing, where the others would have less than a CPU each.
+    """
+    taken = {cpu for placement in placements if placement.device != "cpu" for cpu in placement.cpus}
+    left = [cpu for cpu in (available_cpus() if available is None else available) if cpu not in taken]
+    return {CPUS_VARIABLE: ",".join(map(str, left))} if taken and len(left) >= others else {}
+
+
+def stay_around() -> None:
+    """Called by the broker and the frontend before they start threads and processes: do what :func:`around` says."""
+    told = os.environ.get(CPUS_VARIABLE, "all")
+    if told != "all":
+        pin([int(cpu) for cpu in told.split(",")])
 
 
 def _device(deployment: Deployment, stage: str, slot: int, gpus: int) -> str:

@@ -16,7 +16,7 @@ from engine.errors import StartError
 from engine.exitcodes import ExitCode
 from engine.log import get_logger
 from engine.metrics import Family
-from engine.process import Notifier, counted
+from engine.process import Notifier, counted, stay_around
 from frontend import compression, tls
 from frontend.listening import PortInUse, listen, url
 from frontend.serving import names
@@ -59,6 +59,7 @@ def serve(
 
 def _serve(deployment: Deployment, notify: Notifier, connect: Connect, reread: Callable[[], Deployment] | None) -> int:
     descriptors.allow_many()
+    stay_around()
     names.check()
     from frontend.serving import application, master  # only now: what is missing would be an ImportError of theirs
 

@@ -18,7 +18,7 @@ from engine.core.ebb import Ebb
 from engine.core.liveness import BEAT_S
 from engine.errors import ConfigError, StartError
 from engine.exitcodes import ExitCode
-from engine.process import Notifier, give_back, tune_garbage_collection
+from engine.process import Notifier, give_back, stay_around, tune_garbage_collection
 from engine.signals import STOPPING, Signals
 
 log: Final = logging.getLogger("stageline.broker")
@@ -37,6 +37,7 @@ def serve(
     os.umask(0o077)  # ipc sockets are for this user alone
     with Signals(STOPPING) as signals:  # before "ready": a stop may follow it at once
         try:
+            stay_around()
             broker = Broker(deployment)
             broker.start()
         except StartError as error:

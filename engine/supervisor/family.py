@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 
 from engine.config import Deployment
 from engine.core.processes import Child, Kind
-from engine.process import place, slots
+from engine.process import around, place, slots
 
 BROKER_START_S: Final = 30.0  # it binds sockets; half a minute is a machine in deep trouble
 BOOTSTRAP: Final = str(Path(__file__).resolve().parents[1] / "bootstrap.py")
@@ -34,8 +34,12 @@ def whole(deployment: Deployment) -> list[Child]:
 
 def environments(deployment: Deployment, members: Iterable[Child]) -> dict[Child, Mapping[str, str]]:
     """What each child's environment has over the supervisor's. A stage's variables reach its own workers only."""
+    members = list(members)
     workers = {(child.stage, child.slot): child for child in members if child.kind is Kind.WORKER}
-    return {workers[key]: placement.env for key, placement in place(deployment, list(workers)).items()}
+    places = place(deployment, list(workers))
+    common = around(places.values(), 1 + deployment.frontend.processes)
+    others = {child: common for child in members if child.kind in (Kind.BROKER, Kind.FRONTEND)}
+    return {**others, **{workers[key]: placement.env for key, placement in places.items()}}
 
 
 def command_line(snapshot: Callable[[Child], Path]) -> Commands:

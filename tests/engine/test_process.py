@@ -17,6 +17,7 @@ from engine import process
 from engine.config import Deployment
 from engine.config import build as build_deployment
 from engine.errors import StartError
+from engine.supervisor import family
 
 PATIENCE_S = 20.0
 
@@ -263,6 +264,43 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path, device: object, v
         process.place(deployment, [("a", 1), ("a", 2)], environ={"CUDA_VISIBLE_DEVICES": visible})
     assert words in str(refused.value)
     assert 'set device = "auto"' in str(refused.value)
+
+
+GPU, CPU = process.Placement((4, 5), "cuda:0", {}), process.Placement((2, 3), "cpu", {})
+
+
+@pytest.mark.parametrize(
+    ("places", "others", "expected"),
+    [
+        ([GPU, CPU], 4, {"ENGINE_CPUS": "0,1,2,3"}),
+        ([GPU, CPU], 5, {}),  # less than a CPU for each of them
+        ([CPU], 2, {}),
+        ([process.Placement((), "cuda:0", {})], 2, {}),  # bound to none
+    ],
+)
+def test_the_broker_and_the_frontend_leave_its_cpus_to_a_worker_with_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, places: list[process.Placement], others: int, expected: dict[str, str]
+) -> None:
+    assert process.around(places, others, available=range(6)) == expected
+    pinned: list[list[int]] = []
+    monkeypatch.setattr(process, "pin", pinned.append)
+    monkeypatch.delenv("ENGINE_CPUS", raising=False)
+    for name, value in expected.items():
+        monkeypatch.setenv(name, value)
+    process.stay_around()
+    assert pinned == ([[0, 1, 2, 3]] if expected else [])
+
+
+def test_all_processes_of_a_deployment_are_told_their_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "available_cpus", lambda: list(range(8)))
+    monkeypatch.setattr(process, "quota", lambda: None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    deployment = make(tmp_path, device="cuda:0")  # and "b" takes the GPU too
+    told = {
+        child.name: env.get("ENGINE_CPUS")
+        for child, env in family.environments(deployment, family.whole(deployment)).items()
+    }
+    assert told == {"broker": "0,1", "worker a-1": "2,3,4", "worker b-1": "5,6,7", "frontend": "0,1"}
 
 
 @pytest.mark.parametrize(
