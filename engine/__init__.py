@@ -26,6 +26,8 @@ The code, from the bottom up; a module imports only what stands above it:
     broker/             the broker process: threads around core
     memory              shared memory mapped: filled by who produces, viewed by who reads
     handles             how descriptors of a GPU's memory get from process to process
+    cells               the brokers of several cells as one
+    joined              what they answer to one question, as one answer
     client, admin       the broker seen from a frontend, and from a command
     descriptors         how many files and sockets a process may have open
     cgroups, cpus, nearby, oom, proc

@@ -10,6 +10,7 @@ from engine.core.introduction import Refusal
 from engine.core.messages import Ask, Report
 from engine.core.wire import decode, encode
 from engine.errors import ProtocolError, Unavailable
+from engine.joined import join
 
 if TYPE_CHECKING:
     from engine.config import Deployment
@@ -18,15 +19,23 @@ RETRY_MS: Final = 20  # between two tries to send while the connection is being 
 
 
 def ask(deployment: Deployment, what: str, timeout_s: float = 2.0) -> bytes:
-    """Ask the broker of a deployment for its ``status`` (JSON) or ``metrics`` (packed sources).
+    """Ask the broker of a deployment, or all of them, for their ``status`` (JSON) or ``metrics`` (packed sources).
 
-    Blocks up to ``timeout_s`` seconds. Raises Unavailable when no broker answers in that time.
+    Blocks up to ``timeout_s`` seconds for each. Raises Unavailable when no broker answers in that time.
     """
     context = transport.context()
+    cells = deployment.engine.cells
+    answers: list[bytes] = []
     try:
-        return ask_at(context, transport.endpoints_of(deployment).admin, what, timeout_s)
+        for cell in range(cells):
+            try:
+                answers.append(ask_at(context, transport.endpoints_of(deployment, cell).admin, what, timeout_s))
+            except Unavailable:
+                if cell + 1 == cells and not answers:
+                    raise
     finally:
         context.term()
+    return answers[0] if cells == 1 else join(what, answers, cells)
 
 
 def ask_at(context: transport.Context, endpoint: str, what: str, timeout_s: float) -> bytes:

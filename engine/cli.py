@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from engine import log, names
 from engine.config import FILE_NAME, add_flags, flags_of, in_file_only, load, run_dir, strangers
+from engine.config.endpoints import cell_dir
 from engine.errors import ConfigError, StartError, Unavailable
 from engine.exitcodes import ExitCode
 
@@ -153,6 +154,7 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--strict", action="store_true", help="fail also when a stage could not be tried")
 
     broker = add("broker", _broker, "run the broker of a deployment alone", "engine broker stages.toml")
+    broker.add_argument("--cell", type=_count, default=1, metavar="K", help="the broker of cell K (from 1)")
     frontend = add("frontend", _frontend, "run the HTTP side of a deployment alone", "engine frontend stages.toml")
     worker = add("worker", _worker, "run workers of one stage", "engine worker stages.toml --stage encode --num 2")
     worker.add_argument("--stage", required=True, metavar="NAME", help="the stage")
@@ -217,20 +219,24 @@ def _broker(options: argparse.Namespace, deployment: Deployment) -> int:
     from engine.process import Notifier, die_with_parent
 
     die_with_parent(options.parent)
-    log.setup("broker", level=deployment.engine.log_level)
+    cell = options.cell - 1
+    log.setup(f"broker {cell + 1}" if cell else "broker", level=deployment.engine.log_level)
     notify = Notifier(options.status_fd)
     from engine.broker import serve
 
+    if cell >= deployment.engine.cells:
+        raise ConfigError([f"--cell: expected one of engine.cells = {deployment.engine.cells}, got {options.cell}"])
     if options.parent is not None:
-        return serve.serve(deployment, notify, reread=_reread(options))
+        return serve.serve(deployment, notify, cell, reread=_reread(options))
     if deployment.engine.bind:
         return serve.serve(deployment, notify)
     # By hand, on ipc sockets: nobody has made the directory they live in, or seen to it that there is one broker.
-    from engine.supervisor.rundir import Busy, claim, mark_stopping
+    from engine.supervisor.rundir import Busy, claim, make_private, mark_stopping
 
     try:
-        with claim(run_dir(deployment), deployment.engine.name) as folder:
-            return serve.serve(deployment, notify, stopping=lambda within_s: mark_stopping(folder, within_s))
+        make_private(run_dir(deployment))
+        with claim(cell_dir(run_dir(deployment), cell), deployment.engine.name) as folder:
+            return serve.serve(deployment, notify, cell, stopping=lambda within_s: mark_stopping(folder, within_s))
     except Busy as error:
         log.get_logger().error("%s", error)
         return ExitCode.BUSY

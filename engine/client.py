@@ -41,9 +41,12 @@ PARCELS_PER_TURN: Final = 64
 class Client:
     """See the module. Not thread-safe: everything is called in the event loop in which ``start`` ran."""
 
-    def __init__(self, deployment: Deployment, *, name: str, families: Callable[[], list[Family]] = list) -> None:
-        """``name`` is what logs and metrics call this process, ``families`` gives its metrics, carried by the beats."""
-        self._endpoints = transport.endpoints_of(deployment)
+    def __init__(
+        self, deployment: Deployment, *, name: str, families: Callable[[], list[Family]] = list, cell: int = 0
+    ) -> None:
+        """``name`` is what logs and metrics call this process, ``families`` gives its metrics, carried by the beats.
+        ``cell``: whose broker it is."""
+        self._endpoints = transport.endpoints_of(deployment, cell)
         self._families = families
         topology = deployment.topology
         self.link = Link(

@@ -298,7 +298,7 @@ def counted(deployment: Deployment) -> Deployment:
         return deployment
     cpus, bound = float(len(available_cpus())), quota()
     workers = sum(spec.num for spec in deployment.stages)
-    number = frontend_processes(cpus if bound is None else min(cpus, bound), workers)
+    number = frontend_processes(cpus if bound is None else min(cpus, bound), workers, deployment.engine.cells)
     return replace(deployment, frontend=replace(deployment.frontend, workers=number))
 
 
@@ -333,7 +333,7 @@ def place(
         wants.append(Want(spec.cpus, _width(deployment, name, taken), tuple(near)))
     placements = {}
     available = available_cpus()
-    dealt = available[kept_free(available, counted(deployment).frontend.processes) :]
+    dealt = available[kept_free(available, counted(deployment).frontend.processes, deployment.engine.cells) :]
     for (name, taken), shares in zip(used.items(), share_cpus(dealt, wants, quota=quota()), strict=True):
         spec = deployment.stage(name)
         for slot in taken:

@@ -26,7 +26,7 @@ def table(answer: bytes) -> str:
     lines = [
         f"{told.get('name', '?')}: {state} for {_duration(told.get('uptime_s', 0))}, "
         f"{told.get('admitted', 0)} of {told.get('capacity', 0)} requests admitted"
-        f"{_THREADS.get(told.get('threads', ''), '')}",
+        f"{_THREADS.get(told.get('threads', ''), '')}{_cells(told)}",
         "",
         *_aligned([_HEAD, *(_stage(stage) for stage in told.get("stages", ()))]),
         *(line for stage in told.get("stages", ()) for line in _remarks(stage)),
@@ -51,6 +51,13 @@ def table(answer: bytes) -> str:
         rows = [(one["name"], one["pid"], one["pending"]) for one in frontends]
         lines += ["", *_aligned([("FRONTEND", "PID", "PENDING"), *rows])]
     return "\n".join(lines)
+
+
+def _cells(told: Mapping[str, Any]) -> str:
+    cells, answering = told.get("cells", 1), told.get("cells_answering", 1)
+    if cells == 1:
+        return ""
+    return f", {cells} cells" if answering == cells else f", {answering} of {cells} cells answer"
 
 
 def strangers(answer: bytes, own: Collection[int]) -> str:

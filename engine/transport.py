@@ -18,7 +18,7 @@ from typing import Final, TypeAlias
 import zmq
 
 from engine.config import Deployment, run_dir
-from engine.config.endpoints import PATH_MAX, is_lane, length
+from engine.config.endpoints import PATH_MAX, cell_dir, is_lane, length
 from engine.config.endpoints import Endpoints as Endpoints  # for those who make sockets
 from engine.core.liveness import RECONNECT_MOST_S
 from engine.core.wire import Buffer
@@ -43,9 +43,9 @@ _ucred: Final = struct.Struct("3i")  # of unix(7): pid, uid, gid
 ANY: Final = -1  # frames of any size
 
 
-def endpoints_of(deployment: Deployment) -> Endpoints:
-    """Where the broker of this deployment listens."""
-    base = deployment.engine.bind or str(run_dir(deployment))
+def endpoints_of(deployment: Deployment, cell: int = 0) -> Endpoints:
+    """Where a broker of this deployment listens: that of a cell."""
+    base = deployment.engine.bind or str(cell_dir(run_dir(deployment), cell))
     return Endpoints(base, tuple(stage.name for stage in deployment.stages))
 
 

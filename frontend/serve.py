@@ -29,10 +29,10 @@ log = get_logger("stageline.frontend")
 
 
 def connect(deployment: Deployment, name: str, families: Callable[[], list[Family]]) -> BrokerClient:
-    """The client of a real broker, not started. Imported here: only worker processes need ZeroMQ."""
-    from engine.client import Client
+    """The client of real brokers, not started. Imported here: only worker processes need ZeroMQ."""
+    from engine.cells import client_of
 
-    return Client(deployment, name=name, families=families)
+    return client_of(deployment, name, families)
 
 
 def serve(

@@ -110,10 +110,10 @@ def test_a_metric_is_a_count_and_its_name(copy: Copy) -> None:
     code = """
 from engine.broker.report import stage_families
 from engine.broker.service import stage_spec
-from engine.config.schema import StageSection
+from engine.config.schema import EngineSection, StageSection
 from engine.core.routing import Route, Topology
 from engine.core.stage import StageMachine
-spec = stage_spec(StageSection(name="s", worker="s:S"), max_attempts=1)
+spec = stage_spec(StageSection(name="s", worker="s:S"), EngineSection())
 machine = StageMachine(0, spec, Topology(("s",), (Route("/", (0,)),)), epoch=1)
 machine.stats.yawns += 3
 for family in stage_families(machine, (), 0.0, "engine").own:

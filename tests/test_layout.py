@@ -27,7 +27,8 @@ LAYERS: Final = (
         "engine.config", "engine.metrics", "engine.metrictext", "engine.clock", "engine.log", "engine.loader",
     )),
     ("client, transport", (
-        "engine.client", "engine.transport", "engine.memory", "engine.cgroups", "engine.cpus", "engine.descriptors",
+        "engine.cells", "engine.client", "engine.joined",
+        "engine.transport", "engine.memory", "engine.cgroups", "engine.cpus", "engine.descriptors",
         "engine.handles", "engine.nearby", "engine.oom", "engine.proc",
         "engine.process", "engine.signals", "engine.mailbox", "engine.admin",
     )),

@@ -27,18 +27,20 @@ log: Final = logging.getLogger("stageline.broker")
 def serve(
     deployment: Deployment,
     notify: Notifier,
+    cell: int = 0,
     *,
     stopping: Callable[[float], None] = lambda within_s: None,
     reread: Callable[[], Deployment] | None = None,
 ) -> int:
-    """Run a broker until SIGTERM or SIGINT. Returns the exit code of the process. ``stopping`` is told how many seconds
-    the stop may take, once it begins. With ``reread``, SIGHUP asks for the deployment anew; else it stops it too."""
+    """Run the broker of a cell until SIGTERM or SIGINT. Returns the exit code of the process. ``stopping`` is told how
+    many seconds the stop may take, once it begins. With ``reread``, SIGHUP asks for the deployment anew; else it stops
+    it too."""
     descriptors.allow_many()
     os.umask(0o077)  # ipc sockets are for this user alone
     with Signals(STOPPING) as signals:  # before "ready": a stop may follow it at once
         try:
             stay_around()
-            broker = Broker(deployment)
+            broker = Broker(deployment, cell)
             broker.start()
         except StartError as error:
             log.error("the broker cannot start: %s", error)

@@ -21,8 +21,9 @@ from engine.broker.letters import ChangeFront, ChangeStage, Drain
 from engine.broker.loop import Part, PartThread
 from engine.broker.stage import StagePart
 from engine.clock import Deadline
-from engine.config import Deployment, StageSection
+from engine.config import Deployment, EngineSection, StageSection
 from engine.core.batching import Policy
+from engine.core.cells import bound, share
 from engine.core.front import EPOCHS, FrontSpec
 from engine.core.placement import broker_threads
 from engine.core.stage import StageSpec
@@ -36,24 +37,26 @@ log: Final = logging.getLogger("stageline.broker")
 JOIN_S: Final = 2.0  # for all threads to end
 
 
-def stage_spec(stage: StageSection, *, max_attempts: int) -> StageSpec:
+def stage_spec(stage: StageSection, engine: EngineSection, cell: int = 0) -> StageSpec:
     """What the machine needs of a stage's section."""
     return StageSpec(
         name=stage.name,
-        num=stage.num,
+        num=share(stage.num, engine.cells, cell),
         policy=Policy(stage.max_batch_size, stage.max_batch_bytes, stage.max_wait_time / 1000, stage.eager),
         timeout_s=stage.timeout,
         kill_after_s=stage.kill_after,
         max_queue_bytes=stage.max_queue_bytes,
         idempotent=stage.idempotent,
-        max_attempts=max_attempts,
-        spare=stage.spare,
+        max_attempts=engine.max_attempts,
+        spare=share(stage.spare, engine.cells, cell, begin=stage.num + 1),
     )
 
 
 def front_spec(deployment: Deployment) -> FrontSpec:
-    frontend = deployment.frontend
-    return FrontSpec(frontend.capacity, frontend.capacity_bytes, frontend.idempotency_bytes)
+    frontend, cells = deployment.frontend, deployment.engine.cells
+    return FrontSpec(
+        bound(frontend.capacity, cells), bound(frontend.capacity_bytes, cells), bound(frontend.idempotency_bytes, cells)
+    )
 
 
 def _handles(deployment: Deployment, path: str | None, arenas: Arenas) -> Handles | None:
@@ -69,9 +72,11 @@ def _handles(deployment: Deployment, path: str | None, arenas: Arenas) -> Handle
 class Broker:
     """All threads of one broker. ``start`` and ``stop`` are called by one thread, which owns none of the sockets."""
 
-    def __init__(self, deployment: Deployment) -> None:
+    def __init__(self, deployment: Deployment, cell: int = 0) -> None:
+        """``cell``: which of the deployment's, from 0."""
         topology = deployment.topology
-        self.endpoints = transport.endpoints_of(deployment)
+        self._cell = cell
+        self.endpoints = transport.endpoints_of(deployment, cell)
         self.failed = threading.Event()
         self.epoch = secrets.randbelow(EPOCHS - 1) + 1
         self._failures, self._failure = os.pipe()
@@ -97,7 +102,7 @@ class Broker:
         self.stages = [
             StagePart(
                 index,
-                stage_spec(stage, max_attempts=deployment.engine.max_attempts),
+                stage_spec(stage, deployment.engine, cell),
                 topology,
                 deployment=deployment.engine.name,
                 namespace=deployment.engine.namespace,
@@ -152,6 +157,8 @@ class Broker:
 
     def start(self) -> None:
         """Start every thread; raises StartError, with everything closed again, when one cannot bind."""
+        if not self.endpoints.is_tcp:
+            os.makedirs(self.endpoints.base, mode=0o700, exist_ok=True)  # a cell's own
         transport.remove_lanes(self.endpoints)
         for thread in self._threads:
             thread.start()
@@ -169,7 +176,7 @@ class Broker:
         routes themselves must be the same."""
         self.front.mailbox.post(ChangeFront(front_spec(deployment)))
         for part, stage in zip(self.stages, deployment.stages, strict=True):
-            part.mailbox.post(ChangeStage(stage_spec(stage, max_attempts=deployment.engine.max_attempts)))
+            part.mailbox.post(ChangeStage(stage_spec(stage, deployment.engine, self._cell)))
 
     def drain(self, grace_s: float) -> bool:
         """Admit nothing more and wait for what is admitted; False when ``grace_s`` was not enough."""

@@ -105,6 +105,7 @@ class _Reader:
         self._check_stages(stages)
         self._check_routes(routes, [values["name"] for _, values in stages if "name" in values])
         self._check_ports(engine, len(stages))
+        self._check_cells(engine, stages)
         if engine.get("bind") and not engine.get("insecure"):
             self._problem(
                 "engine.bind",
@@ -238,6 +239,16 @@ class _Reader:
             if name not in used:
                 self._problem("route", f"no route passes through stage {shown(name)}; name it in one, or remove it")
 
+    def _check_cells(self, engine: Values, stages: Sequence[tuple[str, Values]]) -> None:
+        cells = engine.get("cells", 1)
+        if cells > 1 and engine.get("bind"):
+            self._problem("engine.cells", f"expected 1 with engine.bind, got {cells}: one broker listens there")
+        for where, values in stages:
+            if (num := values.get("num", cells)) < cells:
+                self._problem(
+                    f"{where}.num", f"expected at least engine.cells = {cells}, a worker for each of them, got {num}"
+                )
+
     def _check_ports(self, engine: Values, stages: int) -> None:
         port = urlsplit(engine.get("bind", "")).port
         last = (port or 0) + 2 + 2 * stages  # the plan of ports is in engine.config.endpoints
@@ -268,7 +279,7 @@ def _resolve(deployment: Deployment, environ: Mapping[str, str], label: str) -> 
 
 def _too_long(engine: EngineSection, name: str, environ: Mapping[str, str], stages: int) -> str:
     """What to shorten, if the paths of sockets would be longer than a system takes; else nothing."""
-    path, room = engine.run_dir or default_run_dir(name, environ), endpoints.room(stages)
+    path, room = engine.run_dir or default_run_dir(name, environ), endpoints.room(stages, engine.cells)
     over = endpoints.length(path) - room
     if over <= 0:
         return ""

@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -23,6 +24,8 @@ PATH_MAX: Final = 107 if sys.platform.startswith("linux") else 103
 # Every name that a socket of a broker can have in its run directory.
 _LANE: Final = re.compile(r"l[0-9a-f]+-[0-9a-f]+")
 _NAMES: Final = re.compile(rf"front|admin|egress|handles|control-[0-9]+|intake-[0-9]+|{_LANE.pattern}")
+
+_CELL: Final = re.compile(r"cell-[0-9]+")
 
 LANE_KEYS: Final = 1 << 42  # keys of workers are below it: too many to guess one of, and short in the name of a lane
 
@@ -77,10 +80,21 @@ class Endpoints:
         return f"ipc://{self.base}/{name}"
 
 
-def room(stages: int) -> int:
-    """The most bytes that the path of a run directory may have, with so many stages."""
+def cell_dir(folder: Path, cell: int) -> Path:
+    """Where in a run directory the sockets of a cell lie: those of the first in itself."""
+    return folder / f"cell-{cell + 1}" if cell else folder
+
+
+def is_cell(name: str) -> bool:
+    """Whether a folder of this name in a run directory may be a cell's."""
+    return _CELL.fullmatch(name) is not None
+
+
+def room(stages: int, cells: int = 1) -> int:
+    """The most bytes that the path of a run directory may have, with so many stages and cells."""
     last = stages - 1
-    return PATH_MAX - 1 - max(len(_control(last)), len(_lane(last, LANE_KEYS - 1)))
+    folder = len(str(cell_dir(Path(), cells - 1))) + 1 if cells > 1 else 0
+    return PATH_MAX - 1 - folder - max(len(_control(last)), len(_lane(last, LANE_KEYS - 1)))
 
 
 def is_name(name: str) -> bool:

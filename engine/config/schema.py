@@ -128,6 +128,14 @@ class EngineSection:
         "stage where `bind` admits other hosts and four CPUs or more may be used.",
         choices=("auto", "stage", "one"),
     )
+    cells: int = key(
+        1,
+        "Brokers, each with workers of every stage, between which the frontends choose: one carries some 100,000 small "
+        "requests a second. Each has a queue of its own, so more of them than are needed cost batching.",
+        unit=Unit.COUNT,
+        least=1,
+        most=16,
+    )
     shared_memory: int = key(
         256 << 20,
         "Most memory, for each frontend and worker process, in which it hands large data "

@@ -25,6 +25,7 @@
     rolling    in which order
     quarantine    requests that kill workers, refused for a while
     wear       when a worker has served long enough
+    cells      several brokers of one deployment: who belongs to which, which gets a request
 
 Machines (``stage``, ``front``) take events and ``now`` and append *actions* to a list; the parts in
 :mod:`engine.broker` carry the actions out.

@@ -35,7 +35,7 @@ from msgspec.structs import replace
 from engine.core import wording
 from engine.core.call import Answer, Call, StreamEvent
 from engine.core.introduction import NEWEST, OLDEST, Introduction, Refusal, Stranger, route_numbers
-from engine.core.liveness import INTRODUCE_FAST_S, INTRODUCE_SLOW_S, LOST_S
+from engine.core.liveness import INTRODUCE_FAST_S, INTRODUCE_SLOW_S, LOST_S, MOVE_S
 from engine.core.messages import (
     ITEMS_MOST,
     Again,
@@ -124,6 +124,7 @@ class Link:
         self._seq = 0
         self._session = -1
         self._pulse: FrontendPulse | None = None
+        self._ready = 0  # workers, if it could serve then
         self._heard = now
         self._full_until = 0.0
         self._retry_s = RETRY_S  # as was said to whoever was refused last
@@ -267,6 +268,8 @@ class Link:
         self._clear_until = -inf  # what was true before may be so no more
         if type(words) is FrontendPulse:
             self._pulse = words
+            ready = [stage.ready for stage in words.stages]
+            self._ready = sum(ready) if all(ready) and not words.draining else 0
             self.memory = words.memory
             self.stages = {stage.name: stage for stage in words.stages}
         elif type(words) is FrontendWelcome:
@@ -407,6 +410,31 @@ class Link:
             return View(connected, False, 1, ())
         headroom = 0 if now < self._full_until else max(1, pulse.headroom)
         return View(connected, pulse.draining, headroom, tuple(pulse.stages), self._retry_s)
+
+    def ready(self, now: float) -> int:
+        """How many workers are ready, if there is one at every stage and the broker is there and takes requests, as far
+        as is known; else 0."""
+        if self.state is not LinkState.JOINED or now - self._heard > MOVE_S or now < self._full_until:
+            return 0
+        return self._ready
+
+    def is_silent(self, now: float) -> bool:
+        """Whether the broker has said nothing for so long that another one should have what it has not answered."""
+        return now - self._heard > MOVE_S
+
+    def movable(self) -> list[tuple[int, Call]]:
+        """What another broker can do as well, by its number here: no stream that has begun, nothing that may have been
+        computed and must not be twice, and nothing with a key, whose other tries are known here alone."""
+        return [
+            (seq, call)
+            for seq, call in self.waiting.items()
+            if not (call.is_begun or call.key or (call.was_sent and self._once_only[call.route]))
+        ]
+
+    def moved(self, seq: int, *, was_sent: bool) -> None:
+        """This one is another's now. Should the broker be heard again, it is told that nobody waits for it here."""
+        if self.waiting.pop(seq, None) is not None and was_sent:
+            self._cancelled.append(seq)
 
     @property
     def session(self) -> int:

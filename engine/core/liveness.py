@@ -62,6 +62,10 @@ CLIENT_RESEND_S: Final = 0.02
 # can wait for longer than the silence has lasted.
 LOST_S: Final = 5.0
 
+# Where there are several brokers, requests of one that has not been heard for so long go to another. Two beats: a
+# request with the default time limit still has a second then.
+MOVE_S: Final = 2.0
+
 # The broker drops the requests of a frontend: nobody can be answered there any more.
 FRONTEND_SILENCE_S: Final = 10.0
 

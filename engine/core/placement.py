@@ -88,16 +88,16 @@ def broker_threads(asked: str, cpus: float, *, serves_hosts: bool) -> str:
     return "stage" if serves_hosts and cpus >= MANY_CPUS else "one"
 
 
-def frontend_processes(cpus: float, workers: int) -> int:
-    """How many processes serve HTTP where ``cpus`` CPUs' worth of time carry them, a broker and so many workers: half
-    of what those leave, for clients on the same machine and the system need some too."""
-    return max(1, min(FRONTENDS_MOST, int((cpus - 1 - workers) / 2)))
+def frontend_processes(cpus: float, workers: int, brokers: int = 1) -> int:
+    """How many processes serve HTTP where ``cpus`` CPUs' worth of time carry them, the brokers and so many workers:
+    half of what those leave, for clients on the same machine and the system need some too."""
+    return max(1, min(FRONTENDS_MOST * brokers, int((cpus - brokers - workers) / 2)))
 
 
-def kept_free(available: Sequence[int], frontends: int) -> int:
-    """How many CPUs "auto" does not deal out, for the broker and so many frontend processes: none of few, and of many
+def kept_free(available: Sequence[int], frontends: int, brokers: int = 1) -> int:
+    """How many CPUs "auto" does not deal out, for the brokers and so many frontend processes: none of few, and of many
     at most a quarter."""
-    return min(1 + frontends, len(available) // 4)
+    return min(brokers + frontends, len(available) // 4)
 
 
 def spare_share(shares: Sequence[Share]) -> Share:

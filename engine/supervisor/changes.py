@@ -77,8 +77,10 @@ class Changes:
         names = [stage.name for stage in self.deployment.stages]
         if strangers := [name for name in nums if name not in names]:
             raise Refused(f"no stage is called {strangers[0]}; there are {', '.join(names)}")
-        if wrong := [name for name, num in nums.items() if num < 1]:
-            raise Refused(f"{wrong[0]}: a stage has one worker at least")
+        cells = self.deployment.engine.cells
+        if wrong := [name for name, num in nums.items() if num < cells]:
+            least = "one worker at least" if cells == 1 else f"{cells} workers at least, one for each cell"
+            raise Refused(f"{wrong[0]}: a stage has {least}")
         stages = tuple(
             dataclasses.replace(stage, num=nums.get(stage.name, stage.num)) for stage in self.deployment.stages
         )

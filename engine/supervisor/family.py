@@ -26,10 +26,13 @@ def worker(deployment: Deployment, stage: str, slot: int) -> Child:
 
 
 def whole(deployment: Deployment) -> list[Child]:
-    """Broker, frontend and every worker."""
+    """Brokers, frontend and every worker."""
     workers = [worker(deployment, stage, slot) for stage, slot in slots(deployment)]
-    broker = Child(Kind.BROKER, "broker", start_s=BROKER_START_S)
-    return [broker, *workers, Child(Kind.FRONTEND, "frontend", start_s=FRONTEND_START_S)]
+    brokers = [
+        Child(Kind.BROKER, f"broker {cell + 1}" if cell else "broker", slot=cell, start_s=BROKER_START_S)
+        for cell in range(deployment.engine.cells)
+    ]
+    return [*brokers, *workers, Child(Kind.FRONTEND, "frontend", start_s=FRONTEND_START_S)]
 
 
 def environments(deployment: Deployment, members: Iterable[Child]) -> dict[Child, Mapping[str, str]]:
@@ -37,7 +40,7 @@ def environments(deployment: Deployment, members: Iterable[Child]) -> dict[Child
     members = list(members)
     workers = {(child.stage, child.slot): child for child in members if child.kind is Kind.WORKER}
     places = place(deployment, list(workers))
-    common = around(places.values(), 1 + deployment.frontend.processes)
+    common = around(places.values(), deployment.engine.cells + deployment.frontend.processes)
     others = {child: common for child in members if child.kind in (Kind.BROKER, Kind.FRONTEND)}
     return {**others, **{workers[key]: placement.env for key, placement in places.items()}}
 
@@ -47,7 +50,11 @@ def command_line(snapshot: Callable[[Child], Path]) -> Commands:
     parent = str(os.getpid())
 
     def command(child: Child, status_fd: int) -> Sequence[str]:
-        which = ["--stage", child.stage, "--slot", str(child.slot)] if child.kind is Kind.WORKER else []
+        which: list[str] = []
+        if child.kind is Kind.WORKER:
+            which = ["--stage", child.stage, "--slot", str(child.slot)]
+        elif child.kind is Kind.BROKER and child.slot:
+            which = ["--cell", str(child.slot + 1)]
         told = ["--status-fd", str(status_fd), "--parent", parent]
         return [sys.executable, BOOTSTRAP, child.kind.value, str(snapshot(child)), *which, *told]
 

@@ -232,7 +232,13 @@ def _sweep(path: Path) -> None:
     """Remove what a deployment leaves: its sockets and files, but for the lock. Other things stay, sockets too."""
     with contextlib.suppress(FileNotFoundError):
         for entry in path.iterdir():
-            if entry.name != LOCK and _is_ours(entry):
+            if entry.name == LOCK or not _is_ours(entry):
+                continue
+            if endpoints.is_cell(entry.name):
+                _sweep(entry)
+                with contextlib.suppress(OSError):  # something else lies there
+                    entry.rmdir()
+            else:
                 entry.unlink(missing_ok=True)
 
 
@@ -242,7 +248,10 @@ def _is_ours(entry: Path) -> bool:
         return True
     try:
         about = entry.lstat()
-        return endpoints.is_name(entry.name) and stat.S_ISSOCK(about.st_mode) and about.st_uid == os.geteuid()
+        is_known = (endpoints.is_name(entry.name) and stat.S_ISSOCK(about.st_mode)) or (
+            endpoints.is_cell(entry.name) and stat.S_ISDIR(about.st_mode)
+        )
+        return is_known and about.st_uid == os.geteuid()
     except FileNotFoundError:  # just removed
         return True
 

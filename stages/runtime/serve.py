@@ -21,6 +21,7 @@ from engine import transport
 from engine.clock import now
 from engine.config import Deployment
 from engine.config.units import warm_up_s, wear_limits
+from engine.core.cells import cell_of
 from engine.core.introduction import WORKER, introduce
 from engine.errors import StartError
 from engine.exitcodes import ExitCode
@@ -91,7 +92,7 @@ def _serve(
     signals: Signals,
 ) -> int:
     topology = deployment.topology
-    endpoints = transport.endpoints_of(deployment)
+    endpoints = transport.endpoints_of(deployment, cell_of(slot, deployment.engine.cells))
     memory = _memory(deployment, stage, slot, device, endpoints.handles)
     ctx = transport.context()
     metrics = UserMetrics(stage, deployment.engine.namespace)

@@ -19,7 +19,7 @@ from engine.core.link import (
     LinkState,
     Submission,
 )
-from engine.core.liveness import INTRODUCE_FAST_S, INTRODUCE_SLOW_S, LOST_S
+from engine.core.liveness import INTRODUCE_FAST_S, INTRODUCE_SLOW_S, LOST_S, MOVE_S
 from engine.core.messages import (
     Answers,
     Cancel,
@@ -553,3 +553,54 @@ def test_whoever_is_refused_for_what_others_were_told_is_told_the_same() -> None
         desk.submit()
     assert (refused.value.status, refused.value.retry_after_s) == (429, 1.7)
     assert desk.link.view(desk.now).retry_s == 1.7
+
+
+# --- one of several --------------------------------------------------------------------------------------------------
+
+
+def test_a_broker_is_ready_while_every_stage_is_and_it_is_heard() -> None:
+    desk = Desk(joined=False)
+    assert desk.link.ready(NOW) == 0
+    desk.send()
+    desk.hear(welcome())
+    assert desk.link.ready(NOW) == 0, "nothing is known of its stages"
+    desk.hear(pulse())
+    assert desk.link.ready(NOW) == 2
+    assert desk.link.ready(NOW + MOVE_S) == 2
+    assert desk.link.ready(NOW + MOVE_S + 0.01) == 0
+    desk.hear(FrontendPulse(False, 9, [StageState("a", 1, 3, 0, 0, 0), StageState("b", 1, 0, 1, 0, 0)]))
+    assert desk.link.ready(NOW) == 0
+    desk.hear(pulse(draining=True))
+    assert desk.link.ready(NOW) == 0
+    desk.hear(pulse())
+    desk.submit()
+    desk.send()
+    desk.hear(answers(1, 429, Speaker.DOOR))
+    assert desk.link.ready(NOW) == 0
+    assert desk.link.ready(NOW + FULL_S) == 2
+
+
+def test_what_is_silent_is_said_of_no_one_too_early() -> None:
+    desk = Desk()
+    assert not desk.link.is_silent(NOW + MOVE_S)
+    assert desk.link.is_silent(NOW + MOVE_S + 0.01)
+
+
+def test_what_another_broker_can_do_as_well_may_move() -> None:
+    desk = Desk(once_only=(False, True))
+    plain, _ = desk.submit(0)
+    once, _ = desk.submit(1)
+    begun, _ = desk.submit(0)
+    waiter = Waiter()
+    keyed = desk.link.submit(Call(0, b"body", NOW + 5, b"", waiter, b"k" * 32), NOW)
+    desk.send()
+    desk.hear(Events([begun], Flow.EVENTS, "text/event-stream"))
+    unsent, _ = desk.submit(1)
+    assert [seq for seq, _ in desk.link.movable()] == [plain, unsent], "what has not left was computed by nobody"
+    desk.link.moved(plain, was_sent=True)
+    desk.link.moved(unsent, was_sent=False)
+    assert set(desk.link.waiting) == {once, begun, keyed}
+    assert desk.send() == [Cancel([plain])], "should it be heard again, nobody waits for it"
+    desk.hear(answers(plain))
+    desk.link.moved(plain, was_sent=True)
+    assert desk.send() == [], "it was another's already"

@@ -175,3 +175,8 @@ def test_frontend_processes_are_as_many_as_the_machine_carries(cpus: float, work
 )
 def test_of_many_cpus_some_are_kept_for_the_broker_and_the_frontends(cpus: int, frontends: int, kept: int) -> None:
     assert kept_free(range(cpus), frontends) == kept
+
+
+def test_several_brokers_have_more_frontends_and_more_cpus_left_to_them() -> None:
+    assert [frontend_processes(32, 4, brokers) for brokers in (1, 2, 4)] == [4, 8, 12]
+    assert [kept_free(range(64), 8, brokers) for brokers in (1, 2)] == [9, 10]

@@ -11,7 +11,7 @@ import pytest
 
 from engine import transport
 from engine.config import build
-from engine.config.endpoints import LANE_KEYS, PATH_MAX, Endpoints, is_name, room
+from engine.config.endpoints import LANE_KEYS, PATH_MAX, Endpoints, cell_dir, is_cell, is_name, room
 from engine.core.front import EPOCHS
 from engine.core.stage import KEY_SHIFT
 from engine.errors import ConfigError
@@ -36,10 +36,10 @@ def test_the_keys_that_workers_get_are_those_that_were_counted_with() -> None:
     assert EPOCHS << KEY_SHIFT <= LANE_KEYS
 
 
-@pytest.mark.parametrize("stages", [1, 2, 11, 101, 300])
-def test_every_path_in_a_run_directory_with_that_much_room_can_be_bound(stages: int) -> None:
-    base = "/" + "x" * (room(stages) - 1)
-    found = Endpoints(base, tuple(map(str, range(stages))))
+@pytest.mark.parametrize(("stages", "cells"), [(1, 1), (2, 2), (11, 10), (101, 16), (300, 1)])
+def test_every_path_in_a_run_directory_with_that_much_room_can_be_bound(stages: int, cells: int) -> None:
+    base = "/" + "x" * (room(stages, cells) - 1)
+    found = Endpoints(str(cell_dir(Path(base), cells - 1)), tuple(map(str, range(stages))))
     last = stages - 1
     named = [found.front, found.admin, found.egress, found.control(last), found.intake(last)]
     longest = max(len(name.removeprefix("ipc://")) for name in [*named, found.lane(last, LANE_KEYS - 1)])
@@ -65,7 +65,15 @@ def test_every_socket_in_a_run_directory_is_known_by_its_name() -> None:
     ends = Endpoints("/run/x", ("a", "b"))
     made = [ends.front, ends.admin, ends.egress, ends.control(1), ends.intake(12), ends.lane(11, LANE_KEYS - 1)]
     assert all(is_name(endpoint.rpartition("/")[2]) for endpoint in made)
+    assert is_name(Path(Endpoints("/run/x", ("a",)).handles or "").name)
     assert not any(map(is_name, ("bus", "front.1", "agent-7", "lock", "l1")))
+
+
+def test_the_first_cell_lies_in_the_run_directory_and_the_others_in_folders_of_their_own() -> None:
+    folders = [cell_dir(Path("/run/x"), cell) for cell in range(3)]
+    assert folders == [Path("/run/x"), Path("/run/x/cell-2"), Path("/run/x/cell-3")]
+    assert all(is_cell(folder.name) for folder in folders[1:])
+    assert not any(map(is_cell, ("cell", "cell-", "cell-2x", "cells-2", "front")))
 
 
 def test_lanes_differ_by_stage_worker_and_broker() -> None:

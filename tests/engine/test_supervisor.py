@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from engine.clock import Deadline
+from engine.config.endpoints import cell_dir
 from engine.core.processes import Child, Kind
 from engine.errors import StartError
 from engine.exitcodes import ExitCode
@@ -422,6 +423,20 @@ def test_an_empty_folder_is_made_private(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     with claim(tmp_path, "tried"):
         assert tmp_path.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_cells_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    left, kept = cell_dir(run, 1), cell_dir(run, 2)
+    for folder in (left, kept):
+        folder.mkdir(parents=True, mode=0o700)
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(folder / "front"))
+    run.chmod(0o700)
+    (kept / "letters").touch()
+    with claim(run, "tried"):
+        assert not left.exists()
+        assert [entry.name for entry in kept.iterdir()] == ["letters"]
 
 
 @pytest.mark.parametrize(

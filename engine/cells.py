@@ -1,0 +1,173 @@
+"""The brokers of all cells as one, to a frontend: a client for each, and a choice between them.
+
+A request stays with the broker that it was given to, which is told of its cancellation, and to which it is submitted
+again when that broker is started anew (:mod:`engine.core.link`); its number says which one that was. What a broker that
+falls silent has not answered moves to another, with the time that is left to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from engine.client import Client
+from engine.clock import now
+from engine.config import Deployment
+from engine.core import cells
+from engine.core.call import BrokerClient, Call
+from engine.core.link import View
+from engine.core.messages import StageState
+from engine.errors import ProtocolError, Unavailable
+from engine.joined import join
+from engine.log import get_logger
+from engine.metrics import Family
+
+log: Final = get_logger("stageline.client")
+
+LOOK_S: Final = 0.25  # between two looks for brokers that have fallen silent
+NONE: Final[Callable[[], list[Family]]] = list
+
+
+def client_of(deployment: Deployment, name: str, families: Callable[[], list[Family]]) -> BrokerClient:
+    """The client of a deployment's broker, or brokers; not started."""
+    count = deployment.engine.cells
+    if count == 1:
+        return Client(deployment, name=name, families=families)
+    # One of them carries what this process counted: it is added up over all.
+    return Cells(
+        [Client(deployment, name=name, families=NONE if cell else families, cell=cell) for cell in range(count)]
+    )
+
+
+class Cells:
+    """See :class:`engine.client.Client`, whose methods these are."""
+
+    def __init__(self, clients: list[Client]) -> None:
+        self._clients = clients
+        self._count = len(clients)
+        self._turn = 0
+        self._moved: dict[int, int] = {}  # numbers that whoever asked knows -> the present ones
+        self._looking: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        for client in self._clients:
+            await client.start()
+        self._looking = asyncio.get_running_loop().create_task(self._look_for_ever())
+
+    async def close(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait([self._looking])
+        await asyncio.gather(*(client.close() for client in self._clients))
+
+    def call(self, call: Call, instant: float) -> int:
+        clients = self._clients
+        # Tries with one key meet in one place.
+        asked = [cells.by_key(call.key, self._count)] if call.key else self._order(instant)
+        refused: Unavailable | None = None
+        for cell in asked:
+            try:
+                return clients[cell].call(call, instant) * self._count + cell
+            except Unavailable as error:  # it is known to refuse: another may not
+                refused = refused or error
+        assert refused is not None
+        raise refused
+
+    def withdraw(self, seq: int) -> None:
+        seq, cell = divmod(self._present(seq), self._count)
+        self._clients[cell].withdraw(seq)
+
+    def consumed(self, seq: int, nbytes: int) -> None:
+        seq, cell = divmod(self._present(seq), self._count)
+        self._clients[cell].consumed(seq, nbytes)
+
+    def give_back(self) -> None:
+        for client in self._clients:
+            client.give_back()
+
+    def view(self) -> View:
+        return cells.view_of([client.view() for client in self._clients])
+
+    def stage(self, name: str) -> StageState | None:
+        instant = now()
+        serving = [client for client in self._clients if client.link.ready(instant)] or self._clients
+        known = [state for client in serving if (state := client.stage(name)) is not None]
+        return next(iter(cells.together([known])), None)
+
+    @property
+    def is_joined(self) -> bool:
+        return all(client.is_joined for client in self._clients)
+
+    @property
+    def pending(self) -> int:
+        return sum(client.pending for client in self._clients)
+
+    async def ask(self, what: str, *, timeout_s: float = 2.0) -> bytes:
+        told = await asyncio.gather(
+            *(client.ask(what, timeout_s=timeout_s) for client in self._clients), return_exceptions=True
+        )
+        answers = [answer for answer in told if isinstance(answer, bytes)]
+        for error in told:
+            if isinstance(error, BaseException) and (not answers or not isinstance(error, Unavailable)):
+                raise error
+        try:
+            return join(what, answers, self._count)
+        except (ProtocolError, ValueError) as error:
+            raise Unavailable(503, "a broker's answer cannot be read") from error
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _order(self, instant: float) -> list[int]:
+        self._turn += 1
+        pending = [client.pending for client in self._clients]
+        return cells.order(pending, [client.link.ready(instant) for client in self._clients], self._turn)
+
+    def _present(self, seq: int) -> int:
+        while seq in self._moved:
+            seq = self._moved[seq]
+        return seq
+
+    def _is_waiting(self, seq: int) -> bool:
+        seq, cell = divmod(seq, self._count)
+        return seq in self._clients[cell].link.waiting
+
+    async def _look_for_ever(self) -> None:
+        looked = now()
+        while True:
+            await asyncio.sleep(LOOK_S)
+            former, looked = looked, now()
+            if looked - former > 4 * LOOK_S:
+                continue  # this process was kept from running: what it has not heard says nothing of others
+            try:
+                self._look(looked)
+            except Exception:
+                log.exception("a look for silent brokers failed")
+
+    def _look(self, instant: float) -> None:
+        if self._moved:
+            self._moved = {old: new for old, new in self._moved.items() if self._is_waiting(self._present(new))}
+        for cell, client in enumerate(self._clients):
+            if client.pending and client.link.is_silent(instant):
+                self._move(cell, instant)
+
+    def _move(self, cell: int, instant: float) -> None:
+        """Give what a silent broker has not answered to the others, as far as these take it."""
+        link, count = self._clients[cell].link, 0
+        for seq, call in link.movable():
+            was_sent, call.is_sent = call.is_sent, False
+            other = next((one for one in self._order(instant) if one != cell), None)
+            try:
+                if other is None or not self._clients[other].link.ready(instant):
+                    raise Unavailable(503, "no other cell can serve")
+                found = self._clients[other].call(call, instant) * self._count + other
+            except Unavailable:
+                call.is_sent = was_sent
+                break
+            link.moved(seq, was_sent=was_sent)
+            self._moved[seq * self._count + cell] = found
+            count += 1
+        if count:
+            log.warning(
+                "requests of a silent broker were given to another", extra={"cell": cell + 1, "requests": count}
+            )

@@ -1,0 +1,93 @@
+"""What the brokers of several cells answer to one question, as the one answer that a single broker would give. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+from engine.core.about import pack_all, unpack_all
+from engine.metrics import Sources, merge, pack, pack_sources, unpack, unpack_sources
+
+# Of a stage, or the whole: what adds up. All else is the first's, but for what _stage and _status say.
+_SUMS: Final = frozenset(
+    (
+        "wanted", "ready", "starting", "queued", "in_flight", "queued_bytes", "replayed", "deaths",
+        "admitted", "capacity", "admitted_bytes",
+    )
+)  # fmt: skip
+
+
+def join(what: str, answers: Sequence[bytes], cells: int) -> bytes:
+    """The answers of those of so many cells that have answered, one at least, as one. Raises ProtocolError for metrics
+    or descriptions that cannot be read, ValueError for a status that cannot."""
+    if what == "status":
+        return _status([json.loads(answer) for answer in answers], cells)
+    if what == "about":
+        return pack_all({stage: about for answer in reversed(answers) for stage, about in unpack_all(answer).items()})
+    return _metrics([unpack_sources(answer) for answer in answers])
+
+
+def _metrics(answers: Sequence[Sources]) -> bytes:
+    frontends: dict[str, bytes] = {}
+    for answer in answers:
+        frontends.update((name, families) for name, families in answer.frontends if families)
+    return pack_sources(
+        Sources(
+            broker=pack(merge(unpack(answer.broker) for answer in answers if answer.broker)),
+            frontends=list(frontends.items()),
+            workers=[worker for answer in answers for worker in answer.workers],
+            retired=pack(merge(unpack(answer.retired) for answer in answers if answer.retired)),
+        )
+    )
+
+
+def _status(told: Sequence[dict[str, Any]], cells: int) -> bytes:
+    whole = dict(told[0])
+    for other in told[1:]:
+        for key, value in other.items():
+            if key in _SUMS:
+                whole[key] = whole.get(key, 0) + value
+    whole["cells"], whole["cells_answering"] = cells, len(told)
+    whole["uptime_s"] = min(one.get("uptime_s", 0.0) for one in told)
+    whole["draining"] = all(one.get("draining", False) for one in told)
+    if errors := [one["error"] for one in told if "error" in one]:
+        whole["error"] = errors[0]
+    stages: dict[str, list[dict[str, Any]]] = {}
+    for one in told:
+        for stage in one.get("stages", ()):
+            stages.setdefault(stage["name"], []).append(stage)
+    whole["stages"] = [_stage(parts) for parts in stages.values()]
+    frontends: dict[tuple[str, int], dict[str, Any]] = {}
+    for one in told:
+        for frontend in one.get("frontends", ()):
+            known = frontends.setdefault((frontend["name"], frontend["pid"]), {**frontend, "pending": 0})
+            known["pending"] += frontend["pending"]
+    whole["frontends"] = list(frontends.values())
+    return json.dumps(whole, separators=(",", ":")).encode()
+
+
+def _stage(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One stage of several cells."""
+    if errors := [part for part in parts if "error" in part]:
+        return errors[0]
+    whole = dict(parts[0])
+    for key in _SUMS & whole.keys():
+        whole[key] = sum(part.get(key, 0) for part in parts)
+    whole["oldest_ms"] = max(part["oldest_ms"] for part in parts)
+    for key in ("batches_by_reason", "deaths_by_cause"):
+        whole[key] = _added([part.get(key, {}) for part in parts])
+    batches = [sum(part["batches_by_reason"].values()) for part in parts]
+    items = sum(count * part["mean_batch"] for count, part in zip(batches, parts, strict=True))
+    whole["mean_batch"] = round(items / sum(batches), 2) if sum(batches) else 0.0
+    whole["workers"] = [worker for part in parts for worker in part["workers"]]
+    whole["not_fed"] = next((part["not_fed"] for part in parts if part.get("not_fed")), "")
+    return whole
+
+
+def _added(counts: Sequence[dict[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for one in counts:
+        for key, value in one.items():
+            total[key] = total.get(key, 0) + value
+    return total

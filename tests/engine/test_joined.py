@@ -1,0 +1,93 @@
+"""What several brokers answer, as one answer."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from engine.core.about import pack_all, unpack_all
+from engine.errors import ProtocolError
+from engine.joined import join
+from engine.metrics import Sources, counter, pack, pack_sources, unpack, unpack_sources
+from engine.status import table
+
+
+def stage(name: str, **told: Any) -> dict[str, Any]:
+    known = {
+        "name": name, "wanted": 1, "ready": 1, "starting": 0, "queued": 2, "in_flight": 3, "queued_bytes": 10,
+        "oldest_ms": 5.0, "replayed": 1, "deaths": 1, "mean_batch": 2.0, "batches_by_reason": {"full": 2},
+        "workers": [{"slot": 1, "pid": 10, "state": "ready", "batches": 2, "items": 4}],
+        "deaths_by_cause": {"oom": 1}, "not_fed": "",
+    }  # fmt: skip
+    return {**known, **told}
+
+
+def status(**told: Any) -> bytes:
+    known = {
+        "name": "n", "epoch": 1, "uptime_s": 9.0, "threads": "one", "draining": False, "admitted": 1, "capacity": 5,
+        "admitted_bytes": 7, "stages": [stage("a")], "frontends": [{"name": "f", "pid": 3, "pending": 1}],
+    }  # fmt: skip
+    return json.dumps({**known, **told}).encode()
+
+
+def test_status_adds_up() -> None:
+    other = stage("a", oldest_ms=8.0, mean_batch=5.0, batches_by_reason={"full": 1, "idle": 1}, not_fed="it kills")
+    told = json.loads(join("status", [status(), status(uptime_s=4.0, draining=True, stages=[other])], 3))
+    assert (told["admitted"], told["capacity"], told["admitted_bytes"]) == (2, 10, 14)
+    assert (told["uptime_s"], told["draining"], told["cells"], told["cells_answering"]) == (4.0, False, 3, 2)
+    (one,) = told["stages"]
+    assert (one["wanted"], one["queued"], one["deaths"], one["oldest_ms"]) == (2, 4, 2, 8.0)
+    assert one["batches_by_reason"] == {"full": 3, "idle": 1}
+    assert (one["mean_batch"], one["deaths_by_cause"], one["not_fed"]) == (3.5, {"oom": 2}, "it kills")
+    assert len(one["workers"]) == 2
+    assert told["frontends"] == [{"name": "f", "pid": 3, "pending": 2}]
+    assert "2 of 3 cells answer" in table(json.dumps(told).encode())
+
+
+def test_a_stage_that_could_not_be_told_of_says_so() -> None:
+    broken = {"name": "a", "error": "not told"}
+    told = json.loads(join("status", [status(), status(stages=[broken])], 2))
+    assert told["stages"] == [broken]
+    assert "2 cells" in table(json.dumps(told).encode())
+    told = json.loads(join("status", [status(), status(error="not told", stages=[])], 2))
+    assert told["error"] == "not told"
+
+
+def test_idle_stages_have_no_mean() -> None:
+    idle = stage("a", batches_by_reason={}, mean_batch=0.0)
+    told = json.loads(join("status", [status(stages=[idle])] * 2, 2))
+    assert told["stages"][0]["mean_batch"] == 0.0
+
+
+def test_metrics_add_up_and_a_frontend_counts_once() -> None:
+    def sources(admitted: int, frontend: bytes, slot: int) -> bytes:
+        return pack_sources(
+            Sources(
+                broker=pack([counter("admitted", "d", [({}, admitted)])]),
+                frontends=[("f", frontend)],
+                workers=[("a", slot, b"w")],
+                retired=pack([counter("gone", "d", [({}, 1)])]),
+            )
+        )
+
+    told = unpack_sources(join("metrics", [sources(2, b"mine", 1), sources(3, b"", 2)], 2))
+    (family,) = unpack(told.broker)
+    assert [sample.value for sample in family.samples] == [5.0]
+    assert told.frontends == [("f", b"mine")]
+    assert told.workers == [("a", 1, b"w"), ("a", 2, b"w")]
+    assert [sample.value for sample in unpack(told.retired)[0].samples] == [2.0]
+
+
+def test_the_first_description_of_a_stage_counts() -> None:
+    told = unpack_all(join("about", [pack_all({"a": b"1"}), pack_all({"a": b"2", "b": b"3"})], 2))
+    assert told == {"a": b"1", "b": b"3"}
+
+
+@pytest.mark.parametrize(
+    ("what", "error"), [("metrics", ProtocolError), ("about", ProtocolError), ("status", ValueError)]
+)
+def test_what_cannot_be_read_is_an_error(what: str, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        join(what, [b"\xff"], 2)
