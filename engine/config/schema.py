@@ -260,12 +260,17 @@ class StageSection:
     max_batch_bytes: int = key(64 << 20, "Most payload bytes of one batch.", unit=Unit.BYTES, least=1)
     max_wait_time: float = key(
         10.0,
-        "Longest wait of the oldest item for its batch to fill, while a worker could take it.",
+        "Longest wait of the oldest item for its batch to fill, while a worker could take it; 0: who finds one idle "
+        "does not wait.",
         unit=Unit.MILLISECONDS,
         least=0,
         most=600_000,
     )
-    eager: bool = key(True, "An idle worker gets what there is at once; false waits for a full batch or max_wait_time.")
+    eager: bool = key(
+        True,
+        "An idle worker gets what there is at once; where batches take long, several share it and begin evenly spaced, "
+        "as far as that answers sooner. false waits for a full batch or max_wait_time.",
+    )
     max_queue_bytes: int = key(
         1 << 30,
         "Payload bytes waiting at this stage; past it 429. A value of more for it is 500.",

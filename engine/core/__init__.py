@@ -17,6 +17,7 @@
     predict    how long a batch of n takes        idempotency  tries of one request, computed once
     breaker    when a stage is not fed at all         failing    when a worker is to blame, not what it got
     deaths     how a worker ended, as far as known    vitality   who is stopped or hung, seen from outside
+    spacing    how much of what waits an idle worker takes, and when
     killings   whom the kernel killed for want of memory
     ebb        when a peak of memory is over
     introduction  how peers introduce themselves, and are refused: frozen words

@@ -4,7 +4,8 @@ A stage has one queue for all its workers. A batch leaves when a worker can take
 
     full       max_batch_size items, or max_batch_bytes, are waiting
     drain      the stage is stopping: nothing more will come to wait for
-    idle       a worker has nothing to do, and waiting helps nobody (``eager``)
+    idle       a worker has nothing to do, and waiting helps nobody (``eager``): not one that would come later and be
+               served sooner, for batches that are not full leave evenly spaced (:mod:`engine.core.spacing`)
     wait       the oldest item has been at this stage for max_wait
     deadline   waiting longer would make the first deadline unreachable, going by how long a batch takes
 
@@ -110,11 +111,13 @@ def decide(
     service_s: float = 0.0,
     free_at: float = 0.0,
     not_before: float = 0.0,
+    spaced_until: float = 0.0,
     draining: bool = False,
 ) -> Decision:
     """Whether a batch leaves now. ``service_s`` is how long one more than there is would take, from release to results;
     ``free_at`` when a busy taker will probably be done, and ``not_before`` when it may be given a full batch: before
-    that others may be free."""
+    that others may be free. ``spaced_until`` is when one that is not full may follow the one before it to an idle
+    taker."""
     if taker is NOBODY or backlog.count == 0:
         return NOTHING
     if backlog.count >= policy.max_batch_size or backlog.nbytes >= policy.max_batch_bytes:
@@ -123,7 +126,7 @@ def decide(
         return _FULL
     if draining:
         return _DRAIN
-    if taker is IDLE and policy.eager:
+    if taker is IDLE and policy.eager and (now >= spaced_until or not policy.max_wait_s):
         return _IDLE
     wait_over = backlog.oldest + policy.max_wait_s
     if taker is BUSY:
@@ -135,6 +138,8 @@ def decide(
     last_call = backlog.first_deadline - service_s
     if now >= last_call:
         return _DEADLINE
+    if policy.eager:
+        last_call = min(last_call, spaced_until)
     return Decision(None, min(wait_over, last_call))
 
 
@@ -152,6 +157,7 @@ class BatchQueue:
         self.is_mixed = False  # some deadlines are out of order, or were since the queue was last empty
         self._latest = -inf  # deadline of what was pushed
         self._is_sorted = True
+        self._disorder = 0.0  # by how much the deadline of what was pushed was before that of something before it
         self._sort_at = -inf  # not before
 
     def __len__(self) -> int:
@@ -171,13 +177,16 @@ class BatchQueue:
         if not waiting:
             latest = -inf
             self.is_mixed, self._is_sorted = False, True
+            self._disorder = 0.0
         for item in items:
             request = item.request
             deadline = request.deadline
             if deadline > latest:
                 latest = deadline
-            elif deadline < latest - TOLERANCE_S:
-                self.is_mixed, self._is_sorted = True, False
+            elif deadline < latest:
+                self._disorder = max(self._disorder, latest - deadline)
+                if deadline < latest - TOLERANCE_S:
+                    self.is_mixed, self._is_sorted = True, False
             waiting[request.uid] = item
             self.nbytes += item.size
         self._latest = latest
@@ -206,12 +215,15 @@ class BatchQueue:
         return items
 
     def backlog(self, *, deadlines: bool) -> Backlog:
-        """``deadlines`` false leaves the earliest deadline out, which costs a look at every item of the next batch."""
+        """``deadlines`` false leaves the earliest deadline out, which can cost a look at every item of the next batch.
+        It may be told a little early."""
         first = oldest = inf
         for item in self.items.values():
             oldest = item.arrived
             break
-        if deadlines:
+        if deadlines and self.policy.eager:
+            first = self.first_deadline
+        elif deadlines:
             window = islice(self.items.values(), self.policy.max_batch_size)
             first = min((item.request.deadline for item in window), default=inf)
         return Backlog(len(self.items), self.nbytes, oldest, first)
@@ -221,6 +233,7 @@ class BatchQueue:
         if not self._is_sorted:
             self.items = OrderedDict(sorted(self.items.items(), key=_deadline))
             self._is_sorted = True
+            self._disorder = 0.0
             self._sort_at = now + len(self.items) * SORT_EVERY_S
 
     @property
@@ -233,6 +246,14 @@ class BatchQueue:
 
     def first(self) -> Item | None:
         return next(iter(self.items.values()), None)
+
+    @property
+    def first_deadline(self) -> float:
+        """Nobody who waits is due before; it may be a little early. inf: nobody waits."""
+        if not self._is_sorted:
+            return min([item.request.deadline for item in self.items.values()], default=inf)
+        first = self.first()
+        return inf if first is None else first.request.deadline - self._disorder
 
     def sample(self) -> list[float]:
         """Deadlines of some items, evenly chosen, in order."""

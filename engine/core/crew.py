@@ -107,9 +107,12 @@ class Member:
 
     def is_overdue(self, now: float) -> bool:
         """It should have done all it has by now, and by more than half the time of the last of it."""
-        if now <= self.free_at:
-            return False
-        return bool(self.batches) and now > self.free_at + self.batches[next(reversed(self.batches))].expected_s / 2
+        return now > self.free_at and bool(self.batches) and now > self.overdue_at
+
+    @property
+    def overdue_at(self) -> float:
+        """From when on that is so, if it has a batch."""
+        return self.free_at + self.batches[next(reversed(self.batches))].expected_s / 2
 
 
 class Crew:
@@ -227,6 +230,16 @@ class Crew:
         if self._credit < 2:
             return None
         return min([worker for worker in busy.values() if not worker.is_overdue(now)], key=_free_at, default=None)
+
+    @property
+    def is_busy(self) -> bool:
+        """Somebody computes."""
+        return bool(self._computing)
+
+    @property
+    def able(self) -> int:
+        """How many could be given work, now or when they are done with what they have."""
+        return sum([worker.is_able for worker in self.workers.values()])
 
     def outlook(self) -> tuple[list[float], float]:
         """When each worker that can be given work will be free, in order (the past: it is), and how slow they are

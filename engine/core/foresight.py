@@ -19,6 +19,7 @@ from engine.core.crew import Crew, InFlight, Member
 from engine.core.items import Item
 from engine.core.predict import Outlook, Times
 from engine.core.routing import Topology
+from engine.core.spacing import PRICE, SLOWER, share, spacing_s
 from engine.core.stats import StageStats
 from engine.core.wire import MICROS
 
@@ -26,7 +27,7 @@ LONG_S: Final = 2 * AHEAD_S  # batches that take longer are planned one by one
 LOOK_S: Final = 0.002  # how often the front is told what to expect, at most
 CALM_S: Final = 0.020  # who waits for less is not worth a word
 MEASURE_S: Final = 0.1
-PRICE: Final = 0.2  # items that others may lose for one that could be replaced
+LOSS: Final = 0.2  # items that others may lose for one that could be replaced
 TOLD_ANEW: Final = 0.05  # change of how long a batch takes with which the crew is told
 
 LEARN_S: Final = 0.005  # of batches that take less, one in such a time is learned from
@@ -41,6 +42,13 @@ class Choice(NamedTuple):
     look_at: float
     dead: list[Item]
     hopeless: list[Item]
+
+
+class Share(NamedTuple):
+    """``most`` of the first items that wait are an idle worker's, or 0, and then it is looked again at ``look_at``."""
+
+    most: int
+    look_at: float
 
 
 class Foresight:
@@ -60,6 +68,7 @@ class Foresight:
         self.delay_s = 0.0  # from an item's arrival to its release, lately
         self.is_long = False  # batches are planned one by one
         self.look_at = 0.0  # when the front is to be told again
+        self.released_at = -inf  # when the last batch left
         self.taken = 0  # items that came from the front
         self._later = [0.0] * len(topology.routes)  # by route: what an item needs after this stage
         self.later_s = 0.0  # the most of these
@@ -143,6 +152,53 @@ class Foresight:
             return start + self.times.predict(n, worker) * self.times.margin + self.later_s
         return start + self.service_s + self.later_s if self.times.known else 0.0
 
+    def needs_s(self, worker: Member, n: int) -> float:
+        """How much time whoever is in a batch of ``n`` has to have when it leaves; 0: nobody knows."""
+        return self.times.predict(n, worker) * self.times.margin + self.later_s if self.times.known else 0.0
+
+    # --- sharing -----------------------------------------------------------------------------------------------------
+
+    def spaced_until(self, waiting: int, now: float) -> float:
+        """Until when somebody idle is not given ``waiting`` items, less than a batch; in the past: they leave now."""
+        crew = self._crew
+        if not crew.is_busy:
+            return 0.0
+        able = crew.able
+        if able < 2:
+            return 0.0
+        self._measure(now)
+        spacing = spacing_s(self.times.fixed_s, able)
+        return self.released_at + spacing if waiting < self._rate * spacing else 0.0
+
+    def share(self, worker: Member, waiting: int, now: float) -> Share:
+        """How many of those that wait the idle ``worker`` takes. None is left to somebody who would be late with it."""
+        times, most = self.times, self._queue.most
+        n = min(waiting, most)
+        other = self._soonest(worker, n, now)
+        if other is None:
+            return Share(n, inf)
+        may_pass = bool(other.batches) and other.slowness < SLOWER * worker.slowness
+        if n < 2 and not may_pass:
+            return Share(n, inf)
+        self._measure(now)
+        price = PRICE * self._rate * times.shape[n] / self._crew.able
+        wait_s = _left_s(other, now)
+        count = share(times, worker, other, wait_s, waiting, most, price, may_pass=may_pass)
+        if count < n and now + wait_s + self.needs_s(other, n) > self._queue.first_deadline:
+            return Share(n, inf)
+        return Share(count, other.overdue_at if not count else inf)
+
+    def _soonest(self, worker: Member, n: int, now: float) -> Member | None:
+        """Who else would be the first to be done with a batch of ``n``."""
+        found, sooner = None, inf
+        for other in self._crew.workers.values():
+            if other is worker or not other.is_able or len(other.batches) > 1 or other.is_overdue(now):
+                continue
+            done_s = _left_s(other, now) + self.times.predict(n, other)
+            if done_s < sooner:
+                found, sooner = other, done_s
+        return found
+
     # --- choosing ----------------------------------------------------------------------------------------------------
 
     def choose(self, worker: Member, start: float, now: float, *, is_idle: bool) -> Choice:
@@ -155,7 +211,7 @@ class Foresight:
         queue.sort(now)
         need = self._need(now)
         # Where even whole batches do not suffice, somebody else is served in the place of whoever is left out.
-        price = 1.0 if need < queue.policy.max_batch_size else PRICE
+        price = 1.0 if need < queue.policy.max_batch_size else LOSS
         dead: list[Item] = []
         hopeless: list[Item] = []
         while (item := queue.first()) is not None:
@@ -256,3 +312,8 @@ class Foresight:
             slowness,
             queue.sample() if queue.is_mixed else [],
         )
+
+
+def _left_s(worker: Member, now: float) -> float:
+    """How long what it has will keep a worker."""
+    return max(worker.free_at - now, 0.0) if worker.batches else 0.0

@@ -89,6 +89,11 @@ class Times:
         """Seconds from when ``worker`` can begin with a batch of ``n`` until its results are there; 0 while unknown."""
         return self.shape[n] * worker.slowness + self.overhead_s
 
+    @property
+    def fixed_s(self) -> float:
+        """What a batch takes however small it is; 0 while unknown."""
+        return min(self._a, self.shape[1])
+
     def predict_mean(self, n: int, slowness: float) -> float:
         """The same of a worker that is so slow."""
         return self.shape[n] * slowness + self.overhead_s

@@ -428,24 +428,37 @@ class StageMachine:
                 break
             # The earliest deadline costs a look at every item; it matters only if a partial batch may wait.
             partial = waiting < policy.max_batch_size
+            is_shared = is_long and is_idle and policy.eager
+            spaced_until = foresight.spaced_until(waiting, now) if is_shared and partial else 0.0
+            may_wait = partial and is_idle and (spaced_until > now or not policy.eager)
             decision = decide(
                 policy,
-                self.queue.backlog(deadlines=partial and is_idle and not policy.eager),
+                self.queue.backlog(deadlines=may_wait),
                 IDLE if is_idle else BUSY,
                 now=now,
-                service_s=foresight.times.predict(waiting + 1, worker) if partial and not policy.eager else 0.0,
+                service_s=foresight.needs_s(worker, waiting + 1) if may_wait else 0.0,
                 free_at=0.0 if is_idle else foresight.free_at(worker),
                 not_before=worker.free_at - AHEAD_S if is_long else 0.0,
+                spaced_until=spaced_until,
                 draining=self.draining,
             )
             if decision.reason is None:
                 wake = decision.wake_at
                 break
+            reason, most = decision.reason, min(waiting, policy.max_batch_size)
+            if is_shared and (reason is Reason.IDLE or reason is Reason.FULL):
+                count, look_at = foresight.share(worker, waiting, now)
+                if not count:
+                    wake = look_at
+                    break
+                if count < min(waiting, self.queue.most):
+                    reason = Reason.IDLE
+                most = count
             start = now
             if is_long and not is_idle and worker.free_at > now:
                 start = worker.free_at
-            done_at = foresight.done_at(worker, min(waiting, policy.max_batch_size), start)
-            items, dead, is_tight = self.queue.take(now, done_at=done_at)
+            done_at = foresight.done_at(worker, most, start)
+            items, dead, is_tight = self.queue.take(now, most=most, done_at=done_at)
             if dead:
                 self._ends.drop(dead)
             if is_tight:
@@ -457,9 +470,9 @@ class StageMachine:
                 if not choice.most:
                     wake = choice.look_at
                     break
-                items, dead, _ = self.queue.take(now, most=choice.most)
+                items, dead, _ = self.queue.take(now, most=min(choice.most, most))
             if items:
-                self._dispatch(worker, items, decision.reason, now)
+                self._dispatch(worker, items, reason, now)
         if (self.queue.nbytes >= self.spec.max_queue_bytes) is not self._was_full:
             self._tell(now)
         if now >= foresight.look_at and foresight.times.known and foresight.has_news(len(fate.apart), now):
@@ -575,6 +588,7 @@ class StageMachine:
         lane.batch_size.observe(count)
         waited_s = now - items[0].arrived
         lane.batch_wait.observe(waited_s)
+        foresight.released_at = now
         foresight.delay_s += (waited_s - foresight.delay_s) * DELAY_SMOOTHING
         worker.free_at = (worker.free_at if worker.batches else now) + expected_s
         worker.batches[number] = flight

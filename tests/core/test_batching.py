@@ -85,6 +85,35 @@ def test_deadline_releases_before_it_becomes_unreachable() -> None:
 
 def test_drain_waits_for_nothing() -> None:
     assert decide(LAZY, WAITING, Taker.IDLE, now=100.0, draining=True).reason is Reason.DRAIN
+    assert decide(POLICY, WAITING, Taker.IDLE, now=100.0, spaced_until=100.005, draining=True).reason is Reason.DRAIN
+
+
+def test_a_partial_batch_follows_the_one_before_it_at_a_distance() -> None:
+    decision = decide(POLICY, WAITING, Taker.IDLE, now=100.0, spaced_until=100.005)
+    assert decision.reason is None
+    assert decision.wake_at == 100.005
+    assert decide(POLICY, WAITING, Taker.IDLE, now=100.005, spaced_until=100.005).reason is Reason.IDLE
+    assert decide(POLICY, but(WAITING, count=4), Taker.IDLE, now=100.0, spaced_until=100.005).reason is Reason.FULL
+
+
+def test_the_distance_is_bounded_by_the_wait_and_by_the_first_deadline() -> None:
+    at = decide(POLICY, WAITING, Taker.IDLE, now=100.0, spaced_until=100.050).wake_at
+    assert at == pytest.approx(100.010)
+    assert decide(POLICY, WAITING, Taker.IDLE, now=at, spaced_until=100.050).reason is Reason.WAIT
+    backlog = but(WAITING, first_deadline=100.008)
+    at = decide(POLICY, backlog, Taker.IDLE, now=100.0, service_s=0.005, spaced_until=100.050).wake_at
+    assert at == pytest.approx(100.003)
+    assert decide(POLICY, backlog, Taker.IDLE, now=at, service_s=0.005, spaced_until=100.050).reason is Reason.DEADLINE
+
+
+def test_who_wants_nobody_to_wait_says_so_by_the_wait() -> None:
+    policy = replace(POLICY, max_wait_s=0.0)
+    assert decide(policy, WAITING, Taker.IDLE, now=100.0, spaced_until=100.005).reason is Reason.IDLE
+
+
+def test_the_distance_makes_no_difference_to_who_waits_for_full_batches() -> None:
+    for until in (0.0, 100.001, 200.0):
+        assert decide(LAZY, WAITING, Taker.IDLE, now=100.0, spaced_until=until).wake_at == pytest.approx(100.010)
 
 
 @pytest.mark.parametrize("backlog", [but(WAITING, count=0), Backlog(0, 0, inf)])
@@ -106,20 +135,31 @@ def test_nothing_leaves_without_a_taker() -> None:
     wait=st.sampled_from([0.0, 0.01, 0.5]),
     left=st.floats(-1, 10),
     service=st.floats(0, 1),
+    spaced=st.floats(-1, 1),
 )
 def test_a_decision_is_always_a_release_or_a_time_to_look_again(
-    count: int, nbytes: int, waited: float, taker: Taker, eager: bool, wait: float, left: float, service: float
+    count: int,
+    nbytes: int,
+    waited: float,
+    taker: Taker,
+    eager: bool,
+    wait: float,
+    left: float,
+    service: float,
+    spaced: float,
 ) -> None:
     policy = Policy(4, 1000, wait, eager)
     now = 1000.0
     backlog = Backlog(count, nbytes, now - waited, now + left)
-    decision = decide(policy, backlog, taker, now=now, service_s=service)
+    until = now + spaced
+    decision = decide(policy, backlog, taker, now=now, service_s=service, spaced_until=until)
     if decision.reason is None:
         assert decision.wake_at > now
         if count and taker is Taker.IDLE:
             # Somebody is idle and something waits: the wait is bounded, and at its end the batch does leave.
             assert decision.wake_at <= now + wait
-            assert decide(policy, backlog, taker, now=decision.wake_at + 1e-6, service_s=service).reason is not None
+            then = decision.wake_at + 1e-6
+            assert decide(policy, backlog, taker, now=then, service_s=service, spaced_until=until).reason is not None
     else:
         assert count > 0
         assert taker is not Taker.NOBODY
@@ -186,11 +226,29 @@ def test_discard_from_the_middle() -> None:
 
 
 def test_backlog_looks_at_the_next_batch_only() -> None:
-    queue = BatchQueue(POLICY)
+    queue = BatchQueue(LAZY)
     for uid, deadline in enumerate((50.0, 40.0, 60.0, 70.0, 1.0)):
         queue.push(item(uid, arrived=float(uid), deadline=deadline))
     assert queue.backlog(deadlines=True) == Backlog(5, 5, 0.0, 40.0)
     assert queue.backlog(deadlines=False).first_deadline == inf
+
+
+@given(st.lists(st.one_of(st.floats(100.0, 100.05), st.none()), max_size=30), st.booleans())
+def test_the_first_deadline_is_never_told_late(steps: list[float | None], sort: bool) -> None:
+    """None: one is taken."""
+    queue = BatchQueue(POLICY)
+    for uid, step in enumerate(steps):
+        if step is not None:
+            queue.push(item(uid, deadline=step))
+        else:
+            queue.take(0.0, most=1)
+    if sort:
+        queue.sort(0.0)
+    first = min([one.request.deadline for one in queue.items.values()], default=inf)
+    assert queue.first_deadline <= first
+    assert queue.backlog(deadlines=True).first_deadline <= first
+    if queue:
+        assert queue.first_deadline >= first - 0.010 - 1e-9
 
 
 @given(st.lists(st.one_of(st.integers(1, 400), st.just(-1), st.just(-2)), max_size=60))

@@ -94,6 +94,27 @@ def test_what_waits_behind_a_late_batch_is_revoked_and_given_to_others() -> None
     assert [twin.answer(seq)[0] for seq in range(1, 17)] == [200] * 16
 
 
+@pytest.mark.parametrize(
+    ("times_us", "left"),
+    [
+        (dict.fromkeys(range(1, 9), 20_000), [[(5, "full")], [(3, "idle")]]),
+        ({1: 20_000, 8: 160_000}, [[(4, "idle")], [(3, "idle")]]),
+    ],
+    ids=["by the batch", "by the item"],
+)
+def test_of_what_is_full_in_bytes_an_idle_worker_takes_its_share(
+    times_us: dict[int, int], left: list[list[tuple[int, str]]]
+) -> None:
+    """Full is what is as large as it may be; a share of it leaves because somebody is idle. (What takes its time by the
+    item is shared with the one that is busy again by then.)"""
+    twin = one_stage(policy=Policy(8, 30, 0.010))
+    twin.stages[0].foresight.seed(times_us)
+    assert twin.stages[0].foresight.is_long
+    workers = [twin.worker(slot=slot) for slot in (1, 2)]
+    twin.submit(8, first=10)  # 6 bytes each
+    assert [[(len(batch.uids), batch.reason) for batch, _ in worker.lane] for worker in workers] == left
+
+
 def test_other_numbers_hold_from_the_next_batch_on() -> None:
     twin = one_stage()
     worker = twin.worker()
