@@ -43,7 +43,7 @@ from benchmarks import (
     wrk,
 )
 from benchmarks.__main__ import RESULTS, listing, main
-from benchmarks.cases import CASES, accelerator, chosen, echo, gpu, http, launch
+from benchmarks.cases import CASES, accelerator, chosen, cores, echo, gpu, http, launch
 from benchmarks.offline import OFFLINE
 from benchmarks.picture import draw, file_name
 from benchmarks.result import OURS, PEER, Case, Metric, Picture, Row, Summary, Target, at, grown, worst
@@ -386,6 +386,7 @@ def test_every_case_is_listed_once_and_belongs_to_all() -> None:
         "growth",
         "launch-bound",
         "gpu",
+        "cores",
         "http",
     }
 
@@ -468,7 +469,9 @@ def pretended(tmp_path: Path) -> Pretended:
     return Pretended(repeats=2, seconds=1, folder=tmp_path, threads=1, say=lambda text: None)
 
 
-@pytest.mark.parametrize("case", [*echo.CASES, *http.CASES, launch.CASE, gpu.CASE], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [*echo.CASES, *http.CASES, launch.CASE, gpu.CASE, cores.CASE], ids=lambda case: case.name
+)
 def test_a_case_yields_what_its_table_and_targets_ask_for(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -538,6 +541,18 @@ def test_without_a_gpu_its_case_is_skipped(monkeypatch: pytest.MonkeyPatch) -> N
     assert gpu.missing() is None
     monkeypatch.setattr(gpu, "find_spec", lambda name: None)
     assert "torch is not installed" in str(gpu.missing())
+
+
+def test_few_cores_are_no_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(7)))
+    assert cores.missing() == "7 CPUs: needs 8, for one broker to be what is full"
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
+    assert cores.missing() is None
+
+
+def test_the_client_has_more_threads_where_there_are_cpus_for_it() -> None:
+    assert [wrk.client_threads(256, cpus) for cpus in (1, 2, 4, 8, 16, 64)] == [1, 1, 1, 2, 4, 4]
+    assert wrk.client_threads(1, 16) == 1
 
 
 class Small(work.Encode):

@@ -32,7 +32,8 @@ class Service:
     paths: tuple[str, ...] = ("/inference",)
     capacity: int = 8192  # requests admitted at once; far above what a closed loop keeps open
     timeout_s: float = 30.0  # a slow answer is a result; a timeout would hide it
-    broker_threads: str = "auto"  # Stageline's alone
+    broker_threads: str = "auto"  # Stageline's alone, and so are:
+    cells: int = 1
 
     @property
     def workers(self) -> int:
@@ -57,6 +58,7 @@ def stages_toml(service: Service, adapter: Path) -> str:
         "grace = 3.0",
         'log_level = "warning"',
         f'threads = "{service.broker_threads}"',
+        f"cells = {service.cells}",
         "[frontend]",
         'address = "127.0.0.1"',
         f"timeout = {service.timeout_s}",

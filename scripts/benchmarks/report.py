@@ -30,6 +30,7 @@ worker code, one machine, one run.
 scripts/bench all                      # every case, half an hour; writes docs/benchmarks/results.json
 scripts/bench echo --seconds 5         # one group of cases, longer measurements
 scripts/bench gpu                      # a real model on a GPU; skipped, with the reason, where there is none
+scripts/bench cores                    # echo on many cores, by brokers; skipped on few
 scripts/bench accelerator-2 --json accelerator.json
 scripts/bench gap --json docs/benchmarks/results.json --add     # one case measured again, the others kept
 scripts/bench report                   # this page, and pictures beside the JSON, out of the JSON
@@ -38,9 +39,10 @@ scripts/bench --list
 ```
 
 It needs Linux, Python 3.10 or newer with `venv`, and `wrk` (Debian: `apt-get install wrk`); for the case `nginx` that
-(`apt-get install nginx-light`), for `gpu` a CUDA device: a case that lacks something is skipped and says what. What is
-measured is installed: Stageline into `.venv`, the others into `.venv-bench`. Each case takes less than two minutes on a
-machine with two CPUs that does nothing else meanwhile; results of a busy machine are worth nothing.
+(`apt-get install nginx-light`), for `gpu` a CUDA device, for `cores` eight CPUs: a case that lacks something is
+skipped and says what. What is measured is installed: Stageline into `.venv`, the others into `.venv-bench`. Each case
+takes less than two minutes on a machine with two CPUs that does nothing else meanwhile; results of a busy machine are
+worth nothing.
 
 ## How it is measured
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 import resource
 import shutil
@@ -39,6 +40,11 @@ class Report:
     def rate(self) -> float:
         """Requests per second."""
         return self.requests / self.seconds
+
+
+def client_threads(connections: int, cpus: int | None = None) -> int:
+    """As many as the client needs not to be what is measured, and the machine can spare."""
+    return max(1, min(4, connections, (cpus or os.cpu_count() or 1) // 4))
 
 
 def parse(output: str) -> Report:
@@ -105,7 +111,7 @@ def command(url: str, *, connections: int, seconds: float, script: Path) -> list
     wrk knows whole seconds only: ``seconds`` is rounded up.
     """
     return [
-        "wrk", "-t1", f"-c{connections}", f"-d{math.ceil(seconds)}s", "--latency",
+        "wrk", f"-t{client_threads(connections)}", f"-c{connections}", f"-d{math.ceil(seconds)}s", "--latency",
         "--timeout", f"{TIMEOUT_S}s", "-s", str(script), url,
     ]  # fmt: skip
 

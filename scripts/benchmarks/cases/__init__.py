@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from benchmarks.cases import accelerator, echo, gap, gpu, growth, http, launch, memory, model, tensors
+from benchmarks.cases import accelerator, cores, echo, gap, gpu, growth, http, launch, memory, model, tensors
 from benchmarks.result import Case
 
 CASES: Final[tuple[Case, ...]] = (
@@ -17,6 +17,7 @@ CASES: Final[tuple[Case, ...]] = (
     gap.CASE,
     launch.CASE,
     gpu.CASE,
+    cores.CASE,
     *growth.CASES,
     memory.CASE,
 )
