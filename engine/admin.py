@@ -25,17 +25,21 @@ def ask(deployment: Deployment, what: str, timeout_s: float = 2.0) -> bytes:
     """
     context = transport.context()
     cells = deployment.engine.cells
-    answers: list[bytes] = []
+    answers: list[bytes | None] = []
+    failure: Unavailable | None = None
     try:
         for cell in range(cells):
             try:
                 answers.append(ask_at(context, transport.endpoints_of(deployment, cell).admin, what, timeout_s))
-            except Unavailable:
-                if cell + 1 == cells and not answers:
-                    raise
+            except Unavailable as error:
+                failure = error
+                answers.append(None)
     finally:
         context.term()
-    return answers[0] if cells == 1 else join(what, answers, cells)
+    given = [answer for answer in answers if answer is not None]
+    if failure is not None and not given:
+        raise failure
+    return given[0] if cells == 1 else join(what, answers)
 
 
 def ask_at(context: transport.Context, endpoint: str, what: str, timeout_s: float) -> bytes:

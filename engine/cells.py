@@ -48,6 +48,7 @@ class Cells:
         self._count = len(clients)
         self._turn = 0
         self._moved: dict[int, int] = {}  # numbers that whoever asked knows -> the present ones
+        self._metrics: list[bytes | None] = [None] * self._count  # of each, as told last
         self._looking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -107,12 +108,16 @@ class Cells:
         told = await asyncio.gather(
             *(client.ask(what, timeout_s=timeout_s) for client in self._clients), return_exceptions=True
         )
-        answers = [answer for answer in told if isinstance(answer, bytes)]
+        answers = [answer if isinstance(answer, bytes) else None for answer in told]
         for error in told:
-            if isinstance(error, BaseException) and (not answers or not isinstance(error, Unavailable)):
+            if isinstance(error, BaseException) and not (any(answers) and isinstance(error, Unavailable)):
                 raise error
+        if what == "metrics":
+            # What a cell does not tell now stays what it was: a sum that falls would be taken for a new beginning.
+            answers = [new or old for new, old in zip(answers, self._metrics, strict=True)]
+            self._metrics = answers
         try:
-            return join(what, answers, self._count)
+            return join(what, answers)
         except (ProtocolError, ValueError) as error:
             raise Unavailable(503, "a broker's answer cannot be read") from error
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import msgspec
+
 from engine.core.about import pack_all, unpack_all
-from engine.metrics import Sources, merge, pack, pack_sources, unpack, unpack_sources
+from engine.metrics import Family, Sources, merge, pack, pack_sources, unpack, unpack_sources
 
 # Of a stage, or the whole: what adds up. All else is the first's, but for what _stage and _status say.
 _SUMS: Final = frozenset(
@@ -18,28 +20,43 @@ _SUMS: Final = frozenset(
 )  # fmt: skip
 
 
-def join(what: str, answers: Sequence[bytes], cells: int) -> bytes:
-    """The answers of those of so many cells that have answered, one at least, as one. Raises ProtocolError for metrics
-    or descriptions that cannot be read, ValueError for a status that cannot."""
+def join(what: str, answers: Sequence[bytes | None]) -> bytes:
+    """The answers of all cells, one at least (None: it did not answer), as one. Raises ProtocolError for metrics or
+    descriptions that cannot be read, ValueError for a status that cannot."""
+    given = {cell: answer for cell, answer in enumerate(answers) if answer is not None}
     if what == "status":
-        return _status([json.loads(answer) for answer in answers], cells)
+        return _status([json.loads(answer) for answer in given.values()], len(answers))
     if what == "about":
-        return pack_all({stage: about for answer in reversed(answers) for stage, about in unpack_all(answer).items()})
-    return _metrics([unpack_sources(answer) for answer in answers])
+        told = [unpack_all(answer) for answer in given.values()]
+        return pack_all({stage: about for one in reversed(told) for stage, about in one.items()})
+    return _metrics({cell: unpack_sources(answer) for cell, answer in given.items()})
 
 
-def _metrics(answers: Sequence[Sources]) -> bytes:
+def _metrics(answers: Mapping[int, Sources]) -> bytes:
+    """What a broker counts bears the number of its cell: a counter that begins anew when a broker does would be taken
+    for one of all cells."""
     frontends: dict[str, bytes] = {}
-    for answer in answers:
+    for answer in answers.values():
         frontends.update((name, families) for name, families in answer.frontends if families)
     return pack_sources(
         Sources(
-            broker=pack(merge(unpack(answer.broker) for answer in answers if answer.broker)),
+            broker=pack(merge(_labelled(answer.broker, cell) for cell, answer in answers.items())),
             frontends=list(frontends.items()),
-            workers=[worker for answer in answers for worker in answer.workers],
-            retired=pack(merge(unpack(answer.retired) for answer in answers if answer.retired)),
+            workers=[worker for answer in answers.values() for worker in answer.workers],
+            retired=pack(merge(_labelled(answer.retired, cell) for cell, answer in answers.items())),
         )
     )
+
+
+def _labelled(families: bytes, cell: int) -> list[Family]:
+    label = {"cell": str(cell + 1)}
+    return [
+        msgspec.structs.replace(
+            family,
+            samples=[msgspec.structs.replace(sample, labels={**label, **sample.labels}) for sample in family.samples],
+        )
+        for family in (unpack(families) if families else ())
+    ]
 
 
 def _status(told: Sequence[dict[str, Any]], cells: int) -> bytes:

@@ -15,6 +15,7 @@ from engine.core.call import Call
 from engine.core.liveness import LOST_S, MOVE_S
 from engine.core.messages import Cancel, StageState
 from engine.errors import ConfigError, Unavailable
+from engine.metrics import Sources, counter, pack, pack_sources, unpack, unpack_sources
 from tests.core.test_link import NOW, Desk, Waiter, answers, pulse
 
 
@@ -222,6 +223,21 @@ def test_questions_are_answered_by_those_who_can(table: Table) -> None:
     table.brokers[0].answer = table.brokers[1].answer = Unavailable(503, "gone")
     with pytest.raises(Unavailable, match="gone"):
         asyncio.run(table.cells.ask("status"))
+
+
+def test_what_a_broker_has_counted_does_not_fall_while_it_is_away(table: Table) -> None:
+    def counted(value: int) -> bytes:
+        return pack_sources(Sources(broker=pack([counter("admitted", "d", [({}, value)])])))
+
+    def told() -> dict[str, float]:
+        sources = unpack_sources(asyncio.run(table.cells.ask("metrics")))
+        return {sample.labels["cell"]: sample.value for sample in unpack(sources.broker)[0].samples}
+
+    for broker, value in zip(table.brokers, (5, 7), strict=True):
+        broker.answer = counted(value)
+    assert told() == {"1": 5, "2": 7}
+    table.brokers[0].answer, table.brokers[1].answer = counted(6), Unavailable(503, "gone")
+    assert told() == {"1": 6, "2": 7}
 
 
 # --- the file --------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def status(**told: Any) -> bytes:
 
 def test_status_adds_up() -> None:
     other = stage("a", oldest_ms=8.0, mean_batch=5.0, batches_by_reason={"full": 1, "idle": 1}, not_fed="it kills")
-    told = json.loads(join("status", [status(), status(uptime_s=4.0, draining=True, stages=[other])], 3))
+    told = json.loads(join("status", [status(), None, status(uptime_s=4.0, draining=True, stages=[other])]))
     assert (told["admitted"], told["capacity"], told["admitted_bytes"]) == (2, 10, 14)
     assert (told["uptime_s"], told["draining"], told["cells"], told["cells_answering"]) == (4.0, False, 3, 2)
     (one,) = told["stages"]
@@ -48,20 +48,20 @@ def test_status_adds_up() -> None:
 
 def test_a_stage_that_could_not_be_told_of_says_so() -> None:
     broken = {"name": "a", "error": "not told"}
-    told = json.loads(join("status", [status(), status(stages=[broken])], 2))
+    told = json.loads(join("status", [status(), status(stages=[broken])]))
     assert told["stages"] == [broken]
     assert "2 cells" in table(json.dumps(told).encode())
-    told = json.loads(join("status", [status(), status(error="not told", stages=[])], 2))
+    told = json.loads(join("status", [status(), status(error="not told", stages=[])]))
     assert told["error"] == "not told"
 
 
 def test_idle_stages_have_no_mean() -> None:
     idle = stage("a", batches_by_reason={}, mean_batch=0.0)
-    told = json.loads(join("status", [status(stages=[idle])] * 2, 2))
+    told = json.loads(join("status", [status(stages=[idle])] * 2))
     assert told["stages"][0]["mean_batch"] == 0.0
 
 
-def test_metrics_add_up_and_a_frontend_counts_once() -> None:
+def test_metrics_bear_their_cell_and_a_frontend_counts_once() -> None:
     def sources(admitted: int, frontend: bytes, slot: int) -> bytes:
         return pack_sources(
             Sources(
@@ -72,16 +72,16 @@ def test_metrics_add_up_and_a_frontend_counts_once() -> None:
             )
         )
 
-    told = unpack_sources(join("metrics", [sources(2, b"mine", 1), sources(3, b"", 2)], 2))
+    told = unpack_sources(join("metrics", [sources(2, b"mine", 1), sources(3, b"", 2)]))
     (family,) = unpack(told.broker)
-    assert [sample.value for sample in family.samples] == [5.0]
+    assert [(sample.labels, sample.value) for sample in family.samples] == [({"cell": "1"}, 2.0), ({"cell": "2"}, 3.0)]
     assert told.frontends == [("f", b"mine")]
     assert told.workers == [("a", 1, b"w"), ("a", 2, b"w")]
-    assert [sample.value for sample in unpack(told.retired)[0].samples] == [2.0]
+    assert [sample.value for sample in unpack(told.retired)[0].samples] == [1.0, 1.0]
 
 
 def test_the_first_description_of_a_stage_counts() -> None:
-    told = unpack_all(join("about", [pack_all({"a": b"1"}), pack_all({"a": b"2", "b": b"3"})], 2))
+    told = unpack_all(join("about", [pack_all({"a": b"1"}), pack_all({"a": b"2", "b": b"3"})]))
     assert told == {"a": b"1", "b": b"3"}
 
 
@@ -90,4 +90,4 @@ def test_the_first_description_of_a_stage_counts() -> None:
 )
 def test_what_cannot_be_read_is_an_error(what: str, error: type[Exception]) -> None:
     with pytest.raises(error):
-        join(what, [b"\xff"], 2)
+        join(what, [b"\xff", None])
