@@ -8,7 +8,8 @@ falls silent has not answered moves to another, with the time that is left to it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from engine.client import Client
@@ -46,9 +47,10 @@ class Cells:
     def __init__(self, clients: list[Client]) -> None:
         self._clients = clients
         self._count = len(clients)
-        self._turn = 0
+        self._turn = secrets.randbelow(self._count)  # every frontend process begins with another one
+        for cell, client in enumerate(clients):
+            client.link.peers = Others(self, cell)
         self._moved: dict[int, int] = {}  # numbers that whoever asked knows -> the present ones
-        self._metrics: list[bytes | None] = [None] * self._count  # of each, as told last
         self._looking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -112,10 +114,6 @@ class Cells:
         for error in told:
             if isinstance(error, BaseException) and not (any(answers) and isinstance(error, Unavailable)):
                 raise error
-        if what == "metrics":
-            # What a cell does not tell now stays what it was: a sum that falls would be taken for a new beginning.
-            answers = [new or old for new, old in zip(answers, self._metrics, strict=True)]
-            self._metrics = answers
         try:
             return join(what, answers)
         except (ProtocolError, ValueError) as error:
@@ -126,7 +124,11 @@ class Cells:
     def _order(self, instant: float) -> list[int]:
         self._turn += 1
         pending = [client.pending for client in self._clients]
-        return cells.order(pending, [client.link.ready(instant) for client in self._clients], self._turn)
+        return cells.order(pending, [self._ready(client, instant) for client in self._clients], self._turn)
+
+    @staticmethod
+    def _ready(client: Client, instant: float) -> int:
+        return 0 if client.is_stalled else client.link.ready(instant)
 
     def _present(self, seq: int) -> int:
         while seq in self._moved:
@@ -153,26 +155,61 @@ class Cells:
         if self._moved:
             self._moved = {old: new for old, new in self._moved.items() if self._is_waiting(self._present(new))}
         for cell, client in enumerate(self._clients):
-            if client.pending and client.link.is_silent(instant):
-                self._move(cell, instant)
+            link = client.link
+            if client.pending and (client.is_stalled or link.is_silent(instant)):
+                self._move(cell, link.movable(unsent=not link.is_silent(instant)), instant)
 
-    def _move(self, cell: int, instant: float) -> None:
+    def _move(self, cell: int, movable: Sequence[tuple[int, Call]], instant: float) -> None:
         """Give what a silent broker has not answered to the others, as far as these take it."""
-        link, count = self._clients[cell].link, 0
-        for seq, call in link.movable():
-            was_sent, call.is_sent = call.is_sent, False
-            other = next((one for one in self._order(instant) if one != cell), None)
-            try:
-                if other is None or not self._clients[other].link.ready(instant):
-                    raise Unavailable(503, "no other cell can serve")
-                found = self._clients[other].call(call, instant) * self._count + other
-            except Unavailable:
-                call.is_sent = was_sent
+        gone: list[tuple[int, bool]] = []
+        for seq, call in movable:
+            was_sent = call.is_sent
+            if not self._pass_on(cell, seq, call, instant):
                 break
-            link.moved(seq, was_sent=was_sent)
-            self._moved[seq * self._count + cell] = found
-            count += 1
-        if count:
-            log.warning(
-                "requests of a silent broker were given to another", extra={"cell": cell + 1, "requests": count}
-            )
+            gone.append((seq, was_sent))
+        if gone:
+            self._clients[cell].link.moved(gone)
+            told = {"cell": cell + 1, "requests": len(gone)}
+            log.warning("requests of a silent broker were given to another", extra=told)
+
+    def _pass_on(self, cell: int, seq: int, call: Call, instant: float) -> bool:
+        """Give a cell's request to another one that can serve it. False where there is none, and nothing is changed."""
+        other = next((one for one in self._order(instant) if one != cell), cell)
+        if other == cell or not self._ready(self._clients[other], instant):
+            return False
+        was_sent, call.is_sent = call.is_sent, False
+        try:
+            found = self._clients[other].call(call, instant)
+        except Unavailable:
+            call.is_sent = was_sent
+            return False
+        self._moved[seq * self._count + cell] = found * self._count + other
+        return True
+
+    def refused(self, cell: int, seq: int, call: Call) -> bool:
+        """Whether another cell has taken a request that the door of this one refuses: it may have room."""
+        if call.passed_on >= self._count - 1 or not self._pass_on(cell, seq, call, now()):
+            return False
+        call.passed_on += 1
+        return True
+
+    def poisoned(self, cell: int, call: Call) -> None:
+        """Every broker refuses what kills workers: it would do so in each cell."""
+        for other, client in enumerate(self._clients):
+            if other != cell:
+                client.link.note_poison(call)
+                client.flush()
+
+
+class Others:
+    """The other cells, as the link to one of them sees them."""
+
+    def __init__(self, cells: Cells, cell: int) -> None:
+        self._cells = cells
+        self._cell = cell
+
+    def takes(self, seq: int, call: Call) -> bool:
+        return self._cells.refused(self._cell, seq, call)
+
+    def poisoned(self, call: Call) -> None:
+        self._cells.poisoned(self._cell, call)

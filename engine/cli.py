@@ -226,17 +226,21 @@ def _broker(options: argparse.Namespace, deployment: Deployment) -> int:
 
     if cell >= deployment.engine.cells:
         raise ConfigError([f"--cell: expected one of engine.cells = {deployment.engine.cells}, got {options.cell}"])
-    if options.parent is not None:
-        return serve.serve(deployment, notify, cell, reread=_reread(options))
+    if options.parent is not None and not cell:
+        return serve.serve(deployment, notify, reread=_reread(options))
     if deployment.engine.bind:
         return serve.serve(deployment, notify)
-    # By hand, on ipc sockets: nobody has made the directory they live in, or seen to it that there is one broker.
+    # By hand, on ipc sockets: nobody has made the directory they live in, or seen to it that there is one broker; and
+    # of the folder of another cell a supervisor has not seen to that either.
     from engine.supervisor.rundir import Busy, claim, make_private, mark_stopping
 
+    reread = None if options.parent is None else _reread(options)
     try:
         make_private(run_dir(deployment))
         with claim(cell_dir(run_dir(deployment), cell), deployment.engine.name) as folder:
-            return serve.serve(deployment, notify, cell, stopping=lambda within_s: mark_stopping(folder, within_s))
+            return serve.serve(
+                deployment, notify, cell, stopping=lambda within_s: mark_stopping(folder, within_s), reread=reread
+            )
     except Busy as error:
         log.get_logger().error("%s", error)
         return ExitCode.BUSY

@@ -145,6 +145,15 @@ class Client:
         return self.link.state is LinkState.JOINED and bool(self.link.stages)
 
     @property
+    def is_stalled(self) -> bool:
+        """There is no connection to send by."""
+        return self._stalled
+
+    def flush(self) -> None:
+        """Something is owed that nobody has asked for here."""
+        self._flush_soon()
+
+    @property
     def pending(self) -> int:
         """Requests without an answer."""
         return len(self.link.waiting)

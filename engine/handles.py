@@ -8,6 +8,7 @@ for how long, :class:`engine.broker.arenas.Arenas` knows.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -28,11 +29,16 @@ def hand_in(path: str, arena: int, fd: int) -> None:
     _close(fds)
 
 
+class NotThere(Gone):
+    """The broker says that it has no such arena, or nothing was handed in for it."""
+
+
 def ask(path: str, arena: int) -> int:
-    """A descriptor of what was handed in for an arena. Raises what :func:`hand_in` raises."""
+    """A descriptor of what was handed in for an arena. Raises what :func:`hand_in` raises, NotThere where the broker
+    has said so."""
     _, fds = _ask(path, ASK, arena, [])
     if not fds:
-        raise Gone(f"nothing was handed in for arena {arena:x}")
+        raise NotThere(f"nothing was handed in for arena {arena:x}")
     return fds[0]
 
 
@@ -47,7 +53,9 @@ def _ask(path: str, what: bytes, arena: int, fds: list[int]) -> tuple[bytes, lis
             raise Gone("the broker has ended") from error
     if answer != YES:
         _close(found)
-        raise Gone(f"the broker has no arena {arena:x} (any more)")
+        if answer != NO:
+            raise OSError(errno.EIO, "the broker has not answered")  # out of descriptors, say
+        raise NotThere(f"the broker has no arena {arena:x} (any more)")
     for fd in found:
         os.set_inheritable(fd, False)
     return answer, found

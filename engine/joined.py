@@ -6,10 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import msgspec
-
 from engine.core.about import pack_all, unpack_all
-from engine.metrics import Family, Sources, merge, pack, pack_sources, unpack, unpack_sources
+from engine.metrics import Family, Sources, add_labels, merge, pack, pack_sources, unpack, unpack_sources
 
 # Of a stage, or the whole: what adds up. All else is the first's, but for what _stage and _status say.
 _SUMS: Final = frozenset(
@@ -34,29 +32,30 @@ def join(what: str, answers: Sequence[bytes | None]) -> bytes:
 
 def _metrics(answers: Mapping[int, Sources]) -> bytes:
     """What a broker counts bears the number of its cell: a counter that begins anew when a broker does would be taken
-    for one of all cells."""
+    for one of all cells. What others count does not, be they there or gone."""
+    brokers = {cell: unpack(answer.broker) if answer.broker else [] for cell, answer in answers.items()}
+    own = {family.name for families in brokers.values() for family in families}
+    retired: list[list[Family]] = []
+    for cell, answer in answers.items():
+        gone = unpack(answer.retired) if answer.retired else []
+        retired.append(_labelled([family for family in gone if family.name in own], cell))
+        retired.append([family for family in gone if family.name not in own])
     frontends: dict[str, bytes] = {}
     for answer in answers.values():
-        frontends.update((name, families) for name, families in answer.frontends if families)
+        for name, families in answer.frontends:  # which beats to all of them, and tells one what it has counted
+            frontends[name] = max(frontends.get(name, b""), families, key=len)
     return pack_sources(
         Sources(
-            broker=pack(merge(_labelled(answer.broker, cell) for cell, answer in answers.items())),
+            broker=pack(merge(_labelled(families, cell) for cell, families in brokers.items())),
             frontends=list(frontends.items()),
             workers=[worker for answer in answers.values() for worker in answer.workers],
-            retired=pack(merge(_labelled(answer.retired, cell) for cell, answer in answers.items())),
+            retired=pack(merge(retired)),
         )
     )
 
 
-def _labelled(families: bytes, cell: int) -> list[Family]:
-    label = {"cell": str(cell + 1)}
-    return [
-        msgspec.structs.replace(
-            family,
-            samples=[msgspec.structs.replace(sample, labels={**label, **sample.labels}) for sample in family.samples],
-        )
-        for family in (unpack(families) if families else ())
-    ]
+def _labelled(families: Sequence[Family], cell: int) -> list[Family]:
+    return add_labels(families, cell=str(cell + 1))
 
 
 def _status(told: Sequence[dict[str, Any]], cells: int) -> bytes:

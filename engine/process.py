@@ -366,7 +366,7 @@ def stay_around() -> None:
     """Called by the broker and the frontend before they start threads and processes: do what :func:`around` says."""
     told = os.environ.get(CPUS_VARIABLE, "all")
     if told != "all":
-        pin([int(cpu) for cpu in told.split(",")])
+        pin([cpu for cpu in map(int, told.split(",")) if cpu in available_cpus()])  # there may be fewer by now
 
 
 def _device(deployment: Deployment, stage: str, slot: int, gpus: int) -> str:

@@ -17,14 +17,19 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Iterable
+from math import inf
 from typing import Any, Final, TypeAlias
 
 from engine import handles
+from engine.clock import now
 from engine.core.arena import SHARED_MIN, Allocator, Ref
 from engine.errors import ProtocolError, WorkerBroken
 from engine.log import get_logger
 from engine.memory import Gone, Store
 from stages.cuda import Region, Unable, reaches
+
+RETRY_S: Final = 5.0  # until a region is tried to be made again
+LOOK_S: Final = 30.0  # between two looks for regions that have ended
 
 STAND: Final = struct.Struct("<QQQ")  # the arena it belongs to, the size of the region, where in it
 
@@ -55,13 +60,13 @@ class Lender:
         self._region: Region | None = None
         self._allocator = Allocator(0)
         self._lent: dict[int, int] = {}  # where a stand-in lies in the arena -> where its tensor does in the region
-        self._is_unable = False
+        self._unable_until = -inf
 
     def switch(self, store: Store | None) -> None:
         """Stand-ins go into this arena from now on. What was lent is the former arena's."""
         if self._region is not None:
             self._region.close()
-        self._store, self._region, self._is_unable = store, None, False
+        self._store, self._region, self._unable_until = store, None, -inf
         self._lent.clear()
         if store is not None:
             store.freed = self._freed
@@ -70,14 +75,9 @@ class Lender:
         """Copy a dense tensor into the region. None where it has to go another way. Raises what torch raises when the
         device is lost. The reference must be sent, once, or be taken back by the store."""
         store = self._store
-        if (
-            store is None
-            or self._is_unable
-            or tensor.nbytes < SHARED_MIN
-            or str(tensor.device) != Region.where(self._device)
-        ):
+        if store is None or tensor.nbytes < SHARED_MIN or str(tensor.device) != Region.where(self._device):
             return None
-        if self._region is None and not self._make(store):
+        if self._region is None and (now() < self._unable_until or not self._make(store)):
             return None
         assert self._region is not None
         store.collect()
@@ -114,7 +114,8 @@ class Lender:
                 region.close()
                 raise
         except (Unable, Gone, OSError) as error:
-            self._is_unable = True
+            # A driver that cannot will not; a broker that was not there, or had no descriptor left, may yet.
+            self._unable_until = inf if isinstance(error, Unable) else now() + RETRY_S
             get_logger().info("tensors go to the next stage by way of the CPU", extra={"reason": str(error)})
             return False
         self._region, self._allocator = region, Allocator(region.size)
@@ -128,13 +129,14 @@ class Reader:
         self._path = path
         self._device = number(device)
         self._regions: dict[int, Region] = {}
+        self._look_at = inf
         self._lock = threading.Lock()
 
     def read(self, stand: bytes | memoryview, dtype: Any, shape: tuple[int, ...]) -> Any:
         """The tensor, on this process's device, in memory of its own.
 
         Raises Gone when its broker has ended, and nobody waits for it; WorkerBroken when this process cannot read such
-        memory, though others can; ProtocolError for what is no stand-in.
+        memory now, though others can; ProtocolError for what is no stand-in.
         """
         import torch
 
@@ -145,9 +147,10 @@ class Reader:
         tensor = torch.empty(shape, dtype=dtype, device=Region.where(self._device))
         if offset + tensor.nbytes > size:
             raise ProtocolError(f"a tensor of {tensor.nbytes} bytes at {offset} of a region of {size}")
-        with self._lock:
-            region = self._regions.get(arena) or self._open(arena, size)
-        region.read(offset, tensor)
+        with self._lock:  # also while it is read: who opens another one closes those that have ended
+            if now() > self._look_at:
+                self._forget_ended()
+            (self._regions.get(arena) or self._open(arena, size)).read(offset, tensor)
         return tensor
 
     def close(self) -> None:
@@ -157,8 +160,11 @@ class Reader:
                 self._regions.popitem()[1].close()
 
     def _open(self, arena: int, size: int) -> Region:
-        self._forget_gone()
-        fd = handles.ask(self._path, arena)
+        self._forget_ended()
+        try:
+            fd = handles.ask(self._path, arena)
+        except OSError as error:  # others may have better luck, and so may this stage's next process
+            raise WorkerBroken(f"the memory of the stage before on its GPU cannot be had: {error}") from error
         try:
             region = self._regions[arena] = Region.open(self._device, size, fd)
         except Unable as error:
@@ -167,10 +173,13 @@ class Reader:
             os.close(fd)
         return region
 
-    def _forget_gone(self) -> None:
+    def _forget_ended(self) -> None:
         """Unmap those that ended with their workers: nothing else would give that memory back."""
         for arena in list(self._regions):
             try:
                 os.close(handles.ask(self._path, arena))
-            except (Gone, OSError):
+            except handles.NotThere:
                 self._regions.pop(arena).close()
+            except (Gone, OSError):  # nothing is known
+                break
+        self._look_at = now() + LOOK_S

@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ from engine.handles import ASK, HAND_IN, NO, WORDS, YES
 
 log: Final = logging.getLogger("stageline.broker")
 
+PAUSE_S: Final = 0.2
 PATIENCE_S: Final = 0.5  # with a peer that connects and says nothing; others wait for it
 
 
@@ -60,6 +62,7 @@ class Handles:
                 if self._socket is None:
                     return
                 log.warning("a process could not be told of memory", extra={"reason": str(error)})
+                time.sleep(PAUSE_S)  # out of descriptors, which the system says at once
                 continue
             with peer:
                 try:

@@ -159,7 +159,7 @@ class FrontendSection:
     workers: int | str = key(
         "auto",
         "gunicorn worker processes; auto: as many as the CPUs carry beside the broker and the stages' workers, at most "
-        "four, which is what one broker can keep up with.",
+        "four for each cell, which is what one broker can keep up with.",
         form=Form.PROCESSES,
     )
     timeout: float = key(

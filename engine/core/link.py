@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
 from math import inf
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from msgspec.structs import replace
 
@@ -100,6 +100,16 @@ class Submission:
 Owed: TypeAlias = Introduction | Submission | Cancel | Consumed | Poison
 
 
+class Peers(Protocol):
+    """The links to other brokers of the deployment, as one of them sees these."""
+
+    def takes(self, seq: int, call: Call) -> bool:
+        """Whether one of them takes a request that this broker's door has refused."""
+
+    def poisoned(self, call: Call) -> None:
+        """This request was found to kill workers."""
+
+
 class Link:
     """See the module. Called by one thread."""
 
@@ -111,6 +121,7 @@ class Link:
         self.waiting: dict[int, Call] = {}  # without an answer, by number
         self.stages: dict[str, StageState] = {}  # as the broker told last; empty before its first word
         self.memory: Place | None = None  # where large bodies may be put
+        self.peers: Peers | None = None  # of several brokers, those that are other cells'
         self.missing: tuple[str, ...] = ()  # routes of this frontend's that the broker has not, or leads otherwise
         self._me = me
         self._topology = topology
@@ -246,7 +257,7 @@ class Link:
     def _submission(self) -> Submission | None:
         """All that waits to be sent; what was withdrawn or answered meanwhile is left out."""
         waiting, numbers = self.waiting, self._numbers
-        self._outgoing = [call for call in self._outgoing if call.seq in waiting]
+        self._outgoing = [call for call in self._outgoing if waiting.get(call.seq) is call]
         calls = self._outgoing[:PARCEL_ITEMS]  # many at once, as after a new welcome: several parcels
         size = sum([len(call.meta) for call in calls])
         while size > HALF_HEADER and len(calls) > 1:  # nearly never: a head may have a megabyte
@@ -288,7 +299,7 @@ class Link:
         return True
 
     def _handle_answers(self, answers: Answers, payloads: Sequence[Payload]) -> None:
-        waiting = self.waiting
+        waiting, peers = self.waiting, self.peers
         bodies: Sequence[Any] = payloads if are_bytes(payloads) else [*map(joined, payloads)]
         given: Iterable[Answer] = map(Answer, answers.statuses, bodies, answers.mimes, answers.trails)
         if answers.headers or answers.speakers or answers.retries_ms:
@@ -297,10 +308,21 @@ class Link:
             call = waiting.pop(seq, None)
             if call is None:
                 continue  # withdrawn, or the second answer to a request that was submitted again
+            if peers is not None and self._is_for_peers(call, answer) and peers.takes(seq, call):
+                continue
             try:
                 call.waiter.answered(answer)
             except Exception as error:  # as in _tell, without the call
                 self.troubles.append(error)
+
+    def _is_for_peers(self, call: Call, answer: Answer) -> bool:
+        """Whether another broker may have room for what this one's door refuses: nothing of it was computed, or may be
+        computed once more."""
+        return (
+            answer.speaker == Speaker.DOOR
+            and answer.status in (Status.OVERLOADED, Status.UNAVAILABLE)
+            and not (call.is_begun or call.key or self._once_only[call.route])
+        )
 
     def _in_detail(self, answers: Answers, given: list[Answer]) -> list[Answer]:
         """With what few of them have."""
@@ -315,6 +337,8 @@ class Link:
                     self._note_full(call, speaker, retry_ms)
                 elif answer.status == Status.UNPROCESSABLE and speaker == Speaker.STAGE:
                     self._poisons.append(call)
+                    if self.peers is not None:
+                        self.peers.poisoned(call)
             given[index] = replace(answer, headers=headers.get(index, {}), speaker=speaker, retry_ms=retry_ms)
         return given
 
@@ -422,19 +446,27 @@ class Link:
         """Whether the broker has said nothing for so long that another one should have what it has not answered."""
         return now - self._heard > MOVE_S
 
-    def movable(self) -> list[tuple[int, Call]]:
+    def movable(self, *, unsent: bool = False) -> list[tuple[int, Call]]:
         """What another broker can do as well, by its number here: no stream that has begun, nothing that may have been
-        computed and must not be twice, and nothing with a key, whose other tries are known here alone."""
+        computed and must not be twice, and nothing with a key, whose other tries are known here alone. ``unsent``: and
+        nothing that has left, which may be computed already."""
         return [
             (seq, call)
             for seq, call in self.waiting.items()
-            if not (call.is_begun or call.key or (call.was_sent and self._once_only[call.route]))
+            if not (call.is_begun or call.key or (unsent and call.is_sent))
+            and not (call.was_sent and self._once_only[call.route])
         ]
 
-    def moved(self, seq: int, *, was_sent: bool) -> None:
-        """This one is another's now. Should the broker be heard again, it is told that nobody waits for it here."""
-        if self.waiting.pop(seq, None) is not None and was_sent:
-            self._cancelled.append(seq)
+    def moved(self, gone: Sequence[tuple[int, bool]]) -> None:
+        """These, by their numbers here and whether they had been sent, are another's now. Should the broker be heard
+        again, it is told that nobody waits for them here. To be called before anything else is."""
+        here = {id(call) for seq, _ in gone if (call := self.waiting.pop(seq, None)) is not None}
+        self._outgoing = [call for call in self._outgoing if id(call) not in here]  # they have other numbers now
+        self._cancelled += [seq for seq, was_sent in gone if was_sent]
+
+    def note_poison(self, call: Call) -> None:
+        """The broker is to be told that this one, which another had, kills workers."""
+        self._poisons.append(call)
 
     @property
     def session(self) -> int:

@@ -235,11 +235,22 @@ def _sweep(path: Path) -> None:
             if entry.name == LOCK or not _is_ours(entry):
                 continue
             if endpoints.is_cell(entry.name):
-                _sweep(entry)
-                with contextlib.suppress(OSError):  # something else lies there
-                    entry.rmdir()
+                _sweep_cell(entry)
             else:
                 entry.unlink(missing_ok=True)
+
+
+def _sweep_cell(folder: Path) -> None:
+    """The same of a cell's folder, unless its broker has it."""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _sweep(folder)
+            (folder / LOCK).unlink(missing_ok=True)
+            folder.rmdir()  # where nothing else lies in it
+        finally:
+            os.close(fd)
 
 
 def _is_ours(entry: Path) -> bool:

@@ -597,10 +597,69 @@ def test_what_another_broker_can_do_as_well_may_move() -> None:
     desk.hear(Events([begun], Flow.EVENTS, "text/event-stream"))
     unsent, _ = desk.submit(1)
     assert [seq for seq, _ in desk.link.movable()] == [plain, unsent], "what has not left was computed by nobody"
-    desk.link.moved(plain, was_sent=True)
-    desk.link.moved(unsent, was_sent=False)
+    assert [seq for seq, _ in desk.link.movable(unsent=True)] == [unsent]
+    call = desk.link.waiting[unsent]
+    desk.link.moved([(plain, True), (unsent, False)])
+    call.seq = once  # of another broker's link
     assert set(desk.link.waiting) == {once, begun, keyed}
     assert desk.send() == [Cancel([plain])], "should it be heard again, nobody waits for it"
     desk.hear(answers(plain))
-    desk.link.moved(plain, was_sent=True)
     assert desk.send() == [], "it was another's already"
+
+
+def test_numbers_of_other_links_mean_nothing_here() -> None:
+    """A call that moved before it was sent has the number of another, which may be one that waits here."""
+    desk = Desk(joined=False)
+    first, _ = desk.submit()
+    second, waiter = desk.submit()
+    call = desk.link.waiting[first]
+    desk.link.moved([(first, False)])
+    call.seq = second
+    desk.send()
+    desk.hear(welcome(), pulse())
+    assert desk.submitted() == [(second, 0)]
+    back = desk.link.submit(call, NOW)
+    assert desk.submitted() == [(back, 0)], "once, where it has come back"
+    desk.hear(answers(second))
+    assert waiter.answer.status == 200
+
+
+class Peers:
+    def __init__(self, *, take: bool) -> None:
+        self.take, self.asked, self.killers = take, 0, 0
+
+    def takes(self, seq: int, call: Call) -> bool:
+        self.asked += 1
+        return self.take
+
+    def poisoned(self, call: Call) -> None:
+        self.killers += 1
+
+
+@pytest.mark.parametrize("take", [True, False])
+@pytest.mark.parametrize(
+    ("status", "speaker", "asks"),
+    [
+        (429, Speaker.DOOR, 1),
+        (503, Speaker.DOOR, 1),
+        (408, Speaker.DOOR, 0),
+        (429, Speaker.WORKER, 0),
+        (200, Speaker.WORKER, 0),
+        (422, Speaker.STAGE, 0),
+    ],
+)
+def test_what_the_door_refuses_is_offered_to_others(take: bool, status: int, speaker: Speaker, asks: int) -> None:
+    desk = Desk(once_only=(False, True))
+    peers = desk.link.peers = Peers(take=take)
+    seq, _ = desk.submit(1)
+    desk.send()
+    desk.hear(answers(seq, 429, Speaker.DOOR))
+    assert peers.asked == 0, "what must not be computed twice"
+    desk.now += FULL_S
+    seq, waiter = desk.submit()
+    desk.send()
+    desk.hear(answers(seq, status, speaker))
+    assert peers.asked == asks
+    assert peers.killers == (status == 422)
+    assert bool(waiter.answers) is not (take and bool(asks))
+    assert not desk.link.waiting

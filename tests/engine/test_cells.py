@@ -13,7 +13,7 @@ from engine.client import Client
 from engine.config import Deployment, build
 from engine.core.call import Call
 from engine.core.liveness import LOST_S, MOVE_S
-from engine.core.messages import Cancel, StageState
+from engine.core.messages import Cancel, Poison, Speaker, StageState
 from engine.errors import ConfigError, Unavailable
 from engine.metrics import Sources, counter, pack, pack_sources, unpack, unpack_sources
 from tests.core.test_link import NOW, Desk, Waiter, answers, pulse
@@ -25,7 +25,8 @@ class Played:
     def __init__(self, *, once_only: tuple[bool, ...] = ()) -> None:
         self.desk = Desk(once_only=once_only)
         self.link = self.desk.link
-        self.returned = 0
+        self.returned = self.flushes = 0
+        self.is_stalled = False
         self.answer: bytes | Exception = b"{}"
 
     def call(self, call: Call, instant: float) -> int:
@@ -36,6 +37,9 @@ class Played:
 
     def consumed(self, seq: int, nbytes: int) -> None:
         self.link.consumed(seq, nbytes)
+
+    def flush(self) -> None:
+        self.flushes += 1
 
     def give_back(self) -> None:
         self.returned += 1
@@ -142,6 +146,44 @@ def test_what_a_silent_broker_has_not_answered_moves(table: Table) -> None:
     assert table.cells._moved == {}, "nothing is kept of what is over"
 
 
+def test_what_a_broker_without_a_connection_was_never_sent_moves_at_once(table: Table) -> None:
+    for _ in range(4):
+        table.call()
+    table.brokers[0].desk.send()
+    table.call()
+    table.call()
+    table.brokers[0].is_stalled = True
+    table.cells._look(table.now)
+    assert table.pending == [2, 4], "what it was sent may have been computed"
+    for _ in range(3):
+        table.call()
+    assert table.pending == [2, 7]
+
+
+def test_who_is_refused_at_one_door_is_offered_to_the_other_once(table: Table) -> None:
+    made = [table.call(), table.call()]
+    for broker in table.brokers:
+        broker.desk.send()
+    (seq, waiter) = next((seq, waiter) for seq, waiter in made if seq % 2 == 0)
+    table.brokers[0].desk.hear(answers(seq // 2, 429, Speaker.DOOR))
+    assert table.pending == [0, 2]
+    assert waiter.answers == []
+    last = max(table.brokers[1].link.waiting)
+    table.brokers[1].desk.hear(answers(last, 429, Speaker.DOOR))
+    assert waiter.answer.status == 429
+    assert table.pending == [0, 1]
+
+
+def test_what_kills_workers_is_told_to_every_broker(table: Table) -> None:
+    seq, _ = table.call()
+    cell = seq % 2
+    table.brokers[cell].desk.send()
+    table.brokers[cell].desk.hear(answers(seq // 2, 422, Speaker.STAGE))
+    assert [type(owed) for owed in table.brokers[1 - cell].desk.send()] == [Poison]
+    assert table.brokers[1 - cell].flushes == 1
+    assert [type(owed) for owed in table.brokers[cell].desk.send()] == [Poison]
+
+
 def test_it_moves_on_where_the_next_one_falls_silent_too(table: Table) -> None:
     table.pass_time(0.0, silent=1)
     seq, waiter = table.call()
@@ -225,7 +267,7 @@ def test_questions_are_answered_by_those_who_can(table: Table) -> None:
         asyncio.run(table.cells.ask("status"))
 
 
-def test_what_a_broker_has_counted_does_not_fall_while_it_is_away(table: Table) -> None:
+def test_what_a_broker_counts_is_told_apart(table: Table) -> None:
     def counted(value: int) -> bytes:
         return pack_sources(Sources(broker=pack([counter("admitted", "d", [({}, value)])])))
 
@@ -237,7 +279,7 @@ def test_what_a_broker_has_counted_does_not_fall_while_it_is_away(table: Table) 
         broker.answer = counted(value)
     assert told() == {"1": 5, "2": 7}
     table.brokers[0].answer, table.brokers[1].answer = counted(6), Unavailable(503, "gone")
-    assert told() == {"1": 6, "2": 7}
+    assert told() == {"1": 6}
 
 
 # --- the file --------------------------------------------------------------------------------------------------------

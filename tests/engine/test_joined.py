@@ -68,16 +68,22 @@ def test_metrics_bear_their_cell_and_a_frontend_counts_once() -> None:
                 broker=pack([counter("admitted", "d", [({}, admitted)])]),
                 frontends=[("f", frontend)],
                 workers=[("a", slot, b"w")],
-                retired=pack([counter("gone", "d", [({}, 1)])]),
+                retired=pack([counter("gone", "d", [({}, 1)]), counter("admitted", "d", [({}, 1)])]),
             )
         )
 
-    told = unpack_sources(join("metrics", [sources(2, b"mine", 1), sources(3, b"", 2)]))
+    told = unpack_sources(join("metrics", [sources(2, b"mine", 1), sources(3, pack([]), 2)]))
     (family,) = unpack(told.broker)
     assert [(sample.labels, sample.value) for sample in family.samples] == [({"cell": "1"}, 2.0), ({"cell": "2"}, 3.0)]
     assert told.frontends == [("f", b"mine")]
     assert told.workers == [("a", 1, b"w"), ("a", 2, b"w")]
-    assert [sample.value for sample in unpack(told.retired)[0].samples] == [1.0, 1.0]
+    kept = {
+        family.name: [(sample.labels, sample.value) for sample in family.samples] for family in unpack(told.retired)
+    }
+    assert kept == {
+        "gone": [({}, 2.0)],  # of a frontend or a user's, and so of no cell
+        "admitted": [({"cell": "1"}, 1.0), ({"cell": "2"}, 1.0)],
+    }
 
 
 def test_the_first_description_of_a_stage_counts() -> None:

@@ -284,11 +284,12 @@ def test_the_broker_and_the_frontend_leave_its_cpus_to_a_worker_with_a_gpu(
     assert process.around(places, others, available=range(6)) == expected
     pinned: list[list[int]] = []
     monkeypatch.setattr(process, "pin", pinned.append)
+    monkeypatch.setattr(process, "available_cpus", lambda: [1, 2, 3])  # fewer than when that was said
     monkeypatch.delenv("ENGINE_CPUS", raising=False)
     for name, value in expected.items():
         monkeypatch.setenv(name, value)
     process.stay_around()
-    assert pinned == ([[0, 1, 2, 3]] if expected else [])
+    assert pinned == ([[1, 2, 3]] if expected else [])
 
 
 def test_all_processes_of_a_deployment_are_told_their_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

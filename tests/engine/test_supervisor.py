@@ -27,7 +27,7 @@ from engine.errors import StartError
 from engine.exitcodes import ExitCode
 from engine.supervisor import family, keeper
 from engine.supervisor.address import check_port
-from engine.supervisor.rundir import Busy, check, claim, mark_stopping
+from engine.supervisor.rundir import Busy, _sweep, check, claim, mark_stopping
 from tests.control_group import control_group
 
 PATIENCE_S = 30.0
@@ -423,6 +423,16 @@ def test_an_empty_folder_is_made_private(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     with claim(tmp_path, "tried"):
         assert tmp_path.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_cell_that_runs_is_left_alone(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with claim(run, "first"), claim(cell_dir(run, 1), "second") as folder, socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(folder / "front"))
+        with pytest.raises(Busy), claim(cell_dir(run, 1), "another"):
+            pass
+        _sweep(run)
+        assert (folder / "front").exists()
 
 
 def test_what_cells_left_is_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -220,6 +220,53 @@ def test_where_it_cannot_be_had_the_cpu_does_it(
     assert len(tries) == 1
 
 
+def test_a_broker_that_was_not_there_is_asked_again(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    instant = 100.0
+    monkeypatch.setattr(near, "now", lambda: instant)
+    hosts.server.stop()
+    assert parts(hosts.send(MB))[1].length == MB.nbytes
+    again = Handles(hosts.path, hosts.arenas)
+    again.start()
+    try:
+        assert parts(hosts.send(MB))[1].length == MB.nbytes
+        instant += near.RETRY_S
+        assert parts(hosts.send(MB))[1].length == near.STAND.size
+    finally:
+        again.stop()
+
+
+def test_what_is_not_answered_is_no_word_of_the_brokers(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of descriptors, say: whoever waits for the tensor is served by somebody else."""
+    payload = hosts.send(MB)
+
+    def full(_arena: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(hosts.arenas, "kept", full)
+    with pytest.raises(WorkerBroken, match="has not answered"):
+        hosts.receive(payload)
+
+
+def test_what_has_ended_is_looked_for_now_and_then(
+    hosts: Hosts, far: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instant = 100.0
+    monkeypatch.setattr(near, "now", lambda: instant)
+    first = hosts.send(MB)
+    hosts.receive(first)
+    former = hosts.place
+    hosts.join()
+    second = hosts.send(MB)
+    hosts.receive(second)
+    hosts.release(first)
+    hosts.arenas.retire(former)
+    hosts.receive(second)
+    assert len(hosts.reader._regions) == 2
+    instant += near.LOOK_S + 1
+    hosts.receive(second)
+    assert list(hosts.reader._regions) == [hosts.place.arena]
+
+
 def test_a_gpu_that_cannot_be_reached_is_left_alone(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(near, "reaches", lambda device, other: device == other)
     lender = Lender(hosts.path, "cuda:0", ["cuda:0", "cuda:1"])
