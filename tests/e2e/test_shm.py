@@ -141,16 +141,13 @@ def test_memory_does_not_grow_with_the_number_of_items(arrays: Deployed) -> None
 
 def test_a_dead_producers_results_are_still_read(arrays: Deployed, folder: Path) -> None:
     """Killed while what it made waits for the next stage."""
-    requests = [{"n": n, "kib": 1024, "slow": 0.05} for n in range(40)]
+    requests = [{"n": n, "kib": 1024, "slow": 0.1} for n in range(40)]
     answers: list[dict[str, Any]] = []
     asking = threading.Thread(target=lambda: answers.extend(ask_all(arrays, requests, threads=40)))
     asking.start()
     try:
-
-        def waiting() -> bool:
-            return bool(next(stage for stage in arrays.status()["stages"] if stage["name"] == "check")["queued"] >= 4)
-
-        wait_for("arrays to wait for the second stage", waiting)
+        depth = 'engine_queue_depth{stage="check"}'  # a command that asks takes longer than they may wait
+        wait_for("arrays to wait for the second stage", lambda: arrays.metrics()[depth] >= 4)
         for worker in arrays.processes("worker", stage="make"):
             worker.kill()
     finally:

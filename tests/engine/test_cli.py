@@ -268,7 +268,8 @@ def test_a_broker_by_hand_makes_its_private_directory_and_removes_it(
     run_dir = tmp_path / "run"
     found = []
 
-    def serve(*_: Any, stopping: Callable[[float], None]) -> int:
+    def serve(*_: Any, stopping: Callable[[float], None], reread: object) -> int:
+        assert reread is None, "nobody has an edited file in mind"
         stopping(12.0)  # for the next one, which waits that long
         found.extend([run_dir.stat().st_mode & 0o777, (run_dir / "stopping").read_text()])
         return 0

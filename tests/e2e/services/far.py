@@ -59,6 +59,16 @@ CHANGES = (
 )
 
 
+def is_first(path: str | None) -> bool:
+    """Whether nobody has made this file yet; it is made."""
+    try:
+        if path is not None:
+            open(path, "x").close()
+        return path is not None
+    except FileExistsError:
+        return False
+
+
 class Stage(Worker):
     def __init__(self) -> None:
         for module, name, value in CHANGES:
@@ -82,11 +92,9 @@ class Look(Stage):
         tensor = data.pop("x")
         right = bool((tensor == data["n"]).all()) and tensor.numel() == data["size"]
         tensor += 1  # its own
-        if (path := data.get("die")) is not None and not os.path.exists(path):
-            open(path, "x").close()
+        if is_first(data.get("die")):
             os.kill(os.getpid(), signal.SIGKILL)
-        if (path := data.get("end_the_maker")) is not None and not os.path.exists(path):
-            open(path, "x").close()
+        if is_first(data.get("end_the_maker")):
             os.kill(data["pid"], signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGKILL)
         return {"n": data["n"], "right": right}
