@@ -47,6 +47,11 @@ def open_arena(place: Place, *, writable: bool) -> int:
         fd = os.open(f"/proc/{place.pid}/fd/{place.fd}", (os.O_RDWR if writable else os.O_RDONLY) | os.O_NONBLOCK)
     except (FileNotFoundError, ProcessLookupError) as error:
         raise Gone(f"process {place.pid} does not hold arena {place.arena:x}") from error
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        # What has the number now cannot be opened by its name: a socket, or an event's descriptor.
+        raise Gone(f"descriptor {place.fd} of process {place.pid} is not arena {place.arena:x}") from error
     try:
         about = os.fstat(fd)
         label = os.readlink(f"/proc/self/fd/{fd}").removesuffix(" (deleted)")

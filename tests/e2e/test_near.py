@@ -18,6 +18,7 @@ timeout = 60.0  # a worker that died has torch to load
 name = "make"
 worker = "far:Make"
 max_batch_size = 4
+num = 2
 [[stage]]
 name = "look"
 worker = "far:Look"

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import select
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -337,6 +339,14 @@ def test_an_arena_that_is_gone_is_told_apart_from_one_that_cannot_be_mapped(pair
         with pytest.raises(Gone):
             open_arena(wrong, writable=False)
         assert open_store(wrong) is None
+
+
+def test_an_arena_whose_number_is_a_sockets_now_is_gone(pair: Pair) -> None:
+    """Or any other's that cannot be opened by its name: numbers of descriptors are used again."""
+    with socket.socket(socket.AF_UNIX) as sock, select.epoll() as events:
+        for fd in (sock.fileno(), events.fileno()):
+            with pytest.raises(Gone):
+                open_arena(Place(pair.place.arena, pair.place.pid, fd, pair.place.size), writable=False)
 
 
 def test_a_reference_past_the_end_is_refused_by_the_reader_too(pair: Pair) -> None:
