@@ -27,7 +27,6 @@ from engine.metrics import Family
 log: Final = get_logger("stageline.client")
 
 LOOK_S: Final = 0.25  # between two looks for brokers that have fallen silent
-NONE: Final[Callable[[], list[Family]]] = list
 
 
 def client_of(deployment: Deployment, name: str, families: Callable[[], list[Family]]) -> BrokerClient:
@@ -37,7 +36,7 @@ def client_of(deployment: Deployment, name: str, families: Callable[[], list[Fam
         return Client(deployment, name=name, families=families)
     # One of them carries what this process counted: it is added up over all.
     return Cells(
-        [Client(deployment, name=name, families=NONE if cell else families, cell=cell) for cell in range(count)]
+        [Client(deployment, name=name, families=list if cell else families, cell=cell) for cell in range(count)]
     )
 
 

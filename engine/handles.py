@@ -25,8 +25,7 @@ PATIENCE_S: Final = 5.0  # with a broker that does not answer
 def hand_in(path: str, arena: int, fd: int) -> None:
     """Have the broker keep a copy of the descriptor with an arena that this process fills. Raises Gone when the broker
     has ended or does not know the arena, OSError when descriptors cannot be passed here."""
-    _, fds = _ask(path, HAND_IN, arena, [fd])
-    _close(fds)
+    _close(_ask(path, HAND_IN, arena, [fd]))
 
 
 class NotThere(Gone):
@@ -36,13 +35,13 @@ class NotThere(Gone):
 def ask(path: str, arena: int) -> int:
     """A descriptor of what was handed in for an arena. Raises what :func:`hand_in` raises, NotThere where the broker
     has said so."""
-    _, fds = _ask(path, ASK, arena, [])
+    fds = _ask(path, ASK, arena, [])
     if not fds:
         raise NotThere(f"nothing was handed in for arena {arena:x}")
     return fds[0]
 
 
-def _ask(path: str, what: bytes, arena: int, fds: list[int]) -> tuple[bytes, list[int]]:
+def _ask(path: str, what: bytes, arena: int, fds: list[int]) -> list[int]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.settimeout(PATIENCE_S)
         try:
@@ -58,7 +57,7 @@ def _ask(path: str, what: bytes, arena: int, fds: list[int]) -> tuple[bytes, lis
         raise NotThere(f"the broker has no arena {arena:x} (any more)")
     for fd in found:
         os.set_inheritable(fd, False)
-    return answer, found
+    return found
 
 
 def _close(fds: list[int]) -> None:

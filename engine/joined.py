@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -59,11 +60,7 @@ def _labelled(families: Sequence[Family], cell: int) -> list[Family]:
 
 
 def _status(told: Sequence[dict[str, Any]], cells: int) -> bytes:
-    whole = dict(told[0])
-    for other in told[1:]:
-        for key, value in other.items():
-            if key in _SUMS:
-                whole[key] = whole.get(key, 0) + value
+    whole = _summed(told)
     whole["cells"], whole["cells_answering"] = cells, len(told)
     whole["uptime_s"] = min(one.get("uptime_s", 0.0) for one in told)
     whole["draining"] = all(one.get("draining", False) for one in told)
@@ -87,12 +84,13 @@ def _stage(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One stage of several cells."""
     if errors := [part for part in parts if "error" in part]:
         return errors[0]
-    whole = dict(parts[0])
-    for key in _SUMS & whole.keys():
-        whole[key] = sum(part.get(key, 0) for part in parts)
+    whole = _summed(parts)
     whole["oldest_ms"] = max(part["oldest_ms"] for part in parts)
     for key in ("batches_by_reason", "deaths_by_cause"):
-        whole[key] = _added([part.get(key, {}) for part in parts])
+        counts: Counter[str] = Counter()
+        for part in parts:
+            counts.update(part.get(key, {}))
+        whole[key] = dict(counts)
     batches = [sum(part["batches_by_reason"].values()) for part in parts]
     items = sum(count * part["mean_batch"] for count, part in zip(batches, parts, strict=True))
     whole["mean_batch"] = round(items / sum(batches), 2) if sum(batches) else 0.0
@@ -101,9 +99,7 @@ def _stage(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return whole
 
 
-def _added(counts: Sequence[dict[str, int]]) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for one in counts:
-        for key, value in one.items():
-            total[key] = total.get(key, 0) + value
-    return total
+def _summed(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The first of them, with what adds up from all."""
+    keys = {key for part in parts for key in part} & _SUMS
+    return {**parts[0], **{key: sum(part.get(key, 0) for part in parts) for key in sorted(keys)}}

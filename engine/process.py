@@ -26,6 +26,7 @@ from engine.core.placement import (
     Want,
     assign_device,
     frontend_processes,
+    gpu_number,
     is_there,
     kept_free,
     own_env,
@@ -386,19 +387,18 @@ def readers_on(
 ) -> frozenset[str]:
     """The GPUs on which the results of a worker are read, if they are read on GPUs only and this worker counts them as
     their readers do. Else none."""
-    readers = {
+    following = {
         after for route in deployment.routes for before, after in itertools.pairwise(route.stages) if before == stage
     }
     gpus = count_gpus(environ)
-    devices = set()
-    for name, slots_of in [(stage, [slot]), *((name, None) for name in readers)]:
+    readers: list[tuple[str, int]] = []
+    for name in following:
         spec = deployment.stage(name)
         # Slots beyond those of the file: a stage may be given more workers while it runs.
-        for one in slots_of or range(1, max(spec.num + spec.spare, gpus) + 1):
-            if VISIBLE_VARIABLE in own_env(spec.env, one):
-                return frozenset()
-            if name in readers:
-                devices.add(assign_device(spec.device, one, gpus))
+        readers += [(name, one) for one in range(1, max(spec.num + spec.spare, gpus) + 1)]
+    if any(VISIBLE_VARIABLE in own_env(deployment.stage(name).env, one) for name, one in [(stage, slot), *readers]):
+        return frozenset()
+    devices = {assign_device(deployment.stage(name).device, one, gpus) for name, one in readers}
     return frozenset() if "cpu" in devices else frozenset(devices)
 
 
@@ -406,7 +406,7 @@ def _near(device: str, environ: Mapping[str, str]) -> frozenset[int] | None:
     """CPUs near a worker's GPU, as far as is known; None: it has none."""
     if device == "cpu":
         return None
-    near, number = near_gpus(environ), int(device.partition(":")[2] or 0)
+    near, number = near_gpus(environ), gpu_number(device)
     # A container may be told of GPUs that are not its own.
     return near[number] if number < len(near) == count_gpus(environ) else frozenset()
 

@@ -23,6 +23,7 @@ from typing import Any, Final, TypeAlias
 from engine import handles
 from engine.clock import now
 from engine.core.arena import SHARED_MIN, Allocator, Ref
+from engine.core.placement import gpu_number
 from engine.errors import ProtocolError, WorkerBroken
 from engine.log import get_logger
 from engine.memory import Gone, Store
@@ -43,19 +44,14 @@ class StandIn(bytes):
 PutTensor: TypeAlias = Callable[[Any], StandIn | None]  # None: it has to go another way
 
 
-def number(device: str) -> int:
-    """Of "cuda:1" 1."""
-    return int(device.partition(":")[2] or 0)
-
-
 class Lender:
     """A worker's region, and what lies in it. Used by one thread."""
 
     def __init__(self, path: str, device: str, readers: Iterable[str]) -> None:
         """``path``: of the broker's socket for descriptors. ``readers``: devices of all who may get what is put."""
         self._path = path
-        self._device = number(device)
-        self._readers = [number(reader) for reader in readers]
+        self._device = gpu_number(device)
+        self._readers = [gpu_number(reader) for reader in readers]
         self._store: Store | None = None
         self._region: Region | None = None
         self._allocator = Allocator(0)
@@ -127,7 +123,7 @@ class Reader:
 
     def __init__(self, path: str, device: str) -> None:
         self._path = path
-        self._device = number(device)
+        self._device = gpu_number(device)
         self._regions: dict[int, Region] = {}
         self._look_at = inf
         self._lock = threading.Lock()

@@ -175,7 +175,12 @@ def assign_device(device: Any, slot: int, available_cuda: int) -> str:
 
 def is_there(device: str, available_cuda: int) -> bool:
     """Whether a device, as :func:`assign_device` gives it, exists where so many GPUs do."""
-    return device == "cpu" or int(device.partition(":")[2] or 0) < available_cuda
+    return device == "cpu" or gpu_number(device) < available_cuda
+
+
+def gpu_number(device: str) -> int:
+    """Of "cuda:1" 1, and of "cuda" 0."""
+    return int(device.partition(":")[2] or 0)
 
 
 def own_env(env: Any, slot: int) -> dict[str, str]:
