@@ -22,6 +22,8 @@ The code, from the bottom up; a module imports only what stands above it:
     loader, log         the user's class; one line per event
     metrics             metric families of all processes, merged
     metrictext          the page they become
+    specs               what the machines of core need to know of a deployment, out of its file
+    simulation/         those machines with workers that compute by a table, in time that is only counted
     transport           endpoints and sockets: the only module that knows ZeroMQ's options
     broker/             the broker process: threads around core
     memory              shared memory mapped: filled by who produces, viewed by who reads

@@ -109,7 +109,7 @@ def test_a_metric_is_a_count_and_its_name(copy: Copy) -> None:
     copy.insert(report, copy.start_of_list(report, "stage_families", "own"), line)
     code = """
 from engine.broker.report import stage_families
-from engine.broker.service import stage_spec
+from engine.specs import stage_spec
 from engine.config.schema import EngineSection, StageSection
 from engine.core.routing import Route, Topology
 from engine.core.stage import StageMachine

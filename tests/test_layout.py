@@ -25,6 +25,7 @@ LAYERS: Final = (
     ("core", ("engine.core",)),
     ("config, metrics", (
         "engine.config", "engine.metrics", "engine.metrictext", "engine.clock", "engine.log", "engine.loader",
+        "engine.simulation", "engine.specs",
     )),
     ("client, transport", (
         "engine.cells", "engine.client", "engine.joined",
@@ -51,7 +52,8 @@ ZMQ_USER: Final = "engine.transport"  # sockets' options, their types and their 
 # gunicorn's private names are relied upon, and change: they are known in one folder, which has them in a table.
 GUNICORN_USER: Final = "frontend.serving"
 
-# The pure part does not wait, look at a clock, or touch the system.
+# The pure parts do not wait, look at a clock, or touch the system.
+PURE: Final = ("engine.core", "engine.simulation", "engine.specs")
 IMPURE: Final = frozenset(
     ("asyncio", "multiprocessing", "os", "select", "selectors", "socket", "subprocess", "threading", "time", "zmq")
 )  # fmt: skip
@@ -134,10 +136,17 @@ def test_the_processes_know_nothing_of_each_other(module: str) -> None:
         assert not others, f"{module} imports {imported}"
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if within(name, "engine.core")])
+@pytest.mark.parametrize("module", [name for name in MODULES if any(within(name, part) for part in PURE)])
 def test_the_core_is_pure(module: str) -> None:
     impure = {imported for imported in imports(module) if imported.partition(".")[0] in IMPURE}
     assert not impure
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if within(name, "engine.simulation")])
+def test_the_simulator_knows_the_rules_and_nothing_else_of_ours(module: str) -> None:
+    """And none of its own: what decides is looked for in one place."""
+    ours = {name for name in imports(module) if name.partition(".")[0] in PACKAGES}
+    assert all(within(name, "engine.core") or within(name, "engine.simulation") for name in ours)
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -21,42 +21,18 @@ from engine.broker.letters import ChangeFront, ChangeStage, Drain
 from engine.broker.loop import Part, PartThread
 from engine.broker.stage import StagePart
 from engine.clock import Deadline
-from engine.config import Deployment, EngineSection, StageSection
-from engine.core.batching import Policy
-from engine.core.cells import bound, share
-from engine.core.front import EPOCHS, FrontSpec
+from engine.config import Deployment
+from engine.core.front import EPOCHS
 from engine.core.placement import broker_threads
-from engine.core.stage import StageSpec
 from engine.core.wire import egress_frame, front_frame
 from engine.cpus import usable_cpus
 from engine.errors import StartError
 from engine.process import count_gpus
+from engine.specs import front_spec, stage_spec
 
 log: Final = logging.getLogger("stageline.broker")
 
 JOIN_S: Final = 2.0  # for all threads to end
-
-
-def stage_spec(stage: StageSection, engine: EngineSection, cell: int = 0) -> StageSpec:
-    """What the machine needs of a stage's section."""
-    return StageSpec(
-        name=stage.name,
-        num=share(stage.num, engine.cells, cell),
-        policy=Policy(stage.max_batch_size, stage.max_batch_bytes, stage.max_wait_time / 1000, stage.eager),
-        timeout_s=stage.timeout,
-        kill_after_s=stage.kill_after,
-        max_queue_bytes=stage.max_queue_bytes,
-        idempotent=stage.idempotent,
-        max_attempts=engine.max_attempts,
-        spare=share(stage.spare, engine.cells, cell, begin=stage.num + 1),
-    )
-
-
-def front_spec(deployment: Deployment) -> FrontSpec:
-    frontend, cells = deployment.frontend, deployment.engine.cells
-    return FrontSpec(
-        bound(frontend.capacity, cells), bound(frontend.capacity_bytes, cells), bound(frontend.idempotency_bytes, cells)
-    )
 
 
 def _handles(deployment: Deployment, path: str | None, arenas: Arenas) -> Handles | None:

@@ -115,7 +115,7 @@ def test_a_stage_that_has_become_quicker_is_found_out() -> None:
     service.run(10.0)
     assert not service.good(0.0, 9.0)
     quick = line(100, 10)
-    service.layers = (Layer(quick, workers=1, most=8),)
+    service.become(Layer(quick, workers=1, most=8))
     service.run(21.5)
     assert len(service.good(20.0, 30.0)) >= 0.99 * len(service.within(20.0, 30.0))
 
@@ -124,7 +124,7 @@ def test_a_service_that_has_become_slower_is_found_out() -> None:
     service = Service(QUICK, timeout_s=0.2)
     service.arrive(service.poisson(0.7 * service.capacity, 3.0))
     service.run(1.0)
-    service.layers = (Layer(line(10, 1), workers=4, most=32),)
+    service.become(Layer(line(10, 1), workers=4, most=32))
     service.run(3.0)
     assert service.goodput(1.5, 3.0) >= 0.95
 

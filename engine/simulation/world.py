@@ -1,0 +1,310 @@
+"""The real front and stages, with arrivals and batches in time that is only counted.
+
+:class:`World` is a broker and its workers; who comes is told to :meth:`World.arrive`, and :meth:`World.run` lets things
+happen in their order. The broker is :class:`engine.core.front.FrontMachine` and :class:`engine.core.stage.StageMachine`
+and has no rule of its own. A worker takes as long as its stage's curve says, a little more or less, reports its
+warm-up and the time of each batch, and skips what is too late when it begins, as real ones do.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from math import inf
+from typing import Final, TypeAlias
+
+from engine.core import introduction
+from engine.core.actions import Admit, Dispatch, Drop, Fail, Foresee, News, Settle
+from engine.core.front import FrontMachine, FrontSpec
+from engine.core.messages import Batch, Ready, Results, Status, Submit
+from engine.core.routing import FINAL, Topology
+from engine.core.stage import StageMachine, StageSpec
+from engine.core.wire import MICROS
+
+HOP_S: Final = 0.0003  # a message between processes
+GAP_S: Final = 0.0002  # between two batches of a worker that has the next one
+BEGIN: Final = 1000.0  # the instant at which it begins
+DEPLOYMENT: Final = "simulated"
+FRONTEND: Final = b"f"
+
+Curve: TypeAlias = Callable[[int], float]  # seconds for a batch of so many
+Noise: TypeAlias = Callable[[random.Random], float]  # what to multiply one batch's time with
+
+
+def exact(_rng: random.Random) -> float:
+    """No noise at all."""
+    return 1.0
+
+
+@dataclass(frozen=True)
+class Works:
+    """What the workers of a stage are like. ``warm``: the seconds that they timed in their warm-up, by size.
+    ``slowness``: of each, in multiples of what is usual; of those beyond its end 1."""
+
+    curve: Curve
+    noise: Noise = exact
+    warm: Mapping[int, float] = field(default_factory=dict)
+    slowness: Sequence[float] = ()
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One request. ``status`` 0: no answer yet."""
+
+    at: float
+    budget_s: float
+    tries: int = 0  # that are left when it fails
+    first: bool = True
+    status: int = 0
+    answered_at: float = inf
+
+
+@dataclass(slots=True)
+class Hand:
+    """A worker."""
+
+    stage: int
+    key: int
+    slowness: float
+    lane: deque[Batch] = field(default_factory=deque)
+    running: bool = False
+    busy_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a stage has computed: of each item how long it waited there, and was computed, in seconds."""
+
+    waited_s: list[float] = field(default_factory=list)
+    computed_s: list[float] = field(default_factory=list)
+    batches: Counter[int] = field(default_factory=Counter)  # by size
+
+
+class World:
+    """See the module."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        stages: Sequence[StageSpec],
+        works: Sequence[Works],
+        *,
+        front: FrontSpec,
+        lag_s: float = 0.0,
+        hop_s: float = HOP_S,
+        gap_s: float = GAP_S,
+        seed: int | str = 1,
+    ) -> None:
+        """``works``: of each stage. ``lag_s``: how long what stages tell the front is on its way; ``hop_s``: a batch to
+        its worker, and its results from there."""
+        self.topology = topology
+        self.now = BEGIN
+        self.rng = random.Random(seed)
+        self.attempts: list[Attempt] = []
+        self.tallies = [Tally() for _ in stages]
+        self.most_held = 0  # requests in the ledger at any time
+        self._works = list(works)
+        self._lag_s, self._hop_s, self._gap_s = lag_s, hop_s, gap_s
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = 0
+        self._wake = inf
+        self.front = FrontMachine(front, topology, 1, deployment=DEPLOYMENT)
+        self.front.introduce(FRONTEND, self._words(introduction.FRONTEND, "f", name="f"), self.now)
+        self.stages: list[StageMachine] = []
+        self.hands: dict[tuple[int, int], Hand] = {}
+        for index, spec in enumerate(stages):
+            stage = StageMachine(index, spec, topology, 1, deployment=DEPLOYMENT)
+            self.stages.append(stage)
+            for number in range(spec.num + spec.spare):
+                self._hire(stage, number)
+        self.front.crews = [stage.crew for stage in self.stages]
+        for stage in self.stages:
+            stage.crews = self.front.crews
+        self._pass()
+
+    def _words(self, kind: str, instance: str, **about: str | int) -> introduction.Introduction:
+        return introduction.introduce(
+            kind,
+            self.topology,
+            deployment=DEPLOYMENT,
+            instance=instance,
+            host="here",
+            pid=1,
+            **about,  # type: ignore[arg-type]  # the words of either kind
+        )
+
+    def _hire(self, stage: StageMachine, number: int) -> None:
+        name, works = stage.spec.name, self._works[stage.index]
+        words = self._words(introduction.WORKER, f"{name} {number}", stage=name, slot=number + 1)
+        key = stage.introduce(words, local=True, now=self.now)
+        if not isinstance(key, int):
+            raise ValueError(f"a worker of {name} cannot join: {key}")
+        times_us = {n: round(seconds * MICROS) for n, seconds in works.warm.items()}
+        stage.ready(Ready(key, "application/json", times_us=times_us), self.now)
+        slowness = works.slowness[number] if number < len(works.slowness) else 1.0
+        self.hands[stage.index, key] = Hand(stage.index, key, slowness)
+
+    # --- load --------------------------------------------------------------------------------------------------------
+
+    def arrive(
+        self, instants: Iterator[float], *, tries: int = 0, budget_s: float, routes: Callable[[], int] = lambda: 0
+    ) -> None:
+        """Requests come at these instants, in seconds from now on. ``routes`` says by which the next one goes."""
+        began = self.now
+
+        def next_one() -> None:
+            if (offset := next(instants, None)) is not None:
+                self._at(began + offset, come)
+
+        def come() -> None:
+            self.submit(Attempt(self.now, budget_s, tries), routes())
+            next_one()
+
+        next_one()
+
+    def submit(self, attempt: Attempt, route: int = 0) -> None:
+        """A request comes now."""
+        seq = len(self.attempts)
+        self.attempts.append(attempt)
+        budget_us = int(attempt.budget_s * MICROS)
+        self.front.submit(FRONTEND, Submit([seq], [route], [budget_us], [b""]), [b"x"], self.now)
+
+    def run(self, seconds: float) -> None:
+        """Let so much time pass."""
+        end = self.now + seconds
+        while (at := min(self._events[0][0] if self._events else inf, self._wake)) <= end:
+            self._step(at)
+        self.now = end
+
+    def finish(self) -> None:
+        """Let time pass until nobody comes any more and everybody has an answer."""
+        while self._events or self.front.ledger:
+            self._step(min(self._events[0][0] if self._events else inf, self._wake))
+
+    def change(self, stage: int, curve: Curve) -> None:
+        """Its workers take so long from now on."""
+        former = self._works[stage]
+        self._works[stage] = Works(curve, former.noise, former.warm, former.slowness)
+
+    def answered(self, attempt: Attempt) -> None:
+        """An answer has come; for whoever wants to do something about it."""
+
+    # --- what the broker's parts and the workers do ------------------------------------------------------------------
+
+    def _at(self, when: float, what: Callable[[], None]) -> None:
+        self._count += 1
+        heappush(self._events, (when, self._count, what))
+
+    def _step(self, at: float) -> None:
+        self.now = max(self.now, at)
+        while self._events and self._events[0][0] <= self.now:
+            heappop(self._events)[2]()
+        self._pass()
+
+    def _pass(self) -> None:
+        front, now = self.front, self.now
+        while True:
+            wake = front.expire(now)
+            acted = bool(front.actions)
+            front_actions, front.actions = front.actions, []
+            for action in front_actions:
+                if isinstance(action, Admit):
+                    self.stages[action.stage].enqueue(action.items, now)
+                elif isinstance(action, Drop):
+                    self.stages[action.stage].cancel(action.uids, now)
+                elif isinstance(action, Settle):
+                    self.stages[action.stage].settled(action, now)
+            for stage in self.stages:
+                stage.tick(now)
+                wake = min(wake, stage.pump(now))
+                actions = stage.take_actions()
+                for done in actions:
+                    acted = True
+                    if isinstance(done, Dispatch):
+                        self._give(self.hands[stage.index, done.worker], done.batch)
+                    elif isinstance(done, Settle):
+                        self.stages[done.stage].settled(done, now)
+                    elif isinstance(done, Fail | News | Foresee):
+                        self._tell(done)
+            for _, answers, _ in front.take_answers(self.now):
+                for seq, status in zip(answers.seqs, answers.statuses, strict=True):
+                    attempt = self.attempts[seq]
+                    attempt.status, attempt.answered_at = status, now
+                    self.answered(attempt)
+            if not acted:
+                break
+        self.most_held = max(self.most_held, len(front.ledger))
+        self._wake = max(wake, now + 1e-6)
+
+    def _tell(self, letter: Fail | News | Foresee) -> None:
+        if self._lag_s:
+            self._at(self.now + self._lag_s, lambda: self._hear(letter))
+        else:
+            self._hear(letter)
+
+    def _hear(self, letter: Fail | News | Foresee) -> None:
+        if isinstance(letter, Fail):
+            self.front.fail(letter, self.now)
+        elif isinstance(letter, News):
+            self.front.door.heard_of(letter)
+        else:
+            self.front.door.foresee(letter)
+
+    def _give(self, hand: Hand, batch: Batch) -> None:
+        def come() -> None:
+            hand.lane.append(batch)
+            if not hand.running:
+                self._begin(hand)
+
+        self._at(self.now + self._hop_s, come)
+
+    def _begin(self, hand: Hand) -> None:
+        batch = hand.lane.popleft()
+        hand.running = True
+        sent_at = batch.sent_ns / 1e9
+        due = [sent_at + budget / MICROS > self.now for budget in batch.budgets_us]
+        n = sum(due)
+        works, tally = self._works[hand.stage], self.tallies[hand.stage]
+        took = works.curve(n) * hand.slowness * works.noise(self.rng) if n else 0.0
+        hand.busy_s += took
+        tally.batches[n] += 1
+        waited_s = self.now - sent_at
+        tally.waited_s.extend(
+            [us / MICROS + waited_s for us, is_due in zip(batch.queues_us, due, strict=True) if is_due]
+        )
+        tally.computed_s.extend([took] * n)
+
+        def end() -> None:
+            hand.running = False
+            self._at(self.now + self._hop_s, lambda: self._results(hand, batch, due, took))
+            if hand.lane:
+                self._at(self.now + self._gap_s, lambda: self._begin(hand) if hand.lane and not hand.running else None)
+
+        self._at(self.now + took, end)
+
+    def _results(self, hand: Hand, batch: Batch, due: list[bool], took: float) -> None:
+        targets: dict[int, list[int]] = {}
+        for index, route in enumerate(batch.routes):
+            target = self.topology.next_stage(route, hand.stage) if due[index] else FINAL
+            targets.setdefault(target, []).append(index)
+        compute_us = int(took * MICROS)
+        for target, indexes in targets.items():
+            results = Results(
+                hand.stage,
+                hand.key,
+                batch.batch,
+                [batch.uids[i] for i in indexes],
+                [int(Status.OK if due[i] else Status.SKIPPED) for i in indexes],
+                [b""] * len(indexes),
+                "",
+                compute_us,
+            )
+            compute_us = 0
+            payloads = [b"x"] * len(indexes)
+            if target == FINAL:
+                self.front.results(results, payloads, self.now)
+            else:
+                self.stages[target].accept(results, payloads, self.now)

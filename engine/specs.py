@@ -1,0 +1,35 @@
+"""What the machines of :mod:`engine.core` need to know of a deployment, out of its file. Pure.
+
+The broker makes its machines of these, and so does the simulator: what is planned by is what is served by.
+"""
+
+from __future__ import annotations
+
+from engine.config import Deployment, EngineSection, StageSection
+from engine.core.batching import Policy
+from engine.core.cells import bound, share
+from engine.core.front import FrontSpec
+from engine.core.stage import StageSpec
+
+
+def stage_spec(stage: StageSection, engine: EngineSection, cell: int = 0) -> StageSpec:
+    """What the machine needs of a stage's section."""
+    return StageSpec(
+        name=stage.name,
+        num=share(stage.num, engine.cells, cell),
+        policy=Policy(stage.max_batch_size, stage.max_batch_bytes, stage.max_wait_time / 1000, stage.eager),
+        timeout_s=stage.timeout,
+        kill_after_s=stage.kill_after,
+        max_queue_bytes=stage.max_queue_bytes,
+        idempotent=stage.idempotent,
+        max_attempts=engine.max_attempts,
+        spare=share(stage.spare, engine.cells, cell, begin=stage.num + 1),
+    )
+
+
+def front_spec(deployment: Deployment) -> FrontSpec:
+    """The bounds of a broker's door."""
+    frontend, cells = deployment.frontend, deployment.engine.cells
+    return FrontSpec(
+        bound(frontend.capacity, cells), bound(frontend.capacity_bytes, cells), bound(frontend.idempotency_bytes, cells)
+    )
