@@ -21,7 +21,7 @@ from math import ceil
 from typing import Final, NamedTuple
 
 from engine.core.call import Answer
-from engine.core.messages import Speaker
+from engine.core.messages import Refused, Speaker
 from engine.core.routing import Topology
 from frontend import compression, media, timing
 from frontend.errors import Problem
@@ -30,6 +30,8 @@ from frontend.head import Head
 SERVER: Final = "stageline"
 
 UNKNOWN_S: Final = 1.0  # when to come again, where nobody knows
+
+_REFUSALS: Final = frozenset({408, 429, 503})  # for want of room or time, whose reason is told like the broker's
 
 _WORKER: Final = int(Speaker.WORKER)
 _BODILESS: Final = frozenset({304})  # RFC 9110, section 15.4.5; informational and 204 are no failures
@@ -61,7 +63,10 @@ class Answering:
 
     def result(self, route: int, head: Head, answer: Answer, request_id: str, took_s: float) -> Reply:
         """What the broker's client brought: a result, or why there is none."""
-        headers = [*self._vary, (timing.HEADER, timing.header(answer.trail, self.stages[route], took_s))]
+        times = timing.header(answer.trail, self.stages[route], took_s)
+        if answer.refused is not None:
+            times = f"{timing.refused(answer.refused)}, {times}"
+        headers = [*self._vary, (timing.HEADER, times)]
         passed = media.passable(answer.headers) if answer.headers else []
         if answer.status == 200:
             return Reply(200, media.content_type(answer.mime), bytes(answer.body), headers + passed)
@@ -80,6 +85,8 @@ class Answering:
         accept, path = (head.accept, head.path) if head is not None else (b"", "")
         mime, body = media.message(accept, problem.status, problem.detail, request_id, path, problem.reason)
         headers = [*self._vary, *problem.headers.items()]
+        if problem.status in _REFUSALS:
+            headers.append((timing.HEADER, timing.refused(Refused(problem.reason))))
         if problem.retry_after_s:
             headers += retry_after(problem.retry_after_s)
         return Reply(problem.status, mime, body, headers, problem.reason)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
+from engine.core.reasons import CODE, STEP
 from engine.core.routing import Topology
 from engine.core.sse import phrase
-from frontend import compression, media
+from frontend import compression, media, timing
 from frontend.answer import SERVER, Answering, Reply, common
 
 if TYPE_CHECKING:
     from engine.core.call import Answer
     from frontend.plain import More, Plain
+
+FORMS_MOST: Final = 1024  # that are kept
 
 _MILLI: Final = (1000).__rtruediv__  # microseconds to milliseconds, as frontend.timing does: to the last digit
 
@@ -59,7 +62,7 @@ class Writer:
         self._answering = answering
         self._vary = f"vary: {compression.VARY}\r\n" if compressed else ""
         self._steps = [struct.Struct(f"<{3 * len(route.stages)}I") for route in topology.routes]
-        self._results: dict[tuple[int, str], bytes] = {}
+        self._results: dict[tuple[int, str, bytes], bytes] = {}
 
     def answer(
         self, plain: Plain, answer: Answer, request_id: str, took_s: float
@@ -70,7 +73,8 @@ class Writer:
         if answer.status != 200 or len(trail) != steps.size or answer.headers:
             reply = self._answering.result(plain.route, plain.head, answer, request_id, took_s)
             return reply.status, len(reply.body), sized(reply, request_id, self.date), reply.body
-        form = self._results.get((plain.route, answer.mime)) or self._form(plain.route, answer.mime)
+        key = plain.route, answer.mime, trail[::STEP].translate(CODE)  # codes_of, without a call
+        form = self._results.get(key) or self._form(key)
         size = body.nbytes if type(body) is memoryview else len(body)
         times = map(_MILLI, steps.unpack(trail))
         return 200, size, form % (size, *times, took_s * 1000, request_id.encode(), self.date), body
@@ -88,16 +92,20 @@ class Writer:
         framing = [("transfer-encoding", "chunked")] if is_chunked else []
         return render(reply, framing, request_id, self.date, connection=connection)
 
-    def _form(self, route: int, mime: str) -> bytes:
+    def _form(self, key: tuple[int, str, bytes]) -> bytes:
         """A result with holes in it, equal to what :meth:`reply` would write: filling in one format is a third of the
-        cost of building the lines."""
+        cost of building the lines. So there is a form for each of the reasons for which batches left."""
+        route, mime, codes = key
         names = [name.replace("%", "%%") for name in self._answering.stages[route]]
-        times = [f"{name}-queue;dur=%.2f, {name}-batch;dur=%.2f, {name};dur=%.2f" for name in names]
+        times = [
+            f"{name}-queue;dur=%.2f{timing.REASONS[code]}, {name}-batch;dur=%.2f, {name};dur=%.2f"
+            for name, code in zip(names, codes, strict=True)
+        ]
         form = (
             f"HTTP/1.1 200 OK\r\ncontent-type: {media.content_type(mime).replace('%', '%%')}\r\n"
             f"content-length: %d\r\n{self._vary}server-timing: {', '.join(times)}, total;dur=%.2f\r\n"
             f"server: {SERVER}\r\nx-request-id: %b\r\ndate: %b\r\n\r\n"
         ).encode("latin-1")
-        if len(self._results) < 256:  # a worker may change its mime type as it likes
-            self._results[route, mime] = form
+        if len(self._results) < FORMS_MOST:  # a worker may change its mime type as it likes
+            self._results[key] = form
         return form

@@ -18,6 +18,7 @@
     breaker    when a stage is not fed at all         failing    when a worker is to blame, not what it got
     deaths     how a worker ended, as far as known    vitality   who is stopped or hung, seen from outside
     spacing    how much of what waits an idle worker takes, and when
+    reasons    why a batch left, in the low bits of a queue time
     killings   whom the kernel killed for want of memory
     ebb        when a peak of memory is over
     introduction  how peers introduce themselves, and are refused: frozen words

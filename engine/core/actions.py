@@ -39,7 +39,8 @@ class ToWorker(msgspec.Struct, frozen=True):
 
 class Fail(msgspec.Struct, frozen=True):
     """Tell the front that these requests end at this stage. ``hopeless``: for want of time, which says nothing of
-    others. ``headers``: of their answers."""
+    others. ``headers``: of their answers. ``why``: the label of a refusal; ``needs_s``: how long they would have taken
+    from now on."""
 
     stage: int
     uids: list[int]
@@ -47,6 +48,8 @@ class Fail(msgspec.Struct, frozen=True):
     text: str
     hopeless: bool = False
     headers: dict[str, str] = {}
+    why: str = ""
+    needs_s: float = 0.0
 
 
 class Settle(msgspec.Struct, frozen=True):

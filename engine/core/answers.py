@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from engine.core.messages import Answers, Speaker
+from engine.core.messages import Answers, Refused, Speaker
 from engine.core.wire import HEAD_ITEMS, WITH_HEADERS, Payload
 
 _V = TypeVar("_V")
@@ -24,6 +24,7 @@ class Column(msgspec.Struct, eq=False):
     headers: dict[int, dict[str, str]] = {}
     speakers: dict[int, int] = {}
     retries_ms: dict[int, int] = {}
+    refusals: dict[int, Refused] = {}
     payloads: list[Payload] = []
 
     def add(
@@ -37,6 +38,7 @@ class Column(msgspec.Struct, eq=False):
         speaker: int = int(Speaker.WORKER),
         retry_ms: int = 0,
         headers: Mapping[str, str] | None = None,
+        refused: Refused | None = None,
     ) -> None:
         """One more."""
         at = len(self.seqs)
@@ -46,6 +48,8 @@ class Column(msgspec.Struct, eq=False):
             self.speakers[at] = speaker
         if retry_ms:
             self.retries_ms[at] = retry_ms
+        if refused is not None:
+            self.refusals[at] = refused
         self.seqs.append(seq)
         self.statuses.append(status)
         self.mimes.append(mime)
@@ -72,6 +76,7 @@ class Column(msgspec.Struct, eq=False):
             sparse(self.headers),
             sparse(self.speakers),
             sparse(self.retries_ms),
+            sparse(self.refusals),
             self.payloads[start:end],
         )
 
@@ -85,6 +90,7 @@ class Column(msgspec.Struct, eq=False):
             headers=self.headers,
             speakers=self.speakers,
             retries_ms=self.retries_ms,
+            refusals=self.refusals,
         )
 
 
@@ -111,10 +117,17 @@ class AnswerBook:
         *,
         retry_s: float = 0.0,
         headers: Mapping[str, str] | None = None,
+        refused: Refused | None = None,
     ) -> None:
         """An answer in the broker's own words."""
         self.column(peer).add(
-            seq, int(status), text.encode(), speaker=int(speaker), retry_ms=ceil(retry_s * 1000), headers=headers
+            seq,
+            int(status),
+            text.encode(),
+            speaker=int(speaker),
+            retry_ms=ceil(retry_s * 1000),
+            headers=headers,
+            refused=refused,
         )
 
     def drop(self, peer: bytes) -> None:

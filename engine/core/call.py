@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 
-from engine.core.messages import Flow, Speaker, StageState
+from engine.core.messages import Flow, Refused, Speaker, StageState
 
 if TYPE_CHECKING:
     from engine.core.link import View
@@ -27,6 +27,7 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     headers: dict[str, str] = {}  # of each Answer its own: msgspec copies an empty default
     speaker: int = int(Speaker.WORKER)
     retry_ms: int = 0  # of a refusal: when it had better be made again; 0: nobody knows
+    refused: Refused | None = None  # and why
 
 
 class StreamEvent(NamedTuple):

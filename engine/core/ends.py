@@ -7,6 +7,7 @@ memory being released once nobody can read it again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 from engine.core import wording
 from engine.core.actions import Fail, Release, StageAction
@@ -14,6 +15,13 @@ from engine.core.arena import Ref
 from engine.core.items import Item
 from engine.core.messages import Status
 from engine.core.stats import StageStats
+
+# Why items are refused at a stage, as it is counted and told.
+HOPELESS: Final = "hopeless"  # it would have been late
+EXPIRED: Final = "expired"  # its time was over before it was computed
+STUCK: Final = "timeout"  # it was computed for as long as may be
+FULL: Final = "stage_full"  # the stage holds all the bytes it may
+BROKEN: Final = "broken"  # the stage is not fed
 
 
 class Ends:
@@ -26,10 +34,19 @@ class Ends:
         self._stats = stats
         self._actions = actions
 
-    def fail(self, items: Sequence[Item], status: Status, text: str, headers: Mapping[str, str] | None = None) -> None:
-        """These are answered, and hold nothing any more. ``headers``: of the answers."""
+    def fail(
+        self,
+        items: Sequence[Item],
+        status: Status,
+        text: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        why: str = "",
+    ) -> None:
+        """These are answered, and hold nothing any more. ``headers``: of the answers. ``why``: the label of a
+        refusal."""
         if items:
-            self._tell([item.request.uid for item in items], status, text, headers)
+            self._tell([item.request.uid for item in items], status, text, headers, why=why)
             self.let_go(items)
 
     def drop(self, items: Sequence[Item]) -> None:
@@ -37,16 +54,17 @@ class Ends:
         self._stats.dropped += len(items)
         late = [item.request.uid for item in items if not item.request.closed and item.hop == item.request.hop]
         if late:
-            self._tell(late, Status.TIMEOUT, wording.TIMEOUT)
+            self._tell(late, Status.TIMEOUT, wording.TIMEOUT, why=EXPIRED)
         self.let_go(items)
 
-    def refuse(self, items: Sequence[Item]) -> None:
-        """Items that would not be done in time, however soon they began, or only if several others were not."""
-        stats, uids = self._stats, [item.request.uid for item in items]
-        stats.hopeless += len(uids)
-        stats.dropped += len(uids)
-        stats.failed += len(uids)
-        self._actions.append(Fail(self._stage, uids, int(Status.OVERLOADED), wording.HOPELESS, hopeless=True))
+    def refuse(self, items: Sequence[Item], needs_s: float) -> None:
+        """Items that would not be done in time, however soon they began, or only if several others were not.
+        ``needs_s``: how long they would have taken from now on."""
+        stats = self._stats
+        stats.hopeless += len(items)
+        stats.dropped += len(items)
+        uids = [item.request.uid for item in items]
+        self._tell(uids, Status.OVERLOADED, wording.HOPELESS, why=HOPELESS, needs_s=needs_s)
         self.let_go(items)
 
     def let_go(self, items: Iterable[Item]) -> None:
@@ -59,6 +77,20 @@ class Ends:
         if refs:
             self._actions.append(Release(list(refs)))
 
-    def _tell(self, uids: list[int], status: Status, text: str, headers: Mapping[str, str] | None = None) -> None:
+    def _tell(
+        self,
+        uids: list[int],
+        status: Status,
+        text: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        why: str = "",
+        needs_s: float = 0.0,
+    ) -> None:
         self._stats.failed += len(uids)
-        self._actions.append(Fail(self._stage, uids, int(status), text, headers=dict(headers or {})))
+        if why:
+            self._stats.refused[why] += len(uids)
+        is_hopeless = why == HOPELESS
+        self._actions.append(
+            Fail(self._stage, uids, int(status), text, is_hopeless, dict(headers or {}), why=why, needs_s=needs_s)
+        )

@@ -26,7 +26,7 @@ from engine.core.batching import BatchQueue
 from engine.core.breaker import CLOSED, Breaker, BreakerState
 from engine.core.crew import Crew, InFlight, Member
 from engine.core.deaths import Death
-from engine.core.ends import Ends
+from engine.core.ends import BROKEN, STUCK, Ends
 from engine.core.failing import Verdict, judge
 from engine.core.foresight import Foresight
 from engine.core.hedging import BRIEF_S, PATIENCE_LEAST_S, Apart, Budget, Pace, may_hedge, part_size
@@ -159,7 +159,8 @@ class Fate:
             is_last = not self.spec.idempotent or item.request.stream_hop == item.hop or item.attempt >= most
             if is_last or batch.count == 1:
                 found = is_last and batch.count == 1 and item.attempt > 1
-                self._ends.fail([item], Status.TIMEOUT, wording.TIMEOUT, wording.DO_NOT_RETRY if found else None)
+                headers = wording.DO_NOT_RETRY if found else None
+                self._ends.fail([item], Status.TIMEOUT, wording.TIMEOUT, headers, why=STUCK)
             elif not item.is_due(now):
                 self._ends.drop([item])
             else:
@@ -308,7 +309,7 @@ class Fate:
         if self.breaker.refuses(now):
             waiting = [*self.apart.clear(), *self._queue.clear()]
             here = [item for item in waiting if item.hop == item.request.hop]
-            self._ends.fail(here, Status.UNAVAILABLE, wording.broken(self.spec.name))
+            self._ends.fail(here, Status.UNAVAILABLE, wording.broken(self.spec.name), why=BROKEN)
             self._ends.let_go([item for item in waiting if item.hop != item.request.hop])
 
     def _note(self, changed: bool, now: float) -> bool:

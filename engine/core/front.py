@@ -21,6 +21,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+from math import ceil
 from typing import Final
 
 from msgspec.structs import replace
@@ -42,6 +43,7 @@ from engine.core.admission import (
 from engine.core.answers import AnswerBook
 from engine.core.arena import Ref
 from engine.core.crew import Crew
+from engine.core.ends import EXPIRED
 from engine.core.idempotency import HEADER, Kept, Keys, Waiter, is_same
 from engine.core.introduction import Introduction, Refusal, agreed, refuse_frontend
 from engine.core.items import Item, Request
@@ -56,6 +58,7 @@ from engine.core.messages import (
     FrontendBeat,
     FrontendWelcome,
     Poison,
+    Refused,
     Results,
     Speaker,
     Status,
@@ -78,6 +81,7 @@ SESSION_SHIFT: Final = 32
 # Answered requests stay in the heap of deadlines, to be taken out together when they are the larger part of it.
 DEADLINES_SLACK: Final = 1024
 
+OVER: Final = Refused(EXPIRED)
 REPLAYED: Final = {HEADER: "true"}
 KEYED: Final = b""  # who asks for requests with a key, and is answered: tries come and go
 
@@ -164,6 +168,7 @@ class FrontMachine:
             session=frontend.session,
             stages=list(self.topology.stages),
             routes=routes,
+            reasons=True,
         )
 
     def formers(self, peer: bytes, who: Introduction) -> list[bytes]:
@@ -216,7 +221,7 @@ class FrontMachine:
                     if late_s > 0.0:
                         rejection = PREDICTED
             if rejection is not None:
-                self._reject(peer, seq, route, rejection, late_s, now)
+                self._reject(peer, seq, route, rejection, late_s, now, had_s=deadline - now)
                 unread.extend(refs_of(payload))
                 continue
             uid = self._uid = self._uid + 1
@@ -258,12 +263,26 @@ class FrontMachine:
             return BODIES_FILL
         return None
 
-    def _reject(self, peer: bytes, seq: int, route: int, rejection: Rejection, late_s: float, now: float) -> None:
+    def _reject(
+        self,
+        peer: bytes,
+        seq: int,
+        route: int,
+        rejection: Rejection,
+        late_s: float,
+        now: float,
+        *,
+        had_s: float = 0.0,
+    ) -> None:
+        """``late_s``: by how much it would have been late, with the ``had_s`` that it had."""
         reason, status, text, speaker = rejection
         self.stats.rejected[reason] = self.stats.rejected.get(reason, 0) + 1
         retry_s = self.door.retry_s(status, route, late_s, self._left, now)
         headers = wording.DO_NOT_RETRY if status is Status.UNPROCESSABLE else None
-        self._answers.say(peer, seq, status, text, speaker, retry_s=retry_s, headers=headers)
+        refused = Refused(reason)
+        if late_s > 0.0:
+            refused = Refused(reason, ceil((had_s + late_s) * 1000), int(had_s * 1000))
+        self._answers.say(peer, seq, status, text, speaker, retry_s=retry_s, headers=headers, refused=refused)
 
     @property
     def _left(self) -> int:
@@ -467,7 +486,15 @@ class FrontMachine:
                 self._close(request)
                 peer, seq = request.frontend, request.seq
                 retry_s = self.door.retry_s(status, request.route, 0.0, self._left, now)
-                self._answers.say(peer, seq, status, fail.text, speaker, retry_s=retry_s, headers=fail.headers)
+                refused: Refused | None = None
+                if fail.needs_s:
+                    had_ms = int(max(0.0, request.deadline - now) * 1000)
+                    refused = Refused(fail.why, ceil(fail.needs_s * 1000), had_ms)
+                elif fail.why:
+                    refused = Refused(fail.why)
+                self._answers.say(
+                    peer, seq, status, fail.text, speaker, retry_s=retry_s, headers=fail.headers, refused=refused
+                )
 
     def expire(self, now: float) -> float:
         """Answer what is late; returns when to look again at the latest, which while requests are served may be a
@@ -485,7 +512,8 @@ class FrontMachine:
             request = self.ledger.get(uid)
             if request is not None:
                 self._close(request)
-                self._answers.say(request.frontend, request.seq, Status.TIMEOUT, wording.TIMEOUT)
+                self.stats.expired += 1
+                self._answers.say(request.frontend, request.seq, Status.TIMEOUT, wording.TIMEOUT, refused=OVER)
                 for stage in self._stages_of(request):
                     late.setdefault(stage, []).append(uid)
         for stage, uids in late.items():
@@ -583,6 +611,7 @@ class FrontMachine:
                     trail=trail,
                     speaker=speaker,
                     retry_ms=column.retries_ms.get(index, 0),
+                    refused=column.refusals.get(index),
                     headers={**headers, **REPLAYED} if is_other else headers,
                 )
 
@@ -594,9 +623,9 @@ class FrontMachine:
 
     def _tell(self, waiter: Waiter, rejection: Rejection) -> None:
         """One who waited gets an answer of its own."""
-        _, status, text, speaker = rejection
+        reason, status, text, speaker = rejection
         self._forget(*waiter)
-        self._answers.say(*waiter, status, text, speaker)
+        self._answers.say(*waiter, status, text, speaker, refused=Refused(reason))
 
     def _forget(self, peer: bytes, seq: int) -> None:
         frontend = self.frontends.get(peer)

@@ -48,11 +48,13 @@ from engine.core.messages import (
     FrontendWelcome,
     Place,
     Poison,
+    Refused,
     Speaker,
     StageState,
     Status,
 )
 from engine.core.quarantine import fingerprint
+from engine.core.reasons import without
 from engine.core.routing import Topology
 from engine.core.wire import HALF_HEADER, AnyWords, Payload, are_bytes, joined
 from engine.errors import Unavailable
@@ -134,6 +136,7 @@ class Link:
         self._introduce_at = -inf
         self._seq = 0
         self._session = -1
+        self._has_reasons = False  # the broker's trails say why batches left
         self._pulse: FrontendPulse | None = None
         self._ready = 0  # workers, if it could serve then
         self._heard = now
@@ -301,8 +304,9 @@ class Link:
     def _handle_answers(self, answers: Answers, payloads: Sequence[Payload]) -> None:
         waiting, peers = self.waiting, self.peers
         bodies: Sequence[Any] = payloads if are_bytes(payloads) else [*map(joined, payloads)]
-        given: Iterable[Answer] = map(Answer, answers.statuses, bodies, answers.mimes, answers.trails)
-        if answers.headers or answers.speakers or answers.retries_ms:
+        trails: Iterable[bytes] = answers.trails if self._has_reasons else map(without, answers.trails)
+        given: Iterable[Answer] = map(Answer, answers.statuses, bodies, answers.mimes, trails)
+        if answers.headers or answers.speakers or answers.retries_ms or answers.refusals:
             given = self._in_detail(answers, [*given])
         for seq, answer in zip(answers.seqs, given, strict=True):
             call = waiting.pop(seq, None)
@@ -326,9 +330,14 @@ class Link:
 
     def _in_detail(self, answers: Answers, given: list[Answer]) -> list[Answer]:
         """With what few of them have."""
-        headers, speakers, retries_ms = answers.headers, answers.speakers, answers.retries_ms
+        headers, speakers, retries_ms, refusals = (
+            answers.headers,
+            answers.speakers,
+            answers.retries_ms,
+            answers.refusals,
+        )
         for index, answer in enumerate(given):
-            if index not in headers and index not in speakers and index not in retries_ms:
+            if not (index in headers or index in speakers or index in retries_ms or index in refusals):
                 continue
             speaker, retry_ms = speakers.get(index, 0), retries_ms.get(index, 0)
             call = self.waiting.get(answers.seqs[index])
@@ -339,7 +348,13 @@ class Link:
                     self._poisons.append(call)
                     if self.peers is not None:
                         self.peers.poisoned(call)
-            given[index] = replace(answer, headers=headers.get(index, {}), speaker=speaker, retry_ms=retry_ms)
+            given[index] = replace(
+                answer,
+                headers=headers.get(index, {}),
+                speaker=speaker,
+                retry_ms=retry_ms,
+                refused=refusals.get(index),
+            )
         return given
 
     def _note_full(self, call: Call, speaker: int, retry_ms: int) -> None:
@@ -387,6 +402,7 @@ class Link:
         if not OLDEST <= welcome.protocol <= NEWEST:
             return False
         self.state, self.refusal = LinkState.JOINED, ""
+        self._has_reasons = welcome.reasons
         self._numbers = route_numbers(self._topology, broker)
         self.missing = tuple(
             route.path for route, number in zip(self._topology.routes, self._numbers, strict=True) if number is None
@@ -417,7 +433,8 @@ class Link:
     def _answer(self, call: Call, status: Status, text: bytes) -> None:
         """An answer in our own words, unless whoever was told before it has withdrawn it."""
         if self.waiting.pop(call.seq, None) is not None:
-            self._tell(call, Answer(int(status), text, speaker=int(Speaker.DOOR)))
+            refused = Refused("unavailable") if status is Status.UNAVAILABLE else None
+            self._tell(call, Answer(int(status), text, speaker=int(Speaker.DOOR), refused=refused))
 
     def _tell(self, call: Call, answer: Answer) -> None:
         try:

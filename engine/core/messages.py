@@ -186,12 +186,21 @@ class FrontendBeat(Message, frozen=True, tag=3):
     families: bytes = b""
 
 
+class Refused(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Why a request was refused: ``reason`` is the label by which it is counted. Where it would have been late, in how
+    many milliseconds it was expected to be done, and how many it had."""
+
+    reason: str
+    needs_ms: int = 0
+    had_ms: int = 0
+
+
 class Answers(Message, frozen=True, tag=4):
     """Final answers; the payload is the body, or for a failure the UTF-8 message the client may see.
 
-    ``trails`` holds for each hop three little-endian u32 of microseconds: queue, batch, compute. Three are sparse, by
-    item position: ``headers``, extra response headers; ``speakers``, whose word it is where it is no worker's; and
-    ``retries_ms``, of what is refused: in how many milliseconds it had better be sent again.
+    ``trails`` holds for each hop three little-endian u32 of microseconds: queue, batch, compute. Four are sparse, by
+    item position: ``headers``, extra response headers; ``speakers``, whose word it is where it is no worker's; and of
+    what is refused ``retries_ms``, in how many milliseconds it had better be sent again, and ``refusals``, why.
     """
 
     seqs: Ids
@@ -202,6 +211,7 @@ class Answers(Message, frozen=True, tag=4):
     speakers: dict[int, SpeakerCode] = {}
     layout: Layout = []
     retries_ms: dict[int, Id] = {}
+    refusals: dict[int, Refused] = {}
 
 
 class Events(Message, frozen=True, tag=5):
@@ -232,6 +242,7 @@ class FrontendWelcome(Message, frozen=True, tag=7):
     """The answer to a frontend's introduction: the broker knows it from now on, and knows of none of its requests.
 
     ``stages`` and ``routes`` (path, numbers of its stages) are the broker's table: its numbers are used from now on.
+    ``reasons``: the queue times of its trails say why batches left (:mod:`engine.core.reasons`).
     """
 
     protocol: int
@@ -239,6 +250,7 @@ class FrontendWelcome(Message, frozen=True, tag=7):
     session: int  # another one for each welcome
     stages: list[Name]
     routes: list[tuple[Path, list[Id]]]
+    reasons: bool = False
 
 
 class FrontendPulse(Message, frozen=True, tag=6):
@@ -358,7 +370,8 @@ class Batch(Message, frozen=True, tag=30):
     budgets_us: Ints
     attempts: Ints
     metas: Blobs
-    queues_us: Ints  # time at this stage before the batch left; the worker makes it a step of the trail
+    queues_us: Ints  # time at this stage before the batch left, with why it left in the low bits (engine.core.reasons);
+    # the worker makes it a step of the trail
     trails: Blobs  # of the stages before
     layout: Layout = []
     refs: Refs = {}

@@ -28,7 +28,7 @@ from engine.core.actions import Dispatch, Foresee, Forget, Grant, Kill, News, Se
 from engine.core.batching import AHEAD_S, BUSY, IDLE, REPLAY, BatchQueue, Policy, Reason, decide
 from engine.core.crew import Crew, InFlight, Member
 from engine.core.deaths import Death
-from engine.core.ends import Ends
+from engine.core.ends import FULL, Ends
 from engine.core.fate import Fate
 from engine.core.foresight import Foresight
 from engine.core.introduction import Introduction, Refusal, Stranger, agreed, refuse_worker
@@ -50,6 +50,7 @@ from engine.core.messages import (
     Welcome,
     WorkerBeat,
 )
+from engine.core.reasons import CODES, TIME
 from engine.core.routing import Topology
 from engine.core.stats import StageStats, duration_buckets
 from engine.core.wire import MICROS, Payload, payload_sizes, refs_of
@@ -208,7 +209,8 @@ class StageMachine:
         nbytes = self.queue.nbytes
         for item in items:
             if 0 < nbytes > self.spec.max_queue_bytes - item.size:
-                self._ends.fail([item], Status.OVERLOADED, wording.full_in_bytes(self.spec.name, nbytes))
+                text = wording.full_in_bytes(self.spec.name, nbytes)
+                self._ends.fail([item], Status.OVERLOADED, text, why=FULL)
             else:
                 nbytes += item.size
                 taken.append(item)
@@ -466,7 +468,8 @@ class StageMachine:
                 if choice.dead:
                     self._ends.drop(choice.dead)
                 if choice.hopeless:
-                    self._ends.refuse(choice.hopeless)
+                    needs_s = start - now + foresight.needs_s(worker, most)
+                    self._ends.refuse(choice.hopeless, needs_s)
                 if not choice.most:
                     wake = choice.look_at
                     break
@@ -551,6 +554,8 @@ class StageMachine:
         trails: list[bytes] = []
         payloads: list[Payload] = []
         held: dict[int, Item] = {}
+        name: str = reason._value_
+        code = CODES[name]
         if not self.fate.is_sound:
             self.fate.breaker.feed()
         nbytes = shared = 0
@@ -564,7 +569,7 @@ class StageMachine:
             budgets_us.append(int((request.deadline - now) * MICROS))
             attempts.append(item.attempt)
             metas.append(request.meta)
-            queues_us.append(int((now - item.arrived) * MICROS))
+            queues_us.append(int((now - item.arrived) * MICROS) & TIME | code)
             trails.append(item.trail)
             payloads.append(payload)
             held[uid] = item
@@ -572,7 +577,6 @@ class StageMachine:
             if type(payload) is not bytes:
                 is_shared = True
                 shared += _shared_bytes(payload)
-        name: str = reason._value_
         batch = Batch(number, int(now * 1e9), name, uids, routes, budgets_us, attempts, metas, queues_us, trails)
         count = len(uids)
         foresight = self.foresight

@@ -72,6 +72,7 @@ class StageStats:
     hopeless: int = 0  # of these: would not have been done in time
     replayed: int = 0
     failed: int = 0
+    refused: Counter[str] = field(default_factory=Counter)  # of these, by why
     deaths: Counter[Death] = field(default_factory=Counter)  # workers that vanished without leave
     slow: int = 0  # batches that were taken for stuck
     hedged: int = 0  # items of them that were computed elsewhere too
@@ -100,6 +101,7 @@ class FrontStats:
     rejected: dict[str, int] = field(default_factory=dict)  # by reason
     duplicates: int = 0
     cancelled: int = 0
+    expired: int = 0  # admitted, and not answered in their time
     joined: int = 0  # tries of a request that was being computed for another try
     replayed: int = 0  # tries that were answered from memory
     untold: int = 0  # reports that could not be made

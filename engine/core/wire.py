@@ -337,7 +337,8 @@ _U32_MAX: Final = 2**32 - 1
 
 
 def pack_step(queue_us: int, batch_us: int, compute_us: int) -> bytes:
-    """One hop of a trail: microseconds in the queue, from release to ``forward``, and in ``forward``."""
+    """One hop of a trail: microseconds in the queue, from release to ``forward``, and in ``forward``. The first of them
+    comes from the broker with a code in its low bits (:mod:`engine.core.reasons`), and goes on as it is."""
     try:
         return _step.pack(queue_us, batch_us, compute_us)
     except struct.error:  # out of range: an hour and more, or clocks that disagree

@@ -15,6 +15,7 @@ from engine.core.about import pack_all as pack_abouts
 from engine.core.call import Answer, Call, StreamEvent
 from engine.core.link import View
 from engine.core.messages import StageState
+from engine.core.reasons import CODES
 from engine.core.wire import pack_step
 from engine.errors import Unavailable
 from engine.metrics import Sources, pack_sources
@@ -142,7 +143,7 @@ class FakeClient:
 
 
 def echo(item: Submitted) -> Answer:
-    return Answer(200, item.body, "application/json", pack_step(1500, 30, 2000) + pack_step(10, 0, 250))
+    return Answer(200, item.body, "application/json", pack_step(1496 + CODES["full"], 30, 2000) + pack_step(8, 0, 250))
 
 
 def unavailable() -> Unavailable:

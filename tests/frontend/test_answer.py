@@ -10,10 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.core.call import Answer
-from engine.core.messages import Speaker
+from engine.core.messages import Refused, Speaker
 from engine.core.wire import pack_step
 from frontend import errors, media
-from frontend.answer import Answering, common
+from frontend.answer import Answering, Reply, common
 from frontend.head import Head
 from frontend.plain import Plain
 from frontend.writer import Writer
@@ -124,6 +124,19 @@ def test_the_quick_form_of_a_result_is_the_same(
     slow = writer.reply(answering.result(route, HEAD, answer, request_id, took_ms / 1000), request_id)
     assert begin + rest == slow
     assert (status, size) == (200, len(body))
+
+
+def test_a_refusal_says_why_whoever_refuses() -> None:
+    def timing(reply: Reply) -> list[str]:
+        return [value for name, value in reply.headers if name == "server-timing"]
+
+    refused = Refused("predicted", 512, 200)
+    answer = Answer(429, b"no", speaker=int(Speaker.FORECAST), refused=refused)
+    assert timing(ONE.result(0, HEAD, answer, "id", 0.001)) == [
+        'refused;desc="predicted";dur=512, allowed;dur=200, total;dur=1.00'
+    ]
+    assert timing(ONE.problem(errors.CAPACITY, HEAD, "id")) == ['refused;desc="capacity"']
+    assert timing(ONE.problem(errors.TOO_LARGE, HEAD, "id")) == []
 
 
 def test_every_answer_names_its_server_and_its_request() -> None:

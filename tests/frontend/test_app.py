@@ -49,7 +49,9 @@ def test_a_result_comes_back_with_its_type_id_and_timing() -> None:
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["content-length"] == "8"
     assert answer.headers["x-request-id"] == "abc-1"
-    assert answer.headers["server-timing"].startswith("first-queue;dur=1.50, first-batch;dur=0.03, first;dur=2.00, ")
+    assert answer.headers["server-timing"].startswith(
+        'first-queue;dur=1.50;desc="full", first-batch;dur=0.03, first;dur=2.00, '
+    )
     assert "second-stage;dur=0.25, total;dur=" in answer.headers["server-timing"]
 
 

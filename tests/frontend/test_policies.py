@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 from fakes import READY
 
-from engine.core.messages import StageState
+from engine.core.messages import Refused, StageState
+from engine.core.reasons import CODES
 from engine.core.wire import pack_step
 from frontend import deadline, errors, health, media, requestid, timing
 
@@ -133,11 +134,24 @@ def test_new_ids_are_unique_also_over_processes() -> None:
 
 
 def test_server_timing_names_every_part_of_every_stage_in_milliseconds() -> None:
-    trail = pack_step(120, 30, 5000) + pack_step(0, 1, 2)
+    trail = pack_step(120 + CODES["full"], 30, 5000) + pack_step(0, 1, 2)
     assert timing.header(trail, timing.labels(["encode", "my stage"]), 0.0123) == (
-        "encode-queue;dur=0.12, encode-batch;dur=0.03, encode;dur=5.00, "
+        'encode-queue;dur=0.12;desc="full", encode-batch;dur=0.03, encode;dur=5.00, '
         "my-stage-queue;dur=0.00, my-stage-batch;dur=0.00, my-stage;dur=0.00, total;dur=12.30"
     )
+
+
+@pytest.mark.parametrize(
+    ("refused", "said"),
+    [
+        (Refused("capacity"), 'refused;desc="capacity"'),
+        (Refused("predicted", 512, 200), 'refused;desc="predicted";dur=512, allowed;dur=200'),
+        (Refused("hopeless", 12, 0), 'refused;desc="hopeless";dur=12, allowed;dur=0'),
+        (Refused('a "new"\r\none'), 'refused;desc="a--new---one"'),
+    ],
+)
+def test_server_timing_of_a_refusal_begins_with_its_reason(refused: Refused, said: str) -> None:
+    assert timing.refused(refused) == said
 
 
 @pytest.mark.parametrize("trail", [b"", b"torn"])
