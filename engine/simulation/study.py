@@ -1,0 +1,94 @@
+"""One service asked for one rate, several times, by different seeds. Pure."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Final
+
+from engine.core.front import FrontSpec
+from engine.core.routing import Topology
+from engine.core.stage import StageSpec
+from engine.simulation.arrivals import Arrivals
+from engine.simulation.figures import Figures, Run, figures, run_of
+from engine.simulation.profile import Profile
+from engine.simulation.world import World
+
+REQUESTS: Final = 10_000  # of each run: with a quarter of them chance alone moves a p99 by a third where bursts come
+SEEDS: Final = 3
+START: Final = 0.1  # of as many requests again, which come first and are not counted
+
+
+@dataclass(frozen=True)
+class Service:
+    """What is simulated, but for how many workers there are. ``slo_s``: within which requests are to be answered;
+    ``shares``: of the routes, of all requests."""
+
+    topology: Topology
+    front: FrontSpec
+    stages: tuple[StageSpec, ...]
+    profile: Profile
+    slo_s: float
+    shares: tuple[float, ...] = (1.0,)
+
+    @property
+    def least_s(self) -> float:
+        """The least time that an answer takes on the slowest of the routes."""
+        alone = [self.profile.of(stage.name).curve(1) + 2 * self.profile.hop_s for stage in self.stages]
+        ways = [sum(alone[stage] for stage in route.stages) for route in self.topology.routes]
+        return max(ways) + self.profile.edge_s
+
+    def visits(self, stage: int) -> float:
+        """The share of all requests that come to a stage."""
+        routes = zip(self.topology.routes, self.shares, strict=True)
+        return sum(share for route, share in routes if stage in route.stages) / sum(self.shares)
+
+    def capacity(self, stage: int) -> float:
+        """Requests of all routes per second that one worker of a stage carries, with the batches that suit it best; inf
+        for one to which none come."""
+        spec = self.stages[stage]
+        most = self.profile.of(spec.name).best(spec.policy.max_batch_size)[1]
+        visits = self.visits(stage)
+        return most / visits if visits else float("inf")
+
+    def least(self, rate: float) -> tuple[int, ...]:
+        """As many workers as full batches take."""
+        return tuple(int(rate / self.capacity(stage)) + 1 for stage in range(len(self.stages)))
+
+
+def study(
+    service: Service,
+    counts: Sequence[int],
+    arrivals: Arrivals,
+    *,
+    requests: int = REQUESTS,
+    seeds: int = SEEDS,
+) -> Figures:
+    """``counts``: workers of each stage."""
+    runs = [one(service, counts, arrivals, requests, seed) for seed in range(1, seeds + 1)]
+    return figures(runs, arrivals.rate)
+
+
+def one(service: Service, counts: Sequence[int], arrivals: Arrivals, requests: int, seed: int) -> Run:
+    """One run. The same seed brings the same arrivals, whatever the service is."""
+    specs = [replace(spec, num=count, spare=0) for spec, count in zip(service.stages, counts, strict=True)]
+    world = World(
+        service.topology,
+        specs,
+        [service.profile.of(spec.name).works(spec.policy.max_batch_size) for spec in specs],
+        front=service.front,
+        hop_s=service.profile.hop_s,
+        seed=f"works {seed}",
+    )
+    skip = int(START * requests)
+    rng = random.Random(f"routes {seed}")
+    numbers = range(len(service.shares))
+
+    def route() -> int:
+        return rng.choices(numbers, service.shares)[0] if len(numbers) > 1 else 0
+
+    world.arrive(islice(arrivals.instants(seed), requests + skip), budget_s=service.slo_s, routes=route)
+    world.finish()
+    return run_of(world, service.slo_s, service.profile.edge_s, skip=skip)
