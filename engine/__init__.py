@@ -36,6 +36,7 @@ The code, from the bottom up; a module imports only what stands above it:
                         what the system tells of its bounds and of processes
     process, signals, supervisor/
                         child processes: started, watched, restarted, stopped
+    planning/           how many workers a goal takes: `engine plan`
     server              the Python API: the same deployment, described by calls
     mixin, runtime, worker
                         names of server and stages where a service written for Mosec looks for them

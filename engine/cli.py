@@ -21,13 +21,14 @@ from engine.config import FILE_NAME, add_flags, flags_of, in_file_only, load, ru
 from engine.config.endpoints import cell_dir
 from engine.errors import ConfigError, StartError, Unavailable
 from engine.exitcodes import ExitCode
+from engine.planning import flags as plan_flags
 
 if TYPE_CHECKING:
     from engine.config import Deployment
 
 STATUS_TIMEOUT_S: Final = 3.0
 
-COMMANDS: Final = ("up", "check", "broker", "frontend", "worker", "status", "reload", "scale")
+COMMANDS: Final = ("up", "check", "broker", "frontend", "worker", "status", "reload", "scale", "plan")
 
 _UP_ELSEWHERE: Final = ("run", "serve", "start")  # what other programs call it
 
@@ -50,6 +51,7 @@ _FLAGS: Final = {
     "status": _HERE,
     "reload": _HERE,
     "scale": _HERE,
+    "plan": _HERE,
 }  # fmt: skip
 
 
@@ -171,6 +173,14 @@ def parser() -> argparse.ArgumentParser:
     add("reload", _reload, "replace the workers of a running deployment by what its file says now", "engine reload")
     scale = add("scale", _scale, "change how many workers stages have", "engine scale stages.toml encode=4")
     scale.add_argument("nums", metavar="STAGE=N", nargs="*", help="how many workers a stage shall have")
+    plan = add(
+        "plan",
+        _plan,
+        "say how many workers a goal takes, or what rate so many carry, by simulation",
+        "engine plan stages.toml --rate 400 --slo 200ms",
+    )
+    plan_flags.add_arguments(plan)
+    plan.epilog = plan_flags.EXAMPLES
     return top
 
 
@@ -344,6 +354,13 @@ def _order(options: argparse.Namespace, deployment: Deployment, order: dict[str,
     if order["do"] == "reload":
         _tell_of_others(deployment, reached)
     return ExitCode.OK
+
+
+def _plan(options: argparse.Namespace, deployment: Deployment) -> int:
+    from engine.planning import command
+
+    log.setup("plan", level=deployment.engine.log_level)
+    return command.run(options, deployment)
 
 
 def _tell_of_others(deployment: Deployment, reached: set[int]) -> None:

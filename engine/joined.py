@@ -13,7 +13,7 @@ from engine.metrics import Family, Sources, add_labels, merge, pack, pack_source
 # Of a stage, or the whole: what adds up. All else is the first's, but for what _stage and _status say.
 _SUMS: Final = frozenset(
     (
-        "wanted", "ready", "starting", "queued", "in_flight", "queued_bytes", "replayed", "deaths",
+        "wanted", "ready", "starting", "queued", "in_flight", "queued_bytes", "replayed", "deaths", "arrived",
         "admitted", "capacity", "admitted_bytes",
     )
 )  # fmt: skip

@@ -29,6 +29,7 @@
 ``runtime``         the worker process: control thread, lanes, main loop
 ``local``           whole routes in one process without sockets
 ``dryrun``          ``engine check``
+``profiling``       how long a stage's batches take on this machine, for ``engine plan``
 ==================  ==================================================================================================
 
 Imports go downwards: ``runtime`` and ``local`` -> ``warming`` -> ``build`` -> ``compute``, ``watchdog`` -> ``stream``

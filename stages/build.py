@@ -150,6 +150,14 @@ def _is_batch(example: Any) -> bool:
     return not isinstance(example, str | bytes | bytearray | memoryview | Mapping | Set)
 
 
+def handed_on(former: Worker, worker: Worker, results: Sequence[Any]) -> list[Any]:
+    """What ``former`` has returned as it arrives at ``worker``, the next stage of a route."""
+    send, receive = Codec(former), Codec(worker)
+    return [
+        receive.decode(ItemIn(0, send.encode(ItemIn(0, b"", last=False), result), first=False)) for result in results
+    ]
+
+
 def fresh(worker: Worker, example: Any) -> Any:
     """A copy of an example, as of a request: ``forward`` may change what it gets, and the example is used again.
 

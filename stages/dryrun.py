@@ -24,9 +24,7 @@ from engine.core.routing import Topology
 from engine.exitcodes import ExitCode
 from stages import blame, device
 from stages.base import Worker
-from stages.build import encoded_size, examples, forward_example, fresh, lasts, load_offline
-from stages.compute import Codec
-from stages.context import ItemIn
+from stages.build import encoded_size, examples, forward_example, fresh, handed_on, lasts, load_offline
 from stages.warming import WarmUp, ranges, warm_up
 
 NOT_EXERCISED: Final = "not exercised"
@@ -171,12 +169,8 @@ def _fed(
         hop = route.stages.index(number) if number in route.stages else 0
         if hop == 0 or (former := route.stages[hop - 1]) not in outputs:
             continue
-        send, receive = Codec(workers[former]), Codec(workers[number])
-        values = [
-            receive.decode(ItemIn(0, send.encode(ItemIn(0, b"", last=False), result), first=False))
-            for result in outputs[former]
-        ]
         findings[number].fed_by = workers[former].stage
+        values = handed_on(workers[former], workers[number], outputs[former])
         most = workers[number].max_batch_size
         return [values[:most]] if most > 1 else values[:1]
     return []

@@ -251,9 +251,9 @@ def warm_up(
             encoded_size(worker, results, lasts, own=False)
     if found:
         progress(len(found), len(found))
-    values = _values(worker, found) if asked_s != 0.0 else []
+    values = values_of(worker, found) if asked_s != 0.0 else []
     if values:
-        plan.most_values = VALUES_MOST / _nbytes(values[0])
+        plan.most_values = VALUES_MOST / nbytes_of(values[0])
     told_at = begun = now()
 
     def left_s() -> float:
@@ -294,7 +294,7 @@ def _call(worker: Worker, plan: WarmUp, size: int, example: Any) -> tuple[list[A
         return None
 
 
-def _nbytes(value: Any) -> int:
+def nbytes_of(value: Any) -> int:
     """Bytes of a value, roughly; 1 where nobody knows."""
     try:
         return payload_size(ipc.pack(value)) or 1
@@ -302,7 +302,7 @@ def _nbytes(value: Any) -> int:
         return 1
 
 
-def _values(worker: Worker, found: Sequence[Any]) -> list[Any]:
+def values_of(worker: Worker, found: Sequence[Any]) -> list[Any]:
     """What batches are made of: the values of the first example; none where it cannot be taken apart."""
     if not found or worker.max_batch_size == 1:
         return list(found[:1])

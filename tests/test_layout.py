@@ -36,8 +36,8 @@ LAYERS: Final = (
     ("frontend | stages | engine.broker", ("frontend", "stages", "engine.broker")),
     ("supervisor", ("engine.supervisor",)),
     ("cli", (
-        "engine.cli", "engine.bootstrap", "engine.server", "engine.status", "engine.mixin", "engine.worker",
-        "engine.runtime", "engine.__main__",
+        "engine.cli", "engine.bootstrap", "engine.planning", "engine.server", "engine.status", "engine.mixin",
+        "engine.worker", "engine.runtime", "engine.__main__",
     )),
 )  # fmt: skip
 

@@ -55,6 +55,16 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     device_bytes: int = 0  # of GPUs, that its tensors hold
 
 
+class LearnedStatus(msgspec.Struct, frozen=True):
+    """How long a stage's batches take, as it has learned: what a plan can be made of. ``ms``: of computing, by size, of
+    the sizes that came; ``overhead_ms``: what a batch takes beside that, on its way and back; ``noise``: by how much
+    its own predictions are off, as a share."""
+
+    ms: dict[str, float] = {}
+    overhead_ms: float = 0.0
+    noise: float = 0.0
+
+
 class StageStatus(msgspec.Struct, frozen=True):
     """One stage in ``engine status``."""
 
@@ -73,6 +83,8 @@ class StageStatus(msgspec.Struct, frozen=True):
     workers: list[WorkerStatus]
     deaths_by_cause: dict[str, int] = {}
     not_fed: str = ""  # why nothing is given to the stage; empty while it is
+    arrived: int = 0  # items, so far
+    learned: LearnedStatus = LearnedStatus()
 
 
 @dataclass(frozen=True)
@@ -158,6 +170,20 @@ def stage_status(machine: StageMachine, now: float) -> StageStatus:
         ],
         deaths_by_cause={death.value: count for death, count in machine.stats.deaths.items()},
         not_fed="" if machine.fate.is_sound else machine.fate.breaker.reason,
+        arrived=machine.stats.arrived,
+        learned=_learned(machine),
+    )
+
+
+def _learned(machine: StageMachine) -> LearnedStatus:
+    times = machine.foresight.times
+    if not times.known:
+        return LearnedStatus()
+    _, slowness = machine.crew.outlook()
+    return LearnedStatus(
+        ms={str(n): round(times.shape[n] * slowness * 1000, 4) for n in times.seen_sizes},
+        overhead_ms=round(times.overhead_s * 1000, 4),
+        noise=round(times.error, 4),
     )
 
 

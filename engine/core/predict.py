@@ -94,6 +94,18 @@ class Times:
         """What a batch takes however small it is; 0 while unknown."""
         return min(self._a, self.shape[1])
 
+    @property
+    def seen_sizes(self) -> list[int]:
+        """Powers of two, those after them and the largest, of the sizes up to the largest that was seen: what is said
+        of larger ones is hope."""
+        powers = [1 << exponent for exponent in range(self._seen.bit_length())]
+        return sorted({n for power in powers for n in (power, power + 1) if n <= self._seen} | {self._seen} - {0})
+
+    @property
+    def error(self) -> float:
+        """By how much predictions are off: the root of the mean square, as a share."""
+        return sqrt(self._error)
+
     def predict_mean(self, n: int, slowness: float) -> float:
         """The same of a worker that is so slow."""
         return self.shape[n] * slowness + self.overhead_s

@@ -18,6 +18,7 @@ From the bottom up; a module imports only what stands above it:
     systems      starts, waits for, and stops the systems
     nginx        the same for nginx in front of one of them
     overload     more than a deployment can do, bursts, retries; a program of its own
+    planned      what ``engine plan`` says beside what a deployment does; a program of its own
     bench        what a case is given: systems in alternation, clients, progress
     closed       the run of every case that asks in a closed loop, in whichever way
     saturation   the run of every case that compares a busy worker with its plain loop

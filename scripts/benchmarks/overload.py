@@ -131,11 +131,13 @@ def client() -> int:
     return 0
 
 
-def offered(running: systems.Running, rate: float, due: Sequence[float], *, tries: int = 0) -> list[Asked]:
+def offered(
+    running: systems.Running, rate: float, due: Sequence[float], *, tries: int = 0, body: str = BODY
+) -> list[Asked]:
     """``rate``: the capacity. As many connections as may wait for answers, and not many more: who does not use one for
     ten seconds loses it."""
     connections = round(1.3 * min(rate * TIMEOUT_S, CAPACITY)) + 20
-    load = Load(running.port, BODY, rate=1, seconds=due[-1], connections=connections, seed=0, timeout_s=TIMEOUT_S + 2)
+    load = Load(running.port, body, rate=1, seconds=due[-1], connections=connections, seed=0, timeout_s=TIMEOUT_S + 2)
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.overload", "client"],
         input=json.dumps({"load": asdict(load), "due": list(due), "tries": tries}),

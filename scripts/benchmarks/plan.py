@@ -34,6 +34,7 @@ class Service:
     timeout_s: float = 30.0  # a slow answer is a result; a timeout would hide it
     broker_threads: str = "auto"  # Stageline's alone, and so are:
     cells: int = 1
+    adapter: str = "stageline_service.py"
 
     @property
     def workers(self) -> int:

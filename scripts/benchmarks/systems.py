@@ -81,7 +81,7 @@ def command(system: str, service: plan.Service, port: int, folder: Path) -> list
     """How a system is started. Writes the file it needs into ``folder``."""
     if system == "stageline":
         file = folder / "stages.toml"
-        file.write_text(plan.stages_toml(service, ADAPTERS / "stageline_service.py"))
+        file.write_text(plan.stages_toml(service, ADAPTERS / service.adapter))
         # Short: the path of a unix socket has at most 107 bytes.
         run_dir = str(folder / "run")
         return [sys.executable, "-m", "engine.cli", "up", str(file), "--port", str(port), "--run-dir", run_dir]

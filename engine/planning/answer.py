@@ -1,0 +1,149 @@
+"""The plan: the deployment of a file, simulated with more and more workers, or at higher and higher rates."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Final
+
+from engine.config import Deployment
+from engine.cpus import usable_cpus
+from engine.errors import ConfigError
+from engine.planning.files import read, say
+from engine.planning.profiles import MEASURED
+from engine.simulation import search
+from engine.simulation.arrivals import FEW, Arrivals, Recording, Renewal, TraceError, read_trace
+from engine.simulation.figures import Figures
+from engine.simulation.profile import Profile, ProfileError
+from engine.simulation.study import Service, study
+from engine.simulation.table import Plan, workers
+from engine.specs import front_spec, stage_spec
+
+GOALS: Final = (
+    20  # a run is at least so many times as long as the goal: what is a little too much shows only after a while
+)
+LONGER: Final = 5  # but has not more than so many times the requests for it
+
+
+def plan_of(
+    options: argparse.Namespace, deployment: Deployment, service: Service, arrivals: Arrivals, kept: Sequence[int]
+) -> Plan:
+    """``kept``: how many workers a stage has whatever is found (0: that is to be found). Raises ConfigError."""
+    found = _found(options, deployment, service, arrivals, kept)
+    return Plan(
+        name=deployment.engine.name,
+        rate=found.best.rate,
+        slo_s=options.slo,
+        target=options.target,
+        arrivals=arrivals.words,
+        profile=service.profile.source,
+        best=found.best,
+        more=found.more,
+        is_met=found.is_met,
+        devices=options.devices or 0,
+        least_s=service.least_s,
+        notes=(*_notes_on_load(options, deployment, arrivals), *_notes_on_workers(deployment, service, found.best)),
+        times_ms={
+            name: {str(n): round(seconds * 1000, 4) for n, seconds in stage.times.items()}
+            for name, stage in service.profile.stages.items()
+        },
+    )
+
+
+def _found(
+    options: argparse.Namespace, deployment: Deployment, service: Service, arrivals: Arrivals, kept: Sequence[int]
+) -> search.Found:
+    def ask(counts: search.Counts, rate: float) -> Figures:
+        requests = min(max(options.requests, int(GOALS * rate * service.slo_s)), options.requests * LONGER)
+        found = study(service, counts, arrivals.at(rate), requests=requests, seeds=options.seeds)
+        say(f"{rate:.4g}/s, {workers(found)} workers: {100 * found.in_time:.4g} % in time")
+        return found
+
+    are_kept = [bool(count) for count in kept]
+    if options.devices is None:
+        least = tuple(own or count for own, count in zip(kept, service.least(arrivals.rate), strict=True))
+        if service.least_s > service.slo_s:
+            return search.hopeless(ask, arrivals.rate, least, kept=are_kept)
+        return search.fewest(ask, arrivals.rate, least, options.target, kept=are_kept)
+    capacities = [service.capacity(stage) for stage in range(len(service.stages))]
+    try:
+        counts = search.dealt(options.devices, capacities, kept)
+    except ValueError:
+        names = ", ".join(stage.name for stage, own in zip(deployment.stages, kept, strict=True) if not own)
+        raise ConfigError([f"--devices {options.devices}: expected one at least for each stage: {names}"]) from None
+    return search.highest(ask, counts, capacities, options.target, kept=are_kept)
+
+
+def _notes_on_load(options: argparse.Namespace, deployment: Deployment, arrivals: Arrivals) -> Iterator[str]:
+    if isinstance(arrivals, Recording):
+        if len(arrivals.gaps) < FEW:
+            yield f"{arrivals.name} has {len(arrivals.gaps)} gaps: some thousands tell more of bursts"
+    elif options.cv is None:
+        yield (
+            "arrivals were taken for independent (Poisson): where they come in bursts more workers are needed; "
+            "give --arrivals with recorded ones, or --cv"
+        )
+    if len(deployment.routes) > 1 and not options.share:
+        yield "all routes were taken to be asked for equally: --share PATH=N says otherwise"
+
+
+def _notes_on_workers(deployment: Deployment, service: Service, best: Figures) -> Iterator[str]:
+    if service.profile.source == MEASURED:
+        yield "batches were made of each class's example: where people send other values, plan with --running"
+    if (cells := deployment.engine.cells) > 1:
+        yield f"planned as one queue; each of {cells} cells has its own, and where workers are few that takes more"
+    for spec in deployment.stages:
+        known = max(service.profile.of(spec.name).times)
+        if known < spec.max_batch_size:
+            yield f"{spec.name}: batches of more than {known} were not measured, and taken to go on likewise"
+    on_cpu = sum(stage.workers for stage in best.stages if service.profile.of(stage.name).device == "cpu")
+    if on_cpu > (cpus := usable_cpus()):
+        yield f"one worker was measured at a time; {on_cpu} that compute on {cpus:g} CPUs would take each other's"
+
+
+def service_of(deployment: Deployment, profile: Profile, slo_s: float, shares: tuple[float, ...]) -> Service:
+    """The deployment as the broker would serve it. Raises ConfigError where the profile lacks a stage."""
+    one = replace(deployment, engine=replace(deployment.engine, cells=1))
+    try:
+        for stage in deployment.stages:
+            profile.of(stage.name)
+    except ProfileError as error:
+        raise ConfigError([str(error)]) from None
+    specs = tuple(stage_spec(stage, one.engine) for stage in one.stages)
+    return Service(one.topology, front_spec(one), specs, profile, slo_s, shares)
+
+
+def _pairs(texts: Sequence[str], flag: str, known: Sequence[str], example: str) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for text in texts:
+        name, equals, number = text.rpartition("=")
+        if not equals or name not in known or not number.replace(".", "", 1).isdecimal() or not float(number):
+            raise ConfigError([f"{flag}: expected {example}, one of {', '.join(known)}; got {text}"])
+        found[name] = float(number)
+    return found
+
+
+def kept_of(texts: Sequence[str], deployment: Deployment) -> list[int]:
+    """Of each stage; 0 where nothing is said. Raises ConfigError."""
+    names = [stage.name for stage in deployment.stages]
+    found = _pairs(texts, "--keep", names, "STAGE=N")
+    return [int(found.get(name, 0)) for name in names]
+
+
+def shares_of(texts: Sequence[str], deployment: Deployment) -> tuple[float, ...]:
+    """Of each route; all alike where nothing is said. Raises ConfigError."""
+    paths = [route.path for route in deployment.routes]
+    found = _pairs(texts, "--share", paths, "PATH=N")
+    return tuple(found.get(path, 0.0 if found else 1.0) for path in paths)
+
+
+def arrivals_of(options: argparse.Namespace) -> Arrivals:
+    """As the command line says. Raises ConfigError."""
+    if options.arrivals is None:
+        return Renewal(options.rate or 1.0, 1.0 if options.cv is None else options.cv)
+    try:
+        found = read_trace(read(options.arrivals, "--arrivals"), options.arrivals.name, options.column)
+    except TraceError as error:
+        raise ConfigError([f"--arrivals: {error}"]) from None
+    return found.at(options.rate) if options.rate is not None else found

@@ -1,0 +1,201 @@
+"""What ``engine plan`` says beside what a deployment then does: latencies at 70 % of the capacity, numbers of workers.
+
+    PYTHONPATH=scripts python -m benchmarks.planned [DEPLOYMENT...] [--repeats N]
+
+Everything is asked of the command itself: it measures each stage (``--save-profile``), says the p50 and p99 of so many
+workers at 70 % of what full batches reach (``--keep``), and the fewest workers for a rate within an SLO. Then the
+deployment is started and asked for the same, in an open loop; for the number of workers with as many as the plan says,
+and with one and two less, its requests having the SLO for their time limit. *off* is by how much the planned p99
+differs from the median of the measured ones. The plan is right where so many workers meet the goal and two less do not:
+exact, or one too many.
+
+Exit status 1 where a p99 is off by more than OFF, or a number is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks import machine, plan, systems, table
+from benchmarks.overload import MISSED, Asked, offered, raise_descriptor_limit
+from benchmarks.plan import Service, Stage
+from benchmarks.stats import median, percentile
+from benchmarks.work import TEXT
+from engine.simulation.arrivals import Renewal
+
+ADAPTER: Final = "exemplary_service.py"
+LOAD: Final = 0.7
+OFF: Final = 0.15
+TARGET: Final = 0.99
+LEAST: Final = 4000  # requests of a measurement ...
+SECONDS: Final = 12.0  # ... or of so long, whichever is less
+SETTLE_S: Final = 1.5  # of each, which is not counted
+LONG_S: Final = 10.0  # an SLO that nothing misses
+BODY: Final = '{"x": 2}'
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """``workers`` are what its latencies are measured with. ``slo_s`` and ``rate``, as a multiple of what one worker of
+    its slowest stage carries, are for the number of workers; 0: it is not asked for."""
+
+    works: tuple[str, ...]
+    workers: tuple[int, ...]
+    most: int
+    slo_s: float = 0.0
+    rate: float = 0.0
+    cv: float = 1.0
+    body: str = BODY
+
+    def service(self, workers: Sequence[int], timeout_s: float) -> Service:
+        stages = (Stage(work, num=num, max_batch_size=self.most) for work, num in zip(self.works, workers, strict=True))
+        return Service(tuple(stages), timeout_s=timeout_s, adapter=ADAPTER)
+
+
+DEPLOYMENTS: Final = {
+    "accelerator, 1 worker": Deployment(("Accelerator",), (1,), 32),
+    "accelerator, 2 workers": Deployment(("Accelerator",), (2,), 32, slo_s=0.060, rate=1.6),
+    "brief, 2 workers": Deployment(("Brief",), (2,), 8, slo_s=0.120, rate=2.5),
+    "brief, bursts (CV 4)": Deployment(("Brief",), (2,), 8, slo_s=0.240, rate=2.5, cv=4.0),
+    "two stages": Deployment(("Accelerator", "Brief"), (1, 2), 8, slo_s=0.150, rate=2.5),
+    "two stages alike": Deployment(("Brief", "Brief"), (2, 2), 8, slo_s=0.200, rate=1.7),
+    "MiniLM on a CPU": Deployment(("Embed",), (1,), 16, body=f'{{"text": "{TEXT}"}}'),
+}
+
+
+class Planned:
+    """One deployment in a folder of its own."""
+
+    def __init__(self, deployment: Deployment, folder: Path) -> None:
+        self.deployment = deployment
+        self.folder = folder
+        self.profile = folder / "profile.json"
+        self._runs = 0
+
+    def ask(self, workers: Sequence[int], *words: str) -> dict[str, Any]:
+        """What the command prints."""
+        service = self.deployment.service(workers, LONG_S)
+        file = self.folder / "stages.toml"
+        file.write_text(plan.stages_toml(service, systems.ADAPTERS / ADAPTER))
+        (self.folder / "records").mkdir(exist_ok=True)
+        known = ["--profile", str(self.profile)] if self.profile.exists() else ["--save-profile", str(self.profile)]
+        cv = ["--cv", str(self.deployment.cv)]
+        done = subprocess.run(
+            [sys.executable, "-m", "engine.cli", "plan", str(file), *words, *cv, *known, "--json"],
+            env={**os.environ, **systems.environment(service, self.folder, 1)},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        if not done.stdout:
+            raise RuntimeError(f"engine plan ended with {done.returncode}")
+        told: dict[str, Any] = json.loads(done.stdout)
+        return told
+
+    def capacity(self, workers: Sequence[int]) -> float:
+        """Requests per second with full batches, by the profile."""
+        stages: list[dict[str, Any]] = list(json.loads(self.profile.read_text())["stages"].values())
+        most = self.deployment.most
+        full_s = [float(stage["ms"][str(most)]) / 1000 for stage in stages]
+        return min(num * most / seconds for num, seconds in zip(workers, full_s, strict=True))
+
+    def run(self, workers: Sequence[int], rate: float, timeout_s: float, seed: int) -> list[Asked]:
+        """Measure; what came after it had settled."""
+        seconds = SETTLE_S + min(max(LEAST / rate, 3.0), SECONDS)
+        due: list[float] = []
+        for at in Renewal(rate, self.deployment.cv).instants(seed):
+            if at > seconds:
+                break
+            due.append(at)
+        self._runs += 1
+        service = replace(self.deployment.service(workers, timeout_s), capacity=1024)
+        folder = self.folder / f"{self._runs}"
+        with systems.started("stageline", service, folder, body=self.deployment.body, threads=1) as running:
+            asked = offered(running, rate, due, body=self.deployment.body)
+        return [one for one in asked if one.at >= SETTLE_S]
+
+
+def latencies(planned: Planned, repeats: int) -> Iterator[str]:
+    """Cells: rate; planned and measured p50 and p99 in ms; how far off."""
+    workers = planned.deployment.workers
+    names = [f"s{place}-{work.lower()}" for place, work in enumerate(planned.deployment.works)]
+    kept = [word for name, num in zip(names, workers, strict=True) for word in ("--keep", f"{name}={num}")]
+    if not planned.profile.exists():
+        planned.ask(workers, "--rate", "1", "--slo", f"{LONG_S}s", "--requests", "100", "--seeds", "1", *kept)
+    rate = LOAD * planned.capacity(workers)
+    best = planned.ask(workers, "--rate", f"{rate:.3f}", "--slo", f"{LONG_S}s", *kept)["best"]
+    runs = [planned.run(workers, rate, 30.0, 100 + repeat) for repeat in range(repeats)]
+    found = [[one.took * 1000 for one in run if one.status == 200] for run in runs]
+    p50 = median([percentile(run, 50) for run in found])
+    p99s = [percentile(run, 99) for run in found]
+    p99 = median(p99s)
+    off = best["p99_s"] * 1000 / p99 - 1
+    yield f"{rate:.0f}"
+    yield f"{best['p50_s'] * 1000:.1f}, {p50:.1f}"
+    yield f"{best['p99_s'] * 1000:.1f}, {p99:.1f} ({min(p99s):.1f}-{max(p99s):.1f})"
+    yield f"{'' if abs(off) <= OFF else MISSED}{100 * off:+.0f} %"
+
+
+def numbers(planned: Planned) -> Iterator[str]:
+    """Cells: rate and SLO; planned workers; what share is in time with these, one less and two less; the verdict."""
+    deployment = planned.deployment
+    if not deployment.slo_s:
+        yield from ["-"] * 4
+        return
+    ones = [1] * len(deployment.works)
+    rate = deployment.rate * planned.capacity(ones)
+    found = planned.ask(ones, "--rate", f"{rate:.3f}", "--slo", f"{deployment.slo_s * 1000:g}ms")["best"]
+    counts = [stage["workers"] for stage in found["stages"]]
+    limit = max(range(len(counts)), key=lambda place: (counts[place], found["stages"][place]["busy"]))
+    shares: list[float] = []
+    for less in range(3):
+        workers = [num - less * (place == limit) for place, num in enumerate(counts)]
+        if workers[limit] < 1:
+            break
+        run = planned.run(workers, rate, deployment.slo_s, 200)
+        shares.append(sum(one.status == 200 and one.took <= deployment.slo_s for one in run) / len(run))
+    fewer = next((less for less in (2, 1, 0) if less < len(shares) and shares[less] >= TARGET), -1)
+    verdict = {0: "exact", 1: "one too many", 2: f"{MISSED}two too many", -1: f"{MISSED}too few"}[fewer]
+    yield f"{rate:.0f}/s, {deployment.slo_s * 1000:g} ms"
+    yield ", ".join(map(str, counts))
+    yield ", ".join(f"{100 * share:.1f}" for share in shares)
+    yield verdict
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("deployments", nargs="*", metavar="DEPLOYMENT", help=f"of {', '.join(DEPLOYMENTS)}")
+    parser.add_argument("--repeats", type=int, default=3, help="of each measurement of latencies")
+    options = parser.parse_args()
+    if strangers := [name for name in options.deployments if name not in DEPLOYMENTS]:
+        parser.error(f"{strangers[0]}: expected one of {', '.join(DEPLOYMENTS)}")
+    raise_descriptor_limit()
+    print(", ".join(f"{key} {value}" for key, value in (machine.describe() | machine.now()).items()), flush=True)
+    lines = [
+        ["deployment", "at 70 %, /s", "p50, ms: plan, run", "p99, ms: plan, run", "off", "goal", "workers",
+         "in time %: so many, less", "number"]
+    ]  # fmt: skip
+    for name in options.deployments or DEPLOYMENTS:
+        folder = Path(tempfile.mkdtemp(prefix="sl-bench-", dir="/tmp"))
+        try:
+            planned = Planned(DEPLOYMENTS[name], folder)
+            lines.append([name, *latencies(planned, options.repeats), *numbers(planned)])
+        finally:
+            shutil.rmtree(folder)
+        print("  ".join(lines[-1]), file=sys.stderr, flush=True)
+    print(table.markdown(lines))
+    return int(any(MISSED in cell for line in lines for cell in line))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

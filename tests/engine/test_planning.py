@@ -1,0 +1,251 @@
+"""``engine plan``: its words, its files, and stages that are measured. What it computes is in tests/simulation."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import cli
+from engine.core.stats import Histogram
+from engine.exitcodes import ExitCode
+from engine.metrics import Family, Sources, counter, histogram, pack, pack_sources
+from engine.planning import profiles
+from engine.planning.watched import Scrape, seen_between
+
+FILE = """
+[engine]
+name = "planned"
+[[stage]]
+name = "first"
+worker = "service:First"
+max_batch_size = 4
+[[stage]]
+name = "second"
+worker = "service:Second"
+max_batch_size = 8
+"""
+
+SERVICE = """
+import time
+from engine import Worker
+
+print("user code prints")
+
+class First(Worker):
+    example = [1, 2]
+    def forward(self, data):
+        print("and again")
+        time.sleep(0.001 + 0.001 * len(data))
+        return [value + 1 for value in data]
+
+class Second(Worker):  # it has no example, and lives on what the first returns
+    def forward(self, data):
+        assert all(value in (2, 3) for value in data), data
+        time.sleep(0.003)
+        return data
+"""
+
+PROFILE = {"format": "stageline profile 1", "stages": {"first": {"ms": {"1": 2, "4": 4}}, "second": {"ms": {"1": 5}}}}
+QUICK = ("--requests", "300", "--seeds", "1")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "stages.toml").write_text(FILE)
+    (tmp_path / "service.py").write_text(SERVICE)
+    (tmp_path / "profile.json").write_text(json.dumps(PROFILE))
+    return tmp_path / "stages.toml"
+
+
+def plan(file: Path, *words: str) -> int:
+    return cli.run(["plan", str(file), "--run-dir", str(file.parent / "run"), *words])
+
+
+def given(file: Path) -> tuple[str, ...]:
+    return ("--profile", str(file.parent / "profile.json"), *QUICK)
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.run(["plan", "--help"])
+    assert end.value.code == 0
+    told = capsys.readouterr().out
+    assert "engine plan stages.toml --rate 400 --slo 200ms\n" in told
+    assert "engine plan --check stages.toml --plan plan.json\n" in told
+    assert "--measure" not in told
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["--rate", "4"], "within which time? --slo 200ms"),
+        (["--slo", "200ms"], "how many requests? --rate 400"),
+        (["--rate", "4", "--slo", "200"], "expected a time with its unit, such as 200ms"),
+        (["--rate", "0", "--slo", "1s"], "expected more than 0 requests per second"),
+        (["--rate", "many", "--slo", "1s"], "expected a number, 0 or more, got many"),
+        (["--rate", "4", "--slo", "1s", "--devices", "3"], "one of the two"),
+        (["--rate", "4", "--slo", "1s", "--target", "99"], "expected a share between 0 and 1, such as 0.99 or 99%"),
+        (["--rate", "4", "--slo", "1s", "--picture", "x.png"], "expected a name that ends in .svg, got x.png"),
+        (["--rate", "4", "--slo", "1s", "--arrivals", "x", "--cv", "2"], "one of the two"),
+        (["--rate", "4", "--slo", "1s", "--profile", "x", "--running"], "one of the two"),
+        (["--check"], "within which time? --slo 200ms, or --plan with a plan"),
+    ],
+)
+def test_words_that_do_not_do_are_told_what_would(
+    file: Path, words: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        plan(file, *words)
+    assert end.value.code == ExitCode.USAGE
+    assert hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["--profile", "none.json"], "--profile none.json: cannot be read: No such file"),
+        (["--profile", "stages.toml"], "--profile: stages.toml: not JSON"),
+        (["--arrivals", "trace.csv"], "--arrivals: trace.csv, line 2: expected a number of seconds or a date, got 'x'"),
+        (["--keep", "third=1"], "--keep: expected STAGE=N, one of first, second; got third=1"),
+        (["--share", "/x=1"], "--share: expected PATH=N, one of /inference; got /x=1"),
+        (["--picture", "none/x.svg"], "none/x.svg: cannot be written: No such file"),
+    ],
+)
+def test_files_and_names_that_are_wrong_are_told_with_what_was_expected(
+    file: Path, words: list[str], hint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(file.parent)
+    (file.parent / "trace.csv").write_text("ts\nx\n")
+    usual = given(file) if "--profile" not in words else QUICK
+    assert plan(file, "--rate", "4", "--slo", "1s", *usual, *words) == ExitCode.CONFIG
+    assert hint in capsys.readouterr().err
+
+
+def test_too_few_devices_for_the_stages_are_told_so(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(file, "--slo", "1s", "--devices", "1", *given(file)) == ExitCode.CONFIG
+    assert "--devices 1: expected one at least for each stage: first, second" in capsys.readouterr().err
+
+
+def test_a_profile_that_lacks_a_stage_is_told_so(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = json.dumps({**PROFILE, "stages": {"first": {"ms": {"1": 2}}}})
+    (file.parent / "profile.json").write_text(text)
+    assert plan(file, "--rate", "4", "--slo", "1s", *given(file)) == ExitCode.CONFIG
+    assert "the profile has no stage second (it has: first)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("--running", "--rate", "4", "--slo", "1s"), ("--check", "--slo", "1s")])
+def test_nobody_that_runs_is_told_so(
+    file: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiles, "ASK_S", 0.1)  # nobody answers, however long it is waited
+    assert plan(file, *words) == ExitCode.UNREACHABLE
+    assert f"start it with: engine up {file}" in capsys.readouterr().err
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+def test_workers_for_a_rate_by_a_profile(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = file.parent / "plan.svg"
+    assert plan(file, "--rate", "400", "--slo", "60ms", "--picture", str(picture), *given(file)) == ExitCode.OK
+    told = capsys.readouterr()
+    assert "planned: the fewest workers for 400 requests/s, within 60 ms for 99 %" in told.out
+    assert "first 1, second 1" in told.out
+    assert "arrivals were taken for independent (Poisson)" in told.out
+    assert "second: batches of more than 1 were not measured" in told.out
+    assert "plan: 400/s, first 1, second 1 workers: 100 % in time" in told.err
+    assert picture.read_text().startswith("<svg ")
+
+
+def test_a_rate_for_workers_as_data(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--devices", "3", "--slo", "60ms", "--cv", "2", "--keep", "first=1", "--json")
+    assert plan(file, *words, *given(file)) == ExitCode.OK
+    told: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert [stage["workers"] for stage in told["best"]["stages"]] == [1, 3]
+    assert told["rate"] == told["best"]["rate"] > 300
+    assert told["arrivals"] == "gamma, CV 2"
+
+
+def test_a_goal_that_cannot_be_had_is_a_failure(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(file, "--rate", "4", "--slo", "5ms", *given(file)) == ExitCode.FAILED
+    assert "one request alone takes 8.2 ms, and no number of workers changes that" in capsys.readouterr().out
+
+
+def test_recorded_arrivals_bring_their_own_rate(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = file.parent / "trace.csv"
+    trace.write_text("gap\n" + "0.01\n0.03\n" * 100)
+    assert plan(file, "--arrivals", str(trace), "--slo", "60ms", *given(file)) == ExitCode.OK
+    told = capsys.readouterr().out
+    assert "the fewest workers for 50 requests/s" in told
+    assert "trace.csv has 200 gaps: some thousands tell more of bursts" in told
+    assert "Poisson" not in told
+
+
+def test_stages_are_measured_each_in_a_process_of_its_own_and_their_profile_is_kept(file: Path) -> None:
+    kept = file.parent / "kept.json"
+    words = ["--rate", "50", "--slo", "1s", "--save-profile", str(kept), "--json", *QUICK]
+    done = subprocess.run(
+        [sys.executable, "-m", "engine", "plan", str(file), *words],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert json.loads(done.stdout)["is_met"], "what user code prints is no part of it"
+    assert "user code prints" in done.stderr
+    assert re.search(r"plan: first: size 1 of 4: a batch of 1 takes \d", done.stderr)
+    assert "second: it has no example; loading first, whose results it is given" in done.stderr
+    stages = json.loads(kept.read_text())["stages"]
+    assert list(stages["first"]["ms"]) == ["1", "2", "3", "4"]
+    assert list(stages["second"]["ms"]) == ["1", "2", "3", "4", "5", "8"]
+    assert stages["first"]["ms"]["4"] >= 5.0
+    assert stages["second"]["ms"]["8"] >= 3.0
+    assert stages["second"]["device"] == "cpu"
+
+
+def test_a_stage_that_cannot_be_measured_is_told_what_to_do(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (file.parent / "service.py").write_text(SERVICE.replace("    example = [1, 2]\n", ""))
+    assert plan(file, "--rate", "50", "--slo", "1s", *QUICK) == ExitCode.START
+    told = capfd.readouterr().err
+    assert "nothing to measure stage first with: give First an example" in told
+    assert "stage first was not measured (exit code 4), see above" in told
+
+
+# --- a running deployment --------------------------------------------------------------------------------------------
+
+
+def answer(codes: dict[str, int], durations: Histogram, forward_s: float) -> bytes:
+    frontend: list[Family] = [
+        counter("e_throughput", "", [({"code": code, "endpoint": "/a"}, count) for code, count in codes.items()]),
+        histogram("e_request_duration_second", "", [({"endpoint": "/a"}, durations)]),
+    ]
+    broker = [counter("e_worker_forward_seconds", "", [({"stage": "s", "connection": "1"}, forward_s)])]
+    return pack_sources(Sources(broker=pack(broker), frontends=[("f", pack(frontend))]))
+
+
+def test_what_happened_between_two_looks_is_seen() -> None:
+    durations = Histogram((0.1, 0.2, 0.4))
+    before = Scrape.of(answer({"200": 1}, durations, 3.0), "e")
+    for seconds in [0.05] * 80 + [0.15] * 110 + [0.3] * 10:  # ten of the first were refused
+        durations.observe(seconds)
+    after = Scrape.of(answer({"200": 191, "429": 10}, durations, 13.0), "e")
+    seen = seen_between(before, after, 10.0, 0.2, {"s": 2})
+    assert seen.rate == 20.0
+    assert seen.refused == 0.05
+    assert seen.in_time == pytest.approx(0.9)
+    assert seen.busy == {"s": pytest.approx(0.5)}
+    assert seen.p50_s == pytest.approx(0.1 + 0.1 * 20 / 110)
+    assert seen.p99_s == pytest.approx(0.2 + 0.2 * 0.8)
+
+
+def test_where_nothing_came_nothing_is_said() -> None:
+    same = Scrape.of(answer({"200": 7}, Histogram((0.1,)), 3.0), "e")
+    seen = seen_between(same, same, 10.0, 0.2, {"s": 2})
+    assert (seen.rate, seen.in_time, seen.p99_s) == (0.0, None, None)
