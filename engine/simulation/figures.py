@@ -25,7 +25,9 @@ def percentile(ordered: Sequence[float], q: float) -> float:
 
 @dataclass(frozen=True)
 class StageFigures:
-    """One stage. ``busy``: the share of its workers' time; ``wait_p99_s`` and ``batch_s`` (mean) of single items."""
+    """One stage. ``busy``: the share of its workers' time in which they compute, with batches as they are; ``load``:
+    the share that it would be with those that suit them best, which tells the room there is; ``wait_p99_s`` and
+    ``batch_s`` (mean) of single items."""
 
     name: str
     workers: int
@@ -33,6 +35,7 @@ class StageFigures:
     mean_batch: float
     wait_p99_s: float
     batch_s: float
+    load: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,8 @@ def _is_good(attempt: Attempt, within_s: float) -> bool:
     return attempt.status == Status.OK and attempt.answered_at - attempt.at <= within_s
 
 
-def figures(runs: Sequence[Run], rate: float) -> Figures:
-    """Of one run at least, all of the same service."""
+def figures(runs: Sequence[Run], rate: float, capacities: Sequence[float]) -> Figures:
+    """Of one run at least, all of the same service; ``capacities``: what one worker of each stage carries."""
     asked = sum(run.asked for run in runs)
     latencies = sorted(latency for run in runs for latency in run.latencies)
     good = sum(run.good for run in runs)
@@ -126,6 +129,7 @@ def figures(runs: Sequence[Run], rate: float) -> Figures:
                 mean_batch=items / batches if batches else 0.0,
                 wait_p99_s=percentile(waits, 99),
                 batch_s=sum(run.computed_s[place] for run in runs) / items if items else 0.0,
+                load=rate / (workers * capacities[place]),
             )
         )
     last = len(latencies) - 1

@@ -74,7 +74,7 @@ def chart(title: str, x_name: str, y_name: str, lines: Sequence[Line], marks: Se
         colour = COLOURS[number % len(COLOURS)]
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in line.points))
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        y = HEIGHT - BOTTOM - 16 * (len(lines) - number)
+        y = HEIGHT - BOTTOM - 12 - 16 * (len(lines) - number)
         parts.append(
             f'<text x="{WIDTH - RIGHT - 8}" y="{y}" text-anchor="end" fill="{colour}">{escape(line.name)}</text>'
         )

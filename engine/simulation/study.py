@@ -68,7 +68,8 @@ def study(
 ) -> Figures:
     """``counts``: workers of each stage."""
     runs = [one(service, counts, arrivals, requests, seed) for seed in range(1, seeds + 1)]
-    return figures(runs, arrivals.rate)
+    capacities = [service.capacity(stage) for stage in range(len(counts))]
+    return figures(runs, arrivals.rate, capacities)
 
 
 def one(service: Service, counts: Sequence[int], arrivals: Arrivals, requests: int, seed: int) -> Run:

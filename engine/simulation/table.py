@@ -10,8 +10,8 @@ from typing import Any, Final
 from engine.simulation.figures import Figures, StageFigures
 
 FORMAT: Final = "stageline plan 1"
-HEAD: Final = ("WORKERS", "P50", "P99", "IN TIME", "REFUSED", "LATE", "BUSY")
-FULL: Final = 0.9  # from this share of its workers' time on a stage is full
+HEAD: Final = ("WORKERS", "P50", "P99", "IN TIME", "REFUSED", "LATE", "BUSY", "LOAD")
+FULL: Final = 0.85  # of what full batches carry: from there on a stage has little room
 
 
 class PlanError(ValueError):
@@ -44,10 +44,8 @@ class Plan:
         where = stage.name if len(self.best.stages) > 1 else "the workers"
         if self.least_s > self.slo_s:
             return f"one request alone takes {_ms(self.least_s)}, and no number of workers changes that"
-        if stage.busy >= FULL:
-            return (
-                f"{where}: busy {_percent(stage.busy)} of the time, so one in a hundred waits {_ms(stage.wait_p99_s)}"
-            )
+        if stage.load >= FULL:
+            return f"{where}: at {_percent(stage.load)} of what full batches carry there is little room"
         if stage.wait_p99_s < stage.batch_s:
             return f"{where}: not waiting but the batches themselves, {_ms(stage.batch_s)} in the mean"
         return (
@@ -112,7 +110,7 @@ def text(plan: Plan) -> str:
 
 
 def _is_close(plan: Plan) -> bool:
-    return plan.best.lowest < plan.target or plan.best.stages[plan.best.limit].busy > FULL
+    return plan.best.lowest < plan.target or max(stage.load for stage in plan.best.stages) >= FULL
 
 
 def workers(figures: Figures) -> str:
@@ -123,10 +121,10 @@ def workers(figures: Figures) -> str:
 
 
 def _row(figures: Figures) -> tuple[str, ...]:
-    alone = len(figures.stages) == 1
-    busy = ", ".join(f"{'' if alone else stage.name + ' '}{_percent(stage.busy)}" for stage in figures.stages)
     shares = (_percent(share) for share in (figures.in_time, figures.refused, figures.late))
-    return (workers(figures), _ms(figures.p50_s), _ms(figures.p99_s), *shares, busy)
+    busy = ", ".join(_percent(stage.busy) for stage in figures.stages)
+    load = ", ".join(_percent(stage.load) for stage in figures.stages)
+    return (workers(figures), _ms(figures.p50_s), _ms(figures.p99_s), *shares, busy, load)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -59,6 +59,7 @@ NOT_RUN: Final = {
     "prometheus ": "a program of its own; test_monitor checks its configuration",
     "scripts/chaos": "minutes, and tests/chaos does the same for seconds",
     "scripts/soak": "hours, likewise",
+    "engine plan": "measures a model and simulates, for a minute; tests/engine/test_planning.py does both for a second",
     "scripts/bench": "minutes on a machine of its own; its words are read below",
 }
 

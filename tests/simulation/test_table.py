@@ -12,12 +12,12 @@ from engine.simulation.figures import Figures, StageFigures, percentile
 from engine.simulation.picture import Line, Mark, chart, drawn
 from engine.simulation.table import Plan, PlanError, Seen, compared, read_plan, text
 
-ENCODE = StageFigures("encode", 3, 0.95, 7.5, 0.12, 0.031)
-TOKENIZE = StageFigures("tokenize", 1, 0.124, 1.2, 0.001, 0.0005)
+ENCODE = StageFigures("encode", 3, 0.95, 7.5, 0.12, 0.031, 0.9)
+TOKENIZE = StageFigures("tokenize", 1, 0.124, 1.2, 0.001, 0.0005, 0.1)
 BEST = Figures(
     400.0, 30000, 0.9941, 0.9902, 0.004, 0.0019, 0.9960, 0.0411, 0.16, (TOKENIZE, ENCODE), (0.01, 0.04, 0.21)
 )
-MORE = replace(BEST, in_time=1.0, stages=(TOKENIZE, replace(ENCODE, workers=4, busy=0.5)))
+MORE = replace(BEST, in_time=1.0, stages=(TOKENIZE, replace(ENCODE, workers=4, busy=0.5, load=0.6)))
 PLAN = Plan("embedding", 400.0, 0.2, 0.99, "Poisson", "measured", BEST, MORE, is_met=True, notes=("mind the gap",))
 
 
@@ -25,11 +25,11 @@ def test_a_plan_says_how_many_and_one_more_with_both_sets_of_figures() -> None:
     lines = text(PLAN).splitlines()
     assert lines[0] == "embedding: the fewest workers for 400 requests/s, within 200 ms for 99 %"
     head, best, more = (line for line in lines if "  " in line)
-    assert head.split() == ["WORKERS", "P50", "P99", "IN", "TIME", "REFUSED", "LATE", "BUSY"]
+    assert head.split() == ["WORKERS", "P50", "P99", "IN", "TIME", "REFUSED", "LATE", "BUSY", "LOAD"]
     assert best.startswith("tokenize 1, encode 3  41.1 ms  160 ms  99.41 %")
-    assert best.endswith("tokenize 12.4 %, encode 95 %")
+    assert best.endswith("12.4 %, 95 %  10 %, 90 %")
     assert more.startswith("tokenize 1, encode 4")
-    assert "limited by encode: busy 95 % of the time, so one in a hundred waits 120 ms" in lines
+    assert "limited by encode: at 90 % of what full batches carry there is little room" in lines
     assert lines[-1] == "(!) mind the gap"
 
 
@@ -47,8 +47,8 @@ def test_a_goal_that_is_not_met_is_said_with_what_stands_in_its_way() -> None:
 @pytest.mark.parametrize(
     ("stage", "words"),
     [
-        (replace(ENCODE, busy=0.5, wait_p99_s=0.01), "the workers: not waiting but the batches themselves, 31 ms"),
-        (replace(ENCODE, busy=0.5), "the workers: requests come together, and one in a hundred waits 120 ms"),
+        (replace(ENCODE, load=0.5, wait_p99_s=0.01), "the workers: not waiting but the batches themselves, 31 ms"),
+        (replace(ENCODE, load=0.5), "the workers: requests come together, and one in a hundred waits 120 ms"),
     ],
 )
 def test_what_limits_is_said_by_what_was_seen(stage: StageFigures, words: str) -> None:
@@ -58,7 +58,7 @@ def test_what_limits_is_said_by_what_was_seen(stage: StageFigures, words: str) -
 def test_a_plan_is_read_as_it_was_written() -> None:
     written = PLAN.to_json()
     assert read_plan(written, "plan.json") == PLAN
-    assert json.loads(written)["limits"].startswith("encode: busy 95 %")
+    assert json.loads(written)["limits"].startswith("encode: at 90 %")
 
 
 @pytest.mark.parametrize(
