@@ -204,6 +204,8 @@ class Client:
             submit.metas.append(call.meta)
             if call.key:
                 submit.keys[call.seq] = call.key
+            if call.qos is not None:
+                submit.qos[call.seq] = call.qos
             payloads.append(call.body if len(call.body) < SHARED_MIN else self._payload(call))
         if self._send(encode(submit, payloads)):
             return True

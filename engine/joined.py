@@ -77,6 +77,14 @@ def _status(told: Sequence[dict[str, Any]], cells: int) -> bytes:
             known = frontends.setdefault((frontend["name"], frontend["pid"]), {**frontend, "pending": 0})
             known["pending"] += frontend["pending"]
     whole["frontends"] = list(frontends.values())
+    goals: dict[str, dict[str, Any]] = {}
+    for one in told:
+        for goal in one.get("goals", ()):
+            known = goals.setdefault(goal["route"], {**goal, "within": 0, "late": 0})
+            known["within"] += goal["within"]
+            known["late"] += goal["late"]
+            known["unmet"] = known["unmet"] or goal["unmet"]
+    whole["goals"] = list(goals.values())
     return json.dumps(whole, separators=(",", ":")).encode()
 
 

@@ -5,10 +5,12 @@ The broker makes its machines of these, and so does the simulator: what is plann
 
 from __future__ import annotations
 
-from engine.config import Deployment, EngineSection, StageSection
+from engine.config import ClientSection, Deployment, EngineSection, StageSection
 from engine.core.batching import Policy
 from engine.core.cells import bound, share
+from engine.core.fairness import Client, Priority
 from engine.core.front import FrontSpec
+from engine.core.messages import CLIENT_SIZE
 from engine.core.stage import StageSpec
 
 
@@ -28,8 +30,18 @@ def stage_spec(stage: StageSection, engine: EngineSection, cell: int = 0) -> Sta
 
 
 def front_spec(deployment: Deployment) -> FrontSpec:
-    """The bounds of a broker's door."""
+    """The bounds of a broker's door, the goals and classes of routes, and who is who."""
     frontend, cells = deployment.frontend, deployment.engine.cells
     return FrontSpec(
-        bound(frontend.capacity, cells), bound(frontend.capacity_bytes, cells), bound(frontend.idempotency_bytes, cells)
+        bound(frontend.capacity, cells),
+        bound(frontend.capacity_bytes, cells),
+        bound(frontend.idempotency_bytes, cells),
+        slos_s=tuple([route.slo or frontend.slo for route in deployment.routes]),
+        priorities=tuple([Priority[route.priority.upper()] for route in deployment.routes]),
+        clients={bytes.fromhex(one.token_sha256)[:CLIENT_SIZE]: _client(one) for one in deployment.clients},
     )
+
+
+def _client(section: ClientSection) -> Client:
+    priority = Priority[section.priority.upper()] if section.priority else None
+    return Client(section.name, section.weight, priority)

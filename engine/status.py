@@ -30,6 +30,7 @@ def table(answer: bytes) -> str:
         "",
         *_aligned([_HEAD, *(_stage(stage) for stage in told.get("stages", ()))]),
         *(line for stage in told.get("stages", ()) for line in _remarks(stage)),
+        *map(_goal, told.get("goals", ())),
     ]
     workers = [
         (
@@ -79,6 +80,15 @@ def _remarks(stage: Mapping[str, Any]) -> Iterator[str]:
     if any(deaths.values()):
         causes = [f"{count} {_DEATHS.get(cause, cause)}" for cause, count in sorted(deaths.items()) if count]
         yield f"{stage['name']} lost workers: {', '.join(causes)}"
+
+
+def _goal(goal: Mapping[str, Any]) -> str:
+    text = f"{goal['route']} is to be answered within {goal['slo_s'] * 1000:g} ms"
+    if goal["unmet"]:
+        takes = f"{goal['least_s'] * 1000:.0f} ms"
+        return f"{text}, and cannot be: one request alone takes {takes}; its timeout counts instead"
+    answers = goal["within"] + goal["late"]
+    return f"{text}: {100 * goal['within'] / answers:.2f} % of {answers} results were" if answers else text
 
 
 def _stage(stage: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -35,6 +35,7 @@ Where to look:
     media      text or problem+json, as the client asks; which headers of a worker are passed on
     idempotency  what an Idempotency-Key says of a request; pure
     requestid, timing, deadline   one header each: x-request-id, server-timing, x-request-timeout
+    qos        how a request wants to be served: x-slo, x-priority, and who asks; pure
     metrics    what this process counts
     broker     what the application needs of the broker's client (engine.client in production, a fake in tests)
     serve      the process

@@ -37,6 +37,8 @@ WEBSOCKET: Final = Problem("websocket", 400, "bad request: this service does not
 BAD_TIMEOUT: Final = Problem(
     "bad_timeout", 400, "bad request: x-request-timeout takes seconds and x-request-timeout-ms milliseconds, above 0"
 )
+BAD_SLO: Final = Problem("bad_slo", 400, "bad request: x-slo takes seconds and x-slo-ms milliseconds, above 0")
+BAD_PRIORITY: Final = Problem("bad_priority", 400, "bad request: x-priority takes high, normal or low")
 BAD_KEY: Final = Problem("bad_key", 400, "bad request: idempotency-key takes 1 to 255 printable characters")
 NOT_FOUND: Final = Problem("not_found", 404, "not found")
 WRONG_METHOD: Final = Problem("wrong_method", 405, "method not allowed")

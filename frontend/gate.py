@@ -16,7 +16,8 @@ from typing import Final
 
 from engine.config.schema import FrontendSection
 from engine.core.link import View
-from frontend import compression, deadline, errors, idempotency
+from engine.core.messages import Qos
+from frontend import compression, deadline, errors, idempotency, qos
 from frontend.errors import Problem, Refusal
 from frontend.head import Head
 from frontend.partial import Partial
@@ -30,10 +31,12 @@ REQUEST_COST: Final = 16 * 1024  # bytes that serving one takes that is not plai
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """On which a request may come in. Seconds; ``coding`` of its body, "" for none."""
+    """On which a request may come in. Seconds; ``coding`` of its body, "" for none; ``qos``: what it says of how it
+    wants to be served."""
 
     timeout_s: float
     coding: str = ""
+    qos: Qos | None = None
 
 
 class Gate:
@@ -74,6 +77,7 @@ class Gate:
     def terms(self, head: Head) -> Terms:
         """What the head of a request asks for, where it may be had. Raises Refusal: 400, 413, 415 or 501."""
         asks = head.timeout or head.timeout_ms or head.content_encoding or head.transfer_encoding
+        asks = asks or head.token or head.slo or head.slo_ms or head.priority
         if not asks and head.idempotency_key is None and (head.length or 0) <= self.max_request_size:
             return self._usual
         timeout_s = deadline.allowed(head.timeout, head.timeout_ms, self._timeout_s)
@@ -89,7 +93,7 @@ class Gate:
         # A parser frames "gzip, chunked" and leaves the gzip to the application.
         if head.transfer_encoding.lower() not in (b"", b"chunked"):
             raise Refusal(errors.CODING)
-        return Terms(timeout_s, coding)
+        return Terms(timeout_s, coding, qos.of(head, timeout_s))
 
     def refusal(self, view: View) -> Problem | None:
         """Why a new request is refused now; None: it may come in.

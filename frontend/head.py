@@ -36,9 +36,13 @@ SINGLE: Final = frozenset(
         b"host",
         b"idempotency-key",
         b"traceparent",
+        b"x-api-key",
+        b"x-priority",
         b"x-request-id",
         b"x-request-timeout",
         b"x-request-timeout-ms",
+        b"x-slo",
+        b"x-slo-ms",
     }
 )
 
@@ -60,6 +64,10 @@ class Head(msgspec.Struct, frozen=True):
     expect: bytes = b""
     timeout: bytes = b""  # x-request-timeout, as it came
     timeout_ms: bytes = b""
+    slo: bytes = b""  # x-slo, as it came, like the next two
+    slo_ms: bytes = b""
+    priority: bytes = b""
+    token: bytes = b""  # what its client authenticates with, as it came
     request_id: str = ""  # the client's own, if it is sane
     idempotency_key: bytes | None = None  # as it came
 
@@ -127,6 +135,10 @@ def understand(method: str, version: str, path: str, query: bytes, fields: Seque
         expect=single.get(b"expect", b""),
         timeout=single.get(b"x-request-timeout", b""),
         timeout_ms=single.get(b"x-request-timeout-ms", b""),
+        slo=single.get(b"x-slo", b""),
+        slo_ms=single.get(b"x-slo-ms", b""),
+        priority=single.get(b"x-priority", b""),
+        token=single.get(b"authorization") or single.get(b"x-api-key", b""),
         request_id=requestid.sane(single.get(b"x-request-id", b"")),
         idempotency_key=single.get(b"idempotency-key"),
     )

@@ -288,7 +288,7 @@ class LeanConnection(asyncio.Protocol):
         instant = now()
         try:
             key = b"" if plain.head.idempotency_key is None else key_of(plain.head, body)
-            call = Call(plain.route, body, instant + plain.timeout_s, about, self, key)
+            call = Call(plain.route, body, instant + plain.timeout_s, about, self, key, plain.qos)
             self._seq = shared.client.call(call, instant)
         except Unavailable as error:
             gate.leave(size)

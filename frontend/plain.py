@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 import msgspec
 
 from engine.core import meta
+from engine.core.messages import Qos
 from engine.core.routing import Topology
 from frontend import compression
 from frontend import head as heads
@@ -86,6 +87,7 @@ class Plain(msgspec.Struct, frozen=True):
     timeout_s: float
     meta: bytes  # engine.core.meta.pack_head
     more: More | None = None  # None: nothing
+    qos: Qos | None = None
 
 
 class Reader:
@@ -191,7 +193,7 @@ class Reader:
 
 def _plain(route: int, head: Head, terms: Terms, more: More | None) -> Plain:
     about = meta.pack_head(head.query, heads.told(head, undone=bool(terms.coding)))
-    return Plain(route, head, head.length or 0, terms.timeout_s, about, more)
+    return Plain(route, head, head.length or 0, terms.timeout_s, about, more, terms.qos)
 
 
 class _Odd(Exception):

@@ -70,7 +70,7 @@ class RouteResource:
         about = meta.pack(exchange.request_id, meta.pack_head(head.query, heads.told(head, undone=bool(terms.coding))))
         waiting = Waiting(exchange, shared.client, shared.gate, self._stage)
         exchange.at_end.append(waiting.end)
-        waiting.submit(self._route, data, timeout_s=body.left_s, meta=about, key=key)
+        waiting.submit(self._route, data, timeout_s=body.left_s, meta=about, key=key, qos=terms.qos)
         del data  # the broker's client has it while it may be needed again
         begun = await waiting.begin()
         if begun is Begun.GONE:

@@ -31,7 +31,7 @@ EACH: Final = 256  # heads read word for word are waited for, for each of the ot
 
 # Of the fields that admit one value, those whose value means nothing to us but what is looked at here.
 _FREE: Final = frozenset(
-    {b"authorization", b"content-length", b"content-type", b"host", b"traceparent", b"x-request-id"}
+    {b"authorization", b"content-length", b"content-type", b"host", b"traceparent", b"x-api-key", b"x-request-id"}
 )
 VALUE: Final = rb"([\t\x20-\x7e\x80-\xff]*)"  # of a field, with the blanks around it
 
@@ -51,6 +51,7 @@ class Shape:
         self._match = re.compile(b"\r\n".join(pattern) + b"\r\n\r\n").fullmatch
         self._names = names
         self._drops = b"" in names
+        self._token_at = [names.index(name) for name in (b"authorization", b"x-api-key") if name in names]
         self._length_at = names.index(b"content-length") if b"content-length" in names else -1
         self._id_at = names.index(b"x-request-id") if b"x-request-id" in names else -1
         self._model = plain.head
@@ -71,7 +72,8 @@ class Shape:
         if self._drops:
             told = [pair for pair in told if pair[0]]
         request_id = requestid.sane(values[self._id_at]) if self._id_at >= 0 else ""
-        return structs.replace(self._model, fields=told, length=length, request_id=request_id)
+        token = next(filter(None, [values[at] for at in self._token_at]), b"") if self._token_at else b""
+        return structs.replace(self._model, fields=told, length=length, request_id=request_id, token=token)
 
 
 def is_free(name: bytes, kind: int) -> bool:

@@ -14,7 +14,7 @@ from typing import Final
 from engine.clock import now
 from engine.core.call import Answer, BrokerClient, Call, StreamEvent
 from engine.core.liveness import ANSWER_GRACE_S
-from engine.core.messages import Flow, Speaker
+from engine.core.messages import Flow, Qos, Speaker
 from engine.errors import Unavailable
 from frontend import errors
 from frontend.errors import Problem, Refusal
@@ -55,11 +55,13 @@ class Waiting:
 
     # --- from submission to the head of the answer -------------------------------------------------------------------
 
-    def submit(self, route: int, body: bytes, *, timeout_s: float, meta: bytes, key: bytes = b"") -> None:
+    def submit(
+        self, route: int, body: bytes, *, timeout_s: float, meta: bytes, key: bytes = b"", qos: Qos | None = None
+    ) -> None:
         """Hand the request to the broker. Raises Refusal."""
         instant = now()
         try:
-            self._seq = self._client.call(Call(route, body, instant + timeout_s, meta, self, key), instant)
+            self._seq = self._client.call(Call(route, body, instant + timeout_s, meta, self, key, qos), instant)
         except Unavailable as error:
             raise Refusal(errors.unavailable(error)) from None
         self._gate.pending += 1

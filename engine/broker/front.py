@@ -101,6 +101,7 @@ class FrontPart(Part[ToFront]):
         self._watched: dict[int, bytes] = {}  # session -> frontend
         self._questions: dict[int, Question] = {}
         self._asked = 0
+        self._unmet: dict[str, bool] = {}  # by path of a route: its goal was said to be out of reach
         self._check_at = 0.0
         self._retired = Retired()  # metrics of frontends that are gone
 
@@ -190,7 +191,8 @@ class FrontPart(Part[ToFront]):
             machine.door.heard_of(letter)
             self._pulse_all()
         elif type(letter) is Foresee:
-            machine.door.foresee(letter)
+            if machine.door.foresee(letter):
+                self._tell_of_goals()
         elif type(letter) is Seen:
             question = self._questions.get(letter.token)
             if question is not None:
@@ -202,9 +204,25 @@ class FrontPart(Part[ToFront]):
             machine.door.draining = True
             self._pulse_all()
         elif type(letter) is ChangeFront:
-            machine.spec = letter.spec
+            machine.change(letter.spec)
             machine.quarantine.clear()  # what killed workers of the former edition may not kill those of this one
             self._pulse_all()
+
+    def _tell_of_goals(self) -> None:
+        """Some goal has come within reach, or out of it."""
+        machine = self.machine
+        goals, paths = machine.door.goals, [route.path for route in machine.topology.routes]
+        for path, slo_s, least_s, unmet in zip(paths, goals.slos_s, goals.least_s, goals.unmet, strict=True):
+            if not slo_s or unmet is self._unmet.get(path, False):
+                continue
+            self._unmet[path] = unmet
+            about = {"route": path, "slo_s": slo_s, "one_request_takes_s": round(least_s, 6)}
+            if unmet:
+                log.warning(
+                    "a goal cannot be met: one request alone takes longer; the timeout counts instead", extra=about
+                )
+            else:
+                log.info("a goal can be met", extra=about)
 
     def _give_up(self, peer: bytes, message: AnyWords) -> None:
         """Handling what this frontend said has failed, halfway perhaps. How far it came nobody can tell, so the

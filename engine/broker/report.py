@@ -138,7 +138,7 @@ def untold(what: str, name: str) -> bytes:
 
 def stage_status(machine: StageMachine, now: float) -> StageStatus:
     state = machine.state()
-    oldest = machine.queue.backlog(deadlines=False).oldest
+    oldest = machine.queue.backlog(dues=False).oldest
     sizes = [lane.batch_size for lane in machine.stats.lanes.values()]
     batches = sum(size.count for size in sizes)
     return StageStatus(
@@ -199,6 +199,7 @@ def status(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deploy
         "admitted": len(machine.ledger),
         "capacity": machine.spec.capacity,
         "admitted_bytes": machine.nbytes,
+        "goals": _goal_status(machine),
         "stages": [part if part is not None else {"name": name, "error": UNTOLD} for name, part in stages],
         "frontends": [
             {"name": frontend.who.name, "pid": frontend.who.pid, "pending": len(frontend.requests)}
@@ -206,6 +207,23 @@ def status(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deploy
         ],
     }
     return msgspec.json.encode(whole)
+
+
+def _goal_status(machine: FrontMachine) -> list[dict[str, Any]]:
+    """Of the routes that have one. ``least_s``: what one request takes alone; ``within``, ``late``: results."""
+    goals, counts = machine.door.goals, machine.stats.goals
+    return [
+        {
+            "route": route.path,
+            "slo_s": slo_s,
+            "least_s": round(goals.least_s[number], 6),
+            "unmet": goals.unmet[number],
+            "within": counts[number, True],
+            "late": counts[number, False],
+        }
+        for number, (route, slo_s) in enumerate(zip(machine.topology.routes, goals.slos_s, strict=True))
+        if slo_s
+    ]
 
 
 def about(machine: FrontMachine, parts: Sequence[Part | None]) -> bytes:
@@ -225,7 +243,7 @@ def stage_families(machine: StageMachine, retired: Sequence[Family], now: float,
     def lanes(pick: str) -> list[tuple[dict[str, str], Histogram]]:
         return [({**here, "connection": str(slot)}, getattr(lane, pick)) for slot, lane in sorted(stats.lanes.items())]
 
-    oldest = machine.queue.backlog(deadlines=False).oldest
+    oldest = machine.queue.backlog(dues=False).oldest
     own = [
         histogram(f"{namespace}_batch_size", "Items of a batch.", lanes("batch_size")),
         histogram(
@@ -348,6 +366,34 @@ def _messages_dropped(namespace: str, counts: dict[str, int], here: dict[str, st
     )
 
 
+def _goals(machine: FrontMachine, namespace: str) -> list[Family]:
+    """Of the routes that have one."""
+    goals, paths = machine.door.goals, [route.path for route in machine.topology.routes]
+    routes = [(number, path, goals.slos_s[number]) for number, path in enumerate(paths) if goals.slos_s[number]]
+    if not routes and not machine.stats.goals:
+        return []
+    name, unmet = f"{namespace}_slo_second", f"{namespace}_slo_unmet"
+    return [
+        Family(
+            name, "gauge", "Goal of a route.", [Sample(name, {"endpoint": path}, slo_s) for _, path, slo_s in routes]
+        ),
+        Family(
+            unmet,
+            "gauge",
+            "1 while a route's goal counts for nothing: one request alone takes longer.",
+            [Sample(unmet, {"endpoint": path}, int(goals.unmet[number])) for number, path, _ in routes],
+        ),
+        counter(
+            f"{namespace}_slo_answers",
+            "Results of requests that had a goal, by whether the broker had them within it.",
+            [
+                ({"endpoint": paths[route], "within": str(within).lower()}, count)
+                for (route, within), count in sorted(machine.stats.goals.items())
+            ],
+        ),
+    ]
+
+
 def metrics(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deployed) -> bytes:
     """All the broker knows, as packed :class:`engine.metrics.Sources`."""
     stages = [part for part in parts if isinstance(part, StageFamilies)]
@@ -390,6 +436,7 @@ def metrics(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deplo
         ),
         _messages_dropped(namespace, stats.messages_dropped, {}),
         lost_lines_family(namespace, "broker"),
+        *_goals(machine, namespace),
         gauge(f"{namespace}_frontends", "Frontend processes connected.", len(machine.frontends)),
     ]
     return pack_sources(

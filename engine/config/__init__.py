@@ -17,10 +17,11 @@ Imports neither zmq, Falcon nor torch: the supervisor lives on this package alon
 from engine.config.build import build, default_run_dir, name_from, read_key
 from engine.config.flags import add_flags, flags_of, in_file_only, strangers
 from engine.config.load import FILE_NAME, dump, load, run_dir
-from engine.config.schema import Deployment, EngineSection, FrontendSection, RouteSection, StageSection
+from engine.config.schema import ClientSection, Deployment, EngineSection, FrontendSection, RouteSection, StageSection
 
 __all__ = [
     "FILE_NAME",
+    "ClientSection",
     "Deployment",
     "EngineSection",
     "FrontendSection",

@@ -23,6 +23,7 @@ from engine.config.schema import (
     DEFAULT_ROUTE,
     PATHS,
     SECTIONS,
+    ClientSection,
     Deployment,
     EngineSection,
     FrontendSection,
@@ -41,7 +42,7 @@ Values = dict[str, Any]  # keys of one table that could be read, with their valu
 _ELSEWHERE: Final = {
     "host": "address", "workers": "num", "replicas": "num", "class": "worker", "module": "worker", "gpu": "device",
 }  # fmt: skip
-_ARRAYS: Final = ("stage", "route")  # the sections written [[...]]
+_ARRAYS: Final = ("stage", "route", "client")  # the sections written [[...]]
 
 
 def build(
@@ -100,10 +101,13 @@ class _Reader:
             (where, self._table("stage", _with_size(raw), where)) for where, raw in self._array(data, "stage", "name")
         ]
         routes = [(where, self._table("route", raw, where)) for where, raw in self._array(data, "route", "path")]
+        clients = [(where, self._table("client", raw, where)) for where, raw in self._array(data, "client", "name")]
         if not stages and not self._broken(data, "stage") and "stages" not in data:  # that was told already
             self._problem("stage", "expected at least one [[stage]] table")
         self._check_stages(stages)
         self._check_routes(routes, [values["name"] for _, values in stages if "name" in values])
+        self._check_goals(frontend, routes)
+        self._check_clients(clients)
         self._check_ports(engine, len(stages))
         self._check_cells(engine, stages)
         if engine.get("bind") and not engine.get("insecure"):
@@ -122,6 +126,7 @@ class _Reader:
             frontend=FrontendSection(**frontend),
             stages=tuple(StageSection(**values) for _, values in stages),
             routes=tuple(RouteSection(**values) for _, values in routes),
+            clients=tuple(ClientSection(**values) for _, values in clients),
         )
 
     # --- tables ---
@@ -238,6 +243,23 @@ class _Reader:
         for name in dict.fromkeys(names):
             if name not in used:
                 self._problem("route", f"no route passes through stage {shown(name)}; name it in one, or remove it")
+
+    def _check_goals(self, frontend: Values, routes: Sequence[tuple[str, Values]]) -> None:
+        timeout = frontend.get("timeout")
+        for where, values in [("frontend", frontend), *routes]:
+            if timeout is not None and (slo := values.get("slo", 0.0)) > timeout:
+                self._problem(
+                    f"{where}.slo",
+                    f"expected at most frontend.timeout = {timeout:g} s, got {slo:g} s: nobody waits longer",
+                )
+
+    def _check_clients(self, clients: Sequence[tuple[str, Values]]) -> None:
+        for name in ("name", "token_sha256"):
+            seen: dict[str, int] = {}
+            for index, (where, values) in enumerate(clients):
+                value = values.get(name)
+                if value is not None and seen.setdefault(value, index) != index:
+                    self._problem(f"{where}.{name}", f"client[{seen[value]}] has this one already")
 
     def _check_cells(self, engine: Values, stages: Sequence[tuple[str, Values]]) -> None:
         cells = engine.get("cells", 1)

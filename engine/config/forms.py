@@ -163,6 +163,7 @@ _CLASS: Final = re.compile(r"(?:[^\W\d]\w*(?:\.[^\W\d]\w*)*|.*\.py):[^\W\d]\w*(?
 _PREFIX: Final = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")  # Prometheus data model: metric names
 _CUDA: Final = re.compile(r"cpu|cuda(:[0-9]{1,4})?")
 _HTTP_PATH: Final = re.compile(r"/[!-~]{0,1023}")
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 SIZES_MOST: Final = 64  # of batch_sizes: each is computed twice before the worker is ready
 _BIND: Final = 'tcp://HOST:PORT with a port from 1 to 65000, like "tcp://127.0.0.1:7000"'
 
@@ -182,6 +183,7 @@ _EXPECTED: Final[Mapping[Form, str]] = {
     Form.ENV: "a table of strings, or a list with one such table per worker",
     Form.ARGS: "a table of strings, numbers, booleans, lists and tables",
     Form.PROCESSES: '"auto" or an integer from 1 to 256',
+    Form.DIGEST: "64 hexadecimal digits in small letters, as sha256sum prints them",
     Form.WEAR: 'a time, a number of batches or a size of memory, like "12 h", "100000 batches", "12 h, 8 GiB"',
     Form.SIZES: f"a list of at most {SIZES_MOST} integers from 1 to 65536, like [1, 8, 32]",
     Form.WARM_UP: '"auto", "examples", or a time like "30 s" or a number of seconds',
@@ -399,4 +401,5 @@ _FORMS: Final[Mapping[Form, Callable[[object], Any]]] = {
     Form.SIZES: _sizes,
     Form.WARM_UP: _in_words(Form.WARM_UP, warm_up_s, _seconds_too),
     Form.PROCESSES: _processes,
+    Form.DIGEST: _matching(Form.DIGEST, _DIGEST),
 }

@@ -75,6 +75,7 @@ def dump(deployment: Deployment) -> bytes:
         "frontend": asdict(deployment.frontend),
         "stage": [asdict(stage) for stage in deployment.stages],
         "route": [asdict(route) for route in deployment.routes],
+        "client": [asdict(client) for client in deployment.clients],
     }
     return json.dumps(data, indent=1).encode() + b"\n"
 

@@ -48,7 +48,10 @@ class Form(Enum):
     SIZES = "batch sizes"
     WARM_UP = "warm-up"
     PROCESSES = "number of processes"
+    DIGEST = "SHA-256 digest"
 
+
+PRIORITIES: Final = ("high", "normal", "low")
 
 PATHS: Final = (Form.FOLDER, Form.FILE)  # a relative one is beside the file, or on the command line where one stands
 
@@ -167,6 +170,16 @@ class FrontendSection:
         "Default deadline of a request, and of one forward.",
         unit=Unit.SECONDS,
         least=0.001,
+        most=86400,
+        flag=True,
+    )
+    slo: float = key(
+        0.0,
+        "Goal: within what time answers are worth having, of routes that set none. By it requests are ordered, and "
+        "refused at once where they cannot be answered in it; one below what the model needs counts for nothing. "
+        "0: the timeout.",
+        unit=Unit.SECONDS,
+        least=0,
         most=86400,
         flag=True,
     )
@@ -336,6 +349,28 @@ class RouteSection:
     stages: tuple[str, ...] = key(
         doc="Names of the stages, in order; a stage may serve several routes.", form=Form.STAGES
     )
+    slo: float = key(0.0, "Goal of this route's requests; 0: the frontend's.", unit=Unit.SECONDS, least=0, most=86400)
+    priority: str = key(
+        "normal",
+        "Class of this route's requests: while not everybody can be served, lower ones leave room for higher ones.",
+        choices=PRIORITIES,
+    )
+
+
+@dataclass(frozen=True)
+class ClientSection:
+    """``[[client]]``: one who asks, with another than an equal share. Needed for nothing else: whoever sends a token is
+    told apart from others without it."""
+
+    name: str = key(doc="Name of the client, unique in the file.", form=Form.STAGE_NAME)
+    token_sha256: str = key(
+        doc="SHA-256, in hexadecimal, of the token that it sends: `authorization: Bearer TOKEN` or `x-api-key: TOKEN`.",
+        form=Form.DIGEST,
+    )
+    weight: int = key(
+        1, "Its share of what can be served, beside those of the others who ask; theirs is 1.", least=1, most=1000
+    )
+    priority: str = key("", "Class of its requests; default: the route's.", choices=("", *PRIORITIES))
 
 
 DEFAULT_ROUTE: Final = "/inference"
@@ -351,6 +386,7 @@ class Deployment:
     frontend: FrontendSection
     stages: tuple[StageSection, ...]
     routes: tuple[RouteSection, ...]
+    clients: tuple[ClientSection, ...] = ()
     # Of the script that describes it, if one does: its modules may look at both when a worker imports them.
     argv: tuple[str, ...] = ()
     path: tuple[str, ...] = ()
@@ -370,6 +406,7 @@ SECTIONS: Final = {
     "frontend": FrontendSection,
     "stage": StageSection,
     "route": RouteSection,
+    "client": ClientSection,
 }
 
 

@@ -19,6 +19,7 @@
     deaths     how a worker ended, as far as known    vitality   who is stopped or hung, seen from outside
     spacing    how much of what waits an idle worker takes, and when
     reasons    why a batch left, in the low bits of a queue time
+    goals      when answers are wanted                fairness   who may use how much while not all can be served
     killings   whom the kernel killed for want of memory
     ebb        when a peak of memory is over
     introduction  how peers introduce themselves, and are refused: frozen words

@@ -107,10 +107,12 @@ class News(msgspec.Struct, frozen=True):
 
 
 class Foresee(msgspec.Struct, frozen=True):
-    """What the stage expects of its next seconds has changed. Of use to whoever is judged next; it need wake nobody."""
+    """What the stage expects has changed: of its next seconds, or of how long one request takes there that is alone, in
+    seconds. Of use to whoever is judged next; it need wake nobody."""
 
     stage: int
     outlook: Outlook | None  # None: nobody who comes waits for long
+    alone_s: float = 0.0  # 0: nobody knows
 
 
 # --- of the front ----------------------------------------------------------------------------------------------------

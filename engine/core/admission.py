@@ -2,20 +2,25 @@
 
 * 503 while draining, or when a stage of the route has nobody or is not fed; 408 when its time is over already; 429 past
   the capacity in requests or bytes, or when a stage of the route holds all it may;
-* 429 at once as well when, as the stages of its route see their next seconds (Outlook), it would not be answered in its
-  time. Nobody is refused whom an idle worker could begin with: what is expected may be wrong, and who refuses everybody
-  never finds out;
+* 429 at once as well when, as the stages of its route see their next seconds (Outlook), its answer would come later
+  than it is wanted (:mod:`engine.core.goals`). Nobody is refused whom an idle worker could begin with: what is expected
+  may be wrong, and who refuses everybody never finds out;
+* while not everybody can be served, who is over its share or of a lower class may use only a part of the time and the
+  room there is (:mod:`engine.core.fairness`). Others are not refused for its sake, so this counts for it alone;
 * whoever is refused for want of room or time is told when to come again: one after the other, as fast as requests have
   been leaving lately; and of a stage that is not fed, when it is tried.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from engine.core import wording
 from engine.core.actions import Foresee, News
+from engine.core.fairness import Client, Priority, Shares
+from engine.core.goals import Goals
 from engine.core.messages import Flow, Speaker, StageState, Status
 from engine.core.predict import Outlook
 from engine.core.routing import Topology
@@ -27,6 +32,8 @@ DRAINING: Final[Rejection] = "draining", Status.UNAVAILABLE, wording.DRAINING, S
 NO_TIME: Final[Rejection] = "deadline", Status.TIMEOUT, wording.TIMEOUT, Speaker.DOOR
 BODIES_FILL: Final[Rejection] = "capacity_bytes", Status.OVERLOADED, wording.BODIES_FILL, Speaker.DOOR
 PREDICTED: Final[Rejection] = "predicted", Status.OVERLOADED, wording.PREDICTED, Speaker.FORECAST
+SHARE: Final[Rejection] = "share", Status.OVERLOADED, wording.SHARE, Speaker.FORECAST
+PRIORITY: Final[Rejection] = "priority", Status.OVERLOADED, wording.PRIORITY, Speaker.FORECAST
 POISON: Final[Rejection] = "poison", Status.UNPROCESSABLE, wording.QUARANTINED, Speaker.DOOR
 KEY_REUSED: Final[Rejection] = "key_reused", Status.UNPROCESSABLE, wording.KEY_REUSED, Speaker.DOOR
 KEY_IN_USE: Final[Rejection] = "key_in_use", Status.CONFLICT, wording.KEY_IN_USE, Speaker.DOOR
@@ -62,6 +69,10 @@ class Admission:
             StageView(StageState(name, 0, 0, 0, 0, 0, flow=int(Flow.UNKNOWN)), absent_at) for name in topology.stages
         ]
         self.draining = False
+        self.goals = Goals(topology)
+        self.shares = Shares()
+        self.has_classes = False  # somebody may be of another class than others
+        self.priorities = [Priority.NORMAL] * len(topology.routes)
         self.is_pressed = False  # some stage has an outlook
         self._routes = topology.routes
         # By route: its stages, each with the share of routes through the one before that go on to it.
@@ -81,6 +92,14 @@ class Admission:
         through = [route.stages for route in self._routes if former in route.stages]
         return sum([stage in stages for stages in through]) / len(through)
 
+    def change(self, slos_s: Sequence[float], priorities: Sequence[Priority], clients: Mapping[bytes, Client]) -> None:
+        """Of each route the goal and the class, and the clients that the file names, from now on."""
+        self.goals.change(slos_s)
+        self.shares.change(clients)
+        self.priorities = [*priorities, *[Priority.NORMAL] * (len(self._routes) - len(priorities))]
+        named = [client.priority for client in clients.values()]
+        self.has_classes = any(one not in (None, Priority.NORMAL) for one in (*self.priorities, *named))
+
     # --- from stages -------------------------------------------------------------------------------------------------
 
     def heard_of(self, news: News) -> None:
@@ -89,10 +108,11 @@ class Admission:
         view.state, view.absent_at, view.full = news.state, news.absent_at, news.full
         view.closed_until = news.closed_until
 
-    def foresee(self, foresee: Foresee) -> None:
-        """What a stage expects of its next seconds."""
+    def foresee(self, foresee: Foresee) -> bool:
+        """What a stage expects. Whether some goal has come within reach by this, or out of it."""
         self.stages[foresee.stage].outlook = foresee.outlook
         self.is_pressed = any(view.outlook is not None for view in self.stages)
+        return self.goals.hear(foresee.stage, foresee.alone_s)
 
     # --- refusing ----------------------------------------------------------------------------------------------------
 
@@ -112,9 +132,10 @@ class Admission:
                 return "stage_full", Status.OVERLOADED, wording.full(view.state.name), Speaker.STAGE
         return None
 
-    def late_by(self, route: int, deadline: float, now: float) -> float:
-        """By how many seconds a request would be late if it was admitted now; not above 0: it would not be, or nothing
-        is known, or everybody is idle who has to do with it."""
+    def done_at(self, route: int, rank: float, now: float, *, coming: float = 0.0) -> float:
+        """When a request of this rank would be done if it was admitted now; 0: nothing is known, or everybody is idle
+        who has to do with it. ``coming``: others who are still to come, and go before it."""
+        before = coming
         coming = 0.0  # items on their way to the next stage of the route, before this one
         done_at = now
         is_free = True
@@ -124,11 +145,16 @@ class Admission:
             if outlook is None or not outlook.frees:
                 continue
             waiting = outlook.queued + view.handed - outlook.taken + coming * share
-            ahead = int(waiting * outlook.before(deadline) if outlook.deadlines else waiting)
+            ahead = int((waiting * outlook.before(rank) if outlook.ranks else waiting) + before)
             is_free = is_free and not ahead and outlook.is_free(now)
             done_at = max(outlook.finish(ahead, now), done_at + outlook.alone_s)
             coming = waiting + outlook.in_flight
-        return -1.0 if is_free else done_at - deadline
+        return 0.0 if is_free else done_at
+
+    def computing_s(self, route: int) -> float:
+        """How long a request is computed on its way, where others wait."""
+        outlooks = [self.stages[stage].outlook for stage, _ in self._ways[route]]
+        return sum([outlook.whole_s for outlook in outlooks if outlook is not None])
 
     def retry_s(self, status: int, route: int, late_s: float, left: int, now: float) -> float:
         """When somebody who is answered so had better come again, in seconds; 0: nobody knows. ``route`` may be none's.

@@ -7,15 +7,16 @@ A stage has one queue for all its workers. A batch leaves when a worker can take
     idle       a worker has nothing to do, and waiting helps nobody (``eager``): not one that would come later and be
                served sooner, for batches that are not full leave evenly spaced (:mod:`engine.core.spacing`)
     wait       the oldest item has been at this stage for max_wait
-    deadline   waiting longer would make the first deadline unreachable, going by how long a batch takes
+    deadline   waiting longer would make the first who is due late, going by how long a batch takes
 
 A worker that is busy may get a batch in advance (its prefetch credit), but only one that could not grow any more, or
 has waited its time, and only when the worker is about to be done: given earlier it would stop growing, or stand behind
 a slow worker while others are free. With ``max_wait`` 0 nothing is past its wait in that sense, so the prefetch waits
 for ``full``.
 
-Where deadlines differ, the earliest come first. Sorting a long queue for every batch would cost more than it gives, so
-it is done at most so often that it takes a twentieth of the time, and only where not everybody gets into the batch.
+Where it differs when requests are due, the first of them come first. Sorting a long queue for every batch would cost
+more than it gives, so it is done at most so often that it takes a twentieth of the time, and only where not everybody
+gets into the batch.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ from engine.core.wire import HALF_HEADER
 AHEAD_S: Final = 0.002
 
 
-TOLERANCE_S: Final = 0.010  # deadlines that are out of order by less are in order: requests overtake each other
+TOLERANCE_S: Final = 0.010  # ranks that are out of order by less are in order: requests overtake each other
 SORT_EVERY_S: Final = 4e-6  # per item of the queue: twenty times what it takes to sort it
-SAMPLES: Final = 16  # deadlines that tell how those of a whole queue lie
+SAMPLES: Final = 16  # ranks that tell how those of a whole queue lie
 
 METAS_MOST: Final = HALF_HEADER  # bytes of what the requests of one batch bring for their workers, headers above all
 
@@ -77,7 +78,7 @@ class Backlog(msgspec.Struct, frozen=True):
     count: int
     nbytes: int
     oldest: float  # when the first arrived
-    first_deadline: float = inf  # earliest deadline among the first max_batch_size
+    first_due: float = inf  # when the first of those that come first is due
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -135,7 +136,7 @@ def decide(
         return _WAIT
     if taker is BUSY:
         return Decision(None, wait_over)  # given to somebody who is busy it would not be done any sooner
-    last_call = backlog.first_deadline - service_s
+    last_call = backlog.first_due - service_s
     if now >= last_call:
         return _DEADLINE
     if policy.eager:
@@ -154,10 +155,11 @@ class BatchQueue:
         self.policy = policy
         self.nbytes = 0
         self.items: OrderedDict[int, Item] = OrderedDict()  # by uid; to be looked at, not to be changed
-        self.is_mixed = False  # some deadlines are out of order, or were since the queue was last empty
+        self.is_mixed = False  # some ranks are out of order, or were since the queue was last empty
         self._latest = -inf  # deadline of what was pushed
+        self._highest = -inf  # rank of what was pushed
         self._is_sorted = True
-        self._disorder = 0.0  # by how much the deadline of what was pushed was before that of something before it
+        self._disorder = 0.0  # by how much the rank of what was pushed was before that of something before it
         self._sort_at = -inf  # not before
 
     def __len__(self) -> int:
@@ -173,23 +175,25 @@ class BatchQueue:
 
     def push(self, *items: Item) -> None:
         """Behind all others."""
-        waiting, latest = self.items, self._latest
+        waiting, latest, highest = self.items, self._latest, self._highest
         if not waiting:
-            latest = -inf
+            latest = highest = -inf
             self.is_mixed, self._is_sorted = False, True
             self._disorder = 0.0
         for item in items:
             request = item.request
-            deadline = request.deadline
-            if deadline > latest:
-                latest = deadline
-            elif deadline < latest:
-                self._disorder = max(self._disorder, latest - deadline)
-                if deadline < latest - TOLERANCE_S:
+            if request.deadline > latest:
+                latest = request.deadline
+            rank = request.rank
+            if rank > highest:
+                highest = rank
+            elif rank < highest:
+                self._disorder = max(self._disorder, highest - rank)
+                if rank < highest - TOLERANCE_S:
                     self.is_mixed, self._is_sorted = True, False
             waiting[request.uid] = item
             self.nbytes += item.size
-        self._latest = latest
+        self._latest, self._highest = latest, highest
 
     def push_front(self, items: list[Item]) -> None:
         """Items that were released once come before everything else, in their old order."""
@@ -214,24 +218,24 @@ class BatchQueue:
         self.nbytes = 0
         return items
 
-    def backlog(self, *, deadlines: bool) -> Backlog:
-        """``deadlines`` false leaves the earliest deadline out, which can cost a look at every item of the next batch.
-        It may be told a little early."""
+    def backlog(self, *, dues: bool) -> Backlog:
+        """``dues`` false leaves out when the first is due, which can cost a look at every item of the next batch. It
+        may be told early."""
         first = oldest = inf
         for item in self.items.values():
             oldest = item.arrived
             break
-        if deadlines and self.policy.eager:
-            first = self.first_deadline
-        elif deadlines:
+        if dues and self.policy.eager:
+            first = self.first_due
+        elif dues:
             window = islice(self.items.values(), self.policy.max_batch_size)
-            first = min((item.request.deadline for item in window), default=inf)
+            first = min((item.request.due for item in window), default=inf)
         return Backlog(len(self.items), self.nbytes, oldest, first)
 
     def sort(self, now: float) -> None:
-        """The earliest deadlines first, if they are not. Equal ones stay as they are."""
+        """By rank, if they are not. Equal ones stay as they are."""
         if not self._is_sorted:
-            self.items = OrderedDict(sorted(self.items.items(), key=_deadline))
+            self.items = OrderedDict(sorted(self.items.items(), key=_rank))
             self._is_sorted = True
             self._disorder = 0.0
             self._sort_at = now + len(self.items) * SORT_EVERY_S
@@ -248,24 +252,24 @@ class BatchQueue:
         return next(iter(self.items.values()), None)
 
     @property
-    def first_deadline(self) -> float:
-        """Nobody who waits is due before; it may be a little early. inf: nobody waits."""
+    def first_due(self) -> float:
+        """Nobody who waits is due before; it may be early, for it goes by ranks. inf: nobody waits."""
         if not self._is_sorted:
-            return min([item.request.deadline for item in self.items.values()], default=inf)
+            return min([item.request.rank for item in self.items.values()], default=inf)
         first = self.first()
-        return inf if first is None else first.request.deadline - self._disorder
+        return inf if first is None else first.request.rank - self._disorder
 
     def sample(self) -> list[float]:
-        """Deadlines of some items, evenly chosen, in order."""
+        """Ranks of some items, evenly chosen, in order."""
         step = len(self.items) // SAMPLES + 1
-        return sorted([item.request.deadline for item in islice(self.items.values(), 0, None, step)])
+        return sorted([item.request.rank for item in islice(self.items.values(), 0, None, step)])
 
     def take(self, now: float, *, most: int = 0, done_at: float = 0.0) -> tuple[list[Item], list[Item], bool]:
         """The next batch and the items that are not worth computing any more, both removed from the queue.
 
         A batch holds at most ``most`` items (0: max_batch_size), max_batch_bytes and METAS_MOST, but always one item,
         however large. Where one of them is due before the batch would be done, at ``done_at``, nothing is removed but
-        what is dead: somebody has to choose. The third of the result says so.
+        what is dead: somebody has to choose. The third of the result says so. 0: nobody knows, or has chosen.
         """
         batch: list[Item] = []
         dead: list[Item] = []
@@ -281,15 +285,16 @@ class BatchQueue:
             uid, item = items.popitem(False)
             request = item.request
             # Item.is_due, written out: a call for every item is a tenth of what the broker does for it.
-            if request.closed or request.deadline <= bound or request.hop != item.hop:
-                if not (request.closed or request.deadline <= now or request.hop != item.hop):
+            if request.closed or request.due <= bound or request.hop != item.hop:
+                if request.closed or request.deadline <= now or request.hop != item.hop:
+                    dead.append(item)
+                    continue
+                if done_at:
                     for back in (item, *reversed(batch)):
                         items[back.request.uid] = back
                         items.move_to_end(back.request.uid, last=False)
                     self.nbytes -= sum([gone.size for gone in dead])
                     return [], dead, True
-                dead.append(item)
-                continue
             room -= item.size
             heads -= len(request.meta)
             if (room < 0 or heads < 0) and batch:
@@ -304,5 +309,5 @@ class BatchQueue:
         return batch, dead, False
 
 
-def _deadline(entry: tuple[int, Item]) -> float:
-    return entry[1].request.deadline
+def _rank(entry: tuple[int, Item]) -> float:
+    return entry[1].request.rank

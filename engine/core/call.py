@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 
-from engine.core.messages import Flow, Refused, Speaker, StageState
+from engine.core.messages import Flow, Qos, Refused, Speaker, StageState
 
 if TYPE_CHECKING:
     from engine.core.link import View
@@ -52,8 +52,8 @@ class Call(msgspec.Struct, eq=False):
     """One request, from the HTTP path that read it to the wire.
 
     ``route`` is a number of this frontend's own file, ``deadline`` in this process's monotonic seconds. ``meta`` is for
-    the workers (:mod:`engine.core.meta`), ``key`` for whoever sends it again (:mod:`engine.core.idempotency`). The rest
-    is the link's (:mod:`engine.core.link`).
+    the workers (:mod:`engine.core.meta`), ``key`` for whoever sends it again (:mod:`engine.core.idempotency`), ``qos``
+    what it says of how it wants to be served, if anything. The rest is the link's (:mod:`engine.core.link`).
     """
 
     route: int
@@ -62,6 +62,7 @@ class Call(msgspec.Struct, eq=False):
     meta: bytes
     waiter: Waiter
     key: bytes = b""  # of KEY_SIZE; empty: none
+    qos: Qos | None = None
     seq: int = 0
     is_sent: bool = False  # and not known to have been left alone: it may be computed, or have been
     was_sent: bool = False  # once at least: what stood for its body in shared memory may be gone

@@ -2,9 +2,10 @@
 
 An item has one *holder* that is to see to its answer: the queue, a part that is tried apart, or a batch.
 
-* Its worker dies: it goes back to the front of the queue with ``attempt + 1``. Its last attempt is made alone, on an
-  idle worker, with nothing given in advance behind it: so an item that kills workers can take innocent ones along at
-  most ``max_attempts - 1`` times, and never to the end. Under which a worker died then is told not to come again.
+* Its worker dies: it goes back to the front of the queue with ``attempt + 1``, and has time until its deadline then,
+  whatever its goal, for who was begun with is not refused. Its last attempt is made alone, on an idle worker, with
+  nothing given in advance behind it: so an item that kills workers can take innocent ones along at most
+  ``max_attempts - 1`` times, and never to the end. Under which a worker died then is told not to come again.
 * Its batch takes several times as long as others (:mod:`engine.core.hedging`): what waits behind it goes to others at
   once, and so may its items. The batch stays on the worker's books as *revoked*, which holds nothing but memory.
 * Its batch reaches the time limit: its items are tried again in parts, as long as they have attempts left, so that the
@@ -176,6 +177,7 @@ class Fate:
         left = inf
         for item in items:
             item.attempt += 1
+            item.request.due = item.request.deadline
             attempt = max(attempt, item.attempt)
             left = min(left, item.request.deadline - now)
         tries = max(1, min(self.spec.max_attempts - attempt + 1, int(left / round_s)))
@@ -276,6 +278,7 @@ class Fate:
                 self._find_guilty(item)
             else:
                 item.attempt += 1
+                item.request.due = item.request.deadline
                 self._stats.replayed += 1
                 if item.attempt >= most:
                     self.apart.push([item])

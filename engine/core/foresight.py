@@ -28,7 +28,8 @@ LOOK_S: Final = 0.002  # how often the front is told what to expect, at most
 CALM_S: Final = 0.020  # who waits for less is not worth a word
 MEASURE_S: Final = 0.1
 LOSS: Final = 0.2  # items that others may lose for one that could be replaced
-TOLD_ANEW: Final = 0.05  # change of how long a batch takes with which the crew is told
+TOLD_ANEW: Final = 0.05  # change of how long a batch takes with which others are told
+ALONE_S: Final = 0.0005  # change of how long one item takes alone with which the front is told, at least
 
 LEARN_S: Final = 0.005  # of batches that take less, one in such a time is learned from
 SERVICE_SMOOTHING: Final = 0.2  # weight of the newest batch in the running mean of how long a batch takes
@@ -79,6 +80,7 @@ class Foresight:
         self._learn_at = 0.0
         self._learnt_s = 0.0  # ``service_s`` as the crew was told last
         self._foresaw: Outlook | None = None
+        self.alone_s = 0.0  # how long one item takes that is alone, as the front was told last
 
     @property
     def after_s(self) -> float:
@@ -184,7 +186,7 @@ class Foresight:
         price = PRICE * self._rate * times.shape[n] / self._crew.able
         wait_s = _left_s(other, now)
         count = share(times, worker, other, wait_s, waiting, most, price, may_pass=may_pass)
-        if count < n and now + wait_s + self.needs_s(other, n) > self._queue.first_deadline:
+        if count < n and now + wait_s + self.needs_s(other, n) > self._queue.first_due:
             return Share(n, inf)
         return Share(count, other.overdue_at if not count else inf)
 
@@ -222,7 +224,7 @@ class Foresight:
                 continue
             others = len(queue) - 1
             whole = min(others + 1, queue.most)
-            due = request.deadline - self._later[request.route]
+            due = request.due - self._later[request.route]
             fits = times.fit(whole, due - start, worker)
             if fits >= whole:
                 return Choice(whole, inf, dead, hopeless)
@@ -284,6 +286,10 @@ class Foresight:
         self.look_at = now + LOOK_S
         before = self._foresaw
         self._foresaw = self._look(apart, now)
+        alone_s = self.times.predict_mean(1, self._crew.outlook()[1])
+        if abs(alone_s - self.alone_s) > max(TOLD_ANEW * self.alone_s, ALONE_S):
+            self.alone_s = alone_s
+            return True
         return self._foresaw != before
 
     @property

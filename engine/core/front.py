@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from math import ceil
-from typing import Final
+from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -35,6 +35,8 @@ from engine.core.admission import (
     NO_TIME,
     POISON,
     PREDICTED,
+    PRIORITY,
+    SHARE,
     Admission,
     Rejection,
     StageView,
@@ -44,6 +46,7 @@ from engine.core.answers import AnswerBook
 from engine.core.arena import Ref
 from engine.core.crew import Crew
 from engine.core.ends import EXPIRED
+from engine.core.fairness import Client, Priority, unpressed
 from engine.core.idempotency import HEADER, Kept, Keys, Waiter, is_same
 from engine.core.introduction import Introduction, Refusal, agreed, refuse_frontend
 from engine.core.items import Item, Request
@@ -58,6 +61,7 @@ from engine.core.messages import (
     FrontendBeat,
     FrontendWelcome,
     Poison,
+    Qos,
     Refused,
     Results,
     Speaker,
@@ -78,22 +82,40 @@ EPOCH_SHIFT: Final = 40  # bits of a uid below the epoch: a year at 30,000 reque
 EPOCHS: Final = 1 << 22
 SESSION_SHIFT: Final = 32
 
+GUESSES: Final = 3  # at how long one waits who is overtaken
+
 # Answered requests stay in the heap of deadlines, to be taken out together when they are the larger part of it.
 DEADLINES_SLACK: Final = 1024
 
 OVER: Final = Refused(EXPIRED)
 REPLAYED: Final = {HEADER: "true"}
+NO_QOS: Final = Qos()
 KEYED: Final = b""  # who asks for requests with a key, and is answered: tries come and go
 
 
 @dataclass(frozen=True)
 class FrontSpec:
     """Bounds of the admission: requests and bytes of request bodies; and of the answers that are kept for further tries
-    of their requests."""
+    of their requests. Of each route its goal in seconds (0 or left out: none) and its class; by the digest of what they
+    authenticate with, the clients that the file names."""
 
     capacity: int
     capacity_bytes: int
     idempotency_bytes: int = 64 << 20
+    slos_s: tuple[float, ...] = ()
+    priorities: tuple[Priority, ...] = ()
+    clients: Mapping[bytes, Client] = field(default_factory=dict)
+
+
+class Judged(NamedTuple):
+    """What is found of a request: see :class:`engine.core.items.Request` for the first two. ``late_s``: by how much it
+    would be late. ``claim``: the client and the class that claim a part of what not everybody can have now."""
+
+    due: float
+    rank: float
+    late_s: float = 0.0
+    rejection: Rejection | None = None
+    claim: tuple[bytes, Priority] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -130,6 +152,7 @@ class FrontMachine:
         self._read = read
         self._looks = Looks()
         self.door = Admission(topology, absent_at)
+        self.door.change(spec.slos_s, spec.priorities, spec.clients)
         self.stages = self.door.stages
         self.crews: Sequence[Crew] = ()  # of all stages, set before the first result: who holds what
         self.stats = FrontStats()
@@ -143,6 +166,11 @@ class FrontMachine:
         self._answers = AnswerBook()
         # By stage: its hop on each route that passes it, and the same of those that end there.
         self._standings = [(topology.hops(stage), topology.hops(stage, FINAL)) for stage in range(len(topology.stages))]
+
+    def change(self, spec: FrontSpec) -> None:
+        """By these bounds, goals, classes and clients from now on."""
+        self.spec = spec
+        self.door.change(spec.slos_s, spec.priorities, spec.clients)
 
     # --- from frontends ----------------------------------------------------------------------------------------------
 
@@ -189,8 +217,10 @@ class FrontMachine:
         admitted: dict[int, list[Item]] = {}
         ways: dict[int, tuple[Rejection | None, StageView, list[Item]]] = {}  # by route, for the whole parcel
         unread: list[Ref] = []  # shared memory of what is not admitted
-        keys = submit.keys
-        has_poison, is_pressed = bool(self.quarantine), self.door.is_pressed
+        keys, qos = submit.keys, submit.qos
+        has_poison, door = bool(self.quarantine), self.door
+        is_crowded = len(ledger) * 2 >= spec.capacity or self.nbytes * 2 >= spec.capacity_bytes
+        is_judged = door.is_pressed or is_crowded or door.goals.is_set or door.has_classes or bool(qos)
         columns = zip(
             submit.seqs,
             submit.routes,
@@ -211,36 +241,79 @@ class FrontMachine:
                 unread.extend(refs_of(payload))
                 continue
             late_s = 0.0
+            due = rank = deadline
+            claim: tuple[bytes, Priority] | None = None
             if rejection is None:
                 if budget_us <= 0 or len(ledger) >= spec.capacity or self.nbytes + size > spec.capacity_bytes:
                     rejection = self._rejection(budget_us, size)
                 if has_poison and rejection is None and self._is_poison(route, size, payload, now):
                     rejection = POISON
-                if is_pressed and rejection is None:
-                    late_s = self.door.late_by(route, deadline, now)
-                    if late_s > 0.0:
-                        rejection = PREDICTED
+                if is_judged and rejection is None:
+                    due, rank, late_s, rejection, claim = self._judge(
+                        route, size, qos.get(seq, NO_QOS), deadline, now, is_crowded=is_crowded
+                    )
             if rejection is not None:
-                self._reject(peer, seq, route, rejection, late_s, now, had_s=deadline - now)
+                self._reject(peer, seq, route, rejection, late_s, now, had_s=due - now)
                 unread.extend(refs_of(payload))
                 continue
             uid = self._uid = self._uid + 1
             if keys and seq in keys:
-                request = Request(uid, KEYED, uid, route, deadline, meta, size)
+                request = Request(uid, KEYED, uid, route, deadline, due, rank, meta, size)
                 self.keys.begin(keys[seq], request, (peer, seq))
             else:
-                request = Request(uid, peer, seq, route, deadline, meta, size)
+                request = Request(uid, peer, seq, route, deadline, due, rank, meta, size)
             ledger[uid] = known[seq] = request
             self.nbytes += size
             heappush(self._deadlines, (deadline, uid))
             items.append(Item(request, payload, size, now))
             first.handed += 1
+            if claim is not None:
+                door.shares.admit(*claim, now, rank - now)
         for stage, items in admitted.items():
             if items:
                 self.stats.admitted += len(items)
                 self.actions.append(Admit(stage, items))
         if unread:
             self.actions.append(Release(unread))
+
+    def _judge(self, route: int, size: int, qos: Qos, deadline: float, now: float, *, is_crowded: bool) -> Judged:
+        """Whether a request is admitted that its deadline and the bounds of the door do not keep out."""
+        door, spec = self.door, self.spec
+        due = door.goals.due(route, qos.slo_us / MICROS, now, deadline)
+        priority = Priority.NORMAL
+        if door.has_classes or qos.priority:
+            priority = door.shares.priority(qos.client, door.priorities[route], qos.priority)
+        standing = unpressed(priority)
+        rank = now + standing.haste * (due - now)
+        done_at = door.done_at(route, rank, now) if door.is_pressed else 0.0
+        if not done_at and not is_crowded:
+            return Judged(due, rank)
+        standing = door.shares.ask(qos.client, priority, now)
+        rank = now + standing.haste * (due - now)
+        if done_at and door.has_classes:
+            done_at = self._overtaken(route, rank, now)
+        rejection: Rejection | None = None
+        part = standing.part
+        if done_at > due:
+            rejection = PREDICTED
+        elif part < 1.0 and (
+            done_at > now + part * (due - now)
+            or len(self.ledger) >= part * spec.capacity
+            or self.nbytes + size > part * spec.capacity_bytes
+        ):
+            rejection = SHARE if standing.over else PRIORITY
+        return Judged(due, rank, max(done_at - due, 0.0), rejection, (qos.client, priority))
+
+    def _overtaken(self, route: int, rank: float, now: float) -> float:
+        """When a request of this rank would be done, with those of the highest class who come meanwhile before it."""
+        door = self.door
+        rate, wait_s = door.shares.overtaking(rank, now)
+        computing_s = door.computing_s(route)
+        done_at = 0.0
+        for _ in range(GUESSES):  # the longer it waits, the more of them; from above
+            done_at = door.done_at(route, rank, now, coming=rate * wait_s)
+            wait_s = min(wait_s, max(0.0, done_at - now - computing_s))
+        return done_at
 
     def _way(
         self, route: int, admitted: dict[int, list[Item]], now: float
@@ -359,6 +432,7 @@ class FrontMachine:
         settled, and answered if they are still wanted; all others are duplicates, late, or made up."""
         ledger, (hops, ends), headers = self.ledger, self._standings[results.stage], results.headers
         held = self.crews[results.stage].held(results.worker, results.batch)
+        counts = self.stats.goals if self.door.goals.is_set else None
         if not held:
             self.stats.duplicates += len(results.uids)
             return
@@ -392,6 +466,8 @@ class FrontMachine:
             del ledger[uid]
             self.nbytes -= request.size
             known.pop(request.seq, None)
+            if counts is not None and request.due < request.deadline:
+                counts[request.route, now <= request.due] += 1
             if headers and index in headers:
                 column.headers[len(column.seqs)] = _modest(headers[index])
             column.seqs.append(request.seq)

@@ -1,7 +1,8 @@
 """What the broker keeps of a request: the request itself, and its current payload at one stage.
 
 Ownership. The front makes a :class:`Request`, keeps it in the ledger until it is answered, and alone sets
-``closed``, ``stream_hop`` and ``streamer``. Stages only read it, with one exception: the stage that accepts a
+``closed``, ``stream_hop`` and ``streamer``. Stages only read it, with two exceptions: a stage that gives an item out
+once more moves ``due``, which nobody else reads then, to the deadline; and the stage that accepts a
 result advances ``hop``. Only the stage that follows hop *k* may move it to *k + 1*, so no two ever write it at
 the same hop, and a second copy of the same result (a worker that died after sending was replayed) finds ``hop`` already
 advanced and is dropped. Reading ``closed`` a moment too early is harmless: the item is computed once in vain, and its
@@ -33,13 +34,18 @@ from engine.core.wire import Payload, refs_of
 
 
 class Request(msgspec.Struct, eq=False, gc=False):
-    """One admitted HTTP request. ``deadline`` is in this process's monotonic seconds."""
+    """One admitted HTTP request, with three instants in this process's monotonic seconds. At its ``deadline`` it is
+    answered 408 wherever it is. ``due`` is when its answer is wanted, by its goal (:mod:`engine.core.goals`), and
+    never later: by this it is judged who can still be served. Those of a queue come in the order of ``rank``, which is
+    ``due`` or before it."""
 
     uid: int
     frontend: bytes  # the peer that waits for the answer
     seq: int  # its number there
     route: int
     deadline: float
+    due: float
+    rank: float
     meta: bytes
     size: int  # bytes of its body, for the admission's books
     closed: bool = False  # answered, expired or cancelled: nothing more is computed for it

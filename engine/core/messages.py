@@ -38,6 +38,7 @@ from engine.core.quarantine import FINGERPRINT_BYTES
 
 STREAM_WINDOW: Final = 1 << 20  # bytes of one stream on their way from a worker to its client
 KEY_SIZE: Final = 32  # bytes of what a frontend says of an Idempotency-Key (engine.core.idempotency)
+CLIENT_SIZE: Final = 8  # bytes of what a frontend says of who asks
 EVENT_COST: Final = 64  # bytes that each of its events counts beyond its text: what holding it costs, roughly
 
 
@@ -69,6 +70,7 @@ Mime: TypeAlias = Annotated[str, msgspec.Meta(max_length=1024)]
 FlowCode: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=3)]  # of Flow
 SpeakerCode: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=3)]  # of Speaker
 Key: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=KEY_SIZE, max_length=KEY_SIZE)]
+PriorityCode: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2)]  # of engine.core.fairness.Priority
 Layout: TypeAlias = list[Annotated[int, msgspec.Meta(ge=-ITEMS_MOST, le=_WHOLE_MOST)]]
 
 # Of parcels to the broker.
@@ -134,12 +136,22 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
     size: int
 
 
+class Qos(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a request says of how it wants to be served. ``slo_us``: its own goal; 0: its route's. ``priority``: it
+    asks for no higher class. ``client``: a digest of what it authenticates with; empty: nothing."""
+
+    slo_us: Micros = 0
+    priority: PriorityCode = 0
+    client: Annotated[bytes, msgspec.Meta(max_length=CLIENT_SIZE)] = b""
+
+
 # --- front ---------------------------------------------------------------------------------------------------------
 
 
 class Submit(Message, frozen=True, tag=1):
     """Requests for admission. ``routes`` are the broker's numbers, as its welcome told them. ``keys`` is sparse, by
-    ``seq``: of requests with an Idempotency-Key, 16 bytes of whose key it is and 16 of what is asked."""
+    ``seq``: of requests with an Idempotency-Key, 16 bytes of whose key it is and 16 of what is asked; so is ``qos``, of
+    those that say anything of it."""
 
     seqs: IdsIn
     routes: Annotated[list[RouteNumber], _ITEM_COLUMN]
@@ -148,6 +160,7 @@ class Submit(Message, frozen=True, tag=1):
     layout: Layout = []
     refs: Refs = {}
     keys: Annotated[dict[Id, Key], _ITEMS] = {}
+    qos: Annotated[dict[Id, Qos], _ITEMS] = {}
 
 
 class Cancel(Message, frozen=True, tag=2):

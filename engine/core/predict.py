@@ -252,7 +252,7 @@ class Outlook(msgspec.Struct, frozen=True):
     overhead_s: float
     margin: float
     slowness: float  # of the workers together
-    deadlines: list[float] = []  # where deadlines differ: those of some waiting items, evenly chosen, in order
+    ranks: list[float] = []  # where these are out of order: those of some waiting items, evenly chosen, in order
 
     def finish(self, ahead: int, now: float) -> float:
         """When an item with ``ahead`` others before it would be done, if it is there now."""
@@ -272,13 +272,18 @@ class Outlook(msgspec.Struct, frozen=True):
         """How long one item takes."""
         return self._takes(1)
 
+    @property
+    def whole_s(self) -> float:
+        """How long a whole batch takes."""
+        return self._takes(self.most)
+
     def is_free(self, now: float) -> bool:
         """Somebody has nothing to do."""
         return self.frees[0] <= now
 
-    def before(self, deadline: float) -> float:
-        """The share of what waits that is due before ``deadline``."""
-        return bisect_right(self.deadlines, deadline) / len(self.deadlines) if self.deadlines else 1.0
+    def before(self, rank: float) -> float:
+        """The share of what waits that comes before ``rank``."""
+        return bisect_right(self.ranks, rank) / len(self.ranks) if self.ranks else 1.0
 
     def _takes(self, n: int) -> float:
         return self.shape[n] * self.slowness + self.overhead_s

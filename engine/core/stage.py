@@ -428,14 +428,14 @@ class StageMachine:
             waiting = len(self.queue.items)
             if not waiting:
                 break
-            # The earliest deadline costs a look at every item; it matters only if a partial batch may wait.
+            # When the first is due costs a look at every item; it matters only if a partial batch may wait.
             partial = waiting < policy.max_batch_size
             is_shared = is_long and is_idle and policy.eager
             spaced_until = foresight.spaced_until(waiting, now) if is_shared and partial else 0.0
             may_wait = partial and is_idle and (spaced_until > now or not policy.eager)
             decision = decide(
                 policy,
-                self.queue.backlog(deadlines=may_wait),
+                self.queue.backlog(dues=may_wait),
                 IDLE if is_idle else BUSY,
                 now=now,
                 service_s=foresight.needs_s(worker, waiting + 1) if may_wait else 0.0,
@@ -479,7 +479,7 @@ class StageMachine:
         if (self.queue.nbytes >= self.spec.max_queue_bytes) is not self._was_full:
             self._tell(now)
         if now >= foresight.look_at and foresight.times.known and foresight.has_news(len(fate.apart), now):
-            self.actions.append(Foresee(self.index, foresight.foresaw))
+            self.actions.append(Foresee(self.index, foresight.foresaw, foresight.alone_s))
         wake = min(wake, crew.next_late(self.spec.timeout_s, fate.pace.patience_s))
         for due in self._limits:
             if due:

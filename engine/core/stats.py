@@ -102,6 +102,7 @@ class FrontStats:
     duplicates: int = 0
     cancelled: int = 0
     expired: int = 0  # admitted, and not answered in their time
+    goals: Counter[tuple[int, bool]] = field(default_factory=Counter)  # answers by route, and whether in its goal
     joined: int = 0  # tries of a request that was being computed for another try
     replayed: int = 0  # tries that were answered from memory
     untold: int = 0  # reports that could not be made

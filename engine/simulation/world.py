@@ -19,7 +19,7 @@ from typing import Final, TypeAlias
 from engine.core import introduction
 from engine.core.actions import Admit, Dispatch, Drop, Fail, Foresee, News, Settle
 from engine.core.front import FrontMachine, FrontSpec
-from engine.core.messages import Batch, Ready, Results, Status, Submit
+from engine.core.messages import Batch, Qos, Ready, Results, Status, Submit
 from engine.core.routing import FINAL, Topology
 from engine.core.stage import StageMachine, StageSpec
 from engine.core.wire import MICROS
@@ -60,6 +60,7 @@ class Attempt:
     first: bool = True
     status: int = 0
     answered_at: float = inf
+    qos: Qos | None = None
 
 
 @dataclass(slots=True)
@@ -150,7 +151,13 @@ class World:
     # --- load --------------------------------------------------------------------------------------------------------
 
     def arrive(
-        self, instants: Iterator[float], *, tries: int = 0, budget_s: float, routes: Callable[[], int] = lambda: 0
+        self,
+        instants: Iterator[float],
+        *,
+        tries: int = 0,
+        budget_s: float,
+        qos: Qos | None = None,
+        routes: Callable[[], int] = lambda: 0,
     ) -> None:
         """Requests come at these instants, in seconds from now on. ``routes`` says by which the next one goes."""
         began = self.now
@@ -160,7 +167,7 @@ class World:
                 self._at(began + offset, come)
 
         def come() -> None:
-            self.submit(Attempt(self.now, budget_s, tries), routes())
+            self.submit(Attempt(self.now, budget_s, tries, qos=qos), routes())
             next_one()
 
         next_one()
@@ -170,7 +177,8 @@ class World:
         seq = len(self.attempts)
         self.attempts.append(attempt)
         budget_us = int(attempt.budget_s * MICROS)
-        self.front.submit(FRONTEND, Submit([seq], [route], [budget_us], [b""]), [b"x"], self.now)
+        qos = {} if attempt.qos is None else {seq: attempt.qos}
+        self.front.submit(FRONTEND, Submit([seq], [route], [budget_us], [b""], qos=qos), [b"x"], self.now)
 
     def run(self, seconds: float) -> None:
         """Let so much time pass."""

@@ -1,8 +1,9 @@
 """A running deployment is given another configuration, or another number of workers: what may change, and into what.
 
 What can change without a gap is what workers, the broker's stages and the processes of the frontend are told when they
-start: everything of a ``[[stage]]`` but its name, and the bounds of ``[frontend]``. Stages and routes are how all parts
-count, and addresses are where others look for them: a deployment that changes those is another one.
+start: everything of a ``[[stage]]`` but its name, the bounds of ``[frontend]``, goals, classes and clients. Stages and
+routes are how all parts count, and addresses are where others look for them: a deployment that changes those is another
+one.
 
 A new configuration is an *edition*. Until its workers have shown that they can serve it lies beside the present one,
 and they alone read it; then it takes the place of the present one for everybody.
@@ -152,6 +153,6 @@ def _fixed(now: Deployment, then: Deployment) -> list[str]:
     found += [f"frontend.{name}" for name in _LISTENING if getattr(now.frontend, name) != getattr(then.frontend, name)]
     if [stage.name for stage in now.stages] != [stage.name for stage in then.stages]:
         found.append("its stages")
-    if now.routes != then.routes:
+    if now.topology != then.topology:
         found.append("its routes")
     return found

@@ -22,7 +22,7 @@ but = msgspec.structs.replace
 
 
 def item(uid: int, *, size: int = 1, arrived: float = 0.0, deadline: float = 1e9) -> Item:
-    request = Request(uid, b"f", uid, 0, deadline, b"", size)
+    request = Request(uid, b"f", uid, 0, deadline, deadline, deadline, b"", size)
     return Item(request, b"x" * size, size, arrived)
 
 
@@ -75,7 +75,7 @@ def test_without_a_wait_busy_workers_get_only_full_batches_in_advance() -> None:
 
 
 def test_deadline_releases_before_it_becomes_unreachable() -> None:
-    backlog = but(WAITING, first_deadline=100.008)
+    backlog = but(WAITING, first_due=100.008)
     assert decide(LAZY, backlog, Taker.IDLE, now=100.0, service_s=0.005) == decide(
         LAZY, backlog, Taker.IDLE, now=100.001, service_s=0.005
     )
@@ -96,11 +96,11 @@ def test_a_partial_batch_follows_the_one_before_it_at_a_distance() -> None:
     assert decide(POLICY, but(WAITING, count=4), Taker.IDLE, now=100.0, spaced_until=100.005).reason is Reason.FULL
 
 
-def test_the_distance_is_bounded_by_the_wait_and_by_the_first_deadline() -> None:
+def test_the_distance_is_bounded_by_the_wait_and_by_the_first_due() -> None:
     at = decide(POLICY, WAITING, Taker.IDLE, now=100.0, spaced_until=100.050).wake_at
     assert at == pytest.approx(100.010)
     assert decide(POLICY, WAITING, Taker.IDLE, now=at, spaced_until=100.050).reason is Reason.WAIT
-    backlog = but(WAITING, first_deadline=100.008)
+    backlog = but(WAITING, first_due=100.008)
     at = decide(POLICY, backlog, Taker.IDLE, now=100.0, service_s=0.005, spaced_until=100.050).wake_at
     assert at == pytest.approx(100.003)
     assert decide(POLICY, backlog, Taker.IDLE, now=at, service_s=0.005, spaced_until=100.050).reason is Reason.DEADLINE
@@ -229,12 +229,12 @@ def test_backlog_looks_at_the_next_batch_only() -> None:
     queue = BatchQueue(LAZY)
     for uid, deadline in enumerate((50.0, 40.0, 60.0, 70.0, 1.0)):
         queue.push(item(uid, arrived=float(uid), deadline=deadline))
-    assert queue.backlog(deadlines=True) == Backlog(5, 5, 0.0, 40.0)
-    assert queue.backlog(deadlines=False).first_deadline == inf
+    assert queue.backlog(dues=True) == Backlog(5, 5, 0.0, 40.0)
+    assert queue.backlog(dues=False).first_due == inf
 
 
 @given(st.lists(st.one_of(st.floats(100.0, 100.05), st.none()), max_size=30), st.booleans())
-def test_the_first_deadline_is_never_told_late(steps: list[float | None], sort: bool) -> None:
+def test_the_first_due_is_never_told_late(steps: list[float | None], sort: bool) -> None:
     """None: one is taken."""
     queue = BatchQueue(POLICY)
     for uid, step in enumerate(steps):
@@ -245,10 +245,10 @@ def test_the_first_deadline_is_never_told_late(steps: list[float | None], sort: 
     if sort:
         queue.sort(0.0)
     first = min([one.request.deadline for one in queue.items.values()], default=inf)
-    assert queue.first_deadline <= first
-    assert queue.backlog(deadlines=True).first_deadline <= first
+    assert queue.first_due <= first
+    assert queue.backlog(dues=True).first_due <= first
     if queue:
-        assert queue.first_deadline >= first - 0.010 - 1e-9
+        assert queue.first_due >= first - 0.010 - 1e-9
 
 
 @given(st.lists(st.one_of(st.integers(1, 400), st.just(-1), st.just(-2)), max_size=60))

@@ -327,7 +327,7 @@ def test_tries_that_wait_count_towards_the_capacity() -> None:
 
 
 def request(uid: int, deadline: float = 10.0) -> Request:
-    return Request(uid, b"", uid, 0, deadline, b"", 0)
+    return Request(uid, b"", uid, 0, deadline, deadline, deadline, b"", 0)
 
 
 def keep(keys: Keys, whose: str, size: int, now: float, room: int) -> None:

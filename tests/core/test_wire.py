@@ -286,6 +286,8 @@ def _is_open(info: Any) -> bool:
         return info.max_length is None or _is_open(info.key_type) or _is_open(info.value_type)
     if isinstance(info, msgspec.inspect.TupleType):
         return any(map(_is_open, info.item_types))
+    if isinstance(info, msgspec.inspect.StructType):
+        return any(_is_open(field.type) for field in info.fields)
     return not isinstance(info, msgspec.inspect.BoolType | msgspec.inspect.StrType | msgspec.inspect.BytesType)
 
 

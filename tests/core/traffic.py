@@ -10,9 +10,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 from engine.core.batching import Policy
 from engine.core.front import FrontSpec
+from engine.core.messages import Qos
 from engine.core.routing import Route, Topology
 from engine.core.stage import StageSpec
 from engine.simulation.world import BEGIN, GAP_S, Attempt, Curve, Works, World
@@ -65,9 +67,10 @@ class Service(World):
         lag_s: float = 0.0,
         warm: float = 0.0,
         seed: int = 1,
+        **about: Any,
     ) -> None:
         """``lag_s``: how long what stages tell the front is on its way. ``warm``: what workers have timed in their
-        warm-up, in multiples of what batches take; 0: they had none."""
+        warm-up, in multiples of what batches take; 0: they had none. ``about``: goals, classes and clients."""
         names = tuple(f"s{index}" for index in range(len(layers)))
         ways = tuple(routes) or (tuple(range(len(layers))),)
         self.layers = layers
@@ -76,7 +79,7 @@ class Service(World):
             Topology(names, tuple(Route(f"/r{index}", way) for index, way in enumerate(ways))),
             [layer.spec(name, timeout_s) for name, layer in zip(names, layers, strict=True)],
             [layer.works(noise, warm) for layer in layers],
-            front=FrontSpec(capacity, 1 << 30),
+            front=FrontSpec(capacity, 1 << 30, **about),
             lag_s=lag_s,
             seed=seed,
         )
@@ -97,10 +100,18 @@ class Service(World):
 
     # --- load --------------------------------------------------------------------------------------------------------
 
-    def arrive(self, instants: Iterator[float], *, tries: int = 0, budget_s: float = 0.0, route: int = 0) -> None:  # type: ignore[override]
+    def arrive(  # type: ignore[override]
+        self,
+        instants: Iterator[float],
+        *,
+        tries: int = 0,
+        budget_s: float = 0.0,
+        route: int = 0,
+        qos: Qos | None = None,
+    ) -> None:
         """Requests come at these instants, in seconds from now on. ``tries``: how often each is made again when it
         fails, a fiftieth of a second later and whatever it was told."""
-        super().arrive(instants, tries=tries, budget_s=budget_s or self.timeout_s, routes=lambda: route)
+        super().arrive(instants, tries=tries, budget_s=budget_s or self.timeout_s, qos=qos, routes=lambda: route)
 
     def poisson(self, rate: float, seconds: float, *, begin: float = 0.0) -> Iterator[float]:
         """Instants of independent arrivals, ``rate`` a second."""
@@ -111,7 +122,7 @@ class Service(World):
 
     def answered(self, attempt: Attempt) -> None:
         if attempt.status != 200 and attempt.tries:
-            again = Attempt(self.now + 0.02, attempt.budget_s, attempt.tries - 1, first=False)
+            again = Attempt(self.now + 0.02, attempt.budget_s, attempt.tries - 1, first=False, qos=attempt.qos)
             self._at(again.at, lambda: self.submit(again))
 
     # --- figures -----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from hashlib import sha256
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,7 +20,10 @@ from engine.config.flags import flags
 from engine.config.forms import BadValue
 from engine.config.schema import SECTIONS, key_of, keys
 from engine.config.units import warm_up_s
+from engine.core.fairness import Client, Priority
+from engine.core.front import FrontSpec
 from engine.errors import ConfigError
+from engine.specs import front_spec
 
 MINIMAL = '[[stage]]\nname = "encode"\nworker = "service:Encode"\n'
 
@@ -233,7 +237,7 @@ STAGE = 'stages.toml: stage[0] "encode".'
         ("[stages]\n" + MINIMAL, "stages.toml: stages: unknown section; did you mean [[stage]]?"),
         (
             "[zzz]\n" + MINIMAL,
-            "stages.toml: zzz: unknown section; sections are [engine], [frontend], [[stage]], [[route]]",
+            "stages.toml: zzz: unknown section; sections are [engine], [frontend], [[stage]], [[route]], [[client]]",
         ),
         ("[engine]\nport = 1\n" + MINIMAL, "stages.toml: engine.port: unknown key; it belongs to [frontend]"),
         (
@@ -541,6 +545,56 @@ def test_flags_of_gives_only_what_was_given():
     assert flags_of(given_) == {"port": "1", "compression": "false", "max_request_size": "1 KiB"}
     assert flags_of(parser.parse_args([])) == {}
     assert flags_of(argparse.Namespace()) == {}
+
+
+# --- goals, classes and clients -------------------------------------------------------------------------------------
+
+GOALS = """
+[frontend]
+slo = "200 ms"
+[[stage]]
+name = "a"
+worker = "m:A"
+[[route]]
+path = "/quick"
+stages = ["a"]
+slo = 0.05
+priority = "high"
+[[route]]
+path = "/usual"
+stages = ["a"]
+[[client]]
+name = "nightly"
+token_sha256 = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b"
+priority = "low"
+weight = 2
+"""
+
+
+def test_goals_classes_and_clients_reach_the_door(read):
+    deployment = read(GOALS)
+    spec = front_spec(deployment)
+    assert spec.slos_s == (0.05, 0.2)
+    assert spec.priorities == (Priority.HIGH, Priority.NORMAL)
+    assert spec.clients == {sha256(b"secret").digest()[:8]: Client("nightly", 2, Priority.LOW)}
+    assert front_spec(read(GOALS, flags={"slo": "1 s"})).slos_s == (0.05, 1.0)
+    assert front_spec(read(MINIMAL)) == FrontSpec(1024, 1 << 30, slos_s=(0.0,), priorities=(Priority.NORMAL,))
+
+
+def test_a_goal_beyond_the_timeout_is_a_mistake(problems):
+    found = problems(GOALS, flags={"timeout": "0.1"})
+    assert found == [
+        "stages.toml: frontend.slo: expected at most frontend.timeout = 0.1 s, got 0.2 s: nobody waits longer"
+    ]
+
+
+def test_a_client_is_named_once_and_by_a_digest(problems):
+    text = GOALS + '[[client]]\nname = "nightly"\ntoken_sha256 = "secret"\nweight = 0\npriority = "urgent"\n'
+    told = "\n".join(problems(text))
+    assert "client[0] has this one already" in told
+    assert 'expected 64 hexadecimal digits in small letters, as sha256sum prints them, got "secret"' in told
+    assert "weight: expected an integer" in told
+    assert 'expected one of "", "high", "normal", "low", got "urgent"' in told
 
 
 # --- run directory ---------------------------------------------------------------------------------------------------

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 import pytest
 from fakes import READY
 
 from engine.config.schema import FrontendSection
+from engine.core.fairness import Priority
+from engine.core.messages import Qos
 from frontend import errors, head
 from frontend.errors import Problem, Refusal
 from frontend.gate import HEADS_ALL, Gate, Terms
 from frontend.head import Head
 
 MIB = 1 << 20
+SECRET = sha256(b"secret").digest()[:8]
 HOST = (b"Host", b"x")
 
 
@@ -124,6 +128,13 @@ def gate(**frontend: Any) -> Gate:
         (((b"content-length", b"50"),), Terms(3.0)),
         (((b"content-encoding", b"identity"),), Terms(3.0)),
         (((b"transfer-encoding", b"Chunked"),), Terms(3.0)),
+        (((b"x-slo", b"0.2"),), Terms(3.0, qos=Qos(200_000))),
+        (((b"x-slo-ms", b"0.0001"),), Terms(3.0, qos=Qos(1))),
+        (((b"x-slo-ms", b"250"), (b"x-request-timeout", b"0.1")), Terms(0.1, qos=Qos(100_000))),
+        (((b"x-priority", b"Low"),), Terms(3.0, qos=Qos(priority=Priority.LOW))),
+        (((b"authorization", b"Bearer secret"),), Terms(3.0, qos=Qos(client=SECRET))),
+        (((b"x-api-key", b"secret"),), Terms(3.0, qos=Qos(client=SECRET))),
+        (((b"x-api-key", b"other"), (b"authorization", b"bearer  secret")), Terms(3.0, qos=Qos(client=SECRET))),
     ],
 )
 def test_terms(fields: tuple[tuple[bytes, bytes], ...], terms: Terms) -> None:
@@ -134,6 +145,9 @@ def test_terms(fields: tuple[tuple[bytes, bytes], ...], terms: Terms) -> None:
     ("field", "problem"),
     [
         ((b"x-request-timeout", b"soon"), errors.BAD_TIMEOUT),
+        ((b"x-slo", b"soon"), errors.BAD_SLO),
+        ((b"x-slo-ms", b"0"), errors.BAD_SLO),
+        ((b"x-priority", b"urgent"), errors.BAD_PRIORITY),
         ((b"content-length", b"51"), errors.TOO_LARGE),
         ((b"content-encoding", b"gzip"), errors.ENCODING),
         ((b"transfer-encoding", b"gzip, chunked"), errors.CODING),

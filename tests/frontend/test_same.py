@@ -393,7 +393,8 @@ fields = st.sampled_from(
      "te: trailers", "upgrade: h2c", "upgrade: websocket", "connection: upgrade", "expect: something",
      "expect: 100-continue",
      "x-\xe9: a", "x-a: \xe9", "x a: b", ": b", "a", " a: b", "x-a: \x01", "cookie: a=1", "cookie: b=2",
-     "authorization: a", "transfer-encoding: identity", "content-length: 0"]
+     "authorization: a", "x-api-key: a", "x-slo: 0.2", "x-slo: x", "x-priority: low", "x-priority: x",
+     "transfer-encoding: identity", "content-length: 0"]
 )  # fmt: skip
 bodies = st.sampled_from([b"", b"{}", b"abc", b"x" * 999, b"x" * 1001, b"POST / HTTP/1.1\r\n\r\n"])
 
