@@ -34,7 +34,7 @@ def plan_of(
     return Plan(
         name=deployment.engine.name,
         rate=found.best.rate,
-        slo_s=options.slo,
+        slos_s=service.slos_s,
         target=options.target,
         arrivals=arrivals.words,
         profile=service.profile.source,
@@ -42,7 +42,7 @@ def plan_of(
         more=found.more,
         is_met=found.is_met,
         devices=options.devices or 0,
-        least_s=service.least_s,
+        alone_s=service.alone_s,
         notes=(*_notes_on_load(options, deployment, arrivals), *_notes_on_workers(deployment, service, found.best)),
         times_ms={
             name: {str(n): round(seconds * 1000, 4) for n, seconds in stage.times.items()}
@@ -55,7 +55,7 @@ def _found(
     options: argparse.Namespace, deployment: Deployment, service: Service, arrivals: Arrivals, kept: Sequence[int]
 ) -> search.Found:
     def ask(counts: search.Counts, rate: float) -> Figures:
-        requests = min(max(options.requests, int(GOALS * rate * service.slo_s)), options.requests * LONGER)
+        requests = min(max(options.requests, int(GOALS * rate * max(service.slos_s))), options.requests * LONGER)
         found = study(service, counts, arrivals.at(rate), requests=requests, seeds=options.seeds)
         say(f"{rate:.4g}/s, {workers(found)} workers: {100 * found.in_time:.4g} % in time")
         return found
@@ -63,7 +63,7 @@ def _found(
     are_kept = [bool(count) for count in kept]
     if options.devices is None:
         least = tuple(own or count for own, count in zip(kept, service.least(arrivals.rate), strict=True))
-        if service.least_s > service.slo_s:
+        if any(alone_s > slo_s for alone_s, slo_s in zip(service.alone_s, service.slos_s, strict=True)):
             return search.hopeless(ask, arrivals.rate, least, kept=are_kept)
         return search.fewest(ask, arrivals.rate, least, options.target, kept=are_kept)
     capacities = [service.capacity(stage) for stage in range(len(service.stages))]
@@ -84,6 +84,8 @@ def _notes_on_load(options: argparse.Namespace, deployment: Deployment, arrivals
             "arrivals were taken for independent (Poisson): where they come in bursts more workers are needed; "
             "give --arrivals with recorded ones, or --cv"
         )
+    if options.slo is not None and set(front_spec(deployment).slos_s) != {options.slo}:
+        yield f'planned with slo = "{options.slo * 1000:g} ms" below [frontend], which the file does not say'
     if len(deployment.routes) > 1 and not options.share:
         yield "all routes were taken to be asked for equally: --share PATH=N says otherwise"
 
@@ -102,8 +104,18 @@ def _notes_on_workers(deployment: Deployment, service: Service, best: Figures) -
         yield f"one worker was measured at a time; {on_cpu} that compute on {cpus:g} CPUs would take each other's"
 
 
-def service_of(deployment: Deployment, profile: Profile, slo_s: float, shares: tuple[float, ...]) -> Service:
-    """The deployment as the broker would serve it. Raises ConfigError where the profile lacks a stage."""
+def slos_of(options: argparse.Namespace, deployment: Deployment) -> tuple[float, ...]:
+    """The goal of each route: of all the same, or as the file has them. SystemExit where there is none."""
+    own = front_spec(deployment).slos_s
+    if options.slo is None and not all(own):
+        options.parser.error("within which time? --slo 200ms, or slo in the file")
+    return own if options.slo is None else (options.slo,) * len(own)
+
+
+def service_of(
+    deployment: Deployment, profile: Profile, slos_s: tuple[float, ...], shares: tuple[float, ...]
+) -> Service:
+    """The deployment as the broker would serve it with these goals. ConfigError where the profile lacks a stage."""
     one = replace(deployment, engine=replace(deployment.engine, cells=1))
     try:
         for stage in deployment.stages:
@@ -111,7 +123,8 @@ def service_of(deployment: Deployment, profile: Profile, slo_s: float, shares: t
     except ProfileError as error:
         raise ConfigError([str(error)]) from None
     specs = tuple(stage_spec(stage, one.engine) for stage in one.stages)
-    return Service(one.topology, front_spec(one), specs, profile, slo_s, shares)
+    front = replace(front_spec(one), slos_s=slos_s)
+    return Service(one.topology, front, specs, profile, max(deployment.frontend.timeout, *slos_s), shares)
 
 
 def _pairs(texts: Sequence[str], flag: str, known: Sequence[str], example: str) -> dict[str, float]:

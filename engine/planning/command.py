@@ -8,7 +8,7 @@ import sys
 from engine.config import Deployment
 from engine.errors import Unavailable
 from engine.exitcodes import ExitCode
-from engine.planning.answer import arrivals_of, kept_of, plan_of, service_of, shares_of
+from engine.planning.answer import arrivals_of, kept_of, plan_of, service_of, shares_of, slos_of
 from engine.planning.files import write
 from engine.planning.flags import see_to_words
 from engine.planning.profiles import measure, profile_of
@@ -34,10 +34,11 @@ def run(options: argparse.Namespace, deployment: Deployment) -> int:
 
 def _plan(options: argparse.Namespace, deployment: Deployment) -> int:
     see_to_words(options)
+    slos_s = slos_of(options, deployment)
     kept = kept_of(options.keep, deployment)
     arrivals = arrivals_of(options)
     profile = profile_of(options, deployment)
-    service = service_of(deployment, profile, options.slo, shares_of(options.share, deployment))
+    service = service_of(deployment, profile, slos_s, shares_of(options.share, deployment))
     plan = plan_of(options, deployment, service, arrivals, kept)
     if options.picture is not None:
         write(options.picture, picture.drawn(plan))

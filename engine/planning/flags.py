@@ -28,7 +28,9 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     """The flags of the command."""
     asked = sub.add_argument_group("what is asked")
     asked.add_argument("--rate", type=_rate, metavar="R", help="requests per second")
-    asked.add_argument("--slo", type=_time, metavar="T", help="within which time they are to be answered: 200ms")
+    asked.add_argument(
+        "--slo", type=_time, metavar="T", help="within which time they are to be answered: 200ms; else as the file says"
+    )
     asked.add_argument("--target", type=_share, default=TARGET, metavar="P", help="the share of them (%(default)s)")
     asked.add_argument("--devices", type=_count, metavar="N", help="the highest rate of so many workers, all stages'")
     asked.add_argument(
@@ -105,8 +107,6 @@ def _share(text: str) -> float:
 def see_to_words(options: argparse.Namespace) -> None:
     """What argparse cannot see by itself."""
     error = options.parser.error
-    if options.slo is None:
-        error("within which time? --slo 200ms")
     if options.rate is None and options.devices is None and options.arrivals is None:
         error("how many requests? --rate 400 (per second), or --arrivals FILE; or --devices 4, to be told how many")
     if options.rate is not None and options.devices is not None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 from engine import admin
 from engine.config import Deployment
 from engine.errors import ConfigError, ProtocolError, Unavailable
 from engine.exitcodes import ExitCode
-from engine.planning.answer import service_of, shares_of
+from engine.planning.answer import service_of, shares_of, slos_of
 from engine.planning.files import read, say
 from engine.planning.profiles import ASK_S, learned, status_of
 from engine.planning.watched import Scrape, seen_between
@@ -24,24 +25,23 @@ OFF: Final = 0.05  # by how much the rate of a running deployment may exceed wha
 
 def compare(options: argparse.Namespace, deployment: Deployment) -> int:
     """Print both; FAILED where it does not do what was planned. Raises ConfigError, Unavailable."""
-    slo_s = options.slo
     plan = None
     if options.plan is not None:
         try:
             plan = read_plan(read(options.plan, "--plan"), options.plan.name)
         except PlanError as error:
             raise ConfigError([f"--plan: {error}"]) from None
-        slo_s = plan.slo_s
-    if slo_s is None:
-        options.parser.error("within which time? --slo 200ms, or --plan with a plan")
+    slos_s = slos_of(options, deployment) if plan is None else plan.slos_s
+    if len(slos_s) != len(deployment.routes):
+        raise ConfigError([f"--plan: it is of {len(slos_s)} routes, and the file has {len(deployment.routes)}"])
     say(f"looking at {deployment.engine.name} for {options.seconds:g} s")
-    seen, status = _watched(deployment, options.seconds, slo_s)
+    seen, status = _watched(deployment, options.seconds, slos_s)
     if not seen.rate:
         raise ConfigError([f"--check: no request came in {options.seconds:g} s: --seconds looks longer"])
     if plan is not None:
         figures, target = plan.best, plan.target
     else:
-        service = service_of(deployment, learned(deployment, status), slo_s, shares_of(options.share, deployment))
+        service = service_of(deployment, learned(deployment, status), slos_s, shares_of(options.share, deployment))
         counts = [max(seen.workers.get(stage.name, 0), 1) for stage in deployment.stages]
         arrivals = Renewal(seen.rate, 1.0 if options.cv is None else options.cv)
         figures = study(service, counts, arrivals, requests=options.requests, seeds=options.seeds)
@@ -67,7 +67,7 @@ def _problems(figures: Figures, seen: Seen, target: float) -> list[str]:
     return problems
 
 
-def _watched(deployment: Deployment, seconds: float, slo_s: float) -> tuple[Seen, dict[str, Any]]:
+def _watched(deployment: Deployment, seconds: float, slos_s: Sequence[float]) -> tuple[Seen, dict[str, Any]]:
     """What happened within so many seconds, by the deployment's own metrics; and its status after that."""
     status_of(deployment)
     namespace = deployment.engine.namespace
@@ -79,4 +79,5 @@ def _watched(deployment: Deployment, seconds: float, slo_s: float) -> tuple[Seen
         raise Unavailable(503, f"its metrics cannot be read: {error}") from error
     status = status_of(deployment)
     ready = {stage["name"]: stage.get("ready", 0) for stage in status.get("stages", ())}
-    return seen_between(before, after, ended - began, slo_s, ready), status
+    goals_s = dict(zip([route.path for route in deployment.routes], slos_s, strict=True))
+    return seen_between(before, after, ended - began, goals_s, ready), status

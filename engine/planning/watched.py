@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -15,11 +15,11 @@ REFUSED = ("429", "503")
 
 @dataclass(frozen=True)
 class Scrape:
-    """Counters of one look: answers by code, requests by the upper bound in seconds of what they took, and seconds in
-    ``forward`` by stage."""
+    """Counters of one look: answers by code, requests by path and by the upper bound in seconds of what they took, and
+    seconds in ``forward`` by stage."""
 
     codes: Counter[str] = field(default_factory=Counter)
-    buckets: Counter[float] = field(default_factory=Counter)
+    buckets: dict[str, Counter[float]] = field(default_factory=dict)
     forward_s: Counter[str] = field(default_factory=Counter)
 
     @classmethod
@@ -33,7 +33,8 @@ class Scrape:
                 if sample.name == f"{namespace}_throughput_total":
                     found.codes[sample.labels.get("code", "")] += round(sample.value)
                 elif sample.name == f"{namespace}_request_duration_second_bucket":
-                    found.buckets[_bound(sample.labels.get("le", ""))] += round(sample.value)
+                    own = found.buckets.setdefault(sample.labels.get("endpoint", ""), Counter())
+                    own[_bound(sample.labels.get("le", ""))] += round(sample.value)
                 elif sample.name == f"{namespace}_worker_forward_seconds_total":
                     found.forward_s[sample.labels.get("stage", "")] += sample.value  # type: ignore[assignment]
         return found
@@ -51,11 +52,14 @@ def _bound(text: str) -> float:
         return inf
 
 
-def seen_between(before: Scrape, after: Scrape, seconds: float, slo_s: float, workers: Mapping[str, int]) -> Seen:
-    """``workers``: how many of each stage are ready."""
+def seen_between(
+    before: Scrape, after: Scrape, seconds: float, goals_s: Mapping[str, float], workers: Mapping[str, int]
+) -> Seen:
+    """``goals_s``: of each path. ``workers``: how many of each stage are ready."""
     codes = after.codes - before.codes
     answers = codes.total()
-    buckets = {bound: after.buckets[bound] - before.buckets[bound] for bound in sorted(after.buckets)}
+    by_path = {path: _less(own, before.buckets.get(path, Counter())) for path, own in after.buckets.items()}
+    buckets = _sum(list(by_path.values()))
     refused = sum(codes[code] for code in REFUSED)
     good = codes["200"]
     busy = {
@@ -66,7 +70,8 @@ def seen_between(before: Scrape, after: Scrape, seconds: float, slo_s: float, wo
         return Seen(seconds, 0.0, None, None, None, None, busy, workers)
     # Whoever was refused was so at once, and is in the lowest buckets.
     total = max(buckets.values(), default=0)
-    within = max(_below(buckets, slo_s) - (total - good), 0.0) if total else None
+    below = sum(_below(own, goals_s[path]) for path, own in by_path.items() if path in goals_s)
+    within = max(below - (total - good), 0.0) if total else None
     return Seen(
         seconds,
         rate=answers / seconds,
@@ -77,6 +82,15 @@ def seen_between(before: Scrape, after: Scrape, seconds: float, slo_s: float, wo
         busy=busy,
         workers=workers,
     )
+
+
+def _less(after: Mapping[float, int], before: Mapping[float, int]) -> dict[float, int]:
+    return {bound: after[bound] - before.get(bound, 0) for bound in sorted(after)}
+
+
+def _sum(parts: Sequence[Mapping[float, int]]) -> dict[float, int]:
+    """Of paths: all have the same bounds."""
+    return {bound: sum(part.get(bound, 0) for part in parts) for bound in (parts[0] if parts else ())}
 
 
 def _below(buckets: Mapping[float, int], value: float) -> float:

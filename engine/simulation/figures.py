@@ -84,13 +84,13 @@ class Run:
     computed_s: list[float]
 
 
-def run_of(world: World, goal_s: float, edge_s: float, *, skip: int) -> Run:
-    """What came of a world that is done. ``skip``: so many requests of the start are left out."""
+def run_of(world: World, goals_s: Sequence[float], edge_s: float, *, skip: int) -> Run:
+    """What came of a world that is done. ``goals_s``: of each request; ``skip``: so many of the start are left out."""
     counted = world.attempts[skip:]
     latencies = sorted([one.answered_at - one.at + edge_s for one in counted if one.status == Status.OK])
     return Run(
         asked=len(counted),
-        good=sum([_is_good(one, goal_s - edge_s) for one in counted]),
+        good=sum([_is_good(one, goal_s - edge_s) for one, goal_s in zip(counted, goals_s[skip:], strict=True)]),
         refused=sum([one.status in (Status.OVERLOADED, Status.UNAVAILABLE) for one in counted]),
         latencies=latencies,
         seconds=world.attempts[-1].at - world.attempts[0].at,

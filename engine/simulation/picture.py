@@ -104,7 +104,8 @@ def drawn(plan: Plan) -> str:
             (seconds * 1000, 100 * figures.answered * place / last) for place, seconds in enumerate(figures.curve)
         ]
         found.append(Line(f"{workers(figures)} workers" if len(figures.stages) == 1 else workers(figures), points))
-    marks = [Mark("goal", x=plan.slo_s * 1000), Mark(f"{100 * plan.target:g} %", y=100 * plan.target)]
+    goals = [Mark("goal", x=slo_s * 1000) for slo_s in dict.fromkeys(plan.slos_s)]
+    marks = [*goals, Mark(f"{100 * plan.target:g} %", y=100 * plan.target)]
     return chart(
         f"{plan.name}: {plan.best.rate:.4g} requests/s, {plan.arrivals}",
         "answered within, ms",

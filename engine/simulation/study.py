@@ -23,22 +23,29 @@ START: Final = 0.1  # of as many requests again, which come first and are not co
 
 @dataclass(frozen=True)
 class Service:
-    """What is simulated, but for how many workers there are. ``slo_s``: within which requests are to be answered;
+    """What is simulated, but for how many workers there are. ``front`` has the goals of the routes, one for each;
+    ``timeout_s``: how long requests are waited for, whatever their goal is;
     ``shares``: of the routes, of all requests."""
 
     topology: Topology
     front: FrontSpec
     stages: tuple[StageSpec, ...]
     profile: Profile
-    slo_s: float
+    timeout_s: float
     shares: tuple[float, ...] = (1.0,)
 
     @property
-    def least_s(self) -> float:
-        """The least time that an answer takes on the slowest of the routes."""
+    def slos_s(self) -> tuple[float, ...]:
+        """The goals of the routes."""
+        return self.front.slos_s
+
+    @property
+    def alone_s(self) -> tuple[float, ...]:
+        """By route: what one request takes that is alone."""
         alone = [self.profile.of(stage.name).curve(1) + 2 * self.profile.hop_s for stage in self.stages]
-        ways = [sum(alone[stage] for stage in route.stages) for route in self.topology.routes]
-        return max(ways) + self.profile.edge_s
+        return tuple(
+            [sum([alone[stage] for stage in route.stages]) + self.profile.edge_s for route in self.topology.routes]
+        )
 
     def visits(self, stage: int) -> float:
         """The share of all requests that come to a stage."""
@@ -87,9 +94,13 @@ def one(service: Service, counts: Sequence[int], arrivals: Arrivals, requests: i
     rng = random.Random(f"routes {seed}")
     numbers = range(len(service.shares))
 
-    def route() -> int:
-        return rng.choices(numbers, service.shares)[0] if len(numbers) > 1 else 0
+    goals_s: list[float] = []  # of each request
 
-    world.arrive(islice(arrivals.instants(seed), requests + skip), budget_s=service.slo_s, routes=route)
+    def route() -> int:
+        number = rng.choices(numbers, service.shares)[0] if len(numbers) > 1 else 0
+        goals_s.append(service.slos_s[number])
+        return number
+
+    world.arrive(islice(arrivals.instants(seed), requests + skip), budget_s=service.timeout_s, routes=route)
     world.finish()
-    return run_of(world, service.slo_s, service.profile.edge_s, skip=skip)
+    return run_of(world, goals_s, service.profile.edge_s, skip=skip)

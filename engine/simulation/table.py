@@ -21,11 +21,12 @@ class PlanError(ValueError):
 @dataclass(frozen=True)
 class Plan:
     """The answer to one question. ``best`` has the fewest workers for ``rate``, or the highest rate for ``devices``
-    (0: the former was asked); ``more`` is the same with one worker more. ``notes`` are what to keep in mind."""
+    (0: the former was asked); ``more`` is the same with one worker more. ``slos_s`` are the goals of the routes, and
+    ``alone_s`` what one request takes there that is alone. ``notes`` are what to keep in mind."""
 
     name: str
     rate: float
-    slo_s: float
+    slos_s: tuple[float, ...]
     target: float
     arrivals: str
     profile: str
@@ -33,17 +34,23 @@ class Plan:
     more: Figures
     is_met: bool
     devices: int = 0
-    least_s: float = 0.0
+    alone_s: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
     times_ms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # what it was made of, for the curious
+
+    @property
+    def goals(self) -> str:
+        """In words."""
+        return " and ".join([_ms(slo_s) for slo_s in dict.fromkeys(self.slos_s)])
 
     @property
     def limits(self) -> str:
         """What keeps it from being better, in words."""
         stage = self.best.stages[self.best.limit]
         where = stage.name if len(self.best.stages) > 1 else "the workers"
-        if self.least_s > self.slo_s:
-            return f"one request alone takes {_ms(self.least_s)}, and no number of workers changes that"
+        for slo_s, alone_s in zip(self.slos_s, self.alone_s, strict=False):
+            if alone_s > slo_s:
+                return f"one request alone takes {_ms(alone_s)}, and no number of workers changes that"
         if stage.load >= FULL:
             return f"{where}: at {_percent(stage.load)} of what full batches carry there is little room"
         if stage.wait_p99_s < stage.batch_s:
@@ -70,6 +77,8 @@ def read_plan(text: str, name: str) -> Plan:
                 "best": _figures(told["best"]),
                 "more": _figures(told["more"]),
                 "notes": tuple(told["notes"]),
+                "slos_s": tuple(told["slos_s"]),
+                "alone_s": tuple(told["alone_s"]),
             }
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -83,7 +92,7 @@ def _figures(told: dict[str, Any]) -> Figures:
 
 def text(plan: Plan) -> str:
     """For people."""
-    goal = f"within {_ms(plan.slo_s)} for {_percent(plan.target)}"
+    goal = f"within {plan.goals} for {_percent(plan.target)}"
     if plan.devices:
         asked = f"the highest rate of {plan.devices} workers, {goal}"
     else:

@@ -35,6 +35,7 @@ class Service:
     broker_threads: str = "auto"  # Stageline's alone, and so are:
     cells: int = 1
     adapter: str = "stageline_service.py"
+    slo_s: float = 0.0
 
     @property
     def workers(self) -> int:
@@ -64,6 +65,7 @@ def stages_toml(service: Service, adapter: Path) -> str:
         'address = "127.0.0.1"',
         f"timeout = {service.timeout_s}",
         f"capacity = {service.capacity}",
+        f"slo = {service.slo_s}",
     ]
     names = []
     for index, stage in enumerate(service.stages):

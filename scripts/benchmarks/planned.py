@@ -5,7 +5,7 @@
 Everything is asked of the command itself: it measures each stage (``--save-profile``), says the p50 and p99 of so many
 workers at 70 % of what full batches reach (``--keep``), and the fewest workers for a rate within an SLO. Then the
 deployment is started and asked for the same, in an open loop; for the number of workers with as many as the plan says,
-and with one and two less, its requests having the SLO for their time limit. *off* is by how much the planned p99
+and with one and two less, with this SLO in its file. *off* is by how much the planned p99
 differs from the median of the measured ones. A plan is right where so many workers meet the goal and two less do not:
 exact, or one too many.
 
@@ -46,6 +46,7 @@ TARGET: Final = 0.99
 LEAST: Final = 4000  # requests of a measurement ...
 SECONDS: Final = 12.0  # ... or of so long, whichever is less
 SETTLE_S: Final = 1.5  # of each, which is not counted
+TIMEOUT_S: Final = 30.0
 LONG_S: Final = 10.0  # an SLO that nothing misses
 LEARN_RATE: Final = 40.0  # requests per second, before anything is known
 BODY: Final = '{"x": 2}'
@@ -65,9 +66,9 @@ class Deployment:
     body: str = BODY
     learns: bool = False  # the plan goes by what it has learned while it was asked
 
-    def service(self, workers: Sequence[int], timeout_s: float) -> Service:
+    def service(self, workers: Sequence[int], slo_s: float = 0.0) -> Service:
         stages = (Stage(work, num=num, max_batch_size=self.most) for work, num in zip(self.works, workers, strict=True))
-        return Service(tuple(stages), timeout_s=timeout_s, adapter=ADAPTER)
+        return Service(tuple(stages), timeout_s=TIMEOUT_S, adapter=ADAPTER, slo_s=slo_s)
 
 
 DEPLOYMENTS: Final = {
@@ -93,7 +94,7 @@ class Planned:
 
     def ask(self, workers: Sequence[int], *words: str) -> dict[str, Any]:
         """What the command prints."""
-        service = self.deployment.service(workers, LONG_S)
+        service = self.deployment.service(workers)
         file = self.folder / "stages.toml"
         file.write_text(plan.stages_toml(service, systems.ADAPTERS / ADAPTER))
         (self.folder / "records").mkdir(exist_ok=True)
@@ -131,15 +132,15 @@ class Planned:
         full_s = [StageProfile({int(n): ms for n, ms in stage["ms"].items()}).curve(most) / 1000 for stage in stages]
         return min(num * most / seconds for num, seconds in zip(workers, full_s, strict=True))
 
-    def run(self, workers: Sequence[int], rate: float, timeout_s: float, seed: int) -> list[Asked]:
+    def run(self, workers: Sequence[int], rate: float, seed: int, slo_s: float = 0.0) -> list[Asked]:
         """Start it and measure; what came after it had settled."""
-        with self.started(workers, timeout_s) as running:
+        with self.started(workers, slo_s) as running:
             return self.measure(running, rate, seed)
 
     @contextmanager
-    def started(self, workers: Sequence[int], timeout_s: float) -> Iterator[systems.Running]:
+    def started(self, workers: Sequence[int], slo_s: float = 0.0) -> Iterator[systems.Running]:
         self._runs += 1
-        service = replace(self.deployment.service(workers, timeout_s), capacity=1024)
+        service = replace(self.deployment.service(workers, slo_s), capacity=1024)
         folder = self.folder / f"{self._runs}"
         with systems.started("stageline", service, folder, body=self.deployment.body, threads=1) as running:
             yield running
@@ -163,7 +164,7 @@ def latencies(planned: Planned, repeats: int) -> Iterator[str]:
         planned.ask(workers, "--rate", "1", "--slo", f"{LONG_S}s", "--requests", "100", "--seeds", "1", *kept)
     rate = LOAD * planned.capacity(workers)
     best = planned.ask(workers, "--rate", f"{rate:.3f}", "--slo", f"{LONG_S}s", *kept)["best"]
-    runs = [planned.run(workers, rate, 30.0, 100 + repeat) for repeat in range(repeats)]
+    runs = [planned.run(workers, rate, 100 + repeat) for repeat in range(repeats)]
     found = [[one.took * 1000 for one in run if one.status == 200] for run in runs]
     p50 = median([percentile(run, 50) for run in found])
     p99s = [percentile(run, 99) for run in found]
@@ -181,7 +182,7 @@ def learnt_latencies(planned: Planned, repeats: int) -> Iterator[str]:
     kept = [word for name, num in zip(planned.names, workers, strict=True) for word in ("--keep", f"{name}={num}")]
     goal = ("--slo", f"{LONG_S}s", *kept)
     rates, plans, runs, ratios = [], [], [], []
-    with planned.started(workers, 30.0) as running:
+    with planned.started(workers) as running:
         planned.measure(running, LEARN_RATE, 1)
         for repeat in range(repeats):
             planned.ask_running(running, "--rate", "1", *goal, "--requests", "100", "--seeds", "1")
@@ -218,7 +219,7 @@ def numbers(planned: Planned) -> Iterator[str]:
         workers = [num - less * (place == limit) for place, num in enumerate(counts)]
         if workers[limit] < 1:
             break
-        run = planned.run(workers, rate, deployment.slo_s, 200)
+        run = planned.run(workers, rate, 200, deployment.slo_s)
         shares.append(sum(one.status == 200 and one.took <= deployment.slo_s for one in run) / len(run))
     fewer = next((less for less in (2, 1, 0) if less < len(shares) and shares[less] >= TARGET), -1)
     verdict = {0: "exact", 1: "one too many", 2: f"{MISSED}two too many", -1: f"{MISSED}too few"}[fewer]

@@ -97,7 +97,7 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
         (["--rate", "4", "--slo", "1s", "--picture", "x.png"], "expected a name that ends in .svg, got x.png"),
         (["--rate", "4", "--slo", "1s", "--arrivals", "x", "--cv", "2"], "one of the two"),
         (["--rate", "4", "--slo", "1s", "--profile", "x", "--running"], "one of the two"),
-        (["--check"], "within which time? --slo 200ms, or --plan with a plan"),
+        (["--check"], "within which time? --slo 200ms, or slo in the file"),
     ],
 )
 def test_words_that_do_not_do_are_told_what_would(
@@ -175,6 +175,22 @@ def test_a_rate_for_workers_as_data(file: Path, capsys: pytest.CaptureFixture[st
     assert told["arrivals"] == "gamma, CV 2"
 
 
+def test_goals_of_the_file_are_those_of_the_plan(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    routes = "".join(
+        f'[[route]]\npath = "/{name}"\nstages = ["first"{more}]\nslo = "{slo}"\n'
+        for name, more, slo in (("short", "", "30 ms"), ("long", ', "second"', "60 ms"))
+    )
+    file.write_text(FILE + routes)
+    assert plan(file, "--rate", "100", "--json", *given(file)) == ExitCode.OK
+    told = json.loads(capsys.readouterr().out)
+    assert told["slos_s"] == [0.03, 0.06]
+    assert told["alone_s"] == [pytest.approx(0.0026), pytest.approx(0.0082)]
+    assert not [note for note in told["notes"] if "planned with slo" in note]
+    assert [note for note in told["notes"] if "--share PATH=N says otherwise" in note]
+    assert plan(file, "--rate", "100", "--slo", "50ms", "--share", "/short=1", *given(file)) == ExitCode.OK
+    assert '(!) planned with slo = "50 ms" below [frontend], which the file does not say' in capsys.readouterr().out
+
+
 def test_a_goal_that_cannot_be_had_is_a_failure(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert plan(file, "--rate", "4", "--slo", "5ms", *given(file)) == ExitCode.FAILED
     assert "one request alone takes 8.2 ms, and no number of workers changes that" in capsys.readouterr().out
@@ -236,7 +252,7 @@ def test_what_happened_between_two_looks_is_seen() -> None:
     for seconds in [0.05] * 80 + [0.15] * 110 + [0.3] * 10:  # ten of the first were refused
         durations.observe(seconds)
     after = Scrape.of(answer({"200": 191, "429": 10}, durations, 13.0), "e")
-    seen = seen_between(before, after, 10.0, 0.2, {"s": 2})
+    seen = seen_between(before, after, 10.0, {"/a": 0.2}, {"s": 2})
     assert seen.rate == 20.0
     assert seen.refused == 0.05
     assert seen.in_time == pytest.approx(0.9)
@@ -247,5 +263,5 @@ def test_what_happened_between_two_looks_is_seen() -> None:
 
 def test_where_nothing_came_nothing_is_said() -> None:
     same = Scrape.of(answer({"200": 7}, Histogram((0.1,)), 3.0), "e")
-    seen = seen_between(same, same, 10.0, 0.2, {"s": 2})
+    seen = seen_between(same, same, 10.0, {"/a": 0.2}, {"s": 2})
     assert (seen.rate, seen.in_time, seen.p99_s) == (0.0, None, None)

@@ -18,7 +18,7 @@ BEST = Figures(
     400.0, 30000, 0.9941, 0.9902, 0.004, 0.0019, 0.9960, 0.0411, 0.16, (TOKENIZE, ENCODE), (0.01, 0.04, 0.21)
 )
 MORE = replace(BEST, in_time=1.0, stages=(TOKENIZE, replace(ENCODE, workers=4, busy=0.5, load=0.6)))
-PLAN = Plan("embedding", 400.0, 0.2, 0.99, "Poisson", "measured", BEST, MORE, is_met=True, notes=("mind the gap",))
+PLAN = Plan("embedding", 400.0, (0.2,), 0.99, "Poisson", "measured", BEST, MORE, is_met=True, notes=("mind the gap",))
 
 
 def test_a_plan_says_how_many_and_one_more_with_both_sets_of_figures() -> None:
@@ -39,7 +39,7 @@ def test_a_rate_that_was_asked_for_is_told() -> None:
 
 
 def test_a_goal_that_is_not_met_is_said_with_what_stands_in_its_way() -> None:
-    told = text(replace(PLAN, is_met=False, least_s=0.25))
+    told = text(replace(PLAN, is_met=False, alone_s=(0.25,)))
     assert "NOT MET: within 200 ms for 99 % cannot be had" in told
     assert "one request alone takes 250 ms, and no number of workers changes that" in told
 

@@ -31,7 +31,8 @@ def service(
     specs = tuple(StageSpec(name, 1, batching.Policy(most), 30.0, 30.0, 1 << 30) for name in names)
     topology = Topology(tuple(names), tuple(Route(f"/{number}", way) for number, way in enumerate(ways)))
     profile = Profile(dict(zip(names, stages, strict=True)))
-    return Service(topology, FrontSpec(8192, 1 << 30), specs, profile, slo_s, (1.0,) * len(ways))
+    front = FrontSpec(8192, 1 << 30, slos_s=(slo_s,) * len(ways))
+    return Service(topology, front, specs, profile, 3.0, (1.0,) * len(ways))
 
 
 def asked(what: Service, rate: float, *counts: int, requests: int = 1500) -> Figures:
@@ -63,7 +64,7 @@ def test_a_rule_of_the_core_that_is_changed_changes_what_is_simulated(monkeypatc
     tight = service(FLAT, slo_s=0.06)
     assert 0.2 < asked(tight, 2000, 1).refused < 0.5
     with monkeypatch.context() as patched:
-        patched.setattr(Admission, "late_by", lambda *_args: 1.0)
+        patched.setattr(Admission, "done_at", lambda _self, _route, _rank, now, **_more: now + 1.0)
         assert asked(tight, 2000, 1).refused > 0.6
 
 
@@ -73,14 +74,14 @@ def test_the_machines_are_made_of_the_file_as_the_brokers_are() -> None:
             {"name": "a", "worker": "m:A", "max_batch_size": 7, "max_wait_time": 3, "eager": False, "num": 2},
             {"name": "b", "worker": "m:B", "timeout": 5.0, "max_batch_bytes": 1000},
         ],
-        "frontend": {"capacity": 77},
+        "frontend": {"capacity": 77, "slo": 1.0},
     }
     deployment = build(data, file=Path("/x/stages.toml"), label="x")
     specs = tuple(stage_spec(stage, deployment.engine) for stage in deployment.stages)
     assert (specs[0].policy.max_batch_size, specs[0].policy.max_wait_s, specs[0].policy.eager) == (7, 0.003, False)
     assert (specs[1].timeout_s, specs[1].policy.max_batch_bytes) == (5.0, 1000)
     profile = Profile({"a": StageProfile({1: 0.01}), "b": StageProfile({1: 0.01})})
-    made = Service(deployment.topology, front_spec(deployment), specs, profile, 1.0)
+    made = Service(deployment.topology, front_spec(deployment), specs, profile, 3.0)
     run = one(made, (3, 2), Renewal(50.0), 100, seed=1)
     assert run.workers == [3, 2]
     assert front_spec(deployment).capacity == 77
