@@ -1,4 +1,4 @@
-"""What holds of scheduling whatever a service is like: any curves, workers, loads, goals, classes and clients, in counted
+"""What holds of scheduling whatever a service is like: curves, workers, loads, goals, classes and clients, in counted
 time, with the real front and stages."""
 
 from __future__ import annotations
