@@ -20,9 +20,8 @@ from engine.simulation.study import Service, study
 from engine.simulation.table import Plan, workers
 from engine.specs import front_spec, stage_spec
 
-GOALS: Final = (
-    20  # a run is at least so many times as long as the goal: what is a little too much shows only after a while
-)
+# What is a little too much shows only after a while, so a run is at least so many times as long as the goal:
+GOALS: Final = 20
 LONGER: Final = 5  # but has not more than so many times the requests for it
 
 

@@ -52,7 +52,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     times.add_argument("--running", action="store_true", help="as the running deployment has learned")
     times.add_argument("--save-profile", type=Path, metavar="FILE", help="keep it")
     shown = sub.add_argument_group("what is shown")
-    shown.add_argument("--json", action="store_true", help="print the plan as JSON")
+    shown.add_argument("--json", action="store_true", help="print the plan, or the comparison, as JSON")
     shown.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw it")
     shown.add_argument("--check", action="store_true", help="compare a plan with the running deployment")
     shown.add_argument("--plan", type=Path, metavar="FILE", help="with --check: a plan that --json printed")

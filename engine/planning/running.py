@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 from engine import admin
@@ -46,12 +48,14 @@ def compare(options: argparse.Namespace, deployment: Deployment) -> int:
         arrivals = Renewal(seen.rate, 1.0 if options.cv is None else options.cv)
         figures = study(service, counts, arrivals, requests=options.requests, seeds=options.seeds)
         target = options.target
-    print(compared(figures, seen))
     problems = _problems(figures, seen, target)
-    for problem in problems:
-        print(f"(!) {problem}")
-    if not problems:
-        print("as planned")
+    if options.json:
+        told = {"planned": asdict(figures), "running": asdict(seen), "problems": problems}
+        print(json.dumps(told, indent=1))
+    else:
+        print("\n".join([compared(figures, seen), *[f"(!) {problem}" for problem in problems]]))
+        if not problems:
+            print("as planned")
     return ExitCode.FAILED if problems else ExitCode.OK
 
 

@@ -93,6 +93,16 @@ def test_what_has_become_slower_for_good_is_learned() -> None:
     assert times.predict(4, worker) == pytest.approx(3 * line(4), rel=0.15)
 
 
+def test_what_is_told_to_others_are_sizes_that_were_seen_and_how_far_off_predictions_are() -> None:
+    times = Times(64)
+    assert times.seen_sizes == []
+    taught(times, [1, 20, 3] * 50, line, noise=0.2)
+    assert times.seen_sizes == [1, 2, 3, 4, 5, 8, 9, 16, 17, 20]
+    assert 0.05 < times.error < 0.2
+    taught(times, [64], line)
+    assert times.seen_sizes[-2:] == [33, 64]
+
+
 def test_what_fits_is_the_largest_batch_that_is_done_in_time() -> None:
     times = Times(32)
     worker = taught(times, [1, 2, 8, 32] * 10, line)

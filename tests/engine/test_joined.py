@@ -19,7 +19,7 @@ def stage(name: str, **told: Any) -> dict[str, Any]:
         "name": name, "wanted": 1, "ready": 1, "starting": 0, "queued": 2, "in_flight": 3, "queued_bytes": 10,
         "oldest_ms": 5.0, "replayed": 1, "deaths": 1, "mean_batch": 2.0, "batches_by_reason": {"full": 2},
         "workers": [{"slot": 1, "pid": 10, "state": "ready", "batches": 2, "items": 4}],
-        "deaths_by_cause": {"oom": 1}, "not_fed": "",
+        "deaths_by_cause": {"oom": 1}, "not_fed": "", "arrived": 4, "learned": {"ms": {"1": 5.0}},
     }  # fmt: skip
     return {**known, **told}
 
@@ -42,6 +42,7 @@ def test_status_adds_up() -> None:
     assert one["batches_by_reason"] == {"full": 3, "idle": 1}
     assert (one["mean_batch"], one["deaths_by_cause"], one["not_fed"]) == (3.5, {"oom": 2}, "it kills")
     assert len(one["workers"]) == 2
+    assert (one["arrived"], one["learned"]) == (8, {"ms": {"1": 5.0}})
     assert told["frontends"] == [{"name": "f", "pid": 3, "pending": 2}]
     assert "2 of 3 cells answer" in table(json.dumps(told).encode())
 

@@ -6,17 +6,25 @@ import json
 import re
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine import cli
+from engine.broker.report import stage_status
+from engine.config import load
 from engine.core.stats import Histogram
+from engine.errors import ConfigError
 from engine.exitcodes import ExitCode
 from engine.metrics import Family, Sources, counter, histogram, pack, pack_sources
 from engine.planning import profiles
 from engine.planning.watched import Scrape, seen_between
+from engine.simulation.arrivals import Renewal
+from engine.simulation.world import Works, World
+from engine.specs import front_spec, stage_spec
 
 FILE = """
 [engine]
@@ -259,6 +267,28 @@ def test_what_happened_between_two_looks_is_seen() -> None:
     assert seen.busy == {"s": pytest.approx(0.5)}
     assert seen.p50_s == pytest.approx(0.1 + 0.1 * 20 / 110)
     assert seen.p99_s == pytest.approx(0.2 + 0.2 * 0.8)
+
+
+def test_what_a_broker_has_learned_is_a_profile(file: Path) -> None:
+    """Of simulated workers, whose times are known."""
+    deployment = load(str(file))
+    curves = [lambda n: 0.004 + 0.001 * n, lambda n: 0.010 + 0.0001 * n]
+    specs = [stage_spec(stage, deployment.engine) for stage in deployment.stages]
+    world = World(deployment.topology, specs, [Works(curve) for curve in curves], front=front_spec(deployment))
+    told = {"stages": [msgspec.to_builtins(stage_status(stage, world.now)) for stage in world.stages]}
+    with pytest.raises(ConfigError, match="nothing is known yet of first, second: send it some requests"):
+        profiles.learned(deployment, told)
+    world.arrive(islice(Renewal(300.0).instants(1), 600), budget_s=3.0)
+    world.finish()
+    told = {"stages": [msgspec.to_builtins(stage_status(stage, world.now)) for stage in world.stages]}
+    assert [stage["arrived"] for stage in told["stages"]] == [600, 600]
+    found = profiles.learned(deployment, told)
+    for name, curve in zip(("first", "second"), curves, strict=True):
+        assert {n: round(found.of(name).curve(n), 4) for n in (1, 2, 4)} == {
+            n: pytest.approx(curve(n), rel=0.02) for n in (1, 2, 4)
+        }
+        assert found.of(name).noise < 0.05
+    assert found.hop_s == pytest.approx(0.0003, rel=0.2)
 
 
 def test_where_nothing_came_nothing_is_said() -> None:
