@@ -12,6 +12,7 @@
     shared      what the threads share
     parcels     batches into items, outcomes into results; pure
     trust       whether a process that was interrupted may compute on; pure
+    lately      how long batches have taken by size, for a broker that begins anew; pure
     fit         how many values memory takes at once; pure
     user_metrics  the user's own metrics, for the heartbeats
     wear        asks for a fresh worker in this one's place

@@ -27,11 +27,12 @@ from engine.memory import Gone
 from stages import blame
 from stages.base import Worker
 from stages.build import examples, forward_example, fresh
-from stages.compute import SKIPPED, Codec, Outcome, Run
+from stages.compute import OK, SKIPPED, Codec, Outcome, Run
 from stages.context import ItemIn
 from stages.runtime.aside import Aside
 from stages.runtime.fit import Fit
 from stages.runtime.help import Help
+from stages.runtime.lately import Lately
 from stages.runtime.outlets import Outlets
 from stages.runtime.parcels import NOWHERE, Origin, Plan
 from stages.runtime.shared import Dismissed, Joined, Shared, ToMain, Turned
@@ -78,6 +79,7 @@ class Loop:
         watchdog: Watchdog,
         memory: SharedMemory | None = None,
         fit: Fit | None = None,
+        lately: Lately | None = None,
         restore: Callable[[], object] = lambda: None,
     ) -> None:
         self._worker = worker
@@ -89,6 +91,7 @@ class Loop:
         self._examples = examples(worker)
         self._trust = Trust(has_example=bool(self._examples))
         self.fit = fit or Fit(worker.max_batch_size, worker._sizes)  # the control thread looks at it, and at:
+        self._lately = lately or Lately()
         self.padding = 0  # values that were computed beside the items
         self._plan = NOWHERE  # until the broker has said how it counts
         self._outlets = outlets
@@ -280,6 +283,8 @@ class Loop:
             if taken.run.exhausted or self.fit.is_reduced:
                 self._note_memory(taken.run)
             self._forward_s += (self._compute_ns / 1e9 - self._forward_s) * FORWARD_SMOOTHING
+            if outcomes[0].status == OK:  # enough of them are: a batch that fails takes another time
+                self._lately.note(len(outcomes), self._compute_ns // 1000)
         taken.run.end()
         outcomes = self._streams.end(message.uids, outcomes)
         self._shared.cancelled.discard(message.uids)

@@ -36,6 +36,7 @@ from stages.mixin.typed import check_types
 from stages.near import Lender, Reader
 from stages.runtime.control import Control
 from stages.runtime.fit import Fit
+from stages.runtime.lately import Lately
 from stages.runtime.loop import Loop
 from stages.runtime.outlets import Outlets
 from stages.runtime.shared import Finish, Phase, Shared, Warm
@@ -125,7 +126,7 @@ def _serve(
     outlets: Outlets | None = None
     try:
         try:
-            worker, warm, fit = _load(deployment, stage, slot, device, notify, doing)
+            worker, warm, fit, lately = _load(deployment, stage, slot, device, notify, doing)
         except _Stopped:
             raise
         except BaseException as error:  # whatever user code raises; `sys.exit` while it loads is a failed start too
@@ -155,6 +156,7 @@ def _serve(
             watchdog=watchdog,
             memory=memory,
             fit=fit,
+            lately=lately,
             restore=lambda: _restore(signals, watchdog),
         )
         metrics.loop = loop
@@ -194,7 +196,7 @@ def _memory(deployment: Deployment, stage: str, slot: int, device: str, handles:
 
 def _load(
     deployment: Deployment, stage: str, slot: int, device: str, notify: Notifier, doing: list[str]
-) -> tuple[Worker, Warm, Fit]:
+) -> tuple[Worker, Warm, Fit, Lately]:
     """User code from import to warm-up. Raises whatever it raises; ``doing`` says then what was done, if that does not
     go without saying."""
     spec = deployment.stage(stage)
@@ -247,8 +249,8 @@ def _load(
         "worker is warm",
         extra={"device": device, "load_s": round(warming - began, 3), "warmup_s": took_ms / 1000, **plan.told()},
     )
-    times_us = {size: round(seconds * 1e6) for size, seconds in plan.times_s.items()}
-    return worker, Warm(worker.resp_mime_type, took_ms, int(flow_of(worker)), about, times_us), fit
+    lately = Lately({size: round(seconds * 1e6) for size, seconds in plan.times_s.items()})
+    return worker, Warm(worker.resp_mime_type, took_ms, int(flow_of(worker)), about, lately.times_us), fit, lately
 
 
 def _to_try(deployment: Deployment, stage: str, slot: int, worker: Worker) -> dict[str, str]:

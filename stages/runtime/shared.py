@@ -62,7 +62,7 @@ ToMain: TypeAlias = Joined | Dismissed | Turned | Stop
 @dataclass(frozen=True)
 class Warm:
     """Warm-up is done; ``mime`` is what this stage answers with, ``about`` how it describes itself, ``times_us`` how
-    long batches took by their size."""
+    long batches took by their size, and take since."""
 
     mime: str
     took_ms: int

@@ -16,6 +16,7 @@ from engine.core.messages import (
     Welcome,
     WorkerBeat,
 )
+from stages.runtime.lately import Lately
 from stages.runtime.membership import ALONE_S, FAST_TRIES, Elsewhere, Membership
 from stages.runtime.shared import Dismissed, Joined, Turned, Warm
 
@@ -96,6 +97,20 @@ def test_ready_is_said_until_the_broker_knows_of_it_and_that_is_told_once() -> N
     assert send_all(member, 9.6) == [Ready(1, "m", 7), WorkerBeat(1)]
     assert member.handle(Pulse(2, True), 9.7) is None
     assert not member.is_ready(9.7)
+
+
+def test_a_broker_that_begins_anew_is_told_how_long_batches_have_taken_lately() -> None:
+    member = Membership(WHO)
+    lately = Lately({1: 1000})
+    member.warm(Warm("m", 7, times_us=lately.times_us), 0.0)
+    send_all(member, 0.0)
+    member.handle(WELCOME, 0.1)
+    assert send_all(member, 0.1) == [Ready(5, "m", 7, times_us={1: 1000}), WorkerBeat(5)]
+    lately.note(2, 3000)
+    member.handle(Pulse(2, True), 1.0)
+    send_all(member, 1.0)
+    member.handle(AGAIN, 1.1)
+    assert send_all(member, 1.1)[0] == Ready(1, "m", 7, times_us={1: 1000, 2: 3000})
 
 
 def test_without_a_broker_a_worker_is_called_ready_after_a_moment() -> None:
