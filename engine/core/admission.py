@@ -156,16 +156,19 @@ class Admission:
         outlooks = [self.stages[stage].outlook for stage, _ in self._ways[route]]
         return sum([outlook.whole_s for outlook in outlooks if outlook is not None])
 
-    def retry_s(self, status: int, route: int, late_s: float, left: int, now: float) -> float:
+    def retry_s(
+        self, status: int, route: int, late_s: float, left: int, now: float, client: bytes | None = None
+    ) -> float:
         """When somebody who is answered so had better come again, in seconds; 0: nobody knows. ``route`` may be none's.
-        ``late_s``: by how much it would be late. ``left``: how many requests have left so far."""
+        ``late_s``: by how much it would be late. ``left``: how many requests have left so far. ``client``: who has been
+        refused for its own sake, and keeps no others waiting."""
         if status == Status.OVERLOADED:
-            return self._turn_s(late_s, left, now)
+            return self._turn_s(late_s, left, now, client)
         if status == Status.UNAVAILABLE and 0 <= route < len(self._routes):
             return max(0.0, max(self.stages[stage].closed_until for stage in self._routes[route].stages) - now)
         return 0.0
 
-    def _turn_s(self, late_s: float, left: int, now: float) -> float:
+    def _turn_s(self, late_s: float, left: int, now: float, client: bytes | None) -> float:
         """Those who are refused come one after the other, as fast as requests have been leaving lately, and none before
         it could have been done in time."""
         past = now - self._measured_at
@@ -174,6 +177,8 @@ class Admission:
             self._measured_at, self._left = now, left
         if self._rate <= 0.0:
             return RETRY_UNKNOWN_S
+        if client is not None:
+            return self.shares.turn(client, self._rate, now, RETRY_MOST_S)
         turn_at = max(self._turn_at, now) + 1.0 / self._rate
         self._turn_at = turn_at = min(turn_at, now + RETRY_MOST_S)
         return min(turn_at - now + late_s, RETRY_MOST_S)

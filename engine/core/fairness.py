@@ -92,6 +92,7 @@ class Claim:
     weight: float = 1.0
     asked: Faded = field(default_factory=Faded)
     admitted: Faded = field(default_factory=Faded)
+    turn_at: float = 0.0  # when the one of its requests that was refused last may come again
 
 
 class Shares:
@@ -140,6 +141,14 @@ class Shares:
         class who come until then are put before it."""
         rate = self._classes[Priority.HIGH].admitted.read(now) / WINDOW_S
         return rate, max(0.0, rank - now - self._lead_s)
+
+    def turn(self, client: bytes, rate: float, now: float, most_s: float) -> float:
+        """In how many seconds, at most ``most_s``, somebody may come again who has just asked and was refused for its
+        share or its class: behind its own others, as fast as its share of ``rate`` requests in a second."""
+        claim = self._claims.get(client) or self._claims[b""]
+        mine = rate * claim.weight / self._weights
+        claim.turn_at = min(max(claim.turn_at, now) + 1.0 / mine, now + most_s)
+        return claim.turn_at - now
 
     def admit(self, client: bytes, priority: Priority, now: float, lead_s: float) -> None:
         """One who has just asked was let in, with a rank so many seconds from now."""

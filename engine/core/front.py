@@ -253,7 +253,8 @@ class FrontMachine:
                         route, size, qos.get(seq, NO_QOS), deadline, now, is_crowded=is_crowded
                     )
             if rejection is not None:
-                self._reject(peer, seq, route, rejection, late_s, now, had_s=due - now)
+                own = qos.get(seq, NO_QOS).client if rejection is SHARE or rejection is PRIORITY else None
+                self._reject(peer, seq, route, rejection, late_s, now, had_s=due - now, client=own)
                 unread.extend(refs_of(payload))
                 continue
             uid = self._uid = self._uid + 1
@@ -346,11 +347,13 @@ class FrontMachine:
         now: float,
         *,
         had_s: float = 0.0,
+        client: bytes | None = None,
     ) -> None:
-        """``late_s``: by how much it would have been late, with the ``had_s`` that it had."""
+        """``late_s``: by how much it would have been late, with the ``had_s`` that it had. ``client``: who is refused
+        for its own sake."""
         reason, status, text, speaker = rejection
         self.stats.rejected[reason] = self.stats.rejected.get(reason, 0) + 1
-        retry_s = self.door.retry_s(status, route, late_s, self._left, now)
+        retry_s = self.door.retry_s(status, route, late_s, self._left, now, client)
         headers = wording.DO_NOT_RETRY if status is Status.UNPROCESSABLE else None
         refused = Refused(reason)
         if late_s > 0.0:

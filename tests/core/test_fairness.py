@@ -95,6 +95,16 @@ def test_the_class_is_the_clients_else_the_routes_and_a_request_may_lower_it() -
     assert shares.priority(A, NORMAL, LOW) is LOW
 
 
+def test_who_is_refused_for_its_share_waits_behind_its_own_others_only() -> None:
+    shares = Shares({A: Client("a", weight=3)})
+    fill(shares, A, 30)
+    fill(shares, B, 1)
+    turns = [shares.turn(A, 40.0, 0.0, 10.0) for _ in range(3)]
+    assert turns == pytest.approx([1 / 30, 2 / 30, 3 / 30])
+    assert shares.turn(B, 40.0, 0.0, 10.0) == pytest.approx(1 / 10)
+    assert max(shares.turn(A, 40.0, 0.0, 0.5) for _ in range(100)) == 0.5
+
+
 # --- in a service ----------------------------------------------------------------------------------------------------
 
 LAYERS = {
