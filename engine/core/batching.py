@@ -289,7 +289,7 @@ class BatchQueue:
                 if request.closed or request.deadline <= now or request.hop != item.hop:
                     dead.append(item)
                     continue
-                if done_at:
+                if done_at and item.due <= bound:
                     for back in (item, *reversed(batch)):
                         items[back.request.uid] = back
                         items.move_to_end(back.request.uid, last=False)

@@ -177,7 +177,7 @@ class Fate:
         left = inf
         for item in items:
             item.attempt += 1
-            item.request.due = item.request.deadline
+            item.request.is_begun = True
             attempt = max(attempt, item.attempt)
             left = min(left, item.request.deadline - now)
         tries = max(1, min(self.spec.max_attempts - attempt + 1, int(left / round_s)))
@@ -278,7 +278,7 @@ class Fate:
                 self._find_guilty(item)
             else:
                 item.attempt += 1
-                item.request.due = item.request.deadline
+                item.request.is_begun = True
                 self._stats.replayed += 1
                 if item.attempt >= most:
                     self.apart.push([item])

@@ -224,7 +224,7 @@ class Foresight:
                 continue
             others = len(queue) - 1
             whole = min(others + 1, queue.most)
-            due = request.due - self._later[request.route]
+            due = item.due - self._later[request.route]
             fits = times.fit(whole, due - start, worker)
             if fits >= whole:
                 return Choice(whole, inf, dead, hopeless)

@@ -1,22 +1,21 @@
 """What the broker keeps of a request: the request itself, and its current payload at one stage.
 
-Ownership. The front makes a :class:`Request`, keeps it in the ledger until it is answered, and alone sets
-``closed``, ``stream_hop`` and ``streamer``. Stages only read it, with two exceptions: a stage that gives an item out
-once more moves ``due``, which nobody else reads then, to the deadline; and the stage that accepts a
-result advances ``hop``. Only the stage that follows hop *k* may move it to *k + 1*, so no two ever write it at
-the same hop, and a second copy of the same result (a worker that died after sending was replayed) finds ``hop`` already
-advanced and is dropped. Reading ``closed`` a moment too early is harmless: the item is computed once in vain, and its
-answer is dropped. So is reading ``stream_hop``: a replay that should not have been is found out by its
-``streamer`` (:meth:`engine.core.front.FrontMachine.events`).
+Ownership. The front makes a :class:`Request`, keeps it in the ledger until it is answered, and alone sets ``closed``,
+``stream_hop`` and ``streamer``. Stages only read it, with two exceptions: the stage that has an item sets ``is_begun``,
+and the stage that accepts a result advances ``hop``. Only the stage that follows hop *k* may move it to *k + 1*, so no
+two ever write it at the same hop, and a second copy of the same result (a worker that died after sending was replayed)
+finds ``hop`` already advanced and is dropped. Reading ``closed`` a moment too early is harmless: the item is computed
+once in vain, and its answer is dropped. So is reading ``stream_hop``: a replay that should not have been is found out
+by its ``streamer`` (:meth:`engine.core.front.FrontMachine.events`).
 
 On threads of their own (``[engine] threads``) the parts share these values as follows, also on interpreters without a
 lock. A result leads to its request by the books of the stage that holds the item (:meth:`engine.core.crew.Crew.held`):
 dicts that one thread changes and others look up, in single operations, which the interpreter makes whole. What changes
-in a request while others read it - ``closed``, ``hop``, ``stream_hop`` - holds booleans and small numbers, which exist
-once and for ever, so that a reader gets the old one or the new one and never one that is being freed; ``streamer``,
-which may be a large number, is the front's alone. All else is written before the request is handed on, and handing on
-is a letter or a parcel, which orders what went before it. An :class:`Item` belongs to one stage; which request's it is
-never changes.
+in a request while others read it - ``closed``, ``hop``, ``stream_hop``, ``is_begun`` - holds booleans and small
+numbers, which exist once and for ever, so that a reader gets the old one or the new one and never one that is being
+freed; ``streamer``, which may be a large number, is the front's alone. All else is written before the request is handed
+on, and handing on is a letter or a parcel, which orders what went before it. An :class:`Item` belongs to one stage;
+which request's it is never changes.
 
 Two may look past each other: a stage finds a request open and advances its hop while the front closes it and looks
 where it is. So the front tells the next stage as well (:meth:`engine.core.front.FrontMachine._stages_of`).
@@ -52,6 +51,7 @@ class Request(msgspec.Struct, eq=False, gc=False):
     hop: int = 0  # stages of its route that have accepted it, less one
     stream_hop: int = -1  # where on its route events of it were last sent from; -1: none were
     streamer: int = -1  # the worker there that sent them
+    is_begun: bool = False  # it was computed in vain: its worker died, or the time limit was reached
 
 
 class Item(msgspec.Struct, eq=False, gc=False):
@@ -76,6 +76,12 @@ class Item(msgspec.Struct, eq=False, gc=False):
         if self.holds or type(self.payload) is bytes:
             return ()
         return refs_of(self.payload)
+
+    @property
+    def due(self) -> float:
+        """Until when it is worth computing. Who was begun with already has until the deadline, whatever its goal."""
+        request = self.request
+        return request.deadline if request.is_begun else request.due
 
     def is_due(self, now: float) -> bool:
         """Worth computing: somebody waits, there is time left, and no other copy has gone further meanwhile."""
