@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 RETRY_MS: Final = 20  # between two tries to send while the connection is being made
 
 
-def ask(deployment: Deployment, what: str, timeout_s: float = 2.0) -> bytes:
-    """Ask the broker of a deployment, or all of them, for their ``status`` (JSON) or ``metrics`` (packed sources).
+def ask(deployment: Deployment, what: str | Ask, timeout_s: float = 2.0) -> bytes:
+    """Ask the broker of a deployment, or all of them, for their ``status`` (JSON), ``metrics`` (packed sources) or
+    whatever else :class:`~engine.core.messages.Ask` knows.
 
     Blocks up to ``timeout_s`` seconds for each. Raises Unavailable when no broker answers in that time.
     """
@@ -39,15 +40,16 @@ def ask(deployment: Deployment, what: str, timeout_s: float = 2.0) -> bytes:
     given = [answer for answer in answers if answer is not None]
     if failure is not None and not given:
         raise failure
-    return given[0] if cells == 1 else join(what, answers)
+    return given[0] if cells == 1 else join(what if isinstance(what, str) else what.what, answers)
 
 
-def ask_at(context: transport.Context, endpoint: str, what: str, timeout_s: float) -> bytes:
+def ask_at(context: transport.Context, endpoint: str, what: str | Ask, timeout_s: float) -> bytes:
     """The same with a context and an endpoint at hand; may be called by any thread."""
     deadline = Deadline(timeout_s)
     sock = transport.dealer(context, endpoint)
     try:
-        frames = encode(Ask(what))
+        question = Ask(what) if isinstance(what, str) else what
+        frames = encode(question)
         while not transport.send(sock, frames):
             if deadline.passed:
                 raise Unavailable(503, f"no broker listens at {endpoint}")
@@ -61,7 +63,7 @@ def ask_at(context: transport.Context, endpoint: str, what: str, timeout_s: floa
             message, payloads = decode(answer)
             if isinstance(message, Refusal):
                 raise ProtocolError(message.reason)
-            if isinstance(message, Report) and message.what == what and len(payloads) == 1:
+            if isinstance(message, Report) and message.what == question.what and len(payloads) == 1:
                 body = payloads[0]
                 # A Report has no field for references.
                 return b"".join(body) if isinstance(body, tuple) else bytes(body)  # type: ignore[arg-type]

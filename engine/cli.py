@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from engine.config import Deployment
 
 STATUS_TIMEOUT_S: Final = 3.0
+LAST_MOST: Final = 65_535  # decisions that can be asked for: more than are kept
 
-COMMANDS: Final = ("up", "check", "broker", "frontend", "worker", "status", "reload", "scale", "plan")
+COMMANDS: Final = ("up", "check", "broker", "frontend", "worker", "status", "why", "reload", "scale", "plan")
 
 _UP_ELSEWHERE: Final = ("run", "serve", "start")  # what other programs call it
 
@@ -49,6 +50,7 @@ _FLAGS: Final = {
     ),
     "worker": (*_HERE, "grace", "timeout"),
     "status": _HERE,
+    "why": _HERE,
     "reload": _HERE,
     "scale": _HERE,
     "plan": _HERE,
@@ -169,6 +171,20 @@ def parser() -> argparse.ArgumentParser:
 
     status = add("status", _status, "show a running deployment", "engine status stages.toml --json")
     status.add_argument("--json", action="store_true", help="print what the broker says, as JSON")
+
+    why = add("why", _why, "say why batches left and requests were refused, lately", "")
+    why.add_argument("--stage", metavar="NAME", default="", help="of this stage alone")
+    why.add_argument(
+        "--last", type=_count, default=20, metavar="N", help="so many decisions (default: 20; 1000 are kept)"
+    )
+    why.add_argument("--request", metavar="ID", default="", help="those about the request with this x-request-id")
+    why.add_argument("--json", action="store_true", help="print what the broker says, as JSON")
+    why.epilog = (
+        "examples:\n"
+        "  engine why stages.toml                             what the last thousand decisions amount to\n"
+        "  engine why stages.toml --stage encode --last 100   of one stage\n"
+        "  engine why stages.toml --request 6f1c0e            what became of one request, if it is among them"
+    )
 
     add("reload", _reload, "replace the workers of a running deployment by what its file says now", "engine reload")
     scale = add("scale", _scale, "change how many workers stages have", "engine scale stages.toml encode=4")
@@ -308,13 +324,51 @@ def _status(options: argparse.Namespace, deployment: Deployment) -> int:
     try:
         answer = admin.ask(deployment, "status", STATUS_TIMEOUT_S)
     except Unavailable as error:
+        return _unreachable(options, deployment, error)
+    print(answer.decode() if options.json else status.table(answer))
+    return ExitCode.OK
+
+
+def _unreachable(options: argparse.Namespace, deployment: Deployment, error: Unavailable) -> int:
+    print(
+        f'engine: no running deployment "{deployment.engine.name}" answers at '
+        f"{deployment.engine.bind or run_dir(deployment)}: {error}; start it with: engine up {options.file}",
+        file=sys.stderr,
+    )
+    return ExitCode.UNREACHABLE
+
+
+def _why(options: argparse.Namespace, deployment: Deployment) -> int:
+    from engine import admin, why
+    from engine.core.messages import Ask
+    from engine.core.meta import ID_MAX
+    from engine.supervisor.rundir import check
+
+    log.setup("why", level=deployment.engine.log_level)
+    stage, request_id = options.stage, options.request
+    stages = [spec.name for spec in deployment.stages]
+    if stage and stage not in stages:
+        raise ConfigError([f"--stage: expected one of {', '.join(stages)}; got {stage}"])
+    if len(request_id) > ID_MAX or not (request_id.isascii() and request_id.isprintable()):
+        raise ConfigError([f"--request: expected an x-request-id, up to {ID_MAX} characters; got {request_id!r}"])
+    if not deployment.engine.bind:
+        check(run_dir(deployment))
+    try:
+        answer = admin.ask(deployment, Ask("why", min(options.last, LAST_MOST), stage, request_id), STATUS_TIMEOUT_S)
+    except Unavailable as error:
+        try:
+            admin.ask(deployment, "status", STATUS_TIMEOUT_S)
+        except Unavailable:
+            return _unreachable(options, deployment, error)
+        name = deployment.engine.name
         print(
-            f'engine: no running deployment "{deployment.engine.name}" answers at '
-            f"{deployment.engine.bind or run_dir(deployment)}: {error}; start it with: engine up {options.file}",
-            file=sys.stderr,
+            f'engine: the broker of "{name}" tells its status, but not why: it is of an older version', file=sys.stderr
         )
         return ExitCode.UNREACHABLE
-    print(answer.decode() if options.json else status.table(answer))
+    if options.json:
+        print(why.latest(answer, options.last))
+    else:
+        print(why.text(answer, why.now(), last=options.last, stage=stage, request=request_id))
     return ExitCode.OK
 
 

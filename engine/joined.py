@@ -28,6 +28,8 @@ def join(what: str, answers: Sequence[bytes | None]) -> bytes:
     if what == "about":
         told = [unpack_all(answer) for answer in given.values()]
         return pack_all({stage: about for one in reversed(told) for stage, about in one.items()})
+    if what == "why":
+        return _why({cell: json.loads(answer) for cell, answer in given.items()})
     return _metrics({cell: unpack_sources(answer) for cell, answer in given.items()})
 
 
@@ -63,6 +65,7 @@ def _status(told: Sequence[dict[str, Any]], cells: int) -> bytes:
     whole = _summed(told)
     whole["cells"], whole["cells_answering"] = cells, len(told)
     whole["uptime_s"] = min(one.get("uptime_s", 0.0) for one in told)
+    whole["refused"] = _added(told, "refused")
     whole["draining"] = all(one.get("draining", False) for one in told)
     if errors := [one["error"] for one in told if "error" in one]:
         whole["error"] = errors[0]
@@ -94,17 +97,50 @@ def _stage(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return errors[0]
     whole = _summed(parts)
     whole["oldest_ms"] = max(part["oldest_ms"] for part in parts)
-    for key in ("batches_by_reason", "deaths_by_cause"):
-        counts: Counter[str] = Counter()
-        for part in parts:
-            counts.update(part.get(key, {}))
-        whole[key] = dict(counts)
+    for key in ("batches_by_reason", "deaths_by_cause", "refused"):
+        whole[key] = _added(parts, key)
     batches = [sum(part["batches_by_reason"].values()) for part in parts]
     items = sum(count * part["mean_batch"] for count, part in zip(batches, parts, strict=True))
     whole["mean_batch"] = round(items / sum(batches), 2) if sum(batches) else 0.0
     whole["workers"] = [worker for part in parts for worker in part["workers"]]
     whole["not_fed"] = next((part["not_fed"] for part in parts if part.get("not_fed")), "")
     return whole
+
+
+def _why(told: Mapping[int, dict[str, Any]]) -> bytes:
+    """Accounts add up; each decision bears the number of its cell."""
+    if errors := [one for one in told.values() if "error" in one]:
+        return json.dumps(errors[0]).encode()
+    stages: dict[str, list[dict[str, Any]]] = {}
+    decisions: list[dict[str, Any]] = []
+    for cell, one in told.items():
+        for stage in one["stages"]:
+            stages.setdefault(stage["name"], []).append(stage)
+        decisions += [{**decision, "cell": cell + 1} for decision in one["decisions"]]
+    whole = {
+        "name": next(iter(told.values()))["name"],
+        "stages": [_accounts(parts) for parts in stages.values()],
+        "door": _accounts([one["door"] for one in told.values()]),
+        "decisions": sorted(decisions, key=lambda one: -float(one["age_s"])),
+    }
+    return json.dumps(whole, separators=(",", ":")).encode()
+
+
+def _accounts(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    whole = dict(parts[0])
+    for key in whole.keys() & {"items", "compared", "within_20_percent"}:
+        whole[key] = sum(part[key] for part in parts)
+    for key in whole.keys() & {"batches", "refused"}:
+        whole[key] = _added(parts, key)
+    whole["since_s"] = max(part["since_s"] for part in parts)
+    return whole
+
+
+def _added(parts: Sequence[dict[str, Any]], key: str) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for part in parts:
+        counts.update(part.get(key, {}))
+    return dict(counts)
 
 
 def _summed(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:

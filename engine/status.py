@@ -31,6 +31,7 @@ def table(answer: bytes) -> str:
         *_aligned([_HEAD, *(_stage(stage) for stage in told.get("stages", ()))]),
         *(line for stage in told.get("stages", ()) for line in _remarks(stage)),
         *map(_goal, told.get("goals", ())),
+        *_refusals(told),
     ]
     workers = [
         (
@@ -89,6 +90,15 @@ def _goal(goal: Mapping[str, Any]) -> str:
         return f"{text}, and cannot be: one request alone takes {takes}; its timeout counts instead"
     answers = goal["within"] + goal["late"]
     return f"{text}: {100 * goal['within'] / answers:.2f} % of {answers} results were" if answers else text
+
+
+def _refusals(told: Mapping[str, Any]) -> Iterator[str]:
+    """Who was refused since the start, where and why."""
+    where = [("at the door", told), *((f"at {stage['name']}", stage) for stage in told.get("stages", ()))]
+    for place, counts in where:
+        refused: Mapping[str, int] = counts.get("refused", {})
+        if any(refused.values()):
+            yield f"refused {place}: {' '.join(f'{reason}:{count}' for reason, count in sorted(refused.items()))}"
 
 
 def _stage(stage: Mapping[str, Any]) -> tuple[Any, ...]:

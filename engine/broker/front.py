@@ -55,7 +55,7 @@ class Question:
     """An Ask that waits for the stages' parts."""
 
     peer: bytes
-    what: str
+    ask: Ask
     until: float
     parts: dict[int, report.Part | None] = field(default_factory=dict)
 
@@ -324,28 +324,29 @@ class FrontPart(Part[ToFront]):
             self.complaints.note(UNEXPECTED, "a question is dropped: so many wait", waiting=len(self._questions))
             return
         self._asked += 1
-        self._questions[self._asked] = Question(peer, message.what, now + REPORT_S)
+        self._questions[self._asked] = Question(peer, message, now + REPORT_S)
         for stage in self.stages:
-            self._post(stage, Look(self._asked, message.what))
+            self._post(stage, Look(self._asked, message))
 
     def _answer_question(self, question: Question) -> None:
         parts = [question.parts[stage] for stage in range(len(self.stages))]
+        what, instant = question.ask.what, clock()
         self.machine.stats.untold += parts.count(None)
         try:
             deployed = report.Deployed(
                 name=self._name,
                 namespace=self._namespace,
-                uptime_s=clock() - self._began,
+                uptime_s=instant - self._began,
                 threads=self._threads,
                 shared=self._arenas.usage(),
                 retired=self._retired.families,
             )
-            body = report.answer(self.machine, question.what, parts, deployed)
+            body = report.answer(self.machine, question.ask, parts, deployed, instant)
         except Exception:
-            log.exception("a report failed", extra={"what": question.what})
+            log.exception("a report failed", extra={"what": what})
             self.machine.stats.untold += 1
-            body = report.untold(question.what, self._name)
-        self._admin.send(encode(Report(question.what), [body]), question.peer)
+            body = report.untold(what, self._name)
+        self._admin.send(encode(Report(what), [body]), question.peer)
 
     def _lose(self, peer: bytes) -> None:
         frontend = self.machine.gone(peer)

@@ -9,6 +9,7 @@ from typing import TypeAlias
 from engine.broker.report import Part
 from engine.core.actions import Admit, Drop, Fail, Foresee, Grant, News, Settle
 from engine.core.front import FrontSpec
+from engine.core.messages import Ask
 from engine.core.stage import StageSpec
 
 
@@ -17,7 +18,7 @@ class Look:
     """Show yourself, for question ``token``."""
 
     token: int
-    what: str  # status, metrics or about
+    ask: Ask
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,13 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from engine.broker.why import StageWhy, stage_why, why
 from engine.core.about import pack_all as pack_abouts
 from engine.core.crew import Member
 from engine.core.deaths import Death
+from engine.core.ends import EXPIRED
 from engine.core.front import FrontMachine
+from engine.core.messages import Ask
 from engine.core.stage import StageMachine
 from engine.core.stats import Histogram
 from engine.core.worker_states import WorkerState
@@ -36,7 +39,7 @@ from engine.metrics import (
     pack_sources,
 )
 
-QUESTIONS: Final = ("status", "metrics", "about")
+QUESTIONS: Final = ("status", "metrics", "about", "why")
 SPARE: Final = "spare"  # the state of a worker that is held back
 UNTOLD: Final = "not told: the broker's log says why"
 
@@ -82,6 +85,7 @@ class StageStatus(msgspec.Struct, frozen=True):
     batches_by_reason: dict[str, int]
     workers: list[WorkerStatus]
     deaths_by_cause: dict[str, int] = {}
+    refused: dict[str, int] = {}  # items, by why
     not_fed: str = ""  # why nothing is given to the stage; empty while it is
     arrived: int = 0  # items, so far
     learned: LearnedStatus = LearnedStatus()
@@ -96,15 +100,17 @@ class StageFamilies:
     retired: list[Family]
 
 
-Part: TypeAlias = "StageStatus | StageFamilies | bytes"  # what a stage says to a question
+Part: TypeAlias = "StageStatus | StageFamilies | StageWhy | bytes"  # what a stage says to a question
 
 
-def stage_part(machine: StageMachine, what: str, retired: Sequence[Family], now: float, namespace: str) -> Part:
-    """One stage's part of the answer to a question of QUESTIONS."""
-    if what == "status":
+def stage_part(machine: StageMachine, ask: Ask, retired: Sequence[Family], now: float, namespace: str) -> Part:
+    """One stage's part of the answer to one of QUESTIONS."""
+    if ask.what == "status":
         return stage_status(machine, now)
-    if what == "about":
+    if ask.what == "about":
         return machine.about
+    if ask.what == "why":
+        return stage_why(machine, ask, now)
     return stage_families(machine, retired, now, namespace)
 
 
@@ -120,18 +126,20 @@ class Deployed:
     retired: Sequence[Family]
 
 
-def answer(machine: FrontMachine, what: str, parts: Sequence[Part | None], deployed: Deployed) -> bytes:
+def answer(machine: FrontMachine, ask: Ask, parts: Sequence[Part | None], deployed: Deployed, now: float) -> bytes:
     """The answer to a question, from the parts of all stages in their order (None: a stage could not make its own)."""
-    if what == "status":
+    if ask.what == "status":
         return status(machine, parts, deployed)
-    if what == "about":
+    if ask.what == "about":
         return about(machine, parts)
+    if ask.what == "why":
+        return why(machine, ask, [part if isinstance(part, StageWhy) else None for part in parts], deployed.name, now)
     return metrics(machine, parts, deployed)
 
 
 def untold(what: str, name: str) -> bytes:
     """The answer when not even :func:`answer` could be made: as empty as the asker can read."""
-    if what == "status":
+    if what in ("status", "why"):
         return msgspec.json.encode({"name": name, "error": UNTOLD, "stages": []})
     return pack_abouts({}) if what == "about" else pack_sources(Sources())
 
@@ -169,6 +177,7 @@ def stage_status(machine: StageMachine, now: float) -> StageStatus:
             for worker in machine.workers.values()
         ],
         deaths_by_cause={death.value: count for death, count in machine.stats.deaths.items()},
+        refused=dict(machine.stats.refused),
         not_fed="" if machine.fate.is_sound else machine.fate.breaker.reason,
         arrived=machine.stats.arrived,
         learned=_learned(machine),
@@ -200,6 +209,7 @@ def status(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deploy
         "capacity": machine.spec.capacity,
         "admitted_bytes": machine.nbytes,
         "goals": _goal_status(machine),
+        "refused": machine.stats.rejected | ({EXPIRED: machine.stats.expired} if machine.stats.expired else {}),
         "stages": [part if part is not None else {"name": name, "error": UNTOLD} for name, part in stages],
         "frontends": [
             {"name": frontend.who.name, "pid": frontend.who.pid, "pending": len(frontend.requests)}
@@ -281,6 +291,11 @@ def stage_families(machine: StageMachine, retired: Sequence[Family], now: float,
             f"{namespace}_stage_hopeless",
             "Of the dropped ones: admitted, and refused here because they would have been late.",
             [(here, stats.hopeless)],
+        ),
+        counter(
+            f"{namespace}_stage_refusals",
+            "Admitted requests that were refused at a stage, by reason.",
+            [({**here, "reason": reason}, count) for reason, count in sorted(stats.refused.items())],
         ),
         counter(
             f"{namespace}_stage_failed", "Items that ended at a stage by the broker's word.", [(here, stats.failed)]
@@ -404,6 +419,19 @@ def metrics(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deplo
             f"{namespace}_rejections",
             "Requests answered at the door, by reason.",
             [({"reason": reason}, count) for reason, count in sorted(stats.rejected.items())],
+        ),
+        counter(
+            f"{namespace}_expired", "Admitted requests that were not answered in their time.", [({}, stats.expired)]
+        ),
+        counter(
+            f"{namespace}_predictions_compared",
+            "Admitted requests whose finish was predicted, and compared: one of some while requests have to wait.",
+            [({}, machine.foretold.compared)],
+        ),
+        counter(
+            f"{namespace}_predictions_within_20_percent",
+            "Of these: those that were done in the predicted time, give or take a fifth of it.",
+            [({}, machine.foretold.near)],
         ),
         counter(f"{namespace}_cancelled", "Requests whose client left.", [({}, stats.cancelled)]),
         counter(f"{namespace}_duplicates", "Results that came for answered requests.", [({}, stats.duplicates)]),

@@ -224,9 +224,9 @@ class StagePart(Part[ToStage]):
 
     def _show(self, look: Look, now: float) -> None:
         try:
-            part = report.stage_part(self.machine, look.what, self._retired.families, now, self._namespace)
+            part = report.stage_part(self.machine, look.ask, self._retired.families, now, self._namespace)
         except Exception:
-            log.exception("a report failed", extra={"stage": self.machine.spec.name, "what": look.what})
+            log.exception("a report failed", extra={"stage": self.machine.spec.name, "what": look.ask.what})
             part = None
         self._tell(Seen(look.token, self.index, part))
 

@@ -40,7 +40,7 @@ class ToWorker(msgspec.Struct, frozen=True):
 class Fail(msgspec.Struct, frozen=True):
     """Tell the front that these requests end at this stage. ``hopeless``: for want of time, which says nothing of
     others. ``headers``: of their answers. ``why``: the label of a refusal; ``needs_s``: how long they would have taken
-    from now on."""
+    from now on, of ``waiting`` that were there."""
 
     stage: int
     uids: list[int]
@@ -50,6 +50,7 @@ class Fail(msgspec.Struct, frozen=True):
     headers: dict[str, str] = {}
     why: str = ""
     needs_s: float = 0.0
+    waiting: int = 0
 
 
 class Settle(msgspec.Struct, frozen=True):

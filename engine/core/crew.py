@@ -27,6 +27,7 @@ from engine.core.batching import AHEAD_S
 from engine.core.introduction import NEWEST
 from engine.core.items import Item
 from engine.core.messages import Flow
+from engine.core.trace import Released
 from engine.core.worker_states import READY, WorkerState
 
 NOTHING: Final[Mapping[int, Item]] = {}
@@ -51,6 +52,7 @@ class InFlight(msgspec.Struct, eq=False):
     number: int
     items: dict[int, Item]
     sent_at: float
+    told: Released  # of it in the trace
     count: int = 0  # items it had when it left
     expected_s: float = 0.0  # how long it was to take; 0: nobody knew
     compute_us: int = 0  # how long it took, as its worker says

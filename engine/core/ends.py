@@ -57,14 +57,14 @@ class Ends:
             self._tell(late, Status.TIMEOUT, wording.TIMEOUT, why=EXPIRED)
         self.let_go(items)
 
-    def refuse(self, items: Sequence[Item], needs_s: float) -> None:
+    def refuse(self, items: Sequence[Item], needs_s: float, waiting: int) -> None:
         """Items that would not be done in time, however soon they began, or only if several others were not.
-        ``needs_s``: how long they would have taken from now on."""
+        ``needs_s``: how long they would have taken from now on, of ``waiting`` that were there."""
         stats = self._stats
         stats.hopeless += len(items)
         stats.dropped += len(items)
         uids = [item.request.uid for item in items]
-        self._tell(uids, Status.OVERLOADED, wording.HOPELESS, why=HOPELESS, needs_s=needs_s)
+        self._tell(uids, Status.OVERLOADED, wording.HOPELESS, why=HOPELESS, needs_s=needs_s, waiting=waiting)
         self.let_go(items)
 
     def let_go(self, items: Iterable[Item]) -> None:
@@ -86,11 +86,12 @@ class Ends:
         *,
         why: str = "",
         needs_s: float = 0.0,
+        waiting: int = 0,
     ) -> None:
         self._stats.failed += len(uids)
         if why:
             self._stats.refused[why] += len(uids)
         is_hopeless = why == HOPELESS
         self._actions.append(
-            Fail(self._stage, uids, int(status), text, is_hopeless, dict(headers or {}), why=why, needs_s=needs_s)
+            Fail(self._stage, uids, int(status), text, is_hopeless, dict(headers or {}), why, needs_s, waiting)
         )

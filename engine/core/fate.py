@@ -34,6 +34,7 @@ from engine.core.hedging import BRIEF_S, PATIENCE_LEAST_S, Apart, Budget, Pace, 
 from engine.core.items import Item
 from engine.core.messages import Revoke, Status
 from engine.core.stats import StageStats
+from engine.core.trace import DIED, GIVEN
 from engine.core.worker_states import WorkerState
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class Fate:
     def _revoke(self, batch: InFlight) -> list[Item]:
         """A worker answers for a batch no longer; returns the items that need another holder."""
         batch.revoked = True
+        batch.told.fate = GIVEN
         items = [item for item in batch.items.values() if not item.request.closed and item.hop == item.request.hop]
         for item in items:
             item.holds += 1
@@ -253,6 +255,7 @@ class Fate:
         self._held.pop(worker.key, None)
         again: list[Item] = []
         for batch in worker.batches.values():
+            batch.told.fate = DIED
             if not batch.revoked:
                 again.extend(batch.items.values())
             else:

@@ -45,8 +45,9 @@ from engine.core.admission import (
 from engine.core.answers import AnswerBook
 from engine.core.arena import Ref
 from engine.core.crew import Crew
-from engine.core.ends import EXPIRED
+from engine.core.ends import EXPIRED, HOPELESS
 from engine.core.fairness import Client, Priority, unpressed
+from engine.core.foretold import Foretold
 from engine.core.idempotency import HEADER, Kept, Keys, Waiter, is_same
 from engine.core.introduction import Introduction, Refusal, agreed, refuse_frontend
 from engine.core.items import Item, Request
@@ -72,6 +73,7 @@ from engine.core.messages import (
 from engine.core.quarantine import Quarantine
 from engine.core.routing import FINAL, Topology
 from engine.core.stats import FrontStats
+from engine.core.trace import Refusals
 from engine.core.wire import HEAD_ITEMS, MICROS, Payload, joined, payload_size, refs_of
 
 OK: Final = int(Status.OK)  # comparing with a member of an enumeration costs a call
@@ -88,6 +90,7 @@ GUESSES: Final = 3  # at how long one waits who is overtaken
 DEADLINES_SLACK: Final = 1024
 
 OVER: Final = Refused(EXPIRED)
+MISSED: Final = (HOPELESS, EXPIRED)  # why requests are refused that were to be in time
 REPLAYED: Final = {HEADER: "true"}
 NO_QOS: Final = Qos()
 KEYED: Final = b""  # who asks for requests with a key, and is answered: tries come and go
@@ -109,13 +112,15 @@ class FrontSpec:
 
 class Judged(NamedTuple):
     """What is found of a request: see :class:`engine.core.items.Request` for the first two. ``late_s``: by how much it
-    would be late. ``claim``: the client and the class that claim a part of what not everybody can have now."""
+    would be late. ``claim``: the client and the class that claim a part of what not everybody can have now.
+    ``done_at``: when it is expected to be done; 0: nobody knows."""
 
     due: float
     rank: float
     late_s: float = 0.0
     rejection: Rejection | None = None
     claim: tuple[bytes, Priority] | None = None
+    done_at: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -158,6 +163,8 @@ class FrontMachine:
         self.stats = FrontStats()
         self.actions: list[FrontAction] = []
         self.nbytes = 0
+        self.trace = Refusals()
+        self.foretold = Foretold()
         self.keys = Keys()
         self.again: dict[bytes, list[int]] = {}  # by frontend: what it is to submit again
         self._uid = epoch << EPOCH_SHIFT
@@ -240,7 +247,7 @@ class FrontMachine:
             if keys and seq in keys and self._is_settled(frontend, seq, keys[seq], deadline, now):
                 unread.extend(refs_of(payload))
                 continue
-            late_s = 0.0
+            late_s = done_at = 0.0
             due = rank = deadline
             claim: tuple[bytes, Priority] | None = None
             if rejection is None:
@@ -249,12 +256,12 @@ class FrontMachine:
                 if has_poison and rejection is None and self._is_poison(route, size, payload, now):
                     rejection = POISON
                 if is_judged and rejection is None:
-                    due, rank, late_s, rejection, claim = self._judge(
+                    due, rank, late_s, rejection, claim, done_at = self._judge(
                         route, size, qos.get(seq, NO_QOS), deadline, now, is_crowded=is_crowded
                     )
             if rejection is not None:
                 own = qos.get(seq, NO_QOS).client if rejection is SHARE or rejection is PRIORITY else None
-                self._reject(peer, seq, route, rejection, late_s, now, had_s=due - now, client=own)
+                self._reject(peer, seq, route, rejection, late_s, now, had_s=due - now, client=own, meta=meta)
                 unread.extend(refs_of(payload))
                 continue
             uid = self._uid = self._uid + 1
@@ -264,6 +271,8 @@ class FrontMachine:
             else:
                 request = Request(uid, peer, seq, route, deadline, due, rank, meta, size)
             ledger[uid] = known[seq] = request
+            if done_at:
+                self.foretold.note(uid, done_at - now, now)
             self.nbytes += size
             heappush(self._deadlines, (deadline, uid))
             items.append(Item(request, payload, size, now))
@@ -303,7 +312,7 @@ class FrontMachine:
             or self.nbytes + size > part * spec.capacity_bytes
         ):
             rejection = SHARE if standing.over else PRIORITY
-        return Judged(due, rank, max(done_at - due, 0.0), rejection, (qos.client, priority))
+        return Judged(due, rank, max(done_at - due, 0.0), rejection, (qos.client, priority), done_at)
 
     def _overtaken(self, route: int, rank: float, now: float) -> float:
         """When a request of this rank would be done, with those of the highest class who come meanwhile before it."""
@@ -348,6 +357,7 @@ class FrontMachine:
         *,
         had_s: float = 0.0,
         client: bytes | None = None,
+        meta: bytes = b"",
     ) -> None:
         """``late_s``: by how much it would have been late, with the ``had_s`` that it had. ``client``: who is refused
         for its own sake."""
@@ -356,8 +366,19 @@ class FrontMachine:
         retry_s = self.door.retry_s(status, route, late_s, self._left, now, client)
         headers = wording.DO_NOT_RETRY if status is Status.UNPROCESSABLE else None
         refused = Refused(reason)
-        if late_s > 0.0:
-            refused = Refused(reason, ceil((had_s + late_s) * 1000), int(had_s * 1000))
+        needs_s = had_s + late_s if late_s > 0.0 else 0.0
+        if needs_s:
+            refused = Refused(reason, ceil(needs_s * 1000), int(had_s * 1000))
+        self.trace.add(
+            now,
+            reason,
+            route=route,
+            waiting=len(self.ledger),
+            needs_s=needs_s,
+            had_s=had_s,
+            retry_s=retry_s,
+            meta=meta,
+        )
         self._answers.say(peer, seq, status, text, speaker, retry_s=retry_s, headers=headers, refused=refused)
 
     @property
@@ -478,6 +499,8 @@ class FrontMachine:
             column.mimes.append(results.mime)
             column.trails.append(trail)
             column.payloads.append(payload)
+        if self.foretold.waiting:
+            self.foretold.came(results.uids, ledger, now)
         settle = Settle(results.stage, results.worker, results.batch, results.uids, now, results.compute_us)
         statuses = results.statuses
         if (good := statuses.count(OK)) < len(statuses):
@@ -562,15 +585,27 @@ class FrontMachine:
         for uid in fail.uids:
             request = self.ledger.get(uid)
             if request is not None and self._stage_of(request) == fail.stage:
+                if fail.why in MISSED:
+                    self.foretold.missed(uid)
                 self._close(request)
                 peer, seq = request.frontend, request.seq
                 retry_s = self.door.retry_s(status, request.route, 0.0, self._left, now)
                 refused: Refused | None = None
-                if fail.needs_s:
-                    had_ms = int(max(0.0, request.deadline - now) * 1000)
+                if fail.why:
+                    had_s = max(0.0, request.due - now)
+                    had_ms = int(had_s * 1000) if fail.needs_s else 0
                     refused = Refused(fail.why, ceil(fail.needs_s * 1000), had_ms)
-                elif fail.why:
-                    refused = Refused(fail.why)
+                    self.trace.add(
+                        now,
+                        fail.why,
+                        stage=fail.stage,
+                        route=request.route,
+                        waiting=fail.waiting,
+                        needs_s=fail.needs_s,
+                        had_s=had_s,
+                        retry_s=retry_s,
+                        meta=request.meta,
+                    )
                 self._answers.say(
                     peer, seq, status, fail.text, speaker, retry_s=retry_s, headers=fail.headers, refused=refused
                 )
@@ -590,8 +625,11 @@ class FrontMachine:
             _, uid = heappop(deadlines)
             request = self.ledger.get(uid)
             if request is not None:
+                self.foretold.missed(uid)
                 self._close(request)
                 self.stats.expired += 1
+                where = self._stage_of(request)
+                self.trace.add(now, EXPIRED, stage=where, route=request.route, meta=request.meta)
                 self._answers.say(request.frontend, request.seq, Status.TIMEOUT, wording.TIMEOUT, refused=OVER)
                 for stage in self._stages_of(request):
                     late.setdefault(stage, []).append(uid)
@@ -734,6 +772,8 @@ class FrontMachine:
 
     def _close(self, request: Request) -> None:
         request.closed = True
+        if self.foretold.waiting:
+            self.foretold.waiting.pop(request.uid, None)
         del self.ledger[request.uid]
         self.nbytes -= request.size
         frontend = self.frontends.get(request.frontend)

@@ -34,6 +34,7 @@ from typing import Annotated, Final, TypeAlias
 import msgspec
 
 from engine.core.introduction import Name, Path
+from engine.core.meta import ID_MAX
 from engine.core.quarantine import FINGERPRINT_BYTES
 
 STREAM_WINDOW: Final = 1 << 20  # bytes of one stream on their way from a worker to its client
@@ -424,9 +425,14 @@ class StreamEvents(Message, frozen=True, tag=32):
 
 
 class Ask(Message, frozen=True, tag=40):
-    """``what``: ``status`` (JSON), ``metrics`` (:class:`engine.metrics.Sources`) or ``about`` (engine.core.about)."""
+    """``what``: ``status`` (JSON), ``metrics`` (:class:`engine.metrics.Sources`), ``about`` (engine.core.about) or
+    ``why`` (JSON, :mod:`engine.broker.why`). The rest is of the last: so many decisions, of this stage or of all, that
+    have to do with this request or with any."""
 
     what: Name
+    last: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 0
+    stage: Annotated[str, msgspec.Meta(max_length=1024)] = ""
+    request: Annotated[str, msgspec.Meta(max_length=ID_MAX)] = ""
 
 
 class Report(Message, frozen=True, tag=41):

@@ -53,6 +53,7 @@ from engine.core.messages import (
 from engine.core.reasons import CODES, TIME
 from engine.core.routing import Topology
 from engine.core.stats import StageStats, duration_buckets
+from engine.core.trace import KEPT, LOOK_EVERY, Released, Releases
 from engine.core.wire import MICROS, Payload, payload_sizes, refs_of
 from engine.core.worker_states import DYING, LEAVING, OVERDUE, READY, SERVING, TABLE, WorkerEvent, WorkerState
 
@@ -110,6 +111,7 @@ class StageMachine:
         self.crew = Crew(in_advance=spec.idempotent)
         self.workers = self.crew.workers
         self.stats = StageStats(durations=duration_buckets(spec.timeout_s))
+        self.trace = Releases()
         self.actions: list[StageAction] = []  # always this list
         self._ends = Ends(index, self.stats, self.actions)
         self.foresight = Foresight(index, topology, self.queue, self.crew, self.stats, spec.policy.max_batch_size)
@@ -380,6 +382,12 @@ class StageMachine:
                 if self._turn(worker, WorkerEvent.BACK):
                     self._tell(now)
         worker.free_at = settle.at + foresight.left_s(worker)
+        told = batch.told
+        told.took_s = 0.0 if took_s is None else took_s
+        if batch.good:
+            told.is_good = True
+        if batch.failed:
+            told.failed = batch.failed
         if self.fate.settled(worker, batch, took_s, now):
             self._tell(now)
         was_slow = worker.slow
@@ -461,6 +469,7 @@ class StageMachine:
                 start = worker.free_at
             done_at = foresight.done_at(worker, most, start)
             items, dead, is_tight = self.queue.take(now, most=most, done_at=done_at)
+            is_cut = False
             if dead:
                 self._ends.drop(dead)
             if is_tight:
@@ -469,13 +478,14 @@ class StageMachine:
                     self._ends.drop(choice.dead)
                 if choice.hopeless:
                     needs_s = start - now + foresight.needs_s(worker, most)
-                    self._ends.refuse(choice.hopeless, needs_s)
+                    self._ends.refuse(choice.hopeless, needs_s, waiting)
                 if not choice.most:
                     wake = choice.look_at
                     break
+                is_cut = choice.most < most
                 items, dead, _ = self.queue.take(now, most=min(choice.most, most))
             if items:
-                self._dispatch(worker, items, reason, now)
+                self._dispatch(worker, items, reason, now, is_cut=is_cut)
         if (self.queue.nbytes >= self.spec.max_queue_bytes) is not self._was_full:
             self._tell(now)
         if now >= foresight.look_at and foresight.times.known and foresight.has_news(len(fate.apart), now):
@@ -543,7 +553,7 @@ class StageMachine:
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _dispatch(self, worker: Member, items: list[Item], reason: Reason, now: float) -> None:
+    def _dispatch(self, worker: Member, items: list[Item], reason: Reason, now: float, *, is_cut: bool = False) -> None:
         self._batches = number = self._batches + 1
         uids: list[int] = []
         routes: list[int] = []
@@ -581,7 +591,17 @@ class StageMachine:
         count = len(uids)
         foresight = self.foresight
         expected_s = foresight.expect(count, worker)
-        flight = InFlight(number, held, now, count, expected_s, apart=reason is REPLAY, shared=is_shared)
+        waited_s = now - items[0].arrived
+        ahead = len(worker.batches)
+        all_waiting = count + len(self.queue.items)
+        told = Released(now, name, count, all_waiting, waited_s, worker.slot, ahead, expected_s, is_cut)
+        trace = self.trace
+        trace.rows[number % KEPT] = told
+        if trace.has_ids:
+            trace.hold(number, metas)
+        elif not number % LOOK_EVERY:
+            trace.look(number)
+        flight = InFlight(number, held, now, told, count, expected_s, apart=reason is REPLAY, shared=is_shared)
         stats = self.stats
         stats.releases[name] = stats.releases.get(name, 0) + 1
         if worker.maps:
@@ -590,15 +610,14 @@ class StageMachine:
         stats.bytes_out += nbytes
         lane = stats.lane(worker.slot)
         lane.batch_size.observe(count)
-        waited_s = now - items[0].arrived
         lane.batch_wait.observe(waited_s)
         foresight.released_at = now
         foresight.delay_s += (waited_s - foresight.delay_s) * DELAY_SMOOTHING
-        worker.free_at = (worker.free_at if worker.batches else now) + expected_s
+        worker.free_at = (worker.free_at if ahead else now) + expected_s
         worker.batches[number] = flight
         worker.done_items += count
         self.actions.append(Dispatch(worker.key, batch, payloads))
-        self.crew.sort_in(worker, now, begins=len(worker.batches) == 1)
+        self.crew.sort_in(worker, now, begins=not ahead)
 
     def _dismiss(self, worker: Member) -> None:
         if not worker.batches and not worker.dismissed:

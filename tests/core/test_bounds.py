@@ -13,6 +13,7 @@ from engine.core.front import DEADLINES_SLACK
 from engine.core.liveness import FRONTEND_SILENCE_S
 from engine.core.messages import FrontendBeat, StreamEvents, WorkerBeat
 from engine.core.stage import StageSpec
+from engine.core.trace import Refusals, Releases
 from tests.core.twin import Twin, topology
 
 HOURS_S = 10_000.0
@@ -28,6 +29,8 @@ def entries(root: object) -> int:
         one = waiting.pop()
         if id(one) in seen or isinstance(one, str | bytes | int | float | None | type):
             continue
+        if isinstance(one, Releases | Refusals):
+            continue  # rings, which are full sooner or later; how much they hold is tested with them
         seen.add(id(one))
         if isinstance(one, Mapping):
             count += len(one)

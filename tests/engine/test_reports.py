@@ -23,7 +23,7 @@ from engine.core import stage as stage_rules
 from engine.core import wire
 from engine.core.batching import Policy
 from engine.core.introduction import FRONTEND, UNREADABLE, Stranger, introduce
-from engine.core.messages import Bye, FrontendBeat, Leave, StreamEvents, Submit, WorkerBeat
+from engine.core.messages import Ask, Bye, FrontendBeat, Leave, StreamEvents, Submit, WorkerBeat
 from engine.core.stage import StageSpec
 from engine.core.worker_states import WorkerState
 from engine.errors import StartError, Unavailable
@@ -72,8 +72,10 @@ def bring(twin: Twin, state: WorkerState) -> FakeWorker:
 
 def told(twin: Twin, what: str) -> bytes:
     retired: list[Family] = []
-    parts = [report.stage_part(machine, what, retired, twin.now, "engine") for machine in twin.stages]
-    return report.answer(twin.front, what, parts, report.Deployed("t", "engine", 1.0, "one", (0, 0), retired))
+    question = Ask(what, last=1000)
+    parts = [report.stage_part(machine, question, retired, twin.now, "engine") for machine in twin.stages]
+    deployed = report.Deployed("t", "engine", 1.0, "one", (0, 0), retired)
+    return report.answer(twin.front, question, parts, deployed, twin.now)
 
 
 def numbers(page: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -202,6 +204,7 @@ def test_what_cannot_be_told_can_be_read(what: str) -> None:
         "status": json.loads,
         "metrics": lambda body: unpack(unpack_sources(body).broker),
         "about": abouts.unpack_all,
+        "why": json.loads,
     }
     assert read[what](report.untold(what, "t")) is not None
 
