@@ -12,6 +12,7 @@ from engine.cpus import usable_cpus
 from engine.errors import ConfigError
 from engine.planning.files import read, say
 from engine.planning.profiles import MEASURED
+from engine.process import count_gpus
 from engine.simulation import search
 from engine.simulation.arrivals import FEW, Arrivals, Recording, Renewal, TraceError, read_trace
 from engine.simulation.figures import Figures
@@ -98,9 +99,14 @@ def _notes_on_workers(deployment: Deployment, service: Service, best: Figures) -
         known = max(service.profile.of(spec.name).times)
         if known < spec.max_batch_size:
             yield f"{spec.name}: batches of more than {known} were not measured, and taken to go on likewise"
-    on_cpu = sum(stage.workers for stage in best.stages if service.profile.of(stage.name).device == "cpu")
-    if on_cpu > (cpus := usable_cpus()):
-        yield f"one worker was measured at a time; {on_cpu} that compute on {cpus:g} CPUs would take each other's"
+    for kind, there in (("cpu", usable_cpus), ("cuda", count_gpus)):
+        devices = {name: stage.device for name, stage in service.profile.stages.items()}
+        count = sum(stage.workers for stage in best.stages if devices[stage.name].startswith(kind))
+        if count and count > there() > 0:
+            yield (
+                f"one worker was measured at a time; {count} that compute on {there():g} "
+                f"{'CPU' if kind == 'cpu' else 'GPU'}s would take each other's time"
+            )
 
 
 def slos_of(options: argparse.Namespace, deployment: Deployment) -> tuple[float, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +21,7 @@ from typing import Final, Protocol
 
 GAPS: Final = ("gap", "gaps", "interval", "interarrival", "inter_arrival", "delta")
 INSTANTS: Final = ("timestamp", "time", "ts", "at", "arrival", "arrived", "arrived_at", "start", "date", "datetime")
+_FRACTION: Final = re.compile(r"\.([0-9]+)")
 FEW: Final = 1000  # gaps of a recording that say little of bursts
 TOTAL_MOST: Final = 1e12  # seconds of a recording: more is none
 EPOCHS: Final = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))  # from where on a number is no seconds, and what it is of one
@@ -157,11 +159,15 @@ def _number(cell: str) -> float | None:
         value = float(cell)
     except ValueError:
         try:
-            value = datetime.fromisoformat(cell.replace("Z", "+00:00")).timestamp()
-        except ValueError:
+            return datetime.fromisoformat(_FRACTION.sub(_six_digits, cell.replace("Z", "+00:00"))).timestamp()
+        except (ValueError, OverflowError, OSError):  # the latter two: no instant of any clock
             return None
-        return value
     return value if isfinite(value) else None
+
+
+def _six_digits(fraction: re.Match[str]) -> str:
+    """As Python 3.10 wants it."""
+    return f".{fraction[1][:6]:0<6}"
 
 
 def _gaps(values: Sequence[float], title: str, name: str) -> list[float]:
