@@ -6,7 +6,8 @@ Everything is asked of the command itself: it measures each stage (``--save-prof
 workers at 70 % of what full batches reach (``--keep``), and the fewest workers for a rate within an SLO. Then the
 deployment is started and asked for the same, in an open loop; for the number of workers with as many as the plan says,
 and with one and two less, with this SLO in its file. *off* is by how much the planned p99
-differs from the median of the measured ones. A plan is right where so many workers meet the goal and two less do not:
+differs from the median of the measured ones, or where arrivals come in bursts, which the plan is given as they came,
+from that of all. A plan is right where so many workers meet the goal and two less do not:
 exact, or one too many.
 
 A model on CPUs that others use too is not as quick in one minute as in the next: of it the plan goes by what the
@@ -27,7 +28,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, Final
 
@@ -99,9 +100,9 @@ class Planned:
         file.write_text(plan.stages_toml(service, systems.ADAPTERS / ADAPTER))
         (self.folder / "records").mkdir(exist_ok=True)
         known = ["--profile", str(self.profile)] if self.profile.exists() else ["--save-profile", str(self.profile)]
-        cv = ["--cv", str(self.deployment.cv)]
+        arrivals = [] if "--arrivals" in words else ["--cv", str(self.deployment.cv)]
         done = subprocess.run(
-            [sys.executable, "-m", "engine.cli", "plan", str(file), *words, *cv, *known, "--json"],
+            [sys.executable, "-m", "engine.cli", "plan", str(file), *words, *arrivals, *known, "--json"],
             env={**os.environ, **systems.environment(service, self.folder, 1)},
             stdout=subprocess.PIPE,
             text=True,
@@ -146,11 +147,22 @@ class Planned:
             yield running
 
     def measure(self, running: systems.Running, rate: float, seed: int) -> list[Asked]:
-        irregular = max(self.deployment.cv, 1.0)
-        seconds = SETTLE_S + min(max(LEAST / rate, 3.0), SECONDS) * irregular
-        due = list(takewhile(lambda at: at < seconds, Renewal(rate, self.deployment.cv).instants(seed)))
-        asked = offered(running, rate, due, body=self.deployment.body)
+        asked = offered(running, rate, self.due(rate, seed), body=self.deployment.body)
         return [one for one in asked if one.at >= SETTLE_S]
+
+    def due(self, rate: float, seed: int) -> list[float]:
+        """When to send, in seconds."""
+        seconds = SETTLE_S + min(max(LEAST / rate, 3.0), SECONDS) * max(self.deployment.cv, 1.0)
+        return list(takewhile(lambda at: at < seconds, Renewal(rate, self.deployment.cv).instants(seed)))
+
+    def recorded(self, rate: float, seeds: Sequence[int]) -> list[str]:
+        """Words for the command: that arrivals are these. Of bursts a run has few, and no two runs have the same."""
+        if self.deployment.cv == 1.0:
+            return []
+        trace = self.folder / "trace.csv"
+        gaps = [later - sooner for seed in seeds for sooner, later in pairwise([0.0, *self.due(rate, seed)])]
+        trace.write_text("gap\n" + "\n".join(map(repr, gaps)) + "\n")
+        return ["--arrivals", str(trace)]
 
 
 def latencies(planned: Planned, repeats: int) -> Iterator[str]:
@@ -163,12 +175,14 @@ def latencies(planned: Planned, repeats: int) -> Iterator[str]:
     if not planned.profile.exists():
         planned.ask(workers, "--rate", "1", "--slo", f"{LONG_S}s", "--requests", "100", "--seeds", "1", *kept)
     rate = LOAD * planned.capacity(workers)
-    best = planned.ask(workers, "--rate", f"{rate:.3f}", "--slo", f"{LONG_S}s", *kept)["best"]
-    runs = [planned.run(workers, rate, 100 + repeat) for repeat in range(repeats)]
-    found = [[one.took * 1000 for one in run if one.status == 200] for run in runs]
+    seeds = range(100, 100 + repeats)
+    words = ["--rate", f"{rate:.3f}", "--slo", f"{LONG_S}s", *kept, *planned.recorded(rate, seeds)]
+    best = planned.ask(workers, *words)["best"]
+    found = [[one.took * 1000 for one in planned.run(workers, rate, seed) if one.status == 200] for seed in seeds]
     p50 = median([percentile(run, 50) for run in found])
     p99s = [percentile(run, 99) for run in found]
-    p99 = median(p99s)
+    is_one = planned.deployment.cv != 1.0  # the plan is of all that came in these runs, one after the other
+    p99 = percentile([took for run in found for took in run], 99) if is_one else median(p99s)
     off = best["p99_s"] * 1000 / p99 - 1
     yield f"{rate:.0f}"
     yield f"{best['p50_s'] * 1000:.1f}, {p50:.1f}"
