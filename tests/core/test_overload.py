@@ -50,6 +50,8 @@ def test_what_can_be_computed_is_computed_in_time_however_much_comes(name: str, 
     assert set(statuses) <= {200, 408, 429}
     assert statuses[408] < 0.05 * len(requests)
     assert service.front.stats.rejected.get("capacity", 0) == 0
+    foretold = service.front.foretold  # of those let in: when they would be done, and were
+    assert foretold.near > 0.75 * foretold.compared > 0
     if load >= 2.0:  # nearly all who are refused are told at once
         refused = [one for one in requests if one.status == 429]
         assert sum(one.answered_at == one.at for one in refused) > 0.8 * len(refused)
