@@ -373,6 +373,15 @@ def test_status_says_how_workers_were_lost() -> None:
     assert "\nencode lost workers: 2 out of memory (oom), 1 of their own doing\n" in status.table(told)
 
 
+def test_status_says_where_and_why_requests_were_refused() -> None:
+    stages = [TOLD["stages"][0] | {"refused": {"hopeless": 2, "expired": 1}}, *TOLD["stages"][1:]]
+    told = json.dumps(TOLD | {"stages": stages, "refused": {"predicted": 30, "capacity": 7}}).encode()
+    lines = status.table(told).splitlines()
+    assert "refused at the door: capacity:7 predicted:30" in lines
+    assert f"refused at {stages[0]['name']}: expired:1 hopeless:2" in lines
+    assert "refused" not in status.table(json.dumps(TOLD).encode())
+
+
 def test_status_says_what_could_not_be_told() -> None:
     failed = {**TOLD, "stages": [{"name": "encode", "error": "not told"}]}
     assert "encode  not told" in status.table(json.dumps(failed).encode())
