@@ -28,9 +28,11 @@ import pytest
 from benchmarks import (
     bench,
     closed,
+    crowds,
     floor,
     load,
     nginx,
+    overload,
     plan,
     processes,
     record,
@@ -43,7 +45,7 @@ from benchmarks import (
     wrk,
 )
 from benchmarks.__main__ import RESULTS, listing, main
-from benchmarks.cases import CASES, accelerator, chosen, cores, echo, gpu, http, launch
+from benchmarks.cases import CASES, accelerator, chosen, cores, echo, gpu, http, launch, slo
 from benchmarks.offline import OFFLINE
 from benchmarks.picture import draw, file_name
 from benchmarks.result import OURS, PEER, Case, Metric, Picture, Row, Summary, Target, at, grown, worst
@@ -388,6 +390,7 @@ def test_every_case_is_listed_once_and_belongs_to_all() -> None:
         "gpu",
         "cores",
         "http",
+        "slo",
     }
 
 
@@ -857,3 +860,135 @@ def test_bad_words_are_told(words: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 2
+
+
+# --- crowds with goals -----------------------------------------------------------------------------------------------
+
+
+def asked(at: float, took: float = 0.010, status: int = 200, *, first: bool = True, kind: int = 0) -> crowds.Asked:
+    return crowds.Asked(at, took, status, first, kind)
+
+
+def test_arrivals_of_a_crowd_begin_when_they_are_told_to() -> None:
+    instants = crowds.arrivals(500, 2.0, "a seed", begin=3.0)
+    assert instants == sorted(instants)
+    assert 3.0 < instants[0] < instants[-1] < 5.0
+    assert len(instants) == pytest.approx(1000, rel=0.15)
+    assert crowds.arrivals(500, 2.0, "a seed", begin=3.0) == instants
+
+
+def test_several_crowds_come_as_one_and_each_knows_its_own() -> None:
+    assert crowds.mixed([1.0, 4.0], [2.0], [0.5]) == ([0.5, 1.0, 2.0, 4.0], [2, 0, 1, 0])
+
+
+def test_success_is_of_all_who_asked() -> None:
+    crowd = [asked(0.1), asked(0.2, 0.090), asked(0.3, 0.001, 429), asked(0.4, 0.003, 503), asked(0.5, 3.0, 408)]
+    found = crowds.success(crowd, 0.050)
+    assert found == pytest.approx(
+        {"success": 0.2, "refused": 0.4, "late": 0.4, "refused_p50_ms": 1.0, "refused_p99_ms": 3.0}
+    )
+    assert crowds.success([], 0.050) == {}
+    assert crowds.good(crowd, 0.100) == 2
+
+
+def test_latencies_are_those_of_answers() -> None:
+    crowd = [asked(0.1, 0.010), asked(0.2, 0.030), asked(0.3, 9.0, 429)]
+    assert crowds.latencies(crowd) == pytest.approx({"mean_ms": 20, "p50_ms": 10, "p99_ms": 30, "answered": 2})
+    assert crowds.latencies(crowd[2:]) == {}
+
+
+def test_only_what_has_settled_and_is_of_a_kind_counts() -> None:
+    crowd = [asked(0.1), asked(1.0, kind=1), asked(1.5)]
+    assert crowds.settled(crowd, 1.0) == crowd[1:]
+    assert crowds.settled(crowd, 1.0, 0) == crowd[2:]
+
+
+def test_device_time_is_that_of_batches_over_their_items() -> None:
+    ms = 1_000_000
+    assert crowds.device_ms([record.Batch(0, 10 * ms, 4), record.Batch(20 * ms, 22 * ms, 2)]) == 2.0
+    assert crowds.device_ms([]) is None
+
+
+def test_a_service_has_recovered_when_first_tries_succeed_for_good() -> None:
+    every = [number / 100 for number in range(100, 500)]
+    well = [asked(at) for at in every]
+    assert crowds.recovered_s(well, 1.0, 5.0, 400) == 0.0
+    ill = [asked(at, status=429 if 2.2 < at < 2.4 else 200) for at in every]
+    assert crowds.recovered_s(ill, 1.0, 5.0, 400) == pytest.approx(1.39)
+    late = [asked(at, 0.2 if at < 1.1 else 0.01) for at in every]
+    assert crowds.recovered_s(late, 1.0, 5.0, 400, slo_s=0.1) == pytest.approx(0.09)
+    one_in_a_window = [asked(at, status=429 if at == 3.0 else 200) for at in every]
+    assert crowds.recovered_s(one_in_a_window, 1.0, 5.0, 100) == 0.0  # windows of a second, one in a hundred fails
+
+
+def test_requests_of_a_kind_have_their_path_and_head() -> None:
+    offered = load.Load(1, "{}", 1, 1, 1, 1, paths=("/a", "/b"), heads=("", "x-api-key: b\r\n"))
+    crowd = overload.Crowd(offered, [0.0, 0.1], 0, [0, 3])
+    first, second = (crowd._requests[crowd._kind(number)] for number in (0, 1))
+    assert first.startswith(b"POST /a ")
+    assert b"x-api-key" not in first
+    assert second.startswith(b"POST /b ")
+    assert b"\r\nx-api-key: b\r\n\r\n{}" in second
+
+
+@pytest.mark.parametrize("device", slo.OVERLOADED, ids=lambda device: device.label)
+def test_devices_take_what_their_labels_say(
+    device: slo.Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(work.RECORD_VARIABLE, str(tmp_path))
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    worker = getattr(work, device.work)()
+    worker.forward([1] * slo.BATCH)
+    os.close(worker.file)
+    assert slept == [pytest.approx(device.full_s)]
+
+
+def test_padding_is_paid_for_by_powers_of_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(work.RECORD_VARIABLE, str(tmp_path))
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    worker = work.Padded()
+    for size in (1, 2, 3, 4, 5, 32):
+        worker.forward([1] * size)
+    os.close(worker.file)
+    assert slept == pytest.approx([0.0036, 0.0042, 0.0054, 0.0054, 0.0078, 0.0222])
+    assert slo.padded(1).full_s == pytest.approx(slept[-1])
+
+
+def test_one_worker_of_the_uneven_ones_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(work.RECORD_VARIABLE, str(tmp_path))
+    workers = [work.Uneven() for _ in range(3)]
+    for worker in workers:
+        os.close(worker.file)
+    assert [worker.fixed_s for worker in workers] == pytest.approx([0.060, 0.020, 0.020])
+
+
+def test_goals_are_those_of_paths(tmp_path: Path) -> None:
+    service = slo.accelerator(2).service(52.5, 126)
+    assert plan.Service.from_json(service.to_json()) == service
+    file = tmp_path / "stages.toml"
+    file.write_text(plan.stages_toml(service, ROOT / "scripts" / "benchmarks" / "adapters" / "stageline_service.py"))
+    routes = load_config(file, environ={}).routes
+    assert [(route.path, route.slo) for route in routes] == [
+        ("/inference", 0.0),
+        ("/within52.5", 0.0525),
+        ("/within126", 0.126),
+    ]
+
+
+def test_the_target_of_goodput_is_missed_at_one_bad_point() -> None:
+    def rows(worst: float) -> Summary:
+        points = [("a", 1.05, 2.5, 0.99), ("a", 5.0, 2.5, worst), ("a", 1.05, 6.0, 0.97)]
+        return Summary(
+            Row(OURS, 0, {"t(n), ms": label, "workers": 1, "load": load, "goal": goal}, {"goodput": goodput})
+            for label, load, goal, goodput in points
+        )
+
+    tight, loose = slo.OVERLOAD.targets
+    assert (tight.met(rows(0.96)), tight.met(rows(0.94)), loose.met(rows(0.94))) == (True, False, True)
+    assert tight.met(Summary([])) is None
+
+
+def test_a_former_commit_that_is_not_there_is_left_out(tmp_path: Path) -> None:
+    assert systems.former("no-such-commit", tmp_path / "base") is None

@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks import machine, report, table
+from benchmarks import machine, report, systems, table
 from benchmarks.bench import Bench
 from benchmarks.cases import CASES, chosen
 from benchmarks.result import Case, Row, Summary
 from benchmarks.systems import ROOT
 
 DOCS: Final = ROOT / "docs"
+FORMER: Final = "32ad8c7"  # the last commit that knew nothing of how long batches take
 WITH: Final = ("python", "mosec", "nginx", "wrk")  # told with each case: the page shows runs of several days
 RESULTS: Final = DOCS / "benchmarks" / "results.json"
 
@@ -30,6 +31,7 @@ examples:
   scripts/bench all                        every case, about half an hour
   scripts/bench echo                       one group of cases
   scripts/bench gap --repeats 5 --seconds 10
+  scripts/bench slo --quick                goals, shares and overload: a look, in under two minutes
   scripts/bench model --threads 1 --json /tmp/model.json
   scripts/bench report                     docs/benchmarks.md, and pictures, out of the last `all`
   scripts/bench --list
@@ -50,6 +52,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--repeats", type=int, default=3, help="measurements of each system, in turns (%(default)s)")
     top.add_argument("--seconds", type=float, help="length of one measurement; default: each case's own")
     top.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch's, in case model (%(default)s)")
+    top.add_argument("--quick", action="store_true", help="measure once, and in group slo fewer points")
+    top.add_argument("--base", default=FORMER, metavar="COMMIT", help="measured beside, in group slo (%(default)s)")
     top.add_argument("--json", type=Path, help=f"file of results; `all` writes {RESULTS.relative_to(ROOT)} without it")
     top.add_argument("--add", action="store_true", help="keep the other cases of the file of results, or of the page")
     top.add_argument("--docs", type=Path, default=DOCS, help="where `report` writes; default: the project's docs")
@@ -66,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.cases == ["report"]:
         return write_report(options.json or RESULTS, options.docs, add=options.add)
+    if options.quick:
+        options.repeats = 1
     if options.repeats < 1 or options.threads < 1 or (options.seconds is not None and options.seconds <= 0):
         top.error("--repeats, --threads and --seconds: expected more than 0")
     try:
@@ -122,7 +128,16 @@ def measure(case: Case, options: argparse.Namespace, results: report.Results, co
     rows: list[Row] = []
     settings = machine.now()
     try:
-        bench = Bench(repeats=options.repeats, seconds=seconds, folder=folder, threads=options.threads, say=say)
+        base = systems.former(options.base, folder / "base") if case.group == "slo" else None
+        bench = Bench(
+            repeats=options.repeats,
+            seconds=seconds,
+            folder=folder,
+            threads=options.threads,
+            say=say,
+            quick=options.quick,
+            base=base,
+        )
         rows.extend(case.run(bench))
     finally:
         shutil.rmtree(folder)
@@ -133,6 +148,8 @@ def measure(case: Case, options: argparse.Namespace, results: report.Results, co
         "torch threads": f"{options.threads}",
         "command": f"`{command}`",
     }
+    if base is not None:
+        settings["base"] = options.base
     settings |= {name: results.versions[name] for name in WITH if name in results.versions}
     results.settings[case.name] = settings
     summary = Summary(rows)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from benchmarks import load, nginx, plan, processes, record, systems, wrk
+from benchmarks import crowds, load, nginx, overload, plan, processes, record, systems, wrk
 from benchmarks.result import OURS, PEER
 
 SEED = 20_000
@@ -43,12 +43,25 @@ class Window:
 class Bench:
     """One run of one case."""
 
-    def __init__(self, *, repeats: int, seconds: float, folder: Path, threads: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        *,
+        repeats: int,
+        seconds: float,
+        folder: Path,
+        threads: int,
+        say: Callable[[str], None],
+        quick: bool = False,
+        base: Path | None = None,
+    ) -> None:
+        """``quick``: a case may leave out some of its points. ``base``: a checkout of a former commit."""
         self.repeats = repeats
         self.seconds = seconds
         self.folder = folder
         self.threads = threads
         self.say = say
+        self.quick = quick
+        self.base = base
         self._numbers = count()
 
     def turns(self, systems: Sequence[str] = (OURS, PEER)) -> Iterator[tuple[int, str]]:
@@ -60,10 +73,15 @@ class Bench:
 
     @contextmanager
     def started(self, system: str, service: plan.Service, body: str) -> Iterator[systems.Running]:
-        """See :func:`benchmarks.systems.started`; in a fresh folder."""
+        """See :func:`benchmarks.systems.started`; in a fresh folder. A former commit knows no goals."""
         self.say(f"starting {system}")
         folder = self.folder / f"{next(self._numbers)}"
-        with systems.started(system, service, folder, body=body, threads=self.threads) as running:
+        root = systems.ROOT
+        if system == systems.BASE:
+            if self.base is None:
+                raise RuntimeError("there is no former commit to measure")
+            root, service = self.base, dataclasses.replace(service, slos_ms=())
+        with systems.started(system, service, folder, body=body, threads=self.threads, root=root) as running:
             yield running
 
     @contextmanager
@@ -86,11 +104,12 @@ class Bench:
         connections: int,
         seconds: float | None = None,
         head: wrk.Head = wrk.USUAL,
+        path: str = "",
     ) -> tuple[wrk.Report, Window]:
-        """Load in a closed loop, by wrk."""
+        """Load in a closed loop, by wrk. ``path``: by default the first."""
         with self._window(running) as close:
             report = wrk.run(
-                running.url,
+                f"http://127.0.0.1:{running.port}{path}" if path else running.url,
                 body,
                 connections=connections,
                 seconds=seconds or self.seconds,
@@ -135,6 +154,21 @@ class Bench:
         if outcome.failed:
             raise RuntimeError(f"{running.system}: {outcome.failed} of {outcome.sent} requests failed")
         return outcome, close()
+
+    def crowd(
+        self,
+        running: systems.Running,
+        rate: float,
+        due: Sequence[float],
+        *,
+        tries: int = 0,
+        heads: Sequence[str] = ("",),
+        kinds: Sequence[int] = (),
+    ) -> tuple[list[crowds.Asked], Window]:
+        """Requests at such instants, and what became of each; see :func:`benchmarks.overload.offered`."""
+        with self._window(running) as close:
+            asked = overload.offered(running, rate, due, tries=tries, heads=heads, kinds=kinds)
+        return asked, close()
 
     def batches(self, running: systems.Running, window: Window) -> dict[str, list[record.Batch]]:
         """What each worker computed in the window."""

@@ -33,7 +33,7 @@ RECEIVE: Final = 65536
 
 @dataclass(frozen=True)
 class Load:
-    """What to send, where, and how fast. Paths take turns; so do connections, so that all of them stay in use."""
+    """What to send, where, and how fast. Kinds of requests take turns; so do connections, so that all stay in use."""
 
     port: int
     body: str
@@ -42,6 +42,7 @@ class Load:
     connections: int
     seed: int
     paths: Sequence[str] = ("/inference",)
+    heads: Sequence[str] = ("",)  # more lines of it; each path with each of these is a kind
     timeout_s: float = 10.0  # after the last arrival, for answers still missing
     goodput_ms: float = 100.0
 
@@ -129,7 +130,7 @@ class Client:
         self._load = load
         self._due = list(due) or arrivals(load.rate, load.seconds, load.seed)  # by number; instants once it has begun
         self._coming: list[tuple[float, int]] = []  # a heap
-        self._requests = [request(path, load.body) for path in load.paths]
+        self._requests = [request(path, load.body, head) for path in load.paths for head in load.heads]
         self._sockets: dict[int, socket.socket] = {}
         self._free: deque[int] = deque()
         self._buffers: dict[int, bytes] = {}
@@ -185,6 +186,10 @@ class Client:
         """An answer has come."""
         self._tally.add(status, instant - self._due[number])
 
+    def _kind(self, number: int) -> int:
+        """Which of the requests this one is."""
+        return number % len(self._requests)
+
     def _ask_at(self, at: float) -> int:
         """Send one more, at that instant; its number."""
         number = len(self._due)
@@ -193,7 +198,7 @@ class Client:
         return number
 
     def _send(self, descriptor: int, number: int) -> None:
-        data = self._requests[number % len(self._requests)]
+        data = self._requests[self._kind(number)]
         self._serving[descriptor] = number
         try:
             if self._sockets[descriptor].send(data) != len(data):
@@ -240,11 +245,11 @@ class Client:
             self._send(self._free.popleft(), self._waiting.popleft())
 
 
-def request(path: str, body: str) -> bytes:
-    """One POST of JSON."""
+def request(path: str, body: str, fields: str = "") -> bytes:
+    """One POST of JSON. ``fields``: more lines of its head, each with its end."""
     data = body.encode()
     head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {len(data)}"
-    return head.encode() + b"\r\n\r\n" + data
+    return f"{head}\r\n{fields}\r\n".encode() + data
 
 
 def main() -> None:

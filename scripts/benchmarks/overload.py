@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import machine, processes, record, systems, table, wrk
+from benchmarks.crowds import Asked, recovered_s
 from benchmarks.load import Client, Load
 from benchmarks.plan import Service, Stage
 from benchmarks.stats import arrivals, percentile
@@ -88,21 +89,12 @@ DEPLOYMENTS: Final = {
 # --- the client, a process of its own --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Asked:
-    """One request: seconds from the start; ``status`` 0 where no answer came."""
-
-    at: float
-    took: float
-    status: int
-    first: bool
-
-
 class Crowd(Client):
     """Notes what became of each request; asks again for those that fail, ``tries`` times."""
 
-    def __init__(self, load: Load, due: Sequence[float], tries: int) -> None:
+    def __init__(self, load: Load, due: Sequence[float], tries: int, kinds: Sequence[int] = ()) -> None:
         super().__init__(load, due)
+        self._kinds = list(kinds)  # by number; empty: all are of the first
         self._tries = dict.fromkeys(range(len(due)), tries)
         self._firsts = len(due)
         self._answers: dict[int, tuple[int, float]] = {}
@@ -112,35 +104,53 @@ class Crowd(Client):
         found = []
         for number, at in enumerate(self._due):
             status, instant = self._answers.get(number, (0, at))
-            found.append(Asked(at - start, instant - at, status, number < self._firsts))
+            found.append(Asked(at - start, instant - at, status, number < self._firsts, self._kind(number)))
         return found
 
     def _answered(self, number: int, status: int, instant: float) -> None:
         super()._answered(number, status, instant)
         self._answers[number] = status, instant
         if status != 200 and self._tries[number]:
-            self._tries[self._ask_at(instant + PAUSE_S)] = self._tries[number] - 1
+            again = self._ask_at(instant + PAUSE_S)
+            self._tries[again] = self._tries[number] - 1
+            if self._kinds:
+                self._kinds.append(self._kinds[number])
+
+    def _kind(self, number: int) -> int:
+        return self._kinds[number] if self._kinds else 0
 
 
 def client() -> int:
     """Read what to do from standard input, do it, print what became of each request."""
     told: dict[str, Any] = json.load(sys.stdin)
-    crowd = Crowd(Load(**told["load"]), told["due"], told["tries"])
+    crowd = Crowd(Load(**told["load"]), told["due"], told["tries"], told["kinds"])
     crowd.run()
     print(json.dumps([list(asdict(one).values()) for one in crowd.asked()]))
     return 0
 
 
 def offered(
-    running: systems.Running, rate: float, due: Sequence[float], *, tries: int = 0, body: str = BODY
+    running: systems.Running,
+    rate: float,
+    due: Sequence[float],
+    *,
+    tries: int = 0,
+    body: str = BODY,
+    heads: Sequence[str] = ("",),
+    kinds: Sequence[int] = (),
 ) -> list[Asked]:
-    """``rate``: the capacity. As many connections as may wait for answers, and not many more: who does not use one for
-    ten seconds loses it."""
+    """``rate``: the capacity. ``heads``, and of each request its kind: see Load; by default all are of the first.
+
+    As many connections as may wait for answers, and not many more: who does not use one for ten seconds loses it.
+    """
     connections = round(1.3 * min(rate * TIMEOUT_S, CAPACITY)) + 20
-    load = Load(running.port, body, rate=1, seconds=due[-1], connections=connections, seed=0, timeout_s=TIMEOUT_S + 2)
+    load = Load(
+        running.port, body, rate=1, seconds=due[-1], connections=connections, seed=0, paths=running.service.paths,
+        heads=heads, timeout_s=TIMEOUT_S + 2,
+    )  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.overload", "client"],
-        input=json.dumps({"load": asdict(load), "due": list(due), "tries": tries}),
+        input=json.dumps({"load": asdict(load), "due": list(due), "tries": tries, "kinds": list(kinds)}),
         capture_output=True,
         text=True,
         check=True,
@@ -191,13 +201,7 @@ def burst(running: systems.Running, rate: float) -> float:
     more = [BURST_AT_S + at for at in arrivals((BURST - USUAL) * rate, BURST_S, SEED + 1)]
     firsts = [one for one in offered(running, rate, sorted([*usual, *more]), tries=TRIES) if one.first]
     end = BURST_AT_S + BURST_S
-    bad_at = end
-    step_s = max(0.5, 100 / rate)  # of which each has enough requests to tell 99 of 100
-    for step in range(int(AFTER_S / step_s)):
-        window = [one for one in firsts if end + step * step_s <= one.at < end + (step + 1) * step_s]
-        if sum(one.status == 200 for one in window) < 0.99 * len(window):
-            bad_at = max(one.at for one in window if one.status != 200)
-    return bad_at - end
+    return recovered_s(firsts, end, end + AFTER_S, rate)
 
 
 def memory_mib(running: systems.Running) -> float:

@@ -34,6 +34,7 @@ class Service:
     timeout_s: float = 30.0  # a slow answer is a result; a timeout would hide it
     broker_threads: str = "auto"  # Stageline's alone, and so are:
     cells: int = 1
+    slos_ms: tuple[float, ...] = ()  # of each path; 0 or left out: none
     adapter: str = "stageline_service.py"
     slo_s: float = 0.0
 
@@ -49,7 +50,7 @@ class Service:
         """Inverse of :meth:`to_json`. Raises ValueError or TypeError for anything else."""
         told: dict[str, Any] = json.loads(text)
         stages = tuple(Stage(**stage) for stage in told.pop("stages"))
-        return cls(stages=stages, paths=tuple(told.pop("paths")), **told)
+        return cls(stages=stages, paths=tuple(told.pop("paths")), slos_ms=tuple(told.pop("slos_ms")), **told)
 
 
 def stages_toml(service: Service, adapter: Path) -> str:
@@ -60,7 +61,7 @@ def stages_toml(service: Service, adapter: Path) -> str:
         "grace = 3.0",
         'log_level = "warning"',
         f'threads = "{service.broker_threads}"',
-        f"cells = {service.cells}",
+        *([f"cells = {service.cells}"] if service.cells > 1 else []),  # former commits do not know them
         "[frontend]",
         'address = "127.0.0.1"',
         f"timeout = {service.timeout_s}",
@@ -80,6 +81,8 @@ def stages_toml(service: Service, adapter: Path) -> str:
         ]
         if stage.max_wait_ms:
             lines.append(f"max_wait_time = {stage.max_wait_ms}")
-    for path in service.paths:
+    for index, path in enumerate(service.paths):
         lines += ["[[route]]", f'path = "{path}"', f"stages = {json.dumps(names)}"]
+        if any(service.slos_ms[index : index + 1]):
+            lines.append(f"slo = {service.slos_ms[index] / 1000:g}")
     return "\n".join(lines) + "\n"

@@ -31,6 +31,7 @@ scripts/bench all                      # every case, half an hour; writes docs/b
 scripts/bench echo --seconds 5         # one group of cases, longer measurements
 scripts/bench gpu                      # a real model on a GPU; skipped, with the reason, where there is none
 scripts/bench cores                    # echo on many cores, by brokers; skipped on few
+scripts/bench slo --quick              # goals, overload, shares; less of it, in two minutes
 scripts/bench accelerator-2 --json accelerator.json
 scripts/bench gap --json docs/benchmarks/results.json --add     # one case measured again, the others kept
 scripts/bench report                   # this page, and pictures beside the JSON, out of the JSON
@@ -41,8 +42,8 @@ scripts/bench --list
 It needs Linux, Python 3.10 or newer with `venv`, and `wrk` (Debian: `apt-get install wrk`); for the case `nginx` that
 (`apt-get install nginx-light`), for `gpu` a CUDA device, for `cores` eight CPUs: a case that lacks something is
 skipped and says what. What is measured is installed: Stageline into `.venv`, the others into `.venv-bench`. Each case
-takes less than two minutes on a machine with two CPUs that does nothing else meanwhile; results of a busy machine are
-worth nothing.
+takes less than two minutes on a machine with two CPUs that does nothing else meanwhile, all of `slo` six; results of a
+busy machine are worth nothing.
 
 ## How it is measured
 
@@ -61,6 +62,9 @@ worth nothing.
   client in service is like that; the other cases keep to it so that only one thing differs.
 - **Open loops** are a client of our own: Poisson arrivals, the same for every system, latency from the time a request
   was meant to be sent. What the client itself adds is in that latency and is shown as its lag.
+- **Goals** (`slo`): the systems of a point are up together and take turns, one of them a former commit of Stageline,
+  *base*, without any of the rules that go by how long batches take (`--base COMMIT`). `slo` is set for Stageline alone:
+  the others have nothing like it.
 - **CPU per request** is the CPU time of all processes of a system, by role, over the requests answered. It is steadier
   than throughput on a machine where clients and servers share the CPUs.
 - Everything is on the loopback; client, systems and workers share the machine.

@@ -29,6 +29,17 @@ STOP_S: Final = 15.0
 POLL_S: Final = 0.02
 
 SYSTEMS: Final = ("stageline", "mosec", "litserve")
+BASE: Final = "base"  # a former commit of Stageline
+
+
+def former(commit: str, folder: Path) -> Path | None:
+    """Another commit of this checkout, written into ``folder``; None where git does not have it."""
+    folder.mkdir()
+    git = subprocess.run(["git", "-C", str(ROOT), "archive", commit], capture_output=True, check=False)
+    if git.returncode != 0:
+        return None
+    subprocess.run(["tar", "-x", "-C", str(folder)], input=git.stdout, check=True)
+    return folder
 
 
 @dataclass(frozen=True)
@@ -51,10 +62,13 @@ class Running:
 
 
 @contextmanager
-def started(system: str, service: plan.Service, folder: Path, *, body: str, threads: int) -> Iterator[Running]:
+def started(
+    system: str, service: plan.Service, folder: Path, *, body: str, threads: int, root: Path = ROOT
+) -> Iterator[Running]:
     """The system, ready: every worker is made and each path has answered ``body`` with 200. Stopped at the end.
 
-    ``folder`` is made. Raises RuntimeError, with the end of its log, when it does not become ready in time.
+    ``folder`` is made; ``root`` is the checkout of Stageline. Raises RuntimeError, with the end of its log, when it
+    does not become ready in time.
     """
     (folder / "records").mkdir(parents=True)
     port = free_port()
@@ -63,7 +77,7 @@ def started(system: str, service: plan.Service, folder: Path, *, body: str, thre
         process = subprocess.Popen(
             command(system, service, port, folder),
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=folder, start_new_session=True,
-            env={**os.environ, **environment(service, folder, threads)},
+            env={**os.environ, **environment(service, folder, threads, root)},
         )  # fmt: skip
     running = Running(system, service, process.pid, port, folder)
     try:
@@ -79,7 +93,7 @@ def started(system: str, service: plan.Service, folder: Path, *, body: str, thre
 
 def command(system: str, service: plan.Service, port: int, folder: Path) -> list[str]:
     """How a system is started. Writes the file it needs into ``folder``."""
-    if system == "stageline":
+    if system in ("stageline", BASE):
         file = folder / "stages.toml"
         file.write_text(plan.stages_toml(service, ADAPTERS / service.adapter))
         # Short: the path of a unix socket has at most 107 bytes.
@@ -97,10 +111,10 @@ def command(system: str, service: plan.Service, port: int, folder: Path) -> list
     raise ValueError(f"system: expected one of {', '.join(SYSTEMS)}, got {system!r}")
 
 
-def environment(service: plan.Service, folder: Path, threads: int) -> dict[str, str]:
+def environment(service: plan.Service, folder: Path, threads: int, root: Path = ROOT) -> dict[str, str]:
     """Variables for the adapters and the work."""
     return {
-        "PYTHONPATH": f"{SCRIPTS}:{ROOT}",  # this checkout, whichever one is installed
+        "PYTHONPATH": f"{SCRIPTS}:{root}",  # this checkout, whichever one is installed
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),

@@ -102,6 +102,40 @@ class Slow(Accelerator):
     fixed_s, per_item_s = 0.200, 0.010
 
 
+class Flat(Accelerator):
+    """A device on which one item more costs next to nothing."""
+
+    fixed_s, per_item_s = 0.020, 0.0001
+
+
+class Steep(Accelerator):
+    """A device that has next to nothing from batching."""
+
+    fixed_s, per_item_s = 0.001, 0.002
+
+
+class Padded(Recorded):
+    """A device that computes powers of two."""
+
+    def forward(self, data: list[Any]) -> list[Any]:
+        begin = time.monotonic_ns()
+        time.sleep(0.003 + 0.0006 * (1 << (len(data) - 1).bit_length()))
+        self.record(begin, len(data))
+        return data
+
+
+class Uneven(Flat):
+    """The same, three times slower for the first one of all that is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            (self.folder / "slow").touch(exist_ok=False)
+        except FileExistsError:
+            return
+        self.fixed_s, self.per_item_s = 3 * Flat.fixed_s, 3 * Flat.per_item_s
+
+
 class Make(Made):
     """``{"mb": 4}`` -> a float32 array of 4 MB, made beforehand: handing it over is what is measured."""
 

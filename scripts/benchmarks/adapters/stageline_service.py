@@ -28,6 +28,22 @@ class Slow(work.Slow, Worker):
     """See benchmarks.work."""
 
 
+class Flat(work.Flat, Worker):
+    """See benchmarks.work."""
+
+
+class Steep(work.Steep, Worker):
+    """See benchmarks.work."""
+
+
+class Padded(work.Padded, Worker):
+    """See benchmarks.work."""
+
+
+class Uneven(work.Uneven, Worker):
+    """See benchmarks.work."""
+
+
 class Make(work.Make, Worker):
     """See benchmarks.work."""
 

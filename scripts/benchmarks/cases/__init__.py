@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from benchmarks.cases import accelerator, cores, echo, gap, gpu, growth, http, launch, memory, model, tensors
+from benchmarks.cases import accelerator, cores, echo, gap, gpu, growth, http, launch, memory, model, slo, tensors
 from benchmarks.result import Case
 
 CASES: Final[tuple[Case, ...]] = (
@@ -20,6 +20,7 @@ CASES: Final[tuple[Case, ...]] = (
     cores.CASE,
     *growth.CASES,
     memory.CASE,
+    *slo.CASES,
 )
 
 
