@@ -26,7 +26,7 @@ SERVICES = {
     "without batching": ((Layer(line(20, 0), workers=1, most=1),), 3.0, 10.0, 2.0),
     "two stages, the first slow": ((SLOW, Layer(line(20, 2), workers=1, most=8)), 3.0, 20.0, 4.0),
     "two stages, the second slow": ((Layer(line(20, 2), workers=1, most=8), SLOW), 3.0, 20.0, 4.0),
-    "two stages alike": ((QUICK, QUICK), 0.168, 0.9, 0.3),
+    "two stages alike": ((QUICK, QUICK), 0.168, 1.5, 0.3),
 }
 
 
