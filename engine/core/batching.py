@@ -167,7 +167,7 @@ class BatchQueue:
 
     @property
     def latest(self) -> float:
-        """The latest deadline of what was pushed since the queue was last empty."""
+        """About the latest deadline of what was pushed since the queue was last empty."""
         return self._latest
 
     def __contains__(self, uid: int) -> bool:
@@ -180,10 +180,9 @@ class BatchQueue:
             latest = highest = -inf
             self.is_mixed, self._is_sorted = False, True
             self._disorder = 0.0
+        nbytes = self.nbytes
         for item in items:
             request = item.request
-            if request.deadline > latest:
-                latest = request.deadline
             rank = request.rank
             if rank > highest:
                 highest = rank
@@ -192,8 +191,10 @@ class BatchQueue:
                 if rank < highest - TOLERANCE_S:
                     self.is_mixed, self._is_sorted = True, False
             waiting[request.uid] = item
-            self.nbytes += item.size
-        self._latest, self._highest = latest, highest
+            nbytes += item.size
+        if items:  # those that come together have about the same
+            latest = max(latest, items[-1].request.deadline)
+        self.nbytes, self._latest, self._highest = nbytes, latest, highest
 
     def push_front(self, items: list[Item]) -> None:
         """Items that were released once come before everything else, in their old order."""

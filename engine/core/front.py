@@ -247,19 +247,18 @@ class FrontMachine:
             if keys and seq in keys and self._is_settled(frontend, seq, keys[seq], deadline, now):
                 unread.extend(refs_of(payload))
                 continue
-            late_s = done_at = 0.0
             due = rank = deadline
-            claim: tuple[bytes, Priority] | None = None
+            judged: Judged | None = None
             if rejection is None:
                 if budget_us <= 0 or len(ledger) >= spec.capacity or self.nbytes + size > spec.capacity_bytes:
                     rejection = self._rejection(budget_us, size)
                 if has_poison and rejection is None and self._is_poison(route, size, payload, now):
                     rejection = POISON
                 if is_judged and rejection is None:
-                    due, rank, late_s, rejection, claim, done_at = self._judge(
-                        route, size, qos.get(seq, NO_QOS), deadline, now, is_crowded=is_crowded
-                    )
+                    judged = self._judge(route, size, qos.get(seq, NO_QOS), deadline, now, is_crowded=is_crowded)
+                    due, rank, rejection = judged.due, judged.rank, judged.rejection
             if rejection is not None:
+                late_s = judged.late_s if judged is not None else 0.0
                 own = qos.get(seq, NO_QOS).client if rejection is SHARE or rejection is PRIORITY else None
                 self._reject(peer, seq, route, rejection, late_s, now, had_s=due - now, client=own, meta=meta)
                 unread.extend(refs_of(payload))
@@ -271,14 +270,12 @@ class FrontMachine:
             else:
                 request = Request(uid, peer, seq, route, deadline, due, rank, meta, size)
             ledger[uid] = known[seq] = request
-            if done_at:
-                self.foretold.note(uid, done_at - now, now)
             self.nbytes += size
             heappush(self._deadlines, (deadline, uid))
             items.append(Item(request, payload, size, now))
             first.handed += 1
-            if claim is not None:
-                door.shares.admit(*claim, now, rank - now)
+            if judged is not None:
+                self._note(judged, uid, now)
         for stage, items in admitted.items():
             if items:
                 self.stats.admitted += len(items)
@@ -313,6 +310,13 @@ class FrontMachine:
         ):
             rejection = SHARE if standing.over else PRIORITY
         return Judged(due, rank, max(done_at - due, 0.0), rejection, (qos.client, priority), done_at)
+
+    def _note(self, judged: Judged, uid: int, now: float) -> None:
+        """It has been admitted."""
+        if judged.done_at:
+            self.foretold.note(uid, judged.done_at - now, now)
+        if judged.claim is not None:
+            self.door.shares.admit(*judged.claim, now, judged.rank - now)
 
     def _overtaken(self, route: int, rank: float, now: float) -> float:
         """When a request of this rank would be done, with those of the highest class who come meanwhile before it."""
