@@ -102,6 +102,11 @@ def _stage(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     batches = [sum(part["batches_by_reason"].values()) for part in parts]
     items = sum(count * part["mean_batch"] for count, part in zip(batches, parts, strict=True))
     whole["mean_batch"] = round(items / sum(batches), 2) if sum(batches) else 0.0
+    if costs := [cost for part in parts if (cost := part.get("cost"))]:
+        cost = {**costs[0], **{key: sum(one[key] for one in costs) for key in ("batches", "items", "padded")}}
+        cost["mean"] = round(cost["padded"] / cost["batches"], 3) if cost["batches"] else 0.0
+        cost["waste"] = round(1.0 - cost["items"] / cost["padded"], 4) if cost["padded"] else 0.0
+        whole["cost"] = cost
     whole["workers"] = [worker for part in parts for worker in part["workers"]]
     whole["not_fed"] = next((part["not_fed"] for part in parts if part.get("not_fed")), "")
     return whole

@@ -19,7 +19,13 @@ def stage_spec(stage: StageSection, engine: EngineSection, cell: int = 0) -> Sta
     return StageSpec(
         name=stage.name,
         num=share(stage.num, engine.cells, cell),
-        policy=Policy(stage.max_batch_size, stage.max_batch_bytes, stage.max_wait_time / 1000, stage.eager),
+        policy=Policy(
+            stage.max_batch_size,
+            stage.max_batch_bytes,
+            stage.max_wait_time / 1000,
+            stage.eager,
+            float(stage.max_batch_cost),
+        ),
         timeout_s=stage.timeout,
         kill_after_s=stage.kill_after,
         max_queue_bytes=stage.max_queue_bytes,

@@ -77,6 +77,11 @@ def _remarks(stage: Mapping[str, Any]) -> Iterator[str]:
     """What is not so every day."""
     if why := stage.get("not_fed"):
         yield f"{stage['name']} is not fed: {why}"
+    if (cost := stage.get("cost")) and cost["items"]:
+        yield (
+            f"{stage['name']}: a batch costs {cost['mean']:.4g} of {cost['most']:.4g} in the mean, "
+            f"{100 * cost['waste']:.0f} % of it padding, as its {cost['by']} have it"
+        )
     deaths: Mapping[str, int] = stage.get("deaths_by_cause", {})
     if any(deaths.values()):
         causes = [f"{count} {_DEATHS.get(cause, cause)}" for cause, count in sorted(deaths.items()) if count]

@@ -18,6 +18,7 @@
 ``near``            tensors on a GPU that stay there on their way to the next stage
 ``cuda``            a piece of a GPU's memory that several processes can map
 ``contract``        mistakes in a class that would fail every request, found before its object is made
+``costing``         what a value costs, where its class says so
 ``blame``           what such a mistake, and any exception of user code at a start, looks like to its author
 ``trial``           the first stage's example as a request to try
 ``sizes``           padding to the sizes of batches that are allowed

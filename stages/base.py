@@ -1,7 +1,8 @@
 """The classes users derive from. They need no server: ``Encode().forward([...])`` is a plain call.
 
 What the runtime sets on an object *before* ``__init__`` runs (``worker_id``, ``stage``, ``max_batch_size``,
-``batch_sizes``, ``device``) has a class-level default here, so that the same ``__init__`` works offline.
+``batch_sizes``, ``max_batch_cost``, ``device``) has a class-level default here, so that the same ``__init__`` works
+offline.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class Worker:
     max_batch_size: int = 1
     batch_sizes: Sequence[int] = ()
     """The only sizes of lists that ``forward`` gets, ascending; empty: any up to ``max_batch_size``."""
+    max_batch_cost: int = 0
+    """What a batch may cost, as :meth:`cost` counts it; 0: nobody asks."""
     device: str = "cpu"
     """Where to compute: ``cpu``, ``cuda:0``, ..."""
 
@@ -62,6 +65,12 @@ class Worker:
         Must be overridden. Raise :class:`engine.errors.EngineError`'s subclasses to answer with a status.
         """
         raise NotImplementedError(f"{type(self).__name__} must define forward(self, data)")
+
+    def cost(self, value: Any) -> float:
+        """What computing a value takes, as ``forward`` would get it alone, in whatever grows with that: tokens, pixels,
+        seconds of audio. Asked for each item before ``forward``, where the stage has a ``max_batch_cost``; define it
+        there unless the cost is the payload's bytes. An exception fails nothing, and is logged once."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what a value costs")
 
     def deserialize(self, data: bytes) -> Any:
         """The body of a request as the value ``forward`` gets: JSON. An empty body is malformed JSON: DecodingError."""

@@ -29,6 +29,7 @@ def create(
     worker_id: int,
     max_batch_size: int,
     batch_sizes: Sequence[int] = (),
+    max_batch_cost: int = 0,
     device: str,
     args: Mapping[str, Any],
 ) -> Worker:
@@ -36,7 +37,7 @@ def create(
 
     Raises StartError for a class that could answer no request, or whatever the user's code raises.
     """
-    check_class(cls, stage)
+    check_class(cls, stage, asks_cost=max_batch_cost > 0)
     # Before __init__, which may already choose a device by worker_id.
     worker: Worker = _called(lambda: cls.__new__(cls, **args), cls, stage, args)  # type: ignore[call-overload]  # a Worker
     worker.worker_id = worker_id
@@ -44,6 +45,7 @@ def create(
     worker.max_batch_size = max_batch_size
     if batch_sizes:
         worker.batch_sizes = worker._sizes = tuple(batch_sizes)
+    worker.max_batch_cost = max_batch_cost
     worker.device = device
     # The second half of what calling the class does.
     _called(lambda: worker.__init__(**args), cls, stage, args)  # type: ignore[misc]
@@ -75,6 +77,7 @@ def load_offline(deployment: Deployment, spec: StageSection) -> Worker:
             worker_id=1,
             max_batch_size=spec.max_batch_size,
             batch_sizes=spec.batch_sizes,
+            max_batch_cost=spec.max_batch_cost,
             device=device,
             args=spec.args,
         )

@@ -43,6 +43,7 @@ from engine.log import get_logger
 from stages import blame, buffers, device, ipc, plainjson
 from stages.base import Worker
 from stages.context import PADDING, ItemIn
+from stages.costing import Coster
 from stages.near import PutTensor
 from stages.shm import FOREIGN, Lease
 from stages.sizes import filled_up, padded
@@ -350,6 +351,7 @@ class Run:
     passing: tuple[type[BaseException], ...] = ()  # what is not user code's, but somebody's who wants to stop it
     most: int = sys.maxsize  # values that forward gets at once
     sizes: Sequence[int] = ()  # how many those may be (stages.sizes)
+    coster: Coster | None = None  # who is asked what values cost
     gives_back: bool = False  # what takes too long is left unanswered, for its sender to try otherwise
     ahead: bool = False  # decoded already
     outcomes: list[Outcome | None] = field(default_factory=list)
@@ -358,6 +360,7 @@ class Run:
     exhausted: int = 0  # the most values whose call ran out of memory; 0: none did
     fitted: int = 0  # the most values of a call that succeeded
     padding: int = 0  # values that were given beside the items
+    costs: dict[int, float] = field(default_factory=dict)  # by position, of items whose cost is known
     misfits: int = 0  # calls that returned something else than their results
     struck: dict[tuple[str, str, str], tuple[BaseException, list[str]]] = field(default_factory=dict)
 
@@ -375,6 +378,8 @@ class Run:
                 self.decode()
             else:
                 self.live = self.not_expired(self.live)
+            if self.coster is not None:
+                self.ask_costs(self.coster)
             if self.max_batch_size > 1:
                 self.forward_batches()
             else:
@@ -424,6 +429,13 @@ class Run:
         except BaseException as error:
             self.fail(position, error, "deserialize")
             return []
+
+    def ask_costs(self, coster: Coster) -> None:
+        """Before ``forward``, which may change the values."""
+        for position, item, value in self.live:
+            self.worker._items = (item,)
+            if (cost := coster.of(value, self.passing)) is not None:
+                self.costs[position] = cost
 
     def forward_singles(self) -> None:
         for position, item, value in self.live:

@@ -29,13 +29,15 @@ _CALLED: Final = {
 }
 
 
-def check_class(cls: type, stage: str) -> None:
-    """Raise StartError, in a sentence that says what to write instead, for a class that cannot work."""
+def check_class(cls: type, stage: str, *, asks_cost: bool = False) -> None:
+    """Raise StartError, in a sentence that says what to write instead, for a class that cannot work. ``asks_cost``: it
+    is asked what values cost; else a method of that name is its own affair."""
     if not (isinstance(cls, type) and issubclass(cls, Worker)):
         raise StartError(f"{getattr(cls, '__qualname__', cls)} of stage {stage} is not derived from engine.Worker")
     if cls.forward is Worker.forward:
         raise StartError(f"{cls.__qualname__} of stage {stage} must define forward(self, data)")
-    for name, arguments in _CALLED.items():
+    called = {**_CALLED, "cost": 1} if asks_cost else _CALLED
+    for name, arguments in called.items():
         method = inspect.getattr_static(cls, name)
         bound = not isinstance(method, staticmethod | classmethod)
         function = getattr(cls, name)

@@ -25,10 +25,12 @@ from engine.exitcodes import ExitCode
 from stages import blame, device
 from stages.base import Worker
 from stages.build import encoded_size, examples, forward_example, fresh, handed_on, lasts, load_offline
-from stages.warming import WarmUp, ranges, warm_up
+from stages.costing import coster_of
+from stages.warming import WarmUp, ranges, values_of, warm_up
 
 NOT_EXERCISED: Final = "not exercised"
 REPEATS: Final = 5  # further calls the median is taken of
+COSTS_SHOWN: Final = 8
 REPEAT_S: Final = 2.0  # no further call is begun after this
 
 
@@ -57,6 +59,8 @@ class Finding:
     sizes: list[SizeFinding] = field(default_factory=list)  # of a stage that batches, in the order of size
     left_out: list[int] = field(default_factory=list)  # sizes that the warm-up has no time or no room for
     exhausted: int | None = None  # the smallest size that memory did not take
+    max_batch_cost: int | None = None  # what a batch may cost, where the stage goes by that
+    costs: list[float] = field(default_factory=list)  # of the values of its examples, where the stage goes by that
     result_bytes: int | None = None  # of the largest encoded result
     memory_bytes: int | None = None  # most beyond what the process held before the stage was loaded
     gpu_bytes: int | None = None  # the same on GPUs, of torch's tensors; None when the stage allocated none
@@ -145,6 +149,11 @@ def _exercise(
             inputs = _fed(number, deployment.topology, workers, outputs, findings)
         if not inputs:
             return None
+        if (coster := coster_of(worker)) is not None:
+            plan.doing = "asking what its example costs"
+            finding.max_batch_cost = spec.max_batch_cost
+            finding.costs = [coster.asked(value) for example in inputs for value in values_of(worker, [example])]
+            plan.doing = "computing its example"
         results = _measure(worker, inputs, finding, spec, plan)
         finding.result_bytes = encoded_size(worker, results, lasts(deployment, spec.name))
     except KeyboardInterrupt:
@@ -256,6 +265,12 @@ def table(findings: Sequence[Finding]) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     for finding in findings:
         lines += _by_size(finding)
+        if finding.costs:
+            shown = ", ".join(f"{cost:g}" for cost in finding.costs[:COSTS_SHOWN])
+            more = f" and {len(finding.costs) - COSTS_SHOWN} more" if len(finding.costs) > COSTS_SHOWN else ""
+            lines.append(
+                f"{finding.stage}: the values of its examples cost {shown}{more}; a batch, {finding.max_batch_cost}"
+            )
         if finding.error is not None:
             lines.append(f"{finding.stage}: {finding.error}")
         elif finding.status == NOT_EXERCISED:

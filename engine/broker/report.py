@@ -18,6 +18,8 @@ import msgspec
 
 from engine.broker.why import StageWhy, stage_why, why
 from engine.core.about import pack_all as pack_abouts
+from engine.core.costqueue import CostQueue
+from engine.core.costs import counted
 from engine.core.crew import Member
 from engine.core.deaths import Death
 from engine.core.ends import EXPIRED
@@ -68,6 +70,20 @@ class LearnedStatus(msgspec.Struct, frozen=True):
     noise: float = 0.0
 
 
+class CostStatus(msgspec.Struct, frozen=True):
+    """What was computed cost, in what the stage's class counts. ``padded`` is what ``items`` would have cost if all of
+    a batch did as much as its costliest, ``mean`` that of one of the ``batches``, ``waste`` the share that is padding,
+    and ``most`` what one may. ``by``: whose word it is, of the ``workers`` or of the payloads' ``bytes``."""
+
+    by: str
+    most: float
+    batches: int
+    items: float
+    padded: float
+    mean: float
+    waste: float
+
+
 class StageStatus(msgspec.Struct, frozen=True):
     """One stage in ``engine status``."""
 
@@ -89,6 +105,7 @@ class StageStatus(msgspec.Struct, frozen=True):
     not_fed: str = ""  # why nothing is given to the stage; empty while it is
     arrived: int = 0  # items, so far
     learned: LearnedStatus = LearnedStatus()
+    cost: CostStatus | None = None  # where items cost unlike much
 
 
 @dataclass(frozen=True)
@@ -181,16 +198,39 @@ def stage_status(machine: StageMachine, now: float) -> StageStatus:
         not_fed="" if machine.fate.is_sound else machine.fate.breaker.reason,
         arrived=machine.stats.arrived,
         learned=_learned(machine),
+        cost=_cost(machine),
+    )
+
+
+def _cost(machine: StageMachine) -> CostStatus | None:
+    queue, stats = machine.queue, machine.stats
+    if not isinstance(queue, CostQueue):
+        return None
+    batches = stats.priced_batches
+    return CostStatus(
+        by="bytes" if queue.costs.by_bytes else "workers",
+        most=queue.costs.most,
+        batches=batches,
+        items=round(stats.cost, 3),
+        padded=round(stats.padded_cost, 3),
+        mean=round(stats.padded_cost / batches, 3) if batches else 0.0,
+        waste=round(1.0 - stats.cost / stats.padded_cost, 4) if stats.padded_cost else 0.0,
     )
 
 
 def _learned(machine: StageMachine) -> LearnedStatus:
-    times = machine.foresight.times
+    times, queue = machine.foresight.times, machine.queue
     if not times.known:
         return LearnedStatus()
     _, slowness = machine.crew.outlook()
+    if queue.by_cost:  # of so many items as they come lately
+        most = min(times.seen_sizes[-1], queue.top) / queue.each
+        counts = [1 << exponent for exponent in range(max(int(most), 1).bit_length())]
+        sizes = {n: counted(n * queue.each) for n in counts}
+    else:
+        sizes = {n: n for n in times.seen_sizes}
     return LearnedStatus(
-        ms={str(n): round(times.shape[n] * slowness * 1000, 4) for n in times.seen_sizes},
+        ms={str(n): round(times.shape[size] * slowness * 1000, 4) for n, size in sizes.items()},
         overhead_ms=round(times.overhead_s * 1000, 4),
         noise=round(times.error, 4),
     )
@@ -356,6 +396,21 @@ def stage_families(machine: StageMachine, retired: Sequence[Family], now: float,
     ]
     if held:
         own.append(Family(on_device, "gauge", "Memory of GPUs that a worker's tensors hold.", held))
+    if machine.queue.by_cost:
+        own.append(
+            counter(
+                f"{namespace}_stage_cost",
+                "What items cost that were computed, in what the stage's class counts.",
+                [(here, stats.cost)],
+            )
+        )
+        own.append(
+            counter(
+                f"{namespace}_stage_cost_padded",
+                "The same with all of a batch as costly as its costliest: what is beyond stage_cost is padding.",
+                [(here, stats.padded_cost)],
+            )
+        )
     workers = [(name, worker.slot, worker.families) for worker in machine.workers.values() if worker.families]
     return StageFamilies(own, workers, list(retired))
 

@@ -219,6 +219,12 @@ class _Reader:
                 f"expected max_batch_size = {most} to be the largest, got {shown(list(sizes))} ({why}); "
                 "leave max_batch_size out, or make them agree",
             )
+        if sizes and values.get("max_batch_cost"):
+            self._problem(
+                f"{where}.max_batch_cost",
+                "expected no batch_sizes beside it: a batch is as large as its items are cheap, and would be padded to "
+                "another size; leave one of the two out",
+            )
         warm_up, start = values.get("warm_up"), values.get("start_timeout")
         if warm_up is not None and start is not None and (warm_up_s(warm_up) or 0.0) >= start:
             self._problem(

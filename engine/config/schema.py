@@ -271,6 +271,15 @@ class StageSection:
         form=Form.SIZES,
     )
     max_batch_bytes: int = key(64 << 20, "Most payload bytes of one batch.", unit=Unit.BYTES, least=1)
+    max_batch_cost: int = key(
+        0,
+        "Most that a batch costs where items cost unlike much: its costliest times their number, as models pad, in "
+        "what the class's cost(value) counts (tokens, say), or in payload bytes where it has none. What costs more "
+        "goes alone; who shares a batch costs nearly the same. 0: all items count alike.",
+        unit=Unit.COUNT,
+        least=0,
+        most=10**15,
+    )
     max_wait_time: float = key(
         10.0,
         "Longest wait of the oldest item for its batch to fill, while a worker could take it; 0: who finds one idle "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeAlias
 
 import msgspec
@@ -58,7 +59,8 @@ class Settle(msgspec.Struct, frozen=True):
     worker says of the batch's time in ``forward``, in one of those that settle it. ``sender`` is the stage where they
     have arrived, if it is one, and ``after_s`` what a request still needs from there on, in seconds. ``good``: some of
     them were computed rightly; ``failed``: of how many the worker says that it could not; ``skipped``: of some it says
-    nothing, and they are somebody else's to answer."""
+    nothing, and they are somebody else's to answer. ``costs``: what they cost, by their place in ``uids``, as far as it
+    says so."""
 
     stage: int
     worker: int
@@ -71,6 +73,7 @@ class Settle(msgspec.Struct, frozen=True):
     good: bool = True
     failed: int = 0
     skipped: bool = False
+    costs: Mapping[int, float] = {}
 
 
 class Kill(msgspec.Struct, frozen=True):

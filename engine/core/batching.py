@@ -2,7 +2,7 @@
 
 A stage has one queue for all its workers. A batch leaves when a worker can take it *and* the first of these holds:
 
-    full       max_batch_size items, or max_batch_bytes, are waiting
+    full       max_batch_size items, max_batch_bytes or max_batch_cost are waiting
     drain      the stage is stopping: nothing more will come to wait for
     idle       a worker has nothing to do, and waiting helps nobody (``eager``): not one that would come later and be
                served sooner, for batches that are not full leave evenly spaced (:mod:`engine.core.spacing`)
@@ -30,6 +30,7 @@ from typing import Final
 
 import msgspec
 
+from engine.core.costs import UNITS_MOST
 from engine.core.items import Item
 from engine.core.wire import HALF_HEADER
 
@@ -70,6 +71,12 @@ class Policy:
     max_batch_bytes: int = 64 << 20
     max_wait_s: float = 0.010
     eager: bool = True
+    max_batch_cost: float = 0.0  # 0: all items cost the same
+
+    @property
+    def sizes(self) -> int:
+        """The largest batch there can be: items, or units of what they cost."""
+        return UNITS_MOST if self.max_batch_cost else self.max_batch_size
 
 
 class Backlog(msgspec.Struct, frozen=True):
@@ -79,6 +86,7 @@ class Backlog(msgspec.Struct, frozen=True):
     nbytes: int
     oldest: float  # when the first arrived
     first_due: float = inf  # when the first of those that come first is due
+    is_whole: bool = False  # it is a whole batch by what it costs
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -121,7 +129,7 @@ def decide(
     taker."""
     if taker is NOBODY or backlog.count == 0:
         return NOTHING
-    if backlog.count >= policy.max_batch_size or backlog.nbytes >= policy.max_batch_bytes:
+    if backlog.count >= policy.max_batch_size or backlog.nbytes >= policy.max_batch_bytes or backlog.is_whole:
         if taker is BUSY and now < not_before:
             return Decision(None, not_before)
         return _FULL
@@ -149,7 +157,12 @@ class BatchQueue:
 
     ``OrderedDict``: leaving from the middle (a cancelled client) and returning to the front (a replay) are O(1), and
     so is taking from the front, which a plain dict makes linear in what was deleted there before.
+
+    How much waits, and how much a batch may have, is told as numbers of items; where items cost unlike much
+    (:class:`engine.core.costqueue.CostQueue`) as units of that.
     """
+
+    by_cost = False
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
@@ -240,6 +253,26 @@ class BatchQueue:
             self._is_sorted = True
             self._disorder = 0.0
             self._sort_at = now + len(self.items) * SORT_EVERY_S
+
+    @property
+    def each(self) -> float:
+        """What an item counts."""
+        return 1.0
+
+    @property
+    def amount(self) -> int:
+        """How much waits."""
+        return len(self.items)
+
+    @property
+    def top(self) -> int:
+        """The most that a batch has, however large its items are."""
+        return self.policy.max_batch_size
+
+    @property
+    def whole(self) -> int:
+        """How much the next batch has of what waits now."""
+        return min(len(self.items), self.most)
 
     @property
     def most(self) -> int:

@@ -54,6 +54,7 @@ class InFlight(msgspec.Struct, eq=False):
     sent_at: float
     told: Released  # of it in the trace
     count: int = 0  # items it had when it left
+    units: int = 0  # the same, or what these cost, as Times counts it
     expected_s: float = 0.0  # how long it was to take; 0: nobody knew
     compute_us: int = 0  # how long it took, as its worker says
     apart: bool = False
@@ -61,6 +62,8 @@ class InFlight(msgspec.Struct, eq=False):
     shared: bool = False  # some of it may be in shared memory
     good: bool = False  # some of them were computed rightly
     failed: int = 0  # how many the worker could not compute
+    cost: float = 0.0  # of those that are done, where that is counted, and of the costliest
+    costliest: float = 0.0
 
 
 @dataclass(slots=True, eq=False)

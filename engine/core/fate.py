@@ -68,7 +68,7 @@ class Fate:
         self.apart = Apart()  # what is tried again in parts of its own, last attempts among them
         self.breaker = Breaker()
         self.pace = Pace()
-        self._queue = queue
+        self.queue = queue
         self._crew = crew
         self._foresight = foresight
         self._stats = stats
@@ -103,7 +103,7 @@ class Fate:
         has said that it skipped it (or computed it all the same: whoever gets it drops duplicates)."""
         behind = [batch for batch in list(worker.batches.values())[1:] if not batch.revoked]
         if behind:
-            self._queue.push_front([item for batch in behind for item in self._revoke(batch)])
+            self.queue.push_front([item for batch in behind for item in self._revoke(batch)])
             self._actions.append(ToWorker(worker.key, Revoke([batch.number for batch in behind])))
 
     def _revoke(self, batch: InFlight) -> list[Item]:
@@ -287,7 +287,7 @@ class Fate:
                     self.apart.push([item])
                 else:
                     again.append(item)
-        self._queue.push_front(again)
+        self.queue.push_front(again)
 
     def _find_guilty(self, item: Item) -> None:
         """Workers died under an item as often as may be, the last of them under nothing else."""
@@ -313,7 +313,7 @@ class Fate:
     def clear(self, now: float) -> None:
         """While nothing is given to the stage, nothing waits for it."""
         if self.breaker.refuses(now):
-            waiting = [*self.apart.clear(), *self._queue.clear()]
+            waiting = [*self.apart.clear(), *self.queue.clear()]
             here = [item for item in waiting if item.hop == item.request.hop]
             self._ends.fail(here, Status.UNAVAILABLE, wording.broken(self.spec.name), why=BROKEN)
             self._ends.let_go([item for item in waiting if item.hop != item.request.hop])

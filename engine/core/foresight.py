@@ -2,9 +2,9 @@
 whoever comes has to expect. Pure; one of each per stage.
 
 It learns from batches that are done, before these from warm-ups (:mod:`engine.core.predict`), counts what comes, and
-is told by later stages what they need. Two things come of that: the *window rule* (:meth:`Foresight.choose`) where
-somebody is due before a whole batch would be done, and the *outlook* that the door refuses by
-(:meth:`Foresight.outlook`).
+is told by later stages what they need. Where items cost unlike much, all numbers of items are units of that
+(:mod:`engine.core.costs`). Two things come of that: the *window rule* (:meth:`Foresight.choose`) where somebody is due
+before a whole batch would be done, and the *outlook* that the door refuses by (:meth:`Foresight.outlook`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 from engine.core.actions import Settle
 from engine.core.batching import AHEAD_S, BatchQueue
+from engine.core.costs import counted
 from engine.core.crew import Crew, InFlight, Member
 from engine.core.items import Item
 from engine.core.predict import Outlook, Times
@@ -36,7 +37,7 @@ SERVICE_SMOOTHING: Final = 0.2  # weight of the newest batch in the running mean
 
 
 class Choice(NamedTuple):
-    """``most`` of the first items that wait go, or 0, and then it is looked again at ``look_at``. ``dead`` are not
+    """``most`` of what waits goes, or 0, and then it is looked again at ``look_at``. ``dead`` are not
     worth computing, ``hopeless`` would be late: both have left the queue."""
 
     most: int
@@ -46,7 +47,7 @@ class Choice(NamedTuple):
 
 
 class Share(NamedTuple):
-    """``most`` of the first items that wait are an idle worker's, or 0, and then it is looked again at ``look_at``."""
+    """``most`` of what waits is an idle worker's, or 0, and then it is looked again at ``look_at``."""
 
     most: int
     look_at: float
@@ -55,15 +56,14 @@ class Share(NamedTuple):
 class Foresight:
     """See the module. Seconds. Not thread-safe."""
 
-    def __init__(
-        self, stage: int, topology: Topology, queue: BatchQueue, crew: Crew, stats: StageStats, max_batch_size: int
-    ) -> None:
+    def __init__(self, stage: int, topology: Topology, queue: BatchQueue, crew: Crew, stats: StageStats) -> None:
         self._stage = stage
         self._topology = topology
-        self._queue = queue
+        self.queue = queue
+        self._cost = queue.policy.max_batch_cost
         self._crew = crew
         self._stats = stats
-        self.times = Times(max_batch_size)
+        self.times = Times(queue.policy.sizes)
         self.service_s = 0.0  # how long a batch takes, lately
         self._is_guess = False  # as a warm-up has it
         self.delay_s = 0.0  # from an item's arrival to its release, lately
@@ -89,10 +89,12 @@ class Foresight:
 
     # --- learning ----------------------------------------------------------------------------------------------------
 
-    def change(self, max_batch_size: int) -> None:
-        """Batches may be this large from now on."""
-        if max_batch_size > self.times.most:
-            self.times = Times(max_batch_size)
+    def change(self, queue: BatchQueue) -> None:
+        """Its stage batches otherwise from now on, out of this queue."""
+        self.queue, policy = queue, queue.policy
+        if policy.sizes > self.times.most or policy.max_batch_cost != self._cost:
+            self._cost = policy.max_batch_cost
+            self.times = Times(policy.sizes)
 
     def hear_after(self, settle: Settle) -> None:
         """What items still need after this stage, if they go on to that one."""
@@ -130,7 +132,7 @@ class Foresight:
             return
         computed_s = batch.compute_us / MICROS
         self._learn_at = now + LEARN_S if self.service_s < LEARN_S else 0.0
-        self.times.learn(batch.count, computed_s, worker, now, compare=len(self._crew.workers) > 1)
+        self.times.learn(batch.units, computed_s, worker, now, compare=len(self._crew.workers) > 1)
         self.times.learn_overhead(took_s - computed_s)
         self.is_long = self.service_s > LONG_S and self.times.known
 
@@ -173,8 +175,8 @@ class Foresight:
         return self.released_at + spacing if waiting < self._rate * spacing else 0.0
 
     def share(self, worker: Member, waiting: int, now: float) -> Share:
-        """How many of those that wait the idle ``worker`` takes. None is left to somebody who would be late with it."""
-        times, most = self.times, self._queue.most
+        """How much of what waits the idle ``worker`` takes. None is left to somebody who would be late with it."""
+        times, most = self.times, self.queue.most
         n = min(waiting, most)
         other = self._soonest(worker, n, now)
         if other is None:
@@ -183,10 +185,10 @@ class Foresight:
         if n < 2 and not may_pass:
             return Share(n, inf)
         self._measure(now)
-        price = PRICE * self._rate * times.shape[n] / self._crew.able
+        price = PRICE * self._rate * self.queue.each * times.shape[n] / self._crew.able
         wait_s = _left_s(other, now)
         count = share(times, worker, other, wait_s, waiting, most, price, may_pass=may_pass)
-        if count < n and now + wait_s + self.needs_s(other, n) > self._queue.first_due:
+        if count < n and now + wait_s + self.needs_s(other, n) > self.queue.first_due:
             return Share(n, inf)
         return Share(count, other.overdue_at if not count else inf)
 
@@ -209,11 +211,11 @@ class Foresight:
         The batch is made smaller for the first of them only if that costs the others less than one of them: to shrink
         batches whenever somebody is late is to be late with everybody.
         """
-        queue, times = self._queue, self.times
+        queue, times = self.queue, self.times
         queue.sort(now)
         need = self._need(now)
         # Where even whole batches do not suffice, somebody else is served in the place of whoever is left out.
-        price = 1.0 if need < queue.policy.max_batch_size else LOSS
+        price = (1.0 if need < queue.top else LOSS) * queue.each
         dead: list[Item] = []
         hopeless: list[Item] = []
         while (item := queue.first()) is not None:
@@ -222,12 +224,15 @@ class Foresight:
                 dead.append(item)
                 queue.discard(request.uid)
                 continue
-            others = len(queue) - 1
-            whole = min(others + 1, queue.most)
+            one = counted(item.units)
+            others = max(queue.amount - one, 0)
+            whole = queue.whole
             due = item.due - self._later[request.route]
             fits = times.fit(whole, due - start, worker)
             if fits >= whole:
                 return Choice(whole, inf, dead, hopeless)
+            if fits < one:
+                fits = 0
             want = min(others, need)
             if want > fits:
                 lost = want / times.predict(want, worker) * times.predict(max(fits, 1), worker) - fits
@@ -237,23 +242,23 @@ class Foresight:
                     continue
             if fits:
                 return Choice(fits, inf, dead, hopeless)
-            other = self._who_else(worker, due, now)
+            other = self._who_else(worker, one, due, now)
             if other is not None:
                 return Choice(0, max(other.free_at, now + AHEAD_S), dead, hopeless)
             if not others:  # it costs nobody anything, and shows how long it does take
-                return Choice(int(is_idle), inf, dead, hopeless)
+                return Choice(one if is_idle else 0, inf, dead, hopeless)
             hopeless.append(item)
             queue.discard(request.uid)
         return Choice(0, inf, dead, hopeless)
 
-    def _who_else(self, worker: Member, due: float, now: float) -> Member | None:
-        """Another worker that could have one item done by ``due``."""
+    def _who_else(self, worker: Member, one: int, due: float, now: float) -> Member | None:
+        """Another worker that could have ``one`` item done by ``due``."""
         times = self.times
         for other in self._crew.workers.values():
             if other is worker or not other.is_able or other.is_overdue(now):
                 continue
             free_at = max(other.free_at, now) if other.batches else now
-            if len(other.batches) < 2 and free_at + times.predict(1, other) * times.margin <= due:
+            if len(other.batches) < 2 and free_at + times.predict(one, other) * times.margin <= due:
                 return other
         return None
 
@@ -261,8 +266,8 @@ class Foresight:
         """The smallest batch with which the stage keeps up with what comes."""
         self._measure(now)
         frees, slowness = self._crew.outlook()
-        times, most = self.times, self._queue.policy.max_batch_size
-        rate = self._rate * 1.05
+        times, most = self.times, self.queue.top
+        rate = self._rate * self.queue.each * 1.05
         n = 1
         while n < most and n * len(frees) < rate * (times.shape[n] * slowness + times.overhead_s):
             n += max(1, n // 4)
@@ -286,7 +291,7 @@ class Foresight:
         self.look_at = now + LOOK_S
         before = self._foresaw
         self._foresaw = self._look(apart, now)
-        alone_s = self.times.predict_mean(1, self._crew.outlook()[1])
+        alone_s = self.times.predict_mean(counted(self.queue.each), self._crew.outlook()[1])
         if abs(alone_s - self.alone_s) > max(TOLD_ANEW * self.alone_s, ALONE_S):
             self.alone_s = alone_s
             return True
@@ -298,11 +303,12 @@ class Foresight:
         return self._foresaw
 
     def _look(self, apart: int, now: float) -> Outlook | None:
-        queue, times = self._queue, self.times
+        queue, times = self.queue, self.times
         frees, slowness = self._crew.outlook()
         queued = len(queue) + apart
-        rounds = queued / queue.most / max(1, len(frees)) + 1.0
-        if not frees or rounds * times.predict_mean(queue.most, slowness) < CALM_S:
+        most, each = queue.most, queue.each
+        rounds = queued * each / most / max(1, len(frees)) + 1.0
+        if not frees or rounds * times.predict_mean(most, slowness) < CALM_S:
             return None
         self._measure(now)
         return Outlook(
@@ -310,13 +316,14 @@ class Foresight:
             sum([worker.in_flight for worker in self._crew.workers.values()]),
             self.taken,
             frees,
-            queue.most,
-            self._rate,
+            most,
+            self._rate * each,
             times.shape,
             times.overhead_s,
             times.margin,
             slowness,
             queue.sample() if queue.is_mixed else [],
+            each,
         )
 
 

@@ -506,6 +506,8 @@ class FrontMachine:
         if self.foretold.waiting:
             self.foretold.came(results.uids, ledger, now)
         settle = Settle(results.stage, results.worker, results.batch, results.uids, now, results.compute_us)
+        if results.costs:
+            settle = replace(settle, costs=results.costs)
         statuses = results.statuses
         if (good := statuses.count(OK)) < len(statuses):
             failed = sum([status >= FAILED for status in statuses])

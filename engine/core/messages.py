@@ -79,6 +79,9 @@ SomeIds: TypeAlias = Annotated[list[Id], _ITEMS]
 IdsIn: TypeAlias = Annotated[list[Id], _ITEM_COLUMN]
 BlobsIn: TypeAlias = Annotated[list[bytes], _ITEM_COLUMN]
 TimesBySize: TypeAlias = Annotated[dict[Id, Micros], msgspec.Meta(max_length=256)]
+Cost: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e15)]  # of one item, in whatever its class counts
+CostsBySize: TypeAlias = Annotated[dict[Nbytes, Cost], msgspec.Meta(max_length=256)]
+CostsIn: TypeAlias = Annotated[dict[Id, Cost], _ITEMS]
 Consumption: TypeAlias = Annotated[dict[Id, Nbytes], _ITEMS]  # item -> bytes
 HeadersIn: TypeAlias = Annotated[dict[Id, Annotated[dict[str, str], msgspec.Meta(max_length=1024)]], _ITEMS]
 # Item -> (part, arena, offset, length), parts ascending.
@@ -304,7 +307,9 @@ class Welcome(Message, frozen=True, tag=11):
 class Ready(Message, frozen=True, tag=13):
     """Warm-up is done: batches may come. ``about`` describes the stage (:mod:`engine.core.about`); ``maps``: this
     process can read arenas, else it is sent the bytes; ``times_us``: how long ``forward`` took in the warm-up, by the
-    number of values, once it had computed as many before."""
+    number of values, once it had computed as many before. Where the stage has a ``max_batch_cost`` and the class says
+    what a value costs, it ``tells_cost``: then these times are by what the batches cost, and ``costs`` is what values
+    of the examples do, by their bytes."""
 
     worker: Id
     mime: Mime
@@ -313,6 +318,8 @@ class Ready(Message, frozen=True, tag=13):
     about: bytes = b""
     maps: bool = False
     times_us: TimesBySize = {}
+    tells_cost: bool = False
+    costs: CostsBySize = {}
 
 
 class WorkerBeat(Message, frozen=True, tag=14):
@@ -394,7 +401,8 @@ class Batch(Message, frozen=True, tag=30):
 
 class Results(Message, frozen=True, tag=31):
     """What became of some items of one batch; always names worker and batch: so that the credit can be freed, and
-    because they count only from the worker that holds the batch."""
+    because they count only from the worker that holds the batch. ``costs`` is sparse, by item position: what its class
+    says that they cost, where the stage has a ``max_batch_cost``."""
 
     stage: StageNumber
     worker: Id
@@ -407,6 +415,7 @@ class Results(Message, frozen=True, tag=31):
     headers: HeadersIn = {}
     layout: Layout = []
     refs: Refs = {}
+    costs: CostsIn = {}
 
 
 class StreamEvents(Message, frozen=True, tag=32):

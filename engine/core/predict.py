@@ -1,4 +1,5 @@
-"""How long a batch of n items takes, as learned from those that were computed. Pure; one of each per stage.
+"""How long a batch of n items takes, as learned from those that were computed. Pure; one of each per stage. Where items
+cost unlike much, n is what they cost (:mod:`engine.core.costs`).
 
 Known of every batch are its size and the worker's own measure of its time. From these:
 
@@ -26,7 +27,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from math import inf, sqrt
+from math import ceil, inf, sqrt
 from typing import Final, Protocol
 
 import msgspec
@@ -246,31 +247,37 @@ class Outlook(msgspec.Struct, frozen=True):
     in_flight: int
     taken: int  # items that the door has handed to the stage so far and that are counted above, or gone
     frees: list[float]  # when each worker that can be given work will be free, in order; the past: it is
-    most: int  # items of a batch, as large as they are now
-    rate: float  # items per second that come
+    most: int  # what a batch has, of items as they are now
+    rate: float  # what comes in a second
     shape: list[float]  # see Times, like the next two
     overhead_s: float
     margin: float
     slowness: float  # of the workers together
     ranks: list[float] = []  # where these are out of order: those of some waiting items, evenly chosen, in order
+    each: float = 1.0  # what an item counts in ``most``, ``rate`` and ``shape``: units of what it costs, or 1
 
     def finish(self, ahead: int, now: float) -> float:
         """When an item with ``ahead`` others before it would be done, if it is there now."""
-        full, rest = divmod(ahead, self.most)
+        each = self.each
+        full, rest = divmod(ahead if each == 1.0 else int(ahead * each), self.most)
         rounds, place = divmod(full, len(self.frees))
         free = self.frees[place]
         if free < now:
             free = now
         whole = self._takes(self.most)
         free += rounds * whole
-        n = min(self.most, rest + 1 + int(self.rate * (free - now)))  # more come while it waits
+        n = min(self.most, rest + self._one + int(self.rate * (free - now)))  # more come while it waits
         # Errors of batches that follow each other make up for each other in part.
         return free + self._takes(n) + (self.margin - 1.0) * whole * sqrt(rounds + 1.0)
 
     @property
     def alone_s(self) -> float:
         """How long one item takes."""
-        return self._takes(1)
+        return self._takes(self._one)
+
+    @property
+    def _one(self) -> int:
+        return 1 if self.each == 1.0 else max(1, ceil(self.each))
 
     @property
     def whole_s(self) -> float:

@@ -17,7 +17,7 @@ The states of a worker, and which event moves it where, are a table in :mod:`eng
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from math import inf
@@ -25,7 +25,9 @@ from typing import Final
 
 from engine.core import wording
 from engine.core.actions import Dispatch, Foresee, Forget, Grant, Kill, News, Settle, StageAction, ToWorker
-from engine.core.batching import AHEAD_S, BUSY, IDLE, REPLAY, BatchQueue, Policy, Reason, decide
+from engine.core.batching import AHEAD_S, BUSY, IDLE, REPLAY, Policy, Reason, decide
+from engine.core.costqueue import CostQueue, padded_units, queue_for, requeued
+from engine.core.costs import UNITS_MOST
 from engine.core.crew import Crew, InFlight, Member
 from engine.core.deaths import Death
 from engine.core.ends import FULL, Ends
@@ -106,7 +108,7 @@ class StageMachine:
         self.crews: Sequence[Crew] = ()  # of all stages, set before the first result: who holds what
         # Of each stage: its hop on each route on which this one comes next.
         self._hops_before = [topology.hops(stage, index) for stage in range(len(topology.stages))]
-        self.queue = BatchQueue(spec.policy)
+        self.queue = queue_for(spec.policy)
         # A batch in advance could be replayed while it is computed: not where that is forbidden.
         self.crew = Crew(in_advance=spec.idempotent)
         self.workers = self.crew.workers
@@ -114,7 +116,7 @@ class StageMachine:
         self.trace = Releases()
         self.actions: list[StageAction] = []  # always this list
         self._ends = Ends(index, self.stats, self.actions)
-        self.foresight = Foresight(index, topology, self.queue, self.crew, self.stats, spec.policy.max_batch_size)
+        self.foresight = Foresight(index, topology, self.queue, self.crew, self.stats)
         self.fate = Fate(spec, self.queue, self.crew, self.foresight, self.stats, self.actions, self._ends)
         self.draining = False
         self.about = b""  # what the newest worker said of the stage; it outlives the worker
@@ -141,9 +143,9 @@ class StageMachine:
     def change(self, spec: StageSpec, now: float) -> None:
         """Serve by other numbers from now on; what is under way is not touched. The name stays."""
         self.spec = spec
-        self.queue.policy = spec.policy
+        self.queue = self.fate.queue = requeued(self.queue, spec.policy)
         self.crew.change(in_advance=spec.idempotent)
-        self.foresight.change(spec.policy.max_batch_size)
+        self.foresight.change(self.queue)
         self.fate.spec = spec
         self.crew.hold_back(spec.num, spec.spare)
         self._tell(now)
@@ -188,6 +190,7 @@ class StageMachine:
                     results.compute_us,
                     self.index,
                     self.foresight.after_s,
+                    costs=results.costs,
                 )
             )
 
@@ -282,8 +285,7 @@ class StageMachine:
             return
         worker.maps = ready.maps and worker.local
         worker.warmup_ms = ready.warmup_ms
-        if ready.times_us:
-            self.foresight.seed(ready.times_us)
+        self._hear_times(ready)
         self.mime = ready.mime
         self.flow = worker.flow = ready.flow
         self.about = ready.about or self.about
@@ -291,6 +293,19 @@ class StageMachine:
         self.stats.starts += 1
         self.crew.sort_in(worker, now, begins=False)
         self._tell(now)
+
+    def _hear_times(self, ready: Ready) -> None:
+        """What it has timed while it warmed up."""
+        times_us: Mapping[int, int] = ready.times_us
+        if isinstance(self.queue, CostQueue):
+            costs = self.queue.costs
+            costs.hear(ready.costs if ready.tells_cost else None)
+            self.queue.renew()
+            if not ready.tells_cost:  # they are by numbers of values, whose bytes nobody has told
+                return
+            times_us = {costs.whole_units(cost): us for cost, us in times_us.items()}
+        if times_us:
+            self.foresight.seed(times_us)
 
     def beat(self, beat: WorkerBeat, now: float) -> Message:
         """The answer to a heartbeat: an unknown worker is asked to introduce itself again."""
@@ -353,6 +368,8 @@ class StageMachine:
             batch.good = True
         else:
             batch.failed += settle.failed
+        if isinstance(self.queue, CostQueue):
+            self._hear_costs(self.queue, batch, settle)
         if settle.skipped and not batch.revoked and worker.state is not DYING:
             self.fate.come_back(batch, settle.uids, now)
         if batch.shared:
@@ -367,6 +384,10 @@ class StageMachine:
         was_first = next(iter(worker.batches)) == settle.batch
         del worker.batches[settle.batch]
         worker.done_batches += 1
+        if batch.cost:
+            self.stats.priced_batches += 1
+            self.stats.cost += batch.cost
+            self.stats.padded_cost += batch.costliest * batch.count
         lane.process.observe(max(0.0, settle.at - batch.sent_at))
         took_s = None
         if was_first:
@@ -405,6 +426,24 @@ class StageMachine:
             self._turn(worker, WorkerEvent.SETTLED)
             self._forget(worker, now)
 
+    def _hear_costs(self, queue: CostQueue, batch: InFlight, settle: Settle) -> None:
+        """What items of a batch have cost, as their worker says; else what they were taken to."""
+        costs, told = queue.costs, settle.costs
+        pairs = [
+            (item, told.get(place))
+            for place, uid in enumerate(settle.uids)
+            if (item := batch.items.get(uid)) is not None
+        ]
+        if told and costs.by_bytes:
+            costs.hear({})
+        elif not told and not costs.is_known and settle.compute_us:  # its worker does not count
+            costs.hear(None)
+        costs.learn([(item, cost) for item, cost in pairs if cost is not None])
+        queue.renew()
+        for item, cost in pairs:
+            batch.cost += (one := costs.of(item) if cost is None else cost)
+            batch.costliest = max(batch.costliest, one)
+
     def is_idle(self) -> bool:
         """Whether being told what was settled would change nothing but the books: nothing waits for a worker, and no
         worker waits to leave or to come back."""
@@ -417,7 +456,7 @@ class StageMachine:
         """Do all that can be done now; returns when to call again at the latest (inf: only when something happens)."""
         wake = inf
         crew, fate, foresight, policy = self.crew, self.fate, self.foresight, self.spec.policy
-        is_long, is_sound = foresight.is_long, fate.is_sound
+        is_long, is_sound, by_cost = foresight.is_long, fate.is_sound, self.queue.by_cost
         if not is_sound:
             fate.clear(now)
         while True:
@@ -436,8 +475,12 @@ class StageMachine:
             waiting = len(self.queue.items)
             if not waiting:
                 break
+            # From here on all goes by items, or by units of what they cost.
+            amount, whole = waiting, policy.max_batch_size
+            if by_cost:
+                amount, whole = self.queue.amount, self.queue.most
             # When the first is due costs a look at every item; it matters only if a partial batch may wait.
-            partial = waiting < policy.max_batch_size
+            partial = amount < whole
             is_shared = is_long and is_idle and policy.eager
             spaced_until = foresight.spaced_until(waiting, now) if is_shared and partial else 0.0
             may_wait = partial and is_idle and (spaced_until > now or not policy.eager)
@@ -446,7 +489,7 @@ class StageMachine:
                 self.queue.backlog(dues=may_wait),
                 IDLE if is_idle else BUSY,
                 now=now,
-                service_s=foresight.needs_s(worker, waiting + 1) if may_wait else 0.0,
+                service_s=foresight.needs_s(worker, amount + 1) if may_wait else 0.0,
                 free_at=0.0 if is_idle else foresight.free_at(worker),
                 not_before=worker.free_at - AHEAD_S if is_long else 0.0,
                 spaced_until=spaced_until,
@@ -455,15 +498,18 @@ class StageMachine:
             if decision.reason is None:
                 wake = decision.wake_at
                 break
-            reason, most = decision.reason, min(waiting, policy.max_batch_size)
+            reason, most = decision.reason, min(amount, whole)
+            limit = most
+            if by_cost:
+                most, limit = self.queue.whole, UNITS_MOST
             if is_shared and (reason is Reason.IDLE or reason is Reason.FULL):
-                count, look_at = foresight.share(worker, waiting, now)
+                count, look_at = foresight.share(worker, amount, now)
                 if not count:
                     wake = look_at
                     break
-                if count < min(waiting, self.queue.most):
+                if count < min(amount, self.queue.most):
                     reason = Reason.IDLE
-                most = count
+                limit, most = count, min(count, most)
             start = now
             if is_long and not is_idle and worker.free_at > now:
                 start = worker.free_at
@@ -483,7 +529,7 @@ class StageMachine:
                     wake = choice.look_at
                     break
                 is_cut = choice.most < most
-                items, dead, _ = self.queue.take(now, most=min(choice.most, most))
+                items, dead, _ = self.queue.take(now, most=min(choice.most, limit))
             if items:
                 self._dispatch(worker, items, reason, now, is_cut=is_cut)
         if (self.queue.nbytes >= self.spec.max_queue_bytes) is not self._was_full:
@@ -590,7 +636,8 @@ class StageMachine:
         batch = Batch(number, int(now * 1e9), name, uids, routes, budgets_us, attempts, metas, queues_us, trails)
         count = len(uids)
         foresight = self.foresight
-        expected_s = foresight.expect(count, worker)
+        units = count if not self.queue.by_cost else padded_units(items)
+        expected_s = foresight.expect(units, worker)
         waited_s = now - items[0].arrived
         ahead = len(worker.batches)
         all_waiting = count + len(self.queue.items)
@@ -601,7 +648,7 @@ class StageMachine:
             trace.hold(number, metas)
         elif not number % LOOK_EVERY:
             trace.look(number)
-        flight = InFlight(number, held, now, told, count, expected_s, apart=reason is REPLAY, shared=is_shared)
+        flight = InFlight(number, held, now, told, count, units, expected_s, apart=reason is REPLAY, shared=is_shared)
         stats = self.stats
         stats.releases[name] = stats.releases.get(name, 0) + 1
         if worker.maps:

@@ -68,6 +68,9 @@ class StageStats:
     releases: dict[str, int] = field(default_factory=dict)  # by reason
     lanes: dict[int, LaneStats] = field(default_factory=dict)  # by slot
     arrived: int = 0
+    cost: float = 0.0  # of items that were computed, where that is counted
+    priced_batches: int = 0
+    padded_cost: float = 0.0  # the same with all of a batch as costly as its costliest
     dropped: int = 0  # closed or expired before they were computed
     hopeless: int = 0  # of these: would not have been done in time
     replayed: int = 0

@@ -96,6 +96,8 @@ def _notes_on_workers(deployment: Deployment, service: Service, best: Figures) -
     if (cells := deployment.engine.cells) > 1:
         yield f"planned as one queue; each of {cells} cells has its own, and where workers are few that takes more"
     for spec in deployment.stages:
+        if spec.max_batch_cost:
+            yield f"{spec.name}: requests were taken to cost all the same, and those that were timed to be usual"
         known = max(service.profile.of(spec.name).times)
         if known < spec.max_batch_size:
             yield f"{spec.name}: batches of more than {known} were not measured, and taken to go on likewise"
@@ -127,7 +129,8 @@ def service_of(
             profile.of(stage.name)
     except ProfileError as error:
         raise ConfigError([str(error)]) from None
-    specs = tuple(stage_spec(stage, one.engine) for stage in one.stages)
+    # What other requests cost than those that were timed a plan does not know: all are taken for alike.
+    specs = tuple(stage_spec(replace(stage, max_batch_cost=0), one.engine) for stage in one.stages)
     front = replace(front_spec(one), slos_s=slos_s)
     return Service(one.topology, front, specs, profile, max(deployment.frontend.timeout, *slos_s), shares)
 

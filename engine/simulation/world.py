@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from math import inf
 from typing import Final, TypeAlias
@@ -22,7 +22,7 @@ from engine.core.front import FrontMachine, FrontSpec
 from engine.core.messages import Batch, Qos, Ready, Results, Status, Submit
 from engine.core.routing import FINAL, Topology
 from engine.core.stage import StageMachine, StageSpec
-from engine.core.wire import MICROS
+from engine.core.wire import MICROS, payload_sizes
 
 HOP_S: Final = 0.0003  # a message between processes
 GAP_S: Final = 0.0002  # between two batches of a worker that has the next one
@@ -42,12 +42,15 @@ def exact(_rng: random.Random) -> float:
 @dataclass(frozen=True)
 class Works:
     """What the workers of a stage are like. ``warm``: the seconds that they timed in their warm-up, by size.
-    ``slowness``: of each, in multiples of what is usual; of those beyond its end 1."""
+    ``slowness``: of each, in multiples of what is usual; of those beyond its end 1. ``cost``: what an item of so many
+    bytes costs, where that differs; then ``curve`` and ``warm`` go by what the batch costs, all as much as its longest.
+    """
 
     curve: Curve
     noise: Noise = exact
     warm: Mapping[int, float] = field(default_factory=dict)
     slowness: Sequence[float] = ()
+    cost: Callable[[int], float] | None = None
 
 
 @dataclass(slots=True)
@@ -61,6 +64,7 @@ class Attempt:
     status: int = 0
     answered_at: float = inf
     qos: Qos | None = None
+    size: int = 1  # bytes
 
 
 @dataclass(slots=True)
@@ -70,7 +74,7 @@ class Hand:
     stage: int
     key: int
     slowness: float
-    lane: deque[Batch] = field(default_factory=deque)
+    lane: deque[tuple[Batch, list[float]]] = field(default_factory=deque)  # with what the items cost, if that is known
     running: bool = False
     busy_s: float = 0.0
 
@@ -144,7 +148,8 @@ class World:
         if not isinstance(key, int):
             raise ValueError(f"a worker of {name} cannot join: {key}")
         times_us = {n: round(seconds * MICROS) for n, seconds in works.warm.items()}
-        stage.ready(Ready(key, "application/json", times_us=times_us), self.now)
+        tells = works.cost is not None
+        stage.ready(Ready(key, "application/json", times_us=times_us, tells_cost=tells), self.now)
         slowness = works.slowness[number] if number < len(works.slowness) else 1.0
         self.hands[stage.index, key] = Hand(stage.index, key, slowness)
 
@@ -158,8 +163,10 @@ class World:
         budget_s: float,
         qos: Qos | None = None,
         routes: Callable[[], int] = lambda: 0,
+        sizes: Callable[[], int] = lambda: 1,
     ) -> None:
-        """Requests come at these instants, in seconds from now on. ``routes`` says by which the next one goes."""
+        """Requests come at these instants, in seconds from now on. ``routes`` says by which the next one goes,
+        ``sizes`` how many bytes it has."""
         began = self.now
 
         def next_one() -> None:
@@ -167,7 +174,7 @@ class World:
                 self._at(began + offset, come)
 
         def come() -> None:
-            self.submit(Attempt(self.now, budget_s, tries, qos=qos), routes())
+            self.submit(Attempt(self.now, budget_s, tries, qos=qos, size=sizes()), routes())
             next_one()
 
         next_one()
@@ -178,7 +185,9 @@ class World:
         self.attempts.append(attempt)
         budget_us = int(attempt.budget_s * MICROS)
         qos = {} if attempt.qos is None else {seq: attempt.qos}
-        self.front.submit(FRONTEND, Submit([seq], [route], [budget_us], [b""], qos=qos), [b"x"], self.now)
+        self.front.submit(
+            FRONTEND, Submit([seq], [route], [budget_us], [b""], qos=qos), [b"x" * attempt.size], self.now
+        )
 
     def run(self, seconds: float) -> None:
         """Let so much time pass."""
@@ -195,7 +204,7 @@ class World:
     def change(self, stage: int, curve: Curve) -> None:
         """Its workers take so long from now on."""
         former = self._works[stage]
-        self._works[stage] = Works(curve, former.noise, former.warm, former.slowness)
+        self._works[stage] = replace(former, curve=curve)
 
     def answered(self, attempt: Attempt) -> None:
         """An answer has come; for whoever wants to do something about it."""
@@ -232,7 +241,7 @@ class World:
                 for done in actions:
                     acted = True
                     if isinstance(done, Dispatch):
-                        self._give(self.hands[stage.index, done.worker], done.batch)
+                        self._give(self.hands[stage.index, done.worker], done)
                     elif isinstance(done, Settle):
                         self.stages[done.stage].settled(done, now)
                     elif isinstance(done, Fail | News | Foresee):
@@ -261,22 +270,28 @@ class World:
         else:
             self.front.door.foresee(letter)
 
-    def _give(self, hand: Hand, batch: Batch) -> None:
+    def _give(self, hand: Hand, given: Dispatch) -> None:
+        cost = self._works[hand.stage].cost
+        costs = [cost(size) for size in payload_sizes(given.payloads)] if cost is not None else []
+
         def come() -> None:
-            hand.lane.append(batch)
+            hand.lane.append((given.batch, costs))
             if not hand.running:
                 self._begin(hand)
 
         self._at(self.now + self._hop_s, come)
 
     def _begin(self, hand: Hand) -> None:
-        batch = hand.lane.popleft()
+        batch, costs = hand.lane.popleft()
         hand.running = True
         sent_at = batch.sent_ns / 1e9
         due = [sent_at + budget / MICROS > self.now for budget in batch.budgets_us]
         n = sum(due)
         works, tally = self._works[hand.stage], self.tallies[hand.stage]
-        took = works.curve(n) * hand.slowness * works.noise(self.rng) if n else 0.0
+        size = n
+        if costs and n:
+            size = round(n * max([cost for cost, is_due in zip(costs, due, strict=True) if is_due]))
+        took = works.curve(size) * hand.slowness * works.noise(self.rng) if n else 0.0
         hand.busy_s += took
         tally.batches[n] += 1
         waited_s = self.now - sent_at
@@ -287,13 +302,13 @@ class World:
 
         def end() -> None:
             hand.running = False
-            self._at(self.now + self._hop_s, lambda: self._results(hand, batch, due, took))
+            self._at(self.now + self._hop_s, lambda: self._results(hand, batch, costs, due, took))
             if hand.lane:
                 self._at(self.now + self._gap_s, lambda: self._begin(hand) if hand.lane and not hand.running else None)
 
         self._at(self.now + took, end)
 
-    def _results(self, hand: Hand, batch: Batch, due: list[bool], took: float) -> None:
+    def _results(self, hand: Hand, batch: Batch, costs: list[float], due: list[bool], took: float) -> None:
         targets: dict[int, list[int]] = {}
         for index, route in enumerate(batch.routes):
             target = self.topology.next_stage(route, hand.stage) if due[index] else FINAL
@@ -309,6 +324,7 @@ class World:
                 [b""] * len(indexes),
                 "",
                 compute_us,
+                costs={place: costs[i] for place, i in enumerate(indexes) if due[i]} if costs else {},
             )
             compute_us = 0
             payloads = [b"x"] * len(indexes)

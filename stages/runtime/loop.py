@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ from stages.base import Worker
 from stages.build import examples, forward_example, fresh
 from stages.compute import OK, SKIPPED, Codec, Outcome, Run
 from stages.context import ItemIn
+from stages.costing import coster_of
 from stages.runtime.aside import Aside
 from stages.runtime.fit import Fit
 from stages.runtime.help import Help
@@ -85,6 +86,7 @@ class Loop:
         self._worker = worker
         self._restore = restore
         self._codec = Codec(worker, most=most, most_between=most_between)
+        self._coster = coster_of(worker)
         self._isolate = isolate
         self._replays = replays
         self._max_batch_size = worker.max_batch_size
@@ -234,6 +236,7 @@ class Loop:
             lease=lease,
             most=self.fit.most,
             sizes=self._worker._sizes,
+            coster=self._coster,
             gives_back=self._replays,
         )
         return Taken(message, run, welcome, since_ns, received_ns)
@@ -284,7 +287,7 @@ class Loop:
                 self._note_memory(taken.run)
             self._forward_s += (self._compute_ns / 1e9 - self._forward_s) * FORWARD_SMOOTHING
             if outcomes[0].status == OK:  # enough of them are: a batch that fails takes another time
-                self._lately.note(len(outcomes), self._compute_ns // 1000)
+                self._note_time(len(outcomes), taken.run.costs)
         taken.run.end()
         outcomes = self._streams.end(message.uids, outcomes)
         self._shared.cancelled.discard(message.uids)
@@ -297,11 +300,19 @@ class Loop:
             mime=self._worker.resp_mime_type,
             batch_us=(began_ns - taken.since_ns) // 1000,
             compute_us=self._compute_ns // 1000,
+            costs=taken.run.costs,
         ):
             self._outlets.send(target, wire.encode(results, encoded))
         if step is not Step.GO_ON:
             self._show(step)
         self._restore()
+
+    def _note_time(self, count: int, costs: Mapping[int, float]) -> None:
+        """How long a batch of so many items took, or of what they cost."""
+        if self._coster is None:
+            self._lately.note(count, self._compute_ns // 1000)
+        elif costs:
+            self._lately.note_cost(max(costs.values()) * count, self._compute_ns // 1000)
 
     def _judge(self, outcomes: list[Outcome]) -> Step:
         """After an interrupt, or since one. Raises WorkerBroken where these outcomes are for nobody."""

@@ -134,6 +134,8 @@ class Membership:
                 about=warm.about,
                 maps=self.maps,
                 times_us=dict(warm.times_us),
+                tells_cost=warm.tells_cost,
+                costs=dict(warm.costs),
             )
             owed.append(ready)
         if warm is not None or now >= self._beat_at:  # whose answer says whether that has been taken

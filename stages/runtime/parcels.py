@@ -7,7 +7,7 @@ stage, worker and batch, so that the one who gets them can tell this stage's boo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import add
 from typing import Final, TypeAlias
@@ -18,6 +18,8 @@ from engine.core.wire import HEAD_ITEMS, WITH_HEADERS, Payload, pack_steps
 from engine.errors import ProtocolError
 from stages.compute import OK, Outcome
 from stages.context import ItemIn
+
+NO_COSTS: Final[Mapping[int, float]] = {}
 
 Parcel: TypeAlias = tuple[int, Results, list[Payload]]  # where to: a stage, or FINAL
 
@@ -82,10 +84,12 @@ class Plan:
         mime: str,
         batch_us: int = 0,
         compute_us: int = 0,
+        costs: Mapping[int, float] = NO_COSTS,
     ) -> list[Parcel]:
         """The outcomes by where they go: the next stage, or FINAL; several parcels where one would be too large.
 
-        ``compute_us`` goes into each item's trail, and as a total into one of the parcels.
+        ``compute_us`` goes into each item's trail, and as a total into one of the parcels. ``costs``: of those items
+        whose cost is known, by position.
         """
 
         def made(target: int, uids: list[int], statuses: list[int], trails: list[bytes], compute_us: int) -> Results:
@@ -99,6 +103,7 @@ class Plan:
                 mime=mime if target == FINAL else "",
                 compute_us=compute_us,
                 headers={},
+                costs={},
             )
 
         steps = pack_steps(batch.queues_us, batch_us, compute_us)
@@ -107,6 +112,7 @@ class Plan:
         if 0 < len(payloads) == count <= WITH_HEADERS and count == batch.routes.count(batch.routes[0]):
             target = self.following[batch.routes[0]]  # of all of them: nearly always
             results = made(target, batch.uids, [OK] * count, [*map(add, batch.trails, steps)], compute_us)
+            results.costs.update(costs)
             return [(target, results, payloads)]
         parcels: dict[int, Parcel] = {}
         full: list[Parcel] = []
@@ -125,6 +131,8 @@ class Plan:
             _, results, payloads = parcel
             if outcome.headers:
                 results.headers[len(results.uids)] = outcome.headers
+            if position in costs:
+                results.costs[len(results.uids)] = costs[position]
             results.uids.append(batch.uids[position])
             results.statuses.append(outcome.status)
             results.trails.append(batch.trails[position] + steps[position])

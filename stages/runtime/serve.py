@@ -32,6 +32,7 @@ from engine.signals import STOPPING, Signals
 from stages import blame, buffers
 from stages.base import Worker
 from stages.build import create, examples, is_first, is_last, lasts, most_between
+from stages.costing import by_cost, coster_of
 from stages.mixin.typed import check_types
 from stages.near import Lender, Reader
 from stages.runtime.control import Control
@@ -48,7 +49,7 @@ from stages.schema import describe
 from stages.shm import SharedMemory
 from stages.stream import check_place, flow_of
 from stages.trial import trial
-from stages.warming import WarmUp, warm_up
+from stages.warming import WarmUp, nbytes_of, values_of, warm_up
 from stages.watchdog import Watchdog
 
 GOODBYE_S: Final = 2.0  # for the control thread to end
@@ -210,6 +211,7 @@ def _load(
         worker_id=slot,
         max_batch_size=spec.max_batch_size,
         batch_sizes=spec.batch_sizes,
+        max_batch_cost=spec.max_batch_cost,
         device=device,
         args=spec.args,
     )
@@ -249,8 +251,25 @@ def _load(
         "worker is warm",
         extra={"device": device, "load_s": round(warming - began, 3), "warmup_s": took_ms / 1000, **plan.told()},
     )
-    lately = Lately({size: round(seconds * 1e6) for size, seconds in plan.times_s.items()})
-    return worker, Warm(worker.resp_mime_type, took_ms, int(flow_of(worker)), about, lately.times_us), fit, lately
+    times_s, coster = plan.times_s, coster_of(worker)
+    by_bytes: dict[int, float] = {}
+    if coster is not None:
+        values = values_of(worker, found)
+        costs = coster.examples(values)
+        times_s = by_cost(times_s, costs)
+        if costs and not first:  # a body is longer than what is made of it
+            by_bytes = {nbytes_of(value): cost for value, cost in zip(values, costs, strict=True)}
+    lately = Lately({size: round(seconds * 1e6) for size, seconds in times_s.items()})
+    warm = Warm(
+        worker.resp_mime_type,
+        took_ms,
+        int(flow_of(worker)),
+        about,
+        lately.times_us,
+        tells_cost=coster is not None,
+        costs=by_bytes,
+    )
+    return worker, warm, fit, lately
 
 
 def _to_try(deployment: Deployment, stage: str, slot: int, worker: Worker) -> dict[str, str]:

@@ -62,13 +62,16 @@ ToMain: TypeAlias = Joined | Dismissed | Turned | Stop
 @dataclass(frozen=True)
 class Warm:
     """Warm-up is done; ``mime`` is what this stage answers with, ``about`` how it describes itself, ``times_us`` how
-    long batches took by their size, and take since."""
+    long batches took by their size, and take since; where its class ``tells_cost`` of values by what they cost, and
+    ``costs`` that of values of its examples by their bytes."""
 
     mime: str
     took_ms: int
     flow: int = int(Flow.WHOLE)
     about: bytes = b""
     times_us: Mapping[int, int] = field(default_factory=dict)
+    tells_cost: bool = False
+    costs: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

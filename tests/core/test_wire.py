@@ -278,7 +278,7 @@ def _unbounded(kind: Any) -> bool:
 def _is_open(info: Any) -> bool:
     if isinstance(info, msgspec.inspect.Metadata):
         return _is_open(info.type)
-    if isinstance(info, msgspec.inspect.IntType):
+    if isinstance(info, msgspec.inspect.IntType | msgspec.inspect.FloatType):
         return info.le is None or info.ge is None
     if isinstance(info, msgspec.inspect.ListType):
         return info.max_length is None or _is_open(info.item_type)
