@@ -28,11 +28,11 @@ import pytest
 from benchmarks import (
     bench,
     closed,
-    crowds,
+    crowd,
     floor,
+    goals,
     load,
     nginx,
-    overload,
     plan,
     processes,
     record,
@@ -865,66 +865,66 @@ def test_bad_words_are_told(words: list[str]) -> None:
 # --- crowds with goals -----------------------------------------------------------------------------------------------
 
 
-def asked(at: float, took: float = 0.010, status: int = 200, *, first: bool = True, kind: int = 0) -> crowds.Asked:
-    return crowds.Asked(at, took, status, first, kind)
+def asked(at: float, took: float = 0.010, status: int = 200, *, first: bool = True, kind: int = 0) -> crowd.Asked:
+    return crowd.Asked(at, took, status, first, kind)
 
 
 def test_arrivals_of_a_crowd_begin_when_they_are_told_to() -> None:
-    instants = crowds.arrivals(500, 2.0, "a seed", begin=3.0)
+    instants = goals.arrivals(500, 2.0, "a seed", begin=3.0)
     assert instants == sorted(instants)
     assert 3.0 < instants[0] < instants[-1] < 5.0
     assert len(instants) == pytest.approx(1000, rel=0.15)
-    assert crowds.arrivals(500, 2.0, "a seed", begin=3.0) == instants
+    assert goals.arrivals(500, 2.0, "a seed", begin=3.0) == instants
 
 
 def test_several_crowds_come_as_one_and_each_knows_its_own() -> None:
-    assert crowds.mixed([1.0, 4.0], [2.0], [0.5]) == ([0.5, 1.0, 2.0, 4.0], [2, 0, 1, 0])
+    assert goals.mixed([1.0, 4.0], [2.0], [0.5]) == ([0.5, 1.0, 2.0, 4.0], [2, 0, 1, 0])
 
 
 def test_success_is_of_all_who_asked() -> None:
     crowd = [asked(0.1), asked(0.2, 0.090), asked(0.3, 0.001, 429), asked(0.4, 0.003, 503), asked(0.5, 3.0, 408)]
-    found = crowds.success(crowd, 0.050)
+    found = goals.success(crowd, 0.050)
     assert found == pytest.approx(
         {"success": 0.2, "refused": 0.4, "late": 0.4, "refused_p50_ms": 1.0, "refused_p99_ms": 3.0}
     )
-    assert crowds.success([], 0.050) == {}
-    assert crowds.good(crowd, 0.100) == 2
+    assert goals.success([], 0.050) == {}
+    assert goals.good(crowd, 0.100) == 2
 
 
 def test_latencies_are_those_of_answers() -> None:
     crowd = [asked(0.1, 0.010), asked(0.2, 0.030), asked(0.3, 9.0, 429)]
-    assert crowds.latencies(crowd) == pytest.approx({"mean_ms": 20, "p50_ms": 10, "p99_ms": 30, "answered": 2})
-    assert crowds.latencies(crowd[2:]) == {}
+    assert goals.latencies(crowd) == pytest.approx({"mean_ms": 20, "p50_ms": 10, "p99_ms": 30, "answered": 2})
+    assert goals.latencies(crowd[2:]) == {}
 
 
 def test_only_what_has_settled_and_is_of_a_kind_counts() -> None:
     crowd = [asked(0.1), asked(1.0, kind=1), asked(1.5)]
-    assert crowds.settled(crowd, 1.0) == crowd[1:]
-    assert crowds.settled(crowd, 1.0, 0) == crowd[2:]
+    assert goals.settled(crowd, 1.0) == crowd[1:]
+    assert goals.settled(crowd, 1.0, 0) == crowd[2:]
 
 
 def test_device_time_is_that_of_batches_over_their_items() -> None:
     ms = 1_000_000
-    assert crowds.device_ms([record.Batch(0, 10 * ms, 4), record.Batch(20 * ms, 22 * ms, 2)]) == 2.0
-    assert crowds.device_ms([]) is None
+    assert goals.device_ms([record.Batch(0, 10 * ms, 4), record.Batch(20 * ms, 22 * ms, 2)]) == 2.0
+    assert goals.device_ms([]) is None
 
 
 def test_a_service_has_recovered_when_first_tries_succeed_for_good() -> None:
     every = [number / 100 for number in range(100, 500)]
     well = [asked(at) for at in every]
-    assert crowds.recovered_s(well, 1.0, 5.0, 400) == 0.0
+    assert goals.recovered_s(well, 1.0, 5.0, 400) == 0.0
     ill = [asked(at, status=429 if 2.2 < at < 2.4 else 200) for at in every]
-    assert crowds.recovered_s(ill, 1.0, 5.0, 400) == pytest.approx(1.39)
+    assert goals.recovered_s(ill, 1.0, 5.0, 400) == pytest.approx(1.39)
     late = [asked(at, 0.2 if at < 1.1 else 0.01) for at in every]
-    assert crowds.recovered_s(late, 1.0, 5.0, 400, slo_s=0.1) == pytest.approx(0.09)
+    assert goals.recovered_s(late, 1.0, 5.0, 400, slo_s=0.1) == pytest.approx(0.09)
     one_in_a_window = [asked(at, status=429 if at == 3.0 else 200) for at in every]
-    assert crowds.recovered_s(one_in_a_window, 1.0, 5.0, 100) == 0.0  # windows of a second, one in a hundred fails
+    assert goals.recovered_s(one_in_a_window, 1.0, 5.0, 100) == 0.0  # windows of a second, one in a hundred fails
 
 
 def test_requests_of_a_kind_have_their_path_and_head() -> None:
     offered = load.Load(1, "{}", 1, 1, 1, 1, paths=("/a", "/b"), heads=("", "x-api-key: b\r\n"))
-    crowd = overload.Crowd(offered, [0.0, 0.1], 0, [0, 3])
-    first, second = (crowd._requests[crowd._kind(number)] for number in (0, 1))
+    several = crowd.Crowd(offered, [0.0, 0.1], 0, [0, 3])
+    first, second = (several._requests[several._kind(number)] for number in (0, 1))
     assert first.startswith(b"POST /a ")
     assert b"x-api-key" not in first
     assert second.startswith(b"POST /b ")

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from benchmarks import crowds, load, nginx, overload, plan, processes, record, systems, wrk
+from benchmarks import load, nginx, overload, plan, processes, record, systems, wrk
+from benchmarks.crowd import Asked
 from benchmarks.result import OURS, PEER
 
 SEED = 20_000
@@ -164,7 +165,7 @@ class Bench:
         tries: int = 0,
         heads: Sequence[str] = ("",),
         kinds: Sequence[int] = (),
-    ) -> tuple[list[crowds.Asked], Window]:
+    ) -> tuple[list[Asked], Window]:
         """Requests at such instants, and what became of each; see :func:`benchmarks.overload.offered`."""
         with self._window(running) as close:
             asked = overload.offered(running, rate, due, tries=tries, heads=heads, kinds=kinds)

@@ -31,11 +31,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from benchmarks import machine, processes, record, systems, table, wrk
-from benchmarks.crowds import Asked, recovered_s
-from benchmarks.load import Client, Load
+from benchmarks.crowd import Asked
+from benchmarks.goals import recovered_s
+from benchmarks.load import Load
 from benchmarks.plan import Service, Stage
 from benchmarks.stats import arrivals, percentile
 
@@ -55,7 +56,6 @@ SEED: Final = 9
 USUAL, BURST = 0.8, 3.0  # of the capacity
 BURST_AT_S, BURST_S, AFTER_S = 3.0, 0.5, 6.0
 TRIES: Final = 3  # after the first
-PAUSE_S: Final = 0.02  # before each: nobody is that impatient
 
 
 @dataclass(frozen=True)
@@ -86,47 +86,7 @@ DEPLOYMENTS: Final = {
 }
 
 
-# --- the client, a process of its own --------------------------------------------------------------------------------
-
-
-class Crowd(Client):
-    """Notes what became of each request; asks again for those that fail, ``tries`` times."""
-
-    def __init__(self, load: Load, due: Sequence[float], tries: int, kinds: Sequence[int] = ()) -> None:
-        super().__init__(load, due)
-        self._kinds = list(kinds)  # by number; empty: all are of the first
-        self._tries = dict.fromkeys(range(len(due)), tries)
-        self._firsts = len(due)
-        self._answers: dict[int, tuple[int, float]] = {}
-
-    def asked(self) -> list[Asked]:
-        start = self._due[0]
-        found = []
-        for number, at in enumerate(self._due):
-            status, instant = self._answers.get(number, (0, at))
-            found.append(Asked(at - start, instant - at, status, number < self._firsts, self._kind(number)))
-        return found
-
-    def _answered(self, number: int, status: int, instant: float) -> None:
-        super()._answered(number, status, instant)
-        self._answers[number] = status, instant
-        if status != 200 and self._tries[number]:
-            again = self._ask_at(instant + PAUSE_S)
-            self._tries[again] = self._tries[number] - 1
-            if self._kinds:
-                self._kinds.append(self._kinds[number])
-
-    def _kind(self, number: int) -> int:
-        return self._kinds[number] if self._kinds else 0
-
-
-def client() -> int:
-    """Read what to do from standard input, do it, print what became of each request."""
-    told: dict[str, Any] = json.load(sys.stdin)
-    crowd = Crowd(Load(**told["load"]), told["due"], told["tries"], told["kinds"])
-    crowd.run()
-    print(json.dumps([list(asdict(one).values()) for one in crowd.asked()]))
-    return 0
+# --- the client, a process of its own ---------------------------------------------------------------------------------
 
 
 def offered(
@@ -149,7 +109,7 @@ def offered(
         heads=heads, timeout_s=TIMEOUT_S + 2,
     )  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.overload", "client"],
+        [sys.executable, "-m", "benchmarks.crowd"],
         input=json.dumps({"load": asdict(load), "due": list(due), "tries": tries, "kinds": list(kinds)}),
         capture_output=True,
         text=True,
@@ -282,4 +242,4 @@ def raise_descriptor_limit() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(client() if sys.argv[1:] == ["client"] else main())
+    sys.exit(main())

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import machine, plan, systems, table
-from benchmarks.crowds import Asked
+from benchmarks.crowd import Asked
 from benchmarks.overload import MISSED, offered, raise_descriptor_limit
 from benchmarks.plan import Service, Stage
 from benchmarks.stats import median, percentile
