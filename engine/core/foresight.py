@@ -20,7 +20,7 @@ from engine.core.crew import Crew, InFlight, Member
 from engine.core.items import Item
 from engine.core.predict import Outlook, Times
 from engine.core.routing import Topology
-from engine.core.spacing import PRICE, SLOWER, share, spacing_s
+from engine.core.spacing import PRICE, SLOWER, filled_until, share, spacing_s
 from engine.core.stats import StageStats
 from engine.core.wire import MICROS
 
@@ -162,17 +162,30 @@ class Foresight:
 
     # --- sharing -----------------------------------------------------------------------------------------------------
 
-    def spaced_until(self, waiting: int, now: float) -> float:
-        """Until when somebody idle is not given ``waiting`` items, less than a batch; in the past: they leave now."""
+    def spaced_until(self, worker: Member, waiting: int, now: float) -> float:
+        """Until when the idle ``worker`` is not given ``waiting`` items, less than a batch; in the past: they leave
+        now."""
         crew = self._crew
         if not crew.is_busy:
             return 0.0
         able = crew.able
         if able < 2:
             return 0.0
+        until = self._filled_until(worker, waiting)
         self._measure(now)
         spacing = spacing_s(self.times.fixed_s, able)
-        return self.released_at + spacing if waiting < self._rate * spacing else 0.0
+        return max(until, self.released_at + spacing) if waiting < self._rate * spacing else until
+
+    def _filled_until(self, worker: Member, waiting: int) -> float:
+        """Until when a batch may fill that has to be done within a tight goal. It waits for as long as one more would
+        still be in time: where there is no time for two batches one after the other, a small one takes the worker from
+        those who come next."""
+        head = self._queue.first()
+        if head is None or head.request.due >= head.request.deadline:
+            return 0.0
+        times = self.times
+        due = head.request.due - self._later[head.request.route]
+        return filled_until(times, worker, due, due - head.arrived, waiting, self._queue.most)
 
     def share(self, worker: Member, waiting: int, now: float) -> Share:
         """How much of what waits the idle ``worker`` takes. None is left to somebody who would be late with it."""

@@ -482,7 +482,7 @@ class StageMachine:
             # When the first is due costs a look at every item; it matters only if a partial batch may wait.
             partial = amount < whole
             is_shared = is_long and is_idle and policy.eager
-            spaced_until = foresight.spaced_until(waiting, now) if is_shared and partial else 0.0
+            spaced_until = foresight.spaced_until(worker, waiting, now) if is_shared and partial else 0.0
             may_wait = partial and is_idle and (spaced_until > now or not policy.eager)
             decision = decide(
                 policy,

@@ -1,10 +1,10 @@
-"""How much of what waits an idle worker takes, and when: the two rules by themselves, and the real front and stages
+"""How much of what waits an idle worker takes, and when: the rules by themselves, and the real front and stages
 with them in counted time, beside what the simulation that they were chosen by has told."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import pytest
 from hypothesis import given
@@ -14,7 +14,8 @@ from engine.core import spacing
 from engine.core.actions import Dispatch
 from engine.core.batching import Reason
 from engine.core.predict import Times
-from engine.core.spacing import share, spacing_s
+from engine.core.spacing import TIGHT, filled_until, share, spacing_s
+from engine.simulation.arrivals import Renewal
 from tests.core.traffic import Curve, Layer, Service, line
 
 
@@ -72,6 +73,27 @@ def test_a_share_is_at_least_one_item_and_leaves_the_other_no_more_than_a_batch(
     count = share(known(line(2, 1), most), Worker(), Worker(), wait, waiting, most, price)
     assert 1 <= count <= min(waiting, most)
     assert min(waiting, 2 * most) - count <= most
+
+
+def test_a_batch_for_a_tight_goal_waits_for_as_long_as_one_more_would_be_in_time() -> None:
+    times, worker = known(line(20, 0.1)), Worker()
+    whole_s = times.predict(32, worker)
+    until = filled_until(times, worker, 10.0, 1.5 * whole_s, 3, 32)
+    left = 10.0 - times.predict(4, worker) * times.margin
+    assert left - 0.002 < until < left  # a little before the last moment
+    assert filled_until(times, worker, 10.0, 1.5 * whole_s, 20, 32) < until
+    assert filled_until(times, Worker(2.0), 10.0, 1.5 * whole_s, 3, 32) < until
+
+
+def test_a_batch_for_a_goal_with_time_for_two_does_not() -> None:
+    times, worker = known(line(20, 0.1)), Worker()
+    assert not filled_until(times, worker, 10.0, TIGHT * times.predict(32, worker), 3, 32)
+    assert not filled_until(Times(32), worker, 10.0, 0.001, 3, 32)  # nothing is known
+
+
+def test_a_batch_that_costs_what_its_items_cost_does_not() -> None:
+    assert filled_until(known(line(5, 0.5)), Worker(), 10.0, 0.025, 3, 32)
+    assert not filled_until(known(line(1, 2)), Worker(), 10.0, 0.080, 3, 32)
 
 
 # --- in a stage ------------------------------------------------------------------------------------------------------
@@ -203,3 +225,34 @@ def test_a_worker_three_times_as_slow_is_given_what_it_would_be_first_with() -> 
     latencies = sorted(one.answered_at - one.at for one in service.good(0.5, 1e9))
     assert latencies[int(0.99 * len(latencies))] < 0.045  # given at once: 0.106
     assert mean_ms(service) < 28  # 33
+
+
+@pytest.mark.parametrize(
+    ("layer", "cv", "goal", "load", "gain"),
+    [
+        (Layer(FLAT, workers=2, most=32), 4.0, 1.3, 0.3, 1.2),
+        (Layer(line(10, 0), workers=2, most=32), 4.0, 1.5, 0.3, 1.1),
+        (Layer(line(5, 0.5), workers=4, most=32), 1.0, 1.3, 0.9, 1.05),
+        (Layer(line(1, 2), workers=4, most=32), 4.0, 1.5, 0.7, 1.0),  # it has nothing from batching, and is left alone
+    ],
+)
+def test_more_are_in_time_for_a_tight_goal_where_batches_fill_for_it(
+    layer: Layer, cv: float, goal: float, load: float, gain: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slo_s, rate = goal * layer.curve(32), load * layer.capacity
+    shares = []
+    for tight in (TIGHT, 0.0):
+        monkeypatch.setattr(spacing, "TIGHT", tight)
+        service = Service(layer, warm=1.0, slos_s=(slo_s,))
+        service.arrive(islice(Renewal(rate, cv).instants(1), 1500))
+        service.finish()
+        shares.append(sum(one.answered_at - one.at <= slo_s for one in service.good(0.2, 1e9)))
+    assert shares[0] >= gain * shares[1]
+
+
+def test_who_is_alone_waits_for_no_tight_goal_either() -> None:
+    service = Service(Layer(FLAT, workers=2, most=32), warm=1.0, slos_s=(0.030,))
+    for _ in range(3):
+        service.arrive(iter([0.0]))
+        service.run(0.1)
+    assert [one.answered_at - one.at < 0.024 for one in service.attempts] == [True] * 3
