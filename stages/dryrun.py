@@ -149,9 +149,9 @@ def _exercise(
             inputs = _fed(number, deployment.topology, workers, outputs, findings)
         if not inputs:
             return None
+        finding.max_batch_cost = spec.max_batch_cost or None
         if (coster := coster_of(worker)) is not None:
             plan.doing = "asking what its example costs"
-            finding.max_batch_cost = spec.max_batch_cost
             finding.costs = [coster.asked(value) for example in inputs for value in values_of(worker, [example])]
             plan.doing = "computing its example"
         results = _measure(worker, inputs, finding, spec, plan)
@@ -265,6 +265,8 @@ def table(findings: Sequence[Finding]) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     for finding in findings:
         lines += _by_size(finding)
+        if finding.max_batch_cost is not None and not finding.costs:
+            lines.append(f"{finding.stage}: its class has no cost(value): what a payload costs is its bytes")
         if finding.costs:
             shown = ", ".join(f"{cost:g}" for cost in finding.costs[:COSTS_SHOWN])
             more = f" and {len(finding.costs) - COSTS_SHOWN} more" if len(finding.costs) > COSTS_SHOWN else ""

@@ -418,6 +418,11 @@ def test_values_that_a_stage_key_does_not_take(key, value):
             "leave max_batch_size out, or make them agree",
         ),
         (
+            "batch_sizes = [1, 8]\nmax_batch_cost = 4096",
+            "max_batch_cost: expected no batch_sizes beside it: a batch is as large as its items are cheap, and would "
+            "be padded to another size; leave one of the two out",
+        ),
+        (
             'warm_up = "2 min"\nstart_timeout = 60',
             'warm_up: expected less than start_timeout = 60 s, in which the worker has to load too, got "2 min"',
         ),

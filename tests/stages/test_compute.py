@@ -42,6 +42,7 @@ from stages.compute import (
     run_batch,
 )
 from stages.context import ItemIn
+from stages.costing import by_cost, coster_of
 
 
 class Doubling(Worker):
@@ -785,3 +786,68 @@ def test_a_value_that_the_next_stage_never_takes_fails_alone_and_in_words(own: b
     assert first.status == 500
     assert b"max_queue_bytes of the next stage is 100" in bytes(first.payload)  # type: ignore[arg-type]  # one part
     assert second.status == (500 if own else 200)
+
+
+# --- cost ------------------------------------------------------------------------------------------------------------
+
+
+class Counted(Doubling):
+    """Costs what its class says, or fails to say so."""
+
+    max_batch_cost = 100
+
+    def cost(self, value: Any) -> float:
+        if value == "bug":
+            raise ZeroDivisionError("secret")
+        self.asked = [*getattr(self, "asked", []), self.context().request_id]
+        return float(value)
+
+
+def asked(worker: Worker, given: Sequence[ItemIn], size: int = 8) -> tuple[Run, list[int]]:
+    run = Run(
+        worker,
+        given,
+        Codec(worker),
+        max_batch_size=size,
+        isolate=True,
+        expired=lambda _items: (),
+        begun=lambda _item: False,
+        call=lambda function, argument: function(argument),
+        coster=coster_of(worker),
+    )
+    return run, [outcome.status for outcome in run.compute().outcomes]
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_each_value_is_asked_what_it_costs_before_forward_may_change_it(size: int) -> None:
+    worker = Counted()
+    run, statuses = asked(worker, items(3, b"{", 5), size)
+    assert statuses == [200, 400, 200]
+    assert run.costs == {0: 3.0, 2: 5.0}
+    assert worker.asked == ["r0", "r2"]
+
+
+def test_a_cost_that_fails_fails_nothing_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    worker = Counted(lambda data: data)
+    run, statuses = asked(worker, items("bug", 4, "bug", -1, 1e30))
+    assert statuses == [200] * 5
+    assert run.costs == {1: 4.0}
+    assert [record.message for record in caplog.records].count(
+        "Counted.cost failed; such items are batched by their size (it is logged once)"
+    ) == 1
+
+
+def test_nobody_is_asked_without_a_limit_or_a_method() -> None:
+    class Free(Counted):
+        max_batch_cost = 0
+
+    class Silent(Doubling):
+        max_batch_cost = 100
+
+    assert coster_of(Free()) is None
+    assert coster_of(Silent()) is None
+
+
+def test_the_times_of_a_warm_up_are_told_by_what_its_batches_cost() -> None:
+    assert by_cost({1: 0.1, 2: 0.2, 4: 0.4}, [3.0, 10.0]) == {3: 0.1, 20: 0.2, 40: 0.4}
+    assert by_cost({1: 0.1}, []) == {}

@@ -138,3 +138,17 @@ def test_a_class_that_could_answer_nothing_is_refused(cls: type, words: str) -> 
 @pytest.mark.parametrize("cls", [Pieces, Events, MeansNone, RefusesAll, Decorated, Static, Called])
 def test_what_may_be_right_is_not_refused(cls: type) -> None:
     check_class(cls, "s")
+
+
+class CostsInVain(Worker):
+    def forward(self, data: Any) -> Any:
+        return data
+
+    def cost(self) -> float:  # type: ignore[override]
+        return 1.0
+
+
+def test_a_method_named_cost_is_looked_at_where_it_is_asked() -> None:
+    check_class(CostsInVain, "s")
+    with pytest.raises(StartError, match=r"write def cost\(self, data\)"):
+        check_class(CostsInVain, "s", asks_cost=True)

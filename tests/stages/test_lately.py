@@ -31,3 +31,16 @@ def test_what_took_no_time_says_nothing() -> None:
     lately = Lately()
     lately.note(1, 0)
     assert not lately.times_us
+
+
+def test_what_batches_cost_is_told_apart_as_finely_as_a_message_has_room_for() -> None:
+    lately = Lately()
+    lately.note_cost(1000.4, 5000)
+    lately.note_cost(1030, 6000)
+    lately.note_cost(0.2, 9)
+    assert lately.times_us == {1024: 5100}
+    for power in range(50):
+        for step in range(8):
+            lately.note_cost((8 + step) << power, 1000)
+    assert len(lately.times_us) <= 256
+    assert all(abs(near - 100) <= 7 for near in lately.times_us if 94 < near < 106)

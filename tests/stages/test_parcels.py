@@ -127,3 +127,13 @@ def test_numbers_forget_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [number for number in range(6) if number in numbers] == [2, 3, 4]
     numbers.discard([3, 9])
     assert len(numbers) == 2
+
+
+def test_what_items_cost_goes_with_them() -> None:
+    outcomes = [Outcome(200), Outcome(200), Outcome(500), Outcome(200)]
+    parcels = PLAN.results(ORIGIN, batch([0, 1, 0, 1]), outcomes, mime="", costs={0: 5.0, 1: 6.0, 3: 8.0})
+    assert {target: results.costs for target, results, _ in parcels} == {FINAL: {0: 5.0}, 2: {0: 6.0, 1: 8.0}}
+    ((_, results, _),) = PLAN.results(ORIGIN, batch([0, 0]), outcomes[:2], mime="", costs={1: 2.0})
+    assert results.costs == {1: 2.0}
+    ((_, results, _),) = PLAN.results(ORIGIN, batch([0, 0]), outcomes[:2], mime="")
+    assert not results.costs

@@ -82,6 +82,34 @@ def test_worker_introduces_itself_warms_up_and_is_ready(bench: Any) -> None:
     assert worker.events[3] == {"event": "warming", "done": 2, "of": 2}
 
 
+def test_a_worker_says_what_its_values_cost_where_a_batch_has_a_limit(bench: Any) -> None:
+    deployment = bench.deployment(one(worker="service:Priced", max_batch_cost=1000))
+    broker = bench.broker(deployment)
+    bench.worker(deployment)
+    broker.welcome()
+    ready = broker.expect(Ready)
+    assert ready.tells_cost
+    assert {30, 100, 200, 400} <= ready.times_us.keys()  # of 1, 2, 4 and 8 values, as long as the longest
+    values = [{"do": "echo", "x": 3}, b"{", {"do": "echo", "x": "much"}, {"do": "refuse", "x": 5}]
+    uids = broker.give(1, values)
+    told = broker.settled(uids)
+    assert [item.status for item in told] == [200, 400, 200, 422]
+    costs = {results.uids[at]: cost for results in broker.results for at, cost in results.costs.items()}
+    assert costs == {uids[0]: 3.0, uids[3]: 5.0}
+
+
+def test_without_a_limit_nobody_is_asked_what_values_cost(bench: Any) -> None:
+    deployment = bench.deployment(one(worker="service:Priced"))
+    broker = bench.broker(deployment)
+    bench.worker(deployment)
+    broker.welcome()
+    ready = broker.expect(Ready)
+    assert not ready.tells_cost
+    assert {1, 2, 4, 8} <= ready.times_us.keys()
+    broker.settled(broker.give(1, [{"do": "echo", "x": 3}]))
+    assert not broker.results[-1].costs
+
+
 def test_the_introduction_comes_before_the_model_is_loaded(bench: Any, let_go: Any) -> None:
     gate = bench.fifo()
     deployment = bench.deployment(one(worker="service:SlowInit") + f'args = {{ gate = "{gate}" }}\n')

@@ -143,6 +143,13 @@ class Warm(Obey):
         self.resp_mime_type = "text/x-warm"
 
 
+class Priced(Obey):
+    example = [{"do": "echo", "x": 30}, {"do": "echo", "x": 50}]
+
+    def cost(self, value: dict[str, Any]) -> float:
+        return float(value["x"])
+
+
 class Steady(Obey):
     """Takes its time, answers with a buffer that it fills anew, and tells which threads there are."""
 
