@@ -56,8 +56,8 @@ BODY: Final = '{"x": 2}'
 
 @dataclass(frozen=True)
 class Deployment:
-    """``workers`` are what its latencies are measured with. ``slo_s`` and ``rate``, as a multiple of what one worker of
-    its slowest stage carries, are for the number of workers; 0: it is not asked for."""
+    """``workers`` are what its latencies are measured with; none: they are not. ``slo_s`` and ``rate``, a multiple of
+    what one worker of its slowest stage carries, are for the number of workers; 0: it is not asked for."""
 
     works: tuple[str, ...]
     workers: tuple[int, ...]
@@ -77,6 +77,8 @@ DEPLOYMENTS: Final = {
     "accelerator, 1 worker": Deployment(("Accelerator",), (1,), 32),
     "accelerator, 2 workers": Deployment(("Accelerator",), (2,), 32, slo_s=0.060, rate=1.6),
     "brief, 2 workers": Deployment(("Brief",), (2,), 8, slo_s=0.120, rate=2.5),
+    "brief, a tight goal": Deployment(("Brief",), (), 8, slo_s=0.060, rate=2.5),
+    "brief, a tighter one": Deployment(("Brief",), (), 8, slo_s=0.045, rate=2.5),
     "brief, bursts (CV 4)": Deployment(("Brief",), (2,), 8, slo_s=0.240, rate=2.5, cv=4.0),
     "two stages": Deployment(("Accelerator", "Brief"), (1, 2), 8, slo_s=0.150, rate=2.5),
     "two stages alike": Deployment(("Brief", "Brief"), (2, 2), 8, slo_s=0.200, rate=1.7),
@@ -113,6 +115,11 @@ class Planned:
             raise RuntimeError(f"engine plan ended with {done.returncode}")
         told: dict[str, Any] = json.loads(done.stdout)
         return told
+
+    def profile_it(self) -> None:
+        """Have the command measure the stages."""
+        ones = [1] * len(self.names)
+        self.ask(ones, "--rate", "1", "--slo", f"{LONG_S}s", "--requests", "100", "--seeds", "1")
 
     def ask_running(self, running: systems.Running, *words: str) -> dict[str, Any]:
         """The same of a deployment that runs, by what it has learned; :attr:`profile` is that then."""
@@ -172,9 +179,10 @@ def latencies(planned: Planned, repeats: int) -> Iterator[str]:
     if planned.deployment.learns:
         yield from learnt_latencies(planned, repeats)
         return
+    if not workers:
+        yield from ["-"] * 4
+        return
     kept = [word for name, num in zip(planned.names, workers, strict=True) for word in ("--keep", f"{name}={num}")]
-    if not planned.profile.exists():
-        planned.ask(workers, "--rate", "1", "--slo", f"{LONG_S}s", "--requests", "100", "--seeds", "1", *kept)
     rate = LOAD * planned.capacity(workers)
     seeds = range(100, 100 + repeats)
     words = ["--rate", f"{rate:.3f}", "--slo", f"{LONG_S}s", *kept, *planned.recorded(rate, seeds)]
@@ -261,6 +269,8 @@ def main() -> int:
         folder = Path(tempfile.mkdtemp(prefix="sl-bench-", dir="/tmp"))
         try:
             planned = Planned(DEPLOYMENTS[name], folder)
+            if not planned.deployment.learns:
+                planned.profile_it()
             lines.append([name, *latencies(planned, options.repeats), *numbers(planned)])
         finally:
             shutil.rmtree(folder)

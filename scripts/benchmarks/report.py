@@ -97,6 +97,15 @@ broker with a thread per stage; refusals by the slowest load. With one thread, a
 1.043, 0.999, 0.996 and 1.043, 1.200, 1.152, 1.012, 1.015, both recovered after 0.00 s. Beside others' work (load
 average 5, at 04:00) batches came late that had been foreseen in time: then two of 30 cells were 0.819 and 0.922, and
 one recovery took 2.23 s.*
+
+## Plans
+
+`PYTHONPATH=scripts python -m benchmarks.planned [DEPLOYMENT...]` holds what `engine plan` says against what a
+deployment then does: p50 and p99 at 70 % of what full batches reach, and the fewest workers for a rate within a goal,
+which is asked of deployments with so many workers, one less and two less. The plan measures the workers itself; they
+sleep, but for the model.
+
+@TABLE@
 """
 
 THE_RUN: Final = "## The run"  # what follows is of the results
