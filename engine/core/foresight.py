@@ -171,21 +171,21 @@ class Foresight:
         able = crew.able
         if able < 2:
             return 0.0
-        until = self._filled_until(worker, waiting)
+        until = self._filled_until(worker)
         self._measure(now)
         spacing = spacing_s(self.times.fixed_s, able)
         return max(until, self.released_at + spacing) if waiting < self._rate * spacing else until
 
-    def _filled_until(self, worker: Member, waiting: int) -> float:
+    def _filled_until(self, worker: Member) -> float:
         """Until when a batch may fill that has to be done within a tight goal. It waits for as long as one more would
         still be in time: where there is no time for two batches one after the other, a small one takes the worker from
         those who come next."""
-        head = self._queue.first()
+        head = self.queue.first()
         if head is None or head.request.due >= head.request.deadline:
             return 0.0
         times = self.times
         due = head.request.due - self._later[head.request.route]
-        return filled_until(times, worker, due, due - head.arrived, waiting, self._queue.most)
+        return filled_until(times, worker, due, due - head.arrived, self.queue.amount, self.queue.most)
 
     def share(self, worker: Member, waiting: int, now: float) -> Share:
         """How much of what waits the idle ``worker`` takes. None is left to somebody who would be late with it."""
