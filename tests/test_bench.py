@@ -921,6 +921,12 @@ def test_a_service_has_recovered_when_first_tries_succeed_for_good() -> None:
     assert goals.recovered_s(one_in_a_window, 1.0, 5.0, 100) == 0.0  # windows of a second, one in a hundred fails
 
 
+def test_a_counter_is_the_sum_of_its_samples() -> None:
+    told = '# HELP a_total x\n# TYPE a_total counter\na_total{cell="1"} 2.0\na_total{cell="2"} 3.5\na_total_more 9\n'
+    assert goals.counted(told, "a_total") == 5.5
+    assert goals.counted(told, "b_total") == 0.0
+
+
 def test_requests_of_a_kind_have_their_path_and_head() -> None:
     offered = load.Load(1, "{}", 1, 1, 1, 1, paths=("/a", "/b"), heads=("", "x-api-key: b\r\n"))
     several = crowd.Crowd(offered, [0.0, 0.1], 0, [0, 3])
@@ -985,7 +991,7 @@ def test_the_target_of_goodput_is_missed_at_one_bad_point() -> None:
             for label, load, goal, goodput in points
         )
 
-    tight, loose = slo.OVERLOAD.targets
+    tight, loose, _ = slo.OVERLOAD.targets
     assert (tight.met(rows(0.96)), tight.met(rows(0.94)), loose.met(rows(0.94))) == (True, False, True)
     assert tight.met(Summary([])) is None
 

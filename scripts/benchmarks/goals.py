@@ -70,6 +70,12 @@ def device_ms(batches: Iterable[Batch]) -> float | None:
     return sum(batch.end_ns - batch.begin_ns for batch in found) / 1e6 / items if items else None
 
 
+def counted(metrics: str, name: str) -> float:
+    """The sum of a counter's samples in what ``/metrics`` says; 0.0 where there is none."""
+    samples = (line.rpartition(" ") for line in metrics.splitlines())
+    return sum(float(value) for head, _, value in samples if head.partition("{")[0] == name)
+
+
 def recovered_s(firsts: Sequence[Asked], end: float, until: float, rate: float, slo_s: float = inf) -> float:
     """How long after ``end`` first tries succeed again for good: 99 of 100 in every half second until ``until``, or in
     as long as it takes for enough of them to come."""

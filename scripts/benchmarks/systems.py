@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.request import urlopen
 
 import psutil
 
@@ -166,6 +167,13 @@ def ask(port: int, path: str, body: str) -> tuple[int, bytes]:
         return 0, b""
     finally:
         connection.close()
+
+
+def metrics(port: int) -> str:
+    """What ``/metrics`` says."""
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=START_S) as response:
+        text: str = response.read().decode()
+    return text
 
 
 def suspend(running: Running) -> None:

@@ -16,7 +16,7 @@ from itertools import chain
 from statistics import fmean
 from typing import TYPE_CHECKING, Final
 
-from benchmarks import goals, record, wrk
+from benchmarks import goals, record, systems, wrk
 from benchmarks.bench import Window, present
 from benchmarks.plan import Service, Stage
 from benchmarks.result import OURS, PEER, Case, Metric, Picture, Point, Row, Summary, Target, divided
@@ -31,6 +31,8 @@ TIMEOUT_S: Final = 3.0  # the default, as the next one
 CAPACITY: Final = 1024
 SEED: Final = 9
 MOST_RATE: Final = 10_000.0  # what client and systems have the CPUs for, on a small machine
+COMPARED: Final = "engine_predictions_compared_total"
+RIGHT: Final = "engine_predictions_within_20_percent_total"
 ENOUGH: Final = 150  # requests of a window, which is made longer for them ...
 LONGEST: Final = 3  # ... by so many times at most
 
@@ -83,9 +85,9 @@ def window_s(rate: float, seconds: float) -> float:
 class Together:
     """Systems that are up with one service, to be asked in turns."""
 
-    def __init__(self, bench: Bench, stack: ExitStack, service: Service, systems: Sequence[str]) -> None:
+    def __init__(self, bench: Bench, stack: ExitStack, service: Service, names: Sequence[str]) -> None:
         self._bench = bench
-        self.systems = [system for system in systems if system != BASE or bench.base is not None]
+        self.systems = [system for system in names if system != BASE or bench.base is not None]
         self._running = {system: stack.enter_context(bench.started(system, service, BODY)) for system in self.systems}
 
     def __getitem__(self, system: str) -> Running:
@@ -111,6 +113,11 @@ class Together:
         found = record.read(running.records).values()
         whole = [[one for one in batches if one.begin_ns > begin_ns and one.items == BATCH] for batches in found]
         return sum(record.items_per_second(batches) or 0.0 for batches in whole)
+
+    def predictions(self) -> tuple[float, float]:
+        """How many of ours were compared with what came, and how many of these were right, so far."""
+        told = systems.metrics(self[OURS].port)
+        return goals.counted(told, COMPARED), goals.counted(told, RIGHT)
 
     def device_ms(self, system: str, window: Window) -> float | None:
         return goals.device_ms(chain.from_iterable(self._bench.batches(self[system], window).values()))
@@ -138,6 +145,7 @@ def overload(bench: Bench) -> Iterator[Row]:
             for load in LOADS[1:] if bench.quick else LOADS:
                 if load * rate > MOST_RATE:
                     continue
+                before, were_right = together.predictions()
                 for repeat, system in together.turns(PEER):
                     for path, goal in enumerate(GOALS, start=1):
                         slo_s = goal * device.full_s
@@ -149,6 +157,10 @@ def overload(bench: Bench) -> Iterator[Row]:
                         values = goals.success(late, slo_s) | goals.latencies(late)
                         values["goodput"] = goals.good(late, slo_s) / (due[-1] - settle_s) / rate
                         yield Row(system, repeat, device.point(load=load, goal=goal), values)
+                compared, right = together.predictions()
+                if compared > before:
+                    share = (right - were_right) / (compared - before)
+                    yield Row(OURS, 0, device.point(load=load, goal="all"), {"right": share})
 
 
 OVERLOAD: Final = Case(
@@ -166,21 +178,37 @@ OVERLOAD: Final = Case(
         Metric("late", "answered too late, share", digits=3),
         Metric("p99_ms", "p99 of answers, ms"),
         Metric("refused_p99_ms", "p99 of refusals, ms"),
+        Metric("right", "predicted within 20 %, share", "higher", digits=3),
     ),
     run=overload,
     seconds=1.0,
     pictures=(Picture("goodput", "load", "Goodput within the goal, of the capacity", False),),
-    targets=tuple(
+    targets=(
+        *(
+            Target(
+                f"goodput within {goal:g} t(B), at any load",
+                0.95,
+                lambda summary, goal=goal: lowest(summary, "goodput", lambda point: point["goal"] == goal),  # type: ignore[misc]
+                at_least=True,
+                unit="",
+            )
+            for goal in GOALS
+        ),
         Target(
-            f"goodput within {goal:g} t(B), at any load",
-            0.95,
-            lambda summary, goal=goal: lowest(summary, "goodput", lambda point: point["goal"] == goal),  # type: ignore[misc]
+            "predicted at the door within 20 % of what it took, share, on average",
+            0.9,
+            lambda summary: mean(summary, "right"),
             at_least=True,
             unit="",
-        )
-        for goal in GOALS
+        ),
     ),
 )
+
+
+def mean(summary: Summary, metric: str) -> float | None:
+    """Ours, over all points that have it."""
+    found = [value for point in summary.points() if (value := summary.value(OURS, point, metric)) is not None]
+    return fmean(found) if found else None
 
 
 def lowest(summary: Summary, metric: str, where: Callable[[Point], bool]) -> float | None:
@@ -203,8 +231,8 @@ def latency(bench: Bench) -> Iterator[Row]:
     devices = (*BESIDE, *ALONE)
     for device in devices[1:2] if bench.quick else devices:
         with ExitStack() as stack:
-            systems = (OURS, PEER, BASE) if device in BESIDE else (OURS, BASE)
-            together = Together(bench, stack, device.service(), systems)
+            names = (OURS, PEER, BASE) if device in BESIDE else (OURS, BASE)
+            together = Together(bench, stack, device.service(), names)
             together.warm(device.nominal)
             points = [(POISSON, 1.0, percent) for percent in PERCENT]
             for arrivals, cv, percent in [*points, (BURSTY, BURSTS, 50)]:
