@@ -117,7 +117,7 @@ def read_trace(text: str, name: str, column: str = "") -> Recording:
     head = [cell.strip() for cell in rows[0][1]]
     has_head = all(_number(cell) is None for cell in head)
     place = _column(head, has_head, rows[1 if has_head else 0 :], name, column)
-    title = head[place].lower() if has_head else ""
+    title = head[place].lower() if has_head and place < len(head) else ""
     values: list[float] = []
     for number, row in rows[has_head:]:
         cell = row[place].strip() if place < len(row) else ""

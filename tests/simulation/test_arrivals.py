@@ -63,6 +63,7 @@ def test_a_recording_is_stretched_to_the_rate_that_is_asked_for() -> None:
         ("time\n2026-11-01T10:00:00Z\n2026-11-01T10:00:00.5Z\n2026-11-01T10:00:02+00:00\n", [0.5, 1.5]),
         ("user,when\nx,2026-11-01 10:00:00\nx,2026-11-01 10:00:03\ny,2026-11-01 10:00:04\n", [3.0, 1.0]),
         ("\ntimestamp\n\n1\n2\n\n4\n", [1.0, 2.0]),
+        ("one word\n,1\n,2\n,4\n", [1.0, 2.0]),
     ],
 )
 def test_what_is_in_a_recording_is_found(text: str, gaps: list[float]) -> None:
