@@ -145,6 +145,10 @@ class Encode(Worker):
         self.texts_per_call = TEXTS_PER_CALL.get(self.on.type, 64)
         self.model = AutoModel.from_pretrained(model_folder(), local_files_only=True).to(self.on).eval()
 
+    def cost(self, value: Tokens) -> int:
+        """Tokens: a batch takes as long as it has of these, and a request may have 3 or half a million."""
+        return int(value.ids.size)
+
     def forward(self, data: list[Tokens]) -> list[Embeddings]:
         rows = [row for item in data for row in np.split(item.ids, np.cumsum(item.lengths)[:-1])]
         vectors = np.empty((len(rows), WIDTH), np.float32)

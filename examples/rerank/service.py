@@ -103,6 +103,10 @@ class Score(Worker):
 
     example = [Tokens((101, 7592, 102), [(101, 7592, 102), (101, *[7592] * (MAX_TOKENS - 2), 102)], 2, [])]
 
+    def cost(self, value: Tokens) -> int:
+        """Tokens: a batch takes as long as it has of these, and a request may bring 1 document or 1,000."""
+        return len(value.query) + sum(map(len, value.documents))
+
     def forward(self, data: list[Tokens]) -> list[Ranking]:
         texts = {ids: None for item in data for ids in (item.query, *item.documents)}
         # Neighbours in length go together, so that little of what is computed is padding.

@@ -212,6 +212,7 @@ def test_fifty_at_once_are_batched_and_each_gets_its_own(
             if key.startswith(name) and 'stage="encode"' in key
         )
 
+    assert 50 * 3 <= grown("engine_stage_cost_total") <= grown("engine_stage_cost_padded_total")  # tokens
     assert grown("engine_batch_size_sum") >= 50  # more, where some were tried again
     assert grown("engine_batch_size_count") < 50, "batches of more than one"
 
