@@ -10,5 +10,5 @@ if __name__ == "__main__":
     server = Server()
     env = {"TOKENIZERS_PARALLELISM": "false"}
     server.append_worker(Tokenize, num=2, max_batch_size=32, device="cpu", env=env, route=ROUTE)
-    server.append_worker(Encode, max_batch_size=64, max_batch_cost=4096, max_wait_time=10, route=ROUTE)
+    server.append_worker(Encode, max_batch_size=64, max_batch_cost=8192, max_wait_time=10, route=ROUTE)
     server.run()
