@@ -60,7 +60,7 @@ class Finding:
     left_out: list[int] = field(default_factory=list)  # sizes that the warm-up has no time or no room for
     exhausted: int | None = None  # the smallest size that memory did not take
     max_batch_cost: int | None = None  # what a batch may cost, where the stage goes by that
-    costs: list[float] = field(default_factory=list)  # of the values of its examples, where the stage goes by that
+    costs: list[float] | None = None  # of the values of its examples, where its class says so
     result_bytes: int | None = None  # of the largest encoded result
     memory_bytes: int | None = None  # most beyond what the process held before the stage was loaded
     gpu_bytes: int | None = None  # the same on GPUs, of torch's tensors; None when the stage allocated none
@@ -265,7 +265,7 @@ def table(findings: Sequence[Finding]) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     for finding in findings:
         lines += _by_size(finding)
-        if finding.max_batch_cost is not None and not finding.costs:
+        if finding.max_batch_cost is not None and finding.costs is None:
             lines.append(f"{finding.stage}: its class has no cost(value): what a payload costs is its bytes")
         if finding.costs:
             shown = ", ".join(f"{cost:g}" for cost in finding.costs[:COSTS_SHOWN])

@@ -11,6 +11,7 @@ import pytest
 
 from engine.config import Deployment, load
 from engine.exitcodes import ExitCode
+from stages.dryrun import Finding, table
 from stages.local import Pipeline, check
 
 SERVICE = """
@@ -355,3 +356,13 @@ def test_a_request_is_padded_as_behind_http_and_nobody_sees_it(deployment: Any) 
     with Pipeline(deployment(text, SIZES)) as pipeline:
         assert pipeline.call("/s", b"{}").body == b"4"
         assert pipeline.call("/t", b'"once"').body == b"data: once\n\n"
+
+
+def test_what_the_values_of_examples_cost_is_shown_and_whose_word_it_is() -> None:
+    counted = Finding("s", status="ok", max_batch_cost=100, costs=[3.0, 2.5])
+    assert "s: the values of its examples cost 3, 2.5; a batch, 100" in table([counted])
+    many = Finding("s", status="ok", max_batch_cost=100, costs=[1.0] * 20)
+    assert "cost 1, 1, 1, 1, 1, 1, 1, 1 and 12 more; a batch, 100" in table([many])
+    by_bytes = Finding("s", status="ok", max_batch_cost=100)
+    assert "s: its class has no cost(value): what a payload costs is its bytes" in table([by_bytes])
+    assert "cost" not in table([Finding("s", status="ok")])
