@@ -61,12 +61,12 @@ def stages_toml(service: Service, adapter: Path) -> str:
         "grace = 3.0",
         'log_level = "warning"',
         f'threads = "{service.broker_threads}"',
-        *([f"cells = {service.cells}"] if service.cells > 1 else []),  # former commits do not know them
+        *([f"cells = {service.cells}"] if service.cells > 1 else []),  # a former commit knows neither these nor goals
         "[frontend]",
         'address = "127.0.0.1"',
         f"timeout = {service.timeout_s}",
         f"capacity = {service.capacity}",
-        f"slo = {service.slo_s}",
+        *([f"slo = {service.slo_s}"] if service.slo_s else []),
     ]
     names = []
     for index, stage in enumerate(service.stages):
