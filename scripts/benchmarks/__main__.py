@@ -49,7 +49,9 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("cases", nargs="*", metavar="CASE", help="a case, a group, `all`, or `report`; see --list")
     top.add_argument("--list", action="store_true", help="say which cases there are")
-    top.add_argument("--repeats", type=int, default=3, help="measurements of each system, in turns (%(default)s)")
+    top.add_argument(
+        "--repeats", type=int, help="measurements of each system, in turns; default: three, in group slo two"
+    )
     top.add_argument("--seconds", type=float, help="length of one measurement; default: each case's own")
     top.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch's, in case model (%(default)s)")
     top.add_argument("--quick", action="store_true", help="measure once, and in group slo fewer points")
@@ -72,7 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return write_report(options.json or RESULTS, options.docs, add=options.add)
     if options.quick:
         options.repeats = 1
-    if options.repeats < 1 or options.threads < 1 or (options.seconds is not None and options.seconds <= 0):
+    if (
+        (options.repeats is not None and options.repeats < 1)
+        or options.threads < 1
+        or (options.seconds is not None and options.seconds <= 0)
+    ):
         top.error("--repeats, --threads and --seconds: expected more than 0")
     try:
         cases = chosen(options.cases)
@@ -122,7 +128,8 @@ def measure(case: Case, options: argparse.Namespace, results: report.Results, co
     """Run one case, print its table, and keep its rows."""
     began = time.monotonic()
     seconds = options.seconds or case.seconds
-    say(f"{case.name}: {options.repeats} x {seconds:g} s per point")
+    repeats = options.repeats or case.repeats
+    say(f"{case.name}: {repeats} x {seconds:g} s per point")
     # Not under TMPDIR, which may be long: the paths of unix sockets have at most 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="sl-bench-", dir="/tmp"))
     rows: list[Row] = []
@@ -130,7 +137,7 @@ def measure(case: Case, options: argparse.Namespace, results: report.Results, co
     try:
         base = systems.former(options.base, folder / "base") if case.group == "slo" else None
         bench = Bench(
-            repeats=options.repeats,
+            repeats=repeats,
             seconds=seconds,
             folder=folder,
             threads=options.threads,
@@ -143,7 +150,7 @@ def measure(case: Case, options: argparse.Namespace, results: report.Results, co
         shutil.rmtree(folder)
     results.rows[case.name] = rows
     settings |= {
-        "repeats": f"{options.repeats}",
+        "repeats": f"{repeats}",
         "seconds": f"{seconds:g}",
         "torch threads": f"{options.threads}",
         "command": f"`{command}`",

@@ -166,7 +166,7 @@ class Case:
     """One part of the benchmark; ``scripts/bench NAME`` runs it.
 
     ``run`` yields rows as they are measured. ``by`` are the keys of its points, ``seconds`` the default length of one
-    measurement, chosen so that the whole case takes less than two minutes with three repeats. ``missing`` says what
+    measurement, chosen so that the whole case takes less than two minutes with its ``repeats``. ``missing`` says what
     this machine lacks for the case, which is skipped then, or None.
     """
 
@@ -178,6 +178,7 @@ class Case:
     metrics: tuple[Metric, ...]
     run: Callable[[Bench], Iterator[Row]]
     seconds: float
+    repeats: int = 3
     pictures: tuple[Picture, ...] = ()
     targets: tuple[Target, ...] = ()
     missing: Callable[[], str | None] = nothing

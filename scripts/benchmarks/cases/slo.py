@@ -186,6 +186,7 @@ OVERLOAD: Final = Case(
     ),
     run=overload,
     seconds=1.0,
+    repeats=2,
     pictures=(Picture("goodput", "load", "Goodput within the goal, of the capacity", False),),
     targets=(
         *(
@@ -294,6 +295,7 @@ LATENCY: Final = Case(
     ),
     run=latency,
     seconds=0.7,
+    repeats=2,
     targets=(
         Target("mean, of base's, at the worst point", 1.05, reduced(max, ["mean_ms"], BASE, anywhere)),
         Target("mean, of base's, on average", 0.95, reduced(fmean, ["mean_ms"], BASE, anywhere)),
@@ -339,6 +341,7 @@ SLOW: Final = Case(
     metrics=LATENCY.metrics,
     run=slow_worker,
     seconds=1.0,
+    repeats=2,
     targets=(Target("p99, of base's, on average", 0.6, reduced(fmean, ["p99_ms"], BASE, anywhere)),),
 )
 
@@ -394,6 +397,7 @@ BURST_CASE: Final = Case(
     ),
     run=burst,
     seconds=3.5,
+    repeats=2,
     targets=(
         Target("recovered", 2.0, lambda summary: summary.value(OURS, {"goal": WITHIN}, "recovered_s"), unit=" s"),
     ),
@@ -459,6 +463,7 @@ SHARES: Final = Case(
     ),
     run=shares,
     seconds=2.0,
+    repeats=2,
     targets=(
         Target(
             "success of the clients beside the one that floods",
