@@ -23,6 +23,7 @@ from engine.specs import front_spec, stage_spec
 
 # What is a little too much shows only after a while, so a run is at least so many times as long as the goal:
 GOALS: Final = 20
+NOISY: Final = 0.25  # of batches that take now a quarter more, now less
 LONGER: Final = 5  # but has not more than so many times the requests for it
 
 
@@ -96,6 +97,11 @@ def _notes_on_workers(deployment: Deployment, service: Service, best: Figures) -
     if (cells := deployment.engine.cells) > 1:
         yield f"planned as one queue; each of {cells} cells has its own, and where workers are few that takes more"
     for spec in deployment.stages:
+        if (noise := service.profile.of(spec.name).noise) > NOISY:
+            yield (
+                f"{spec.name}: single batches took {100 * noise:.0f} % more or less than usual: where that is not the "
+                "model's way something else was computing, and it is to be measured again"
+            )
         if spec.max_batch_cost:
             yield f"{spec.name}: requests were taken to cost all the same, and those that were timed to be usual"
         known = max(service.profile.of(spec.name).times)

@@ -56,6 +56,10 @@ class Figures:
     stages: tuple[StageFigures, ...]
     curve: tuple[float, ...] = ()
 
+    def meets(self, target: float) -> bool:
+        """In each of the runs: chance is not to make a number of workers enough."""
+        return self.lowest >= target
+
     @property
     def counts(self) -> tuple[int, ...]:
         return tuple(stage.workers for stage in self.stages)

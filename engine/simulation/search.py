@@ -74,10 +74,10 @@ def fewest(ask: Ask, rate: float, least: Counts, target: float, *, kept: Sequenc
     counts = least
     figures = ask(counts, rate)
     most = tuple(ENOUGH * count + MORE for count in least)
-    while figures.in_time < target:
+    while not figures.meets(target):
         place = limit(figures, kept)
         if (kept and all(kept)) or counts[place] >= most[place]:
-            best = max(memory.known.values(), key=lambda one: one.in_time)
+            best = max(memory.known.values(), key=lambda one: one.lowest)
             return Found(best, ask(with_one_more(best, kept), rate), is_met=False, tried=len(memory.known))
         counts = _added(figures, max(1, counts[place] // GROWTH), kept)
         figures = ask(counts, rate)
@@ -85,7 +85,7 @@ def fewest(ask: Ask, rate: float, least: Counts, target: float, *, kept: Sequenc
     for place in sorted(range(len(counts)), key=lambda place: -counts[place]):
         while counts[place] > least[place] and not (kept and kept[place]):
             fewer = (*counts[:place], counts[place] - 1, *counts[place + 1 :])
-            if ask(fewer, rate).in_time < target:
+            if not ask(fewer, rate).meets(target):
                 break
             counts = fewer
     best = ask(counts, rate)
@@ -128,7 +128,7 @@ def highest(
             break
         seen.add(other)
         rate = best.rate * (1.0 + FINE)
-        if rate > _ceiling(other, capacities) or ask(other, rate).in_time < target:
+        if rate > _ceiling(other, capacities) or not ask(other, rate).meets(target):
             break
         best = _highest(ask, other, _ceiling(other, capacities), target, from_rate=rate) or best
     return Found(best, ask(with_one_more(best, kept), best.rate), is_met=True, tried=len(memory.known))
@@ -142,13 +142,13 @@ def _highest(ask: Ask, counts: Counts, ceiling: float, target: float, from_rate:
     """None: not even a little is carried in time."""
     low = from_rate or STILL * ceiling
     best = ask(counts, low)
-    if best.in_time < target:
+    if not best.meets(target):
         return None
     high = ceiling
     while high - low > FINE * low:
         rate = (low + high) / 2
         figures = ask(counts, rate)
-        if figures.in_time >= target:
+        if figures.meets(target):
             low, best = rate, figures
         else:
             high = rate

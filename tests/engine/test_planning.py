@@ -59,7 +59,10 @@ class Second(Worker):  # it has no example, and lives on what the first returns
         return data
 """
 
-PROFILE = {"format": "stageline profile 1", "stages": {"first": {"ms": {"1": 2, "4": 4}}, "second": {"ms": {"1": 5}}}}
+PROFILE = {
+    "format": "stageline profile 1",
+    "stages": {"first": {"ms": {"1": 2, "4": 4}, "noise": 0.3}, "second": {"ms": {"1": 5}}},
+}
 QUICK = ("--requests", "300", "--seeds", "1")
 
 
@@ -170,6 +173,7 @@ def test_workers_for_a_rate_by_a_profile(file: Path, capsys: pytest.CaptureFixtu
     assert "first 1, second 1" in told.out
     assert "arrivals were taken for independent (Poisson)" in told.out
     assert "second: batches of more than 1 were not measured" in told.out
+    assert "first: single batches took 30 % more or less than usual" in told.out
     assert "plan: 400/s, first 1, second 1 workers: 100 % in time" in told.err
     assert picture.read_text().startswith("<svg ")
 
