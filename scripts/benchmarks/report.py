@@ -133,7 +133,8 @@ load of 3 to 6, the first two rows were off by -25 and -4 %, the third by -2, th
 is two or three times as slow in one minute as in the next. So its plan goes by what the broker had learned in each of
 three windows: +35, +6 and -30 %; at 17:35 +7, +726, -21 and -4. With bursts that were drawn and not those that came,
 the p99 was off by -18 and -32 %: of bursts a run has few. The goal of 45 ms is 1.24 times a full batch's time, and
-one worker was missing for 4 of 1000 requests.*
+one worker was missing for 4 of 1000 requests; since then each of the runs of a plan, and not their mean, has to meet
+it.*
 """
 
 THE_RUN: Final = "## The run"  # what follows is of the results
