@@ -120,9 +120,11 @@ class Scene:
     def together(
         self, acts: Sequence[Mapping[str, Any]], *, stage: str = "brief", expects: Sequence[frozenset[int]] = ()
     ) -> list[Asked]:
-        """Requests that meet in one batch of a stage with a route of its own, one for each act; ``{}`` is none.
+        """Requests for a stage with a route of its own, one for each act (``{}`` is none): the first meets one of
+        the others at least in a batch.
 
-        All its workers are held until these have queued. If they did not meet all the same, it is done once more.
+        All its workers are held until these have queued; then they share them. If the first was alone all the same, it
+        is done once more.
         """
         path, go = f"/{stage}", self.place.notes / "go"
         for _ in range(3):
@@ -138,7 +140,7 @@ class Scene:
             go.touch()
             self.begun(asked[0], stage)
             numbers = {one.said for one in asked}
-            if any(numbers <= set(batch.numbers) for batch in self._batches(asked[0].said, stage)):
+            if any(len(numbers & set(batch.numbers)) > 1 for batch in self._batches(asked[0].said, stage)):
                 return asked
             for one in asked:
                 one.answer()
