@@ -26,7 +26,17 @@ from engine.core.call import Answer, BrokerClient, Call, StreamEvent
 from engine.core.introduction import FRONTEND, introduce
 from engine.core.link import Link, LinkState, Submission, View, once_only_routes
 from engine.core.liveness import BEAT_S, CLIENT_RESEND_S, RESEND_S
-from engine.core.messages import EVENT_COST, Again, FrontendBeat, FrontendWelcome, Place, StageState, Submit
+from engine.core.messages import (
+    EVENT_COST,
+    NO_QOS,
+    Again,
+    FrontendBeat,
+    FrontendWelcome,
+    Place,
+    Qos,
+    StageState,
+    Submit,
+)
 from engine.core.wire import Buffer, Payload, decode, encode, micros
 from engine.errors import ProtocolError, Unavailable
 from engine.log import get_logger
@@ -204,8 +214,12 @@ class Client:
             submit.metas.append(call.meta)
             if call.key:
                 submit.keys[call.seq] = call.key
-            if call.qos is not None:
-                submit.qos[call.seq] = call.qos
+            qos = call.qos
+            if call.was_sent and not call.passed_on:  # who may have been begun with has until its deadline
+                said = qos or NO_QOS
+                qos = Qos(micros(call.deadline - instant), said.priority, said.client)
+            if qos is not None:
+                submit.qos[call.seq] = qos
             payloads.append(call.body if len(call.body) < SHARED_MIN else self._payload(call))
         if self._send(encode(submit, payloads)):
             return True

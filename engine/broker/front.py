@@ -205,6 +205,7 @@ class FrontPart(Part[ToFront]):
             self._pulse_all()
         elif type(letter) is ChangeFront:
             machine.change(letter.spec)
+            self._tell_of_goals()
             machine.quarantine.clear()  # what killed workers of the former edition may not kill those of this one
             self._pulse_all()
 

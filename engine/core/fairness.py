@@ -11,8 +11,9 @@ So the others find a queue short enough for them, and what they leave is used al
 requests are due; those of the highest class are put forward in it (:data:`HASTE`), for they are to be quick and not
 only sure.
 
-What was asked and admitted fades in half a second. Clients are known by a digest of what they authenticate with; those
-who do not are one client together.
+What was asked and admitted fades in half a second. Clients are known by a digest of what they authenticate with, which
+nobody has checked here. So those who send nothing are one client together, and so is everybody whose token has not been
+seen for a moment: who draws another for each request gains nothing. Where the file names clients, all others are one.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ HASTE: Final = 0.3  # of the time it has, after which a request of the highest c
 ACTIVE: Final = 0.1  # of one request: who asked less lately does not ask
 SWEEP_S: Final = 0.1
 LEAD_SMOOTHING: Final = 0.1
-CLAIMS_MOST: Final = 4096  # clients that are told apart at a time
+CLAIMS_MOST: Final = 4096  # clients that are told apart at a time, and tokens that are remembered
+KNOWN_S: Final = 0.2  # after which a token that comes again is somebody's
 
 
 class Priority(IntEnum):
@@ -105,6 +107,7 @@ class Shares:
         """The file names these from now on; what was counted is forgotten."""
         self.clients = dict(clients)
         self._claims: dict[bytes, Claim] = {}
+        self._seen: dict[bytes, float] = {}  # tokens, in the order in which they came first
         self._classes = [Claim() for _ in Priority]
         self._admitted = Faded()
         self._weights = 0.0
@@ -120,7 +123,7 @@ class Shares:
         """One asks to be let in."""
         if now >= self._sweep_at:
             self._sweep(now)
-        claim = self._claims.get(client) or self._begin(client)
+        claim = self._claims.get(client) or self._begin(client, now)
         claim.asked.add(now)
         own = self._classes[priority]
         own.asked.add(now)
@@ -158,14 +161,25 @@ class Shares:
             self._lead_s += (lead_s - self._lead_s) * (LEAD_SMOOTHING if self._lead_s else 1.0)
         (self._claims.get(client) or self._claims[b""]).admitted.add(now)
 
-    def _begin(self, client: bytes) -> Claim:
-        if len(self._claims) >= CLAIMS_MOST:
+    def _begin(self, client: bytes, now: float) -> Claim:
+        if client not in self.clients and (self.clients or not self._is_known(client, now)):
             client = b""
             if found := self._claims.get(client):
                 return found
         claim = self._claims[client] = Claim(self.clients.get(client, ANYBODY).weight)
         self._weights += claim.weight
         return claim
+
+    def _is_known(self, client: bytes, now: float) -> bool:
+        """Whether a token is somebody's."""
+        if not client:
+            return False
+        seen = self._seen
+        if client not in seen:
+            if len(seen) >= CLAIMS_MOST:
+                del seen[next(iter(seen))]
+            seen[client] = now
+        return now - seen[client] >= KNOWN_S and len(self._claims) < CLAIMS_MOST
 
     def _sweep(self, now: float) -> None:
         """Who does not ask any more claims nothing."""

@@ -44,6 +44,7 @@ class Choice(NamedTuple):
     look_at: float
     dead: list[Item]
     hopeless: list[Item]
+    worker: Member  # who takes it
 
 
 class Share(NamedTuple):
@@ -95,6 +96,7 @@ class Foresight:
         if policy.sizes > self.times.most or policy.max_batch_cost != self._cost:
             self._cost = policy.max_batch_cost
             self.times = Times(policy.sizes)
+            self.is_long = False  # until something is known of them
 
     def hear_after(self, settle: Settle) -> None:
         """What items still need after this stage, if they go on to that one."""
@@ -138,7 +140,7 @@ class Foresight:
 
     def expect(self, n: int, worker: Member) -> float:
         """How long a batch of ``n`` will keep ``worker``."""
-        return self.times.predict(n, worker) if self.is_long else self.service_s
+        return self.times.predict(min(n, self.times.most), worker) if self.is_long else self.service_s
 
     def left_s(self, worker: Member) -> float:
         """How long the batches that ``worker`` has will keep it."""
@@ -237,13 +239,13 @@ class Foresight:
                 dead.append(item)
                 queue.discard(request.uid)
                 continue
-            one = counted(item.units)
+            one = counted(item.units) if queue.by_cost else 1
             others = max(queue.amount - one, 0)
             whole = queue.whole
             due = item.due - self._later[request.route]
             fits = times.fit(whole, due - start, worker)
             if fits >= whole:
-                return Choice(whole, inf, dead, hopeless)
+                return Choice(whole, inf, dead, hopeless, worker)
             if fits < one:
                 fits = 0
             want = min(others, need)
@@ -254,15 +256,18 @@ class Foresight:
                     queue.discard(request.uid)
                     continue
             if fits:
-                return Choice(fits, inf, dead, hopeless)
+                return Choice(fits, inf, dead, hopeless, worker)
             other = self._who_else(worker, one, due, now)
+            if other is not None and is_idle and not other.batches:
+                worker = other  # of two that are idle the quicker one
+                continue
             if other is not None:
-                return Choice(0, max(other.free_at, now + AHEAD_S), dead, hopeless)
+                return Choice(0, max(other.free_at, now + AHEAD_S), dead, hopeless, worker)
             if not others:  # it costs nobody anything, and shows how long it does take
-                return Choice(one if is_idle else 0, inf, dead, hopeless)
+                return Choice(one if is_idle else 0, inf, dead, hopeless, worker)
             hopeless.append(item)
             queue.discard(request.uid)
-        return Choice(0, inf, dead, hopeless)
+        return Choice(0, inf, dead, hopeless, worker)
 
     def _who_else(self, worker: Member, one: int, due: float, now: float) -> Member | None:
         """Another worker that could have ``one`` item done by ``due``."""

@@ -54,6 +54,7 @@ from engine.core.items import Item, Request
 from engine.core.liveness import FRONTEND_SILENCE_S, Looks
 from engine.core.messages import (
     EVENT_COST,
+    NO_QOS,
     OWN_HEADERS_MOST,
     Again,
     Answers,
@@ -92,7 +93,6 @@ DEADLINES_SLACK: Final = 1024
 OVER: Final = Refused(EXPIRED)
 MISSED: Final = (HOPELESS, EXPIRED)  # why requests are refused that were to be in time
 REPLAYED: Final = {HEADER: "true"}
-NO_QOS: Final = Qos()
 KEYED: Final = b""  # who asks for requests with a key, and is answered: tries come and go
 
 
@@ -226,7 +226,7 @@ class FrontMachine:
         unread: list[Ref] = []  # shared memory of what is not admitted
         keys, qos = submit.keys, submit.qos
         has_poison, door = bool(self.quarantine), self.door
-        is_crowded = len(ledger) * 2 >= spec.capacity or self.nbytes * 2 >= spec.capacity_bytes
+        is_crowded = (len(ledger) + len(payloads)) * 2 >= spec.capacity or self.nbytes * 2 >= spec.capacity_bytes
         is_judged = door.is_pressed or is_crowded or door.goals.is_set or door.has_classes or bool(qos)
         columns = zip(
             submit.seqs,
@@ -720,9 +720,10 @@ class FrontMachine:
                 self.keys.keep(flight, status, mime, headers, body, now, self.spec.idempotency_bytes)
             # Not where a stage or a worker says so: it hangs, and would do so again.
             was_late = speaker == Speaker.FORECAST or (status == Status.TIMEOUT and speaker == Speaker.DOOR)
+            until = flight.request.due if speaker == Speaker.FORECAST else flight.request.deadline
             for (peer, seq), deadline in flight.waiters.items():
                 self._forget(peer, seq)
-                if was_late and deadline > flight.request.deadline:  # this one has more time
+                if was_late and deadline > until and (peer, seq) != flight.first:  # this one may have more time
                     self.again.setdefault(peer, []).append(seq)
                     continue
                 is_other = (peer, seq) != flight.first and speaker == Speaker.WORKER

@@ -149,6 +149,9 @@ class Qos(msgspec.Struct, frozen=True, array_like=True, gc=False):
     client: Annotated[bytes, msgspec.Meta(max_length=CLIENT_SIZE)] = b""
 
 
+NO_QOS: Final = Qos()
+
+
 # --- front ---------------------------------------------------------------------------------------------------------
 
 

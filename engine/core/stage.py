@@ -528,8 +528,10 @@ class StageMachine:
                 if not choice.most:
                     wake = choice.look_at
                     break
-                is_cut = choice.most < most
+                worker, is_cut = choice.worker, choice.most < most
                 items, dead, _ = self.queue.take(now, most=min(choice.most, limit))
+                if dead:
+                    self._ends.drop(dead)
             if items:
                 self._dispatch(worker, items, reason, now, is_cut=is_cut)
         if (self.queue.nbytes >= self.spec.max_queue_bytes) is not self._was_full:

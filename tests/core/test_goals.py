@@ -9,7 +9,7 @@ import pytest
 from engine.core.batching import Policy
 from engine.core.front import FrontSpec
 from engine.core.goals import Goals
-from engine.core.messages import Qos
+from engine.core.messages import Qos, Ready
 from engine.core.routing import Route, Topology
 from engine.core.stage import StageSpec
 from tests.core.traffic import Attempt, Layer, Service, line
@@ -146,3 +146,20 @@ def test_who_waited_for_a_worker_until_its_goal_was_past_is_refused_where_others
     assert [twin.answer(seq)[0] for seq in late[:2]] == [429] * 2
     twin.finish(worker)
     assert twin.answer(late[2])[0] == 200  # alone, it costs nobody anything
+
+
+@pytest.mark.parametrize("most", [1, 4])
+def test_of_two_who_are_idle_the_one_that_would_be_in_time_takes_it(most: int) -> None:
+    spec = StageSpec("s0", 2, Policy(most), 30.0, 10.0, 1 << 30)
+    twin = Twin(topology(), [spec])
+    slow, quick = twin.worker(ready=False), twin.worker(ready=False)
+    for worker in (slow, quick):
+        twin.stages[0].ready(Ready(worker.key, "application/json", times_us={1: 95_000, 4: 130_000}), twin.now)
+    twin.run()
+    workers = twin.stages[0].workers
+    workers[slow.key].slowness, workers[quick.key].slowness = 1.10, 0.90
+    twin.submit(budget_s=0.105)
+    assert quick.lane
+    assert not slow.lane
+    twin.finish(quick)
+    assert twin.answer(1)[0] == 200
