@@ -85,6 +85,7 @@ class Member:
     since: float = 0.0  # when it began to compute the first of them
     free_at: float = 0.0  # when it will probably have done them all
     slowness: float = 1.0  # what it takes for a batch, in multiples of what is usual (engine.core.predict)
+    compared: int = 0  # batches by which that is known
     slow: bool = False  # the batch it computes is suspect
     done_batches: int = 0
     done_items: int = 0

@@ -24,6 +24,8 @@ from engine.core.spacing import PRICE, SLOWER, filled_until, share, spacing_s
 from engine.core.stats import StageStats
 from engine.core.wire import MICROS
 
+LOADED: Final = 0.6  # from this load on batches fill for tight goals
+MOSTLY: Final = 0.5  # of a whole batch's time: from there on at any load
 LONG_S: Final = 2 * AHEAD_S  # batches that take longer are planned one by one
 LOOK_S: Final = 0.002  # how often the front is told what to expect, at most
 CALM_S: Final = 0.020  # who waits for less is not worth a word
@@ -173,19 +175,29 @@ class Foresight:
         able = crew.able
         if able < 2:
             return 0.0
-        until = self._filled_until(worker)
         self._measure(now)
+        until = self._filled_until(worker)
         spacing = spacing_s(self.times.fixed_s, able)
         return max(until, self.released_at + spacing) if waiting < self._rate * spacing else until
+
+    @property
+    def _load(self) -> float:
+        """How much of what whole batches could do comes."""
+        frees, slowness = self._crew.outlook()
+        queue, times = self.queue, self.times
+        whole_s = times.predict_mean(queue.most, slowness)
+        return self._rate * queue.each * whole_s / queue.most / max(1, len(frees))
 
     def _filled_until(self, worker: Member) -> float:
         """Until when a batch may fill that has to be done within a tight goal. It waits for as long as one more would
         still be in time: where there is no time for two batches one after the other, a small one takes the worker from
-        those who come next."""
-        head = self.queue.first()
+        those who come next. That is so where these are many; and where most of a batch's time is fixed at any load, for
+        there it costs no latency."""
+        head, times = self.queue.first(), self.times
         if head is None or head.request.due >= head.request.deadline:
             return 0.0
-        times = self.times
+        if self._load < LOADED and times.fixed_s < MOSTLY * times.predict(self.queue.most, worker):
+            return 0.0
         due = head.request.due - self._later[head.request.route]
         return filled_until(times, worker, due, due - head.arrived, self.queue.amount, self.queue.most)
 

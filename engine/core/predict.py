@@ -34,6 +34,7 @@ import msgspec
 
 FADE: Final = 0.98  # of what is known, with each batch
 SPEED_SMOOTHING: Final = 0.15
+SPEED_FIRST: Final = 0.4  # of a worker's first batch, for one that is slow makes others wait until that is known
 ERROR_SMOOTHING: Final = 0.05
 OVERHEAD_SMOOTHING: Final = 0.1
 LINE_WEIGHT: Final = 4.0  # of the line against the first batch of a size; it falls as these become more
@@ -54,6 +55,7 @@ class Paced(Protocol):
     """A worker, as far as this is concerned."""
 
     slowness: float
+    compared: int  # batches by which that is known
 
 
 def bucket(n: int) -> int:
@@ -143,7 +145,9 @@ class Times:
             expected = self.shape[n] * slowness
             ratio = took_s / expected
             if compare:
-                worker.slowness = slowness * (1.0 + SPEED_SMOOTHING * (min(max(ratio, 1 / 3), 3.0) - 1.0))
+                worker.compared += 1
+                weight = max(SPEED_SMOOTHING, SPEED_FIRST / worker.compared**0.5)
+                worker.slowness = slowness * (1.0 + weight * (min(max(ratio, 1 / 3), 3.0) - 1.0))
                 worker.slowness = min(max(worker.slowness, 1 / SLOWEST), SLOWEST)
             deviation = min(abs(ratio - 1.0), 1.0)
             self._error += ERROR_SMOOTHING * (deviation * deviation - self._error)

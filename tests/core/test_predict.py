@@ -17,6 +17,7 @@ from engine.core.predict import Times, bucket
 @dataclass
 class Worker:
     slowness: float = 1.0
+    compared: int = 0
 
 
 def taught(

@@ -22,6 +22,7 @@ from tests.core.traffic import Curve, Layer, Service, line
 @dataclass
 class Worker:
     slowness: float = 1.0
+    compared: int = 0
 
 
 def known(curve: Curve, most: int = 32) -> Times:
