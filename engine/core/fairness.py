@@ -31,6 +31,7 @@ HASTE: Final = 0.3  # of the time it has, after which a request of the highest c
 ACTIVE: Final = 0.1  # of one request: who asked less lately does not ask
 SWEEP_S: Final = 0.1
 LEAD_SMOOTHING: Final = 0.1
+APART_S: Final = 1.2  # after which one who does not ask again claims nothing: ACTIVE is left of one then
 CLAIMS_MOST: Final = 4096  # clients that are told apart at a time, and tokens that are remembered
 KNOWN_S: Final = 0.2  # after which a token that comes again is somebody's
 
@@ -112,6 +113,7 @@ class Shares:
         self._admitted = Faded()
         self._weights = 0.0
         self._sweep_at = 0.0
+        self.apart_until = 0.0  # somebody asks who is told apart from others; else there is nothing to share out
         self._lead_s = 0.0  # from when one of the highest class comes until its rank
 
     def priority(self, client: bytes, of_route: Priority, lowered: int) -> Priority:
@@ -121,6 +123,8 @@ class Shares:
 
     def ask(self, client: bytes, priority: Priority, now: float) -> Standing:
         """One asks to be let in."""
+        if client or priority != Priority.NORMAL:
+            self.apart_until = now + APART_S
         if now >= self._sweep_at:
             self._sweep(now)
         claim = self._claims.get(client) or self._begin(client, now)

@@ -295,6 +295,9 @@ class FrontMachine:
         done_at = door.done_at(route, rank, now) if door.is_pressed else 0.0
         if not done_at and not is_crowded:
             return Judged(due, rank)
+        if not qos.client and priority == Priority.NORMAL and now >= door.shares.apart_until:
+            late_s = max(done_at - due, 0.0)  # all who ask are one client of one class
+            return Judged(due, rank, late_s, PREDICTED if late_s else None, None, done_at)
         standing = door.shares.ask(qos.client, priority, now)
         rank = now + standing.haste * (due - now)
         if done_at and door.has_classes:

@@ -137,6 +137,20 @@ def test_who_is_refused_for_its_share_waits_behind_its_own_others_only() -> None
     assert max(shares.turn(A, 40.0, 0.0, 0.5) for _ in range(100)) == 0.5
 
 
+def test_where_nobody_is_told_apart_nothing_is_counted() -> None:
+    """What it would cost each request."""
+    service = Service(Layer(line(20, 0.1), 1, 32), timeout_s=0.2, warm=1.0)
+    service.arrive(service.poisson(1.5 * service.capacity, 0.5))
+    service.run(1.0)
+    shares = service.front.door.shares
+    assert service.front.stats.rejected["predicted"]
+    assert not shares._claims
+    service.arrive(iter([0.0, 0.3]), qos=Qos(client=A))
+    service.arrive(service.poisson(1.5 * service.capacity, 0.5))
+    service.run(0.5)
+    assert b"" in shares._claims
+
+
 # --- in a service ----------------------------------------------------------------------------------------------------
 
 LAYERS = {
