@@ -132,10 +132,9 @@ class Admission:
                 return "stage_full", Status.OVERLOADED, wording.full(view.state.name), Speaker.STAGE
         return None
 
-    def done_at(self, route: int, rank: float, now: float, *, coming: float = 0.0) -> float:
+    def done_at(self, route: int, rank: float, now: float, *, overtaking: float = 0.0) -> float:
         """When a request of this rank would be done if it was admitted now; 0: nothing is known, or everybody is idle
-        who has to do with it. ``coming``: others who are still to come, and go before it."""
-        before = coming
+        who has to do with it. ``overtaking``: others who are still to come, and go before it."""
         coming = 0.0  # items on their way to the next stage of the route, before this one
         done_at = now
         is_free = True
@@ -145,7 +144,7 @@ class Admission:
             if outlook is None or not outlook.frees:
                 continue
             waiting = outlook.queued + view.handed - outlook.taken + coming * share
-            ahead = int((waiting * outlook.before(rank) if outlook.ranks else waiting) + before)
+            ahead = int((waiting * outlook.before(rank) if outlook.ranks else waiting) + overtaking)
             is_free = is_free and not ahead and outlook.is_free(now)
             done_at = max(outlook.finish(ahead, now), done_at + outlook.alone_s)
             coming = waiting + outlook.in_flight

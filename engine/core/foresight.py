@@ -320,8 +320,9 @@ class Foresight:
         queue."""
         self.look_at = now + LOOK_S
         before = self._foresaw
-        self._foresaw = self._look(apart, now)
-        alone_s = self.times.predict_mean(counted(self.queue.each), self._crew.outlook()[1])
+        frees, slowness = self._crew.outlook()
+        self._foresaw = self._look(apart, frees, slowness, now)
+        alone_s = self.times.predict_mean(counted(self.queue.each), slowness)
         if abs(alone_s - self.alone_s) > max(TOLD_ANEW * self.alone_s, ALONE_S):
             self.alone_s = alone_s
             return True
@@ -332,9 +333,8 @@ class Foresight:
         """What the front was told last; None: nobody who comes has to wait."""
         return self._foresaw
 
-    def _look(self, apart: int, now: float) -> Outlook | None:
+    def _look(self, apart: int, frees: list[float], slowness: float, now: float) -> Outlook | None:
         queue, times = self.queue, self.times
-        frees, slowness = self._crew.outlook()
         queued = len(queue) + apart
         most, each = queue.most, queue.each
         rounds = queued * each / most / max(1, len(frees)) + 1.0

@@ -1,7 +1,7 @@
 """Is the door right about when a request will be done? Of some of those that it lets in while it foresees their time it
 keeps what it foresaw, and compares when they are answered. Pure.
 
-Only while somebody has to wait is anything foreseen (:meth:`engine.core.admission.Admission.late_by`), so nothing is
+Only while somebody has to wait is anything foreseen (:meth:`engine.core.admission.Admission.done_at`), so nothing is
 done here at other times. Who was to be in time and is refused at a stage, or whose time passes, counts as foreseen
 wrongly; whose client leaves, not at all.
 """
@@ -24,9 +24,8 @@ class Foretold:
     __slots__ = ("_turn", "compared", "near", "recent", "waiting")
 
     def __init__(self) -> None:
-        self.waiting: dict[
-            int, tuple[float, float]
-        ] = {}  # by uid: when it was let in, and in how long it is to be done
+        # By uid: when it was let in, and in how long it is to be done.
+        self.waiting: dict[int, tuple[float, float]] = {}
         self.compared = 0
         self.near = 0  # of these: within NEAR of what it took
         self.recent: deque[tuple[float, float]] = deque(maxlen=KEPT)  # seconds foreseen and taken; 0: it was not done

@@ -328,7 +328,7 @@ class FrontMachine:
         computing_s = door.computing_s(route)
         done_at = 0.0
         for _ in range(GUESSES):  # the longer it waits, the more of them; from above
-            done_at = door.done_at(route, rank, now, coming=rate * wait_s)
+            done_at = door.done_at(route, rank, now, overtaking=rate * wait_s)
             wait_s = min(wait_s, max(0.0, done_at - now - computing_s))
         return done_at
 
@@ -372,10 +372,7 @@ class FrontMachine:
         self.stats.rejected[reason] = self.stats.rejected.get(reason, 0) + 1
         retry_s = self.door.retry_s(status, route, late_s, self._left, now, client)
         headers = wording.DO_NOT_RETRY if status is Status.UNPROCESSABLE else None
-        refused = Refused(reason)
         needs_s = had_s + late_s if late_s > 0.0 else 0.0
-        if needs_s:
-            refused = Refused(reason, ceil(needs_s * 1000), int(had_s * 1000))
         self.trace.add(
             now,
             reason,
@@ -386,6 +383,7 @@ class FrontMachine:
             retry_s=retry_s,
             meta=meta,
         )
+        refused = _refused(reason, needs_s, had_s)
         self._answers.say(peer, seq, status, text, speaker, retry_s=retry_s, headers=headers, refused=refused)
 
     @property
@@ -602,8 +600,7 @@ class FrontMachine:
                 refused: Refused | None = None
                 if fail.why:
                     had_s = max(0.0, request.due - now)
-                    had_ms = int(had_s * 1000) if fail.needs_s else 0
-                    refused = Refused(fail.why, ceil(fail.needs_s * 1000), had_ms)
+                    refused = _refused(fail.why, fail.needs_s, had_s)
                     self.trace.add(
                         now,
                         fail.why,
@@ -789,6 +786,11 @@ class FrontMachine:
         frontend = self.frontends.get(request.frontend)
         if frontend is not None:
             frontend.requests.pop(request.seq, None)
+
+
+def _refused(reason: str, needs_s: float, had_s: float) -> Refused:
+    """What a client is told of its refusal. ``needs_s`` 0: it was not for want of time."""
+    return Refused(reason, ceil(needs_s * 1000), int(had_s * 1000)) if needs_s else Refused(reason)
 
 
 def _modest(headers: dict[str, str]) -> dict[str, str]:
