@@ -135,7 +135,15 @@ def kinds(service: Service, path: int, number: int) -> list[int]:
 # --- overload --------------------------------------------------------------------------------------------------------
 
 OVERLOADED: Final = (accelerator(1), flat(2), steep(4))
-LOADS: Final = (1.05, 2.0, 5.0)
+BURSTS: Final = 4.0  # CV
+POISSON, BURSTY = "Poisson", f"CV {BURSTS:g}"
+LOADS: Final = (
+    (POISSON, 1.0, 1.05),
+    (POISSON, 1.0, 2.0),
+    (POISSON, 1.0, 5.0),
+    (BURSTY, BURSTS, 2.0),
+    (BURSTY, BURSTS, 5.0),
+)
 GOALS: Final = (2.5, 6.0)  # in full batches
 
 
@@ -146,7 +154,7 @@ def overload(bench: Bench) -> Iterator[Row]:
             together = Together(bench, stack, service, (OURS, PEER))
             rate = together.capacity(device.workers, device.full_s)
             bench.say(f"{device.label}, {device.workers} workers: {rate:.0f}/s, {rate / device.nominal:.3f} of nominal")
-            for load in LOADS[1:] if bench.quick else LOADS:
+            for arrivals, cv, load in LOADS[1:3] if bench.quick else LOADS:
                 if load * rate > MOST_RATE:
                     continue
                 before, were_right = together.predictions()
@@ -155,16 +163,16 @@ def overload(bench: Bench) -> Iterator[Row]:
                         slo_s = goal * device.full_s
                         settle_s = slo_s + 0.3
                         if system == OURS or path == 1:  # the goal is nothing to the others
-                            due = goals.arrivals(load * rate, settle_s + bench.seconds, f"{SEED} {repeat}")
+                            due = goals.arrivals(load * rate, settle_s + bench.seconds, f"{SEED} {repeat}", cv)
                             asked, _ = bench.crowd(together[system], rate, due, kinds=kinds(service, path, len(due)))
                         late = goals.settled(asked, settle_s)
                         values = goals.success(late, slo_s) | goals.latencies(late)
                         values["goodput"] = goals.good(late, slo_s) / (due[-1] - settle_s) / rate
-                        yield Row(system, repeat, device.point(load=load, goal=goal), values)
+                        yield Row(system, repeat, device.point(arrivals=arrivals, load=load, goal=goal), values)
                 compared, right = together.predictions()
                 if compared > before:
                     share = (right - were_right) / (compared - before)
-                    yield Row(OURS, 0, device.point(load=load, goal="all"), {"right": share})
+                    yield Row(OURS, 0, device.point(arrivals=arrivals, load=load, goal="all"), {"right": share})
 
 
 OVERLOAD: Final = Case(
@@ -172,11 +180,12 @@ OVERLOAD: Final = Case(
     group="slo",
     title="Goals: overload",
     about=(
-        f"Workers that sleep t(n), batches of {BATCH}; Poisson arrivals at multiples of the capacity (what our "
-        f"workers reach here, now), {CAPACITY:,} requests admitted at once in both. Goodput is what was answered "
-        "within the goal (`slo` of the route, in times of a full batch), by the capacity, once the load had settled."
+        f"Workers that sleep t(n), batches of {BATCH}; arrivals at multiples of the capacity (what our workers reach "
+        f"here, now), Poisson or with gaps of a gamma distribution (CV {BURSTS:g}), {CAPACITY:,} requests admitted at "
+        "once in both. Goodput is what was answered within the goal (`slo` of the route, in times of a full batch), by "
+        "the capacity, once the load had settled."
     ),
-    by=("t(n), ms", "workers", "load", "goal"),
+    by=("t(n), ms", "workers", "arrivals", "load", "goal"),
     metrics=(
         Metric("goodput", "goodput, of the capacity", "higher", digits=3),
         Metric("late", "answered too late, share", digits=3),
@@ -225,11 +234,9 @@ def lowest(summary: Summary, metric: str, where: Callable[[Point], bool]) -> flo
 # --- below saturation ------------------------------------------------------------------------------------------------
 
 BESIDE: Final = (accelerator(2), accelerator(4))  # also beside Mosec
-ALONE: Final = (flat(4), steep(4), padded(4))
+ALONE: Final = (accelerator(1), flat(1), flat(4), steep(2), steep(4), padded(2), padded(4))
 PERCENT: Final = (10, 30, 70)
-BURSTS: Final = 4.0  # CV
 BOTH: Final = ("p50_ms", "p99_ms")
-POISSON, BURSTY = "Poisson", f"CV {BURSTS:g}"
 
 
 def latency(bench: Bench) -> Iterator[Row]:
@@ -283,8 +290,8 @@ LATENCY: Final = Case(
     title="Goals: below saturation",
     about=(
         f"Workers that sleep t(n), batches of {BATCH}, nothing set but their number; arrivals at a share of the "
-        "nominal capacity, Poisson or with gaps of a gamma distribution (CV 4). Device time is what workers computed, "
-        "for each request. *base* is the commit that is named below."
+        f"nominal capacity, Poisson or with gaps of a gamma distribution (CV {BURSTS:g}). Device time is what workers "
+        "computed, for each request. *base* is the commit that is named below."
     ),
     by=("t(n), ms", "workers", "arrivals", "load %"),
     metrics=(
