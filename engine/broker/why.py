@@ -15,8 +15,9 @@ import msgspec
 from engine.core import meta
 from engine.core.front import FrontMachine
 from engine.core.messages import Ask
+from engine.core.released import Released
 from engine.core.stage import StageMachine
-from engine.core.trace import Refusal, Released, has, ids_of, is_near
+from engine.core.trace import Refusal, has, ids_of, is_near
 
 
 class Batch(msgspec.Struct, frozen=True, tag="batch", tag_field="what"):

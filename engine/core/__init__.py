@@ -20,7 +20,7 @@
     spacing    how much of what waits an idle worker takes, and when
     costs      what an item will cost, by its bytes    costqueue  whose costs belong together in a batch
     foretold   whether the door is right about when a request will be done
-    trace      the last decisions, for whoever asks why
+    released   a batch that left, until it is done  trace      the last decisions, for whoever asks why
     reasons    why a batch left, in the low bits of a queue time
     goals      when answers are wanted                fairness   who may use how much while not all can be served
     killings   whom the kernel killed for want of memory

@@ -150,6 +150,21 @@ class Admission:
             coming = waiting + outlook.in_flight
         return 0.0 if is_free else done_at
 
+    def surely_done_at(self, route: int, coming: int, now: float) -> float:
+        """When the last of ``coming`` requests that are let in now, one after the other, would be done at the latest,
+        whatever their ranks. One look at this saves one at each, where nobody is near to being late."""
+        done_at = now
+        before = coming
+        for stage, _ in self._ways[route]:
+            view = self.stages[stage]
+            outlook = view.outlook
+            if outlook is None or not outlook.frees:
+                continue
+            ahead = before + outlook.queued + view.handed - outlook.taken
+            done_at = max(outlook.at_most(ahead, now), done_at + outlook.alone_s)
+            before = ahead + outlook.in_flight
+        return done_at
+
     def computing_s(self, route: int) -> float:
         """How long a request is computed on its way, where others wait."""
         outlooks = [self.stages[stage].outlook for stage, _ in self._ways[route]]

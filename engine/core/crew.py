@@ -21,13 +21,12 @@ from dataclasses import dataclass, field
 from math import ceil, inf
 from typing import Final
 
-import msgspec
-
 from engine.core.batching import AHEAD_S
 from engine.core.introduction import NEWEST
 from engine.core.items import Item
 from engine.core.messages import Flow
-from engine.core.trace import Released
+from engine.core.released import Released
+from engine.core.stats import LaneStats
 from engine.core.worker_states import READY, WorkerState
 
 NOTHING: Final[Mapping[int, Item]] = {}
@@ -40,30 +39,6 @@ def credit_for(batch_s: float) -> int:
     if batch_s <= 0.0:
         return 2
     return max(2, min(1 + ceil(AHEAD_S / batch_s), CREDIT_MAX))
-
-
-class InFlight(msgspec.Struct, eq=False):
-    """A batch at a worker. ``items`` shrinks as results reach the next stage or the front.
-
-    ``apart``: nothing is given to its worker beside it. ``revoked``: its items have another holder, and it answers for
-    none of them; a result that comes is as good as any.
-    """
-
-    number: int
-    items: dict[int, Item]
-    sent_at: float
-    told: Released  # of it in the trace
-    count: int = 0  # items it had when it left
-    units: int = 0  # the same, or what these cost, as Times counts it
-    expected_s: float = 0.0  # how long it was to take; 0: nobody knew
-    compute_us: int = 0  # how long it took, as its worker says
-    apart: bool = False
-    revoked: bool = False
-    shared: bool = False  # some of it may be in shared memory
-    good: bool = False  # some of them were computed rightly
-    failed: int = 0  # how many the worker could not compute
-    cost: float = 0.0  # of those that are done, where that is counted, and of the costliest
-    costliest: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -79,7 +54,7 @@ class Member:
     maps: bool = False  # it can be given references to shared memory
     flow: int = int(Flow.UNKNOWN)  # how it gives its answers, once it is ready
     state: WorkerState = WorkerState.STARTING
-    batches: OrderedDict[int, InFlight] = field(default_factory=OrderedDict)  # first: computing; others: in advance
+    batches: OrderedDict[int, Released] = field(default_factory=OrderedDict)  # first: computing; others: in advance
     # Of a worker that streams: what it has settled, by batch.
     former: OrderedDict[int, set[int]] = field(default_factory=OrderedDict)
     since: float = 0.0  # when it began to compute the first of them
@@ -91,6 +66,7 @@ class Member:
     done_items: int = 0
     families: bytes = b""
     device_bytes: int = 0  # memory of its GPU that it holds, as it says
+    lane: LaneStats = field(default_factory=LaneStats)  # of its slot, once it is ready
     served: bool = False  # it was ready once
     proven: bool = False  # something it computed was right
     failing: int = 0  # batches in a row of which nothing was; and what the stage had done when that began:
@@ -205,7 +181,7 @@ class Crew:
         flight = member.batches.get(batch) if member is not None else None
         return flight.items if flight is not None else NOTHING
 
-    def settle(self, worker: Member, batch: InFlight, uids: Sequence[int]) -> None:
+    def settle(self, worker: Member, batch: Released, uids: Sequence[int]) -> None:
         """Remember a while what a worker that streams had: its events go another way than its results to the next
         stage, and may come later."""
         former = worker.former

@@ -25,7 +25,7 @@ from engine.core import wording
 from engine.core.actions import Kill, Note, StageAction, ToWorker
 from engine.core.batching import BatchQueue
 from engine.core.breaker import CLOSED, Breaker, BreakerState
-from engine.core.crew import Crew, InFlight, Member
+from engine.core.crew import Crew, Member
 from engine.core.deaths import Death
 from engine.core.ends import BROKEN, STUCK, Ends
 from engine.core.failing import Verdict, judge
@@ -33,6 +33,7 @@ from engine.core.foresight import Foresight
 from engine.core.hedging import BRIEF_S, PATIENCE_LEAST_S, Apart, Budget, Pace, may_hedge, part_size
 from engine.core.items import Item
 from engine.core.messages import Revoke, Status
+from engine.core.released import Released
 from engine.core.stats import StageStats
 from engine.core.trace import DIED, GIVEN
 from engine.core.worker_states import WorkerState
@@ -106,10 +107,10 @@ class Fate:
             self.queue.push_front([item for batch in behind for item in self._revoke(batch)])
             self._actions.append(ToWorker(worker.key, Revoke([batch.number for batch in behind])))
 
-    def _revoke(self, batch: InFlight) -> list[Item]:
+    def _revoke(self, batch: Released) -> list[Item]:
         """A worker answers for a batch no longer; returns the items that need another holder."""
         batch.revoked = True
-        batch.told.fate = GIVEN
+        batch.fate = GIVEN
         items = [item for item in batch.items.values() if not item.request.closed and item.hop == item.request.hop]
         for item in items:
             item.holds += 1
@@ -144,7 +145,7 @@ class Fate:
                 self.breaker.unclear(now)
             self._reach_limit(first, self._revoke(first), now)
 
-    def come_back(self, batch: InFlight, uids: Sequence[int], now: float) -> None:
+    def come_back(self, batch: Released, uids: Sequence[int], now: float) -> None:
         """A worker gives items back unanswered: it has reached the time limit by its own clock, and got out of
         ``forward``. What it skipped for any other reason nobody waits for."""
         again = [item for uid in uids if (item := batch.items.get(uid)) is not None and item.is_due(now)]
@@ -153,7 +154,7 @@ class Fate:
         if again:
             self._reach_limit(batch, again, now)
 
-    def _reach_limit(self, batch: InFlight, items: list[Item], now: float) -> None:
+    def _reach_limit(self, batch: Released, items: list[Item], now: float) -> None:
         """These have been computed for as long as may be. Who was alone is the one that takes too long; of several,
         nobody knows which it is, so they are tried again in parts."""
         most = self.spec.max_attempts
@@ -197,15 +198,15 @@ class Fate:
 
     # --- what comes back ---------------------------------------------------------------------------------------------
 
-    def settled(self, worker: Member, batch: InFlight, took_s: float | None, now: float) -> bool:
+    def settled(self, worker: Member, batch: Released, took_s: float | None, now: float) -> bool:
         """All of a batch is accounted for. ``took_s``: since the worker began with it; None: it was not its turn."""
         if took_s is not None:
-            if batch.good and (took_s > BRIEF_S or self.pace.patience_s > PATIENCE_LEAST_S):
+            if batch.is_good and (took_s > BRIEF_S or self.pace.patience_s > PATIENCE_LEAST_S):
                 self.pace.learn(took_s)
             if worker.slow:
                 self._slow.pop(worker.key, None)
         self._budget.done += batch.count
-        if batch.good:
+        if batch.is_good:
             self._good += 1
             worker.failing = 0
             worker.proven = True
@@ -215,7 +216,7 @@ class Fate:
         self.breaker.unclear(now)  # all of it was skipped, or its clients' fault
         return False
 
-    def _fails(self, worker: Member, batch: InFlight, now: float) -> bool:
+    def _fails(self, worker: Member, batch: Released, now: float) -> bool:
         """Nothing of a batch was computed rightly."""
         self._bad += 1
         workers = self._crew.workers
@@ -255,11 +256,12 @@ class Fate:
         self._held.pop(worker.key, None)
         again: list[Item] = []
         for batch in worker.batches.values():
-            batch.told.fate = DIED
+            batch.fate = DIED
             if not batch.revoked:
                 again.extend(batch.items.values())
             else:
                 self._ends.let_go(batch.items.values())
+            batch.items = {}  # the trace keeps the batch
         if again and death in BREAKING and not worker.condemned:
             uids = [item.request.uid for item in again]
             self._note(self.breaker.died(worker.key, newest, uids, now, how), now)

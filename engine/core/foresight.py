@@ -16,9 +16,10 @@ from typing import Final, NamedTuple
 from engine.core.actions import Settle
 from engine.core.batching import AHEAD_S, BatchQueue
 from engine.core.costs import counted
-from engine.core.crew import Crew, InFlight, Member
+from engine.core.crew import Crew, Member
 from engine.core.items import Item
 from engine.core.predict import Outlook, Times
+from engine.core.released import Released
 from engine.core.routing import Topology
 from engine.core.spacing import PRICE, SLOWER, filled_until, share, spacing_s
 from engine.core.stats import StageStats
@@ -129,7 +130,7 @@ class Foresight:
             self._learnt_s = self.service_s
             self._crew.learn(self.service_s)
 
-    def learn(self, worker: Member, batch: InFlight, took_s: float, now: float) -> None:
+    def learn(self, worker: Member, batch: Released, took_s: float, now: float) -> None:
         """A batch of which something was computed rightly is done. Short ones are many, and one in a while tells all
         there is to know of them."""
         if now < self._learn_at:

@@ -21,7 +21,7 @@ MOST: Final = 1024  # that are looked at together
 class Foretold:
     """See the module. Not thread-safe. Counters are since the start, ``recent`` are the last KEPT comparisons."""
 
-    __slots__ = ("_turn", "compared", "near", "recent", "waiting")
+    __slots__ = ("compared", "near", "recent", "waiting")
 
     def __init__(self) -> None:
         # By uid: when it was let in, and in how long it is to be done.
@@ -29,12 +29,10 @@ class Foretold:
         self.compared = 0
         self.near = 0  # of these: within NEAR of what it took
         self.recent: deque[tuple[float, float]] = deque(maxlen=KEPT)  # seconds foreseen and taken; 0: it was not done
-        self._turn = 0
 
     def note(self, uid: int, needs_s: float, now: float) -> None:
-        """A request is let in, and is to be done in so long."""
-        self._turn += 1
-        if not self._turn % EVERY and len(self.waiting) < MOST:
+        """A request is let in, and is to be done in so long: those whose uid is a multiple of EVERY are kept."""
+        if not uid % EVERY and len(self.waiting) < MOST:
             self.waiting[uid] = now, needs_s
 
     def came(self, uids: Iterable[int], open_ones: Container[int], now: float) -> None:

@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
-from math import ceil
+from math import ceil, inf
 from typing import Final, NamedTuple
 
 from msgspec.structs import replace
@@ -47,7 +47,7 @@ from engine.core.arena import Ref
 from engine.core.crew import Crew
 from engine.core.ends import EXPIRED, HOPELESS
 from engine.core.fairness import Client, Priority, unpressed
-from engine.core.foretold import Foretold
+from engine.core.foretold import EVERY, Foretold
 from engine.core.idempotency import HEADER, Kept, Keys, Waiter, is_same
 from engine.core.introduction import Introduction, Refusal, agreed, refuse_frontend
 from engine.core.items import Item, Request
@@ -121,6 +121,17 @@ class Judged(NamedTuple):
     rejection: Rejection | None = None
     claim: tuple[bytes, Priority] | None = None
     done_at: float = 0.0
+
+
+class Way(NamedTuple):
+    """What is the same for all requests of a parcel on one route: why none is admitted, the first stage and those who
+    go there, when an answer is wanted by the route's goal (inf: it has none), and by when all are done for sure."""
+
+    rejection: Rejection | None
+    first: StageView
+    items: list[Item]
+    goal_at: float
+    surely_at: float
 
 
 @dataclass(slots=True, eq=False)
@@ -222,12 +233,15 @@ class FrontMachine:
         known = frontend.requests
         ledger, spec = self.ledger, self.spec
         admitted: dict[int, list[Item]] = {}
-        ways: dict[int, tuple[Rejection | None, StageView, list[Item]]] = {}  # by route, for the whole parcel
+        ways: dict[int, Way] = {}  # by route, for the whole parcel
         unread: list[Ref] = []  # shared memory of what is not admitted
         keys, qos = submit.keys, submit.qos
         has_poison, door = bool(self.quarantine), self.door
         is_crowded = (len(ledger) + len(payloads)) * 2 >= spec.capacity or self.nbytes * 2 >= spec.capacity_bytes
-        is_judged = door.is_pressed or is_crowded or door.goals.is_set or door.has_classes or bool(qos)
+        is_pressed = door.is_pressed
+        # Each is judged where they may differ; else those who might be late.
+        is_judged = is_crowded or door.has_classes or bool(qos) or (is_pressed and now < door.shares.apart_until)
+        coming = len(payloads)
         columns = zip(
             submit.seqs,
             submit.routes,
@@ -240,21 +254,21 @@ class FrontMachine:
             if seq in known:
                 unread.extend(refs_of(payload))
                 continue  # sent again by a frontend that was not sure: it is being computed
-            way = ways.get(route) or ways.setdefault(route, self._way(route, admitted, now))
-            rejection, first, items = way
+            way = ways.get(route) or ways.setdefault(route, self._way(route, admitted, coming, now))
+            rejection, first, items, goal_at, surely_at = way
             size = len(payload) if type(payload) is bytes else payload_size(payload)
             deadline = now + budget_us / MICROS
             if keys and seq in keys and self._is_settled(frontend, seq, keys[seq], deadline, now):
                 unread.extend(refs_of(payload))
                 continue
-            due = rank = deadline
+            due = rank = deadline if deadline < goal_at else goal_at
             judged: Judged | None = None
             if rejection is None:
                 if budget_us <= 0 or len(ledger) >= spec.capacity or self.nbytes + size > spec.capacity_bytes:
                     rejection = self._rejection(budget_us, size)
                 if has_poison and rejection is None and self._is_poison(route, size, payload, now):
                     rejection = POISON
-                if is_judged and rejection is None:
+                if rejection is None and (is_judged or due < surely_at or (is_pressed and not (self._uid + 1) % EVERY)):
                     judged = self._judge(route, size, qos.get(seq, NO_QOS), deadline, now, is_crowded=is_crowded)
                     due, rank, rejection = judged.due, judged.rank, judged.rejection
             if rejection is not None:
@@ -332,13 +346,16 @@ class FrontMachine:
             wait_s = min(wait_s, max(0.0, done_at - now - computing_s))
         return done_at
 
-    def _way(
-        self, route: int, admitted: dict[int, list[Item]], now: float
-    ) -> tuple[Rejection | None, StageView, list[Item]]:
-        """Why nothing is admitted on a route, and its first stage with what of a parcel goes there."""
-        rejection = self.door.blocked(route, now)
-        number = self.topology.routes[route].stages[0] if route < len(self.topology.routes) else 0
-        return rejection, self.stages[number], admitted.setdefault(number, [])
+    def _way(self, route: int, admitted: dict[int, list[Item]], coming: int, now: float) -> Way:
+        """For a parcel of ``coming`` requests."""
+        door = self.door
+        rejection = door.blocked(route, now)
+        if rejection is not None:
+            return Way(rejection, self.stages[0], [], inf, 0.0)
+        number = self.topology.routes[route].stages[0]
+        goal_at = door.goals.due(route, 0.0, now, inf) if door.goals.is_set else inf
+        surely_at = door.surely_done_at(route, coming, now) if door.is_pressed else 0.0
+        return Way(None, self.stages[number], admitted.setdefault(number, []), goal_at, surely_at)
 
     def _is_poison(self, route: int, size: int, payload: Payload, now: float) -> bool:
         return self.quarantine.holds(route, size, lambda: joined(self._read(payload)), now)

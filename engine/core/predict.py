@@ -274,6 +274,15 @@ class Outlook(msgspec.Struct, frozen=True):
         # Errors of batches that follow each other make up for each other in part.
         return free + self._takes(n) + (self.margin - 1.0) * whole * sqrt(rounds + 1.0)
 
+    def at_most(self, ahead: int, now: float) -> float:
+        """When an item would be done at the latest with so many others before it, or fewer, who are there now."""
+        each = self.each
+        full = int(ahead * each) // self.most
+        rounds = full // len(self.frees)
+        whole = self._takes(self.most)
+        free = self.frees[-1]
+        return (free if free > now else now) + (rounds + 1) * whole + (self.margin - 1.0) * whole * sqrt(rounds + 1.0)
+
     @property
     def alone_s(self) -> float:
         """How long one item takes."""

@@ -28,7 +28,7 @@ from engine.core.actions import Dispatch, Foresee, Forget, Grant, Kill, News, Se
 from engine.core.batching import AHEAD_S, BUSY, IDLE, REPLAY, Policy, Reason, decide
 from engine.core.costqueue import CostQueue, padded_units, queue_for, requeued
 from engine.core.costs import UNITS_MOST
-from engine.core.crew import Crew, InFlight, Member
+from engine.core.crew import Crew, Member
 from engine.core.deaths import Death
 from engine.core.ends import FULL, Ends
 from engine.core.fate import Fate
@@ -53,9 +53,10 @@ from engine.core.messages import (
     WorkerBeat,
 )
 from engine.core.reasons import CODES, TIME
+from engine.core.released import Released
 from engine.core.routing import Topology
 from engine.core.stats import StageStats, duration_buckets
-from engine.core.trace import KEPT, LOOK_EVERY, Released, Releases
+from engine.core.trace import KEPT, LOOK_EVERY, Releases
 from engine.core.wire import MICROS, Payload, payload_sizes, refs_of
 from engine.core.worker_states import DYING, LEAVING, OVERDUE, READY, SERVING, TABLE, WorkerEvent, WorkerState
 
@@ -289,6 +290,7 @@ class StageMachine:
         self.mime = ready.mime
         self.flow = worker.flow = ready.flow
         self.about = ready.about or self.about
+        worker.lane = self.stats.lane(worker.slot)
         worker.served = True
         self.stats.starts += 1
         self.crew.sort_in(worker, now, begins=False)
@@ -360,27 +362,26 @@ class StageMachine:
             foresight.hear_after(settle)
         if worker.flow != WHOLE:
             self.crew.settle(worker, batch, settle.uids)
-        lane = self.stats.lane(worker.slot)
+        uids, lane = settle.uids, worker.lane
         if settle.compute_us:
             lane.forward_s += settle.compute_us / MICROS
             batch.compute_us += settle.compute_us
         if settle.good:
-            batch.good = True
+            batch.is_good = True
         else:
             batch.failed += settle.failed
         if isinstance(self.queue, CostQueue):
             self._hear_costs(self.queue, batch, settle)
         if settle.skipped and not batch.revoked and worker.state is not DYING:
-            self.fate.come_back(batch, settle.uids, now)
+            self.fate.come_back(batch, uids, now)
         if batch.shared:
-            self._ends.let_go([item for uid in settle.uids if (item := held.get(uid)) is not None])
+            self._ends.let_go([item for uid in uids if (item := held.get(uid)) is not None])
         if batch.revoked or batch.apart:
-            self._call_off(batch, settle.uids, now)
-        if not held.keys() <= set(settle.uids):  # some went another way: to another stage, or failed
-            for uid in settle.uids:
-                held.pop(uid, None)
-            if held:
-                return
+            self._call_off(batch, uids, now)
+        for uid in uids:
+            held.pop(uid, None)
+        if held:  # some go another way: to another stage, or have failed
+            return
         was_first = next(iter(worker.batches)) == settle.batch
         del worker.batches[settle.batch]
         worker.done_batches += 1
@@ -388,7 +389,7 @@ class StageMachine:
             self.stats.priced_batches += 1
             self.stats.cost += batch.cost
             self.stats.padded_cost += batch.costliest * batch.count
-        lane.process.observe(max(0.0, settle.at - batch.sent_at))
+        lane.process.observe(max(0.0, settle.at - batch.at))
         took_s = None
         if was_first:
             took_s = max(0.0, settle.at - worker.since)
@@ -396,19 +397,14 @@ class StageMachine:
                 lane.compute_s += took_s
                 if batch.failed < batch.count:
                     foresight.took(took_s)
-            if batch.compute_us and batch.good:
+            if batch.compute_us and batch.is_good:
                 foresight.learn(worker, batch, took_s, settle.at)
             if worker.state is not READY:
                 self._overdue.pop(worker.key, None)
                 if self._turn(worker, WorkerEvent.BACK):
                     self._tell(now)
         worker.free_at = settle.at + foresight.left_s(worker)
-        told = batch.told
-        told.took_s = 0.0 if took_s is None else took_s
-        if batch.good:
-            told.is_good = True
-        if batch.failed:
-            told.failed = batch.failed
+        batch.took_s = 0.0 if took_s is None else took_s
         if self.fate.settled(worker, batch, took_s, now):
             self._tell(now)
         was_slow = worker.slow
@@ -426,7 +422,7 @@ class StageMachine:
             self._turn(worker, WorkerEvent.SETTLED)
             self._forget(worker, now)
 
-    def _hear_costs(self, queue: CostQueue, batch: InFlight, settle: Settle) -> None:
+    def _hear_costs(self, queue: CostQueue, batch: Released, settle: Settle) -> None:
         """What items of a batch have cost, as their worker says; else what they were taken to."""
         costs, told = queue.costs, settle.costs
         pairs = [
@@ -588,7 +584,7 @@ class StageMachine:
         self.fate.timed_out(worker, now)
         self._tell(now)
 
-    def _call_off(self, batch: InFlight, uids: Sequence[int], now: float) -> None:
+    def _call_off(self, batch: Released, uids: Sequence[int], now: float) -> None:
         """Items that may be in other places too were settled here: those that are done are done everywhere."""
         done = [
             uid
@@ -635,37 +631,49 @@ class StageMachine:
             if type(payload) is not bytes:
                 is_shared = True
                 shared += _shared_bytes(payload)
-        batch = Batch(number, int(now * 1e9), name, uids, routes, budgets_us, attempts, metas, queues_us, trails)
+        message = Batch(number, int(now * 1e9), name, uids, routes, budgets_us, attempts, metas, queues_us, trails)
         count = len(uids)
         foresight = self.foresight
         units = count if not self.queue.by_cost else padded_units(items)
         expected_s = foresight.expect(units, worker)
         waited_s = now - items[0].arrived
         ahead = len(worker.batches)
-        all_waiting = count + len(self.queue.items)
-        told = Released(now, name, count, all_waiting, waited_s, worker.slot, ahead, expected_s, is_cut)
+        batch = Released(
+            number,
+            held,
+            now,
+            name,
+            count,
+            count + len(self.queue.items),
+            waited_s,
+            worker.slot,
+            ahead,
+            expected_s,
+            units,
+            is_cut,
+            reason is REPLAY,
+            is_shared,
+        )
         trace = self.trace
-        trace.rows[number % KEPT] = told
+        trace.rows[number % KEPT] = worker.batches[number] = batch
         if trace.has_ids:
             trace.hold(number, metas)
         elif not number % LOOK_EVERY:
             trace.look(number)
-        flight = InFlight(number, held, now, told, count, units, expected_s, apart=reason is REPLAY, shared=is_shared)
         stats = self.stats
         stats.releases[name] = stats.releases.get(name, 0) + 1
         if worker.maps:
             stats.shared_out += shared
             nbytes -= shared
         stats.bytes_out += nbytes
-        lane = stats.lane(worker.slot)
+        lane = worker.lane
         lane.batch_size.observe(count)
         lane.batch_wait.observe(waited_s)
         foresight.released_at = now
         foresight.delay_s += (waited_s - foresight.delay_s) * DELAY_SMOOTHING
         worker.free_at = (worker.free_at if ahead else now) + expected_s
-        worker.batches[number] = flight
         worker.done_items += count
-        self.actions.append(Dispatch(worker.key, batch, payloads))
+        self.actions.append(Dispatch(worker.key, message, payloads))
         self.crew.sort_in(worker, now, begins=not ahead)
 
     def _dismiss(self, worker: Member) -> None:

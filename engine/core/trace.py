@@ -3,10 +3,10 @@
 A stage keeps the batches that it released (:class:`Releases`), the door keeps who was refused, by itself or by a stage
 (:class:`Refusals`). What happened to a batch is filled in when it is settled.
 
-There are stages whose batches take fifty microseconds, and to note one must cost well under one: a struct made in C and
-one place of a list, written where the batch leaves, for a method would cost more than what it does. Nothing is done for
-an item. The ids of requests, which are read from their metas when somebody asks, are held only while KEPT batches take
-IDS_S and more - else nobody could ask in time - and no more than METAS_MOST bytes of them.
+There are stages whose batches take fifty microseconds, and to note one must cost well under one: a place of a list for
+what is in the books anyhow, written where the batch leaves, for a method would cost more than what it does. Nothing is
+done for an item. The ids of requests, which are read from their metas when somebody asks, are held only while KEPT
+batches take IDS_S and more - else nobody could ask in time - and no more than METAS_MOST bytes of them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 
 from engine.core import meta
+from engine.core.released import Released
 
 KEPT: Final = 1000  # decisions
 METAS_OF_ONE: Final = 32  # requests of a decision that can be told by their ids
@@ -29,30 +30,6 @@ NEAR: Final = 0.2  # a prediction that is off by no more, of what it really took
 # What became of a batch whose worker did not simply do it.
 DIED: Final = "died"  # its worker, and others have its items, or they ended
 GIVEN: Final = "given to others"  # it took too long, and its items were given to others too
-
-
-class Released(msgspec.Struct, eq=False, gc=False):
-    """A batch that left. Seconds; ``at`` is an instant."""
-
-    at: float
-    reason: str
-    count: int  # items
-    waiting: int  # of so many that waited
-    waited_s: float  # the first of them
-    slot: int  # of its worker
-    ahead: int  # batches that its worker had before it
-    expected_s: float  # how long it was to take, once it was the worker's turn; 0: nobody knew
-    is_cut: bool = False  # it was made smaller, for more would have been late
-    took_s: float = -1.0  # and what it took; below 0: it is not settled; 0: nobody knows, it was not in its turn
-    failed: int = 0  # items that the worker could not compute
-    is_good: bool = False  # something was computed rightly
-    fate: str = ""  # DIED, GIVEN
-    metas: Sequence[bytes] = ()  # of some of its requests, or none
-
-    @property
-    def is_known(self) -> bool:
-        """How long it was to take, and how long it did."""
-        return self.is_good and self.took_s > 0.0 and self.expected_s > 0.0
 
 
 class Releases:

@@ -12,6 +12,7 @@ from engine.core.batching import Policy
 from engine.core.deaths import Death
 from engine.core.front import FrontSpec
 from engine.core.messages import Ask, Ready
+from engine.core.released import Released
 from engine.core.stage import StageSpec
 from engine.core.trace import (
     DIED,
@@ -22,7 +23,6 @@ from engine.core.trace import (
     METAS_MOST,
     METAS_OF_ONE,
     Refusals,
-    Released,
     Releases,
     has,
     ids_of,
@@ -34,7 +34,7 @@ SPEC = StageSpec("s0", 1, Policy(2), timeout_s=3.0, kill_after_s=1.0, max_queue_
 
 
 def batch(at: float) -> Released:
-    return Released(at, "full", 1, 1, 0.0, 1, 0, 0.01)
+    return Released(1, {}, at, "full", 1, 1, 0.0, 1, 0, 0.01)
 
 
 def leave(releases: Releases, number: int, at: float, metas: list[bytes]) -> Released:
@@ -153,6 +153,7 @@ def test_a_batch_whose_worker_died_says_so_and_so_does_the_next_try() -> None:
     twin.worker()
     first, second = twin.stages[0].trace.entries()
     assert (first.fate, first.took_s, ids_of(first)) == (DIED, -1.0, ["r1"])
+    assert not first.items  # what is told of a batch holds no payload of it
     assert (second.fate, ids_of(second)) == ("", ["r1"])
 
 
@@ -202,7 +203,8 @@ def test_who_would_be_late_is_told_with_what_was_predicted() -> None:
 
 
 def test_who_is_let_in_with_a_prediction_is_looked_at_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.core.foretold.EVERY", 1)
+    for module in ("foretold", "front"):
+        monkeypatch.setattr(f"engine.core.{module}.EVERY", 1)
     twin = pressed()
     (worker,) = twin.workers.values()
     twin.submit(2, first=10)
