@@ -30,7 +30,7 @@ BATCH: Final = 32
 TIMEOUT_S: Final = 3.0  # the default, as the next one
 CAPACITY: Final = 1024
 SEED: Final = 9
-MOST_RATE: Final = 10_000.0  # what client and systems have the CPUs for, on a small machine
+MOST_RATE: Final = 8_000.0  # what client and systems have the CPUs for, on a small machine
 COMPARED: Final = "engine_predictions_compared_total"
 RIGHT: Final = "engine_predictions_within_20_percent_total"
 ENOUGH: Final = 150  # requests of a window, which is made longer for them ...
@@ -134,7 +134,7 @@ def kinds(service: Service, path: int, number: int) -> list[int]:
 
 # --- overload --------------------------------------------------------------------------------------------------------
 
-OVERLOADED: Final = (accelerator(1), flat(2), steep(4))
+OVERLOADED: Final = (accelerator(1), flat(1), flat(2), steep(2), steep(4))
 BURSTS: Final = 4.0  # CV
 POISSON, BURSTY = "Poisson", f"CV {BURSTS:g}"
 LOADS: Final = (
