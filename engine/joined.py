@@ -14,7 +14,7 @@ from engine.metrics import Family, Sources, add_labels, merge, pack, pack_source
 _SUMS: Final = frozenset(
     (
         "wanted", "ready", "starting", "queued", "in_flight", "queued_bytes", "replayed", "deaths", "arrived",
-        "admitted", "capacity", "admitted_bytes",
+        "demand_workers", "admitted", "capacity", "admitted_bytes",
     )
 )  # fmt: skip
 
@@ -66,6 +66,7 @@ def _status(told: Sequence[dict[str, Any]], cells: int) -> bytes:
     whole["cells"], whole["cells_answering"] = cells, len(told)
     whole["uptime_s"] = min(one.get("uptime_s", 0.0) for one in told)
     whole["refused"] = _added(told, "refused")
+    whole["demand"] = _added(told, "demand")
     whole["draining"] = all(one.get("draining", False) for one in told)
     if errors := [one["error"] for one in told if "error" in one]:
         whole["error"] = errors[0]

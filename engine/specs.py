@@ -14,8 +14,8 @@ from engine.core.messages import CLIENT_SIZE
 from engine.core.stage import StageSpec
 
 
-def stage_spec(stage: StageSection, engine: EngineSection, cell: int = 0) -> StageSpec:
-    """What the machine needs of a stage's section."""
+def stage_spec(stage: StageSection, engine: EngineSection, cell: int = 0, *, given_s: float = 0.0) -> StageSpec:
+    """What the machine needs of a stage's section. ``given_s``: see :func:`given_s`."""
     return StageSpec(
         name=stage.name,
         num=share(stage.num, engine.cells, cell),
@@ -32,7 +32,16 @@ def stage_spec(stage: StageSection, engine: EngineSection, cell: int = 0) -> Sta
         idempotent=stage.idempotent,
         max_attempts=engine.max_attempts,
         spare=share(stage.spare, engine.cells, cell, begin=stage.num + 1),
+        may_be_empty=not stage.min,
+        given_s=given_s,
     )
+
+
+def given_s(deployment: Deployment, stage: str) -> float:
+    """How much time requests that pass through a stage are given, by their goal or their deadline: the least."""
+    frontend = deployment.frontend
+    goals = [route.slo or frontend.slo or frontend.timeout for route in deployment.routes if stage in route.stages]
+    return min(goals, default=frontend.timeout)
 
 
 def front_spec(deployment: Deployment) -> FrontSpec:

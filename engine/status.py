@@ -6,7 +6,18 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-_HEAD: Final = ("STAGE", "READY", "STARTING", "QUEUED", "OLDEST", "IN FLIGHT", "BATCHES", "MEAN", "RELEASED BY")
+_HEAD: Final = (
+    "STAGE",
+    "READY",
+    "DEMAND",
+    "STARTING",
+    "QUEUED",
+    "OLDEST",
+    "IN FLIGHT",
+    "BATCHES",
+    "MEAN",
+    "RELEASED BY",
+)
 _LEAVING: Final = ("leaving", "dying")
 _DEATHS: Final = {
     "oom": "out of memory (oom)",
@@ -114,6 +125,7 @@ def _stage(stage: Mapping[str, Any]) -> tuple[Any, ...]:
     return (
         stage["name"],
         f"{stage.get('ready', 0)}/{stage.get('wanted', 0)}{f' +{spares}' if spares else ''}",
+        f"{stage.get('demand_workers', 0):.1f}",
         stage.get("starting", 0),
         f"{stage.get('queued', 0)} ({_size(stage.get('queued_bytes', 0))})",
         f"{stage.get('oldest_ms', 0):.0f} ms",

@@ -1,7 +1,7 @@
 """Is it alive, is it ready? What is said is decided by pure functions; a page only asks the client.
 
 ``/`` and ``/healthz`` are about this process and its event loop, ``/readyz`` about the deployment behind it: ready
-means that a request to any route would find a warmed-up worker at every stage.
+means that a request to any route would find a warmed-up worker at every stage, or one that is started for it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ def liveness(draining: bool) -> tuple[int, dict[str, Any]]:
 def readiness(view: View, stages: Sequence[str], draining: bool) -> tuple[int, dict[str, Any]]:
     """Status and document of ``GET /readyz``; ``stages`` are those that some route uses."""
     known = {stage.name: stage for stage in view.stages}
+    # A stage that may be without workers takes requests all the same.
+    served = all((stage := known.get(name)) is not None and (stage.ready or not stage.least) for name in stages)
     listed = [
         {
             "name": name,
@@ -41,7 +43,7 @@ def readiness(view: View, stages: Sequence[str], draining: bool) -> tuple[int, d
     ]
     draining = draining or view.draining
     # What was said before the connection was lost is shown, and believed no more.
-    ready = view.connected and not draining and all(entry["ready"] for entry in listed)
+    ready = view.connected and not draining and served
     status = "ready" if ready else "draining" if draining else "not ready"
     document = {"status": status, "connected": view.connected, "draining": draining, "stages": listed}
     return (200 if ready else 503), document

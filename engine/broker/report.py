@@ -106,6 +106,7 @@ class StageStatus(msgspec.Struct, frozen=True):
     arrived: int = 0  # items, so far
     learned: LearnedStatus = LearnedStatus()
     cost: CostStatus | None = None  # where items cost unlike much
+    demand_workers: float = 0.0  # how many would be needed
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,7 @@ def stage_status(machine: StageMachine, now: float) -> StageStatus:
         arrived=machine.stats.arrived,
         learned=_learned(machine),
         cost=_cost(machine),
+        demand_workers=round(machine.demand_workers, 3),
     )
 
 
@@ -251,6 +253,7 @@ def status(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deploy
         "goals": _goal_status(machine),
         "refused": machine.stats.rejected | ({EXPIRED: machine.stats.expired} if machine.stats.expired else {}),
         "stages": [part if part is not None else {"name": name, "error": UNTOLD} for name, part in stages],
+        "demand": {part.name: part.demand_workers for part in parts if isinstance(part, StageStatus)},
         "frontends": [
             {"name": frontend.who.name, "pid": frontend.who.pid, "pending": len(frontend.requests)}
             for frontend in machine.frontends.values()
@@ -386,6 +389,12 @@ def stage_families(machine: StageMachine, retired: Sequence[Family], now: float,
         ),
         gauge(f"{namespace}_in_flight", "Items at a stage's workers.", state.in_flight, here),
         gauge(f"{namespace}_workers_wanted", "Workers the file asks for.", state.wanted, here),
+        gauge(
+            f"{namespace}_stage_demand_workers",
+            "Workers that what comes and waits would keep busy, over the last 30 s: what to scale a stage by.",
+            machine.demand_workers,
+            here,
+        ),
         _workers_by_state(f"{namespace}_workers", machine, here),
     ]
     on_device = f"{namespace}_device_memory_bytes"

@@ -28,7 +28,7 @@ from engine.core.wire import egress_frame, front_frame
 from engine.cpus import usable_cpus
 from engine.errors import StartError
 from engine.process import count_gpus
-from engine.specs import front_spec, stage_spec
+from engine.specs import front_spec, given_s, stage_spec
 
 log: Final = logging.getLogger("stageline.broker")
 
@@ -78,7 +78,7 @@ class Broker:
         self.stages = [
             StagePart(
                 index,
-                stage_spec(stage, deployment.engine, cell),
+                stage_spec(stage, deployment.engine, cell, given_s=given_s(deployment, stage.name)),
                 topology,
                 deployment=deployment.engine.name,
                 namespace=deployment.engine.namespace,
@@ -152,7 +152,8 @@ class Broker:
         routes themselves must be the same."""
         self.front.mailbox.post(ChangeFront(front_spec(deployment)))
         for part, stage in zip(self.stages, deployment.stages, strict=True):
-            part.mailbox.post(ChangeStage(stage_spec(stage, deployment.engine, self._cell)))
+            spec = stage_spec(stage, deployment.engine, self._cell, given_s=given_s(deployment, stage.name))
+            part.mailbox.post(ChangeStage(spec))
 
     def drain(self, grace_s: float) -> bool:
         """Admit nothing more and wait for what is admitted; False when ``grace_s`` was not enough."""

@@ -153,6 +153,7 @@ class StagePart(Part[ToStage]):
             if now >= self._check_at:
                 self._check_at = now + CHECK_S
                 machine.check_silence(now)
+                machine.measure(now)
                 self._watch.look()
         wake = machine.pump(now)
         if machine.actions:

@@ -40,7 +40,8 @@ from engine.errors import ConfigError
 Values = dict[str, Any]  # keys of one table that could be read, with their values
 # What other programs call a key, where no likeness of letters leads to ours.
 _ELSEWHERE: Final = {
-    "host": "address", "workers": "num", "replicas": "num", "class": "worker", "module": "worker", "gpu": "device",
+    "host": "address", "workers": "num", "replicas": "num", "min_replicas": "min", "max_replicas": "max",
+    "class": "worker", "module": "worker", "gpu": "device",
 }  # fmt: skip
 _ARRAYS: Final = ("stage", "route", "client")  # the sections written [[...]]
 
@@ -200,6 +201,7 @@ class _Reader:
             num = values.get("num")
             if num is None:
                 continue
+            self._check_range(where, num, values)
             env, cpus = values.get("env"), values.get("cpus")
             if isinstance(env, list) and len(env) != num:
                 self._problem(
@@ -209,6 +211,12 @@ class _Reader:
                 self._problem(
                     f"{where}.cpus", f"expected one list, or one for each of num = {num} workers, got {len(cpus)}"
                 )
+
+    def _check_range(self, where: str, num: int, values: Values) -> None:
+        if (least := values.get("min", 0)) > num:
+            self._problem(f"{where}.min", f"expected at most num = {num}, with which it begins, got {least}")
+        if 0 < (most := values.get("max", 0)) < num:
+            self._problem(f"{where}.max", f"expected at least num = {num}, with which it begins, got {most}")
 
     def _check_batches(self, where: str, values: Values) -> None:
         sizes, most = values.get("batch_sizes"), values.get("max_batch_size")

@@ -261,6 +261,21 @@ class StageSection:
         least=0,
         most=4096,
     )
+    min: int = key(
+        1,
+        "Fewest workers where a cluster scales the stage, which goes by the metric stage_demand_workers. With 0 there "
+        "may be none while nobody asks, and requests wait for one, as long as they can, instead of being answered 503.",
+        unit=Unit.COUNT,
+        least=0,
+        most=4096,
+    )
+    max: int = key(
+        0,
+        "Most workers where a cluster scales the stage; 0: it keeps to num.",
+        unit=Unit.COUNT,
+        least=0,
+        most=4096,
+    )
     max_batch_size: int = key(
         1, "Most items of one batch; 1 passes single values to forward.", unit=Unit.COUNT, least=1, most=65536
     )

@@ -56,7 +56,9 @@ def order(pending: Sequence[int], ready: Sequence[int], turn: int) -> list[int]:
 def view_of(views: Sequence[View]) -> View:
     """How all cells stand as one deployment: as those that can serve, where there are any."""
     heard = [view for view in views if view.connected] or views
-    whole = [view for view in heard if not view.draining and view.stages and all(s.ready for s in view.stages)]
+    whole = [
+        view for view in heard if not view.draining and view.stages and all(s.ready or not s.least for s in view.stages)
+    ]
     told = whole or heard[:1]  # of cells none of which is whole, parts do not make one
     return View(
         connected=any(view.connected for view in views),

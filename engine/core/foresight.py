@@ -9,6 +9,7 @@ before a whole batch would be done, and the *outlook* that the door refuses by (
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from math import inf
 from typing import Final, NamedTuple
@@ -90,6 +91,17 @@ class Foresight:
     def after_s(self) -> float:
         """What an item needs from its arrival here on, later stages included."""
         return self.delay_s + self.service_s + self.later_s
+
+    def item_s(self, given_s: float) -> float:
+        """How long a worker computes for one item of such batches as suit a stage with much to do: whole ones, or as
+        large as can be done in half of ``given_s``, for who comes waits for the batch before. 0 while nobody knows."""
+        queue, times = self.queue, self.times
+        if not times.known:
+            return 0.0
+        _, slowness = self._crew.outlook()
+        n = min(queue.most, times.seen_sizes[-1])  # of larger ones there is only hope
+        n = max(1, bisect_right(times.shape, given_s / 2 / slowness, 1, n + 1) - 1)
+        return times.shape[n] * slowness * queue.each / n
 
     # --- learning ----------------------------------------------------------------------------------------------------
 

@@ -256,6 +256,7 @@ class StageState(Message, frozen=True, tag=50):
     in_flight: int
     mime: str = "application/json"
     flow: FlowCode = int(Flow.WHOLE)
+    least: int = 1  # workers without which it is not ready; with 0 it takes requests while it has none
 
 
 class FrontendWelcome(Message, frozen=True, tag=7):

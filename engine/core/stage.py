@@ -30,6 +30,7 @@ from engine.core.costqueue import CostQueue, padded_units, queue_for, requeued
 from engine.core.costs import UNITS_MOST
 from engine.core.crew import Crew, Member
 from engine.core.deaths import Death
+from engine.core.demand import Demand
 from engine.core.ends import FULL, Ends
 from engine.core.fate import Fate
 from engine.core.foresight import Foresight
@@ -83,6 +84,8 @@ class StageSpec:
     idempotent: bool = True
     max_attempts: int = 3
     spare: int = 0
+    may_be_empty: bool = False  # it takes requests while it has no worker
+    given_s: float = 0.0  # how much time its requests are given, by their goals
 
 
 class StageMachine:
@@ -114,6 +117,7 @@ class StageMachine:
         self.crew = Crew(in_advance=spec.idempotent)
         self.workers = self.crew.workers
         self.stats = StageStats(durations=duration_buckets(spec.timeout_s))
+        self.demand = Demand()
         self.trace = Releases()
         self.actions: list[StageAction] = []  # always this list
         self._ends = Ends(index, self.stats, self.actions)
@@ -134,6 +138,8 @@ class StageMachine:
         self._told: tuple[object, ...] = ()
         self._was_full = False
         self._is_calm = True  # all workers are starting or ready
+        if spec.may_be_empty:  # the door would not hear of it before there is a worker
+            self._tell(0.0)
 
     def take_actions(self) -> list[StageAction]:
         """What is to be carried out, in order; it is given out once."""
@@ -558,6 +564,16 @@ class StageMachine:
         """Until when, at most, somebody waits here for a worker; in the past: nobody does. Any thread may ask."""
         return self.queue.latest if self.queue.items or self.fate.apart else -inf
 
+    def measure(self, now: float) -> None:
+        """See how much comes and waits. To be called about once a second."""
+        self.demand.look(now, self.stats.arrived, len(self.queue) + len(self.fate.apart))
+
+    @property
+    def demand_workers(self) -> float:
+        """How many workers would be needed (:mod:`engine.core.demand`)."""
+        given_s = self.spec.given_s or self.spec.timeout_s
+        return self.demand.workers(self.foresight.item_s(given_s), given_s)
+
     def check_silence(self, now: float) -> None:
         """Give up workers that were not heard for WORKER_SILENCE_S. To be called about once a second.
 
@@ -708,12 +724,12 @@ class StageMachine:
         """Say what others decide by - readiness and pressure - when it has changed."""
         state = self.state()
         full = self._was_full = self.queue.nbytes >= self.spec.max_queue_bytes
-        if state.ready:
+        if state.ready or self.spec.may_be_empty:
             self._absent_at = inf
         elif self._absent_at == inf:  # until now there was somebody
             self._absent_at = now + ABSENT_S
         closed_until = self.fate.closed_until
-        told = (state.ready, state.starting, state.mime, state.flow, full, self._absent_at, closed_until)
+        told = (state.ready, state.starting, state.mime, state.flow, full, self._absent_at, closed_until, state.least)
         if told == self._told:
             return
         self._told = told
@@ -734,7 +750,8 @@ class StageMachine:
             elif worker.state is WorkerState.STARTING:
                 starting += 1
         queued = len(self.queue) + len(self.fate.apart)
-        return StageState(self.spec.name, self.spec.num, ready, starting, queued, in_flight, self.mime, flow)
+        least = 0 if self.spec.may_be_empty else 1
+        return StageState(self.spec.name, self.spec.num, ready, starting, queued, in_flight, self.mime, flow, least)
 
 
 def _shared_bytes(payload: Payload) -> int:

@@ -312,6 +312,7 @@ TOLD = {
             "oldest_ms": 4.2,
             "batches_by_reason": {"idle": 3, "full": 10},
             "mean_batch": 21.46,
+            "demand_workers": 1.84,
             "workers": [
                 {"key": 9, "slot": 2, "pid": 102, "state": "starting", "batches": 0, "items": 0},
                 {"key": 4, "slot": 1, "pid": 101, "state": "ready", "batches": 13, "items": 279},
@@ -324,8 +325,8 @@ TOLD = {
 TABLE = """\
 tried: up for 1h 2m, 5 of 1024 requests admitted
 
-STAGE   READY  STARTING  QUEUED       OLDEST  IN FLIGHT  BATCHES  MEAN  RELEASED BY
-encode  1/2           1  12 (20 KiB)  4 ms           32       13  21.5  full:10 idle:3
+STAGE   READY  DEMAND  STARTING  QUEUED       OLDEST  IN FLIGHT  BATCHES  MEAN  RELEASED BY
+encode  1/2    1.8            1  12 (20 KiB)  4 ms           32       13  21.5  full:10 idle:3
 
 WORKER    PID  STATE     BATCHES  ITEMS
 encode-1  101  ready          13    279

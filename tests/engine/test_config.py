@@ -726,6 +726,18 @@ def test_what_is_dumped_is_loaded_back_exactly(data, tmp_path):
     assert load(snapshot) == deployment
 
 
+def test_a_stage_begins_within_the_range_in_which_it_is_scaled(tmp_path):
+    def stage(**values):
+        data = {"stage": [{"name": "s", "worker": "m:C", "num": 3, **values}]}
+        return build(data, file=tmp_path / "stages.toml", label="f").stages[0]
+
+    assert (stage(min=0, max=9).min, stage(min=3, max=3).max, stage().min, stage().max) == (0, 3, 1, 0)
+    with pytest.raises(ConfigError, match=r"min: expected at most num = 3"):
+        stage(min=4)
+    with pytest.raises(ConfigError, match=r"max: expected at least num = 3"):
+        stage(max=2)
+
+
 # --- the schema itself -----------------------------------------------------------------------------------------------
 
 

@@ -45,6 +45,9 @@ def test_status_adds_up() -> None:
     assert (one["arrived"], one["learned"]) == (8, {"ms": {"1": 5.0}})
     assert told["frontends"] == [{"name": "f", "pid": 3, "pending": 2}]
     assert "2 of 3 cells answer" in table(json.dumps(told).encode())
+    busy = status(demand={"a": 1.5}, stages=[stage("a", demand_workers=1.5)])
+    told = json.loads(join("status", [busy, busy]))
+    assert (told["demand"], told["stages"][0]["demand_workers"]) == ({"a": 3.0}, 3.0)
     refused = [status(refused={"capacity": 2}, stages=[stage("a", refused={"hopeless": 3})])] * 2
     told = json.loads(join("status", [*refused, status()]))  # an older one does not tell
     assert (told["refused"], told["stages"][0]["refused"]) == ({"capacity": 4}, {"hopeless": 6})

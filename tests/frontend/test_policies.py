@@ -209,6 +209,12 @@ def test_ready_when_every_stage_has_a_warm_worker() -> None:
     }
 
 
+def test_a_stage_that_may_be_without_workers_is_ready_without() -> None:
+    asleep = StageState("second stage", 2, 0, 0, 0, 0, least=0)
+    status, document = health.readiness(replace(READY, stages=(READY.stages[0], asleep)), STAGES, draining=False)
+    assert (status, document["status"]) == (200, "ready")
+
+
 @pytest.mark.parametrize(
     ("view", "draining", "said"),
     [
