@@ -20,7 +20,7 @@ import zmq
 from engine.config import Deployment, run_dir
 from engine.config.endpoints import PATH_MAX, cell_dir, is_lane, length
 from engine.config.endpoints import Endpoints as Endpoints  # for those who make sockets
-from engine.core.liveness import RECONNECT_MOST_S
+from engine.core.liveness import CONNECT_S, LIMIT_S, PROBE_S, PROBES, RECONNECT_FAR_S, RECONNECT_MOST_S
 from engine.core.wire import Buffer
 from engine.errors import StartError
 
@@ -63,17 +63,27 @@ def _common(sock: Socket, endpoint: str) -> None:
     # Books are kept by the broker in items and bytes; a mark would only drop or block without telling anybody.
     sock.sndhwm = 0
     sock.rcvhwm = 0
-    # Half-open TCP connections (a host that lost power) end after about a minute instead of two hours.
-    sock.tcp_keepalive = 1
-    sock.tcp_keepalive_idle = 20
-    sock.tcp_keepalive_intvl = 10
-    sock.tcp_keepalive_cnt = 4
     # A peer that connects and never speaks does not hold a slot for the default 30 s.
     sock.handshake_ivl = 5_000
     # Come back fast, then back off: without a maximum there is no back-off at all.
     sock.reconnect_ivl = 20
     sock.reconnect_ivl_max = int(RECONNECT_MOST_S * 1000)
     sock.ipv6 = "[" in endpoint  # else 127.0.0.1 would be bound as ::ffff:127.0.0.1
+    if endpoint.startswith("tcp://"):
+        _limit(sock)
+
+
+def _limit(sock: Socket) -> None:
+    """A connection whose other host has vanished ends within LIMIT_S, by the kernel's doing at each end, whatever the
+    threads of this process are kept from: what is not acknowledged by then ends it (TCP_USER_TIMEOUT), an idle one is
+    probed, and one that does not come about is tried anew."""
+    sock.tcp_maxrt = int(LIMIT_S * 1000)
+    sock.tcp_keepalive = 1
+    sock.tcp_keepalive_idle = int(PROBE_S)
+    sock.tcp_keepalive_intvl = int(PROBE_S)
+    sock.tcp_keepalive_cnt = PROBES
+    sock.connect_timeout = int(CONNECT_S * 1000)
+    sock.reconnect_ivl_max = int(RECONNECT_FAR_S * 1000)
 
 
 def router(ctx: Context, endpoint: str, *, largest: int = ANY) -> Socket:

@@ -19,6 +19,26 @@ BEAT_S: Final = 1.0
 # Between two looks of the broker for who is silent: a beat is not worth a timer of its own.
 CHECK_S: Final = 1.0
 
+# --- a connection to another host ------------------------------------------------------------------------------------
+
+# *The limit*: a host that does not answer for so long is given up. Kernels see to it at both ends of every connection
+# over tcp - what was sent and not acknowledged for so long ends it, and an idle one is probed - so whoever computes
+# with the interpreter in its hands is never mistaken for a host that has vanished. Long enough for three
+# retransmissions, short enough that a request with the default time limit is computed elsewhere in its time.
+LIMIT_S: Final = 2.0
+
+# An idle connection is probed after so long, and again after as long.
+PROBE_S: Final = 1.0
+PROBES: Final = 2
+
+# A connection that is not made in so long is tried again: a SYN that was lost is repeated after a second, by which time
+# the network may have been back for most of it.
+CONNECT_S: Final = 1.0
+
+# The most that ZeroMQ waits between two tries to connect to another host: of a try there that fails at once nobody
+# hears, and of one that does not the wait is CONNECT_S.
+RECONNECT_FAR_S: Final = 0.25
+
 # --- a worker and the broker -----------------------------------------------------------------------------------------
 
 # The first introductions of a worker or a frontend, for all usually start together; then those to a broker that is not
@@ -29,11 +49,12 @@ INTRODUCE_SLOW_S: Final = 1.0
 # A message that could not be sent is tried again.
 RESEND_S: Final = 0.1
 
-# The most that ZeroMQ waits between two tries to connect.
+# The most that ZeroMQ waits between two tries to connect on one host.
 RECONNECT_MOST_S: Final = 1.0
 
-# A worker that has asked and got no answer for three beats: the connection may be half-open, a new socket finds out.
-BROKER_SILENCE_S: Final = 3.0
+# A worker that has asked and got no answer for a beat longer than a connection can be dead without anybody's notice: the
+# broker may be slow, or what is between them may keep a connection open that leads nowhere. A new socket finds out.
+BROKER_SILENCE_S: Final = LIMIT_S + BEAT_S
 
 # The broker gives a worker up: ten beats missed are longer than any garbage collection or swap storm that a request
 # with a deadline of seconds would survive anyway. A local one that computes may be silent as long as its time limit
@@ -102,6 +123,13 @@ REPORT_S: Final = 2.0
 
 # How they must stand to each other, and why. Checked at import: a process with other times would do harm.
 RULES: Final = {
+    "an idle connection to a host that has vanished is noticed no later than one that is used":
+        PROBES * PROBE_S <= LIMIT_S,
+    "who was reached again has introduced itself within 1.5 s": CONNECT_S + RECONNECT_FAR_S + RESEND_S < 1.5,
+    "what a vanished host held is computed elsewhere within a default request's deadline": LIMIT_S + BEAT_S <= 3.0,
+    "a dead connection is replaced by its kernel before anybody's silence is noticed":
+        LIMIT_S < BROKER_SILENCE_S,
+    "a frontend has heard of a dead connection before it refuses": LIMIT_S + CONNECT_S < LOST_S,
     "one late beat is not silence": 2 * BEAT_S < BROKER_SILENCE_S,
     "a worker has a new connection, and has introduced itself on it, before it is given up":
         BROKER_SILENCE_S + RECONNECT_MOST_S + BEAT_S + CHECK_S < WORKER_SILENCE_S,
