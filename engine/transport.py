@@ -42,6 +42,11 @@ _ucred: Final = struct.Struct("3i")  # of unix(7): pid, uid, gid
 
 ANY: Final = -1  # frames of any size
 
+_event: Final = struct.Struct("=Hi")  # of a monitor: what has happened, and a value
+_FAILED: Final = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+
 
 def endpoints_of(deployment: Deployment, cell: int = 0) -> Endpoints:
     """Where a broker of this deployment listens: that of a cell."""
@@ -150,6 +155,47 @@ def push(ctx: Context, endpoint: str) -> Socket:
     return sock
 
 
+def tell_losses(sock: Socket, name: str) -> None:
+    """From now on whoever listens for ``name`` (:class:`Losses`) hears of each connection that ``sock`` loses. By the
+    thread that owns it. Over ipc there is nothing to hear: a connection there ends with one of its processes."""
+    sock.monitor(_losses(name), zmq.EVENT_DISCONNECTED | _FAILED)
+
+
+class Losses:
+    """Which connections were lost, of any number of sockets, by one descriptor of one thread.
+
+    A monitor is a PAIR that binds, and within a process ZeroMQ does not ask of what kind its peer is, so one PULL hears
+    all. ZeroMQ's thread tells of a connection as soon as it has read its end: a millisecond after a ``kill -9``,
+    LIMIT_S after a host has vanished. The descriptor tells of nothing before it was asked once (:func:`readable`).
+    """
+
+    def __init__(self, ctx: Context) -> None:
+        self.sock: Socket = ctx.socket(zmq.PULL)
+        self.sock.rcvhwm = 0
+        self._failed: set[bytes] = set()  # ends at which one has failed that was not made yet
+
+    def hear(self, name: str) -> None:
+        """From now on, or from when on there is one to tell of it."""
+        self.sock.connect(_losses(name))
+
+    def lost(self, frames: Sequence[Buffer]) -> int | None:
+        """Of a parcel of ``sock``: the port at the bound end of a connection that was lost. None: it was not made, for
+        whoever wanted it does not speak as we do, or may not come in; of that ZeroMQ tells right before its end."""
+        event, _ = _event.unpack(frames[0])
+        where = bytes(frames[-1])
+        if event != zmq.EVENT_DISCONNECTED:
+            self._failed.add(where)
+        elif where in self._failed:
+            self._failed.discard(where)
+        else:
+            return int(where.rpartition(b":")[2])
+        return None
+
+
+def _losses(name: str) -> str:
+    return f"inproc://losses-{name}"
+
+
 def _bound_kind(ctx: Context, kind: int, endpoint: str) -> Socket:
     """A socket that will be bound to ``endpoint``. StartError when the system has none to give."""
     try:
@@ -182,9 +228,16 @@ def bound(sock: Socket) -> str:
     return endpoint.rstrip(b"\0").decode()
 
 
+def port_of(sock: Socket) -> int:
+    """Of a socket that is bound over tcp."""
+    return int(bound(sock).rpartition(":")[2])
+
+
 def unbind(sock: Socket) -> None:
     """Close a bound socket, and remove the file that an ipc one leaves behind: lanes come and go."""
     endpoint = bound(sock)
+    if not endpoint.startswith("ipc://"):
+        sock.monitor(None, 0)  # what we end ourselves is no loss
     sock.close()
     if endpoint.startswith("ipc://"):
         with contextlib.suppress(FileNotFoundError):

@@ -30,6 +30,7 @@ LONGEST_POLL_S: Final = (
 )
 
 Letter = TypeVar("Letter")
+AnyInlet = TypeVar("AnyInlet", bound=Inlet)
 
 
 class Part(ABC, Generic[Letter]):
@@ -83,7 +84,9 @@ class Part(ABC, Generic[Letter]):
 
     def _inlet(self, poll: Poll, sock: transport.Socket) -> Inlet:
         """Listen to a socket, and close it in the end."""
-        inlet = Inlet(sock, self, poll, self.complaints)
+        return self._listen(poll, Inlet(sock, self, poll, self.complaints))
+
+    def _listen(self, poll: Poll, inlet: AnyInlet) -> AnyInlet:
         self._inlets.append(inlet)
         poll.add(inlet)
         return inlet

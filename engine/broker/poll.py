@@ -89,6 +89,27 @@ class Inlet(Source):
         return transport.send(self.sock, frames, to=to)
 
 
+class Losses(Inlet):
+    """What is heard of connections that were lost (:class:`engine.transport.Losses`)."""
+
+    __slots__ = ("_losses",)
+
+    def __init__(self, losses: transport.Losses, owner: Owner, poll: Poll, complaints: Complaints) -> None:
+        super().__init__(losses.sock, owner, poll, complaints)
+        self._losses = losses
+
+    def hear(self, name: str) -> None:
+        """Of the socket of this name as well."""
+        self._losses.hear(name)
+        self._doubts.add(self)
+
+    def ports(self) -> Iterator[int]:
+        """Where connections were lost that had been made."""
+        for frames, _ in self._frames():
+            if (port := self._losses.lost(frames)) is not None:
+                yield port
+
+
 class Poll:
     """See the module. One thread."""
 

@@ -347,7 +347,12 @@ def stage_families(machine: StageMachine, retired: Sequence[Family], now: float,
         counter(
             f"{namespace}_worker_deaths",
             "Workers that vanished without leave, by cause; oom: the kernel killed them for want of memory.",
-            [({**here, "reason": death.value}, stats.deaths[death]) for death in Death],
+            [({**here, "reason": death.value}, stats.deaths[death]) for death in Death if death is not Death.CUT],
+        ),
+        counter(
+            f"{namespace}_worker_connections_lost",
+            "Workers that were given up because the connection to them was lost, or said so themselves.",
+            [(here, stats.cuts)],
         ),
         counter(f"{namespace}_batches_suspect", "Batches that were taken for stuck.", [(here, stats.slow)]),
         counter(f"{namespace}_hedges", "Items of them that were given to another worker too.", [(here, stats.hedged)]),

@@ -2,6 +2,10 @@
 
 Owns the ROUTER at which workers introduce themselves, the PULL that the previous stages' workers push results to, and
 one PUSH lane per worker. Knows no rule of batching, credit or replay.
+
+Over tcp a lane that loses its connection is heard of at once. A worker on another host is given up by that: whether it
+has died or its network, what is in the dead connection arrives nowhere. One on this host lives as long as its process
+does, but is told to introduce itself anew.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from engine.broker.arenas import Arenas
 from engine.broker.complaints import FAILED, UNEXPECTED
 from engine.broker.letters import ChangeStage, Distrust, Drain, Look, Seen, ToFront, ToStage
 from engine.broker.loop import Part
-from engine.broker.poll import Poll
+from engine.broker.poll import Losses, Poll
 from engine.broker.retired import Retired
 from engine.broker.watch import Watch
 from engine.clock import now as clock
@@ -41,8 +45,9 @@ from engine.core.actions import (
     Settle,
     ToWorker,
 )
+from engine.core.deaths import Death
 from engine.core.introduction import UNREADABLE, FrozenWords, Introduction, Refusal, Stranger
-from engine.core.liveness import CHECK_S, LANE_RETRY_S, REJOIN_S
+from engine.core.liveness import CHECK_S, LANE_RETRY_S, LIMIT_S, REJOIN_S
 from engine.core.messages import Bye, Leave, Message, Place, Pulse, Ready, Results, WorkerBeat
 from engine.core.routing import Topology
 from engine.core.stage import StageMachine, StageSpec
@@ -57,17 +62,21 @@ log: Final = logging.getLogger("stageline.broker")
 class Lane:
     """The PUSH end of one worker, and what waits for its connection."""
 
-    __slots__ = ("memory", "peer", "pending", "pid", "sock")
+    __slots__ = ("memory", "peer", "pending", "pid", "port", "since", "sock")
 
     def __init__(self, sock: transport.Socket, peer: bytes, pid: int | None, memory: Place | None) -> None:
         self.sock = sock
         self.memory = memory  # the arena that the worker fills
         self.peer = peer  # of the worker on the control socket
         self.pid = pid  # the process that is, where the kernel tells
+        self.port = 0  # where it is bound, over tcp
         self.pending: deque[list[Buffer]] = deque()
+        self.since = 0.0  # when the first of them was to leave
 
-    def send(self, frames: list[Buffer]) -> None:
+    def send(self, frames: list[Buffer], now: float) -> None:
         if self.pending or not transport.send(self.sock, frames):
+            if not self.pending:
+                self.since = now
             self.pending.append(frames)
 
     def flush(self) -> bool:
@@ -111,6 +120,7 @@ class StagePart(Part[ToStage]):
         self._lanes: dict[int, Lane] = {}
         self._stuck: set[int] = set()  # workers whose lane has something pending
         self._watch = Watch()
+        self._losses: Losses | None = None  # of lanes, over tcp
         self._check_at = 0.0
         self._retired = Retired()  # users' metrics of workers that are gone
         self._largest = intake_frame(spec.max_queue_bytes)
@@ -125,6 +135,9 @@ class StagePart(Part[ToStage]):
             poll, transport.pull(self._context, self._endpoints.intake(self.index), largest=self._largest)
         )
         self._exits = self._source(poll, self._watch.fileno())
+        if self._endpoints.is_tcp:
+            losses = Losses(transport.Losses(self._context), self, poll, self.complaints)
+            self._losses = self._listen(poll, losses)
 
     def work(self, now: float) -> float:
         machine = self.machine
@@ -144,6 +157,8 @@ class StagePart(Part[ToStage]):
                     self._handle_control(peer, message, origin, now)
                 except Exception:
                     self._give_up(peer, message, now)
+        if self._losses is not None and self._losses.ready:
+            self._hear_losses(self._losses, now)
         if self._exits.ready:
             self._exits.ready = False
             for key, death, how in self._watch.ended():
@@ -159,12 +174,40 @@ class StagePart(Part[ToStage]):
         if machine.actions:
             self._carry_out(now)
         if self._stuck:
-            self._stuck = {key for key in self._stuck if key in self._lanes and not self._lanes[key].flush()}
+            self._flush(now)
             wake = min(wake, now + LANE_RETRY_S if self._stuck else inf)
         return min(wake, self._check_at)
 
     def is_idle(self) -> bool:
         return self.machine.is_idle() and not self._stuck
+
+    def _flush(self, now: float) -> None:
+        """Send what waits for a connection. One from another host that has not come for as long as a connection may be
+        dead does not come."""
+        self._stuck = {key for key in self._stuck if key in self._lanes and not self._lanes[key].flush()}
+        for key in [key for key in self._stuck if now - self._lanes[key].since > LIMIT_S]:
+            worker = self.machine.workers.get(key)
+            if worker is not None and worker.linked and not worker.local:
+                self._lose(key, now)
+
+    def _hear_losses(self, losses: Losses, now: float) -> None:
+        ports = {lane.port: key for key, lane in self._lanes.items()}
+        for port in losses.ports():
+            if port in ports:
+                self._lose(ports[port], now)
+        self._carry_out(now)
+
+    def _lose(self, key: int, now: float) -> None:
+        """The connection to a worker is lost, by the kernel's word. Some of what was under way may be as well, so it is
+        to introduce itself anew; from another host it is given up until it has, dead or not."""
+        worker = self.machine.workers.get(key)
+        if worker is None:
+            return
+        self._reply(self._lanes[key].peer, Pulse(self.machine.epoch, False))
+        facts = {"stage": self.machine.spec.name, "worker": worker.slot, "pid": worker.pid, "here": worker.local}
+        log.info("the connection to a worker is lost", extra=facts)
+        if not worker.local:
+            self.machine.exited(key, now, Death.CUT)
 
     def _give_up(self, peer: bytes, message: AnyWords, now: float) -> None:
         """Handling what this worker said has failed, halfway perhaps: it is given up as if it had died, which is a
@@ -277,6 +320,8 @@ class StagePart(Part[ToStage]):
             return
         # Its former self, if any, was forgotten just now: close that lane before its address is bound again.
         self._carry_out(now)
+        if self._losses is not None:  # of lanes that are closed, whose ports may be given out again
+            self._hear_losses(self._losses, now)
         try:
             sock = transport.lane(self._context, self._endpoints.lane(self.index, key), reader=pid)
         except StartError as error:  # out of descriptors, say: one worker the fewer, not all of the deployment
@@ -285,7 +330,12 @@ class StagePart(Part[ToStage]):
             self._reply(peer, Stranger())  # not now: it will try again
             return
         memory = self._arenas.create() if local else None
-        self._lanes[key] = Lane(sock, peer, pid, memory)
+        lane = self._lanes[key] = Lane(sock, peer, pid, memory)
+        if self._losses is not None:
+            lane.port = transport.port_of(sock)
+            transport.tell_losses(sock, str(key))
+            self._losses.hear(str(key))
+            machine.workers[key].linked = True
         if local and not self._watch.add(key, who.pid, may_kill=pid == who.pid):
             machine.workers[key].local = False  # heartbeats must do
         self._reply(peer, machine.welcome(key, transport.bound(sock), same_host=local, memory=memory))
@@ -303,7 +353,7 @@ class StagePart(Part[ToStage]):
         while actions := self.machine.take_actions():
             for action in actions:
                 if type(action) is Dispatch:
-                    self._dispatch(action)
+                    self._dispatch(action, now)
                 elif type(action) is Settle:
                     self._post(self.stages[action.stage], action, urgent=False)
                 elif type(action) is ToWorker:
@@ -322,7 +372,7 @@ class StagePart(Part[ToStage]):
                 elif type(action) is Release:
                     self._arenas.release(action.refs)
 
-    def _dispatch(self, action: Dispatch) -> None:
+    def _dispatch(self, action: Dispatch, now: float) -> None:
         batch, payloads = action.batch, action.payloads
         if not are_bytes(payloads) and (refs := [ref for payload in payloads for ref in refs_of(payload)]):
             if self.machine.workers[action.worker].maps:
@@ -330,7 +380,7 @@ class StagePart(Part[ToStage]):
             else:
                 payloads = self._arenas.plain(payloads)
         lane = self._lanes[action.worker]
-        lane.send(encode(batch, payloads))
+        lane.send(encode(batch, payloads), now)
         if lane.pending:
             self._stuck.add(action.worker)
 

@@ -49,6 +49,8 @@ class Member:
     instance: str  # drawn at random by its process
     local: bool  # its process is watched by pid
     heard: float
+    host: str = ""  # where that is, as it says
+    linked: bool = False  # the connection by which it gets its batches is watched
     protocol: int = NEWEST
     warmup_ms: int = 0  # as it says
     maps: bool = False  # it can be given references to shared memory

@@ -3,6 +3,9 @@
 A worker that runs into its own death - a segmentation fault, an abort, an exit out of user code - may have been killed
 by an item. One that somebody sends a signal, whose host or network has gone, or that the kernel had no memory for, was
 not: that does not count against what it computed. Where the system does not tell, the items are looked at.
+
+A connection that is lost is no death: the worker may be well, and what it held is given to others without any account
+of it. Only when another process comes in its place, on the same host, is it known that it had died.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ class Death(Enum):
     OWN = "own"  # of something that it did itself, or nobody knows of what
     OUTSIDE = "outside"  # somebody ended it
     MEMORY = killings.REASON  # the kernel ended it for want of memory
-    FORGOTTEN = "forgotten"  # it said goodbye, or that it is another one now, or was not heard any more
+    FORGOTTEN = "forgotten"  # it said goodbye, or was not heard any more
+    CUT = "cut"  # the connection to it was lost, or it says so by introducing itself again: none, as far as is known
 
 
 # Sent by people and supervisors; nothing that a program runs into.

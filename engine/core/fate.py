@@ -6,6 +6,9 @@ An item has one *holder* that is to see to its answer: the queue, a part that is
   whatever its goal, for who was begun with is not refused. Its last attempt is made alone, on an idle worker, with
   nothing given in advance behind it: so an item that kills workers can take innocent ones along at most
   ``max_attempts - 1`` times, and never to the end. Under which a worker died then is told not to come again.
+* The connection to its worker is lost: the same, but for the attempt, which is not counted. What was so often with
+  workers that were cut off goes on alone, in case it is what ends them; whether it was is only known when another
+  process takes the place of one of them (:meth:`Fate.follows`), and then it counts.
 * Its batch takes several times as long as others (:mod:`engine.core.hedging`): what waits behind it goes to others at
   once, and so may its items. The batch stays on the worker's books as *revoked*, which holds nothing but memory.
 * Its batch reaches the time limit: its items are tried again in parts, as long as they have attempts left, so that the
@@ -17,6 +20,7 @@ An item has one *holder* that is to see to its answer: the queue, a part that is
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from math import inf
 from typing import TYPE_CHECKING, Final
@@ -43,6 +47,9 @@ if TYPE_CHECKING:
 
 # Want of memory may be any item's doing, or all of theirs together: none is blamed, and the stage may be at fault.
 BREAKING: Final = frozenset({Death.OWN, Death.MEMORY})
+
+# Workers that were cut off and have not come back, and of which it is remembered what they had.
+CUT_MOST: Final = 1024
 
 # Deaths that have another known cause, and yet end an item that was alone with its worker each time: nobody is that
 # unlucky.
@@ -78,6 +85,8 @@ class Fate:
         self._budget = Budget(spec.policy.max_batch_size)
         self._slow: dict[int, float] = {}  # suspect worker -> when it is looked at again
         self._held: dict[int, float] = {}  # worker that is quick at failing -> until when it is given nothing
+        # By host and slot of workers that were cut off: whose instance it was, and what it had.
+        self._cut: OrderedDict[tuple[str, int], tuple[str, int, list[Item]]] = OrderedDict()
         self.limits = (self._slow, self._held)  # by worker: when there is something to look at again
         self._good = 0  # batches of which something was computed rightly
         self._bad = 0  # batches of which nothing was
@@ -96,6 +105,9 @@ class Fate:
         for key in [key for key, until in self._held.items() if until <= now]:
             del self._held[key]
             self._crew.sort_in(self._crew.workers[key], now, begins=False)
+        for _, _, items in self._cut.values():  # what is done is not kept for that
+            if items:
+                items[:] = [item for item in items if item.is_due(now)]
 
     # --- what takes too long -----------------------------------------------------------------------------------------
 
@@ -263,11 +275,31 @@ class Fate:
                 self._ends.let_go(batch.items.values())
             batch.items = {}  # the trace keeps the batch
         if again and death in BREAKING and not worker.condemned:
-            uids = [item.request.uid for item in again]
-            self._note(self.breaker.died(worker.key, newest, uids, now, how), now)
+            self._break(worker.key, newest, again, how, now)
         elif again:
             self.breaker.unclear(now)
+        if again and death is Death.CUT and not worker.local:
+            self._cut[worker.host, worker.slot] = worker.instance, worker.key, again
+            if len(self._cut) > CUT_MOST:
+                self._cut.popitem(last=False)
         self._replay(again, death, now)
+
+    def follows(self, worker: Member, now: float) -> None:
+        """A worker has joined. If it is in the place of one that was cut off, and not that one itself, that had died;
+        what it had, as far as it is not done by now, is a worker's death nearer to its end."""
+        instance, key, items = self._cut.pop((worker.host, worker.slot), ("", 0, []))
+        if not instance or instance == worker.instance:
+            return
+        self._stats.deaths[Death.OWN] += 1
+        under = [item for item in items if item.is_due(now)]
+        for item in under:
+            item.attempt += 1
+        if under:
+            self._break(key, worker.key, under, "", now)
+
+    def _break(self, key: int, newest: int, items: list[Item], how: str, now: float) -> None:
+        uids = [item.request.uid for item in items]
+        self._note(self.breaker.died(key, newest, uids, now, how), now)
 
     def _replay(self, items: list[Item], death: Death, now: float) -> None:
         again: list[Item] = []
@@ -282,10 +314,13 @@ class Fate:
             elif item.attempt >= most + (0 if death is Death.OWN else SPARED):
                 self._find_guilty(item)
             else:
-                item.attempt += 1
+                if death is Death.CUT:
+                    item.cuts += 1
+                else:
+                    item.attempt += 1
                 item.request.is_begun = True
                 self._stats.replayed += 1
-                if item.attempt >= most:
+                if item.attempt + item.cuts >= most:
                     self.apart.push([item])
                 else:
                     again.append(item)

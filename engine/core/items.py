@@ -70,6 +70,7 @@ class Item(msgspec.Struct, eq=False, gc=False):
     hop: int = 0  # where on its route this payload belongs
     holds: int = 1
     units: float = 1.0  # what it costs in its batch, where that differs (engine.core.costs)
+    cuts: int = 0  # so often the connection to a worker that had it was lost
 
     def let_go(self) -> tuple[Ref, ...]:
         """One place holds the payload no longer; returns what nobody will read again."""

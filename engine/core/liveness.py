@@ -52,8 +52,8 @@ RESEND_S: Final = 0.1
 # The most that ZeroMQ waits between two tries to connect on one host.
 RECONNECT_MOST_S: Final = 1.0
 
-# A worker that has asked and got no answer for a beat longer than a connection can be dead without anybody's notice: the
-# broker may be slow, or what is between them may keep a connection open that leads nowhere. A new socket finds out.
+# A worker that has asked and got no answer for a beat longer than a connection can be dead without anybody's notice:
+# the broker may be slow, or what is between them may keep a connection open that leads nowhere. A new socket finds out.
 BROKER_SILENCE_S: Final = LIMIT_S + BEAT_S
 
 # The broker gives a worker up: ten beats missed are longer than any garbage collection or swap storm that a request

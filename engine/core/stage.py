@@ -261,9 +261,10 @@ class StageMachine:
         for old in list(self.workers.values()):
             if old.instance == who.instance:
                 self._turn(old, WorkerEvent.AGAIN)
-                self._forget(old, now)
+                self._forget(old, now, Death.CUT)
         key = self._newest = self._draw()
-        self.workers[key] = Member(key, who.slot, who.pid, who.instance, local, now, agreed(who))
+        self.workers[key] = Member(key, who.slot, who.pid, who.instance, local, now, who.host, protocol=agreed(who))
+        self.fate.follows(self.workers[key], now)
         self._tell(now)
         return key
 
@@ -577,16 +578,17 @@ class StageMachine:
     def check_silence(self, now: float) -> None:
         """Give up workers that were not heard for WORKER_SILENCE_S. To be called about once a second.
 
-        A local worker that computes may be silent as long as its timeout allows, for C code can hold the interpreter;
-        its process is watched. A remote one is given up: whatever it still does, its results are duplicates. Nobody
-        could be heard while this process was stopped itself. A local one that is idle and silent hangs: it is killed.
+        A worker that computes may be silent as long as its timeout allows, for C code can hold the interpreter; its
+        process is watched, or the connection to it by the kernels of both hosts. Where neither is, it is given up:
+        whatever it still does, its results are duplicates. Nobody could be heard while this process was stopped itself.
+        A local one that is idle and silent hangs: it is killed.
         """
         if self._looks.is_late(now):
             for worker in self.workers.values():
                 worker.heard = now
         for key, worker in list(self.workers.items()):
             if now - worker.heard > WORKER_SILENCE_S and not (
-                worker.local and (worker.batches or worker.state is WorkerState.STARTING)
+                (worker.local or worker.linked) and (worker.batches or worker.state is WorkerState.STARTING)
             ):
                 if worker.local:
                     self.actions.append(Kill(key, "silent while idle"))
@@ -714,7 +716,9 @@ class StageMachine:
         self._is_calm = all(one.state in CALM for one in self.workers.values())
         self._overdue.pop(key, None)
         self._dying.pop(key, None)
-        if worker.served and not worker.dismissed:
+        if death is Death.CUT:
+            self.stats.cuts += 1
+        elif worker.served and not worker.dismissed:
             self.stats.deaths[death] += 1
         self.fate.forget(worker, self._newest, death, how, now)
         self.actions.append(Forget(key, worker.slot, worker.families))

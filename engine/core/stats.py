@@ -77,6 +77,8 @@ class StageStats:
     failed: int = 0
     refused: Counter[str] = field(default_factory=Counter)  # of these, by why
     deaths: Counter[Death] = field(default_factory=Counter)  # workers that vanished without leave
+    cuts: int = 0  # connections to workers that were lost
+    resent: int = 0  # batches that were lost on their way
     slow: int = 0  # batches that were taken for stuck
     hedged: int = 0  # items of them that were computed elsewhere too
     narrowed: int = 0  # items that reached the time limit together and were tried apart

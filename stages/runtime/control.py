@@ -77,6 +77,7 @@ class Control:
         self._ready = ready
         self._member = Membership(who)
         self._sock: transport.Socket | None = None
+        self._losses: transport.Losses | None = None  # of the sockets for results, once there are any
         self._poller = transport.Poller()
         self._told_families = b""
         self._stopping = False
@@ -105,9 +106,12 @@ class Control:
                     self._shared.control_bell.silence()
                 self._take_commands()
                 self._receive()
+                self._hear_losses()
                 self._send()
                 self._check()
             self._close(goodbye=True)
+            if self._losses is not None:
+                self._losses.sock.close()
         except BaseException:
             # Without this thread the broker gives the worker up and nobody can stop it: better a new process.
             get_logger().exception("the control thread failed")
@@ -145,6 +149,8 @@ class Control:
                 self._member.warm(command, now())
             elif isinstance(command, Finish):
                 self._finished = True
+            else:
+                self._listen(command.name)
 
     def _receive(self) -> None:
         assert self._sock is not None
@@ -181,6 +187,22 @@ class Control:
         self._tell(event)
         if isinstance(message, Welcome):
             self._told_families = b""  # this broker has not seen them
+
+    def _listen(self, name: str) -> None:
+        if self._losses is None:
+            self._losses = transport.Losses(self._ctx)
+            self._poller.register(self._losses.sock, transport.READABLE)
+        self._losses.hear(name)
+
+    def _hear_losses(self) -> None:
+        if self._losses is None:
+            return
+        lost = False
+        while (frames := transport.recv(self._losses.sock)) is not None:
+            lost = self._losses.lost(frames) is not None or lost
+        if lost:
+            get_logger().debug("a connection that results went by is lost")
+            self._tell(self._member.cut(now()))
 
     def _send(self) -> None:
         assert self._sock is not None

@@ -2,6 +2,7 @@
 
     SEEKING --Welcome--> JOINED --Pulse(not known, or another epoch)--> SEEKING
                          JOINED --silence--> JOINED, on a new socket: its next beat is known, or is not
+                         JOINED --results may be lost--> SEEKING
     any --Leave asked--> LEAVING --Dismiss, silence, or an epoch that does not know us--> dismissed
 
 A worker never gives up because the broker is away: it seeks until it is welcomed, refused or stopped. Messages are
@@ -164,6 +165,11 @@ class Membership:
         that holds the interpreter, has asked nothing meanwhile and may blame nobody.
         """
         return now - min(self._asked_at, self._beat_at) > BROKER_SILENCE_S
+
+    def cut(self, now: float) -> ToMain | None:
+        """A connection that results went by is lost, and perhaps some of them with it: the broker is to have computed
+        again whatever it has not got. What comes of it twice, the broker drops."""
+        return None if self._welcome is None else self._lose(now)
 
     def reopened(self, now: float) -> ToMain | None:
         """The shell has made a new socket. The broker may merely have been slow: nothing is given up yet."""

@@ -1,6 +1,7 @@
 """The main thread's sockets: the lane that batches come from, and the outlets that results leave by.
 
-It may lend the lane for a while (:mod:`stages.runtime.aside`).
+It may lend the lane for a while (:mod:`stages.runtime.aside`). Of connections to another host that results went by
+and that are lost the control thread hears, which is told of each socket.
 
 A parcel that finds no connection waits in its outlet and keeps its place: what follows it queues behind it. Nothing
 here is bounded by a number, because the broker's credit is: without answers no new batches come.
@@ -9,7 +10,7 @@ here is bounded by a number, because the broker's credit is: without answers no 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from engine import transport
@@ -30,11 +31,14 @@ class Outlets:
         endpoints: transport.Endpoints,
         mailbox: Mailbox[ToMain],
         bell: Bell,
+        opened: Callable[[str], object] = lambda name: None,
     ) -> None:
+        """``opened``: is told by what name the losses of a socket for results can be heard."""
         self._ctx = ctx
         self._endpoints = endpoints
         self._mailbox = mailbox
         self._bell = bell  # of that mailbox
+        self._opened = opened
         self._lane: transport.Socket | None = None
         self._poller = transport.Poller()
         self._poller.register(bell.fileno(), transport.READABLE)
@@ -49,6 +53,9 @@ class Outlets:
             endpoint = self._endpoints.egress if target == FINAL else self._endpoints.intake(target)
             self._pushes[target] = transport.push(self._ctx, endpoint)
             self._waiting[target] = deque()
+            if self._endpoints.is_tcp:
+                transport.tell_losses(self._pushes[target], name := f"results-{target}")
+                self._opened(name)
         self._lane = transport.lane_end(self._ctx, lane)
         self._poller.register(self._lane, transport.READABLE)
         if forget:

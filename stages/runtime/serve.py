@@ -40,7 +40,7 @@ from stages.runtime.fit import Fit
 from stages.runtime.lately import Lately
 from stages.runtime.loop import Loop
 from stages.runtime.outlets import Outlets
-from stages.runtime.shared import Finish, Phase, Shared, Warm
+from stages.runtime.shared import Finish, Opened, Phase, Shared, Warm
 from stages.runtime.streams import Streams
 from stages.runtime.user_metrics import UserMetrics
 from stages.runtime.wear import Wear
@@ -133,7 +133,9 @@ def _serve(
         except BaseException as error:  # whatever user code raises; `sys.exit` while it loads is a failed start too
             return _failed(notify, error, doing)
         spec = deployment.stage(stage)
-        outlets = Outlets(ctx, endpoints, shared.to_main, shared.main_bell)
+        outlets = Outlets(
+            ctx, endpoints, shared.to_main, shared.main_bell, lambda name: shared.to_control.post(Opened(name))
+        )
         watchdog = Watchdog(spec.timeout, spec.kill_after)
         watchdog.start()
         _restore(signals, watchdog)  # what user code has set up while it loaded must not keep a stop from us

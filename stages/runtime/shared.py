@@ -79,7 +79,17 @@ class Finish:
     """Say goodbye and end."""
 
 
-ToControl: TypeAlias = Warm | Finish
+@dataclass(frozen=True)
+class Opened:
+    """A socket for results to another host: of its losses can be heard by this name (:class:`engine.transport.Losses`).
+
+    The control thread listens, for the main thread may be deep in ``forward`` when it happens.
+    """
+
+    name: str
+
+
+ToControl: TypeAlias = Warm | Finish | Opened
 
 
 class Numbers:

@@ -200,6 +200,54 @@ def test_ways_to_end_are_told_apart() -> None:
     assert death_of(int(signal.SIGSEGV), oom=True)[0] is Death.OWN
 
 
+def test_connections_that_are_lost_convict_nothing_and_nobody() -> None:
+    """However often: the processes come back. What was cut off often goes alone, in case it ends them after all."""
+    twin = Twin(topology(), [SPEC])
+    twin.worker(local=False, instance="one")
+    twin.submit(4)
+    for _ in range(20):
+        (worker,) = busy(twin)
+        twin.kill(worker, Death.CUT)
+        twin.worker(local=False, instance="one")
+    (worker,) = busy(twin)
+    assert len(worker.lane[0][0].uids) == 1
+    assert worker.lane[0][0].attempts == [1]
+    while worker.lane:
+        twin.finish(worker)
+    assert [twin.answer(seq)[0] for seq in range(1, 5)] == [200] * 4
+    stage = twin.stages[0]
+    assert (stage.stats.deaths.total(), stage.stats.cuts, stage.stats.poisoned) == (0, 20, 0)
+    assert stage.fate.is_sound
+    assert twin.is_empty()
+
+
+def test_a_connection_that_was_lost_with_its_process_counts_when_another_takes_its_place() -> None:
+    """On another host nothing else tells of a death: an item that kills workers there is found all the same."""
+    twin = Twin(topology(), [SPEC])
+    twin.worker(local=False)
+    twin.submit(1)
+    for _ in range(3 + SPARED):
+        assert (b"f", 1) not in twin.answers
+        (worker,) = busy(twin)
+        twin.kill(worker, Death.CUT)
+        twin.worker(local=False)
+    assert twin.answer(1)[0] == 422
+    assert twin.stages[0].stats.deaths[Death.OWN] == 3 + SPARED
+
+
+def test_a_process_that_introduces_itself_again_has_not_died() -> None:
+    twin = Twin(topology(), [SPEC])
+    twin.worker(instance="one")
+    twin.submit(1)
+    for _ in range(10):
+        twin.worker(instance="one")
+    (worker,) = busy(twin)
+    assert worker.lane[0][0].attempts == [1]
+    twin.finish(worker)
+    assert twin.answer(1)[0] == 200
+    assert twin.stages[0].stats.deaths.total() == 0
+
+
 @pytest.mark.parametrize(("death", "tries"), [(Death.OWN, 3), (Death.OUTSIDE, 3 + SPARED), (Death.MEMORY, 3 + SPARED)])
 def test_deaths_from_outside_convict_an_item_later(death: Death, tries: int) -> None:
     twin = Twin(topology(), [SPEC])

@@ -428,6 +428,20 @@ def test_silence_gives_a_remote_worker_up_but_not_a_local_one_that_computes() ->
         assert (worker.key in twin.stages[0].workers) is local
 
 
+def test_a_worker_on_another_host_that_computes_may_be_silent_while_the_connection_to_it_is_watched() -> None:
+    """As one on this host: its interpreter may be held for as long as its time limit allows."""
+    twin = Twin(topology(), [replace(SPEC, timeout_s=60.0)])
+    worker = twin.worker(local=False)
+    twin.stages[0].workers[worker.key].linked = True
+    twin.submit(1)
+    twin.pass_seconds(int(WORKER_SILENCE_S) + 2)
+    assert worker.key in twin.stages[0].workers
+    twin.finish(worker)
+    twin.pass_seconds(int(WORKER_SILENCE_S) + 2)  # idle, and silent: whatever the kernels say
+    assert worker.key not in twin.stages[0].workers
+    assert twin.stages[0].stats.replayed == 0
+
+
 def test_an_idle_silent_worker_is_given_up_and_asked_to_say_hello_again() -> None:
     twin = one_stage()
     worker = twin.worker()

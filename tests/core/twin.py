@@ -153,10 +153,18 @@ class Twin:
     # --- driving -----------------------------------------------------------------------------------------------------
 
     def worker(
-        self, stage: int = 0, *, ready: bool = True, local: bool = True, slot: int = 1, flow: Flow = Flow.WHOLE
+        self,
+        stage: int = 0,
+        *,
+        ready: bool = True,
+        local: bool = True,
+        slot: int = 1,
+        flow: Flow = Flow.WHOLE,
+        instance: str = "",
     ) -> FakeWorker:
+        """``instance``: of a process that introduces itself again; else it is a new one."""
         self._pids += 1
-        who = worker_words(self.topology, self.topology.stages[stage], slot=slot, pid=self._pids)
+        who = worker_words(self.topology, self.topology.stages[stage], slot=slot, pid=self._pids, instance=instance)
         key = self.stages[stage].introduce(who, local=local, now=self.now)
         assert isinstance(key, int)
         fake = self.workers[stage, key] = FakeWorker(stage, key, self._pids)

@@ -242,3 +242,19 @@ def test_a_broker_that_has_no_room_now_is_asked_again_and_not_at_once() -> None:
     assert member.handle(Stranger(), 0.0) is None
     assert member.due(0.1) == []
     assert member.due(1.0) == [WHO]
+
+
+def test_results_that_may_be_lost_make_it_introduce_itself_again() -> None:
+    member = joined()
+    assert member.cut(1.0) is None
+    assert send_all(member, 1.0) == [WHO]
+    assert member.cut(1.0) is None  # another of its connections: it is on its way already
+    assert send_all(member, 1.0) == []
+    assert member.handle(AGAIN, 1.1) == Joined(AGAIN)
+
+
+def test_who_is_about_to_leave_goes_when_its_last_results_may_be_lost() -> None:
+    member = joined()
+    member.leave()
+    send_all(member, 1.0)
+    assert member.cut(1.0) == Dismissed()
