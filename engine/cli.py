@@ -25,6 +25,7 @@ from engine.planning import flags as plan_flags
 
 if TYPE_CHECKING:
     from engine.config import Deployment
+    from engine.supervisor.parts import Parts
 
 STATUS_TIMEOUT_S: Final = 3.0
 LAST_MOST: Final = 65_535  # decisions that can be asked for: more than are kept
@@ -133,6 +134,10 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"engine {_version()}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
+    def add_only(sub: argparse.ArgumentParser) -> None:
+        what = "the parts that run here: broker, frontend, names of stages (NAME=N: so many workers); default: all"
+        sub.add_argument("--only", metavar="PARTS", default="", help=what)
+
     def add(name: str, command: Command, what: str, example: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name,
@@ -147,7 +152,14 @@ def parser() -> argparse.ArgumentParser:
         add_flags(sub, _FLAGS.get(name))
         return sub
 
-    add("up", _up, "run a whole deployment on this machine", "engine up stages.toml --port 9000")
+    up = add("up", _up, "run a deployment, or parts of one, on this machine", "engine up stages.toml --port 9000")
+    add_only(up)
+    up.epilog = (
+        "examples:\n"
+        "  engine up stages.toml --port 9000\n"
+        "  engine up stages.toml --only broker,frontend   on one host, and\n"
+        "  engine up stages.toml --only encode=4          on others"
+    )
     check = add(
         "check",
         _check,
@@ -186,8 +198,11 @@ def parser() -> argparse.ArgumentParser:
         "  engine why stages.toml --request 6f1c0e            what became of one request, if it is among them"
     )
 
-    add("reload", _reload, "replace the workers of a running deployment by what its file says now", "engine reload")
+    add_only(
+        add("reload", _reload, "replace the workers of a running deployment by what its file says now", "engine reload")
+    )
     scale = add("scale", _scale, "change how many workers stages have", "engine scale stages.toml encode=4")
+    add_only(scale)
     scale.add_argument("nums", metavar="STAGE=N", nargs="*", help="how many workers a stage shall have")
     plan = add(
         "plan",
@@ -228,7 +243,13 @@ def _up(options: argparse.Namespace, deployment: Deployment) -> int:
 
     log.setup("supervisor", level=deployment.engine.log_level)
     _warn_of_strangers()
-    return supervisor.run(deployment, reread=_reread(options))
+    return supervisor.run(deployment, reread=_reread(options), parts=_parts(options, deployment))
+
+
+def _parts(options: argparse.Namespace, deployment: Deployment) -> Parts:
+    from engine.supervisor import parts
+
+    return parts.parse(options.only, deployment)
 
 
 def _check(options: argparse.Namespace, deployment: Deployment) -> int:
@@ -392,12 +413,13 @@ def _order(options: argparse.Namespace, deployment: Deployment, order: dict[str,
     from engine.supervisor import orders
 
     log.setup("engine", level=deployment.engine.log_level)
+    own = _parts(options, deployment).of(deployment)
     try:
-        reached = orders.give(run_dir(deployment), order, lambda line: print(line, flush=True))
+        reached = orders.give(run_dir(own), order, lambda line: print(line, flush=True))
     except Unavailable as error:
         print(
             f'engine: no running deployment "{deployment.engine.name}": {error}; start it with: '
-            f"engine up {options.file}",
+            f"engine up {options.file}{f' --only {options.only}' * bool(options.only)}",
             file=sys.stderr,
         )
         return ExitCode.UNREACHABLE
@@ -427,8 +449,8 @@ def _tell_of_others(deployment: Deployment, reached: set[int]) -> None:
         return  # it was told what was done; nothing more is known
     if others := status.strangers(answer, reached):
         print(
-            f"not reached: {others}, which other commands run: a SIGHUP to each `engine worker` that runs some has "
-            "them replaced likewise"
+            f"not reached: {others}, which other commands run: `engine reload` with the --only of theirs, or a SIGHUP "
+            "to the command, has them replaced likewise"
         )
 
 

@@ -34,7 +34,7 @@ from engine.core.placement import (
     spare_share,
     thread_env,
 )
-from engine.cpus import available_cpus, quota
+from engine.cpus import available_cpus, quota, usable_cpus
 from engine.errors import StartError
 from engine.nearby import VISIBLE_VARIABLE, near_gpus
 
@@ -293,13 +293,15 @@ class Placement:
     env: dict[str, str]
 
 
-def counted(deployment: Deployment) -> Deployment:
-    """The deployment with as many processes of the frontend as this machine carries, where its file does not say."""
+def counted(deployment: Deployment, beside: int | None = None) -> Deployment:
+    """The deployment with as many processes of the frontend as this machine carries ``beside`` so many brokers and
+    workers (None: all of the deployment), where its file does not say."""
     if deployment.frontend.workers != "auto":
         return deployment
-    cpus, bound = float(len(available_cpus())), quota()
-    workers = sum(spec.num for spec in deployment.stages)
-    number = frontend_processes(cpus if bound is None else min(cpus, bound), workers, deployment.engine.cells)
+    cells = deployment.engine.cells
+    if beside is None:
+        beside = cells + sum(spec.num for spec in deployment.stages)
+    number = frontend_processes(usable_cpus(), beside, cells)
     return replace(deployment, frontend=replace(deployment.frontend, workers=number))
 
 
@@ -312,9 +314,11 @@ def place(
     deployment: Deployment,
     workers: Sequence[tuple[str, int]],
     *,
+    beside: int | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> dict[tuple[str, int], Placement]:
-    """Places for ``workers``, each a stage's name and a slot (from 1), as if they had this machine to themselves.
+    """Places for ``workers``, each a stage's name and a slot (from 1), as if they had this machine to themselves, but
+    for so many processes of brokers and frontends ``beside`` them (None: those of the whole deployment).
 
     A spare is given no CPUs of its own: it runs on those of whom it stands in for. A GPU it is dealt like anybody else,
     since its model is loaded. Raises StartError for a device that is not there.
@@ -334,7 +338,9 @@ def place(
         wants.append(Want(spec.cpus, _width(deployment, name, taken), tuple(near)))
     placements = {}
     available = available_cpus()
-    dealt = available[kept_free(available, counted(deployment).frontend.processes, deployment.engine.cells) :]
+    if beside is None:
+        beside = deployment.engine.cells + counted(deployment).frontend.processes
+    dealt = available[kept_free(available, beside) :]
     for (name, taken), shares in zip(used.items(), share_cpus(dealt, wants, quota=quota()), strict=True):
         spec = deployment.stage(name)
         for slot in taken:
@@ -436,16 +442,16 @@ def settle(deployment: Deployment, stage: str, slot: int) -> Placement:
     """Called by a worker process before it imports user code: pin to its CPUs, complete its environment,
     and take back the limit of descriptors that user code is used to.
 
-    Under a supervisor the environment already says where to run; a worker run by hand is placed as one of the whole
-    file's workers. Raises StartError when it cannot be pinned as asked, or its device is not there.
+    Under a supervisor the environment already says where to run. A worker run by hand is placed as one of the whole
+    file's workers, or as if it was alone where the broker may be on another host, and the others with it. Raises
+    StartError when it cannot be pinned as asked, or its device is not there.
     """
     descriptors.allow_as_before()
-    everybody = slots(deployment)
-    if (stage, slot) not in everybody:
-        everybody.append((stage, slot))
     told = os.environ.get(CPUS_VARIABLE)
     if told is None:
-        placement = place(deployment, everybody)[stage, slot]
+        is_alone = bool(deployment.engine.bind)
+        everybody = {(stage, slot): None} if is_alone else dict.fromkeys([*slots(deployment), (stage, slot)])
+        placement = place(deployment, list(everybody), beside=0 if is_alone else None)[stage, slot]
         os.environ.update(placement.env)
     else:
         cpus = () if told == "all" else tuple(int(cpu) for cpu in told.split(","))

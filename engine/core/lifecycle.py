@@ -12,7 +12,8 @@ else; 2. the workers and daemons, briefly: by now nobody waits for their results
 workers' goodbyes reach somebody and are not waited for in vain. What remains at the end of a step is killed with its
 process group. A deployment that fails while it starts serves nobody, so its steps 1 and 2 are one. And whoever was
 never ready serves nobody either: it is stopped at once, whatever step it belongs to, and not waited for. (One that is
-started again is: what was admitted may be waiting for it.)
+started again is: what was admitted may be waiting for it.) Where only a part of a deployment runs here, others send and
+compute too, and the order is another (:func:`stop_order`).
 """
 
 from __future__ import annotations
@@ -175,17 +176,24 @@ class StopStep:
 def stop_order(
     kinds: Iterable[Kind], grace_s: float, *, delay_s: float = 0.0, failed_start: bool = False
 ) -> tuple[StopStep, ...]:
-    """The steps in which a deployment made of ``kinds`` stops. ``delay_s``: for so long a frontend turns requests away
-    before its grace begins."""
+    """The steps in which ``kinds`` of a deployment's processes stop. ``delay_s``: for so long a frontend turns requests
+    away before its grace begins."""
+    kinds = frozenset(kinds)
     short = min(grace_s, WORKERS_STOP_S)
     front, back = frozenset({Kind.FRONTEND}), frozenset({Kind.WORKER, Kind.DAEMON})
     broker = StopStep(frozenset({Kind.BROKER}), BROKER_STOP_S)
     if failed_start:
         return StopStep(front | back, short), broker
-    if Kind.FRONTEND not in kinds:
-        # Workers on their own: requests go on arriving through somebody else's frontend, so these need the grace.
-        return StopStep(back, grace_s + MARGIN_S), broker
-    return StopStep(front, frontend_stop_s(delay_s, grace_s) + MARGIN_S), StopStep(back, short), broker
+    frontends = StopStep(front, frontend_stop_s(delay_s, grace_s) + MARGIN_S)
+    steps = [frontends, StopStep(back, short), broker]
+    if Kind.BROKER not in kinds:
+        # Requests go on arriving through somebody else's broker, so the workers need the grace.
+        steps = [frontends, StopStep(back, grace_s + MARGIN_S)]
+    elif not kinds >= {Kind.FRONTEND, Kind.WORKER}:
+        # A broker whose frontends, or workers, are others': it turns new requests away and finishes, for as long as
+        # the grace allows, what it has of those frontends, for which it needs the workers.
+        steps = [frontends, StopStep(broker.kinds, grace_s + MARGIN_S + BROKER_STOP_S), StopStep(back, short)]
+    return tuple(step for step in steps if step.kinds & kinds)
 
 
 # --- the machine -----------------------------------------------------------------------------------------------------

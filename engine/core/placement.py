@@ -88,16 +88,17 @@ def broker_threads(asked: str, cpus: float, *, serves_hosts: bool) -> str:
     return "stage" if serves_hosts and cpus >= MANY_CPUS else "one"
 
 
-def frontend_processes(cpus: float, workers: int, brokers: int = 1) -> int:
-    """How many processes serve HTTP where ``cpus`` CPUs' worth of time carry them, the brokers and so many workers:
-    half of what those leave, for clients on the same machine and the system need some too."""
-    return max(1, min(FRONTENDS_MOST * brokers, int((cpus - brokers - workers) / 2)))
+def frontend_processes(cpus: float, beside: int, brokers: int = 1) -> int:
+    """How many processes serve HTTP where ``cpus`` CPUs' worth of time carry them and ``beside`` them so many brokers
+    and workers: half of what those leave, for clients on the same machine and the system need some too; and no more
+    than keep the deployment's ``brokers`` busy."""
+    return max(1, min(FRONTENDS_MOST * brokers, int((cpus - beside) / 2)))
 
 
-def kept_free(available: Sequence[int], frontends: int, brokers: int = 1) -> int:
-    """How many CPUs "auto" does not deal out, for the brokers and so many frontend processes: none of few, and of many
+def kept_free(available: Sequence[int], others: int) -> int:
+    """How many CPUs "auto" does not deal out, for so many processes of brokers and frontends: none of few, and of many
     at most a quarter."""
-    return min(brokers + frontends, len(available) // 4)
+    return min(others, len(available) // 4)
 
 
 def spare_share(shares: Sequence[Share]) -> Share:

@@ -4,6 +4,7 @@
     loop      the event loop; obeys engine.core.lifecycle         address   the HTTP port and how it is shown
     daemons   processes that a script wants beside its own        changes   another configuration while it runs
     orders    the socket on which that is asked for               keeper    ends what dead processes leave behind
+    parts     which of all these run on this host
 
 Imports neither zmq, Falcon, torch nor user code: it must not be able to die of any of them, and it must start in a
 blink.
@@ -28,14 +29,14 @@ from engine.cpus import available_cpus
 from engine.errors import StartError
 from engine.exitcodes import ExitCode
 from engine.log import get_logger
-from engine.process import counted
 from engine.signals import STOPPING, Signals
 from engine.supervisor import family
-from engine.supervisor.address import banner, check_port
+from engine.supervisor.address import banner, check_port, part_banner
 from engine.supervisor.changes import Changes
 from engine.supervisor.daemons import Daemons, named
 from engine.supervisor.family import Commands
 from engine.supervisor.loop import Loop
+from engine.supervisor.parts import FRONTEND, WHOLE, Parts
 from engine.supervisor.rundir import Busy, Withdrawn, claim, make_private, mark_stopping, write_snapshot
 
 __all__ = ["Busy", "claim", "make_private", "run", "run_workers"]
@@ -53,8 +54,9 @@ def run(
     commands: Commands | None = None,
     policy: Backoff = DEFAULT,
     reread: Callable[[], Deployment] | None = None,
+    parts: Parts = WHOLE,
 ) -> ExitCode:
-    """Run the whole deployment in the foreground until it is stopped or fails; its exit code.
+    """Run the deployment, or these parts of it, in the foreground until it is stopped or fails; its exit code.
 
     SIGTERM and SIGINT drain and stop it within about ``grace`` plus 8 seconds, and so does the SIGHUP of a terminal
     that is closed; a SIGINT while it stops ends it at once. With ``reread``, which reads the file once more, it can be
@@ -62,19 +64,20 @@ def run(
     ``daemons`` are processes that are started with it, are stopped with it, and whose end ends it:
     ``multiprocessing.Process`` or ``subprocess.Popen`` objects, or a mapping of names to such. ``commands`` replaces
     how children are started. A predecessor of this name that is stopping is waited for. Main thread only. Says on
-    stdout, as its last lines, where the deployment listens.
+    stdout, as its last lines, where the deployment listens, or which parts are ready.
     """
     held = named(daemons)
-    deployment = counted(deployment)
-    again = None if reread is None else lambda: counted(reread())
+    deployment = family.settled(deployment, parts)
+    again = None if reread is None else lambda: family.settled(reread(), parts)
     descriptors.allow_many()
     try:
         with Signals() as signals, claim(run_dir(deployment), deployment.engine.name, _pause(signals)) as folder:
-            check_port(deployment.frontend.address, deployment.frontend.port, _pause(signals))
+            if parts.has(FRONTEND):
+                check_port(deployment.frontend.address, deployment.frontend.port, _pause(signals))
             write_snapshot(folder, dump(deployment))
-            members = family.whole(deployment)
+            members = family.of(deployment, parts)
             environments = family.environments(deployment, members)
-            changes = Changes(deployment, folder, again, environments)
+            changes = Changes(deployment, folder, again, environments, lambda found: family.of(found, parts))
             keepers = {Child(Kind.DAEMON, daemon.name): daemon for daemon in held}
             machine = Machine(
                 [*members, *keepers],
@@ -83,7 +86,7 @@ def run(
                 policy=policy,
                 starts_most=_starts_most(),
             )
-            listening = _Listening(changes, folder)
+            listening = _Listening(changes, folder, parts)
             loop = Loop(
                 machine,
                 commands or family.command_line(changes.snapshot),
@@ -195,8 +198,9 @@ def _ended(machine: Machine, name: str) -> ExitCode:
 class _Listening:
     """Where the frontend listens: remembered for its restarts, told to the user once."""
 
-    def __init__(self, changes: Changes, folder: Path) -> None:
+    def __init__(self, changes: Changes, folder: Path, parts: Parts) -> None:
         self._changes = changes
+        self._parts = parts
         self._folder = folder
         self._url = ""
         self._trial: str | None = None
@@ -216,6 +220,9 @@ class _Listening:
 
     def handle_serving(self) -> None:
         deployment = self._changes.deployment
+        if not self._parts.has(FRONTEND):
+            _print(part_banner(deployment, self._parts))
+            return
         _print(banner(deployment, self._url or _configured(deployment), self._trial))
 
 

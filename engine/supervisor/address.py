@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from engine.config import FILE_NAME, Deployment, default_run_dir
 from engine.errors import StartError
+from engine.supervisor.parts import Parts
 from engine.supervisor.rundir import LOOK_S, Busy, Withdrawn, sleep
 
 # "Every address" is a thing to listen on, not to connect to (some systems do not even allow it).
@@ -102,6 +103,11 @@ def banner(deployment: Deployment, url: str, trial: str | None = None) -> str:
     return "\n".join(lines)
 
 
+def part_banner(deployment: Deployment, parts: Parts) -> str:
+    """The same of a host that does not serve HTTP."""
+    return f"{deployment.engine.name}: {parts} ready  (stop with Ctrl-C)\nlook: {status_command(deployment)}"
+
+
 def status_command(deployment: Deployment) -> str:
     """A command line that works in this shell: by name only where the command found there is the one that runs."""
     own = Path(sys.executable).parent / "engine"
@@ -114,7 +120,7 @@ def status_command(deployment: Deployment) -> str:
     if file != Path.cwd():
         words.append(shlex.quote(_from_here(file)))
     own_dir = deployment.engine.run_dir
-    if own_dir and own_dir != default_run_dir(deployment.engine.name, os.environ):
+    if not deployment.engine.bind and own_dir and own_dir != default_run_dir(deployment.engine.name, os.environ):
         words += ["--run-dir", shlex.quote(own_dir)]
     return " ".join(words)
 

@@ -105,11 +105,11 @@ class Changes:
         if fixed:
             raise Refused(f"a running deployment cannot change {', '.join(fixed)}: stop it and start it again")
         edition = self._last + 1
-        members = [
-            dataclasses.replace(child, edition=edition) for child in self._members(found) if child.kind is Kind.WORKER
-        ]
+        everybody = self._members(found)
+        members = [dataclasses.replace(child, edition=edition) for child in everybody if child.kind is Kind.WORKER]
+        others = [child for child in everybody if child.kind is not Kind.WORKER]
         try:
-            environments = family.environments(found, members)
+            environments = family.environments(found, members, others)
             write_snapshot(self._folder, dump(found), NEXT)
         except (StartError, OSError) as error:
             raise Refused(str(error)) from error

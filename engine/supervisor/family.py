@@ -10,7 +10,8 @@ from typing import Final, TypeAlias
 
 from engine.config import Deployment
 from engine.core.processes import Child, Kind
-from engine.process import around, place, slots
+from engine.process import around, counted, place, slots
+from engine.supervisor.parts import Parts
 
 BROKER_START_S: Final = 30.0  # it binds sockets; half a minute is a machine in deep trouble
 BOOTSTRAP: Final = str(Path(__file__).resolve().parents[1] / "bootstrap.py")
@@ -25,6 +26,19 @@ def worker(deployment: Deployment, stage: str, slot: int) -> Child:
     return Child(Kind.WORKER, f"worker {stage}-{slot}", stage, slot, start_s)
 
 
+def settled(deployment: Deployment, parts: Parts) -> Deployment:
+    """The deployment as these parts of it run on this host."""
+    found = parts.of(deployment)
+    brokers_and_workers = [child for child in of(found, parts) if child.kind is not Kind.FRONTEND]
+    spares = sum(stage.spare for stage in found.stages if parts.has(stage.name))
+    return counted(found, len(brokers_and_workers) - spares)
+
+
+def of(deployment: Deployment, parts: Parts) -> list[Child]:
+    """Those of a whole deployment that are among these parts."""
+    return [child for child in whole(deployment) if parts.runs(child)]
+
+
 def whole(deployment: Deployment) -> list[Child]:
     """Brokers, frontend and every worker."""
     workers = [worker(deployment, stage, slot) for stage, slot in slots(deployment)]
@@ -35,12 +49,19 @@ def whole(deployment: Deployment) -> list[Child]:
     return [*brokers, *workers, Child(Kind.FRONTEND, "frontend", start_s=FRONTEND_START_S)]
 
 
-def environments(deployment: Deployment, members: Iterable[Child]) -> dict[Child, Mapping[str, str]]:
-    """What each child's environment has over the supervisor's. A stage's variables reach its own workers only."""
-    members = list(members)
+def environments(
+    deployment: Deployment, members: Iterable[Child], beside: Iterable[Child] = ()
+) -> dict[Child, Mapping[str, str]]:
+    """What each child's environment has over the supervisor's. A stage's variables reach its own workers only. Workers
+    are placed by who runs here: ``members``, and the brokers and the frontend of ``beside``, who do already."""
+    members, beside = list(members), list(beside)
     workers = {(child.stage, child.slot): child for child in members if child.kind is Kind.WORKER}
-    places = place(deployment, list(workers))
-    common = around(places.values(), deployment.engine.cells + deployment.frontend.processes)
+    count = sum(
+        {Kind.BROKER: 1, Kind.FRONTEND: deployment.frontend.processes}.get(child.kind, 0)
+        for child in (*members, *beside)
+    )
+    places = place(deployment, list(workers), beside=count)
+    common = around(places.values(), count)
     others = {child: common for child in members if child.kind in (Kind.BROKER, Kind.FRONTEND)}
     return {**others, **{workers[key]: placement.env for key, placement in places.items()}}
 

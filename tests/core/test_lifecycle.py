@@ -674,4 +674,16 @@ def test_frontends_have_the_delay_in_which_they_turn_requests_away_and_their_gra
     first, second, _ = stop_order(Kind, 10.0, delay_s=5.0)
     assert (first.kinds, first.bound_s) == ({Kind.FRONTEND}, 15.0 + ACCEPT_S + MARGIN_S)
     assert second.bound_s <= 10.0
-    assert stop_order({Kind.WORKER}, 10.0, delay_s=5.0)[0].bound_s == 10.0 + MARGIN_S
+
+
+def test_where_only_a_part_of_a_deployment_runs_others_send_and_compute_too() -> None:
+    def steps(*kinds: Kind) -> list[tuple[Kind, bool]]:
+        return [(*step.kinds & set(kinds), step.bound_s > 20.0) for step in stop_order(kinds, 20.0)]
+
+    whole = [(Kind.FRONTEND, True), (Kind.WORKER, False), (Kind.BROKER, False)]
+    assert steps(Kind.BROKER, Kind.FRONTEND, Kind.WORKER) == whole
+    assert steps(Kind.WORKER) == [(Kind.WORKER, True)]
+    assert steps(Kind.FRONTEND, Kind.WORKER) == [(Kind.FRONTEND, True), (Kind.WORKER, True)]
+    assert steps(Kind.BROKER, Kind.WORKER) == [(Kind.BROKER, True), (Kind.WORKER, False)]
+    assert steps(Kind.FRONTEND, Kind.BROKER) == [(Kind.FRONTEND, True), (Kind.BROKER, True)]
+    assert steps(Kind.BROKER) == [(Kind.BROKER, True)]

@@ -167,16 +167,16 @@ def test_a_worker_gets_its_own_environment(env: Any, slot: int, expected: dict[s
     ],
 )
 def test_frontend_processes_are_as_many_as_the_machine_carries(cpus: float, workers: int, number: int) -> None:
-    assert frontend_processes(cpus, workers) == number
+    assert frontend_processes(cpus, 1 + workers) == number
 
 
 @pytest.mark.parametrize(
     ("cpus", "frontends", "kept"), [(1, 1, 0), (2, 1, 0), (4, 1, 1), (8, 3, 2), (16, 4, 4), (96, 4, 5)]
 )
 def test_of_many_cpus_some_are_kept_for_the_broker_and_the_frontends(cpus: int, frontends: int, kept: int) -> None:
-    assert kept_free(range(cpus), frontends) == kept
+    assert kept_free(range(cpus), 1 + frontends) == kept
 
 
 def test_several_brokers_have_more_frontends_and_more_cpus_left_to_them() -> None:
-    assert [frontend_processes(32, 4, brokers) for brokers in (1, 2, 4)] == [4, 8, 12]
-    assert [kept_free(range(64), 8, brokers) for brokers in (1, 2)] == [9, 10]
+    assert [frontend_processes(32, 4 + brokers, brokers) for brokers in (1, 2, 4)] == [4, 8, 12]
+    assert [kept_free(range(64), 8 + brokers) for brokers in (1, 2)] == [9, 10]

@@ -114,3 +114,25 @@ def test_a_bind_that_others_can_reach_is_refused(folder: Path) -> None:
         assert "cannot authenticate" in running.log
     finally:
         running.kill()
+
+
+def test_a_file_and_a_supervisor_on_each_host_are_a_fleet(by_hand: ByHand) -> None:
+    """Their parts serve together, each is its own supervisor's to replace, and workers come and go with theirs."""
+    hosts = ("broker,frontend", "first,second=1", "first", "second=2")
+    fleet = {only: by_hand.start("up", "--only", only) for only in hosts}
+    for only in hosts[1:]:
+        said = only.replace(",", ", ")
+        wait_for(f"the workers of {only}", lambda said=said, only=only: f"{said} ready" in fleet[only].out, within_s=60)
+    wait_for("readiness", by_hand.ready, within_s=60)
+    with Load(f"{by_hand.url}/both") as load:
+        load.flow(50)
+        reload = by_hand.start("reload", "--only", "second")
+        assert reload.exited() == 0, reload.log
+        assert "of first, 1 worker of second, which other commands run" in reload.out
+        leaving = fleet.pop("first,second=1")
+        assert leaving.terminate() == 0, leaving.tail()
+        load.flow(50)
+    assert load.wrong == []
+    for running in (fleet.pop("broker,frontend"), *fleet.values()):
+        assert running.terminate() == 0, running.tail()
+        running.gone(within_s=2)

@@ -90,12 +90,12 @@ class Trial:
     def wait_journal(self, line: str, times: int = 1) -> None:
         wait_until(f"{times} x {line!r} in the journal", lambda: self.journal.count(line) >= times)
 
-    def wait_ready(self) -> str:
-        """The three lines that say so."""
+    def wait_ready(self, lines_of_it: int = 3) -> str:
+        """The lines that say so."""
         assert self.process.stdout is not None
         readable, _, _ = select.select([self.process.stdout], [], [], PATIENCE_S)
         assert readable, self.log
-        lines = b"".join(self.process.stdout.readline() for _ in range(3))
+        lines = b"".join(self.process.stdout.readline() for _ in range(lines_of_it))
         assert lines, self.log
         return lines.decode()
 
@@ -668,6 +668,38 @@ def test_only_who_carries_the_mark_is_ended() -> None:
         for process in processes:
             process.kill()
             process.communicate()
+
+
+# --- parts of a deployment
+
+SHARED = {"bind": "tcp://127.0.0.1:7000", "insecure": True}
+
+
+def test_a_part_is_ready_when_what_runs_here_is_and_its_broker_finishes_before_its_workers(
+    start: Callable[..., Trial], folder: Path
+) -> None:
+    trial = start(engine=SHARED, only="broker,encode=3")
+    assert trial.wait_ready(2).startswith("tried: broker, encode=3 ready")
+    started = {line.split()[0] for line in trial.journal}
+    assert started == {"broker", "worker-encode-1", "worker-encode-2", "worker-encode-3"}
+    assert trial.stop() == ExitCode.OK
+    ends = [line for line in trial.journal if line.split()[1] in ("stops", "ends")]
+    assert ends[:2] == ["broker stops", "broker ends"]
+    assert len(ends) == 8
+    assert list(folder.glob("run*")) == []
+
+
+def test_other_parts_run_beside_and_the_same_do_not(start: Callable[..., Trial], folder: Path) -> None:
+    fronts = start(engine=SHARED, only="broker,frontend")
+    fronts.wait_ready()
+    workers = start(engine=SHARED, only="encode=1")
+    workers.wait_ready(2)
+    again = start(engine=SHARED, only="encode=2")
+    assert again.process.wait(PATIENCE_S) == ExitCode.BUSY
+    assert {path.name for path in folder.glob("run*")} == {"run+broker+frontend", "run+encode"}
+    workers.process.terminate()
+    assert workers.process.wait(PATIENCE_S) == ExitCode.OK
+    assert fronts.stop() == ExitCode.OK
 
 
 # --- workers on their own

@@ -17,6 +17,7 @@ from engine import log, supervisor
 from engine.config import Deployment, build
 from engine.core.backoff import Backoff
 from engine.core.processes import Child
+from engine.supervisor.parts import parse
 
 POLICY = Backoff(first_s=0.02, most_s=0.1, budget=3)
 
@@ -72,7 +73,8 @@ def main() -> int:
     for name, daemon in daemons.items():
         if daemon.pid is not None:
             (folder / f"{name}.pid").write_text(str(daemon.pid))
-    return supervisor.run(deployment, daemons=daemons, commands=commands, policy=POLICY)
+    parts = parse(options.get("only", ""), deployment)
+    return supervisor.run(deployment, daemons=daemons, commands=commands, policy=POLICY, parts=parts)
 
 
 if __name__ == "__main__":
