@@ -155,7 +155,7 @@ def parser() -> argparse.ArgumentParser:
     up = add("up", _up, "run a deployment, or parts of one, on this machine", "engine up stages.toml --port 9000")
     add_only(up)
     up.epilog = (
-        "examples:\n"
+        "example:\n"
         "  engine up stages.toml --port 9000\n"
         "  engine up stages.toml --only broker,frontend   on one host, and\n"
         "  engine up stages.toml --only encode=4          on others"
