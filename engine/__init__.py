@@ -24,12 +24,14 @@ The code, from the bottom up; a module imports only what stands above it:
     metrictext          the page they become
     specs               what the machines of core need to know of a deployment, out of its file
     simulation/         those machines with workers that compute by a table, in time that is only counted
+    ports               at which ports a deployment listens: `engine ports`
     transport           endpoints and sockets: the only module that knows ZeroMQ's options
     broker/             the broker process: threads around core
     memory              shared memory mapped: filled by who produces, viewed by who reads
     handles             how descriptors of a GPU's memory get from process to process
     cells               the brokers of several cells as one
     joined              what they answer to one question, as one answer
+    addresses           by which address a broker is reached whose host has a name
     client, admin       the broker seen from a frontend, and from a command
     descriptors         how many files and sockets a process may have open
     cgroups, cpus, nearby, oom, proc

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from engine import transport
+from engine.addresses import numbered
 from engine.clock import Deadline
 from engine.core.introduction import Refusal
 from engine.core.messages import Ask, Report
@@ -25,13 +26,13 @@ def ask(deployment: Deployment, what: str | Ask, timeout_s: float = 2.0) -> byte
     Blocks up to ``timeout_s`` seconds for each. Raises Unavailable when no broker answers in that time.
     """
     context = transport.context()
-    cells = deployment.engine.cells
+    cells = deployment.engine.brokers
     answers: list[bytes | None] = []
     failure: Unavailable | None = None
     try:
         for cell in range(cells):
             try:
-                answers.append(ask_at(context, transport.endpoints_of(deployment, cell).admin, what, timeout_s))
+                answers.append(ask_at(context, _admin(deployment, cell), what, timeout_s))
             except Unavailable as error:
                 failure = error
                 answers.append(None)
@@ -41,6 +42,14 @@ def ask(deployment: Deployment, what: str | Ask, timeout_s: float = 2.0) -> byte
     if failure is not None and not given:
         raise failure
     return given[0] if cells == 1 else join(what if isinstance(what, str) else what.what, answers)
+
+
+def _admin(deployment: Deployment, cell: int) -> str:
+    found = transport.reaching(deployment, cell)
+    try:
+        return numbered(found).admin
+    except OSError as error:
+        raise Unavailable(503, f"the broker's host {found.host} cannot be looked up: {error}") from error
 
 
 def ask_at(context: transport.Context, endpoint: str, what: str | Ask, timeout_s: float) -> bytes:

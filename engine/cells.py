@@ -31,7 +31,7 @@ LOOK_S: Final = 0.25  # between two looks for brokers that have fallen silent
 
 def client_of(deployment: Deployment, name: str, families: Callable[[], list[Family]]) -> BrokerClient:
     """The client of a deployment's broker, or brokers; not started."""
-    count = deployment.engine.cells
+    count = deployment.engine.brokers
     if count == 1:
         return Client(deployment, name=name, families=families)
     # One of them carries what this process counted: it is added up over all.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 STATUS_TIMEOUT_S: Final = 3.0
 LAST_MOST: Final = 65_535  # decisions that can be asked for: more than are kept
 
-COMMANDS: Final = ("up", "check", "broker", "frontend", "worker", "status", "why", "reload", "scale", "plan")
+COMMANDS: Final = ("up", "check", "broker", "frontend", "worker", "status", "why", "reload", "scale", "plan", "ports")
 
 _UP_ELSEWHERE: Final = ("run", "serve", "start")  # what other programs call it
 
@@ -41,7 +41,7 @@ _FILE: Final = "a stages.toml, or the folder it is in; default: the stages.toml 
 
 # Which keys a command has flags for: those it looks at. ``up`` has all.
 _EVERYWHERE: Final = ("log_level",)
-_HERE: Final = (*_EVERYWHERE, "run_dir")
+_HERE: Final = (*_EVERYWHERE, "run_dir", "broker")
 _FLAGS: Final = {
     "check": (*_EVERYWHERE, "timeout"),
     "broker": (*_HERE, "grace", "namespace", "capacity", "timeout"),
@@ -55,6 +55,7 @@ _FLAGS: Final = {
     "reload": _HERE,
     "scale": _HERE,
     "plan": _HERE,
+    "ports": (*_EVERYWHERE, "address", "port"),
 }  # fmt: skip
 
 
@@ -211,6 +212,8 @@ def parser() -> argparse.ArgumentParser:
         "engine plan stages.toml --rate 400 --slo 200ms",
     )
     plan_flags.add_arguments(plan)
+    told = add("ports", _ports, "say which ports a firewall must open", "engine ports stages.toml")
+    told.add_argument("--json", action="store_true", help="print them as JSON")
     plan.epilog = plan_flags.EXAMPLES
     return top
 
@@ -271,8 +274,14 @@ def _broker(options: argparse.Namespace, deployment: Deployment) -> int:
     notify = Notifier(options.status_fd)
     from engine.broker import serve
 
-    if cell >= deployment.engine.cells:
-        raise ConfigError([f"--cell: expected one of engine.cells = {deployment.engine.cells}, got {options.cell}"])
+    if cell >= deployment.engine.brokers:
+        raise ConfigError([f"--cell: expected one of {deployment.engine.brokers} cells, got {options.cell}"])
+    if deployment.engine.broker and not deployment.engine.bind:
+        raise ConfigError(
+            [
+                'engine.bind: expected where the broker listens, as others reach it by engine.broker: "tcp://0.0.0.0:7000"'
+            ]
+        )
     if options.parent is not None and not cell:
         return serve.serve(deployment, notify, reread=_reread(options))
     if deployment.engine.bind:
@@ -329,7 +338,7 @@ def _worker(options: argparse.Namespace, deployment: Deployment) -> int:
 def _see_to_run_dir(options: argparse.Namespace, deployment: Deployment) -> None:
     """By hand, on ipc sockets: nobody has seen to it that the directory, and so a broker in it, is this user's. Made
     before there is a broker, so that no stranger can make it first."""
-    if options.parent is None and not deployment.engine.bind:
+    if options.parent is None and not deployment.engine.is_tcp:
         from engine.supervisor.rundir import make_private
 
         make_private(run_dir(deployment))
@@ -340,7 +349,7 @@ def _status(options: argparse.Namespace, deployment: Deployment) -> int:
     from engine.supervisor.rundir import check
 
     log.setup("status", level=deployment.engine.log_level)
-    if not deployment.engine.bind:
+    if not deployment.engine.is_tcp:
         check(run_dir(deployment))
     try:
         answer = admin.ask(deployment, "status", STATUS_TIMEOUT_S)
@@ -351,12 +360,22 @@ def _status(options: argparse.Namespace, deployment: Deployment) -> int:
 
 
 def _unreachable(options: argparse.Namespace, deployment: Deployment, error: Unavailable) -> int:
+    engine = deployment.engine
+    where = ", ".join(engine.broker) or engine.bind or run_dir(deployment)
     print(
-        f'engine: no running deployment "{deployment.engine.name}" answers at '
-        f"{deployment.engine.bind or run_dir(deployment)}: {error}; start it with: engine up {options.file}",
+        f'engine: no running deployment "{engine.name}" answers at {where}: {error}; '
+        f"start it with: engine up {options.file}",
         file=sys.stderr,
     )
     return ExitCode.UNREACHABLE
+
+
+def _ports(options: argparse.Namespace, deployment: Deployment) -> int:
+    from engine import ports
+
+    told = ports.ports(deployment)
+    print(ports.as_json(told) if options.json else ports.table(told))
+    return ExitCode.OK
 
 
 def _why(options: argparse.Namespace, deployment: Deployment) -> int:
@@ -372,7 +391,7 @@ def _why(options: argparse.Namespace, deployment: Deployment) -> int:
         raise ConfigError([f"--stage: expected one of {', '.join(stages)}; got {stage}"])
     if len(request_id) > ID_MAX or not (request_id.isascii() and request_id.isprintable()):
         raise ConfigError([f"--request: expected an x-request-id, up to {ID_MAX} characters; got {request_id!r}"])
-    if not deployment.engine.bind:
+    if not deployment.engine.is_tcp:
         check(run_dir(deployment))
     try:
         answer = admin.ask(deployment, Ask("why", min(options.last, LAST_MOST), stage, request_id), STATUS_TIMEOUT_S)

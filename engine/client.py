@@ -11,6 +11,7 @@ EVENTS is looked at after every send, and reading goes on until nothing is left,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from dataclasses import replace
 from typing import Final
 
 from engine import admin, transport
+from engine.addresses import Search
 from engine.clock import now
 from engine.config import Deployment
 from engine.core import wording
@@ -56,7 +58,7 @@ class Client:
     ) -> None:
         """``name`` is what logs and metrics call this process, ``families`` gives its metrics, carried by the beats.
         ``cell``: whose broker it is."""
-        self._endpoints = transport.endpoints_of(deployment, cell)
+        self._endpoints = transport.reaching(deployment, cell)
         self._families = families
         topology = deployment.topology
         self.link = Link(
@@ -77,6 +79,8 @@ class Client:
         self._stalled = False  # the last one found no connection: the next one tries again, after a while
         self._closed = True
         self._told: tuple[LinkState, str, tuple[str, ...]] = (LinkState.SEEKING, "", ())  # of the link, in the log
+        self._sock: transport.Socket | None = None
+        self._reached: transport.Endpoints | None = None  # the same by the address of its host
         self._store: Store | None = None  # shared memory for large bodies
 
     # --- life --------------------------------------------------------------------------------------------------------
@@ -85,10 +89,9 @@ class Client:
         """Connect; returns at once, whether the broker is there yet or not."""
         self._loop = asyncio.get_running_loop()
         self._context = transport.context()
-        self._sock = transport.dealer(self._context, self._endpoints.front)
-        self._fd = self._sock.fileno()
-        self._loop.add_reader(self._fd, self._read)
+        self._search = Search(self._endpoints, self._found)
         self._closed = False
+        self._open()
         self._beats = self._loop.create_task(self._beat_for_ever())
 
     async def close(self) -> None:
@@ -96,17 +99,58 @@ class Client:
         if self._closed:
             return
         self._closed = True
-        self._loop.remove_reader(self._fd)
         self._beats.cancel()
         try:
             await self._beats
         except asyncio.CancelledError:
             pass  # as asked
         self.link.close()
-        self._sock.close()
+        self._drop()
         self._share(None)
         # An admin question may still be under way in a thread of its own; term waits for its socket, so not here.
         await self._loop.run_in_executor(None, self._context.term)
+
+    # --- the connection ----------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        """Connect, as soon as it is known where to."""
+        self._search.begin()
+        self._connect()
+
+    def _connect(self) -> None:
+        self._reached = self._search.result(now())
+        if self._reached is not None:
+            self._sock = sock = transport.dealer(self._context, self._reached.front)
+            self._loop.add_reader(sock.fileno(), self._read)
+            self._flush_soon()
+
+    def _drop(self) -> None:
+        if self._sock is not None:
+            self._loop.remove_reader(self._sock.fileno())
+            self._sock.close()
+            self._sock = None
+
+    def _found(self) -> None:
+        """In another thread: the broker's host has an address."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            self._loop.call_soon_threadsafe(self._connect_now)
+
+    def _connect_now(self) -> None:
+        if self._sock is None and not self._closed:
+            self._connect()
+
+    def _see_to_connection(self) -> None:
+        """By tcp a connection may be lost without a word, and the broker's host may be another one by now: after a
+        while without an answer a new one finds out."""
+        if self._sock is None:
+            self._connect_now()
+        elif self._endpoints.is_tcp and now() >= self.link.silent_at:
+            self._read()  # a loop that was held up finds here what it was told meanwhile
+            if now() >= self.link.silent_at:
+                log.debug("the broker is silent; trying a new connection")
+                self._drop()
+                self._open()
+                self.link.reconnected(now())
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
@@ -172,7 +216,9 @@ class Client:
         """An admin question (``status``, ``metrics``). Raises Unavailable when no answer comes in time."""
         if self._closed:
             raise Unavailable(503, "stopping")
-        endpoint = self._endpoints.admin
+        if self._reached is None:
+            raise Unavailable(503, "the broker's host is being looked up")
+        endpoint = self._reached.admin
         return await self._loop.run_in_executor(None, admin.ask_at, self._context, endpoint, what, timeout_s)
 
     # --- sending -----------------------------------------------------------------------------------------------------
@@ -248,6 +294,8 @@ class Client:
                 log.warning("no shared memory", extra={"reason": str(error)})
 
     def _send(self, frames: Sequence[Buffer]) -> bool:
+        if self._sock is None:
+            return False
         sent = transport.send(self._sock, frames)
         if transport.readable(self._sock):
             self._loop.call_soon(self._read)
@@ -257,6 +305,8 @@ class Client:
         while True:
             pause_s = BEAT_S
             try:
+                self._see_to_connection()
+                self.link.asked(now())
                 if self.link.state is LinkState.JOINED:
                     if not self._send(encode(FrontendBeat(pack(self._families())))):
                         pause_s = CLIENT_RESEND_S
@@ -265,18 +315,20 @@ class Client:
                     pause_s = CLIENT_RESEND_S if self._stalled else RESEND_S
             except Exception:
                 log.exception("a heartbeat failed")
+            if self._endpoints.is_tcp:
+                pause_s = min(pause_s, max(self.link.silent_at - now(), RESEND_S))
             await asyncio.sleep(pause_s)
 
     # --- receiving ---------------------------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        if self._closed:
-            return
         for _ in range(PARCELS_PER_TURN):
+            if self._sock is None:
+                return
             frames = transport.recv_ready(self._sock)
             if frames is not None:
                 self._handle(frames)
-            if not transport.readable(self._sock):
+            if self._sock is None or not transport.readable(self._sock):
                 return
         self._loop.call_soon(self._read)
 

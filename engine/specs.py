@@ -18,7 +18,7 @@ def stage_spec(stage: StageSection, engine: EngineSection, cell: int = 0, *, giv
     """What the machine needs of a stage's section. ``given_s``: see :func:`given_s`."""
     return StageSpec(
         name=stage.name,
-        num=share(stage.num, engine.cells, cell),
+        num=share(stage.num, engine.brokers, cell),
         policy=Policy(
             stage.max_batch_size,
             stage.max_batch_bytes,
@@ -31,7 +31,7 @@ def stage_spec(stage: StageSection, engine: EngineSection, cell: int = 0, *, giv
         max_queue_bytes=stage.max_queue_bytes,
         idempotent=stage.idempotent,
         max_attempts=engine.max_attempts,
-        spare=share(stage.spare, engine.cells, cell, begin=stage.num + 1),
+        spare=share(stage.spare, engine.brokers, cell, begin=stage.num + 1),
         may_be_empty=not stage.min,
         given_s=given_s,
     )
@@ -46,7 +46,7 @@ def given_s(deployment: Deployment, stage: str) -> float:
 
 def front_spec(deployment: Deployment) -> FrontSpec:
     """The bounds of a broker's door, the goals and classes of routes, and who is who."""
-    frontend, cells = deployment.frontend, deployment.engine.cells
+    frontend, cells = deployment.frontend, deployment.engine.brokers
     return FrontSpec(
         bound(frontend.capacity, cells),
         bound(frontend.capacity_bytes, cells),

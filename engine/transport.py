@@ -12,13 +12,14 @@ import os
 import socket as stdsocket
 import stat
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Final, TypeAlias
 
 import zmq
 
 from engine.config import Deployment, run_dir
-from engine.config.endpoints import PATH_MAX, cell_dir, is_lane, length
+from engine.config.endpoints import PATH_MAX, cell_dir, is_lane, length, loopback_of
 from engine.config.endpoints import Endpoints as Endpoints  # for those who make sockets
 from engine.core.liveness import CONNECT_S, LIMIT_S, PROBE_S, PROBES, RECONNECT_FAR_S, RECONNECT_MOST_S
 from engine.core.wire import Buffer
@@ -48,10 +49,19 @@ _FAILED: Final = (
 )
 
 
-def endpoints_of(deployment: Deployment, cell: int = 0) -> Endpoints:
+def listening(deployment: Deployment, cell: int = 0) -> Endpoints:
     """Where a broker of this deployment listens: that of a cell."""
     base = deployment.engine.bind or str(cell_dir(run_dir(deployment), cell))
     return Endpoints(base, tuple(stage.name for stage in deployment.stages))
+
+
+def reaching(deployment: Deployment, cell: int = 0) -> Endpoints:
+    """By what everybody else reaches that broker. Its host may be a name (:mod:`engine.addresses`)."""
+    brokers = deployment.engine.broker
+    if brokers:
+        return replace(listening(deployment), base=f"tcp://{brokers[cell]}")
+    found = listening(deployment, cell)
+    return found.at(loopback_of(found.host)) if found.is_tcp else found
 
 
 # --- sockets ---------------------------------------------------------------------------------------------------------
@@ -110,18 +120,34 @@ def pull(ctx: Context, endpoint: str, *, largest: int = ANY) -> Socket:
 
 
 def lane(ctx: Context, endpoint: str, *, reader: int | None = None) -> Socket:
-    """A bound PUSH for exactly one worker, process ``reader``.
+    """A bound PUSH for exactly one worker, process ``reader``, over ipc.
 
-    A PUSH deals to whoever is connected, so a second PULL would get every other batch. On ipc the kernel's word decides
-    who may connect: the connections of all other processes are closed before a byte is exchanged. Nothing of the kind
-    exists over tcp, and None leaves it out.
+    A PUSH deals to whoever is connected, so a second PULL would get every other batch. The kernel's word decides who
+    may connect: the connections of all other processes are closed before a byte is exchanged. None leaves it out.
     """
     sock = _bound_kind(ctx, zmq.PUSH, endpoint)
-    if reader is not None and endpoint.startswith("ipc://"):
+    if reader is not None:
         with contextlib.suppress(zmq.ZMQError):  # a system without SO_PEERCRED
             sock.setsockopt(zmq.IPC_FILTER_PID, reader)
     _bind(sock, endpoint)
     return sock
+
+
+def lane_of(ctx: Context, endpoints: Endpoints, offsets: Iterable[int]) -> tuple[Socket, int]:
+    """A bound PUSH for one worker over tcp, at the first of these ports that is free, and which one that is. StartError
+    when none is."""
+    for offset in offsets:
+        endpoint = endpoints.lane_port(offset)
+        sock = _bound_kind(ctx, zmq.PUSH, endpoint)
+        try:
+            sock.bind(endpoint)
+        except zmq.ZMQError as error:
+            sock.close()
+            if error.errno != zmq.EADDRINUSE:
+                raise StartError(f"cannot listen on {endpoint}: {error}") from error
+        else:
+            return sock, offset
+    raise StartError("all ports for lanes are in use; set a higher engine.lanes")
 
 
 def lane_end(ctx: Context, endpoint: str) -> Socket:

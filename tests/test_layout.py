@@ -28,7 +28,7 @@ LAYERS: Final = (
         "engine.simulation", "engine.specs",
     )),
     ("client, transport", (
-        "engine.cells", "engine.client", "engine.joined",
+        "engine.addresses", "engine.cells", "engine.client", "engine.joined",
         "engine.transport", "engine.memory", "engine.cgroups", "engine.cpus", "engine.descriptors",
         "engine.handles", "engine.nearby", "engine.oom", "engine.proc",
         "engine.process", "engine.signals", "engine.mailbox", "engine.admin",
@@ -37,7 +37,7 @@ LAYERS: Final = (
     ("supervisor", ("engine.supervisor",)),
     ("cli", (
         "engine.cli", "engine.bootstrap", "engine.planning", "engine.server", "engine.status", "engine.mixin",
-        "engine.why", "engine.worker", "engine.runtime", "engine.__main__",
+        "engine.ports", "engine.why", "engine.worker", "engine.runtime", "engine.__main__",
     )),
 )  # fmt: skip
 

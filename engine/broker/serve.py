@@ -60,8 +60,8 @@ def serve(
             )
         if deployment.engine.bind:
             log.warning(
-                "insecure: every user of this machine can reach the broker, read and answer requests, and stop the "
-                "service; without bind it listens on private sockets",
+                "insecure: whoever reaches the broker's ports, and every user of this machine does, can read and "
+                "answer requests, and stop the service; without bind it listens on private sockets",
                 extra={"bind": deployment.engine.bind},
             )
         notify.send("ready")

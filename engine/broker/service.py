@@ -14,6 +14,7 @@ import threading
 from typing import Any, Final
 
 from engine import transport
+from engine.addresses import numbered
 from engine.broker.arenas import Arenas
 from engine.broker.front import FrontPart
 from engine.broker.handles import Handles
@@ -29,6 +30,7 @@ from engine.cpus import usable_cpus
 from engine.errors import StartError
 from engine.process import count_gpus
 from engine.specs import front_spec, given_s, stage_spec
+from engine.transport import Endpoints
 
 log: Final = logging.getLogger("stageline.broker")
 
@@ -45,6 +47,14 @@ def _handles(deployment: Deployment, path: str | None, arenas: Arenas) -> Handle
     return Handles(path, arenas)
 
 
+def _listening(deployment: Deployment, cell: int) -> Endpoints:
+    found = transport.listening(deployment, cell)
+    try:
+        return numbered(found)
+    except OSError as error:
+        raise StartError(f"cannot listen at {found.base}: {found.host}: {error}") from error
+
+
 class Broker:
     """All threads of one broker. ``start`` and ``stop`` are called by one thread, which owns none of the sockets."""
 
@@ -52,7 +62,7 @@ class Broker:
         """``cell``: which of the deployment's, from 0."""
         topology = deployment.topology
         self._cell = cell
-        self.endpoints = transport.endpoints_of(deployment, cell)
+        self.endpoints = _listening(deployment, cell)
         self.failed = threading.Event()
         self.epoch = secrets.randbelow(EPOCHS - 1) + 1
         self._failures, self._failure = os.pipe()
@@ -84,6 +94,7 @@ class Broker:
                 namespace=deployment.engine.namespace,
                 epoch=self.epoch,
                 endpoints=self.endpoints,
+                lanes=deployment.engine.lanes,
                 context=self._context,
                 arenas=self.arenas,
             )

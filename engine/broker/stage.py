@@ -97,9 +97,11 @@ class StagePart(Part[ToStage]):
         namespace: str,
         epoch: int,
         endpoints: Endpoints,
+        lanes: int,
         context: transport.Context,
         arenas: Arenas,
     ) -> None:
+        """``lanes``: how many ports there are for these, over tcp."""
         self.machine = StageMachine(
             index,
             spec,
@@ -114,6 +116,9 @@ class StagePart(Part[ToStage]):
         self.front: Mailbox[ToFront] | None = None  # set before start
         self._namespace = namespace
         self._endpoints = endpoints
+        self._lane_ports = lanes
+        # Parts begin at different places, for all of them use the same ports.
+        self._last_lane = endpoints.first_lane + index * lanes // len(topology.stages)
         self._context = context
         self._arenas = arenas
         self._host = transport.host_token()
@@ -323,7 +328,7 @@ class StagePart(Part[ToStage]):
         if self._losses is not None:  # of lanes that are closed, whose ports may be given out again
             self._hear_losses(self._losses, now)
         try:
-            sock = transport.lane(self._context, self._endpoints.lane(self.index, key), reader=pid)
+            sock, told = self._make_lane(key, pid)
         except StartError as error:  # out of descriptors, say: one worker the fewer, not all of the deployment
             self._log_refusal(who, wording.no_lane(error))
             machine.exited(key, now)
@@ -338,7 +343,17 @@ class StagePart(Part[ToStage]):
             machine.workers[key].linked = True
         if local and not self._watch.add(key, who.pid, may_kill=pid == who.pid):
             machine.workers[key].local = False  # heartbeats must do
-        self._reply(peer, machine.welcome(key, transport.bound(sock), same_host=local, memory=memory))
+        self._reply(peer, machine.welcome(key, told, same_host=local, memory=memory))
+
+    def _make_lane(self, key: int, pid: int | None) -> tuple[transport.Socket, str]:
+        """A lane, bound, and what the worker is told of it. StartError when there is none to be had."""
+        endpoints = self._endpoints
+        if not endpoints.is_tcp:
+            sock = transport.lane(self._context, endpoints.lane(self.index, key), reader=pid)
+            return sock, transport.bound(sock)
+        offsets = endpoints.lane_offsets(self._lane_ports, self._last_lane)
+        sock, self._last_lane = transport.lane_of(self._context, endpoints, offsets)
+        return sock, str(self._last_lane)
 
     def _cannot_read(self, peer: bytes) -> None:
         if not any(lane.peer == peer for lane in self._lanes.values()):  # of another version, or nothing of ours at all

@@ -114,8 +114,8 @@ class _Reader:
         if engine.get("bind") and not engine.get("insecure"):
             self._problem(
                 "engine.bind",
-                "every user of this machine can reach a tcp port, and the broker cannot tell them from its own "
-                "processes; leave it out, for private sockets, or write insecure = true below [engine] to accept that",
+                "whoever reaches a tcp port, and every user of this machine does, is taken for one of the deployment's "
+                "own processes; leave it out, for private sockets, or write insecure = true below [engine] to accept that",
             )
         if self._problems:
             raise ConfigError(self._problems)
@@ -277,8 +277,13 @@ class _Reader:
 
     def _check_cells(self, engine: Values, stages: Sequence[tuple[str, Values]]) -> None:
         cells = engine.get("cells", 1)
-        if cells > 1 and engine.get("bind"):
-            self._problem("engine.cells", f"expected 1 with engine.bind, got {cells}: one broker listens there")
+        for name in ("bind", "broker"):
+            if cells > 1 and engine.get(name):
+                self._problem(
+                    "engine.cells",
+                    f"expected 1 with engine.{name}, got {cells}: one broker listens on a host; engine.broker lists "
+                    "those of all hosts",
+                )
         for where, values in stages:
             if (num := values.get("num", cells)) < cells:
                 self._problem(
@@ -287,16 +292,20 @@ class _Reader:
 
     def _check_ports(self, engine: Values, stages: int) -> None:
         port = urlsplit(engine.get("bind", "")).port
-        last = (port or 0) + 2 + 2 * stages  # the plan of ports is in engine.config.endpoints
-        if last > 65535:
-            self._problem("engine.bind", f"{stages} stages need the ports up to {last}; expected a lower PORT")
+        lanes: int = engine.get("lanes", EngineSection.lanes)
+        last = (port or 0) + endpoints.Endpoints("", ("",) * stages).first_lane + lanes - 1
+        if last > endpoints.PORT_MAX:
+            what = f"{stages} stages and {lanes} lanes" if stages > 1 else f"one stage and {lanes} lanes"
+            self._problem(
+                "engine.bind", f"{what} need the ports up to {last}; expected a lower PORT, or fewer engine.lanes"
+            )
 
 
 def _resolve(deployment: Deployment, environ: Mapping[str, str], label: str) -> Deployment:
     """Fill in the defaults that depend on other keys, on the file's place, or on the environment."""
     engine, frontend = deployment.engine, deployment.frontend
     name = engine.name or name_from(deployment.file.parent.name)
-    if not engine.bind and (problem := _too_long(engine, name, environ, len(deployment.stages))):
+    if not engine.is_tcp and (problem := _too_long(engine, name, environ, len(deployment.stages))):
         raise ConfigError([f"{label}: {problem}"])
     engine = replace(engine, name=name, run_dir=engine.run_dir or default_run_dir(name, environ))
     stages = []

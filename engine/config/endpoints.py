@@ -1,11 +1,14 @@
-"""Where the broker of a deployment listens, and how long a path its sockets can come to.
+"""Where the broker of a deployment listens, by what others reach it, and how long a path its sockets can come to.
 
 ``ipc`` sockets are files in the run directory, and a system takes about a hundred bytes for the path of one; a lane,
 which has the longest name, is made when its worker says hello, long after the deployment was told to be ready. So the
 longest path that can occur is looked at when the configuration is read.
 
-Ports when ``bind`` is ``tcp://HOST:PORT``: front PORT, admin +1, egress +2, then two per stage in file order (control,
-intake); lanes take free ports, which the broker tells each worker.
+Over tcp all ports follow from one, PORT of ``bind``: front PORT, admin +1, egress +2, then two per stage in file order
+(control, intake), and behind these the range of the lanes, of which the broker tells each worker one. It tells it as an
+offset: a worker adds that to the port, and joins it to the host, by which it reached the broker itself. So what the
+broker binds may be a wildcard, and addresses and ranges of ports may be translated on the way, without anything that
+says so.
 """
 
 from __future__ import annotations
@@ -13,10 +16,13 @@ from __future__ import annotations
 import os
 import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
+
+from engine.errors import ProtocolError
 
 # sun_path of sockaddr_un (unix(7)) without its final zero byte.
 PATH_MAX: Final = 107 if sys.platform.startswith("linux") else 103
@@ -27,12 +33,15 @@ _NAMES: Final = re.compile(rf"front|admin|egress|handles|control-[0-9]+|intake-[
 
 _CELL: Final = re.compile(r"cell-[0-9]+")
 
+PORT_MAX: Final = 65535
+
 LANE_KEYS: Final = 1 << 42  # keys of workers are below it: too many to guess one of, and short in the name of a lane
 
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Where the broker of a deployment listens. ``base`` is a run directory (ipc) or ``tcp://host:port``."""
+    """Where the broker of a deployment listens, or how it is reached. ``base`` is a run directory (ipc) or
+    ``tcp://host:port``."""
 
     base: str
     stages: tuple[str, ...]
@@ -60,24 +69,61 @@ class Endpoints:
         return self._named(f"intake-{stage}", 4 + 2 * stage)
 
     def lane(self, stage: int, worker: int) -> str:
-        """What to bind a lane to; the endpoint to connect to is what the system makes of it."""
-        if self.is_tcp:
-            return f"tcp://{_bracket(self._host)}:*"
+        """Of a worker on this host, over ipc."""
         return f"ipc://{self.base}/{_lane(stage, worker)}"
+
+    @property
+    def first_lane(self) -> int:
+        """How far behind the first port those of the lanes begin."""
+        return 3 + 2 * len(self.stages)
+
+    def lane_offsets(self, lanes: int, after: int) -> Iterator[int]:
+        """All ports for lanes, beginning behind one: that of a worker that has gone is the last to be given to another
+        one, which must not be taken for it."""
+        first = self.first_lane
+        for step in range(1, lanes + 1):
+            yield first + (after - first + step) % lanes
+
+    def lane_port(self, offset: int) -> str:
+        """What to bind a lane to, over tcp."""
+        return self._named("", offset)
+
+    def told_lane(self, lane: str) -> str:
+        """The lane of which a welcome speaks, to be connected to: an offset over tcp, else as it stands. ProtocolError
+        for anything else."""
+        if not self.is_tcp:
+            return lane
+        if not (lane.isascii() and lane.isdigit()) or self.port + int(lane) > PORT_MAX:
+            raise ProtocolError(f"no lane: {lane[:80]!r}")
+        return self.lane_port(int(lane))
+
+    def at(self, address: str) -> Endpoints:
+        """The same by an address that the name of its host stands for."""
+        return replace(self, base=f"tcp://{bracket(address)}:{self.port}")
+
+    @property
+    def port(self) -> int:
+        return urlsplit(self.base).port or 0
+
+    @property
+    def host(self) -> str:
+        """Its name or address; "" of a run directory."""
+        return (urlsplit(self.base).hostname or "") if self.is_tcp else ""
 
     @property
     def handles(self) -> str | None:
         """The path of the socket by which descriptors pass, which they do within one host only."""
         return None if self.is_tcp else f"{self.base}/handles"
 
-    @property
-    def _host(self) -> str:
-        return urlsplit(self.base).hostname or ""
-
     def _named(self, name: str, offset: int) -> str:
         if self.is_tcp:
-            return f"tcp://{_bracket(self._host)}:{(urlsplit(self.base).port or 0) + offset}"
+            return f"tcp://{bracket(self.host)}:{self.port + offset}"
         return f"ipc://{self.base}/{name}"
+
+
+def loopback_of(host: str) -> str:
+    """By which a broker that listens on all addresses is reached from its own host; another host's name as it is."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def cell_dir(folder: Path, cell: int) -> Path:
@@ -122,5 +168,6 @@ def _lane(stage: int, worker: int) -> str:
     return f"l{stage:x}-{worker:x}"
 
 
-def _bracket(host: str) -> str:
+def bracket(host: str) -> str:
+    """As it stands before a port."""
     return f"[{host}]" if ":" in host else host

@@ -175,6 +175,7 @@ _EXPECTED: Final[Mapping[Form, str]] = {
     Form.STAGES: "a list of stage names",
     Form.ADDRESS: "a host name, IPv4 or IPv6 address",
     Form.BIND: _BIND,
+    Form.BROKER: '"HOST:PORT", or a list of several',
     Form.FOLDER: "the path of a folder",
     Form.FILE: "the path of a file",
     Form.PREFIX: "letters, digits, _ and :, not beginning with a digit",
@@ -248,21 +249,41 @@ def _bind(value: object) -> str:
     rest = url.path or url.query or url.fragment or url.username
     if url.scheme != "tcp" or not host or not port or port > 65000 or rest or re.search(r"\s", value):
         raise _bad(Form.BIND, value)
-    if not _loopback(host):
-        raise _bad(
-            Form.BIND,
-            value,
-            "other hosts could reach this address, and the broker cannot authenticate them yet: "
-            "only 127.0.0.0/8, ::1 and localhost are accepted",
-        )
     return value
 
 
-def _loopback(host: str) -> bool:
+def _broker(value: object) -> tuple[str, ...]:
+    """As text several are parted by commas."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",")] if value else []
+    if not isinstance(value, (list, tuple)):
+        raise _bad(Form.BROKER, value)
+    found = tuple(_host_port(one) for one in value)
+    if len(set(found)) < len(found):
+        raise _bad(Form.BROKER, value, "one stands there twice")
+    return found
+
+
+def _host_port(value: object) -> str:
+    text = value.removeprefix("tcp://") if isinstance(value, str) else ""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        url = urlsplit(f"tcp://{text}")
+        host, port = url.hostname, url.port
     except ValueError:
-        return host.lower() == "localhost"
+        raise _bad(Form.BROKER, value) from None
+    if not host or not port or url.path or url.query or url.fragment or url.username or re.search(r"\s", text):
+        raise _bad(Form.BROKER, value)
+    if is_wildcard(host):
+        raise _bad(Form.BROKER, value, "nobody is reached by a wildcard: name the broker's host")
+    return text
+
+
+def is_wildcard(host: str) -> bool:
+    """Whether it stands for all addresses of a host."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
 
 
 def _file_path(form: Form) -> Callable[[object], str]:
@@ -390,6 +411,7 @@ _FORMS: Final[Mapping[Form, Callable[[object], Any]]] = {
     Form.STAGES: _stages,
     Form.ADDRESS: _address,
     Form.BIND: _bind,
+    Form.BROKER: _broker,
     Form.FOLDER: _file_path(Form.FOLDER),
     Form.FILE: _file_path(Form.FILE),
     Form.PREFIX: _matching(Form.PREFIX, _PREFIX),

@@ -37,6 +37,7 @@ class Form(Enum):
     STAGES = "stage names"
     ADDRESS = "listen address"
     BIND = "broker endpoint"
+    BROKER = "brokers"
     FOLDER = "folder"
     FILE = "file"
     PREFIX = "metric prefix"
@@ -103,14 +104,30 @@ class EngineSection:
     )
     bind: str = key(
         "",
-        "tcp://HOST:PORT the broker listens on, for processes started by hand on this machine; "
-        "empty: private ipc sockets in the run directory. Ports from PORT upwards are used. Needs `insecure`.",
+        "tcp://HOST:PORT the broker listens on, for processes on other hosts or started by hand; 0.0.0.0 and [::] are "
+        "all addresses of its host. Empty: private ipc sockets in the run directory. `engine ports` says which ports "
+        "from PORT upwards are used.",
         form=Form.BIND,
+    )
+    broker: tuple[str, ...] = key(
+        (),
+        "HOST:PORT by which all others reach the broker, or a list of several, a cell each; default: as `bind`, or "
+        "this machine where `bind` is a wildcard. Names are looked up anew with each new connection.",
+        flag=True,
+        form=Form.BROKER,
+    )
+    lanes: int = key(
+        256,
+        "With `bind`: how many ports, behind those that have a fixed place, are for batches on their way to workers; "
+        "each worker takes one.",
+        unit=Unit.COUNT,
+        least=1,
+        most=16384,
     )
     insecure: bool = key(
         False,
-        "Accepts that every user of this machine can reach the ports of `bind`, read and answer requests, and stop the "
-        "service. Values between stages are then MessagePack and numpy arrays, never pickle.",
+        "Accepts that whoever reaches the ports of `bind`, every user of this machine among them, can read and answer "
+        "requests, and stop the service. Values between stages are then MessagePack and numpy arrays, never pickle.",
     )
     run_dir: str = key(
         "",
@@ -151,6 +168,16 @@ class EngineSection:
     max_attempts: int = key(
         3, "How often an item is tried when workers die under it.", unit=Unit.COUNT, least=1, most=100
     )
+
+    @property
+    def is_tcp(self) -> bool:
+        """The broker is reached by tcp, and may be on another host."""
+        return bool(self.bind or self.broker)
+
+    @property
+    def brokers(self) -> int:
+        """How many there are, on this host or on others, each with workers of every stage."""
+        return max(self.cells, len(self.broker))
 
 
 @dataclass(frozen=True)

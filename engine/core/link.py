@@ -35,7 +35,7 @@ from msgspec.structs import replace
 from engine.core import wording
 from engine.core.call import Answer, Call, StreamEvent
 from engine.core.introduction import NEWEST, OLDEST, Introduction, Refusal, Stranger, route_numbers
-from engine.core.liveness import INTRODUCE_FAST_S, INTRODUCE_SLOW_S, LOST_S, MOVE_S
+from engine.core.liveness import INTRODUCE_FAST_S, INTRODUCE_SLOW_S, LIMIT_S, LOST_S, MOVE_S
 from engine.core.messages import (
     ITEMS_MOST,
     Again,
@@ -140,6 +140,7 @@ class Link:
         self._pulse: FrontendPulse | None = None
         self._ready = 0  # workers, if it could serve then
         self._heard = now
+        self._asked_at = inf  # the first question since then
         self._full_until = 0.0
         self._retry_s = RETRY_S  # as was said to whoever was refused last
         self._route_full_until: dict[int, float] = {}
@@ -273,6 +274,7 @@ class Link:
     def handle(self, words: AnyWords, payloads: Sequence[Payload], now: float) -> bool:
         """Words of the broker's, whatever they are. False when a broker has no business to say such a thing."""
         self._heard = now
+        self._asked_at = inf
         if type(words) is Answers:
             self._handle_answers(words, payloads)
             return True
@@ -441,6 +443,25 @@ class Link:
             call.waiter.answered(answer)
         except Exception as error:  # theirs; what others are owed must not be lost with it
             self.troubles.append(error)
+
+    # --- the connection ----------------------------------------------------------------------------------------------
+
+    def asked(self, now: float) -> None:
+        """The broker has been asked for a word, by a beat, or could not be."""
+        self._asked_at = min(self._asked_at, now)
+
+    @property
+    def silent_at(self) -> float:
+        """From when on a new connection had better be tried; inf: nothing is asked. Counted from the question and not
+        from the last word: who could not ask, for want of CPU, may blame nobody."""
+        return self._asked_at + LIMIT_S
+
+    def reconnected(self, now: float) -> None:
+        """The shell has made a new connection, on which the broker knows nobody yet."""
+        self._asked_at = inf
+        if self.state is LinkState.JOINED:
+            self.state = LinkState.SEEKING
+        self._introduce_at = -inf
 
     # --- looking -----------------------------------------------------------------------------------------------------
 

@@ -131,6 +131,7 @@ RULES: Final = {
         LIMIT_S < BROKER_SILENCE_S,
     "a frontend has heard of a dead connection before it refuses": LIMIT_S + CONNECT_S < LOST_S,
     "one late beat is not silence": 2 * BEAT_S < BROKER_SILENCE_S,
+    "a question that was asked again is answered before its host is given up": BEAT_S < LIMIT_S,
     "a worker has a new connection, and has introduced itself on it, before it is given up":
         BROKER_SILENCE_S + RECONNECT_MOST_S + BEAT_S + CHECK_S < WORKER_SILENCE_S,
     "workers find a new broker, and are asked who they are, before it calls its stages absent":

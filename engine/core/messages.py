@@ -292,9 +292,10 @@ class FrontendPulse(Message, frozen=True, tag=6):
 class Welcome(Message, frozen=True, tag=11):
     """The answer to a worker's introduction, which it makes before it loads its model.
 
-    ``lane`` is the endpoint to connect a PULL socket to; ``same_host``: monotonic clocks may be compared. ``memory`` is
-    the arena that this worker may fill; none on another host, or when sharing is off. ``stages`` and ``routes`` as in
-    :class:`FrontendWelcome`, of which this worker is of stage number ``stage``.
+    ``lane`` is the endpoint to connect a PULL socket to, over tcp how far its port is behind that of the front.
+    ``same_host``: monotonic clocks may be compared. ``memory`` is the arena that this worker may fill; none on another
+    host, or when sharing is off. ``stages`` and ``routes`` as in :class:`FrontendWelcome`, of which this worker is of
+    stage number ``stage``.
     """
 
     protocol: int

@@ -111,7 +111,7 @@ def measure(deployment: Deployment, stage: str, result_fd: int) -> int:
 
 def status_of(deployment: Deployment) -> dict[str, Any]:
     """What ``engine status --json`` prints. Raises Unavailable."""
-    if not deployment.engine.bind:
+    if not deployment.engine.is_tcp:
         check(run_dir(deployment))
     found: dict[str, Any] = json.loads(admin.ask(deployment, "status", ASK_S))
     return found

@@ -81,7 +81,7 @@ def broker(folder: str, threads: str) -> None:
 def worker(folder: str, stage: int, slot: int) -> None:
     """Answers every batch at once, with a few bytes for each item."""
     deployed = deployment(folder, "one")
-    topology, endpoints, ctx = deployed.topology, transport.endpoints_of(deployed), transport.context()
+    topology, endpoints, ctx = deployed.topology, transport.reaching(deployed), transport.context()
     control = transport.dealer(ctx, endpoints.control(stage))
     out = transport.push(ctx, endpoints.egress)
     who = introduce(
@@ -121,7 +121,7 @@ def frontend(folder: str, route: int, size: int, window: int, seconds: float, pa
     """Keeps ``window`` requests under way, each ``pause_s`` after an answer; says their rate, and median and 99th
     percentile of their latency in ms."""
     ctx = transport.context()
-    sock = transport.dealer(ctx, transport.endpoints_of(deployment(folder, "one")).front)
+    sock = transport.dealer(ctx, transport.reaching(deployment(folder, "one")).front)
     shares = size >= LARGE
     host = transport.host_token() if shares else ELSEWHERE
     topology, instance = deployment(folder, "one").topology, secrets.token_hex(8)

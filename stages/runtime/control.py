@@ -13,6 +13,7 @@ from collections.abc import Callable, Container
 from typing import Final
 
 from engine import transport
+from engine.addresses import RETRY_S, Search
 from engine.clock import now
 from engine.core import wire
 from engine.core.introduction import Introduction, Refusal, Stranger
@@ -65,7 +66,8 @@ class Control:
     ) -> None:
         self._thread = threading.Thread(target=self._main, name="control", daemon=True)
         self._ctx = ctx
-        self._endpoints = endpoints
+        self._search = Search(endpoints, shared.control_bell.ring)
+        self._endpoints: transport.Endpoints | None = None  # by the address at which the broker is being reached
         self._stage = stage  # its number in this process's file, until the broker says what it is there
         self._shared = shared
         self._windows = windows
@@ -105,6 +107,8 @@ class Control:
                 if bell in ready:
                     self._shared.control_bell.silence()
                 self._take_commands()
+                if self._sock is None:
+                    self._connect()
                 self._receive()
                 self._hear_losses()
                 self._send()
@@ -121,7 +125,7 @@ class Control:
 
     def _poll(self) -> Container[object]:
         """Sleep until there is something to do; what is readable then."""
-        wake_at = self._member.wake_at(now())
+        wake_at = self._member.wake_at(now()) if self._sock is not None else now() + RETRY_S
         if self._unload_at is not None:
             wake_at = min(wake_at, self._unload_at)
         mailbox, bell = self._shared.to_control, self._shared.control_bell
@@ -153,10 +157,8 @@ class Control:
                 self._listen(command.name)
 
     def _receive(self) -> None:
-        assert self._sock is not None
         for _ in range(PASS):
-            frames = transport.recv(self._sock)
-            if frames is None:
+            if self._sock is None or (frames := transport.recv(self._sock)) is None:
                 return
             try:
                 message, _ = wire.decode(frames)
@@ -182,7 +184,7 @@ class Control:
             self._reopen()
             return
         if isinstance(event, Joined):
-            event = Joined(event.welcome, open_store(event.welcome.memory))
+            event = Joined(event.welcome, self._endpoints, open_store(event.welcome.memory))
             self._member.maps = event.store is not None
         self._tell(event)
         if isinstance(message, Welcome):
@@ -205,7 +207,8 @@ class Control:
             self._tell(self._member.cut(now()))
 
     def _send(self) -> None:
-        assert self._sock is not None
+        if self._sock is None:
+            return
         for message in self._member.due(now()):
             if isinstance(message, WorkerBeat):
                 self._beating()
@@ -222,7 +225,7 @@ class Control:
     def _check(self) -> None:
         if self._member.is_ready(now()):
             self._ready()
-        if self._member.is_silent(now()):
+        if self._sock is not None and self._member.is_silent(now()):
             get_logger().debug("the broker is silent; looking for it again")
             self._reopen()
         if self._unload_at is not None and now() >= self._unload_at:
@@ -251,15 +254,24 @@ class Control:
         self._tell(self._member.reopened(now()))
 
     def _open(self) -> None:
-        self._sock = transport.dealer(self._ctx, self._endpoints.control(self._stage))
-        self._poller.register(self._sock, transport.READABLE)
+        """Connect, as soon as it is known where to."""
+        self._search.begin()
+        self._connect()
+
+    def _connect(self) -> None:
+        self._endpoints = self._search.result(now())
+        if self._endpoints is not None:
+            self._sock = transport.dealer(self._ctx, self._endpoints.control(self._stage))
+            self._poller.register(self._sock, transport.READABLE)
 
     def _close(self, *, goodbye: bool) -> None:
-        assert self._sock is not None
+        if self._sock is None:
+            return
         if goodbye and self._member.worker is not None:
             transport.send(self._sock, wire.encode(Bye(self._member.worker)))
         self._poller.unregister(self._sock)
         self._sock.close(linger=LINGER_MS if goodbye else 0)
+        self._sock = None
 
 
 def exit_now(code: ExitCode) -> None:

@@ -167,10 +167,12 @@ class Loop:
 
     def _handle(self, event: ToMain) -> None:
         if isinstance(event, Joined):
-            welcome = event.welcome
+            welcome, endpoints = event.welcome, event.endpoints
+            assert endpoints is not None  # the control thread has seen to that
             try:
+                lane = endpoints.told_lane(welcome.lane)
                 self._plan = Plan(Topology.of(welcome.stages, welcome.routes), welcome.stage)
-            except ValueError as error:
+            except (ValueError, ProtocolError) as error:
                 get_logger().error("the broker's welcome makes no sense: %s", error)
                 self._code = ExitCode.FAILED
                 return
@@ -180,7 +182,7 @@ class Loop:
             forget = former is not None and former.epoch != welcome.epoch
             self._aside.take_back()
             self._ahead.clear()  # of the former lane: the broker has given it to others
-            self._outlets.switch(welcome.lane, self._plan.targets, forget=forget)
+            self._outlets.switch(endpoints, lane, self._plan.targets, forget=forget)
             self._streams.origin = Origin(welcome.stage, welcome.worker)
             self._memory.switch(event.store)
             has_store = event.store is not None

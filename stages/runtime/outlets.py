@@ -28,14 +28,13 @@ class Outlets:
     def __init__(
         self,
         ctx: transport.Context,
-        endpoints: transport.Endpoints,
         mailbox: Mailbox[ToMain],
         bell: Bell,
         opened: Callable[[str], object] = lambda name: None,
     ) -> None:
         """``opened``: is told by what name the losses of a socket for results can be heard."""
         self._ctx = ctx
-        self._endpoints = endpoints
+        self._endpoints: transport.Endpoints | None = None  # of the broker, at which the outlets end
         self._mailbox = mailbox
         self._bell = bell  # of that mailbox
         self._opened = opened
@@ -43,18 +42,25 @@ class Outlets:
         self._poller = transport.Poller()
         self._poller.register(bell.fileno(), transport.READABLE)
         self._pushes: dict[int, transport.Socket] = {}
+        self._made = 0  # of them, so far
         self._waiting: dict[int, deque[list[Buffer]]] = {}
 
-    def switch(self, lane: str, targets: Iterable[int], *, forget: bool) -> None:
-        """Take batches from this lane, and send results to these targets, from now on. ``forget``: nobody knows the
-        unsent results any more."""
+    def switch(self, endpoints: transport.Endpoints, lane: str, targets: Iterable[int], *, forget: bool) -> None:
+        """Take batches from this lane, and send results to these targets of a broker, from now on. ``forget``: nobody
+        knows the unsent results any more."""
         self._close_lane()
+        if endpoints != self._endpoints:  # the broker is elsewhere
+            self._endpoints = endpoints
+            for sock in self._pushes.values():
+                sock.close(linger=LINGER_MS)
+            self._pushes.clear()
         for target in {*targets} - self._pushes.keys():
-            endpoint = self._endpoints.egress if target == FINAL else self._endpoints.intake(target)
+            endpoint = endpoints.egress if target == FINAL else endpoints.intake(target)
             self._pushes[target] = transport.push(self._ctx, endpoint)
-            self._waiting[target] = deque()
-            if self._endpoints.is_tcp:
-                transport.tell_losses(self._pushes[target], name := f"results-{target}")
+            self._waiting.setdefault(target, deque())
+            if endpoints.is_tcp:
+                self._made += 1
+                transport.tell_losses(self._pushes[target], name := f"results-{self._made}")
                 self._opened(name)
         self._lane = transport.lane_end(self._ctx, lane)
         self._poller.register(self._lane, transport.READABLE)

@@ -94,7 +94,7 @@ def _serve(
     signals: Signals,
 ) -> int:
     topology = deployment.topology
-    endpoints = transport.endpoints_of(deployment, cell_of(slot, deployment.engine.cells))
+    endpoints = transport.reaching(deployment, cell_of(slot, deployment.engine.brokers))
     memory = _memory(deployment, stage, slot, device, endpoints.handles)
     ctx = transport.context()
     metrics = UserMetrics(stage, deployment.engine.namespace)
@@ -133,9 +133,7 @@ def _serve(
         except BaseException as error:  # whatever user code raises; `sys.exit` while it loads is a failed start too
             return _failed(notify, error, doing)
         spec = deployment.stage(stage)
-        outlets = Outlets(
-            ctx, endpoints, shared.to_main, shared.main_bell, lambda name: shared.to_control.post(Opened(name))
-        )
+        outlets = Outlets(ctx, shared.to_main, shared.main_bell, lambda name: shared.to_control.post(Opened(name)))
         watchdog = Watchdog(spec.timeout, spec.kill_after)
         watchdog.start()
         _restore(signals, watchdog)  # what user code has set up while it loaded must not keep a stop from us
@@ -217,7 +215,7 @@ def _load(
         device=device,
         args=spec.args,
     )
-    worker._is_open = bool(deployment.engine.bind)
+    worker._is_open = deployment.engine.is_tcp
     check_place(worker, is_last=is_last(deployment, stage))
     first = is_first(deployment, stage)
     if first:

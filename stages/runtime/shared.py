@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, TypeAlias
 
+from engine.config.endpoints import Endpoints
 from engine.core.messages import Flow, Welcome
 from engine.mailbox import Bell, Mailbox
 from engine.memory import Store
@@ -30,10 +31,12 @@ class Phase(Enum):
 class Joined:
     """The broker knows this worker: this is its lane. Sent again, with another key, after each new hello.
 
-    ``store`` is the arena of the welcome, mapped; the main thread's from now on.
+    ``endpoints`` are the broker's, by the address at which it was reached. ``store`` is the arena of the welcome,
+    mapped; the main thread's from now on.
     """
 
     welcome: Welcome
+    endpoints: Endpoints | None = None
     store: Store | None = None
 
 

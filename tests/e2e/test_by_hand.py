@@ -105,17 +105,6 @@ def test_a_broker_killed_and_started_again_costs_no_request(by_hand: ByHand) -> 
     assert again.terminate() == 0, again.tail()
 
 
-def test_a_bind_that_others_can_reach_is_refused(folder: Path) -> None:
-    text = (SERVICES / "chain.toml").read_text()
-    file = write_service(folder, text.replace("[engine]\n", '[engine]\nbind = "tcp://0.0.0.0:7000"\n'))
-    running = Running(["broker", str(file)], folder=folder)
-    try:
-        assert running.exited() == 3
-        assert "cannot authenticate" in running.log
-    finally:
-        running.kill()
-
-
 def test_a_file_and_a_supervisor_on_each_host_are_a_fleet(by_hand: ByHand) -> None:
     """Their parts serve together, each is its own supervisor's to replace, and workers come and go with theirs."""
     hosts = ("broker,frontend", "first,second=1", "first", "second=2")

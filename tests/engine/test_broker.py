@@ -95,7 +95,7 @@ class Worker:
 
     def __init__(self, deployment: Deployment, stage: int = 0, *, pid: int | None = None, slot: int = 1) -> None:
         self.topology = deployment.topology
-        self.endpoints = transport.endpoints_of(deployment)
+        self.endpoints = transport.reaching(deployment)
         self.stage = stage
         self.ctx = transport.context()
         self.control = transport.dealer(self.ctx, self.endpoints.control(stage))
@@ -272,7 +272,7 @@ async def seen_by_broker(deployment: Deployment) -> Any:
     """A connected client, the Submits it sends, and what waits until all it was asked have come. The broker is played
     here."""
     ctx = transport.context()
-    front = transport.router(ctx, transport.endpoints_of(deployment).front)
+    front = transport.router(ctx, transport.reaching(deployment).front)
     submits: list[Submit] = []
     table = [(route.path, list(route.stages)) for route in deployment.topology.routes]
     welcome = FrontendWelcome(NEWEST, 1, 1, list(deployment.topology.stages), table)
@@ -537,7 +537,7 @@ def test_a_worker_at_another_stages_socket_is_sent_to_its_own(deployment: Deploy
 
 @pytest.mark.parametrize("where", ["front", "admin", "control"])
 def test_whom_the_broker_cannot_read_it_tells_so(deployment: Deployment, where: str) -> None:
-    endpoints = transport.endpoints_of(deployment)
+    endpoints = transport.reaching(deployment)
     junk: list[list[wire.Buffer]] = [
         [b"\x01\x00\x00\x00\xc1"],
         [b'{"stageline":"greeting from the future"}'],
@@ -577,7 +577,7 @@ def test_a_connection_that_introduces_itself_twice_is_watched_once(deployment: D
     try:
         with running(deployment) as broker:
             before = watched()
-            sock = transport.dealer(ctx, transport.endpoints_of(deployment).front)
+            sock = transport.dealer(ctx, transport.reaching(deployment).front)
             for process in processes:
                 words = introduce(
                     FRONTEND,
@@ -662,7 +662,7 @@ def test_hostile_parcels_hurt_nobody(deployment: Deployment) -> None:
     async def scenario() -> None:
         with running(deployment) as broker, worker(deployment) as w:
             hostile = Worker(deployment)
-            endpoints = transport.endpoints_of(deployment)
+            endpoints = transport.reaching(deployment)
             front = transport.dealer(hostile.ctx, endpoints.front)
             try:
                 junk: list[list[wire.Buffer]] = [

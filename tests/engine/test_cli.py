@@ -113,7 +113,7 @@ def test_what_is_not_understood_is_bad_usage(arguments: list[str], capsys: pytes
         (["serve"], "did you mean up?"),
         (["stages.toml"], "did you mean: engine up stages.toml"),
         (["up", "x", "--prot", "1"], "unrecognized arguments: --prot 1; did you mean --port?"),
-        (["status", "x", "--port", "1"], "--port is a flag of up, frontend: engine status does not look at it"),
+        (["status", "x", "--port", "1"], "--port is a flag of up, frontend, ports: engine status does not look at it"),
         (["up", "x", "--workers", "1"], "workers is set in the file, under frontend"),
     ],
 )

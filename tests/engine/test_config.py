@@ -177,15 +177,15 @@ def test_cpus_that_are_understood(read, cpus):
 
 
 @pytest.mark.parametrize(
-    "bind", ["tcp://127.0.0.1:7000", "tcp://127.8.8.8:1", "tcp://[::1]:65000", "tcp://localhost:7000"]
+    "bind", ["tcp://127.0.0.1:7000", "tcp://[::1]:65000", "tcp://0.0.0.0:7000", "tcp://[::]:7000", "tcp://gpu-3:7000"]
 )
-def test_loopback_binds_are_accepted(read, bind):
+def test_binds_that_are_accepted(read, bind):
     assert read(f'[engine]\nbind = "{bind}"\ninsecure = true\n' + MINIMAL).engine.bind == bind
 
 
 def test_a_port_that_every_user_can_reach_has_to_be_accepted_in_the_file(problems):
     (line,) = problems('[engine]\nbind = "tcp://127.0.0.1:7000"\n' + MINIMAL)
-    assert "engine.bind: every user of this machine can reach a tcp port" in line
+    assert "engine.bind: whoever reaches a tcp port" in line
     assert "write insecure = true below [engine]" in line
 
 
@@ -313,7 +313,8 @@ STAGE = 'stages.toml: stage[0] "encode".'
         (
             '[engine]\nbind = "tcp://127.0.0.1:65000"\ninsecure = true\n'
             + "".join(f'[[stage]]\nname = "s{index}"\nworker = "m:C"\n' for index in range(300)),
-            "stages.toml: engine.bind: 300 stages need the ports up to 65602; expected a lower PORT",
+            "stages.toml: engine.bind: 300 stages and 256 lanes need the ports up to 65858; expected a lower PORT, or "
+            "fewer engine.lanes",
         ),
     ],
 )
@@ -346,11 +347,35 @@ def test_reserved_paths_are_refused(problems, path):
 
 
 @pytest.mark.parametrize(
-    "bind", ["tcp://0.0.0.0:7000", "tcp://10.0.0.1:7000", "tcp://[::]:7000", "tcp://example.org:7000"]
+    ("broker", "brokers"),
+    [
+        ('"gpu-3:7000"', ("gpu-3:7000",)),
+        ('"tcp://gpu-3:7000"', ("gpu-3:7000",)),
+        ('["10.0.0.3:7000", "[fd00::3]:7000"]', ("10.0.0.3:7000", "[fd00::3]:7000")),
+        ('"a:1, b:2"', ("a:1", "b:2")),
+    ],
 )
-def test_a_bind_that_others_can_reach_is_refused_for_lack_of_authentication(problems, bind):
-    (line,) = problems(f'[engine]\nbind = "{bind}"\ninsecure = true\n' + MINIMAL)
-    assert "the broker cannot authenticate them yet" in line
+def test_brokers_that_are_accepted(read, broker, brokers):
+    found = read(f"[engine]\nbroker = {broker}\n" + MINIMAL).engine
+    assert (found.broker, found.brokers, found.is_tcp) == (brokers, len(brokers), True)
+
+
+@pytest.mark.parametrize(
+    ("broker", "why"),
+    [
+        ('"gpu-3"', ""), ('":7000"', ""), ('"gpu-3:0"', ""), ('"gpu-3:7000/x"', ""), ("7000", ""), ('"gpu 3:7000"', ""),
+        ('"0.0.0.0:7000"', "name the broker's host"), ('["a:1", "a:1"]', "one stands there twice"),
+    ],
+)  # fmt: skip
+def test_a_broker_is_a_host_and_a_port(problems, broker, why):
+    (line,) = problems(f"[engine]\nbroker = {broker}\n" + MINIMAL)
+    assert 'engine.broker: expected "HOST:PORT", or a list of several, got' in line
+    assert why in line
+
+
+def test_brokers_on_several_hosts_are_listed_and_not_counted(problems):
+    (line,) = problems('[engine]\nbroker = "a:1"\ncells = 2\n' + MINIMAL.replace("[[stage]]\n", "[[stage]]\nnum = 2\n"))
+    assert "engine.cells: expected 1 with engine.broker, got 2" in line
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ class Frontend:
 
     def __init__(self, deployment: Deployment, **changes: Any) -> None:
         self.played = Worker(deployment)
-        self.sock = transport.dealer(self.played.ctx, transport.endpoints_of(deployment).front)
+        self.sock = transport.dealer(self.played.ctx, transport.reaching(deployment).front)
         self.who = msgspec.structs.replace(self.played.who, kind=FRONTEND, **changes)
 
     def say(self, message: Any, payloads: list[bytes] = []) -> None:  # noqa: B006  # never changed
@@ -413,7 +413,7 @@ def test_a_second_reader_of_a_lane_gets_nothing(deployment: Deployment) -> None:
 def test_nobody_speaks_for_another_process(deployment: Deployment) -> None:
     with running(deployment) as broker, worker(deployment) as w:
         until(lambda: status_of(deployment)["stages"][0]["ready"] == 1, "readiness")
-        with program(SPEAK, transport.endpoints_of(deployment).control(0), str(w.key)) as liar:
+        with program(SPEAK, transport.reaching(deployment).control(0), str(w.key)) as liar:
             out, _ = liar.communicate(timeout=CAP_S)
         assert out.splitlines() == [str(Pulse(broker.epoch, False))] * 4
         (one,) = status_of(deployment)["stages"][0]["workers"]
@@ -532,7 +532,7 @@ def test_frames_that_the_configuration_cannot_produce_are_not_read(deployment: D
     frontend_section = replace(deployment.frontend, max_response_size=1)
     stages = tuple(replace(stage, max_queue_bytes=1) for stage in deployment.stages)
     deployment = replace(deployment, frontend=frontend_section, stages=stages)
-    endpoints = transport.endpoints_of(deployment)
+    endpoints = transport.reaching(deployment)
     size = deployment.frontend.max_request_size
     assert wire.front_frame(size) < 1 << 28
     for largest in (wire.front_frame, wire.egress_frame, wire.intake_frame):

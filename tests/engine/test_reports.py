@@ -225,7 +225,7 @@ def test_unreadable_metrics_of_the_dead_end_nobody(deployment: Deployment, caplo
         assert [sample.value for family in unpack(sources.retired) for sample in family.samples] == [3]
         process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
         ctx = transport.context()
-        front = transport.dealer(ctx, transport.endpoints_of(deployment).front)
+        front = transport.dealer(ctx, transport.reaching(deployment).front)
         try:
             who = introduce(
                 FRONTEND,
@@ -259,7 +259,7 @@ def test_numbers_that_no_process_and_no_stage_has_end_nobody(deployment: Deploym
                 for stage in (99, 7):
                     w.push(StreamEvents(stage, w.key, batch.uids, batch=batch.batch), [b"event"])
                 odd = Worker(deployment)
-                front = transport.dealer(odd.ctx, transport.endpoints_of(deployment).front)
+                front = transport.dealer(odd.ctx, transport.reaching(deployment).front)
                 try:
                     who = msgspec.structs.replace(odd.who, pid=2**63, host=transport.host_token())
                     await in_thread(odd.send, who)

@@ -130,7 +130,7 @@ class Crowd:
     def __init__(self, deployment: Deployment, seed: int) -> None:
         self.random = random.Random(seed)
         self.ctx = transport.context()
-        self.sock = transport.dealer(self.ctx, transport.endpoints_of(deployment).front)
+        self.sock = transport.dealer(self.ctx, transport.reaching(deployment).front)
         self.who = introduce(
             FRONTEND,
             deployment.topology,
