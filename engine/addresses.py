@@ -17,6 +17,7 @@ from engine.config.endpoints import Endpoints
 from engine.log import get_logger
 
 RETRY_S: Final = 1.0  # until a name that could not be looked up is tried again
+ANSWER_S: Final = 1.0  # that an address has to take a connection, if the name has others
 
 log: Final = get_logger("stageline.addresses")
 
@@ -64,6 +65,8 @@ class Search:
         try:
             told = socket.getaddrinfo(self._endpoints.host, None, type=socket.SOCK_STREAM)
             found = list(dict.fromkeys(str(address[0]) for *_, address in told))
+            if len(found) > 1:
+                found = next(([address] for address in found if self._takes(address)), found)
             self._failure = ""
         except (OSError, UnicodeError) as error:
             if str(error) != self._failure:
@@ -74,6 +77,14 @@ class Search:
         self._found = found
         self._looks = False
         self._ring()
+
+    def _takes(self, address: str) -> bool:
+        """Whether somebody listens there: of the two families of addresses a broker may serve one."""
+        try:
+            socket.create_connection((address, self._endpoints.port), ANSWER_S).close()
+        except OSError:
+            return False
+        return True
 
 
 def is_number(host: str) -> bool:

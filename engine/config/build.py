@@ -115,7 +115,8 @@ class _Reader:
             self._problem(
                 "engine.bind",
                 "whoever reaches a tcp port, and every user of this machine does, is taken for one of the deployment's "
-                "own processes; leave it out, for private sockets, or write insecure = true below [engine] to accept that",
+                "own processes; leave it out, for private sockets, or write insecure = true below [engine] to accept "
+                "that",
             )
         if self._problems:
             raise ConfigError(self._problems)

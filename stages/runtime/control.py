@@ -97,6 +97,7 @@ class Control:
     def _main(self) -> None:
         try:
             self._open()
+            self._member.opened(now())
             bell, signals = self._shared.control_bell.fileno(), self._signals.fileno()
             self._poller.register(bell, transport.READABLE)
             self._poller.register(signals, transport.READABLE)

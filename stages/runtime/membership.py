@@ -60,6 +60,7 @@ class Membership:
         self._lost = False  # silent, and not heard since on the new socket
         self._introductions = 0
         self._introduce_at = -inf  # when the next is due
+        self._unsent_since = inf  # the present socket has not taken one
         self._beat_at = inf
         self._asked_at = inf  # the first message since the broker was last heard
 
@@ -148,6 +149,7 @@ class Membership:
         self._asked_at = min(self._asked_at, now)
         if isinstance(message, Introduction):
             self._introductions += 1
+            self._unsent_since = inf
             self._introduce_at = now + (INTRODUCE_FAST_S if self._introductions < FAST_TRIES else INTRODUCE_SLOW_S)
         elif isinstance(message, WorkerBeat):
             self._beat_at = now + BEAT_S
@@ -164,7 +166,11 @@ class Membership:
         Counted from the unanswered message and not from the last answer: a thread that was kept from running, by C code
         that holds the interpreter, has asked nothing meanwhile and may blame nobody.
         """
-        return now - min(self._asked_at, self._beat_at) > BROKER_SILENCE_S
+        return now - min(self._asked_at, self._beat_at, self._unsent_since) > BROKER_SILENCE_S
+
+    def opened(self, now: float) -> None:
+        """The shell has made the first socket."""
+        self._unsent_since = now
 
     def cut(self, now: float) -> ToMain | None:
         """A connection that results went by is lost, and perhaps some of them with it: the broker is to have computed
@@ -176,7 +182,7 @@ class Membership:
         self._asked_at = inf
         self._lost = True
         if self._welcome is None:
-            self._introduce_at = now
+            self._introduce_at = self._unsent_since = now
         else:
             self._beat_at = now
         return self._dismiss() if self._leaving else None

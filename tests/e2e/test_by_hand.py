@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import signal
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -16,14 +20,21 @@ from load import Load, right
 Start = Callable[..., Running]
 
 
+LANES = 4
+PORTS = 7 + LANES  # of the broker: front, admin, egress, two for each of two stages, and lanes
+
+
 class ByHand:
     """A deployment file with a bind and a port of its own, and the processes started from it."""
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        first = free_ports(9)  # HTTP, and front, admin, egress, and two for each of two stages
+    def __init__(self, folder: Path, stack: ExitStack, host: str = "127.0.0.1") -> None:
+        first = free_ports(1 + 2 * PORTS)
         self.url = f"http://127.0.0.1:{first}"
+        self.port = first + 1  # of the broker
+        self.free = self.port + PORTS  # and as many more
         text = (SERVICES / "chain.toml").read_text()
-        text = text.replace("[engine]\n", f'[engine]\nbind = "tcp://127.0.0.1:{first + 1}"\ninsecure = true\n')
+        bind = f'bind = "tcp://{host}:{self.port}"\nlanes = {LANES}\ninsecure = true\n'
+        text = text.replace("[engine]\n", f"[engine]\n{bind}")
         text = text.replace("[frontend]\n", f'[frontend]\naddress = "127.0.0.1"\nport = {first}\n')
         self.file = write_service(folder, text)
         (folder / "actor.py").write_text((SERVICES / "actor.py").read_text())
@@ -125,3 +136,77 @@ def test_a_file_and_a_supervisor_on_each_host_are_a_fleet(by_hand: ByHand) -> No
     for running in (fleet.pop("broker,frontend"), *fleet.values()):
         assert running.terminate() == 0, running.tail()
         running.gone(within_s=2)
+
+
+@contextmanager
+def translated(here: int, there: int, count: int) -> Iterator[None]:
+    """Ports from ``here`` on that lead to those from ``there`` on, as a container's or a gateway's do."""
+    loop = asyncio.new_event_loop()
+    listening = threading.Event()
+    ended = asyncio.Event()
+
+    async def carry(port: int, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        try:
+            broker, to_broker = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:  # nobody listens there
+            to_client.close()
+            return
+        with contextlib.suppress(asyncio.CancelledError):  # the end
+            await asyncio.gather(pass_on(client, to_broker), pass_on(broker, to_client))
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError), contextlib.closing(writer):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+
+    async def serve() -> None:
+        servers = [
+            await asyncio.start_server(partial(carry, there + port), "127.0.0.1", here + port) for port in range(count)
+        ]
+        listening.set()
+        await ended.wait()
+        for server in servers:
+            server.close()
+        carrying = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in carrying:
+            task.cancel()
+        await asyncio.gather(*carrying, return_exceptions=True)
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), name="translation")
+    thread.start()
+    try:
+        listening.wait()
+        yield
+    finally:
+        loop.call_soon_threadsafe(ended.set)
+        thread.join()
+        loop.close()
+
+
+def test_others_reach_a_broker_that_listens_everywhere_by_translated_ports(folder: Path) -> None:
+    with ExitStack() as stack:
+        by_hand = ByHand(folder, stack, "0.0.0.0")
+        broker = by_hand.start("broker")
+        with translated(by_hand.free, by_hand.port, PORTS):
+            there = ("--broker", f"localhost:{by_hand.free}")
+            others = [by_hand.start(*flags, *there) for name, flags in by_hand.parts().items() if name != "broker"]
+            wait_for("readiness", by_hand.ready, within_s=60)
+            sent = {"id": 1}
+            assert right(sent, httpx.post(f"{by_hand.url}/both", json=sent, trust_env=False))
+            told = by_hand.start("status", *there)
+            assert told.exited() == 0, told.tail()
+            for other in others:
+                assert other.terminate() == 0, other.tail()
+        assert broker.terminate() == 0, broker.tail()
+
+
+def test_by_the_addresses_of_the_other_family(folder: Path) -> None:
+    with ExitStack() as stack:
+        by_hand = ByHand(folder, stack, "[::]")
+        running = {name: by_hand.start(*flags) for name, flags in by_hand.parts().items()}
+        wait_for("readiness", by_hand.ready, within_s=60)
+        sent = {"id": 1}
+        assert right(sent, httpx.post(f"{by_hand.url}/both", json=sent, trust_env=False))
+        for name in ("frontend", "first", "second", "broker"):
+            assert running[name].terminate() == 0, running[name].tail()

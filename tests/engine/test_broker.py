@@ -114,6 +114,7 @@ class Worker:
         )
         self.lane: zmq.Socket[bytes] | None = None
         self.key = 0
+        self.told = ""  # of its lane
         self.batches: list[tuple[Batch, list[wire.Payload]]] = []
 
     def send(self, message: Message | FrozenWords) -> None:
@@ -132,7 +133,8 @@ class Worker:
         self.key = welcome.worker
         if self.lane is not None:
             self.lane.close()
-        self.lane = transport.lane_end(self.ctx, welcome.lane)
+        self.told = welcome.lane
+        self.lane = transport.lane_end(self.ctx, self.endpoints.told_lane(welcome.lane))
         self.send(Ready(self.key, "text/plain"))
         return self
 

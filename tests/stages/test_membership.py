@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from engine.core.introduction import Introduction, Refusal, Stranger
-from engine.core.liveness import RESEND_S
+from engine.core.liveness import BROKER_SILENCE_S, RESEND_S
 from engine.core.messages import (
     CancelItems,
     Dismiss,
@@ -56,6 +56,18 @@ def test_an_introduction_that_did_not_leave_is_owed_still() -> None:
     assert member.due(0.0) == member.due(0.1) == [WHO]
     assert member.wake_at(0.0) == RESEND_S
     assert not member.is_silent(100.0)  # nothing was asked, nobody is to blame
+
+
+def test_where_nobody_takes_an_introduction_another_connection_is_tried_and_another() -> None:
+    member = Membership(WHO)
+    member.opened(1.0)
+    assert not member.is_silent(1.0 + BROKER_SILENCE_S)
+    assert member.is_silent(1.1 + BROKER_SILENCE_S)
+    assert member.reopened(5.0) is None
+    assert not member.is_silent(5.0 + BROKER_SILENCE_S)
+    assert member.is_silent(5.1 + BROKER_SILENCE_S)
+    member.sent(WHO, 5.0 + BROKER_SILENCE_S)
+    assert not member.is_silent(5.1 + BROKER_SILENCE_S)
 
 
 def test_beats_come_every_second_once_joined() -> None:
