@@ -81,10 +81,11 @@ class Search:
     def _takes(self, address: str) -> bool:
         """Whether somebody listens there: of the two families of addresses a broker may serve one."""
         try:
-            socket.create_connection((address, self._endpoints.port), ANSWER_S).close()
-        except OSError:
+            with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as sock:
+                sock.settimeout(ANSWER_S)
+                return sock.connect_ex((address, self._endpoints.port)) == 0
+        except OSError:  # a host without that family
             return False
-        return True
 
 
 def is_number(host: str) -> bool:

@@ -449,7 +449,7 @@ def settle(deployment: Deployment, stage: str, slot: int) -> Placement:
     descriptors.allow_as_before()
     told = os.environ.get(CPUS_VARIABLE)
     if told is None:
-        is_alone = bool(deployment.engine.bind)
+        is_alone = deployment.engine.is_tcp
         everybody = {(stage, slot): None} if is_alone else dict.fromkeys([*slots(deployment), (stage, slot)])
         placement = place(deployment, list(everybody), beside=0 if is_alone else None)[stage, slot]
         os.environ.update(placement.env)

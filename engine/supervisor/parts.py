@@ -86,7 +86,7 @@ def parse(text: str, deployment: Deployment) -> Parts:
         elif counts:
             nums[name] = int(num)
     left = [name for name in known if name not in asked]
-    if not problems and left and not deployment.engine.bind:
+    if not problems and left and not deployment.engine.is_tcp:
         problems.append(
             f"--only leaves {', '.join(left)} to others, and without an address they and the broker cannot find each "
             'other: write where it listens, such as bind = "tcp://127.0.0.1:7000", below [engine]'
