@@ -32,6 +32,7 @@ scripts/bench echo --seconds 5         # one group of cases, longer measurements
 scripts/bench gpu                      # a real model on a GPU; skipped, with the reason, where there is none
 scripts/bench cores                    # echo on many cores, by brokers; skipped on few
 scripts/bench slo --quick              # goals, overload, shares; less of it, in two minutes
+scripts/bench hosts                    # what one broker carries for workers of other hosts
 scripts/bench accelerator-2 --json accelerator.json
 scripts/bench gap --json docs/benchmarks/results.json --add     # one case measured again, the others kept
 scripts/bench report                   # this page, and pictures beside the JSON, out of the JSON

@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from benchmarks.cases import accelerator, cores, echo, gap, gpu, growth, http, launch, memory, model, slo, tensors
+from benchmarks.cases import (
+    accelerator,
+    cores,
+    echo,
+    gap,
+    gpu,
+    growth,
+    hosts,
+    http,
+    launch,
+    memory,
+    model,
+    slo,
+    tensors,
+)
 from benchmarks.result import Case
 
 CASES: Final[tuple[Case, ...]] = (
@@ -21,6 +35,7 @@ CASES: Final[tuple[Case, ...]] = (
     *growth.CASES,
     memory.CASE,
     *slo.CASES,
+    *hosts.CASES,
 )
 
 

@@ -1,0 +1,204 @@
+"""What one broker carries for workers of other hosts, in clear text and under a key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Final
+
+from benchmarks.fleet import Play, served
+from benchmarks.result import OURS, Case, Metric, Point, Row, Summary, Target, at, divided
+from benchmarks.systems import free_ports
+
+if TYPE_CHECKING:
+    from benchmarks.bench import Bench
+
+WORKERS: Final = (1, 8, 64, 256)
+BATCHES: Final = (1, 8, 32)
+CEILINGS: Final = {1: 60, 8: 20, 32: 12}  # us
+RATES: Final = {1: 3000.0, 8: 8000.0, 32: 15000.0}  # items/s that workers could do together: the player keeps up
+LONGEST_S: Final = 0.5  # for a batch
+SIZE: Final = 300
+PLAIN, KEYED = "plain", "key"
+LARGE: Final = 4 << 20
+FILE: Final = """
+[engine]
+name = "hosts"
+bind = "tcp://127.0.0.1:{port}"
+lanes = 300
+{link}
+run_dir = "{folder}/run"
+log_level = "error"
+[frontend]
+capacity = 100000
+capacity_bytes = "4 GiB"
+max_request_size = {size}
+timeout = 60.0
+[[stage]]
+name = "encode"
+worker = "nobody:Loads"
+max_batch_size = {batch}
+max_queue_bytes = "4 GiB"
+timeout = 60.0
+"""
+FIXED: Final = 5  # ports; lanes take any that are free behind them
+
+
+LINKS: Final = (PLAIN,)
+
+
+def write(folder: Path, link: str, batch: int, size: int) -> Path:
+    """The file of a deployment on ports of its own."""
+    folder.mkdir(parents=True)
+    file = folder / "stages.toml"
+    how = "insecure = true"
+    port = free_ports(FIXED)
+    file.write_text(FILE.format(port=port, link=how, folder=folder, batch=batch, size=max(2 * size, 1 << 20)))
+    return file
+
+
+def played(bench: Bench, play: Play, batch: int, about: Callable[[str], Point]) -> Iterator[Row]:
+    """One broker for each link, in turns."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="sl-", dir="/tmp")))  # short, for sockets lie in it
+        running = {link: stack.enter_context(served(write(folder / link, link, batch, play.size))) for link in LINKS}
+        for repeat in range(bench.repeats):
+            for link in LINKS if repeat % 2 else reversed(LINKS):
+                rate, cpu_s = running[link].play(play)
+                values = {"rate": rate, "broker_us": cpu_s * 1e6}
+                if play.size >= LARGE:
+                    megabytes = play.size / 1e6
+                    values |= {"mb_s": rate * megabytes, "ms_per_mb": cpu_s * 1e3 / megabytes}
+                yield Row(OURS, repeat, about(link), values)
+
+
+def small(bench: Bench) -> Iterator[Row]:
+    for batch in BATCHES:
+        for workers in WORKERS[1:2] if bench.quick else WORKERS:
+            bench.say(f"{workers} workers, batches of {batch}")
+            compute_s = min(workers * batch / RATES[batch], LONGEST_S)
+            play = Play(workers, compute_s, 2 * workers * batch, SIZE, bench.seconds)
+            yield from played(
+                bench,
+                play,
+                batch,
+                lambda link, b=batch, w=workers: {"link": link, "batch": b, "workers": w},  # type: ignore[misc]
+            )
+
+
+def large(bench: Bench) -> Iterator[Row]:
+    play = Play(8, 0.001, 16, LARGE, bench.seconds)
+    yield from played(bench, play, 2, lambda link: {"link": link})
+
+
+def spread(bench: Bench) -> Iterator[Row]:
+    for workers in (1, 8):
+        play = Play(workers, 0.02, 3 * 8 * workers, SIZE, bench.seconds)
+        yield from played(bench, play, 8, lambda link, w=workers: {"link": link, "workers": w})  # type: ignore[misc]
+
+
+def highest(metric: str, where: Callable[[Point], bool]) -> Callable[[Summary], float | None]:
+    """At the worst of these points."""
+
+    def measure(summary: Summary) -> float | None:
+        found = [summary.value(OURS, point, metric) for point in summary.points() if where(point)]
+        return max((value for value in found if value is not None), default=None)
+
+    return measure
+
+
+def flat(summary: Summary) -> float | None:
+    """The CPU of an item with any number of workers from 8 on, by that with 8: the worst."""
+    ratios = []
+    for point in summary.points():
+        if point["workers"] not in (1, 8):
+            few = summary.value(OURS, {**point, "workers": 8}, "broker_us")
+            ratios.append(divided(summary.value(OURS, point, "broker_us"), few))
+    return max((ratio for ratio in ratios if ratio is not None), default=None)
+
+
+def keyed(summary: Summary) -> float | None:
+    """The CPU of an item under a key, by that without: the worst."""
+    ratios = [
+        divided(
+            summary.value(OURS, {**point, "link": KEYED}, "broker_us"),
+            summary.value(OURS, {**point, "link": PLAIN}, "broker_us"),
+        )
+        for point in summary.points()
+        if point["link"] == PLAIN
+    ]
+    return max((ratio for ratio in ratios if ratio is not None), default=None)
+
+
+def eight(summary: Summary) -> float | None:
+    """What eight workers do by eight times what one does."""
+    found = divided(
+        summary.value(OURS, {"link": PLAIN, "workers": 8}, "rate"),
+        summary.value(OURS, {"link": PLAIN, "workers": 1}, "rate"),
+    )
+    return None if found is None else found / 8
+
+
+ABOUT: Final = (
+    "A broker by tcp on loopback, in a process of its own; workers, which wait in the place of computing, and the "
+    "frontend are played by another process, so that what is measured is the broker. *key*: all of it authenticated "
+    "and encrypted."
+)
+
+CASES: Final = (
+    Case(
+        name="hosts-broker",
+        group="hosts",
+        title="Many hosts: what one broker carries",
+        about=(
+            f"{ABOUT} Requests of {SIZE} bytes. A batch takes as long as has all workers do 3,000 items/s in batches of "
+            "one, 8,000 of 8 and 15,000 of 32, but half a second at most."
+        ),
+        by=("link", "batch", "workers"),
+        metrics=(
+            Metric("broker_us", "CPU of the broker, us/item", digits=1),
+            Metric("rate", "items/s", "higher", digits=0),
+        ),
+        run=small,
+        seconds=1.5,
+        targets=(
+            *(
+                Target(
+                    f"CPU of the broker in batches of {batch}, us/item, with any number of workers",
+                    ceiling,
+                    highest("broker_us", at(batch=batch, link=PLAIN)),
+                    unit=" us",
+                )
+                for batch, ceiling in CEILINGS.items()
+            ),
+            Target("the same with 64 and 256 workers, of that with 8", 1.5, flat),
+            Target("the same under a key, of that without, at the worst", 1.1, keyed),
+        ),
+    ),
+    Case(
+        name="hosts-large",
+        group="hosts",
+        title="Many hosts: large values",
+        about=f"{ABOUT} Requests of 4 MiB in batches of 2, eight workers that take a millisecond.",
+        by=("link",),
+        metrics=(
+            Metric("mb_s", "MB/s", "higher", digits=0),
+            Metric("ms_per_mb", "CPU of the broker, ms/MB", digits=2),
+        ),
+        run=large,
+        seconds=2,
+    ),
+    Case(
+        name="hosts-spread",
+        group="hosts",
+        title="Many hosts: more workers",
+        about=f"{ABOUT} Batches of 8 that take 20 ms each.",
+        by=("link", "workers"),
+        metrics=(Metric("rate", "items/s", "higher", digits=0),),
+        run=spread,
+        seconds=2,
+        targets=(Target("eight workers, of eight times one", 0.95, eight, at_least=True),),
+    ),
+)
