@@ -391,6 +391,7 @@ def test_every_case_is_listed_once_and_belongs_to_all() -> None:
         "cores",
         "http",
         "slo",
+        "hosts",
     }
 
 

@@ -153,8 +153,8 @@ CASES: Final = (
         group="hosts",
         title="Many hosts: what one broker carries",
         about=(
-            f"{ABOUT} Requests of {SIZE} bytes. A batch takes as long as has all workers do 3,000 items/s in batches of "
-            "one, 8,000 of 8 and 15,000 of 32, but half a second at most."
+            f"{ABOUT} Requests of {SIZE} bytes. A batch takes as long as has all workers do 3,000 items/s in batches "
+            "of one, 8,000 of 8 and 15,000 of 32, but half a second at most."
         ),
         by=("link", "batch", "workers"),
         metrics=(
