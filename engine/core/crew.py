@@ -2,10 +2,13 @@
 
 A worker's credit is the batch it computes and one in advance, so that it need not wait for the broker when it is done.
 Where batches take less time than the broker needs to hear of one and send the next (:func:`credit_for`), one would not
-do: it gets as many as keep it busy for AHEAD_S. Where it stands follows from what it has:
+do: it gets as many as keep it busy for AHEAD_S. One that is *far* - a batch is longer on its way to it, and its results
+back, than that - gets as many as keep it busy for that time as well, bounded by their number and their bytes. Where a
+worker stands follows from what it has:
 
     idle        ready, nothing in flight; the longest idle comes first
-    room        ready, has batches and credit for more; the one with the fewest comes first, then the longest so
+    room        ready, has batches and credit for more; the one with the fewest comes first, then the longest so;
+                those that are far after all others
     computing   has a batch, whatever its state; the first to reach its time limit comes first
     slow        computes one that takes suspiciously long: it is given nothing more until that is done
 
@@ -15,9 +18,10 @@ neither more nor less than those were, so nothing has to be started or moved whe
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from math import ceil, inf
 from typing import Final
 
@@ -34,11 +38,27 @@ NOTHING: Final[Mapping[int, Item]] = {}
 CREDIT_MAX: Final = 8  # batches; a slow one holds up no more than the others of them
 
 
-def credit_for(batch_s: float) -> int:
-    """How many batches a worker may have when one takes ``batch_s`` seconds (0: not known yet)."""
+FAR_MAX: Final = 64  # of a worker that is far: enough for 200 ms if they take 4
+FAR_BYTES: Final = 64 << 20  # on their way or there; one batch may be larger
+
+# What is on its way at times takes longer than it mostly does.
+SLACK: Final = 1.25
+ROUND_TRIPS: Final = 5  # the newest, of which the middle one counts
+
+
+def credit_for(batch_s: float, away_s: float = 0.0) -> int:
+    """How many batches a worker may have when one takes ``batch_s`` seconds (0: not known yet) and is ``away_s`` on its
+    way and back."""
     if batch_s <= 0.0:
         return 2
-    return max(2, min(1 + ceil(AHEAD_S / batch_s), CREDIT_MAX))
+    most = FAR_MAX if away_s else CREDIT_MAX
+    return max(2, min(1 + ceil((AHEAD_S + away_s * SLACK) / batch_s), most))
+
+
+def far_s(computed_s: float, away_s: float) -> float:
+    """How long a batch keeps a worker that is far: as long as it computes, but for what it has to wait for the next
+    one where it may not have enough of them."""
+    return max(computed_s, (computed_s + away_s) / FAR_MAX)
 
 
 @dataclass(slots=True, eq=False)
@@ -60,7 +80,9 @@ class Member:
     # Of a worker that streams: what it has settled, by batch.
     former: OrderedDict[int, set[int]] = field(default_factory=OrderedDict)
     since: float = 0.0  # when it began to compute the first of them
-    free_at: float = 0.0  # when it will probably have done them all
+    free_at: float = 0.0  # when it will probably have done them all, and that is known here
+    away_s: float = 0.0  # how long a batch is on its way to it, and its results back, if that counts
+    round_trips: deque[float] = field(default_factory=lambda: deque(maxlen=ROUND_TRIPS))  # the newest, as it says
     slowness: float = 1.0  # what it takes for a batch, in multiples of what is usual (engine.core.predict)
     compared: int = 0  # batches by which that is known
     slow: bool = False  # the batch it computes is suspect
@@ -77,12 +99,17 @@ class Member:
     condemned: bool = False  # it is being replaced
     dismissed: bool = False
     spare: bool = False  # it is held back
-    rank: int = -1  # in the crew: how many batches it had when it was last found ready for one more; -1: it was not
+    rank: int = -1  # in the crew: which of those that are ready for one more; -1: it is not
 
     @property
     def is_able(self) -> bool:
         """It could be given work, now or when it is done with what it has."""
         return self.state is READY and not self.spare and not self.slow
+
+    @property
+    def ahead_s(self) -> float:
+        """How long before it is free it is to be given more."""
+        return AHEAD_S + self.away_s
 
     @property
     def in_flight(self) -> int:
@@ -104,10 +131,14 @@ class Crew:
 
     def __init__(self, *, in_advance: bool) -> None:
         self.workers: dict[int, Member] = {}
-        self._ready: list[OrderedDict[int, Member]] = [OrderedDict() for _ in range(CREDIT_MAX)]  # by batches they have
+        # Those that are ready for one more, by how many they have; behind these likewise those that are far, but only
+        # such as have credit. Who is idle is in the first, however far.
+        self._ready: list[OrderedDict[int, Member]] = [OrderedDict() for _ in range(CREDIT_MAX + FAR_MAX)]
+        self._far = 0  # how many of these are far and not idle
         self._computing: OrderedDict[int, Member] = OrderedDict()
         self._in_advance = in_advance
         self._credit = 2 if in_advance else 1
+        self._batch_s = 0.0  # how long a batch takes, as far as it is known
 
     def change(self, *, in_advance: bool) -> None:
         """Whether anybody is given a second batch, from the next one on."""
@@ -116,17 +147,23 @@ class Crew:
 
     def learn(self, batch_s: float) -> None:
         """How long a batch takes now."""
+        self._batch_s = batch_s
         if self._in_advance:
             self._credit = credit_for(batch_s)
+
+    def hear_round_trip(self, worker: Member, seconds: float) -> None:
+        """How long a word to a worker on another host and its answer were on their way, this time."""
+        worker.round_trips.append(seconds)
+        usual = sorted(worker.round_trips)[len(worker.round_trips) // 2]
+        worker.away_s = usual if usual > AHEAD_S else 0.0
 
     def sort_in(self, worker: Member, now: float, *, begins: bool) -> None:
         """Put a worker where it belongs after its batches or its state changed. ``begins``: it computes another batch
         from now on."""
         key = worker.key
         was_ready = worker.rank >= 0
-        if was_ready:  # as rest does
-            del self._ready[worker.rank][key]
-            worker.rank = -1
+        if was_ready:
+            self.rest(worker)
         batches = worker.batches
         count = len(batches)
         if not count:
@@ -138,20 +175,33 @@ class Crew:
             self._computing[key] = worker
             self._computing.move_to_end(key)
         is_able = worker.state is READY and not worker.spare and not worker.slow
-        if is_able and count < CREDIT_MAX and not worker.condemned:
+        rank = count if not worker.away_s else self._far_rank(worker, count)
+        if is_able and 0 <= rank < (CREDIT_MAX + FAR_MAX if worker.away_s else CREDIT_MAX) and not worker.condemned:
             # While it is ready none of its batches is revoked, nor apart but the one that was given to it just now.
             for batch in reversed(batches.values()):
                 if batch.apart or batch.revoked:
                     return
                 if was_ready:
                     break
-            worker.rank = count
-            self._ready[count][key] = worker
+            worker.rank = rank
+            self._ready[rank][key] = worker
+            if rank >= CREDIT_MAX:
+                self._far += 1
+
+    def _far_rank(self, worker: Member, count: int) -> int:
+        """Of a worker that is far: -1 without credit for another."""
+        if not count:
+            return 0
+        if not self._in_advance or count >= credit_for(self._batch_s, worker.away_s):
+            return -1
+        return CREDIT_MAX + count if sum([batch.nbytes for batch in worker.batches.values()]) < FAR_BYTES else -1
 
     def rest(self, worker: Member) -> None:
         """Give a worker nothing more for now; what it has, it keeps."""
         if worker.rank >= 0:
             del self._ready[worker.rank][worker.key]
+            if worker.rank >= CREDIT_MAX:
+                self._far -= 1
             worker.rank = -1
 
     def hold_back(self, num: int, spare: int) -> None:
@@ -188,7 +238,7 @@ class Crew:
         stage, and may come later."""
         former = worker.former
         former.setdefault(batch.number, set()).update(uid for uid in uids if uid in batch.items)
-        if len(former) > CREDIT_MAX:
+        if len(former) > (FAR_MAX if worker.away_s else CREDIT_MAX):
             former.popitem(last=False)
 
     def streams(self, worker: int, batch: int, uid: int) -> bool:
@@ -203,7 +253,10 @@ class Crew:
         for ready in self._ready[: self._credit]:
             if ready:
                 return next(iter(ready.values()))
-        return None
+        return next(self._far_ready(), None) if self._far else None
+
+    def _far_ready(self) -> Iterator[Member]:
+        return chain.from_iterable(ready.values() for ready in self._ready[CREDIT_MAX:])
 
     def soonest(self, now: float) -> Member | None:
         """The same where it is known how long batches take, and they take long: the quickest of those that are idle,
@@ -213,7 +266,10 @@ class Crew:
             return min(idle.values(), key=_class) if len(idle) > 1 else next(iter(idle.values()))
         if self._credit < 2:
             return None
-        return min([worker for worker in busy.values() if not worker.is_overdue(now)], key=_free_at, default=None)
+        some = [worker for worker in busy.values() if not worker.is_overdue(now)]
+        if self._far:
+            some += [worker for worker in self._far_ready() if not worker.is_overdue(now)]
+        return min(some, key=_takes_at, default=None)
 
     @property
     def is_busy(self) -> bool:
@@ -275,5 +331,5 @@ def _slot(worker: Member) -> int:
     return worker.slot
 
 
-def _free_at(worker: Member) -> float:
-    return worker.free_at
+def _takes_at(worker: Member) -> float:
+    return worker.free_at - worker.away_s

@@ -329,11 +329,13 @@ class Ready(Message, frozen=True, tag=13):
 
 class WorkerBeat(Message, frozen=True, tag=14):
     """A worker lives. ``families`` are the user's own metrics; empty when unchanged. ``device_bytes``: memory of its
-    GPU that it holds, as far as it knows."""
+    GPU that it holds, as far as it knows. ``round_trip_us``: how long the newest answer from the broker took, from what
+    it answers; 0: none did yet."""
 
     worker: Id
     families: bytes = b""
     device_bytes: Nbytes = 0
+    round_trip_us: Micros = 0
 
 
 class Pulse(Message, frozen=True, tag=15):

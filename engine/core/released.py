@@ -36,6 +36,7 @@ class Released(msgspec.Struct, eq=False, gc=False):
     apart: bool = False
     shared: bool = False  # some of it may be in shared memory
     revoked: bool = False
+    nbytes: int = 0  # of its items, where they were when it left
     is_good: bool = False  # some of it was computed rightly
     failed: int = 0  # how many of it the worker could not compute
     compute_us: int = 0  # how long it took, as its worker says

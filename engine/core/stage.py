@@ -25,10 +25,10 @@ from typing import Final
 
 from engine.core import wording
 from engine.core.actions import Dispatch, Foresee, Forget, Grant, Kill, News, Settle, StageAction, ToWorker
-from engine.core.batching import AHEAD_S, BUSY, IDLE, REPLAY, Policy, Reason, decide
+from engine.core.batching import BUSY, IDLE, REPLAY, Policy, Reason, decide
 from engine.core.costqueue import CostQueue, padded_units, queue_for, requeued
 from engine.core.costs import UNITS_MOST
-from engine.core.crew import Crew, Member
+from engine.core.crew import Crew, Member, far_s
 from engine.core.deaths import Death
 from engine.core.demand import Demand
 from engine.core.ends import FULL, Ends
@@ -323,6 +323,8 @@ class StageMachine:
             return Pulse(self.epoch, False)
         worker.heard = now
         worker.device_bytes = beat.device_bytes
+        if beat.round_trip_us and not worker.local:
+            self.crew.hear_round_trip(worker, beat.round_trip_us / MICROS)
         if beat.families:
             worker.families = beat.families
         return Pulse(self.epoch, True, is_loading=worker.state is WorkerState.STARTING)
@@ -400,6 +402,8 @@ class StageMachine:
         took_s = None
         if was_first:
             took_s = max(0.0, settle.at - worker.since)
+            if worker.away_s and batch.compute_us:  # of what is on its way nobody can tell to the millisecond
+                took_s = far_s(batch.compute_us / MICROS, worker.away_s)
             if not batch.revoked and worker.state is not OVERDUE:
                 lane.compute_s += took_s
                 if batch.failed < batch.count:
@@ -493,8 +497,8 @@ class StageMachine:
                 IDLE if is_idle else BUSY,
                 now=now,
                 service_s=foresight.needs_s(worker, amount + 1) if may_wait else 0.0,
-                free_at=0.0 if is_idle else foresight.free_at(worker),
-                not_before=worker.free_at - AHEAD_S if is_long else 0.0,
+                free_at=0.0 if is_idle else foresight.free_at(worker) - worker.away_s,
+                not_before=worker.free_at - worker.ahead_s if is_long else 0.0,
                 spaced_until=spaced_until,
                 draining=self.draining,
             )
@@ -513,8 +517,8 @@ class StageMachine:
                 if count < min(amount, self.queue.most):
                     reason = Reason.IDLE
                 limit, most = count, min(count, most)
-            start = now
-            if is_long and not is_idle and worker.free_at > now:
+            start = now + worker.away_s
+            if is_long and not is_idle and worker.free_at > start:
                 start = worker.free_at
             done_at = foresight.done_at(worker, most, start)
             items, dead, is_tight = self.queue.take(now, most=most, done_at=done_at)
@@ -671,6 +675,7 @@ class StageMachine:
             is_cut,
             reason is REPLAY,
             is_shared,
+            nbytes=nbytes,
         )
         trace = self.trace
         trace.rows[number % KEPT] = worker.batches[number] = batch
@@ -689,10 +694,14 @@ class StageMachine:
         lane.batch_wait.observe(waited_s)
         foresight.released_at = now
         foresight.delay_s += (waited_s - foresight.delay_s) * DELAY_SMOOTHING
-        worker.free_at = (worker.free_at if ahead else now) + expected_s
+        begins_at = now
+        if worker.away_s:  # it is seen here to end so much later
+            begins_at += worker.away_s
+            worker.free_at = max(worker.free_at, begins_at)
+        worker.free_at = (worker.free_at if ahead else begins_at) + expected_s
         worker.done_items += count
         self.actions.append(Dispatch(worker.key, message, payloads))
-        self.crew.sort_in(worker, now, begins=not ahead)
+        self.crew.sort_in(worker, begins_at, begins=not ahead)
 
     def _dismiss(self, worker: Member) -> None:
         if not worker.batches and not worker.dismissed:

@@ -18,8 +18,9 @@ from typing import Final, TypeAlias
 
 from engine.core import introduction
 from engine.core.actions import Admit, Dispatch, Drop, Fail, Foresee, News, Settle
+from engine.core.crew import ROUND_TRIPS
 from engine.core.front import FrontMachine, FrontSpec
-from engine.core.messages import Batch, Qos, Ready, Results, Status, Submit
+from engine.core.messages import Batch, Qos, Ready, Results, Status, Submit, WorkerBeat
 from engine.core.routing import FINAL, Topology
 from engine.core.stage import StageMachine, StageSpec
 from engine.core.wire import MICROS, payload_sizes
@@ -44,6 +45,7 @@ class Works:
     """What the workers of a stage are like. ``warm``: the seconds that they timed in their warm-up, by size.
     ``slowness``: of each, in multiples of what is usual; of those beyond its end 1. ``cost``: what an item of so many
     bytes costs, where that differs; then ``curve`` and ``warm`` go by what the batch costs, all as much as its longest.
+    ``away_s``: they are on other hosts, so many seconds further each way, and up to ``jitter_s`` more.
     """
 
     curve: Curve
@@ -51,6 +53,8 @@ class Works:
     warm: Mapping[int, float] = field(default_factory=dict)
     slowness: Sequence[float] = ()
     cost: Callable[[int], float] | None = None
+    away_s: float = 0.0
+    jitter_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -77,6 +81,8 @@ class Hand:
     lane: deque[tuple[Batch, list[float]]] = field(default_factory=deque)  # with what the items cost, if that is known
     running: bool = False
     busy_s: float = 0.0
+    came_at: float = 0.0  # when the newest batch is there, and the newest results are back: nothing overtakes
+    back_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -144,12 +150,16 @@ class World:
     def _hire(self, stage: StageMachine, number: int) -> None:
         name, works = stage.spec.name, self._works[stage.index]
         words = self._words(introduction.WORKER, f"{name} {number}", stage=name, slot=number + 1)
-        key = stage.introduce(words, local=True, now=self.now)
+        is_away = works.away_s > 0.0
+        key = stage.introduce(words, local=not is_away, now=self.now)
         if not isinstance(key, int):
             raise ValueError(f"a worker of {name} cannot join: {key}")
         times_us = {n: round(seconds * MICROS) for n, seconds in works.warm.items()}
         tells = works.cost is not None
         stage.ready(Ready(key, "application/json", times_us=times_us, tells_cost=tells), self.now)
+        for _ in range(ROUND_TRIPS if is_away else 0):
+            round_trip_us = round((self._hop(works) + self._hop(works)) * MICROS)
+            stage.beat(WorkerBeat(key, round_trip_us=round_trip_us), self.now)
         slowness = works.slowness[number] if number < len(works.slowness) else 1.0
         self.hands[stage.index, key] = Hand(stage.index, key, slowness)
 
@@ -279,7 +289,11 @@ class World:
             if not hand.running:
                 self._begin(hand)
 
-        self._at(self.now + self._hop_s, come)
+        hand.came_at = max(hand.came_at, self.now + self._hop(self._works[hand.stage]))
+        self._at(hand.came_at, come)
+
+    def _hop(self, works: Works) -> float:
+        return self._hop_s + works.away_s + (works.jitter_s * self.rng.random() if works.jitter_s else 0.0)
 
     def _begin(self, hand: Hand) -> None:
         batch, costs = hand.lane.popleft()
@@ -302,7 +316,8 @@ class World:
 
         def end() -> None:
             hand.running = False
-            self._at(self.now + self._hop_s, lambda: self._results(hand, batch, costs, due, took))
+            hand.back_at = max(hand.back_at, self.now + self._hop(works))
+            self._at(hand.back_at, lambda: self._results(hand, batch, costs, due, took))
             if hand.lane:
                 self._at(self.now + self._gap_s, lambda: self._begin(hand) if hand.lane and not hand.running else None)
 

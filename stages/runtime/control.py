@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable, Container
 from typing import Final
 
+import msgspec
+
 from engine import transport
 from engine.addresses import RETRY_S, Search
 from engine.clock import now
@@ -215,7 +217,7 @@ class Control:
                 self._beating()
                 families = self._families()
                 news = families if families != self._told_families else b""
-                beat = WorkerBeat(message.worker, news, gpu_bytes() or 0)
+                beat = msgspec.structs.replace(message, families=news, device_bytes=gpu_bytes() or 0)
                 if not transport.send(self._sock, wire.encode(beat)):
                     return
                 self._told_families = families

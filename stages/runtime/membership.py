@@ -28,7 +28,7 @@ from engine.core.messages import (
     Welcome,
     WorkerBeat,
 )
-from engine.core.wire import AnyWords
+from engine.core.wire import MICROS, AnyWords
 from stages.runtime.shared import Dismissed, Joined, ToMain, Turned, Warm
 
 FAST_TRIES: Final = 8
@@ -63,6 +63,8 @@ class Membership:
         self._unsent_since = inf  # the present socket has not taken one
         self._beat_at = inf
         self._asked_at = inf  # the first message since the broker was last heard
+        self._sent_at = inf  # of those that are answered at once, the first since one was
+        self._round_trip_us = 0  # until then, the last time
 
     @property
     def worker(self) -> int | None:
@@ -73,6 +75,9 @@ class Membership:
         """A message from the broker; returns what the main thread must know."""
         self._asked_at = inf
         self._lost = False
+        if isinstance(message, Welcome | Pulse) and self._sent_at < inf:
+            self._round_trip_us = round((now - self._sent_at) * MICROS)
+            self._sent_at = inf
         if isinstance(message, Welcome):
             if message == self._welcome or self._leaving:
                 return None
@@ -141,12 +146,14 @@ class Membership:
             )
             owed.append(ready)
         if warm is not None or now >= self._beat_at:  # whose answer says whether that has been taken
-            owed.append(WorkerBeat(key))
+            owed.append(WorkerBeat(key, round_trip_us=self._round_trip_us))
         return owed
 
     def sent(self, message: Message | Introduction, now: float) -> None:
         """This owed message has left."""
         self._asked_at = min(self._asked_at, now)
+        if isinstance(message, Introduction | WorkerBeat):
+            self._sent_at = min(self._sent_at, now)
         if isinstance(message, Introduction):
             self._introductions += 1
             self._unsent_since = inf
@@ -179,7 +186,7 @@ class Membership:
 
     def reopened(self, now: float) -> ToMain | None:
         """The shell has made a new socket. The broker may merely have been slow: nothing is given up yet."""
-        self._asked_at = inf
+        self._asked_at = self._sent_at = inf
         self._lost = True
         if self._welcome is None:
             self._introduce_at = self._unsent_since = now

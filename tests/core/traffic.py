@@ -36,6 +36,8 @@ class Layer:
     workers: int = 1
     most: int = 8
     slow: int = 0  # of its workers take three times as long
+    away_s: float = 0.0  # further than on one host, each way, and up to so much more
+    jitter_s: float = 0.0
 
     @property
     def capacity(self) -> float:
@@ -53,7 +55,7 @@ class Layer:
         def draw(rng: Random) -> float:
             return 1.0 + noise * rng.uniform(-1.0, 1.0)
 
-        return Works(self.curve, draw, times, slowness)
+        return Works(self.curve, draw, times, slowness, away_s=self.away_s, jitter_s=self.jitter_s)
 
 
 class Service(World):

@@ -26,10 +26,11 @@ AGAIN = msgspec.structs.replace(WELCOME, epoch=2, worker=1, lane="ipc://lane2")
 
 
 def send_all(member: Membership, now: float) -> list[Message]:
+    """Without how long answers take, of which there is a test of its own."""
     owed = member.due(now)
     for message in owed:
         member.sent(message, now)
-    return owed
+    return [msgspec.structs.replace(one, round_trip_us=0) if isinstance(one, WorkerBeat) else one for one in owed]
 
 
 def joined(now: float = 0.0) -> Membership:
@@ -270,3 +271,28 @@ def test_who_is_about_to_leave_goes_when_its_last_results_may_be_lost() -> None:
     member.leave()
     send_all(member, 1.0)
     assert member.cut(1.0) == Dismissed()
+
+
+def test_beats_say_how_long_the_answer_to_the_one_before_took() -> None:
+    member = Membership(WHO)
+    send_all(member, 0.0)
+    member.handle(WELCOME, 0.25)
+    said = []
+    for second in range(1, 5):
+        for message in member.due(second + 0.25):
+            assert isinstance(message, WorkerBeat)
+            said.append(message.round_trip_us)
+            member.sent(message, second + 0.25)
+        member.handle(Pulse(1, True), second + 0.25 + second / 100)
+    assert said == [250_000, 10_000, 20_000, 30_000]
+
+
+def test_a_new_socket_has_no_answer_to_what_the_former_one_asked() -> None:
+    member = joined()
+    send_all(member, 1.0)
+    member.reopened(5.0)
+    send_all(member, 5.0)
+    member.handle(Pulse(1, True), 5.1)
+    (beat,) = member.due(6.1)
+    assert isinstance(beat, WorkerBeat)
+    assert beat.round_trip_us == 100_000
