@@ -25,7 +25,9 @@ The code, from the bottom up; a module imports only what stands above it:
     specs               what the machines of core need to know of a deployment, out of its file
     simulation/         those machines with workers that compute by a table, in time that is only counted
     ports               at which ports a deployment listens: `engine ports`
-    transport           endpoints and sockets: the only module that knows ZeroMQ's options
+    keyfile             the key file: read, watched, made
+    curve               sockets that let in who has the deployment's secret: ZeroMQ's encryption
+    transport           endpoints and sockets: the only module that knows ZeroMQ's other options
     broker/             the broker process: threads around core
     memory              shared memory mapped: filled by who produces, viewed by who reads
     handles             how descriptors of a GPU's memory get from process to process

@@ -12,6 +12,7 @@ from engine.core.messages import Ask, Report
 from engine.core.wire import decode, encode
 from engine.errors import ProtocolError, Unavailable
 from engine.joined import join
+from engine.keyfile import keyring_of
 
 if TYPE_CHECKING:
     from engine.config import Deployment
@@ -25,7 +26,7 @@ def ask(deployment: Deployment, what: str | Ask, timeout_s: float = 2.0) -> byte
 
     Blocks up to ``timeout_s`` seconds for each. Raises Unavailable when no broker answers in that time.
     """
-    context = transport.context()
+    context = transport.context(keyring_of(deployment))
     cells = deployment.engine.brokers
     answers: list[bytes | None] = []
     failure: Unavailable | None = None

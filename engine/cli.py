@@ -27,10 +27,13 @@ if TYPE_CHECKING:
     from engine.config import Deployment
     from engine.supervisor.parts import Parts
 
+KEY_FILE: Final = "deployment.key"
 STATUS_TIMEOUT_S: Final = 3.0
 LAST_MOST: Final = 65_535  # decisions that can be asked for: more than are kept
 
-COMMANDS: Final = ("up", "check", "broker", "frontend", "worker", "status", "why", "reload", "scale", "plan", "ports")
+COMMANDS: Final = (
+    "up", "check", "broker", "frontend", "worker", "status", "why", "reload", "scale", "plan", "ports", "keys",
+)  # fmt: skip
 
 _UP_ELSEWHERE: Final = ("run", "serve", "start")  # what other programs call it
 
@@ -41,7 +44,7 @@ _FILE: Final = "a stages.toml, or the folder it is in; default: the stages.toml 
 
 # Which keys a command has flags for: those it looks at. ``up`` has all.
 _EVERYWHERE: Final = ("log_level",)
-_HERE: Final = (*_EVERYWHERE, "run_dir", "broker")
+_HERE: Final = (*_EVERYWHERE, "run_dir", "broker", "key")
 _FLAGS: Final = {
     "check": (*_EVERYWHERE, "timeout"),
     "broker": (*_HERE, "grace", "namespace", "capacity", "timeout"),
@@ -78,7 +81,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return ExitCode.USAGE
     command: Command = options.command
     try:
-        return command(options, load(options.file, flags=flags_of(options)))
+        if command is _keys:
+            return _new_keys(options.file)
+        deployment = load(options.file, flags=flags_of(options))
+        if deployment.engine.key and command not in _KEYLESS:
+            from engine.keyfile import keyring_of
+
+            keyring_of(deployment)  # what is wrong with it is said once, before processes are started
+        return command(options, deployment)
     except ConfigError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
@@ -214,8 +224,25 @@ def parser() -> argparse.ArgumentParser:
     plan_flags.add_arguments(plan)
     told = add("ports", _ports, "say which ports a firewall must open", "engine ports stages.toml")
     told.add_argument("--json", action="store_true", help="print them as JSON")
+    _add_keys(commands)
     plan.epilog = plan_flags.EXAMPLES
     return top
+
+
+def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """A command about no deployment: it has no flags of one."""
+    what = "make the secret by which processes on several hosts know each other"
+    sub = commands.add_parser(
+        "keys",
+        help=what,
+        description=what[0].upper() + what[1:] + ".",
+        epilog="example:\n  engine keys new deployment.key",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    sub.add_argument("action", choices=["new"], help="new: make a key file, which nobody else may read")
+    sub.add_argument("file", metavar="FILE", nargs="?", default=KEY_FILE, help=f"where; default: {KEY_FILE}")
+    sub.set_defaults(command=_keys, parser=sub)
 
 
 def _count(text: str) -> int:
@@ -451,6 +478,18 @@ def _order(options: argparse.Namespace, deployment: Deployment, order: dict[str,
     return ExitCode.OK
 
 
+def _keys(options: argparse.Namespace, deployment: Deployment) -> int:
+    raise AssertionError("made without a deployment")
+
+
+def _new_keys(path: str) -> int:
+    from engine.keyfile import make, told_next
+
+    make(path)
+    print(told_next(path))
+    return ExitCode.OK
+
+
 def _plan(options: argparse.Namespace, deployment: Deployment) -> int:
     from engine.planning import command
 
@@ -476,6 +515,9 @@ def _tell_of_others(deployment: Deployment, reached: set[int]) -> None:
 def _reread(options: argparse.Namespace) -> Callable[[], Deployment]:
     """Reads the file once more, with the flags and the environment of this process."""
     return lambda: load(options.file, flags=flags_of(options))
+
+
+_KEYLESS: Final = (_check, _plan)  # which nobody is asked for
 
 
 if __name__ == "__main__":

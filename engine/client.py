@@ -41,6 +41,7 @@ from engine.core.messages import (
 )
 from engine.core.wire import Buffer, Payload, decode, encode, micros
 from engine.errors import ProtocolError, Unavailable
+from engine.keyfile import keyring_of
 from engine.log import get_logger
 from engine.memory import Gone, Store
 from engine.metrics import Family, pack
@@ -59,6 +60,7 @@ class Client:
         """``name`` is what logs and metrics call this process, ``families`` gives its metrics, carried by the beats.
         ``cell``: whose broker it is."""
         self._endpoints = transport.reaching(deployment, cell)
+        self._keys = keyring_of(deployment)
         self._families = families
         topology = deployment.topology
         self.link = Link(
@@ -88,7 +90,7 @@ class Client:
     async def start(self) -> None:
         """Connect; returns at once, whether the broker is there yet or not."""
         self._loop = asyncio.get_running_loop()
-        self._context = transport.context()
+        self._context = transport.context(self._keys)
         self._search = Search(self._endpoints, self._found)
         self._closed = False
         self._open()

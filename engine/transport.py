@@ -1,4 +1,5 @@
-"""The only module that knows ZeroMQ: sockets with their options, and moving parcels.
+"""The only module that knows ZeroMQ, but for its encryption (:mod:`engine.curve`): sockets with their options, and
+moving parcels.
 
 Every option is set once, here, with its reason (:func:`_common` and the makers below). Rules its users keep: a
 context is made after fork; a socket is made, used and closed by one thread; a socket under credit or admission has no
@@ -18,15 +19,18 @@ from typing import Final, TypeAlias
 
 import zmq
 
+from engine import curve
 from engine.config import Deployment, run_dir
 from engine.config.endpoints import PATH_MAX, cell_dir, is_lane, length, loopback_of
 from engine.config.endpoints import Endpoints as Endpoints  # for those who make sockets
+from engine.core.keys import LOST
 from engine.core.liveness import CONNECT_S, LIMIT_S, PROBE_S, PROBES, RECONNECT_FAR_S, RECONNECT_MOST_S
 from engine.core.wire import Buffer
 from engine.errors import StartError
+from engine.keyfile import Keyring
 
-Socket: TypeAlias = zmq.Socket[bytes]
-Context: TypeAlias = zmq.Context[Socket]
+Socket: TypeAlias = curve.Socket
+Context: TypeAlias = curve.Context
 Poller: TypeAlias = zmq.Poller
 Origin: TypeAlias = zmq.Frame  # what a parcel's last frame knows of its connection
 
@@ -42,11 +46,6 @@ _send: Final = zmq.backend.Socket.send  # zmq.Socket's is a function of Python a
 _ucred: Final = struct.Struct("3i")  # of unix(7): pid, uid, gid
 
 ANY: Final = -1  # frames of any size
-
-_event: Final = struct.Struct("=Hi")  # of a monitor: what has happened, and a value
-_FAILED: Final = (
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-)
 
 
 def listening(deployment: Deployment, cell: int = 0) -> Endpoints:
@@ -67,10 +66,12 @@ def reaching(deployment: Deployment, cell: int = 0) -> Endpoints:
 # --- sockets ---------------------------------------------------------------------------------------------------------
 
 
-def context() -> Context:
-    """A context of this process. Linger 0: the default makes ``term()`` hang on an undelivered message."""
-    made = zmq.Context(io_threads=1)
+def context(keys: Keyring | None = None) -> Context:
+    """A context of this process, whose links over tcp are made by these keys; without any they are open to everybody.
+    Linger 0: the default makes ``term()`` hang on an undelivered message."""
+    made = curve.Context(io_threads=1)
     made.linger = 0
+    made.take(keys)
     return made
 
 
@@ -138,7 +139,7 @@ def lane_of(ctx: Context, endpoints: Endpoints, offsets: Iterable[int]) -> tuple
     when none is."""
     for offset in offsets:
         endpoint = endpoints.lane_port(offset)
-        sock = _bound_kind(ctx, zmq.PUSH, endpoint)
+        sock = _bound_kind(ctx, zmq.PUSH, endpoint, is_watched=True)
         try:
             sock.bind(endpoint)
         except zmq.ZMQError as error:
@@ -154,7 +155,7 @@ def lane_end(ctx: Context, endpoint: str) -> Socket:
     """The worker's PULL end of its lane."""
     sock = ctx.socket(zmq.PULL)
     _common(sock, endpoint)
-    sock.connect(endpoint)
+    sock.reach(endpoint, is_door=False)
     return sock
 
 
@@ -168,7 +169,7 @@ def dealer(ctx: Context, endpoint: str) -> Socket:
     sock = ctx.socket(zmq.DEALER)
     _common(sock, endpoint)
     sock.immediate = 1
-    sock.connect(endpoint)
+    sock.reach(endpoint, is_door=True)
     return sock
 
 
@@ -177,14 +178,14 @@ def push(ctx: Context, endpoint: str) -> Socket:
     sock = ctx.socket(zmq.PUSH)
     _common(sock, endpoint)
     sock.immediate = 1
-    sock.connect(endpoint)
+    sock.reach(endpoint, is_door=False)
     return sock
 
 
 def tell_losses(sock: Socket, name: str) -> None:
     """From now on whoever listens for ``name`` (:class:`Losses`) hears of each connection that ``sock`` loses. By the
     thread that owns it. Over ipc there is nothing to hear: a connection there ends with one of its processes."""
-    sock.monitor(_losses(name), zmq.EVENT_DISCONNECTED | _FAILED)
+    sock.monitor(_losses(name), curve.LOSSES if sock.endpoint else curve.VISITS)
 
 
 class Losses:
@@ -198,7 +199,8 @@ class Losses:
     def __init__(self, ctx: Context) -> None:
         self.sock: Socket = ctx.socket(zmq.PULL)
         self.sock.rcvhwm = 0
-        self._failed: set[bytes] = set()  # ends at which one has failed that was not made yet
+        self._ctx = ctx
+        self._visitors: dict[bytes, curve.Visitors] = {}  # by the end at which they come or go
 
     def hear(self, name: str) -> None:
         """From now on, or from when on there is one to tell of it."""
@@ -207,14 +209,15 @@ class Losses:
     def lost(self, frames: Sequence[Buffer]) -> int | None:
         """Of a parcel of ``sock``: the port at the bound end of a connection that was lost. None: it was not made, for
         whoever wanted it does not speak as we do, or may not come in; of that ZeroMQ tells right before its end."""
-        event, _ = _event.unpack(frames[0])
         where = bytes(frames[-1])
-        if event != zmq.EVENT_DISCONNECTED:
-            self._failed.add(where)
-        elif where in self._failed:
-            self._failed.discard(where)
-        else:
+        visitors = self._visitors.setdefault(where, curve.Visitors())
+        heard = visitors.heard(*curve.event(frames))
+        if visitors.is_over:
+            del self._visitors[where]
+        if heard == LOST:
             return int(where.rpartition(b":")[2])
+        if heard and self._ctx.refused is not None:
+            self._ctx.refused(heard)
         return None
 
 
@@ -222,13 +225,15 @@ def _losses(name: str) -> str:
     return f"inproc://losses-{name}"
 
 
-def _bound_kind(ctx: Context, kind: int, endpoint: str) -> Socket:
-    """A socket that will be bound to ``endpoint``. StartError when the system has none to give."""
+def _bound_kind(ctx: Context, kind: int, endpoint: str, *, is_watched: bool = False) -> Socket:
+    """A socket that will be bound to ``endpoint``. ``is_watched``: who comes and goes is heard by whoever
+    asks for it (:func:`tell_losses`). StartError when the system has none to give."""
     try:
         sock = ctx.socket(kind)
     except zmq.ZMQError as error:  # out of descriptors
         raise StartError(f"cannot make a socket for {endpoint}: {error}") from error
     _common(sock, endpoint)
+    curve.guard(sock, endpoint, is_watched=is_watched)
     return sock
 
 
@@ -297,6 +302,7 @@ def send(sock: Socket, frames: Sequence[Buffer], *, to: bytes | None = None) -> 
             size = part.nbytes if type(part) is memoryview else len(part)
             _send(sock, part, NOW_MORE if left else NOW, size < COPY_BELOW)  # type: ignore[call-overload]
     except zmq.Again:
+        sock.knock()
         return False
     except zmq.ZMQError as error:
         if error.errno == zmq.EHOSTUNREACH:  # ROUTER_MANDATORY: the peer has gone

@@ -81,7 +81,7 @@ def load_offline(deployment: Deployment, spec: StageSection) -> Worker:
             device=device,
             args=spec.args,
         )
-    worker._is_open = deployment.engine.is_tcp
+    worker._is_open = deployment.engine.is_open
     check_place(worker, is_last=is_last(deployment, spec.name))
     if is_first(deployment, spec.name):
         check_types(worker)

@@ -5,6 +5,7 @@
     loop      what a part is, and the thread that carries parts
     poll      what such a thread waits for, in one system call
     letters   what parts write to each other
+    guard     says who may come in, where there are keys (ZAP), and counts who was refused
     complaints  what was sent to them in vain: counted and logged
     front     the part at the door (ROUTER front, PULL egress, ROUTER admin) around core.front.FrontMachine
     stage     a part per stage: workers and batches (ROUTER control, PULL intake, PUSH lanes) around StageMachine

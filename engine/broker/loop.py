@@ -36,6 +36,8 @@ AnyInlet = TypeVar("AnyInlet", bound=Inlet)
 class Part(ABC, Generic[Letter]):
     """One machine with its sockets and its mailbox, carried by a :class:`PartThread`, which alone calls it."""
 
+    carries_work = True  # it would be late for requests if it were called late
+
     def __init__(self, messages_dropped: dict[str, int]) -> None:
         """``messages_dropped``: where it is counted what was sent to it in vain."""
         self.complaints = Complaints(messages_dropped)
@@ -91,6 +93,12 @@ class Part(ABC, Generic[Letter]):
         poll.add(inlet)
         return inlet
 
+    def _leave(self, poll: Poll, inlet: Inlet) -> None:
+        """Close a socket that was listened to."""
+        self._inlets.remove(inlet)
+        poll.remove(inlet)
+        inlet.sock.close()
+
     def _source(self, poll: Poll, fd: int | None) -> Source:
         """Listen to a descriptor; without one it is never ready."""
         source = Source(-1 if fd is None else fd, self)
@@ -107,7 +115,8 @@ class PartThread:
         self.started = threading.Event()
         self.error: Exception | None = None  # why it could not start
         self._parts = tuple(parts)
-        self._alone = parts[0] if len(parts) == 1 else None
+        working = [part for part in parts if part.carries_work]
+        self._alone = working[0] if len(working) == 1 else None
         self._failed = failed
         self._bell = Bell()
         self._unrung: dict[Bell | None, bool] = {}
@@ -160,7 +169,7 @@ class PartThread:
             log.critical("%s failed", self._thread.name, exc_info=True)
             self._failed()
         finally:
-            for part in self._parts:
+            for part in reversed(self._parts):  # the one who is told of others' sockets comes first
                 part.close()
 
     def _ring(self) -> None:

@@ -51,7 +51,7 @@ class Inlet(Source):
 
     def parcels(self) -> Iterator[tuple[AnyWords, list[Payload]]]:
         """What a PULL socket has now, at most PARCELS_PER_PASS; what cannot be read is noted and left out."""
-        for frames, _ in self._frames():
+        for frames, _ in self._parcels():
             try:
                 message, payloads = decode(frames)
             except ProtocolError as error:
@@ -64,7 +64,7 @@ class Inlet(Source):
     ) -> Iterator[tuple[bytes, AnyWords, list[Payload], transport.Origin]]:
         """The same for a ROUTER socket: with the peer that sent it, and where it came from (:func:`transport.pid_of`).
         ``unreadable`` is told whose words were not."""
-        for frames, origin in self._frames():
+        for frames, origin in self._parcels():
             try:
                 message, payloads = decode(frames[1:])
             except ProtocolError as error:
@@ -73,7 +73,12 @@ class Inlet(Source):
                 continue
             yield bytes(frames[0]), message, payloads, origin
 
-    def _frames(self) -> Iterator[tuple[list[Buffer], transport.Origin]]:
+    def frames(self) -> Iterator[list[Buffer]]:
+        """The same as it came, of those who do not speak our words."""
+        for frames, _ in self._parcels():
+            yield frames
+
+    def _parcels(self) -> Iterator[tuple[list[Buffer], transport.Origin]]:
         self.ready = False
         for _ in range(PARCELS_PER_PASS):
             parcel = transport.recv_from(self.sock)
@@ -105,7 +110,7 @@ class Losses(Inlet):
 
     def ports(self) -> Iterator[int]:
         """Where connections were lost that had been made."""
-        for frames, _ in self._frames():
+        for frames in self.frames():
             if (port := self._losses.lost(frames)) is not None:
                 yield port
 
@@ -121,6 +126,12 @@ class Poll:
     def add(self, source: Source) -> None:
         self._sources[source.fd] = source
         self._poll.register(source.fd, select.POLLIN)
+
+    def remove(self, source: Source) -> None:
+        """Before its descriptor is closed."""
+        del self._sources[source.fd]
+        self._poll.unregister(source.fd)
+        self.doubts.discard(source)
 
     def wait(self, timeout_s: float) -> None:
         """Sets ``ready`` of all sources that have something; returns when one has, or after ``timeout_s``."""

@@ -532,6 +532,11 @@ def metrics(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deplo
             [({}, stats.descriptors_spent)],
         ),
         _messages_dropped(namespace, stats.messages_dropped, {}),
+        counter(
+            f"{namespace}_connections_refused",
+            "Connections to the broker's ports that were refused for want of the right key, by reason.",
+            [({"reason": reason}, count) for reason, count in sorted(stats.connections_refused.items())],
+        ),
         lost_lines_family(namespace, "broker"),
         *_goals(machine, namespace),
         gauge(f"{namespace}_frontends", "Frontend processes connected.", len(machine.frontends)),

@@ -58,10 +58,10 @@ def serve(
                 "the broker may run out of descriptors: raise the hard limit (ulimit -Hn)",
                 extra={"workers": workers, "needs": needs, "limit": descriptors.limit()},
             )
-        if deployment.engine.bind:
+        if deployment.engine.is_open:
             log.warning(
-                "insecure: whoever reaches the broker's ports, and every user of this machine does, can read and "
-                "answer requests, and stop the service; without bind it listens on private sockets",
+                "insecure: whoever reaches the broker's ports can read and answer requests, and stop the service; name "
+                "a key (`engine keys new`), or leave bind out for private sockets",
                 extra={"bind": deployment.engine.bind},
             )
         notify.send("ready")
@@ -70,10 +70,19 @@ def serve(
             _beat(notify, broker, signals, ebb)
             if broker.failed.is_set():
                 break
+            if broker.is_outdated():
+                log.warning("the key file has another first line: all connections begin anew, with that")
+                broker.stop()
+                try:
+                    broker = Broker(deployment, cell)
+                    broker.start()
+                except StartError as error:
+                    log.error("the broker cannot start: %s", error)
+                    return ExitCode.START
             arrived = set(signals.read())
             if reread is not None and signal.SIGHUP in arrived:
                 arrived.discard(signal.SIGHUP)
-                _change(broker, reread)
+                deployment = _change(broker, deployment, reread)
             if arrived.intersection(STOPPING):
                 break
         notify.send("stopping")
@@ -90,13 +99,16 @@ def serve(
     return ExitCode.OK
 
 
-def _change(broker: Broker, reread: Callable[[], Deployment]) -> None:
+def _change(broker: Broker, former: Deployment, reread: Callable[[], Deployment]) -> Deployment:
+    """Which deployment counts now."""
     try:
-        broker.change(reread())
+        deployment = reread()
+        broker.change(deployment)
     except (ConfigError, ValueError) as error:  # it was checked by whoever wrote it
         log.error("the changed deployment cannot be taken over: %s", error)
-    else:
-        log.info("changed")
+        return former
+    log.info("changed")
+    return deployment
 
 
 def _beat(notify: Notifier, broker: Broker, signals: Signals, ebb: Ebb) -> None:
@@ -104,6 +116,8 @@ def _beat(notify: Notifier, broker: Broker, signals: Signals, ebb: Ebb) -> None:
     and give memory back."""
     told = [-1]
     while not select.select([signals.fileno(), broker.fileno()], [], [], BEAT_S / 2)[0]:
+        if broker.is_outdated():
+            return
         if ebb.is_over(broker.held, clock()):
             give_back()
         passes = broker.passes

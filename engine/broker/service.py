@@ -17,6 +17,7 @@ from engine import transport
 from engine.addresses import numbered
 from engine.broker.arenas import Arenas
 from engine.broker.front import FrontPart
+from engine.broker.guard import Guard
 from engine.broker.handles import Handles
 from engine.broker.letters import ChangeFront, ChangeStage, Drain
 from engine.broker.loop import Part, PartThread
@@ -28,6 +29,7 @@ from engine.core.placement import broker_threads
 from engine.core.wire import egress_frame, front_frame
 from engine.cpus import usable_cpus
 from engine.errors import StartError
+from engine.keyfile import keyring_of
 from engine.process import count_gpus
 from engine.specs import front_spec, given_s, stage_spec
 from engine.transport import Endpoints
@@ -66,7 +68,9 @@ class Broker:
         self.failed = threading.Event()
         self.epoch = secrets.randbelow(EPOCHS - 1) + 1
         self._failures, self._failure = os.pipe()
-        self._context = transport.context()
+        self._keyring = keyring_of(deployment)
+        self._secret = self._keyring.secrets[0] if self._keyring is not None else None
+        self._context = transport.context(self._keyring)
         self.threads = broker_threads(
             deployment.engine.threads, usable_cpus(), serves_hosts=bool(deployment.engine.bind)
         )
@@ -117,11 +121,21 @@ class Broker:
             # In this order what one part tells another - the front whom it admits, each part the stage before it that
             # it has its results - is heard in the same pass.
             carried = [("broker", [self.front, *reversed(self.stages)])]
+        if self._keyring is not None:
+            carried[0][1].insert(0, Guard(self._context, self.front.machine.stats.connections_refused))
         self._threads = [PartThread(name, parts, self._fail) for name, parts in carried]
 
     def _fail(self) -> None:
         self.failed.set()
         os.write(self._failure, b"\0")
+
+    def is_outdated(self) -> bool:
+        """Whether the key file has another first line by now: by that of this broker nobody shall come in any more."""
+        ring = self._keyring
+        if ring is None:
+            return False
+        ring.reread()
+        return ring.secrets[0] != self._secret
 
     def fileno(self) -> int:
         """Readable once a thread has failed."""

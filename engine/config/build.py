@@ -111,13 +111,7 @@ class _Reader:
         self._check_clients(clients)
         self._check_ports(engine, len(stages))
         self._check_cells(engine, stages)
-        if engine.get("bind") and not engine.get("insecure"):
-            self._problem(
-                "engine.bind",
-                "whoever reaches a tcp port, and every user of this machine does, is taken for one of the deployment's "
-                "own processes; leave it out, for private sockets, or write insecure = true below [engine] to accept "
-                "that",
-            )
+        self._check_access(engine)
         if self._problems:
             raise ConfigError(self._problems)
         if not routes:
@@ -290,6 +284,16 @@ class _Reader:
                 self._problem(
                     f"{where}.num", f"expected at least engine.cells = {cells}, a worker for each of them, got {num}"
                 )
+
+    def _check_access(self, engine: Values) -> None:
+        where = "bind" if engine.get("bind") else "broker"
+        if engine.get(where) and not engine.get("key") and not engine.get("insecure"):
+            self._problem(
+                f"engine.{where}",
+                "every user of this machine can reach a tcp port, and other hosts may: name a key below [engine], key "
+                '= "deployment.key" (`engine keys new` makes it); or leave bind out, for private sockets; or write '
+                "insecure = true below [engine], to let everybody in",
+            )
 
     def _check_ports(self, engine: Values, stages: int) -> None:
         port = urlsplit(engine.get("bind", "")).port

@@ -126,8 +126,9 @@ class EngineSection:
     )
     insecure: bool = key(
         False,
-        "Accepts that whoever reaches the ports of `bind`, every user of this machine among them, can read and answer "
-        "requests, and stop the service. Values between stages are then MessagePack and numpy arrays, never pickle.",
+        "Without `key`: accepts that whoever reaches the ports of `bind`, at least every user of this machine, can "
+        "read and answer requests, and stop the service. Values between stages are MessagePack and numpy arrays "
+        "then, never pickle.",
     )
     run_dir: str = key(
         "",
@@ -168,6 +169,18 @@ class EngineSection:
     max_attempts: int = key(
         3, "How often an item is tried when workers die under it.", unit=Unit.COUNT, least=1, most=100
     )
+    key: str = key(  # the last, for from here on it is what this name means in the class
+        "",
+        "File with the secret by which what goes through the ports of `bind` is encrypted, and everybody else is kept "
+        "out; `engine keys new` makes one, to be copied to every host.",
+        flag=True,
+        form=Form.FILE,
+    )
+
+    @property
+    def is_open(self) -> bool:
+        """Whoever reaches the broker's ports may speak there, so nothing may be unpickled that came through them."""
+        return self.is_tcp and not self.key
 
     @property
     def is_tcp(self) -> bool:

@@ -32,6 +32,7 @@
     quarantine    requests that kill workers, refused for a while
     wear       when a worker has served long enough
     demand     how many workers a stage needs, and when that is worth another number of them
+    keys       the secret of a deployment, and how links are made with it
     cells      several brokers of one deployment: who belongs to which, which gets a request
 
 Machines (``stage``, ``front``) take events and ``now`` and append *actions* to a list; the parts in

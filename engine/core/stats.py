@@ -113,3 +113,4 @@ class FrontStats:
     untold: int = 0  # reports that could not be made
     descriptors_spent: int = 0  # looks at which none was left
     messages_dropped: dict[str, int] = field(default_factory=dict)  # by reason (engine.broker.complaints)
+    connections_refused: dict[str, int] = field(default_factory=dict)  # by reason (engine.core.keys)

@@ -25,6 +25,7 @@ from engine.core.cells import cell_of
 from engine.core.introduction import WORKER, introduce
 from engine.errors import StartError
 from engine.exitcodes import ExitCode
+from engine.keyfile import keyring_of
 from engine.loader import load_class, stand_in
 from engine.log import TRACEBACK, get_logger, stream
 from engine.process import Notifier, readers_on, settle
@@ -96,7 +97,7 @@ def _serve(
     topology = deployment.topology
     endpoints = transport.reaching(deployment, cell_of(slot, deployment.engine.brokers))
     memory = _memory(deployment, stage, slot, device, endpoints.handles)
-    ctx = transport.context()
+    ctx = transport.context(keyring_of(deployment))
     metrics = UserMetrics(stage, deployment.engine.namespace)
     to_try: dict[str, str] = {}  # told with "ready"
     control = Control(
@@ -215,7 +216,7 @@ def _load(
         device=device,
         args=spec.args,
     )
-    worker._is_open = deployment.engine.is_tcp
+    worker._is_open = deployment.engine.is_open
     check_place(worker, is_last=is_last(deployment, stage))
     first = is_first(deployment, stage)
     if first:

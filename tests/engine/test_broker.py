@@ -55,6 +55,7 @@ from engine.core.messages import (
     WorkerBeat,
 )
 from engine.errors import StartError, Unavailable
+from engine.keyfile import keyring_of
 from engine.metrics import unpack, unpack_sources
 
 CAP_S = 20.0
@@ -97,7 +98,7 @@ class Worker:
         self.topology = deployment.topology
         self.endpoints = transport.reaching(deployment)
         self.stage = stage
-        self.ctx = transport.context()
+        self.ctx = transport.context(keyring_of(deployment))
         self.control = transport.dealer(self.ctx, self.endpoints.control(stage))
         targets = [i for i in range(len(self.topology.stages)) if i != stage]
         self.out = {target: transport.push(self.ctx, self.endpoints.intake(target)) for target in targets}

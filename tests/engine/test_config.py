@@ -177,16 +177,27 @@ def test_cpus_that_are_understood(read, cpus):
 
 
 @pytest.mark.parametrize(
-    "bind", ["tcp://127.0.0.1:7000", "tcp://[::1]:65000", "tcp://0.0.0.0:7000", "tcp://[::]:7000", "tcp://gpu-3:7000"]
-)
-def test_binds_that_are_accepted(read, bind):
-    assert read(f'[engine]\nbind = "{bind}"\ninsecure = true\n' + MINIMAL).engine.bind == bind
+    "bind",
+    ["tcp://127.0.0.1:7000", "tcp://127.8.8.8:1", "tcp://[::1]:65000", "tcp://localhost:7000", "tcp://0.0.0.0:7000",
+     "tcp://10.0.0.1:7000", "tcp://[::]:7000", "tcp://example.org:7000"],
+)  # fmt: skip
+@pytest.mark.parametrize("access", ["insecure = true", 'key = "deployment.key"'])
+def test_a_port_is_bound_with_a_key_or_where_the_file_says_without(read, bind, access):
+    engine = read(f'[engine]\nbind = "{bind}"\n{access}\n' + MINIMAL).engine
+    assert engine.bind == bind
+    assert engine.is_open is ("insecure" in access)
 
 
-def test_a_port_that_every_user_can_reach_has_to_be_accepted_in_the_file(problems):
-    (line,) = problems('[engine]\nbind = "tcp://127.0.0.1:7000"\n' + MINIMAL)
-    assert "engine.bind: whoever reaches a tcp port" in line
-    assert "write insecure = true below [engine]" in line
+def test_private_sockets_are_open_to_nobody(read):
+    assert not read(MINIMAL).engine.is_open
+    assert not read("[engine]\ninsecure = true\n" + MINIMAL).engine.is_open
+
+
+@pytest.mark.parametrize("bind", ["tcp://127.0.0.1:7000", "tcp://0.0.0.0:7000"])
+def test_a_port_needs_a_key_or_that_it_is_accepted_in_the_file(problems, bind):
+    (line,) = problems(f'[engine]\nbind = "{bind}"\n' + MINIMAL)
+    assert "engine.bind: every user of this machine can reach a tcp port" in line
+    assert "insecure = true below [engine]" in line
 
 
 @pytest.mark.parametrize(
@@ -356,7 +367,7 @@ def test_reserved_paths_are_refused(problems, path):
     ],
 )
 def test_brokers_that_are_accepted(read, broker, brokers):
-    found = read(f"[engine]\nbroker = {broker}\n" + MINIMAL).engine
+    found = read(f"[engine]\nbroker = {broker}\ninsecure = true\n" + MINIMAL).engine
     assert (found.broker, found.brokers, found.is_tcp) == (brokers, len(brokers), True)
 
 
@@ -368,13 +379,16 @@ def test_brokers_that_are_accepted(read, broker, brokers):
     ],
 )  # fmt: skip
 def test_a_broker_is_a_host_and_a_port(problems, broker, why):
-    (line,) = problems(f"[engine]\nbroker = {broker}\n" + MINIMAL)
+    (line,) = problems(f"[engine]\nbroker = {broker}\ninsecure = true\n" + MINIMAL)
     assert 'engine.broker: expected "HOST:PORT", or a list of several, got' in line
     assert why in line
 
 
 def test_brokers_on_several_hosts_are_listed_and_not_counted(problems):
-    (line,) = problems('[engine]\nbroker = "a:1"\ncells = 2\n' + MINIMAL.replace("[[stage]]\n", "[[stage]]\nnum = 2\n"))
+    (line,) = problems(
+        '[engine]\nbroker = "a:1"\ninsecure = true\ncells = 2\n'
+        + MINIMAL.replace("[[stage]]\n", "[[stage]]\nnum = 2\n")
+    )
     assert "engine.cells: expected 1 with engine.broker, got 2" in line
 
 
