@@ -93,7 +93,9 @@ class Socket(zmq.Socket[bytes]):
         """There is no connection to send by: see whether that is because of the keys, and try others."""
         ctx = self.context
         if self.monitor_end is None or not isinstance(ctx, Context):
-            self.renew()
+            if self.is_outdated:
+                self._disconnect()
+                self._connect()
             return
         assert self.turns is not None
         instant = now()
@@ -110,12 +112,11 @@ class Socket(zmq.Socket[bytes]):
             ctx.turn()
             self._connect()
 
-    def renew(self) -> None:
-        """Connect by the line that was found good meanwhile, where that is another one."""
+    @property
+    def is_outdated(self) -> bool:
+        """It was connected by another line than the one that was found good meanwhile."""
         ctx = self.context
-        if self.endpoint and isinstance(ctx, Context) and self.pairs is not ctx.pairs:
-            self._disconnect()
-            self._connect()
+        return bool(self.endpoint) and isinstance(ctx, Context) and self.pairs is not ctx.pairs
 
     def watch(self, events: int) -> Socket:
         """Have it told how connections begin and end, at the socket that is returned: at once, and as much as there is,

@@ -49,7 +49,8 @@ class Outlets:
         """Take batches from this lane, and send results to these targets of a broker, from now on. ``forget``: nobody
         knows the unsent results any more."""
         self._close_lane()
-        if endpoints != self._endpoints:  # the broker is elsewhere
+        # The broker is elsewhere, or was found to have another key.
+        if endpoints != self._endpoints or any(sock.is_outdated for sock in self._pushes.values()):
             self._endpoints = endpoints
             for sock in self._pushes.values():
                 sock.close(linger=LINGER_MS)
