@@ -79,6 +79,7 @@ class Member:
     batches: OrderedDict[int, Released] = field(default_factory=OrderedDict)  # first: computing; others: in advance
     # Of a worker that streams: what it has settled, by batch.
     former: OrderedDict[int, set[int]] = field(default_factory=OrderedDict)
+    missing: dict[int, float] = field(default_factory=dict)  # batches that it says it has not: since when
     since: float = 0.0  # when it began to compute the first of them
     free_at: float = 0.0  # when it will probably have done them all, and that is known here
     away_s: float = 0.0  # how long a batch is on its way to it, and its results back, if that counts

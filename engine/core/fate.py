@@ -297,6 +297,18 @@ class Fate:
         if under:
             self._break(key, worker.key, under, "", now)
 
+    def lost(self, worker: Member, batch: Released, now: float, *, was_first: bool) -> None:
+        """A batch has not come to its worker, or its results have not come from there. It is nobody's fault."""
+        if was_first:
+            self._slow.pop(worker.key, None)
+        batch.fate = DIED
+        items, batch.items = [*batch.items.values()], {}
+        self.breaker.unclear(now)
+        if batch.revoked:
+            self._ends.let_go(items)
+        else:
+            self._replay(items, Death.CUT, now)
+
     def _break(self, key: int, newest: int, items: list[Item], how: str, now: float) -> None:
         uids = [item.request.uid for item in items]
         self._note(self.breaker.died(key, newest, uids, now, how), now)

@@ -330,12 +330,15 @@ class Ready(Message, frozen=True, tag=13):
 class WorkerBeat(Message, frozen=True, tag=14):
     """A worker lives. ``families`` are the user's own metrics; empty when unchanged. ``device_bytes``: memory of its
     GPU that it holds, as far as it knows. ``round_trip_us``: how long the newest answer from the broker took, from what
-    it answers; 0: none did yet."""
+    it answers; 0: none did yet. ``newest`` is the last batch that it has received on its lane, ``held`` are those whose
+    results have not left it; ``newest`` 0: it has received none, or cannot say."""
 
     worker: Id
     families: bytes = b""
     device_bytes: Nbytes = 0
     round_trip_us: Micros = 0
+    newest: Id = 0
+    held: Annotated[list[Id], msgspec.Meta(max_length=1024)] = []
 
 
 class Pulse(Message, frozen=True, tag=15):

@@ -36,7 +36,7 @@ from engine.core.fate import Fate
 from engine.core.foresight import Foresight
 from engine.core.introduction import Introduction, Refusal, Stranger, agreed, refuse_worker
 from engine.core.items import Item
-from engine.core.liveness import ABSENT_S, SETTLE_S, WORKER_SILENCE_S, Looks
+from engine.core.liveness import ABSENT_S, BEAT_S, SETTLE_S, WORKER_SILENCE_S, Looks
 from engine.core.messages import (
     Batch,
     CancelItems,
@@ -325,9 +325,42 @@ class StageMachine:
         worker.device_bytes = beat.device_bytes
         if beat.round_trip_us and not worker.local:
             self.crew.hear_round_trip(worker, beat.round_trip_us / MICROS)
+        if beat.newest:
+            self._look_for_lost(worker, beat, now)
         if beat.families:
             worker.families = beat.families
         return Pulse(self.epoch, True, is_loading=worker.state is WorkerState.STARTING)
+
+    def _look_for_lost(self, worker: Member, beat: WorkerBeat, now: float) -> None:
+        """What was given to a worker before the newest that it has received, and what it does not hold by two of its
+        beats, is lost, or its results are: it is given out again. (In between they may be on their way. What it was
+        given later may be so itself, and with a connection that is lost all of it is.)"""
+        if not self.spec.idempotent:
+            return  # results that are long on their way must not end as failures
+        held = {*beat.held}
+        missing = {
+            number: worker.missing.get(number, now)
+            for number in worker.batches
+            if number <= beat.newest and number not in held
+        }
+        worker.missing = missing
+        for number in [number for number, since in missing.items() if since <= now - BEAT_S / 2]:
+            del missing[number]
+            self._lose_batch(worker, number, now)
+
+    def _lose_batch(self, worker: Member, number: int, now: float) -> None:
+        was_first = next(iter(worker.batches)) == number
+        batch = worker.batches.pop(number)
+        self.stats.resent += 1
+        self.fate.lost(worker, batch, now, was_first=was_first)
+        if worker.state is OVERDUE and was_first:
+            self._overdue.pop(worker.key, None)
+            self._turn(worker, WorkerEvent.BACK)
+        worker.free_at = now + self.foresight.left_s(worker)
+        self.crew.sort_in(worker, now, begins=was_first)
+        if worker.state is LEAVING:
+            self._dismiss(worker)
+        self._tell(now)
 
     def leave(self, key: int, now: float) -> None:
         """The worker wants to stop: nothing more is given to it."""

@@ -41,6 +41,7 @@ from stages.shm import open_store
 
 LINGER_MS: Final = 500  # for the goodbye to leave
 PASS: Final = 100  # messages handled before beats and commands get their turn
+HELD_MOST: Final = 1024  # batches that a beat names; nobody is given so many
 UNLOAD_S: Final = 0.5  # from a signal while loading to leaving without the main thread's consent
 
 
@@ -217,7 +218,10 @@ class Control:
                 self._beating()
                 families = self._families()
                 news = families if families != self._told_families else b""
-                beat = msgspec.structs.replace(message, families=news, device_bytes=gpu_bytes() or 0)
+                newest, held = self._shared.held.of(message.worker)
+                beat = msgspec.structs.replace(
+                    message, families=news, device_bytes=gpu_bytes() or 0, newest=newest, held=held[:HELD_MOST]
+                )
                 if not transport.send(self._sock, wire.encode(beat)):
                     return
                 self._told_families = families

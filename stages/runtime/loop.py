@@ -113,6 +113,7 @@ class Loop:
         self._size = 0
         self._forward_s = 0.0  # running mean
         self._ahead: deque[Taken] = deque()  # fetched while another one was computed
+        self._sent: list[int] = []  # batches whose results may wait for a connection
         worker._gone = shared.cancelled
 
     def run(self) -> ExitCode:
@@ -181,6 +182,8 @@ class Loop:
             # anew, and its numbers mean others.
             forget = former is not None and former.epoch != welcome.epoch
             self._aside.take_back()
+            self._shared.held.begin(welcome.worker)
+            self._sent.clear()
             self._ahead.clear()  # of the former lane: the broker has given it to others
             self._outlets.switch(endpoints, lane, self._plan.targets, forget=forget)
             self._streams.origin = Origin(welcome.stage, welcome.worker)
@@ -216,6 +219,7 @@ class Loop:
             lease = self._memory.lease(message, payloads)
             since_ns = message.sent_ns if welcome.same_host else received_ns
             items = self._plan.items(message, payloads, since_ns)
+            self._shared.held.add(message.batch)
         except Gone as error:  # with the broker that sent it, or it has given this worker up: nobody waits for it
             get_logger().warning("a batch was dropped: %s", error)
             return None
@@ -305,6 +309,12 @@ class Loop:
             costs=taken.run.costs,
         ):
             self._outlets.send(target, wire.encode(results, encoded))
+        self._sent.append(message.batch)
+        if self._outlets.flush():
+            held = self._shared.held.numbers
+            for number in self._sent:
+                held.pop(number, None)
+            self._sent.clear()
         if step is not Step.GO_ON:
             self._show(step)
         self._restore()

@@ -122,6 +122,32 @@ class Numbers:
                 self.known.pop(number, None)
 
 
+class Held:
+    """The batches that this worker has: received, and their results not handed over yet. Another thread than those that
+    write it looks at it, at any moment: a batch is in the books before it is the newest."""
+
+    def __init__(self) -> None:
+        self.worker = -1  # the key by which they came
+        self.newest = 0
+        self.numbers: dict[int, None] = {}
+
+    def begin(self, worker: int) -> None:
+        """Those to come are another key's."""
+        self.worker = -1
+        self.newest = 0
+        self.numbers = {}
+        self.worker = worker
+
+    def add(self, number: int) -> None:
+        self.numbers[number] = None
+        self.newest = number
+
+    def of(self, worker: int) -> tuple[int, list[int]]:
+        """The newest, and all, as far as they came by this key."""
+        newest, numbers = self.newest, [*self.numbers.copy()]
+        return (newest, numbers) if self.worker == worker else (0, [])
+
+
 class Shared:
     """Made by the main thread before the control thread starts, closed by it after that has ended."""
 
@@ -131,6 +157,7 @@ class Shared:
         self.to_control: Mailbox[ToControl] = Mailbox(self.control_bell)
         self.cancelled = Numbers()  # uids nobody waits for
         self.revoked = Numbers()  # batches given to somebody else
+        self.held = Held()
         self.phase = Phase.LOADING  # written by the main thread
         self.batches = 0  # computed; likewise
 

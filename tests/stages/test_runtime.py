@@ -382,6 +382,22 @@ def test_a_late_batch_that_was_fetched_ahead_is_skipped(bench: Any, start: Any, 
     assert [item.status for item in broker.settled(late)] == [Status.SKIPPED, Status.OK]
 
 
+def test_beats_name_the_batches_that_are_held(bench: Any, start: Any, let_go: Any) -> None:
+    broker, _ = start()
+    gate = bench.fifo()
+    broker.settled(broker.give(7, [{"do": "echo", "x": 1}]))
+    waits = broker.give(8, [{"do": "gate", "path": str(gate)}])
+
+    def named() -> tuple[int, list[int]]:
+        beat = broker.expect(WorkerBeat)
+        return beat.newest, beat.held
+
+    broker.until(lambda: named() == (8, [8]), "a beat that names it")
+    let_go(gate, broker)
+    broker.settled(waits)
+    broker.until(lambda: named() == (8, []), "a beat that names none")
+
+
 def test_what_would_end_a_process_fails_its_item_alone(start: Any) -> None:
     broker, worker = start()
     bad, good = broker.settled(broker.give(1, [{"do": "quit", "code": 7}, {"do": "echo", "x": 1}]))
