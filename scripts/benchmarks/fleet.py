@@ -31,6 +31,7 @@ from engine.config import Deployment, load
 from engine.core.introduction import FRONTEND, WORKER, introduce
 from engine.core.messages import Answers, Batch, FrontendBeat, Ready, Results, Submit, Welcome, WorkerBeat
 from engine.core.wire import STEP_BYTES, Buffer, decode, encode
+from engine.keyfile import keyring_of
 from engine.process import tune_garbage_collection
 
 ELSEWHERE: Final = "elsewhere"  # on no host of the broker's: sockets carry everything
@@ -96,7 +97,7 @@ class Fleet:
 
     def __init__(self, deployment: Deployment, play: Play) -> None:
         self._play = play
-        self._ctx = transport.context()
+        self._ctx = transport.context(keyring_of(deployment))
         endpoints = transport.reaching(deployment)
         self._results = transport.push(self._ctx, endpoints.egress)
         self._workers = [Worker(deployment, self._ctx, slot) for slot in range(1, play.workers + 1)]

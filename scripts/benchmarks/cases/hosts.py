@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from benchmarks.fleet import Play, served
 from benchmarks.result import OURS, Case, Metric, Point, Row, Summary, Target, at, divided
 from benchmarks.systems import free_ports
+from engine.keyfile import make
 
 if TYPE_CHECKING:
     from benchmarks.bench import Bench
@@ -46,7 +47,7 @@ timeout = 60.0
 FIXED: Final = 5  # ports; lanes take any that are free behind them
 
 
-LINKS: Final = (PLAIN,)
+LINKS: Final = (PLAIN, KEYED)
 
 
 def write(folder: Path, link: str, batch: int, size: int) -> Path:
@@ -54,6 +55,9 @@ def write(folder: Path, link: str, batch: int, size: int) -> Path:
     folder.mkdir(parents=True)
     file = folder / "stages.toml"
     how = "insecure = true"
+    if link == KEYED:
+        make(str(folder / "deployment.key"))
+        how = 'key = "deployment.key"'
     port = free_ports(FIXED)
     file.write_text(FILE.format(port=port, link=how, folder=folder, batch=batch, size=max(2 * size, 1 << 20)))
     return file
