@@ -62,7 +62,7 @@ def ask_at(context: transport.Context, endpoint: str, what: str | Ask, timeout_s
         frames = encode(question)
         while not transport.send(sock, frames):
             if deadline.passed:
-                raise Unavailable(503, f"no broker listens at {endpoint}")
+                raise Unavailable(503, sock.complaint or f"no broker listens at {endpoint}")
             sock.poll(RETRY_MS, transport.WRITABLE)
         while not deadline.passed:
             if not sock.poll(max(1, int(deadline.remaining() * 1000))):

@@ -104,13 +104,19 @@ class Socket(zmq.Socket[bytes]):
                 self.turns.let_in()
             wait_s = self.turns.turned_away(ctx.lines)
             if self.turns.is_to_be_told(ctx.lines, instant):
-                log.error("%s", ctx.complaint, extra={"broker": self.endpoint})
+                log.error("%s; trying again", ctx.complaint, extra={"broker": self.endpoint})
             self._disconnect()  # at its own pace: libzmq's would never end, or has ended
             self.again_at = instant + wait_s
         if instant >= self.again_at:
             self.again_at = inf
             ctx.turn()
             self._connect()
+
+    @property
+    def complaint(self) -> str:
+        """Why there is no connection, where that is because of the keys; else ""."""
+        ctx = self.context
+        return ctx.complaint if self.turns is not None and self.turns.is_away and isinstance(ctx, Context) else ""
 
     @property
     def is_outdated(self) -> bool:
@@ -200,10 +206,10 @@ class Context(zmq.Context[Socket]):
     def complaint(self) -> str:
         """What is told of a broker that turns us away."""
         if self.keyring is None:
-            return "the broker refuses this process: it wants a key, and no engine.key names one here; trying again"
+            return "the broker refuses this process: it wants a key, and no engine.key names one here"
         return (
             f"the broker refuses this process: none of the keys in {self.keyring.path} is the broker's (wrong key, or "
-            "the broker has none); trying again"
+            "the broker has none)"
         )
 
     def reread(self) -> bool:

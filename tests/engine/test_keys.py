@@ -17,6 +17,7 @@ import zmq
 from engine import admin, curve, transport
 from engine.config import Deployment
 from engine.core.keys import Secret
+from engine.errors import Unavailable
 from engine.keyfile import Keyring, make
 from engine.metrics import unpack, unpack_sources
 from tests.e2e.harness import free_ports
@@ -203,6 +204,8 @@ def test_who_is_refused_says_why_and_is_let_in_once_the_key_is_right(
             )
             (told,) = [record for record in caplog.records if "refuses this process" in record.message]
             assert f"none of the keys in {other} is the broker's (wrong key" in told.message
+            with pytest.raises(Unavailable, match="none of the keys in"):
+                admin.ask(lost, "status", 0.3)
             lines(lost, secret_of(keyed))
             w.join()
         finally:
