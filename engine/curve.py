@@ -140,6 +140,8 @@ class Socket(zmq.Socket[bytes]):
             self.connect(endpoint)
             return
         self.endpoint = endpoint
+        if isinstance(self.context, Context):
+            self.context.reread()
         if is_door:
             self.turns = Turns()
             self.monitor_end = self.watch(_FAILED | _BROKEN | _DONE)
@@ -213,10 +215,12 @@ class Context(zmq.Context[Socket]):
         )
 
     def reread(self) -> bool:
-        """Other lines may be in the key file by now; True when there are."""
+        """Other lines may be in the key file by now; True when there are. What is not any more is good for nothing."""
         if self.keyring is None or not self.keyring.reread():
             return False
         self._all = tuple(map(pairs_of, self.keyring.secrets))
+        if self.pairs not in self._all:
+            self.pairs = self._all[0]
         return True
 
     def turn(self) -> None:

@@ -161,9 +161,10 @@ class Broker:
         if not self.endpoints.is_tcp:
             os.makedirs(self.endpoints.base, mode=0o700, exist_ok=True)  # a cell's own
         transport.remove_lanes(self.endpoints)
-        for thread in self._threads:
+        for (
+            thread
+        ) in self._threads:  # in turn: nobody comes in before there is who says who may, and would hang till then
             thread.start()
-        for thread in self._threads:
             thread.started.wait()
         error = next((thread.error for thread in self._threads if thread.error is not None), None)
         if error is not None:

@@ -97,6 +97,12 @@ class Control:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    def close(self) -> None:
+        """Once the thread has ended, and the sockets are closed of whose losses it was told: where nobody listens any
+        more ZeroMQ's own thread would wait, and what is still to be sent with it."""
+        if self._losses is not None:
+            self._losses.sock.close()
+
     def _main(self) -> None:
         try:
             self._open()
@@ -118,8 +124,6 @@ class Control:
                 self._send()
                 self._check()
             self._close(goodbye=True)
-            if self._losses is not None:
-                self._losses.sock.close()
         except BaseException:
             # Without this thread the broker gives the worker up and nobody can stop it: better a new process.
             get_logger().exception("the control thread failed")

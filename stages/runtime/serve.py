@@ -182,6 +182,7 @@ def _serve(
         if outlets is not None:
             outlets.close()
         if ended:  # else its socket would hold the context for ever
+            control.close()
             ctx.term()
 
 

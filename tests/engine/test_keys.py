@@ -233,3 +233,40 @@ def test_a_broker_without_keys_is_no_broker_for_who_has_them(
             until(lambda: transport.send(w.control, [b"?"]) or "the broker has none" in caplog.text, "words")
         finally:
             w.close()
+
+
+# --- another key -----------------------------------------------------------------------------------------------------
+
+
+def test_a_peer_tries_its_lines_in_turn_and_one_that_was_deleted_no_more(keyed: Deployment) -> None:
+    old, new = Secret(b"o" * 32), Secret(b"n" * 32)
+    lines(keyed, old, new)
+    ctx = transport.context(Keyring(keyed.engine.key))
+    endpoint = transport.reaching(keyed).front
+    try:
+        lines(keyed, new)
+        with running(keyed):  # it knows the new one alone
+            lines(keyed, old, new)
+            sock = transport.dealer(ctx, endpoint)
+            until(lambda: transport.send(sock, [b"?"]), "a link by the second line")
+            assert ctx.pairs == curve.pairs_of(new)
+            sock.close()
+            lines(keyed, old)
+            transport.dealer(ctx, endpoint).close()
+            assert ctx.pairs == curve.pairs_of(old)
+    finally:
+        ctx.term()
+
+
+def test_a_broker_is_outdated_once_the_first_line_is_another_one(keyed: Deployment) -> None:
+    old, new = Secret(b"o" * 32), Secret(b"n" * 32)
+    lines(keyed, old)
+    with running(keyed) as broker:
+        assert not broker.is_outdated()
+        lines(keyed, old, new)
+        assert not broker.is_outdated()
+        Path(keyed.engine.key).write_text("half")
+        assert not broker.is_outdated()
+        lines(keyed, new, old)
+        assert broker.is_outdated()
+        assert broker.is_outdated()  # until it has been begun anew
