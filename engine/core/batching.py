@@ -37,6 +37,7 @@ from engine.core.wire import HALF_HEADER
 # How long before a worker is done it is given more, in seconds: what two messages, a pass of the broker and a few
 # wake-ups of threads take when all of them are busy.
 AHEAD_S: Final = 0.002
+BEHIND: Final = 16  # items more than a batch that are looked at for one that is in time
 
 
 TOLERANCE_S: Final = 0.010  # ranks that are out of order by less are in order: requests overtake each other
@@ -341,6 +342,27 @@ class BatchQueue:
         if dead:
             self.nbytes -= sum([gone.size for gone in dead])
         return batch, dead, False
+
+    def take_behind(self, first: int, now: float, *, most: int, done_at: float) -> tuple[list[Item], list[Item]]:
+        """A batch of those who stand behind the ``first``, for a worker that will be long about it, and the items that
+        are not worth computing any more, all removed from the queue. Nobody is taken who is due before ``done_at``."""
+        self.sort(now)
+        batch: list[Item] = []
+        dead: list[Item] = []
+        room, heads = self.policy.max_batch_bytes, METAS_MOST
+        for item in islice(self.items.values(), first, first + 2 * most + BEHIND):
+            request = item.request
+            if request.closed or request.deadline <= now or request.hop != item.hop:
+                dead.append(item)
+            elif item.due > done_at:
+                room -= item.size
+                heads -= len(request.meta)
+                if len(batch) == most or ((room < 0 or heads < 0) and batch):
+                    break
+                batch.append(item)
+        for item in (*batch, *dead):
+            self.discard(item.request.uid)
+        return batch, dead
 
 
 def _rank(entry: tuple[int, Item]) -> float:

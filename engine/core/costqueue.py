@@ -141,6 +141,11 @@ class CostQueue(BatchQueue):
             self._waste += (max(1.0, padded / of_items) - self._waste) * WASTE_SMOOTHING
         return batch, dead, False
 
+    def take_behind(self, first: int, now: float, *, most: int, done_at: float) -> tuple[list[Item], list[Item]]:
+        """Here from the head on: who belongs together is in the window there."""
+        batch, dead, is_tight = self.take(now, most=most, done_at=done_at)
+        return ([] if is_tight else batch), dead
+
     def _window(self) -> list[Item]:
         """Whom a batch is chosen from."""
         usual = min(UNITS / self.each, self.policy.max_batch_size)

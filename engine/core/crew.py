@@ -19,7 +19,7 @@ neither more nor less than those were, so nothing has to be started or moved whe
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from math import ceil, inf
@@ -35,6 +35,7 @@ from engine.core.worker_states import READY, WorkerState
 
 NOTHING: Final[Mapping[int, Item]] = {}
 
+UNEVEN: Final = 1.5  # times as slow as another: more than what their speeds seem to differ by chance
 CREDIT_MAX: Final = 8  # batches; a slow one holds up no more than the others of them
 
 
@@ -116,6 +117,10 @@ class Member:
     def in_flight(self) -> int:
         """Items it has."""
         return sum([len(batch.items) for batch in self.batches.values()])
+
+    def patience_s(self, usual_s: float) -> float:
+        """For how long a batch of its is not suspect, where one of a usual worker is not for so long."""
+        return usual_s * max(1.0, self.slowness)
 
     def is_overdue(self, now: float) -> bool:
         """It should have done all it has by now, and by more than half the time of the last of it."""
@@ -259,18 +264,38 @@ class Crew:
     def _far_ready(self) -> Iterator[Member]:
         return chain.from_iterable(ready.values() for ready in self._ready[CREDIT_MAX:])
 
-    def soonest(self, now: float) -> Member | None:
+    def soonest(self, now: float, but: Collection[int] = ()) -> Member | None:
         """The same where it is known how long batches take, and they take long: the quickest of those that are idle,
-        else whoever is free first. One that should have been done long ago is not waited for."""
-        idle, busy = self._ready[0], self._ready[1]
+        else whoever is free first. One that should have been done long ago is not waited for. ``but``: these are left
+        alone."""
+        idle: Mapping[int, Member] = self._ready[0]
+        busy: Mapping[int, Member] = self._ready[1]
+        if but:
+            idle, busy = ({key: worker for key, worker in some.items() if key not in but} for some in (idle, busy))
         if idle:
             return min(idle.values(), key=_class) if len(idle) > 1 else next(iter(idle.values()))
         if self._credit < 2:
             return None
         some = [worker for worker in busy.values() if not worker.is_overdue(now)]
         if self._far:
-            some += [worker for worker in self._far_ready() if not worker.is_overdue(now)]
+            some += [worker for worker in self._far_ready() if worker.key not in but and not worker.is_overdue(now)]
         return min(some, key=_takes_at, default=None)
+
+    def quickest(self, but: Collection[int]) -> Member | None:
+        """The same as :meth:`next` where some workers are much quicker than others. ``but``: these are left alone."""
+        for ready in self._ready[: self._credit]:
+            found = min([worker for key, worker in ready.items() if key not in but], key=_class, default=None)
+            if found is not None:
+                return found
+        if not self._far:
+            return None
+        return min([worker for worker in self._far_ready() if worker.key not in but], key=_class, default=None)
+
+    @property
+    def is_uneven(self) -> bool:
+        """Some take much longer than others."""
+        paces = [worker.slowness for worker in self.workers.values()]
+        return bool(paces) and max(paces) > UNEVEN * min(paces)
 
     @property
     def is_busy(self) -> bool:
@@ -304,11 +329,12 @@ class Crew:
             yield worker
 
     def slow(self, now: float, patience_s: float) -> Iterator[Member]:
-        """Workers whose batch has taken ``patience_s``, each given out once per batch."""
+        """Workers whose batch has taken ``patience_s``, or as many times that as they are slow, each given out once per
+        batch."""
         for worker in list(self._computing.values()):
             if worker.since + patience_s > now:
                 return
-            if not worker.slow:
+            if not worker.slow and worker.since + worker.patience_s(patience_s) <= now:
                 worker.slow = True
                 self.rest(worker)
                 yield worker
@@ -317,9 +343,11 @@ class Crew:
         """When the next batch will have taken ``timeout_s``, or will be suspect; inf when nobody computes."""
         limit = inf
         for worker in self._computing.values():
+            if worker.since + patience_s > limit:
+                break
             limit = min(limit, worker.since + timeout_s)
             if not worker.slow:
-                return min(limit, worker.since + patience_s)
+                limit = min(limit, worker.since + worker.patience_s(patience_s))
         return limit
 
 

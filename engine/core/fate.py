@@ -214,7 +214,7 @@ class Fate:
         """All of a batch is accounted for. ``took_s``: since the worker began with it; None: it was not its turn."""
         if took_s is not None:
             if batch.is_good and (took_s > BRIEF_S or self.pace.patience_s > PATIENCE_LEAST_S):
-                self.pace.learn(took_s)
+                self.pace.learn(took_s / max(1.0, worker.slowness))
             if worker.slow:
                 self._slow.pop(worker.key, None)
         self._budget.done += batch.count

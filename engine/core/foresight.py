@@ -10,14 +10,14 @@ before a whole batch would be done, and the *outlook* that the door refuses by (
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Final, NamedTuple
 
 from engine.core.actions import Settle
 from engine.core.batching import AHEAD_S, BatchQueue
 from engine.core.costs import counted
-from engine.core.crew import Crew, Member
+from engine.core.crew import UNEVEN, Crew, Member
 from engine.core.items import Item
 from engine.core.predict import Outlook, Times
 from engine.core.released import Released
@@ -26,6 +26,7 @@ from engine.core.spacing import PRICE, SLOWER, filled_until, share, spacing_s
 from engine.core.stats import StageStats
 from engine.core.wire import MICROS
 
+FAR: Final = 4.0  # times as slow as another, where batches are long: a worker that has its turn when those do not
 LOADED: Final = 0.6  # from this load on batches fill for tight goals
 MOSTLY: Final = 0.5  # of a whole batch's time: from there on at any load
 LONG_S: Final = 2 * AHEAD_S  # batches that take longer are planned one by one
@@ -37,6 +38,7 @@ TOLD_ANEW: Final = 0.05  # change of how long a batch takes with which others ar
 ALONE_S: Final = 0.0005  # change of how long one item takes alone with which the front is told, at least
 
 LEARN_S: Final = 0.005  # of batches that take less, one in such a time is learned from
+OTHERS_S: Final = 3 * LEARN_S  # for so long after that others have their turn
 SERVICE_SMOOTHING: Final = 0.2  # weight of the newest batch in the running mean of how long a batch takes
 
 
@@ -58,6 +60,15 @@ class Share(NamedTuple):
     look_at: float
 
 
+class Turn(NamedTuple):
+    """The next ``most`` behind the ``first`` of those that wait are a slow worker's; 0: none, and then it is looked
+    again at ``look_at``."""
+
+    first: int
+    most: int
+    look_at: float
+
+
 class Foresight:
     """See the module. Seconds. Not thread-safe."""
 
@@ -73,6 +84,8 @@ class Foresight:
         self._is_guess = False  # as a warm-up has it
         self.delay_s = 0.0  # from an item's arrival to its release, lately
         self.is_long = False  # batches are planned one by one
+        self.is_uneven = False  # some workers take much longer than others
+        self._compare_at = 0.0
         self.look_at = 0.0  # when the front is to be told again
         self.released_at = -inf  # when the last batch left
         self.taken = 0  # items that came from the front
@@ -83,6 +96,7 @@ class Foresight:
         self._measured_at = 0.0
         self._counted = 0
         self._learn_at = 0.0
+        self._learnt_of: Member | None = None
         self._learnt_s = 0.0  # ``service_s`` as the crew was told last
         self._foresaw: Outlook | None = None
         self.alone_s = 0.0  # how long one item takes that is alone, as the front was told last
@@ -111,7 +125,7 @@ class Foresight:
         if policy.sizes > self.times.most or policy.max_batch_cost != self._cost:
             self._cost = policy.max_batch_cost
             self.times = Times(policy.sizes)
-            self.is_long = False  # until something is known of them
+            self.is_long = self.is_uneven = False  # until something is known of them
 
     def hear_after(self, settle: Settle) -> None:
         """What items still need after this stage, if they go on to that one."""
@@ -144,22 +158,28 @@ class Foresight:
 
     def learn(self, worker: Member, batch: Released, took_s: float, now: float) -> None:
         """A batch of which something was computed rightly is done. Short ones are many, and one in a while tells all
-        there is to know of them."""
-        if now < self._learn_at:
+        there is to know of them; but of several workers not always the one whose batches end when it is time again."""
+        if now < self._learn_at or (worker is self._learnt_of and now < self._learn_at + OTHERS_S):
             return
         computed_s = batch.compute_us / MICROS
-        self._learn_at = now + LEARN_S if self.service_s < LEARN_S else 0.0
-        self.times.learn(batch.units, computed_s, worker, now, compare=len(self._crew.workers) > 1)
+        is_short, compare = self.service_s < LEARN_S, len(self._crew.workers) > 1
+        self._learn_at = now + LEARN_S if is_short else 0.0
+        self._learnt_of = worker if is_short and compare else None
+        self.times.learn(batch.units, computed_s, worker, now, compare=compare)
         self.times.learn_overhead(took_s - computed_s)
         self.is_long = self.service_s > LONG_S and self.times.known
+        if now >= self._compare_at:
+            self._compare_at = now + MEASURE_S
+            self.is_uneven = self._crew.is_uneven
 
     def expect(self, n: int, worker: Member) -> float:
         """How long a batch of ``n`` will keep ``worker``."""
-        return self.times.predict(min(n, self.times.most), worker) if self.is_long else self.service_s
+        is_known = self.is_long or self.is_uneven
+        return self.times.predict(min(n, self.times.most), worker) if is_known else self.service_s
 
     def left_s(self, worker: Member) -> float:
         """How long the batches that ``worker`` has will keep it."""
-        if not self.is_long:  # they are many, and alike
+        if not (self.is_long or self.is_uneven):  # they are many, and alike
             return self.service_s * len(worker.batches)
         return sum([batch.expected_s for batch in worker.batches.values()])
 
@@ -231,6 +251,35 @@ class Foresight:
         if count < n and now + wait_s + self.needs_s(other, n) > self.queue.first_due:
             return Share(n, inf)
         return Share(count, other.overdue_at if not count else inf)
+
+    def turn(self, worker: Member, amount: int, now: float) -> Turn | None:
+        """Which of ``amount`` that wait are a slow ``worker``'s: those of whom it would be the first to be done with a
+        batch, while others, who are much quicker, do those before them. So it costs nobody anything, in whatever order
+        they came. None: nobody is much quicker, or nobody can know."""
+        # Where batches are long those who are less apart share what waits as anybody does.
+        apart = FAR if self.is_long else UNEVEN
+        quick = [
+            other
+            for other in self._crew.workers.values()
+            if other.slowness * apart < worker.slowness and other.is_able and not other.is_overdue(now)
+        ]
+        if not quick:
+            return None
+        left_s, count, before = _left_s(worker, now), min(amount, self.queue.most), 0
+        while count:
+            before = self._done_by(quick, amount, left_s + self.times.predict(count, worker) * self.times.margin, now)
+            if before + count <= amount:
+                break
+            count //= 2
+        return Turn(before, count, min([other.overdue_at for other in quick if other.batches], default=inf))
+
+    def _done_by(self, workers: Sequence[Member], amount: int, within_s: float, now: float) -> int:
+        """How much of what waits these can have done by then, one batch after the other."""
+        size = min(self.queue.most, amount)
+        whole_s, within_s = self.times.shape[size], within_s - self.times.overhead_s
+        return sum(
+            size * max(0, int((within_s - _left_s(worker, now)) / (whole_s * worker.slowness))) for worker in workers
+        )
 
     def _soonest(self, worker: Member, n: int, now: float) -> Member | None:
         """Who else would be the first to be done with a batch of ``n``."""

@@ -497,10 +497,12 @@ class StageMachine:
         wake = inf
         crew, fate, foresight, policy = self.crew, self.fate, self.foresight, self.spec.policy
         is_long, is_sound, by_cost = foresight.is_long, fate.is_sound, self.queue.by_cost
+        is_uneven = foresight.is_uneven
+        alone: list[int] = []  # slow workers, whose turn it is not
         if not is_sound:
             fate.clear(now)
         while True:
-            worker = crew.soonest(now) if is_long else crew.next()
+            worker = crew.soonest(now, alone) if is_long else crew.quickest(alone) if is_uneven else crew.next()
             if worker is None:
                 break
             is_idle = not worker.batches
@@ -519,6 +521,11 @@ class StageMachine:
             amount, whole = waiting, policy.max_batch_size
             if by_cost:
                 amount, whole = self.queue.amount, self.queue.most
+            turn = foresight.turn(worker, amount, now) if is_uneven else None
+            if turn is not None and not turn.most:
+                alone.append(worker.key)
+                wake = min(wake, turn.look_at)
+                continue
             # When the first is due costs a look at every item; it matters only if a partial batch may wait.
             partial = amount < whole
             is_shared = is_long and is_idle and policy.eager
@@ -536,8 +543,18 @@ class StageMachine:
                 draining=self.draining,
             )
             if decision.reason is None:
-                wake = decision.wake_at
+                wake = min(wake, decision.wake_at)
                 break
+            if turn is not None:
+                done_at = now + foresight.needs_s(worker, turn.most)
+                items, dead = self.queue.take_behind(turn.first, now, most=turn.most, done_at=done_at)
+                if dead:
+                    self._ends.drop(dead)
+                if items:
+                    self._dispatch(worker, items, decision.reason, now)
+                elif not dead:
+                    alone.append(worker.key)
+                continue
             reason, most = decision.reason, min(amount, whole)
             limit = most
             if by_cost:
@@ -545,8 +562,11 @@ class StageMachine:
             if is_shared and (reason is Reason.IDLE or reason is Reason.FULL):
                 count, look_at = foresight.share(worker, amount, now)
                 if not count:
-                    wake = look_at
-                    break
+                    wake = min(wake, look_at)
+                    if partial:
+                        break
+                    alone.append(worker.key)  # whom it is left to takes a whole batch in advance
+                    continue
                 if count < min(amount, self.queue.most):
                     reason = Reason.IDLE
                 limit, most = count, min(count, most)
@@ -566,7 +586,7 @@ class StageMachine:
                     needs_s = start - now + foresight.needs_s(worker, most)
                     self._ends.refuse(choice.hopeless, needs_s, waiting)
                 if not choice.most:
-                    wake = choice.look_at
+                    wake = min(wake, choice.look_at)
                     break
                 worker, is_cut = choice.worker, choice.most < most
                 items, dead, _ = self.queue.take(now, most=min(choice.most, limit))
