@@ -31,9 +31,7 @@ log: Final = get_logger("stageline.keys")
 
 ZAP: Final = "inproc://zeromq.zap.01"  # RFC 27 of ZeroMQ: where it asks
 DOMAIN: Final = b"stageline"
-ENFORCE_DOMAIN: Final = (
-    93  # ZMQ_ZAP_ENFORCE_DOMAIN, for which pyzmq has no name: without somebody to ask, nobody enters
-)
+ENFORCE_DOMAIN: Final = 93  # ZMQ_ZAP_ENFORCE_DOMAIN, which pyzmq does not name: with nobody to ask, nobody gets in
 
 # A peer with another key is not told apart from a connection that broke, and libzmq begins anew with every connection
 # that was made, so it would try every 20 ms for ever: 0.5 ms of the broker each.
@@ -82,7 +80,7 @@ class Socket(zmq.Socket[bytes]):
     endpoint: str = ""  # of one that connects over tcp
     pairs: Pairs | None = None  # that it was connected with
     monitor_end: Socket | None = None  # where it is told how its connections begin
-    turns: Turns | None = None
+    is_away: bool = False  # it was turned away, and not let in since
     again_at: float = inf
 
     def close(self, linger: int | None = None) -> None:
@@ -97,13 +95,12 @@ class Socket(zmq.Socket[bytes]):
                 self._disconnect()
                 self._connect()
             return
-        assert self.turns is not None
         instant = now()
-        if self._was_turned_away(self.turns):
+        if self._was_turned_away(ctx.turns):
             if ctx.reread():
-                self.turns.let_in()
-            wait_s = self.turns.turned_away(ctx.lines)
-            if self.turns.is_to_be_told(ctx.lines, instant):
+                ctx.turns.let_in()
+            wait_s = ctx.turns.turned_away(ctx.lines)
+            if ctx.turns.is_to_be_told(ctx.lines, instant):
                 log.error("%s; trying again", ctx.complaint, extra={"broker": self.endpoint})
             self._disconnect()  # at its own pace: libzmq's would never end, or has ended
             self.again_at = instant + wait_s
@@ -116,7 +113,7 @@ class Socket(zmq.Socket[bytes]):
     def complaint(self) -> str:
         """Why there is no connection, where that is because of the keys; else ""."""
         ctx = self.context
-        return ctx.complaint if self.turns is not None and self.turns.is_away and isinstance(ctx, Context) else ""
+        return ctx.complaint if self.is_away and isinstance(ctx, Context) else ""
 
     @property
     def is_outdated(self) -> bool:
@@ -143,7 +140,6 @@ class Socket(zmq.Socket[bytes]):
         if isinstance(self.context, Context):
             self.context.reread()
         if is_door:
-            self.turns = Turns()
             self.monitor_end = self.watch(_FAILED | _BROKEN | _DONE)
         self._connect()
 
@@ -167,7 +163,7 @@ class Socket(zmq.Socket[bytes]):
         away = False
         while self.monitor_end.poll(0):
             what, _ = event(self.monitor_end.recv_multipart())
-            away = what != _DONE
+            self.is_away = away = what != _DONE
             if not away:
                 turns.let_in()
         return away
@@ -184,14 +180,15 @@ class Context(zmq.Context[Socket]):
 
     _socket_class = Socket
     keyring: Keyring | None = None
-    is_broker: bool = False
     pairs: Pairs | None = None  # that links are made with now
     refused: Callable[[str], object] | None = None  # is told by others of a connection that was, and why
     bound: Callable[[Socket], object] | None = None  # is given, of each socket that lets peers in, where it tells how
+    turns: Turns  # of all its doors, one after the other: who makes a socket anew begins nothing anew
     _all: tuple[Pairs, ...] = ()
 
     def take(self, keyring: Keyring | None) -> None:
         """Make links by these keys from now on. StartError where libzmq cannot."""
+        self.turns = Turns()
         if keyring is None:
             return
         if not zmq.has("curve"):

@@ -128,11 +128,6 @@ class Turns:
     def let_in(self) -> None:
         self._tries = 0
 
-    @property
-    def is_away(self) -> bool:
-        """It was turned away, and has not been let in since."""
-        return self._tries > 0
-
     def is_to_be_told(self, lines: int, now: float) -> bool:
         """Whether people should hear of it, now: no line is right, and they have not heard for a while."""
         if self._tries < max(lines, TELL_AFTER) or now - self._told_at < TELL_S:
