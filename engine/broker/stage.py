@@ -338,8 +338,8 @@ class StagePart(Part[ToStage]):
         lane = self._lanes[key] = Lane(sock, peer, pid, memory)
         if self._losses is not None:
             lane.port = transport.port_of(sock)
-            transport.tell_losses(sock, str(key))
-            self._losses.hear(str(key))
+            transport.tell_losses(sock, name := f"{self.index}-{key}")
+            self._losses.hear(name)
             machine.workers[key].linked = True
         if local and not self._watch.add(key, who.pid, may_kill=pid == who.pid):
             machine.workers[key].local = False  # heartbeats must do

@@ -102,8 +102,10 @@ class Host:
         subprocess.run(self.command("sh", "-ec", "; ".join(lines)), check=True)
 
     def close(self) -> None:
-        os.kill(self._init, signal.SIGKILL)
-        self._made.communicate()
+        """Its power goes. Once more does nothing."""
+        if self._made.returncode is None:
+            os.kill(self._init, signal.SIGKILL)
+            self._made.communicate()
 
 
 class Lab:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ HOSTS: Final = ("broker", "front", "w1", "w2")
 PORT: Final = 7000
 HTTP: Final = 8000
 START_S: Final = 60.0
+ALL: Final = [2, 4]  # ready workers of each stage
 
 T = TypeVar("T")
 
@@ -113,7 +116,9 @@ class Scene:
         self.file = folder / "stages.toml"
         self.journal = folder / "journal"
         self._stack = stack
-        self._started: list[subprocess.Popen[bytes]] = []
+        self._started: list[subprocess.Popen[Any]] = []
+        self._seen: list[tuple[float, list[int]]] = []
+        self._reader: list[threading.Thread] = []
 
     def start(self, host: str, *arguments: str) -> subprocess.Popen[bytes]:
         """A command of ``engine`` there, with a run directory of that host."""
@@ -129,9 +134,49 @@ class Scene:
         """Once their hosts have ended."""
         for started in self._started:
             started.wait()
+        for reader in self._reader:
+            reader.join()
 
     def log(self, host: str) -> str:
         return (self.folder / f"{host}.log").read_text(errors="replace")
+
+    def watch(self) -> None:
+        """From now on it is known when how many workers are ready."""
+        line = (sys.executable, str(HERE / "watch.py"), str(self.file), str(self.folder / "broker"))
+        log = self._stack.enter_context((self.folder / "watch.log").open("wb"))
+        watching = subprocess.Popen(self.lab["broker"].command(*line), stdout=subprocess.PIPE, stderr=log, text=True)
+        self._started.append(watching)
+
+        def read() -> None:
+            assert watching.stdout is not None
+            with watching.stdout as lines:
+                for line in lines:
+                    at, ready = json.loads(line)
+                    self._seen.append((at, ready))
+
+        self._reader.append(threading.Thread(target=read, name="watch"))
+        self._reader[0].start()
+
+    @property
+    def ready(self) -> list[int]:
+        return self._seen[-1][1] if self._seen else []
+
+    def changed_after(self, at: float) -> float:
+        """How long after this instant (monotonic seconds) it was first known that somebody is not ready; inf: never."""
+        return min((when - at for when, ready in self._seen if when >= at and ready != ALL), default=math.inf)
+
+    def whole_after(self, at: float) -> float:
+        """How long after this instant all were ready for good, so far; inf: they are not."""
+        if self.ready != ALL:
+            return math.inf
+        return max(0.0, self._seen[-1][0] - at)
+
+    def wait_ready(self, within_s: float = START_S) -> None:
+        try:
+            wait_for("readiness", lambda: self.ready == ALL and self.answers(), within_s=within_s)
+        except AssertionError:
+            print(*(f"--- {one}\n{self.log(one)[-3000:]}" for one in (*HOSTS, "watch")), sep="\n")
+            raise
 
     def status(self) -> dict[str, Any]:
         """What the broker says of itself; empty while it says nothing."""
@@ -141,15 +186,8 @@ class Scene:
         )
         return json.loads(asked.stdout) if asked.returncode == 0 else {}  # type: ignore[no-any-return]
 
-    def ready(self) -> list[int]:
-        return [stage["ready"] for stage in self.status().get("stages", ())]
-
-    def wait_ready(self, within_s: float = START_S) -> None:
-        try:
-            wait_for("readiness", lambda: self.ready() == [2, 4] and self.answers(), within_s=within_s)
-        except AssertionError:
-            print(self.log("broker")[-3000:], self.log("w1")[-2000:], self.log("front")[-2000:])
-            raise
+    def deaths(self) -> int:
+        return sum(stage["deaths"] for stage in self.status()["stages"])
 
     def answers(self) -> bool:
         return not self.load(10, 0.1).lost
@@ -196,7 +234,7 @@ def scene(**about: float) -> Iterator[Scene]:
         folder = Path(tempfile.mkdtemp(prefix="sl-", dir="/tmp"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         lab = Lab(HOSTS)
-        values = {"timeout": 3.0, "stage_timeout": 3.0, "ms": 10.0, **about}
+        values = {"timeout": 3.0, "stage_timeout": 60.0, "ms": 10.0, **about}
         made = Scene(lab, folder, stack)
         stack.callback(made.reap)
         stack.enter_context(lab)
@@ -206,6 +244,7 @@ def scene(**about: float) -> Iterator[Scene]:
         for host in ("w1", "w2"):
             made.start_workers(host)
         made.start("front", "frontend")
+        made.watch()
         made.wait_ready()
         made.forget()
         yield made
