@@ -359,6 +359,21 @@ def pid_of(origin: Origin) -> int | None:
     return pid or None  # 0: of a process namespace that this one cannot see into
 
 
+def is_here(origin: Origin) -> bool:
+    """Whether the connection that this came by begins on this host, as far as the kernel tells: by a socket file, or
+    from the very address at which it was accepted. Two machines may give the same :func:`host_token`, where both began
+    as one snapshot of a third; then to share memory, clocks or pids with the other would be to take somebody else's.
+    False when the connection is closed already."""
+    try:
+        with stdsocket.socket(fileno=os.dup(origin.get(zmq.SRCFD))) as sock:
+            if sock.family == stdsocket.AF_UNIX:
+                return True
+            there, here = sock.getpeername(), sock.getsockname()
+            return bool(there[0] == here[0])
+    except (OSError, zmq.ZMQError):
+        return False
+
+
 def readable(sock: Socket) -> bool:
     """Whether a parcel is here. To be asked after every send by users of the edge-triggered descriptor."""
     events: int = sock.getsockopt(zmq.EVENTS)  # type: ignore[assignment]  # the type covers every option

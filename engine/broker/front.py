@@ -127,9 +127,9 @@ class FrontPart(Part[ToFront]):
                 except Exception:
                     self._distrust(message)
         if self._front.ready:
-            for peer, message, payloads, _ in self._front.letters(self._cannot_read):
+            for peer, message, payloads, origin in self._front.letters(self._cannot_read):
                 try:
-                    self._handle_front(peer, message, payloads, now)
+                    self._handle_front(peer, message, payloads, origin, now)
                 except Exception:
                     self._give_up(peer, message)
         if self._admin.ready:
@@ -247,12 +247,14 @@ class FrontPart(Part[ToFront]):
     def _unexpected(self, message: AnyWords) -> None:
         self.complaints.note(UNEXPECTED, "unexpected message dropped", kind=type(message).__name__)
 
-    def _handle_front(self, peer: bytes, message: AnyWords, payloads: list[Payload], now: float) -> None:
+    def _handle_front(
+        self, peer: bytes, message: AnyWords, payloads: list[Payload], origin: transport.Origin, now: float
+    ) -> None:
         machine = self.machine
         if isinstance(message, Submit):
             self._handle_submit(peer, message, payloads, now)
         elif isinstance(message, Introduction):
-            self._handle_introduction(peer, message, now)
+            self._handle_introduction(peer, message, origin, now)
         elif not isinstance(message, (Cancel, Consumed, Poison, FrontendBeat)):
             self._unexpected(message)
         elif not machine.knows(peer):
@@ -288,7 +290,7 @@ class FrontPart(Part[ToFront]):
                 extra={"route": path, "fingerprint": poison.mark.hex(), "for_s": int(KEEP_S)},
             )
 
-    def _handle_introduction(self, peer: bytes, who: Introduction, now: float) -> None:
+    def _handle_introduction(self, peer: bytes, who: Introduction, origin: transport.Origin, now: float) -> None:
         for former in self.machine.formers(peer, who):
             self._lose(former)
         is_new = not self.machine.knows(peer)
@@ -297,7 +299,9 @@ class FrontPart(Part[ToFront]):
             log.error("frontend refused", extra={"frontend": who.name, "reason": answer.reason})
             self._tell(peer, answer)
             return
-        if is_new and who.host == self._host:  # said again by the same connection, its first word holds
+        if (
+            is_new and who.host == self._host and transport.is_here(origin)
+        ):  # said again by the same connection, its first word holds
             self._memory[peer] = self._arenas.create()
             session = self.machine.frontends[peer].session
             if self._watch.add(session, who.pid):

@@ -354,6 +354,11 @@ def stage_families(machine: StageMachine, retired: Sequence[Family], now: float,
             "Workers that were given up because the connection to them was lost, or said so themselves.",
             [(here, stats.cuts)],
         ),
+        counter(
+            f"{namespace}_batches_resent",
+            "Batches that were lost between the broker and a worker, while the connection lived.",
+            [(here, stats.resent)],
+        ),
         counter(f"{namespace}_batches_suspect", "Batches that were taken for stuck.", [(here, stats.slow)]),
         counter(f"{namespace}_hedges", "Items of them that were given to another worker too.", [(here, stats.hedged)]),
         counter(

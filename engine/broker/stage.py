@@ -45,7 +45,6 @@ from engine.core.actions import (
     Settle,
     ToWorker,
 )
-from engine.core.deaths import Death
 from engine.core.introduction import UNREADABLE, FrozenWords, Introduction, Refusal, Stranger
 from engine.core.liveness import CHECK_S, LANE_RETRY_S, LIMIT_S, REJOIN_S
 from engine.core.messages import Bye, Leave, Message, Place, Pulse, Ready, Results, WorkerBeat
@@ -212,7 +211,7 @@ class StagePart(Part[ToStage]):
         facts = {"stage": self.machine.spec.name, "worker": worker.slot, "pid": worker.pid, "here": worker.local}
         log.info("the connection to a worker is lost", extra=facts)
         if not worker.local:
-            self.machine.exited(key, now, Death.CUT)
+            self.machine.cut_off(key, now)
 
     def _give_up(self, peer: bytes, message: AnyWords, now: float) -> None:
         """Handling what this worker said has failed, halfway perhaps: it is given up as if it had died, which is a
@@ -281,7 +280,7 @@ class StagePart(Part[ToStage]):
 
     def _handle_control(self, peer: bytes, message: AnyWords, origin: transport.Origin, now: float) -> None:
         if isinstance(message, Introduction):
-            self._handle_introduction(peer, message, transport.pid_of(origin), now)
+            self._handle_introduction(peer, message, origin, now)
         elif isinstance(message, WorkerBeat | Ready | Leave | Bye) and not self._is(message.worker, peer, origin):
             self.complaints.note(UNEXPECTED, "a message in another worker's name dropped", kind=type(message).__name__)
             self._reply(peer, Pulse(self.machine.epoch, False))  # introduce yourself
@@ -308,10 +307,11 @@ class StagePart(Part[ToStage]):
         lane.peer = peer
         return True
 
-    def _handle_introduction(self, peer: bytes, who: Introduction, pid: int | None, now: float) -> None:
-        """``pid``: which process says so, where the kernel tells. The lane is for that process alone; and only one
-        that is known so is ever killed, else a peer's word could aim at any process of this user's."""
-        local = who.host == self._host
+    def _handle_introduction(self, peer: bytes, who: Introduction, origin: transport.Origin, now: float) -> None:
+        """The lane is for the process that says so, where the kernel tells which; and only one that is known so is ever
+        killed, else a peer's word could aim at any process of this user's."""
+        pid = transport.pid_of(origin)
+        local = who.host == self._host and transport.is_here(origin)
         machine = self.machine
         for former in [key for key, lane in self._lanes.items() if lane.peer == peer]:
             worker = machine.workers.get(former)  # None: gone, and its lane is about to be

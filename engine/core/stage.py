@@ -36,7 +36,7 @@ from engine.core.fate import Fate
 from engine.core.foresight import Foresight
 from engine.core.introduction import Introduction, Refusal, Stranger, agreed, refuse_worker
 from engine.core.items import Item
-from engine.core.liveness import ABSENT_S, BEAT_S, SETTLE_S, WORKER_SILENCE_S, Looks
+from engine.core.liveness import ABSENT_S, BEAT_S, LIMIT_S, SETTLE_S, WORKER_SILENCE_S, Looks
 from engine.core.messages import (
     Batch,
     CancelItems,
@@ -388,6 +388,19 @@ class StageMachine:
             self._tell(now)
         else:
             self._forget(worker, now, death, how)
+
+    def cut_off(self, key: int, now: float) -> None:
+        """The connection to a worker on another host is lost. So are those to its neighbours that were not heard for
+        longer than the limit, probably: a connection is noticed to be dead so long after it was used, and whoever got
+        something late would wait so much longer. Not where a mistake would end requests."""
+        worker = self.workers.get(key)
+        if worker is None:
+            return
+        self.exited(key, now, Death.CUT)
+        if self.spec.idempotent:
+            for other in list(self.workers.values()):
+                if other.host == worker.host and other.linked and not other.local and now - other.heard > LIMIT_S:
+                    self.exited(other.key, now, Death.CUT)
 
     def settled(self, settle: Settle, now: float) -> None:
         """These results have arrived at the next stage or the front: free them, and the worker's credit with the last

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import Final
 
@@ -76,7 +77,7 @@ def run(row: Row, scene: Scene, *, rate: float, seconds: float, seed: int, timeo
     seen = Seen(tally, 0, 0, problems)
     if row.is_back:
         try:
-            wait_for("readiness", lambda: scene.whole_after(healed) < inf, within_s=20.0)
+            wait_for("readiness", partial(_is_whole, scene, healed), within_s=20.0)
         except AssertionError:
             problems.append(f"not ready again: {scene.ready}")
         seen.back_s = scene.whole_after(healed)
@@ -132,11 +133,19 @@ def kills(scene: Scene, rng: random.Random, seconds: float) -> Iterator[float]:
         host, stage = rng.choice(("w1", "w2")), rng.choice(("prep", "encode"))
         at = time.monotonic()
         os.kill(rng.choice(scene.lab[host].pids("worker", stage, "--slot")), signal.SIGKILL)
-        wait_for("a death to be noticed", lambda at=at: scene.changed_after(at) < inf, within_s=20.0)
+        wait_for("a death to be noticed", partial(_is_noticed, scene, at), within_s=20.0)
         took = scene.changed_after(at)
         assert took < KILLED_S + SLACK_S, f"a killed process was noticed after {took:.2f} s"
-        wait_for("its replacement", lambda at=at: scene.whole_after(at) < inf, within_s=20.0)
+        wait_for("its replacement", partial(_is_whole, scene, at), within_s=20.0)
         yield 0.2
+
+
+def _is_noticed(scene: Scene, at: float) -> bool:
+    return scene.changed_after(at) < inf
+
+
+def _is_whole(scene: Scene, at: float) -> bool:
+    return scene.whole_after(at) < inf
 
 
 def resets(scene: Scene, rng: random.Random, seconds: float) -> Iterator[float]:

@@ -184,10 +184,11 @@ class Scene:
         asked = subprocess.run(
             self.lab["broker"].command(ENGINE, "status", str(self.file), *where), capture_output=True, check=False
         )
-        return json.loads(asked.stdout) if asked.returncode == 0 else {}  # type: ignore[no-any-return]
+        told: dict[str, Any] = json.loads(asked.stdout) if asked.returncode == 0 else {}
+        return told
 
     def deaths(self) -> int:
-        return sum(stage["deaths"] for stage in self.status()["stages"])
+        return sum(stage["deaths"] for stage in wait_for("a status", self.status, within_s=20.0)["stages"])
 
     def answers(self) -> bool:
         return not self.load(10, 0.1).lost

@@ -9,7 +9,7 @@ import pytest
 from engine.core.actions import News
 from engine.core.batching import AHEAD_S, Policy
 from engine.core.crew import CREDIT_MAX, WorkerState, credit_for
-from engine.core.liveness import ABSENT_S, SETTLE_S, WORKER_SILENCE_S
+from engine.core.liveness import ABSENT_S, LIMIT_S, SETTLE_S, WORKER_SILENCE_S
 from engine.core.messages import CancelItems, Dismiss, Pulse, Results, Revoke, WorkerBeat
 from engine.core.routing import FINAL
 from engine.core.stage import StageMachine, StageSpec
@@ -440,6 +440,22 @@ def test_a_worker_on_another_host_that_computes_may_be_silent_while_the_connecti
     twin.pass_seconds(int(WORKER_SILENCE_S) + 2)  # idle, and silent: whatever the kernels say
     assert worker.key not in twin.stages[0].workers
     assert twin.stages[0].stats.replayed == 0
+
+
+@pytest.mark.parametrize("idempotent", [True, False])
+def test_a_connection_that_is_lost_makes_silent_neighbours_of_its_host_suspect(idempotent: bool) -> None:
+    twin = Twin(topology(), [replace(SPEC, timeout_s=60.0, idempotent=idempotent)])
+    stage = twin.stages[0]
+    workers = [twin.worker(local=False, slot=slot) for slot in (1, 2, 3, 4)]
+    for worker in workers:
+        stage.workers[worker.key].linked = True
+    stage.workers[workers[3].key].host = "another"
+    twin.pass_seconds(int(LIMIT_S) + 1)
+    stage.beat(WorkerBeat(workers[2].key), twin.now)
+    stage.cut_off(workers[0].key, twin.now)
+    left = [worker.key in stage.workers for worker in workers]
+    assert left == [False, not idempotent, True, True]
+    assert stage.stats.deaths.total() == 0
 
 
 def test_an_idle_silent_worker_is_given_up_and_asked_to_say_hello_again() -> None:

@@ -155,3 +155,17 @@ def test_losses_are_heard_by_name_and_port() -> None:
         assert told(losses) == []
         for sock in (*bound[:2], ends[2], losses.sock):
             sock.close()
+
+
+def test_a_machine_that_gives_our_own_token_is_another_one_all_the_same(remote: Deployment) -> None:
+    """Two that began as one snapshot of a third do: where a connection comes from is the kernel's word."""
+    with running(remote), worker(remote, pid=os.getpid()) as here:
+        (one,) = status_of(remote)["stages"][0]["workers"]
+        assert one["here"]
+        here.control.close()
+        here.control = here.ctx.socket(zmq.DEALER)
+        there = here.endpoints.control(0).replace("tcp://", "tcp://127.0.0.7:0;")
+        here.control.connect(there)
+        here.join()
+        (one,) = status_of(remote)["stages"][0]["workers"]
+        assert not one["here"]
