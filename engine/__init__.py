@@ -41,6 +41,7 @@ The code, from the bottom up; a module imports only what stands above it:
     process, signals, supervisor/
                         child processes: started, watched, restarted, stopped
     planning/           how many workers a goal takes: `engine plan`
+    render/             how other systems run a deployment: `engine render`
     server              the Python API: the same deployment, described by calls
     mixin, runtime, worker
                         names of server and stages where a service written for Mosec looks for them

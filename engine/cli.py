@@ -33,7 +33,10 @@ LAST_MOST: Final = 65_535  # decisions that can be asked for: more than are kept
 
 COMMANDS: Final = (
     "up", "check", "broker", "frontend", "worker", "status", "why", "reload", "scale", "plan", "ports", "keys",
+    "health", "render",
 )  # fmt: skip
+
+TARGETS: Final = ("kubernetes", "compose", "systemd", "dockerfile")  # of engine.render
 
 _UP_ELSEWHERE: Final = ("run", "serve", "start")  # what other programs call it
 
@@ -58,6 +61,8 @@ _FLAGS: Final = {
     "reload": _HERE,
     "scale": _HERE,
     "plan": _HERE,
+    "health": (*_EVERYWHERE, "run_dir"),
+    "render": (*_EVERYWHERE, "key"),
     "ports": (*_EVERYWHERE, "address", "port"),
 }  # fmt: skip
 
@@ -149,7 +154,9 @@ def parser() -> argparse.ArgumentParser:
         what = "the parts that run here: broker, frontend, names of stages (NAME=N: so many workers); default: all"
         sub.add_argument("--only", metavar="PARTS", default="", help=what)
 
-    def add(name: str, command: Command, what: str, example: str) -> argparse.ArgumentParser:
+    def add(
+        name: str, command: Command, what: str, example: str, choices: Sequence[str] = ()
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name,
             help=what,
@@ -158,6 +165,8 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        if choices:
+            sub.add_argument("target", metavar="SYSTEM", choices=choices, help=f"one of {', '.join(choices)}")
         sub.add_argument("file", metavar="FILE", nargs="?", default=FILE_NAME, help=_FILE)
         sub.set_defaults(command=command, parser=sub)
         add_flags(sub, _FLAGS.get(name))
@@ -212,6 +221,25 @@ def parser() -> argparse.ArgumentParser:
     add_only(
         add("reload", _reload, "replace the workers of a running deployment by what its file says now", "engine reload")
     )
+    health = add(
+        "health",
+        _health,
+        "say whether what a supervisor runs on this machine is ready, without any network: for probes",
+        "engine health stages.toml --only encode",
+    )
+    add_only(health)
+    health.add_argument("--live", action="store_true", help="whether the supervisor itself lives, whatever it says")
+    render = add(
+        "render",
+        _render,
+        "write how a deployment is run by another system: manifests for Kubernetes, units for systemd, and the like",
+        "engine render kubernetes stages.toml --cells 2",
+        TARGETS,
+    )
+    render.add_argument("--cells", type=_count, default=1, metavar="N", help="kubernetes: brokers with workers each")
+    render.add_argument("--image", default="", metavar="IMAGE", help="kubernetes, compose: what the containers run")
+    render.add_argument("--kube-namespace", default="default", metavar="NAME", help="kubernetes: where it lies")
+    add_only(render)
     scale = add("scale", _scale, "change how many workers stages have", "engine scale stages.toml encode=4")
     add_only(scale)
     scale.add_argument("nums", metavar="STAGE=N", nargs="*", help="how many workers a stage shall have")
@@ -253,10 +281,14 @@ def _count(text: str) -> int:
 
 
 def _version() -> str:
+    return _installed() or "(not installed)"
+
+
+def _installed() -> str | None:
     try:
         return metadata.version("stageline")
     except metadata.PackageNotFoundError:  # run from a source tree
-        return "(not installed)"
+        return None
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
@@ -487,6 +519,39 @@ def _new_keys(path: str) -> int:
 
     make(path)
     print(told_next(path))
+    return ExitCode.OK
+
+
+def _health(options: argparse.Namespace, deployment: Deployment) -> int:
+    from engine.supervisor import orders
+
+    own = _parts(options, deployment).of(deployment)
+    try:
+        orders.give(run_dir(own), orders.HEALTH, lambda line: None, within_s=STATUS_TIMEOUT_S)
+    except Unavailable as error:
+        print(f"engine: {error}", file=sys.stderr)
+        return ExitCode.UNREACHABLE
+    except RuntimeError as error:
+        print(error)
+        return ExitCode.OK if options.live else ExitCode.FAILED
+    print("ready")
+    return ExitCode.OK
+
+
+def _render(options: argparse.Namespace, deployment: Deployment) -> int:
+    from engine import render
+    from engine.supervisor.address import own_command
+
+    about = render.About(
+        text=deployment.file.read_text(encoding="utf-8"),
+        cells=options.cells,
+        image=options.image,
+        namespace=options.kube_namespace,
+        parts=_parts(options, deployment),
+        command=own_command(),
+        version=_installed() or "",
+    )
+    print(render.TARGETS[options.target](deployment, about), end="")
     return ExitCode.OK
 
 

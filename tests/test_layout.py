@@ -37,7 +37,7 @@ LAYERS: Final = (
     ("supervisor", ("engine.supervisor",)),
     ("cli", (
         "engine.cli", "engine.bootstrap", "engine.planning", "engine.server", "engine.status", "engine.mixin",
-        "engine.ports", "engine.why", "engine.worker", "engine.runtime", "engine.__main__",
+        "engine.ports", "engine.render", "engine.why", "engine.worker", "engine.runtime", "engine.__main__",
     )),
 )  # fmt: skip
 

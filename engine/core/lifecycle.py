@@ -153,6 +153,9 @@ ESSENTIAL: Final = frozenset({Kind.BROKER, Kind.FRONTEND})
 # Exit codes of a process that somebody ended: an operator, whoever watches for hangs.
 FROM_OUTSIDE: Final = frozenset({-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP})
 
+# One that is stopping while others serve has been replaced, or there shall be fewer.
+UNWELL: Final = frozenset({ChildState.WAITING, ChildState.STARTING, ChildState.BACKING_OFF})
+
 RUNNING: Final = frozenset({ChildState.STARTING, ChildState.READY})
 ALIVE: Final = frozenset({ChildState.STARTING, ChildState.READY, ChildState.STOPPING})
 
@@ -246,6 +249,14 @@ class Machine:
     def workers(self) -> list[Child]:
         """Those that are there, or shall come back."""
         return [child for child, record in self._records.items() if _stays(child, record)]
+
+    @property
+    def unwell(self) -> str:
+        """What is not as it shall be, in words; empty: everybody who runs here is ready."""
+        if self.phase is not Phase.SERVING:
+            return f"it is {self.phase.value}"
+        out = [child.name for child, record in self._records.items() if record.state in UNWELL]
+        return f"not ready: {', '.join(out)}" if out else ""
 
     def state(self, child: Child) -> ChildState:
         return self._records[child].state

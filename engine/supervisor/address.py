@@ -125,6 +125,12 @@ def status_command(deployment: Deployment) -> str:
     return " ".join(words)
 
 
+def own_command() -> str:
+    """The command of this very installation, by its whole path."""
+    own = Path(sys.executable).parent / "engine"
+    return str(own) if own.exists() else f"{sys.executable} -m engine"
+
+
 def _from_here(path: Path) -> str:
     """Relative where it lies below the current folder, else whole."""
     try:

@@ -36,7 +36,7 @@ from engine.supervisor.changes import Changes, Refused
 from engine.supervisor.daemons import Daemon
 from engine.supervisor.family import Commands
 from engine.supervisor.keeper import VARIABLE, Keeper, end
-from engine.supervisor.orders import Asker, Orders
+from engine.supervisor.orders import HEALTH, Asker, Orders
 
 LINE_MAX: Final = 64 * 1024  # bytes of a status line; a child that sends longer ones is not one of ours
 ORPHANS_S: Final = 0.2  # for what a worker left to be killed; what takes longer is the sweep's
@@ -237,7 +237,10 @@ class Loop:
             self._selector.unregister(fd)
 
     def _change(self, order: Mapping[str, Any], asker: Asker | None) -> None:
-        """Change the deployment, if that can be done; ``asker`` is told, and the log."""
+        """Change the deployment, if that can be done; ``asker`` is told, and the log. Or say how it is."""
+        if order == HEALTH and asker is not None:
+            asker.end(self._machine.unwell)
+            return
         try:
             event = self._event_of(order)
         except Refused as error:

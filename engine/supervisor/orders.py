@@ -1,10 +1,10 @@
 """Orders to a running supervisor: a socket in the run directory, a JSON line there and JSON lines back.
 
-Who can reach the socket owns the deployment: the run directory is private. An order is ``{"do": "reload"}`` or
-``{"do": "scale", "nums": {"encode": 3}}``; the answer is any number of ``{"say": TEXT}`` and in the end
-``{"error": TEXT, "pids": [...]}``: the text is empty where it was done, and the pids are those of the workers that are
-this supervisor's to change. The supervisor never waits for whoever asked: one that does not read its
-answer misses it.
+Who can reach the socket owns the deployment: the run directory is private. An order is ``{"do": "reload"}``,
+``{"do": "scale", "nums": {"encode": 3}}`` or ``{"do": "health"}``, which only asks; the answer is any number of
+``{"say": TEXT}`` and in the end ``{"error": TEXT, "pids": [...]}``: the text is empty where it was done, and the pids
+are those of the workers that are this supervisor's to change. The supervisor never waits for whoever asked: one that
+does not read its answer misses it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any, Final
 
 from engine.errors import Unavailable
 from engine.supervisor.rundir import ORDERS
+
+HEALTH: Final = {"do": "health"}
 
 LINE_MAX: Final = 64 * 1024  # bytes of an order
 ASKERS_MOST: Final = 16  # connections at once; more are closed at once
@@ -119,26 +121,30 @@ class Asker:
             self._sock.send(json.dumps(line).encode() + b"\n")
 
 
-def give(folder: Path, order: dict[str, Any], say: Callable[[str], None]) -> set[int]:
+def give(folder: Path, order: dict[str, Any], say: Callable[[str], None], *, within_s: float | None = None) -> set[int]:
     """Give an order to the supervisor of the deployment in ``folder``, and ``say`` what it says until it is done. The
-    pids of its workers then.
+    pids of its workers then. ``within_s``: for how long each word of it is waited for.
 
     Raises Unavailable when there is no supervisor, or it ends before it is done; RuntimeError with its reason when it
     does not do it.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(within_s)
         try:
             sock.connect(os.fspath(folder / ORDERS))
         except OSError as error:
             raise Unavailable(503, f"no supervisor listens in {folder}: {error.strerror or error}") from error
-        sock.sendall(json.dumps(order).encode() + b"\n")
-        with sock.makefile("rb") as lines:
-            for line in lines:
-                told = json.loads(line)
-                if "error" not in told:
-                    say(str(told.get("say", "")))
-                elif told["error"]:
-                    raise RuntimeError(str(told["error"]))
-                else:
-                    return set(told.get("pids", ()))
+        try:
+            sock.sendall(json.dumps(order).encode() + b"\n")
+            with sock.makefile("rb") as lines:
+                for line in lines:
+                    told = json.loads(line)
+                    if "error" not in told:
+                        say(str(told.get("say", "")))
+                    elif told["error"]:
+                        raise RuntimeError(str(told["error"]))
+                    else:
+                        return set(told.get("pids", ()))
+        except TimeoutError:
+            raise Unavailable(503, f"the supervisor in {folder} does not answer") from None
     raise Unavailable(503, "the supervisor ended before it had done it")

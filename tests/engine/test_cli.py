@@ -82,7 +82,8 @@ def test_every_command_has_help_with_an_example(command: str, capsys: pytest.Cap
         cli.run([command, "--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    assert f"example:\n  engine {command} stages.toml" in text
+    what = f"{command} kubernetes" if command == "render" else command
+    assert f"example:\n  engine {what} stages.toml" in text
     assert "--log-level" in text
     assert ("--port" in text) == (command in ("up", "frontend")), "only the flags that it looks at"
     assert "--parent" not in text

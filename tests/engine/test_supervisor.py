@@ -689,6 +689,27 @@ def test_a_part_is_ready_when_what_runs_here_is_and_its_broker_finishes_before_i
     assert list(folder.glob("run*")) == []
 
 
+def test_its_health_is_asked_for_without_a_network(start: Callable[..., Trial], folder: Path) -> None:
+    def health(*flags: str) -> tuple[int, str]:
+        asked = [sys.executable, "-m", "engine.cli", "health", str(folder), "--only", "broker,encode", *flags]
+        env = {**os.environ, "ENGINE_RUN_DIR": str(folder / "run")}
+        done = subprocess.run(asked, capture_output=True, text=True, env=env, timeout=PATIENCE_S, check=False)
+        return done.returncode, done.stdout
+
+    text = '[engine]\nname = "tried"\nbind = "tcp://127.0.0.1:7000"\ninsecure = true\n'
+    (folder / "stages.toml").write_text(f'{text}[[stage]]\nname = "encode"\nworker = "service:Encode"\n')
+    assert health()[0] == ExitCode.UNREACHABLE
+    trial = start(engine=SHARED, only="broker,encode")
+    trial.wait_ready(2)
+    assert health() == (ExitCode.OK, "ready\n")
+    tell(folder, "worker-encode-2", "hangs")
+    os.kill(trial.pids("worker-encode-2")[0], signal.SIGKILL)
+    wait_until("it says so", lambda: health()[0] == ExitCode.FAILED)
+    assert health() == (ExitCode.FAILED, "not ready: worker encode-2\n")
+    assert health("--live")[0] == ExitCode.OK
+    assert trial.stop() == ExitCode.OK
+
+
 def test_other_parts_run_beside_and_the_same_do_not(start: Callable[..., Trial], folder: Path) -> None:
     fronts = start(engine=SHARED, only="broker,frontend")
     fronts.wait_ready()

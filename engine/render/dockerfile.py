@@ -1,0 +1,30 @@
+"""The image of a deployment: its folder, and what serves it, for a user without rights and a root that is read-only."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from engine.config import Deployment
+from engine.render.about import APP, USER, About
+
+_TEXT: Final = """\
+FROM python:3.12-slim
+
+# What the stages import goes into requirements.txt. A wheel of Stageline that lies in the folder is taken, else one of
+# this version from an index.
+ARG STAGELINE_VERSION{version}
+WORKDIR {app}
+COPY . {app}
+RUN pip install --no-cache-dir --find-links {app} "stageline==$STAGELINE_VERSION" \\
+    && if [ -f requirements.txt ]; then pip install --no-cache-dir -r requirements.txt; fi
+
+ENV PYTHONDONTWRITEBYTECODE=1
+USER {user}:{user}
+ENTRYPOINT ["engine"]
+CMD ["up", "{app}/{file}"]
+"""
+
+
+def render(deployment: Deployment, about: About) -> str:
+    version = f"={about.version}" if about.version else ""
+    return _TEXT.format(app=APP, user=USER, file=deployment.file.name, version=version)
