@@ -8,7 +8,7 @@ from math import ceil, inf
 import pytest
 
 from engine.core.batching import Policy
-from engine.core.demand import DOWN_S, UP_S, UTILISATION, Demand, Scale
+from engine.core.demand import DOWN_S, UP_S, UTILISATION, WINDOW_S, Demand, Scale
 from engine.core.messages import Status
 from engine.core.stage import StageSpec
 from tests.core.traffic import Layer, Service, line
@@ -162,3 +162,10 @@ def test_a_stage_that_may_be_empty_queues_until_a_worker_comes() -> None:
     worker = twin.worker()
     twin.finish(worker)
     assert [status for ((status, _),) in twin.answers.values()] == [Status.OK]
+
+
+def test_looks_are_kept_for_the_window_and_no_longer() -> None:
+    demand = Demand()
+    for second in range(1000):
+        demand.look(float(second), second, 0)
+    assert len(demand._looks) <= WINDOW_S + 2
