@@ -40,6 +40,7 @@ The code, from the bottom up; a module imports only what stands above it:
                         what the system tells of its bounds and of processes
     process, signals, supervisor/
                         child processes: started, watched, restarted, stopped
+    onray/              the parts of a deployment where a Ray cluster has room: `engine up F --on ray`
     planning/           how many workers a goal takes: `engine plan`
     render/             how other systems run a deployment: `engine render`
     server              the Python API: the same deployment, described by calls

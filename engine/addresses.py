@@ -2,7 +2,8 @@
 
 ZeroMQ would look the name up itself, in the one thread that carries all connections of a context: a resolver that does
 not answer holds them all up for seconds. So names are looked up here, each time in a thread of its own, and sockets are
-given numbers. Whoever makes a connection anew looks the name up anew: a broker that was moved has another address.
+given numbers. Whoever makes a connection anew looks the name up anew: a broker that was moved has another address. So
+has one whose address stands in a file, which whoever moves it writes.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import ipaddress
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
-from engine.config.endpoints import Endpoints
+from engine.config.endpoints import Endpoints, file_of
 from engine.log import get_logger
 
 RETRY_S: Final = 1.0  # until a name that could not be looked up is tried again
@@ -33,7 +35,7 @@ class Search:
         self._ring = ring
         self._is_plain = not endpoints.is_tcp or is_number(endpoints.host)
         self._looks = False
-        self._found: list[str] | None = None  # what the last look has brought
+        self._found: list[Endpoints] | None = None  # what the last look has brought
         self._failure = ""  # as it was told last
         self._turn = 0  # of several addresses, the next one each time: one may be of no use
         self._again_at = 0.0
@@ -53,7 +55,7 @@ class Search:
             return None
         if self._found:
             self._turn += 1
-            return self._endpoints.at(self._found[self._turn % len(self._found)])
+            return self._found[self._turn % len(self._found)]
         if self._found is not None:  # the look has failed
             self._found, self._again_at = None, now + RETRY_S
         elif now >= self._again_at:
@@ -61,31 +63,52 @@ class Search:
         return None
 
     def _look(self) -> None:
-        found: list[str] = []
+        found: list[Endpoints] = []
         try:
-            told = socket.getaddrinfo(self._endpoints.host, None, type=socket.SOCK_STREAM)
-            found = list(dict.fromkeys(str(address[0]) for *_, address in told))
-            if len(found) > 1:
-                found = next(([address] for address in found if self._takes(address)), found)
+            found = _looked_up(self._endpoints)
             self._failure = ""
-        except (OSError, UnicodeError) as error:
+        except (OSError, ValueError) as error:
             if str(error) != self._failure:
                 self._failure = str(error)
-                log.warning(
-                    "the broker's host cannot be looked up", extra={"host": self._endpoints.host, "reason": str(error)}
-                )
+                told = {"broker": self._endpoints.base.removeprefix("tcp://"), "reason": str(error)}
+                log.warning("the broker's address cannot be looked up", extra=told)
         self._found = found
         self._looks = False
         self._ring()
 
-    def _takes(self, address: str) -> bool:
-        """Whether somebody listens there: of the two families of addresses a broker may serve one."""
-        try:
-            with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as sock:
-                sock.settimeout(ANSWER_S)
-                return sock.connect_ex((address, self._endpoints.port)) == 0
-        except OSError:  # a host without that family
-            return False
+
+def _looked_up(endpoints: Endpoints) -> list[Endpoints]:
+    """By all addresses, or by one at which somebody listens. Raises OSError where the system does not tell, ValueError
+    where what it tells is none."""
+    named = _read(endpoints)
+    if is_number(named.host):
+        return [named]
+    told = socket.getaddrinfo(named.host, None, type=socket.SOCK_STREAM)
+    found = [named.at(address) for address in dict.fromkeys(str(address[0]) for *_, address in told)]
+    return next(([one] for one in found if len(found) > 1 and _takes(one)), found)
+
+
+def _read(endpoints: Endpoints) -> Endpoints:
+    """Where a file has the address, by what stands in it now."""
+    path = file_of(endpoints.base.removeprefix("tcp://"))
+    if path is None:
+        return endpoints
+    with open(path) as file:
+        read = replace(endpoints, base=f"tcp://{file.read(1000).strip()}")
+    if not read.host or not read.port:  # ValueError, where it is no number
+        raise ValueError(f"{path}: expected HOST:PORT")
+    return read
+
+
+def _takes(endpoints: Endpoints) -> bool:
+    """Whether somebody listens there: of the two families of addresses a broker may serve one."""
+    host = endpoints.host
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
+            sock.settimeout(ANSWER_S)
+            return sock.connect_ex((host, endpoints.port)) == 0
+    except OSError:  # a host without that family
+        return False
 
 
 def is_number(host: str) -> bool:
@@ -98,7 +121,7 @@ def is_number(host: str) -> bool:
 
 
 def numbered(endpoints: Endpoints) -> Endpoints:
-    """The same by an address, for those who may wait for it. Raises OSError when there is none."""
+    """The same by an address, for those who may wait for it. Raises OSError when there is none, and ValueError."""
     if not endpoints.is_tcp or is_number(endpoints.host):
         return endpoints
-    return endpoints.at(str(socket.getaddrinfo(endpoints.host, None, type=socket.SOCK_STREAM)[0][4][0]))
+    return _looked_up(endpoints)[0]

@@ -49,8 +49,9 @@ def _admin(deployment: Deployment, cell: int) -> str:
     found = transport.reaching(deployment, cell)
     try:
         return numbered(found).admin
-    except OSError as error:
-        raise Unavailable(503, f"the broker's host {found.host} cannot be looked up: {error}") from error
+    except (OSError, ValueError) as error:
+        name = found.base.removeprefix("tcp://")
+        raise Unavailable(503, f"the broker's address {name} cannot be looked up: {error}") from error
 
 
 def ask_at(context: transport.Context, endpoint: str, what: str | Ask, timeout_s: float) -> bytes:

@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 
 KEY_FILE: Final = "deployment.key"
 STATUS_TIMEOUT_S: Final = 3.0
+DOWN_S: Final = 30.0  # beyond what a deployment has to finish in
 LAST_MOST: Final = 65_535  # decisions that can be asked for: more than are kept
 
 COMMANDS: Final = (
-    "up", "check", "broker", "frontend", "worker", "status", "why", "reload", "scale", "plan", "ports", "keys",
+    "up", "check", "broker", "frontend", "worker", "status", "why", "reload", "scale", "down", "plan", "ports", "keys",
     "health", "render",
 )  # fmt: skip
 
@@ -50,7 +51,7 @@ _EVERYWHERE: Final = ("log_level",)
 _HERE: Final = (*_EVERYWHERE, "run_dir", "broker", "key")
 _FLAGS: Final = {
     "check": (*_EVERYWHERE, "timeout"),
-    "broker": (*_HERE, "grace", "namespace", "capacity", "timeout"),
+    "broker": (*_HERE, "bind", "grace", "namespace", "capacity", "timeout"),
     "frontend": (
         *_HERE, "grace", "namespace", "capacity", "timeout", "address", "port", "max_request_size", "compression",
         "certfile", "keyfile",
@@ -60,6 +61,7 @@ _FLAGS: Final = {
     "why": _HERE,
     "reload": _HERE,
     "scale": _HERE,
+    "down": (*_HERE, "grace"),
     "plan": _HERE,
     "health": (*_EVERYWHERE, "run_dir"),
     "render": (*_EVERYWHERE, "key"),
@@ -154,6 +156,10 @@ def parser() -> argparse.ArgumentParser:
         what = "the parts that run here: broker, frontend, names of stages (NAME=N: so many workers); default: all"
         sub.add_argument("--only", metavar="PARTS", default="", help=what)
 
+    def add_on(sub: argparse.ArgumentParser) -> None:
+        what = "the cluster that runs it: ray, the one of this machine, or ray=HOST:PORT; default: this machine"
+        sub.add_argument("--on", metavar="CLUSTER", type=_cluster, help=what)
+
     def add(
         name: str, command: Command, what: str, example: str, choices: Sequence[str] = ()
     ) -> argparse.ArgumentParser:
@@ -174,11 +180,14 @@ def parser() -> argparse.ArgumentParser:
 
     up = add("up", _up, "run a deployment, or parts of one, on this machine", "engine up stages.toml --port 9000")
     add_only(up)
+    add_on(up)
+    up.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # for whoever holds a part of a deployment
     up.epilog = (
         "example:\n"
         "  engine up stages.toml --port 9000\n"
         "  engine up stages.toml --only broker,frontend   on one host, and\n"
-        "  engine up stages.toml --only encode=4          on others"
+        "  engine up stages.toml --only encode=4          on others\n"
+        "  engine up stages.toml --on ray                 wherever the Ray cluster has room"
     )
     check = add(
         "check",
@@ -203,6 +212,7 @@ def parser() -> argparse.ArgumentParser:
 
     status = add("status", _status, "show a running deployment", "engine status stages.toml --json")
     status.add_argument("--json", action="store_true", help="print what the broker says, as JSON")
+    add_on(status)
 
     why = add("why", _why, "say why batches left and requests were refused, lately", "")
     why.add_argument("--stage", metavar="NAME", default="", help="of this stage alone")
@@ -242,6 +252,9 @@ def parser() -> argparse.ArgumentParser:
     add_only(render)
     scale = add("scale", _scale, "change how many workers stages have", "engine scale stages.toml encode=4")
     add_only(scale)
+    down = add("down", _down, "end a running deployment, in order", "engine down stages.toml")
+    add_only(down)
+    add_on(down)
     scale.add_argument("nums", metavar="STAGE=N", nargs="*", help="how many workers a stage shall have")
     plan = add(
         "plan",
@@ -280,6 +293,14 @@ def _count(text: str) -> int:
     return number
 
 
+def _cluster(text: str) -> str:
+    """The address of a Ray cluster, "" for that of this machine."""
+    kind, _, address = text.partition("=")
+    if kind != "ray" or (not address and "=" in text):
+        raise argparse.ArgumentTypeError(f"expected ray or ray=HOST:PORT, got {text}")
+    return address
+
+
 def _version() -> str:
     return _installed() or "(not installed)"
 
@@ -304,8 +325,41 @@ def _up(options: argparse.Namespace, deployment: Deployment) -> int:
     from engine import supervisor
 
     log.setup("supervisor", level=deployment.engine.log_level)
+    if options.on is not None:
+        from engine.onray import cluster
+
+        return cluster.up(deployment, options.on, cluster.tell)
+    if options.parent is not None:
+        from engine.process import die_with_parent
+
+        die_with_parent(options.parent)
     _warn_of_strangers()
     return supervisor.run(deployment, reread=_reread(options), parts=_parts(options, deployment))
+
+
+def _down(options: argparse.Namespace, deployment: Deployment) -> int:
+    from engine.clock import Deadline
+    from engine.supervisor import rundir
+
+    log.setup("down", level=deployment.engine.log_level)
+    if options.on is not None:
+        from engine.onray import cluster
+
+        return cluster.down(deployment, options.on, cluster.tell)
+    deployment = _parts(options, deployment).of(deployment)
+    path = run_dir(deployment)
+    pid = rundir.holder(path)
+    if pid is None:
+        print(f'engine: "{deployment.engine.name}" does not run here ({path})', file=sys.stderr)
+        return ExitCode.UNREACHABLE
+    os.kill(pid, signal.SIGTERM)
+    patience = Deadline(deployment.engine.grace + deployment.frontend.drain_delay + DOWN_S)
+    while rundir.holder(path) == pid:
+        if patience.passed:
+            print(f"engine: process {pid} is still stopping", file=sys.stderr)
+            return ExitCode.FAILED
+        rundir.sleep(rundir.LOOK_S)
+    return ExitCode.OK
 
 
 def _parts(options: argparse.Namespace, deployment: Deployment) -> Parts:
@@ -408,12 +462,27 @@ def _status(options: argparse.Namespace, deployment: Deployment) -> int:
     from engine.supervisor.rundir import check
 
     log.setup("status", level=deployment.engine.log_level)
+    if options.on is not None:
+        return _status_on(options, deployment)
     if not deployment.engine.is_tcp:
         check(run_dir(deployment))
     try:
         answer = admin.ask(deployment, "status", STATUS_TIMEOUT_S)
     except Unavailable as error:
         return _unreachable(options, deployment, error)
+    print(answer.decode() if options.json else status.table(answer))
+    return ExitCode.OK
+
+
+def _status_on(options: argparse.Namespace, deployment: Deployment) -> int:
+    from engine import status
+    from engine.onray import cluster
+
+    try:
+        answer = cluster.status(deployment, options.on)
+    except Unavailable as error:
+        print(f'engine: "{deployment.engine.name}" does not answer: {error}', file=sys.stderr)
+        return ExitCode.UNREACHABLE
     print(answer.decode() if options.json else status.table(answer))
     return ExitCode.OK
 

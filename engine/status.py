@@ -43,6 +43,11 @@ def table(answer: bytes) -> str:
         *(line for stage in told.get("stages", ()) for line in _remarks(stage)),
         *map(_goal, told.get("goals", ())),
         *_refusals(told),
+        *(
+            f"{one['part']} has no place yet: it waits for {one['needs']}"
+            for one in told.get("parts", ())
+            if not one["host"]
+        ),
     ]
     workers = [
         (

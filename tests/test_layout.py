@@ -37,7 +37,8 @@ LAYERS: Final = (
     ("supervisor", ("engine.supervisor",)),
     ("cli", (
         "engine.cli", "engine.bootstrap", "engine.planning", "engine.server", "engine.status", "engine.mixin",
-        "engine.ports", "engine.render", "engine.why", "engine.worker", "engine.runtime", "engine.__main__",
+        "engine.onray", "engine.ports", "engine.render", "engine.why", "engine.worker", "engine.runtime",
+        "engine.__main__",
     )),
 )  # fmt: skip
 

@@ -53,7 +53,7 @@ def _listening(deployment: Deployment, cell: int) -> Endpoints:
     found = transport.listening(deployment, cell)
     try:
         return numbered(found)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise StartError(f"cannot listen at {found.base}: {found.host}: {error}") from error
 
 

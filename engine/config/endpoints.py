@@ -121,6 +121,11 @@ class Endpoints:
         return f"ipc://{self.base}/{name}"
 
 
+def file_of(broker: str) -> str | None:
+    """The file that holds the address of a broker, where it is given so: ``@/path``."""
+    return broker[1:] if broker.startswith("@") else None
+
+
 def loopback_of(host: str) -> str:
     """By which a broker that listens on all addresses is reached from its own host; another host's name as it is."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

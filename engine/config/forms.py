@@ -21,6 +21,7 @@ from difflib import get_close_matches
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from engine.config.endpoints import file_of
 from engine.config.schema import RESERVED_PATHS, Form, Key, Unit
 from engine.config.units import UnitError, format_size, parse_size, parse_time, warm_up_s, wear_limits
 
@@ -175,7 +176,7 @@ _EXPECTED: Final[Mapping[Form, str]] = {
     Form.STAGES: "a list of stage names",
     Form.ADDRESS: "a host name, IPv4 or IPv6 address",
     Form.BIND: _BIND,
-    Form.BROKER: '"HOST:PORT", or a list of several',
+    Form.BROKER: '"HOST:PORT", "@FILE" that holds one, or a list of several',
     Form.FOLDER: "the path of a folder",
     Form.FILE: "the path of a file",
     Form.PREFIX: "letters, digits, _ and :, not beginning with a digit",
@@ -266,6 +267,10 @@ def _broker(value: object) -> tuple[str, ...]:
 
 def _host_port(value: object) -> str:
     text = value.removeprefix("tcp://") if isinstance(value, str) else ""
+    if (path := file_of(text)) is not None:
+        if not path.startswith("/") or "\0" in path:
+            raise _bad(Form.BROKER, value, "the path of the file has to be whole")
+        return text
     try:
         url = urlsplit(f"tcp://{text}")
         host, port = url.hostname, url.port

@@ -107,12 +107,13 @@ class EngineSection:
         "tcp://HOST:PORT the broker listens on, for processes on other hosts or started by hand; 0.0.0.0 and [::] are "
         "all addresses of its host. Empty: private ipc sockets in the run directory. `engine ports` says which ports "
         "from PORT upwards are used.",
+        flag=True,
         form=Form.BIND,
     )
     broker: tuple[str, ...] = key(
         (),
         "HOST:PORT by which all others reach the broker, or a list of several, a cell each; default: as `bind`, or "
-        "this machine where `bind` is a wildcard. Names are looked up anew with each new connection.",
+        "this machine where `bind` is a wildcard. Names are looked up, and files read, with each new connection.",
         flag=True,
         form=Form.BROKER,
     )

@@ -154,6 +154,24 @@ def _check_owner(path: Path, owners: tuple[int, ...]) -> None:
         raise StartError(f"{path} belongs to user {owner}; set another run_dir")
 
 
+def holder(path: Path) -> int | None:
+    """The pid of the supervisor that has the run directory now; None: nobody has it. Raises StartError where it may be
+    a stranger's."""
+    check(path)
+    try:
+        fd = os.open(path / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):  # it is just being taken, or left
+            return int((path / PID).read_text())
+    finally:
+        os.close(fd)
+    return None
+
+
 def mark_stopping(path: Path, within_s: float) -> None:
     """Tell whoever comes next that the wait is worth it. Never raises: a full disk must not get in a stop's way."""
     with contextlib.suppress(OSError):

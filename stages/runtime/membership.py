@@ -205,7 +205,7 @@ class Membership:
         self._welcome = None
         self._beat_at = inf
         self._introductions = 0
-        self._introduce_at = now
+        self._introduce_at = self._unsent_since = now
         return self._dismiss() if self._leaving else None
 
     def _dismiss(self) -> ToMain | None:

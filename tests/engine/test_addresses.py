@@ -115,13 +115,30 @@ def test_a_name_that_nobody_knows_is_told_once_and_tried_again(names: Names, cap
     assert names.asked == ["broker.test"]
     assert search.result(RETRY_S) is None  # which begins anew
     assert rung.wait(20)
-    assert [record.message for record in caplog.records] == ["the broker's host cannot be looked up"]
+    assert [record.message for record in caplog.records] == ["the broker's address cannot be looked up"]
     names.known["broker.test"] = ["10.0.0.1"]
     rung.clear()
     assert search.result(2 * RETRY_S) is None
     assert search.result(3 * RETRY_S + 0.1) is None
     assert rung.wait(20)
     assert search.result(3 * RETRY_S + 0.1) == NAMED.at("10.0.0.1")
+
+
+def test_an_address_may_stand_in_a_file(tmp_path: Path, names: Names, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "broker"
+    rung = threading.Event()
+    search = Search(transport.reaching(over_tcp(tmp_path, broker=f"@{file}")), rung.set)
+    assert look(search, rung) is None
+    for told in ("", "nothing", "a:b"):
+        file.write_text(told)
+        assert look(search, rung) is None
+    assert len(caplog.records) == 3  # the first, and what stood there; for an empty one too
+    file.write_text("10.0.0.7:7100\n")
+    assert look(search, rung) == Endpoints("tcp://10.0.0.7:7100", ("s0",))
+    file.write_text("broker.test:7200")
+    names.known["broker.test"] = ["10.0.0.8"]
+    assert look(search, rung) == Endpoints("tcp://10.0.0.8:7200", ("s0",))
+    assert addresses.numbered(transport.reaching(over_tcp(tmp_path, broker=f"@{file}"))).port == 7200
 
 
 def test_while_a_name_is_looked_up_it_is_not_looked_up_again(names: Names) -> None:
@@ -203,7 +220,7 @@ def test_a_resolver_that_does_not_answer_holds_up_nobody_else(tmp_path: Path, na
 
 def test_who_is_asked_by_a_name_that_nobody_knows_is_told_of(tmp_path: Path, names: Names) -> None:
     deployment = over_tcp(tmp_path, broker="nobody.test:7000")
-    with pytest.raises(Unavailable, match=r"the broker's host nobody\.test cannot be looked up"):
+    with pytest.raises(Unavailable, match=r"the broker's address nobody\.test:7000 cannot be looked up"):
         admin.ask(deployment, "status", 0.1)
     with pytest.raises(StartError, match=r"cannot listen at tcp://nobody\.test:7000: nobody\.test: "):
         Broker(over_tcp(tmp_path, bind="tcp://nobody.test:7000"))

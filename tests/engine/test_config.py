@@ -364,6 +364,7 @@ def test_reserved_paths_are_refused(problems, path):
         ('"tcp://gpu-3:7000"', ("gpu-3:7000",)),
         ('["10.0.0.3:7000", "[fd00::3]:7000"]', ("10.0.0.3:7000", "[fd00::3]:7000")),
         ('"a:1, b:2"', ("a:1", "b:2")),
+        ('"@/run/broker"', ("@/run/broker",)),
     ],
 )
 def test_brokers_that_are_accepted(read, broker, brokers):
@@ -375,12 +376,13 @@ def test_brokers_that_are_accepted(read, broker, brokers):
     ("broker", "why"),
     [
         ('"gpu-3"', ""), ('":7000"', ""), ('"gpu-3:0"', ""), ('"gpu-3:7000/x"', ""), ("7000", ""), ('"gpu 3:7000"', ""),
-        ('"0.0.0.0:7000"', "name the broker's host"), ('["a:1", "a:1"]', "one stands there twice"),
+        ('"0.0.0.0:7000"', "name the broker's host"), ('"@broker"', "has to be whole"),
+        ('["a:1", "a:1"]', "one stands there twice"),
     ],
 )  # fmt: skip
 def test_a_broker_is_a_host_and_a_port(problems, broker, why):
     (line,) = problems(f"[engine]\nbroker = {broker}\ninsecure = true\n" + MINIMAL)
-    assert 'engine.broker: expected "HOST:PORT", or a list of several, got' in line
+    assert 'engine.broker: expected "HOST:PORT", "@FILE" that holds one, or a list of several, got' in line
     assert why in line
 
 

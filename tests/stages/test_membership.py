@@ -71,6 +71,14 @@ def test_where_nobody_takes_an_introduction_another_connection_is_tried_and_anot
     assert not member.is_silent(5.1 + BROKER_SILENCE_S)
 
 
+def test_who_lost_its_connection_tries_another_one_where_that_takes_nothing_any_more() -> None:
+    member = joined()
+    assert member.cut(2.0) is None
+    assert member.due(2.0) == [WHO]  # which does not leave: the broker is on another host by now
+    assert not member.is_silent(2.0 + BROKER_SILENCE_S)
+    assert member.is_silent(2.1 + BROKER_SILENCE_S)
+
+
 def test_beats_come_every_second_once_joined() -> None:
     member = joined()
     assert member.worker == 5

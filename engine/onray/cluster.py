@@ -1,0 +1,226 @@
+"""``engine up F --on ray``, and what else is said to a deployment there."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from engine import transport
+from engine.config import Deployment
+from engine.config.endpoints import bracket
+from engine.config.forms import is_wildcard
+from engine.errors import StartError, Unavailable
+from engine.exitcodes import ExitCode
+from engine.onray.parts import BROKER, FRONTEND, NAMESPACE, Part, parts
+
+START_S: Final = 600.0  # models load, and a cluster may have to grow
+LOOK_S: Final = 0.5
+TELL_S: Final = 2.0  # between two words about what is waited for
+ANSWER_S: Final = 2.0
+MISSING: Final = "a deployment on Ray needs the package ray: pip install 'stageline[ray]'"
+
+
+class Cluster:
+    """A connection to one. Raises StartError where there is none to be had."""
+
+    def __init__(self, address: str, folder: Path | None = None) -> None:
+        """``folder``: what the parts need beside them, which Ray brings to every host. None: nothing is started."""
+        try:
+            import ray
+        except ImportError as error:
+            raise StartError(MISSING) from error
+        self.ray: Any = ray
+        environment = {"working_dir": str(folder)} if folder is not None else {}
+        try:
+            _greet(address)
+            ray.init(
+                address=address or "auto",
+                namespace=NAMESPACE,
+                runtime_env=environment,
+                logging_level="warning",
+                log_to_driver=False,
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            where = address or "here"
+            hint = "start one with: ray start --head, or name one: --on ray=HOST:6379"
+            raise StartError(f"no Ray cluster answers ({where}): {error}; {hint}") from error
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ray.shutdown()
+
+    @property
+    def has_gpus(self) -> bool:
+        return float(self.ray.cluster_resources().get("GPU", 0.0)) > 0
+
+    def found(self, part: Part) -> Any:
+        """Its actor, or None."""
+        with suppress(ValueError):
+            return self.ray.get_actor(part.name, namespace=NAMESPACE)
+        return None
+
+    def start(self, part: Part, file: str, broker: str, fixed_ports: int) -> Any:
+        """An actor for it, which Ray places where there is room, now or later."""
+        from engine.onray.holder import Holder
+
+        options = self.ray.remote(Holder).options(
+            name=part.name,
+            lifetime="detached",
+            num_cpus=part.cpus,
+            num_gpus=part.gpus,
+            max_restarts=-1,
+            max_concurrency=8,
+            scheduling_strategy="SPREAD",
+        )
+        return options.remote(part, file, broker, fixed_ports)
+
+    def asked(self, questions: Sequence[Any], within_s: float = ANSWER_S) -> list[Any]:
+        """The answers to calls of actors, in order; None for those that do not come in time or failed."""
+        if not questions:
+            return []
+        self.ray.wait(list(questions), num_returns=len(questions), timeout=within_s)
+        answers = []
+        for question in questions:
+            try:
+                answers.append(self.ray.get(question, timeout=0.01))
+            except Exception:  # of an actor that is not placed, or is being placed again
+                answers.append(None)
+        return answers
+
+
+def _greet(address: str) -> None:
+    """Raises OSError where nobody listens: Ray would try for minutes. ValueError for what is no address."""
+    if address:
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+
+
+def up(deployment: Deployment, address: str, say: Callable[[str], object]) -> int:
+    """Start all parts, and wait until the deployment is ready. The exit code."""
+    _check(deployment)
+    file = deployment.file
+    with Cluster(address, file.parent) as cluster:
+        planned = parts(deployment, has_gpus=cluster.has_gpus)
+        if any(cluster.found(part) for part in planned):
+            raise StartError(
+                f'"{deployment.engine.name}" is on this cluster already; end it with: engine down {file} --on ray'
+            )
+        lanes = sum(stage.num for stage in deployment.stages)
+        fixed = transport.listening(deployment).first_lane + lanes
+        actors = [cluster.start(part, file.name, planned[0].name, fixed) for part in planned]
+        return _wait(cluster, deployment, planned, actors, say)
+
+
+def _wait(
+    cluster: Cluster,
+    deployment: Deployment,
+    planned: Sequence[Part],
+    actors: Sequence[Any],
+    say: Callable[[str], object],
+) -> int:
+    until, tell_at, said = time.monotonic() + START_S, 0.0, ""
+    while time.monotonic() < until:
+        states = cluster.asked([actor.state.remote() for actor in actors])
+        told = _status(cluster, actors[0])
+        placed = dict(zip([part.only for part in planned], states, strict=True))[FRONTEND]
+        if told is not None and placed is not None and all(one["ready"] >= one["wanted"] for one in told["stages"]):
+            host, port = deployment.frontend.address, deployment.frontend.port
+            host = placed["host"] if is_wildcard(host) else host
+            say(f"{deployment.engine.name} is ready: http://{bracket(host)}:{port}")
+            return ExitCode.OK
+        waits = _waits(planned, states)
+        if time.monotonic() >= tell_at and waits != said:
+            tell_at, said = time.monotonic() + TELL_S, waits
+            say(waits)
+        time.sleep(LOOK_S)
+    say(f"not ready after {START_S:g} s, it goes on there; end it with: engine down {deployment.file} --on ray")
+    return ExitCode.START
+
+
+def _waits(planned: Sequence[Part], states: Sequence[Mapping[str, Any] | None]) -> str:
+    """What is not there yet, in a line."""
+    unplaced = [f"{part.only} ({part.needs})" for part, state in zip(planned, states, strict=True) if state is None]
+    ended = [
+        f"{part.only} has ended with exit code {state['ended']}"
+        for part, state in zip(planned, states, strict=True)
+        if state is not None and not state["runs"] and state["starts"]
+    ]
+    if unplaced:
+        ended.insert(0, f"waits for a place: {', '.join(unplaced)}")
+    return "; ".join(ended) or "all parts are placed and start"
+
+
+def status(deployment: Deployment, address: str) -> bytes:
+    """As the broker says it, JSON, with ``parts``: where each is placed; those that wait for CPUs and GPUs have no
+    host. Raises Unavailable."""
+    with Cluster(address) as cluster:
+        planned = parts(deployment, has_gpus=cluster.has_gpus)
+        actors = [cluster.found(part) for part in planned]
+        if actors[0] is None:
+            raise Unavailable(503, "it has no broker on this cluster")
+        told = _status(cluster, actors[0])
+        if told is None:
+            raise Unavailable(503, "its broker does not answer")
+        there = [(part, actor) for part, actor in zip(planned, actors, strict=True) if actor is not None]
+        states = cluster.asked([actor.state.remote() for _, actor in there])
+        told["parts"] = [
+            {"part": part.only, "needs": part.needs, **(state or {"host": "", "node": ""})}
+            for (part, _), state in zip(there, states, strict=True)
+        ]
+        return json.dumps(told).encode()
+
+
+def down(deployment: Deployment, address: str, say: Callable[[str], object]) -> int:
+    """End all parts in order: the frontends, which finish what they have, then the broker, then the workers. The exit
+    code."""
+    with Cluster(address) as cluster:
+        planned = parts(deployment, has_gpus=cluster.has_gpus)
+        found = [(part, actor) for part in planned if (actor := cluster.found(part)) is not None]
+        if not found:
+            say(f"{deployment.engine.name} is not on this cluster")
+            return ExitCode.UNREACHABLE
+        within_s = deployment.engine.grace + deployment.frontend.drain_delay + 10.0
+        for turn in (FRONTEND, BROKER, ""):
+            ends = [actor for part, actor in found if (part.only if part.only in (FRONTEND, BROKER) else "") == turn]
+            stopped = cluster.asked([actor.stop.remote(within_s) for actor in ends], within_s + ANSWER_S)
+            for actor in ends:
+                cluster.ray.kill(actor)
+            if turn == FRONTEND and not all(stopped):
+                say("the frontend did not finish in time, and was killed")
+        for part, _ in found:
+            while cluster.found(part) is not None:
+                time.sleep(LOOK_S / 5)
+    say(f"{deployment.engine.name} has left the cluster")
+    return ExitCode.OK
+
+
+def _status(cluster: Cluster, broker: Any) -> dict[str, Any] | None:
+    (answer,) = cluster.asked([broker.ask.remote("status")])
+    if not answer:
+        return None
+    told: dict[str, Any] = json.loads(answer)
+    return told
+
+
+def _check(deployment: Deployment) -> None:
+    engine = deployment.engine
+    if engine.cells > 1 or len(engine.broker) > 1:
+        raise StartError("on a Ray cluster a deployment has one broker; start one deployment for each")
+    if not engine.insecure and not engine.key:
+        raise StartError(
+            "on a Ray cluster the broker listens to other hosts: name a key file below [engine], which has to be on "
+            "each of them, or write insecure = true there"
+        )
+
+
+def tell(text: str) -> None:
+    """A line about how it goes."""
+    print(text, file=sys.stderr, flush=True)
