@@ -133,6 +133,12 @@ def test_a_file_and_a_supervisor_on_each_host_are_a_fleet(by_hand: ByHand) -> No
         assert leaving.terminate() == 0, leaving.tail()
         load.flow(50)
     assert load.wrong == []
+    down = by_hand.start("down", "--only", "first")
+    assert down.exited() == 0, down.log
+    assert fleet.pop("first").exited() == 0
+    again = by_hand.start("down", "--only", "first")
+    assert again.exited() == 6
+    assert "does not run here" in again.log
     for running in (fleet.pop("broker,frontend"), *fleet.values()):
         assert running.terminate() == 0, running.tail()
         running.gone(within_s=2)
