@@ -91,7 +91,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if command is _keys:
             return _new_keys(options.file)
         deployment = load(options.file, flags=flags_of(options))
-        if deployment.engine.key and command not in _KEYLESS:
+        if deployment.engine.key and command in _LINKED:
             from engine.keyfile import keyring_of
 
             keyring_of(deployment)  # what is wrong with it is said once, before processes are started
@@ -651,7 +651,7 @@ def _reread(options: argparse.Namespace) -> Callable[[], Deployment]:
     return lambda: load(options.file, flags=flags_of(options))
 
 
-_KEYLESS: Final = (_check, _plan)  # which nobody is asked for
+_LINKED: Final = (_up, _broker, _frontend, _worker, _status, _why)  # what needs the key of a deployment to begin with
 
 
 if __name__ == "__main__":

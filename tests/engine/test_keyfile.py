@@ -146,4 +146,6 @@ def test_no_key_is_needed_where_nobody_is_asked(tmp_path: Path, capsys: pytest.C
     file = tmp_path / "stages.toml"
     file.write_text(STAGES)
     assert cli.run(["check", str(file)]) != ExitCode.OK  # there is no module m
-    assert "key" not in capsys.readouterr().err
+    assert cli.run(["ports", str(file)]) == ExitCode.OK
+    assert cli.run(["render", "systemd", str(file)]) == ExitCode.OK
+    assert "no key file" not in capsys.readouterr().err
