@@ -77,8 +77,8 @@ def serve(
                     broker = Broker(deployment, cell)
                     broker.start()
                 except StartError as error:
-                    log.error("the broker cannot start: %s", error)
-                    return ExitCode.START
+                    log.error("the broker cannot begin anew: %s", error)
+                    return ExitCode.FAILED  # whoever started it starts another
             arrived = set(signals.read())
             if reread is not None and signal.SIGHUP in arrived:
                 arrived.discard(signal.SIGHUP)
