@@ -185,6 +185,8 @@ class Scene:
             self.lab["broker"].command(ENGINE, "status", str(self.file), *where), capture_output=True, check=False
         )
         told: dict[str, Any] = json.loads(asked.stdout) if asked.returncode == 0 else {}
+        if not told:  # with whatever waits for it
+            print("no status:", asked.returncode, asked.stderr.decode(errors="replace")[-2000:], file=sys.stderr)
         return told
 
     def deaths(self) -> int:
