@@ -27,7 +27,7 @@ from engine.core.front import FrontMachine
 from engine.core.messages import Ask
 from engine.core.stage import StageMachine
 from engine.core.stats import Histogram
-from engine.core.worker_states import WorkerState
+from engine.core.worker_states import SERVING, WorkerState
 from engine.metrics import (
     Family,
     Sample,
@@ -58,6 +58,9 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     warmup_ms: int
     here: bool = True  # its process is one of the broker's host
     device_bytes: int = 0  # of GPUs, that its tensors hold
+    node: str = ""  # the name of its host
+    device: str = ""
+    most: int = 0  # values that it is given at once, at most
 
 
 class LearnedStatus(msgspec.Struct, frozen=True):
@@ -191,6 +194,9 @@ def stage_status(machine: StageMachine, now: float) -> StageStatus:
                 warmup_ms=worker.warmup_ms,
                 device_bytes=worker.device_bytes,
                 here=worker.local,
+                node=worker.node,
+                device=worker.device,
+                most=worker.most,
             )
             for worker in machine.workers.values()
         ],
@@ -324,6 +330,12 @@ def stage_families(machine: StageMachine, retired: Sequence[Family], now: float,
             "Seconds that workers spent in forward, by their own clocks.",
             [({**here, "connection": str(slot)}, lane.forward_s) for slot, lane in sorted(stats.lanes.items())],
         ),
+        counter(
+            f"{namespace}_host_busy_seconds",
+            "Of the busy seconds of workers those of each host; of many hosts the later ones together.",
+            [({**here, "host": node}, host.compute_s) for node, host in sorted(stats.hosts.items())],
+        ),
+        _workers_by_host(f"{namespace}_host_workers", machine, here),
         counter(f"{namespace}_stage_items", "Items that arrived at a stage.", [(here, stats.arrived)]),
         counter(
             f"{namespace}_stage_dropped",
@@ -440,6 +452,15 @@ def _workers_by_state(name: str, machine: StageMachine, here: dict[str, str]) ->
         counts[_state(worker)] += 1
     samples = [Sample(name, {**here, "state": state}, count) for state, count in counts.items()]
     return Family(name, "gauge", "Workers by state.", samples)
+
+
+def _workers_by_host(name: str, machine: StageMachine, here: dict[str, str]) -> Family:
+    counts = dict.fromkeys(machine.stats.hosts, 0)
+    for worker in machine.workers.values():
+        if worker.state in SERVING:
+            counts[worker.node] += 1
+    samples = [Sample(name, {**here, "host": node}, count) for node, count in sorted(counts.items())]
+    return Family(name, "gauge", "Workers that serve, by host.", samples)
 
 
 def _state(worker: Member) -> str:

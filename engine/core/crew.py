@@ -30,7 +30,7 @@ from engine.core.introduction import NEWEST
 from engine.core.items import Item
 from engine.core.messages import Flow
 from engine.core.released import Released
-from engine.core.stats import LaneStats
+from engine.core.stats import HostStats, LaneStats
 from engine.core.worker_states import READY, WorkerState
 
 NOTHING: Final[Mapping[int, Item]] = {}
@@ -93,6 +93,10 @@ class Member:
     families: bytes = b""
     device_bytes: int = 0  # memory of its GPU that it holds, as it says
     lane: LaneStats = field(default_factory=LaneStats)  # of its slot, once it is ready
+    host_stats: HostStats = field(default_factory=HostStats)  # of its host, likewise
+    node: str = ""  # the name of that host
+    device: str = ""  # what it computes on, as it says
+    most: int = 0  # values that it is given at once, at most; 0: as many as the stage
     served: bool = False  # it was ready once
     proven: bool = False  # something it computed was right
     failing: int = 0  # batches in a row of which nothing was; and what the stage had done when that began:

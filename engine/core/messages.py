@@ -78,6 +78,7 @@ Layout: TypeAlias = list[Annotated[int, msgspec.Meta(ge=-ITEMS_MOST, le=_WHOLE_M
 SomeIds: TypeAlias = Annotated[list[Id], _ITEMS]
 IdsIn: TypeAlias = Annotated[list[Id], _ITEM_COLUMN]
 BlobsIn: TypeAlias = Annotated[list[bytes], _ITEM_COLUMN]
+ShortText: TypeAlias = Annotated[str, msgspec.Meta(max_length=256)]
 TimesBySize: TypeAlias = Annotated[dict[Id, Micros], msgspec.Meta(max_length=256)]
 Cost: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e15)]  # of one item, in whatever its class counts
 CostsBySize: TypeAlias = Annotated[dict[Nbytes, Cost], msgspec.Meta(max_length=256)]
@@ -314,7 +315,8 @@ class Ready(Message, frozen=True, tag=13):
     process can read arenas, else it is sent the bytes; ``times_us``: how long ``forward`` took in the warm-up, by the
     number of values, once it had computed as many before. Where the stage has a ``max_batch_cost`` and the class says
     what a value costs, it ``tells_cost``: then these times are by what the batches cost, and ``costs`` is what values
-    of the examples do, by their bytes."""
+    of the examples do, by their bytes. ``most`` values are given to it at once, as its own file has it (0: as the
+    broker's); ``device`` is what it computes on, and ``node`` the name of its host, for people."""
 
     worker: Id
     mime: Mime
@@ -325,6 +327,9 @@ class Ready(Message, frozen=True, tag=13):
     times_us: TimesBySize = {}
     tells_cost: bool = False
     costs: CostsBySize = {}
+    most: Id = 0
+    device: ShortText = ""
+    node: ShortText = ""
 
 
 class WorkerBeat(Message, frozen=True, tag=14):

@@ -298,6 +298,8 @@ class StageMachine:
         self.flow = worker.flow = ready.flow
         self.about = ready.about or self.about
         worker.lane = self.stats.lane(worker.slot)
+        worker.node, worker.host_stats = self.stats.host(ready.node)
+        worker.device, worker.most = ready.device, ready.most
         worker.served = True
         self.stats.starts += 1
         self.crew.sort_in(worker, now, begins=False)
@@ -452,6 +454,7 @@ class StageMachine:
                 took_s = far_s(batch.compute_us / MICROS, worker.away_s)
             if not batch.revoked and worker.state is not OVERDUE:
                 lane.compute_s += took_s
+                worker.host_stats.compute_s += took_s
                 if batch.failed < batch.count:
                     foresight.took(took_s)
             if batch.compute_us and batch.is_good:
@@ -534,6 +537,8 @@ class StageMachine:
             amount, whole = waiting, policy.max_batch_size
             if by_cost:
                 amount, whole = self.queue.amount, self.queue.most
+            elif 0 < worker.most < whole:  # its file says so
+                whole = worker.most
             turn = foresight.turn(worker, amount, now) if is_uneven else None
             if turn is not None and not turn.most:
                 alone.append(worker.key)
@@ -559,8 +564,9 @@ class StageMachine:
                 wake = min(wake, decision.wake_at)
                 break
             if turn is not None:
-                done_at = now + foresight.needs_s(worker, turn.most)
-                items, dead = self.queue.take_behind(turn.first, now, most=turn.most, done_at=done_at)
+                most = turn.most if by_cost else min(turn.most, whole)
+                done_at = now + foresight.needs_s(worker, most)
+                items, dead = self.queue.take_behind(turn.first, now, most=most, done_at=done_at)
                 if dead:
                     self._ends.drop(dead)
                 if items:
@@ -582,7 +588,8 @@ class StageMachine:
                     continue
                 if count < min(amount, self.queue.most):
                     reason = Reason.IDLE
-                limit, most = count, min(count, most)
+                most = min(count, most)
+                limit = count if by_cost else most
             start = now + worker.away_s
             if is_long and not is_idle and worker.free_at > start:
                 start = worker.free_at
@@ -602,7 +609,7 @@ class StageMachine:
                     wake = min(wake, choice.look_at)
                     break
                 worker, is_cut = choice.worker, choice.most < most
-                items, dead, _ = self.queue.take(now, most=min(choice.most, limit))
+                items, dead, _ = self.queue.take(now, most=min(choice.most, limit, worker.most or limit))
                 if dead:
                     self._ends.drop(dead)
             if items:

@@ -11,6 +11,9 @@ from typing import Final
 from engine.core.deaths import Death
 
 SECONDS: Final = tuple(0.001 * 2**power for power in range(13))  # 1 ms to 4 s, doubling: Mosec's for batching
+HOSTS_MOST: Final = 64  # that are counted by their names
+OTHERS: Final = "others"
+UNKNOWN: Final = "unknown"
 SIZES: Final = tuple(2.0**power for power in range(10))  # 1 to 512, the buckets Mosec's dashboards know
 
 
@@ -52,6 +55,13 @@ class LaneStats:
     forward_s: float = 0.0  # in forward, as the worker says
 
 
+@dataclass(slots=True)
+class HostStats:
+    """Of the workers of one host, by the name that it has."""
+
+    compute_s: float = 0.0  # as of LaneStats
+
+
 def duration_buckets(timeout_s: float) -> tuple[float, ...]:
     """Upper bounds in seconds: 1 ms, doubling until they reach ``timeout_s`` (1 ms to 4.096 s for 3 s)."""
     bounds = [0.001]
@@ -67,6 +77,7 @@ class StageStats:
     durations: tuple[float, ...] = SECONDS
     releases: dict[str, int] = field(default_factory=dict)  # by reason
     lanes: dict[int, LaneStats] = field(default_factory=dict)  # by slot
+    hosts: dict[str, HostStats] = field(default_factory=dict)  # by name
     arrived: int = 0
     cost: float = 0.0  # of items that were computed, where that is counted
     priced_batches: int = 0
@@ -90,6 +101,14 @@ class StageStats:
     shared_out: int = 0  # the same by reference, in shared memory
     shared_in: int = 0
     messages_dropped: dict[str, int] = field(default_factory=dict)  # by reason (engine.broker.complaints)
+
+    def host(self, node: str) -> tuple[str, HostStats]:
+        """Of a host, and the name under which it is counted: containers have a new one each time, so those that come
+        when there are many are counted together."""
+        name = node or UNKNOWN
+        if name not in self.hosts and len(self.hosts) >= HOSTS_MOST:
+            name = OTHERS
+        return name, self.hosts.setdefault(name, HostStats())
 
     def lane(self, slot: int) -> LaneStats:
         found = self.lanes.get(slot)

@@ -143,6 +143,9 @@ class Membership:
                 times_us=dict(warm.times_us),
                 tells_cost=warm.tells_cost,
                 costs=dict(warm.costs),
+                most=warm.most,
+                device=warm.device,
+                node=warm.node,
             )
             owed.append(ready)
         if warm is not None or now >= self._beat_at:  # whose answer says whether that has been taken

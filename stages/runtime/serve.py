@@ -270,6 +270,9 @@ def _load(
         lately.times_us,
         tells_cost=coster is not None,
         costs=by_bytes,
+        most=spec.max_batch_size,
+        device=device,
+        node=os.uname().nodename,
     )
     return worker, warm, fit, lately
 

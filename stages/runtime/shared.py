@@ -66,7 +66,8 @@ ToMain: TypeAlias = Joined | Dismissed | Turned | Stop
 class Warm:
     """Warm-up is done; ``mime`` is what this stage answers with, ``about`` how it describes itself, ``times_us`` how
     long batches took by their size, and take since; where its class ``tells_cost`` of values by what they cost, and
-    ``costs`` that of values of its examples by their bytes."""
+    ``costs`` that of values of its examples by their bytes. ``most`` values at once, on which ``device`` of the
+    host ``node``."""
 
     mime: str
     took_ms: int
@@ -75,6 +76,9 @@ class Warm:
     times_us: Mapping[int, int] = field(default_factory=dict)
     tells_cost: bool = False
     costs: Mapping[int, float] = field(default_factory=dict)
+    most: int = 0
+    device: str = ""
+    node: str = ""
 
 
 @dataclass(frozen=True)

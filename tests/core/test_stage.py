@@ -10,9 +10,10 @@ from engine.core.actions import News
 from engine.core.batching import AHEAD_S, Policy
 from engine.core.crew import CREDIT_MAX, WorkerState, credit_for
 from engine.core.liveness import ABSENT_S, LIMIT_S, SETTLE_S, WORKER_SILENCE_S
-from engine.core.messages import CancelItems, Dismiss, Pulse, Results, Revoke, WorkerBeat
+from engine.core.messages import CancelItems, Dismiss, Pulse, Ready, Results, Revoke, WorkerBeat
 from engine.core.routing import FINAL
 from engine.core.stage import StageMachine, StageSpec
+from engine.core.stats import HOSTS_MOST, StageStats
 from tests.core.twin import DEPLOYMENT, FakeWorker, Twin, ids_of, topology, worker_words
 
 SPEC = StageSpec("s0", 1, Policy(4, 1 << 20, 0.010), timeout_s=2.0, kill_after_s=1.0, max_queue_bytes=1 << 20)
@@ -648,3 +649,37 @@ def test_how_long_batches_take_is_learned_by_their_size_from_what_workers_say() 
         )  # 10 ms beside computing
     twin.submit(3, first=1000)
     assert member.free_at == pytest.approx(twin.now + 0.050, rel=0.1)
+
+
+# --- what workers say of themselves -----------------------------------------------------------------------------------
+
+
+def test_a_worker_is_given_no_more_at_once_than_its_own_file_says() -> None:
+    twin = Twin(topology(), [replace(SPEC, policy=Policy(8))])
+    small, large = twin.worker(slot=1), twin.worker(slot=2)
+    twin.stages[0].workers[small.key].most = 2
+    twin.submit(30)
+    sizes: dict[int, set[int]] = {small.key: set(), large.key: set()}
+    while any(worker.lane for worker in (small, large)):
+        for worker in (small, large):
+            if worker.lane:
+                sizes[worker.key].add(len(worker.lane[0][0].uids))
+                twin.finish(worker)
+    assert max(sizes[small.key]) <= 2 < max(sizes[large.key])
+
+
+def test_who_says_where_it_is_and_what_it_computes_on_is_known_by_that() -> None:
+    twin = Twin(topology(), [SPEC])
+    stage = twin.stages[0]
+    key = twin.worker(ready=False).key
+    stage.ready(Ready(key, "application/json", most=4, device="cuda:1", node="gpu-7"), twin.now)
+    worker = stage.workers[key]
+    assert (worker.most, worker.device, worker.node) == (4, "cuda:1", "gpu-7")
+
+
+def test_hosts_beyond_many_are_counted_together() -> None:
+    stats = StageStats()
+    names = {stats.host(f"pod-{number}")[0] for number in range(200)}
+    assert len(names) == len(stats.hosts) == HOSTS_MOST + 1
+    assert stats.host("pod-3")[0] == "pod-3"
+    assert stats.host("")[0] == "others"

@@ -23,7 +23,7 @@ from engine.core import stage as stage_rules
 from engine.core import wire
 from engine.core.batching import Policy
 from engine.core.introduction import FRONTEND, UNREADABLE, Stranger, introduce
-from engine.core.messages import Ask, Bye, FrontendBeat, Leave, StreamEvents, Submit, WorkerBeat
+from engine.core.messages import Ask, Bye, FrontendBeat, Leave, Ready, StreamEvents, Submit, WorkerBeat
 from engine.core.stage import StageSpec
 from engine.core.worker_states import WorkerState
 from engine.errors import StartError, Unavailable
@@ -345,3 +345,14 @@ def test_memory_of_gpus_is_shown_of_those_who_hold_some() -> None:
     assert list(found.values()) == [3 << 30]
     (stage,) = json.loads(told(twin, "status"))["stages"]
     assert [worker["device_bytes"] for worker in stage["workers"]] == [3 << 30]
+
+
+def test_workers_are_counted_by_host() -> None:
+    twin = Twin(topology(), [SPEC])
+    for slot, node in enumerate(("a", "a", "b", ""), start=1):
+        key = twin.worker(slot=slot, ready=False).key
+        twin.stages[0].ready(Ready(key, "application/json", node=node), twin.now)
+    families = {family.name: family for family in unpack(unpack_sources(told(twin, "metrics")).broker)}
+    counts = {sample.labels["host"]: sample.value for sample in families["engine_host_workers"].samples}
+    assert counts == {"a": 2, "b": 1, "unknown": 1}
+    assert {sample.labels["host"] for sample in families["engine_host_busy_seconds"].samples} == {"a", "b", "unknown"}
