@@ -37,6 +37,8 @@ INTENDED: Final[dict[str, set[str]]] = {
     "frontend.serving.application.Application": {"load", "load_config"},
     "frontend.serving.master.Log": {"cfg", "info", "loglevel", "propagate"},
     "frontend.serving.process.Worker": {"app"},
+    "engine.curve.Context": {"_socket_class"},
+    "engine.curve.Socket": {"close", "rcvhwm"},
     "engine.log._Stderr": {"emit"},
     "engine.log._Ours": {"callHandlers", "disabled", "isEnabledFor"},
     "engine.log.JSONFormatter": {"format"},

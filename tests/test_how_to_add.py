@@ -88,7 +88,7 @@ def test_a_stage_is_a_class_and_a_table(copy: Copy) -> None:
 
 def test_a_key_is_one_line(copy: Copy) -> None:
     """Type, default, range and documentation: file, flag, variable and page follow."""
-    line = '    patience: float = key(7.0, "How long to be patient.", unit=Unit.SECONDS, least=1, flag=True)\n'
+    line = '    patience: float = setting(7.0, "How long to be patient.", unit=Unit.SECONDS, least=1, flag=True)\n'
     copy.insert("engine/config/schema.py", copy.end_of_class("engine/config/schema.py", "EngineSection"), line)
     (copy.root / "stages.toml").write_text('[engine]\npatience = "9 s"\n[[stage]]\nname = "a"\nworker = "a:A"\n')
     code = "from engine.config import load\n"

@@ -70,7 +70,7 @@ class Key:
     form: Form = Form.PLAIN
 
 
-def key(default: Any = MISSING, doc: str = "", **about: Any) -> Any:
+def setting(default: Any = MISSING, doc: str = "", **about: Any) -> Any:
     """A dataclass field with its Key; mutable defaults are given as a factory."""
     metadata = {"key": Key(doc, **about)}
     if callable(default):
@@ -89,12 +89,12 @@ def key_of(item: Field[Any]) -> Key:
 class EngineSection:
     """``[engine]``: the deployment as a whole."""
 
-    name: str = key(
+    name: str = setting(
         "",
         "Name of the deployment; default: the folder of the file. One of a name runs at a time.",
         form=Form.DEPLOYMENT_NAME,
     )
-    grace: float = key(
+    grace: float = setting(
         10.0,
         "Time to finish what is running when stopping.",
         unit=Unit.SECONDS,
@@ -102,7 +102,7 @@ class EngineSection:
         most=3600,
         flag=True,
     )
-    bind: str = key(
+    bind: str = setting(
         "",
         "tcp://HOST:PORT the broker listens on, for processes on other hosts or started by hand; 0.0.0.0 and [::] are "
         "all addresses of its host. Empty: private ipc sockets in the run directory. `engine ports` says which ports "
@@ -110,14 +110,21 @@ class EngineSection:
         flag=True,
         form=Form.BIND,
     )
-    broker: tuple[str, ...] = key(
+    broker: tuple[str, ...] = setting(
         (),
         "HOST:PORT by which all others reach the broker, or a list of several, a cell each; default: as `bind`, or "
         "this machine where `bind` is a wildcard. Names are looked up, and files read, with each new connection.",
         flag=True,
         form=Form.BROKER,
     )
-    lanes: int = key(
+    key: str = setting(
+        "",
+        "File with the secret by which what goes through the ports of `bind` is encrypted, and everybody else is kept "
+        "out; `engine keys new` makes one, to be copied to every host.",
+        flag=True,
+        form=Form.FILE,
+    )
+    lanes: int = setting(
         256,
         "With `bind`: how many ports, behind those that have a fixed place, are for batches on their way to workers; "
         "each worker takes one.",
@@ -125,32 +132,32 @@ class EngineSection:
         least=1,
         most=16384,
     )
-    insecure: bool = key(
+    insecure: bool = setting(
         False,
         "Without `key`: accepts that whoever reaches the ports of `bind`, at least every user of this machine, can "
         "read and answer requests, and stop the service. Values between stages are MessagePack and numpy arrays "
         "then, never pickle.",
     )
-    run_dir: str = key(
+    run_dir: str = setting(
         "",
         "Private directory for sockets and the pid file; default: under $XDG_RUNTIME_DIR or /tmp.",
         flag=True,
         form=Form.FOLDER,
     )
-    namespace: str = key("engine", "Prefix of every metric's name.", flag=True, form=Form.PREFIX)
-    log_level: str = key(
+    namespace: str = setting("engine", "Prefix of every metric's name.", flag=True, form=Form.PREFIX)
+    log_level: str = setting(
         "info",
         "Least severe log level that is written.",
         choices=("debug", "info", "warning", "error"),
         flag=True,
     )
-    threads: str = key(
+    threads: str = setting(
         "auto",
         "What carries the broker's parts: a thread per stage and one for the door, one for all, or auto: a thread per "
         "stage where `bind` admits other hosts and four CPUs or more may be used.",
         choices=("auto", "stage", "one"),
     )
-    cells: int = key(
+    cells: int = setting(
         1,
         "Brokers, each with workers of every stage, between which the frontends choose: one carries some 100,000 small "
         "requests a second. Each has a queue of its own, so more of them than are needed cost batching.",
@@ -158,7 +165,7 @@ class EngineSection:
         least=1,
         most=16,
     )
-    shared_memory: int = key(
+    shared_memory: int = setting(
         256 << 20,
         "Most memory, for each frontend and worker process, in which it hands large data "
         "(64 KiB and more) to the next stage, and as much of a GPU where tensors stay on it; 0 sends everything "
@@ -167,15 +174,8 @@ class EngineSection:
         least=0,
         most=1 << 40,
     )
-    max_attempts: int = key(
+    max_attempts: int = setting(
         3, "How often an item is tried when workers die under it.", unit=Unit.COUNT, least=1, most=100
-    )
-    key: str = key(  # the last, for from here on it is what this name means in the class
-        "",
-        "File with the secret by which what goes through the ports of `bind` is encrypted, and everybody else is kept "
-        "out; `engine keys new` makes one, to be copied to every host.",
-        flag=True,
-        form=Form.FILE,
     )
 
     @property
@@ -198,15 +198,15 @@ class EngineSection:
 class FrontendSection:
     """``[frontend]``: the HTTP side."""
 
-    address: str = key("0.0.0.0", "Host name, IPv4 or IPv6 address to listen on.", flag=True, form=Form.ADDRESS)
-    port: int = key(8000, "TCP port to listen on; 0 takes a free one.", least=0, most=65535, flag=True)
-    workers: int | str = key(
+    address: str = setting("0.0.0.0", "Host name, IPv4 or IPv6 address to listen on.", flag=True, form=Form.ADDRESS)
+    port: int = setting(8000, "TCP port to listen on; 0 takes a free one.", least=0, most=65535, flag=True)
+    workers: int | str = setting(
         "auto",
         "gunicorn worker processes; auto: as many as the CPUs carry beside the broker and the stages' workers, at most "
         "four for each cell, which is what one broker can keep up with.",
         form=Form.PROCESSES,
     )
-    timeout: float = key(
+    timeout: float = setting(
         3.0,
         "Default deadline of a request, and of one forward.",
         unit=Unit.SECONDS,
@@ -214,7 +214,7 @@ class FrontendSection:
         most=86400,
         flag=True,
     )
-    slo: float = key(
+    slo: float = setting(
         0.0,
         "Goal: within what time answers are worth having, of routes that set none. By it requests are ordered, and "
         "refused at once where they cannot be answered in it; one below what the model needs counts for nothing. "
@@ -224,38 +224,40 @@ class FrontendSection:
         most=86400,
         flag=True,
     )
-    capacity: int = key(
+    capacity: int = setting(
         1024, "Requests admitted at once; past it 429.", unit=Unit.COUNT, least=1, most=10_000_000, flag=True
     )
-    capacity_bytes: int = key(1 << 30, "Bytes of request bodies held at once; past it 429.", unit=Unit.BYTES, least=1)
-    idempotency_bytes: int = key(
+    capacity_bytes: int = setting(
+        1 << 30, "Bytes of request bodies held at once; past it 429.", unit=Unit.BYTES, least=1
+    )
+    idempotency_bytes: int = setting(
         64 << 20,
         "Bytes of answers kept for two minutes for requests that carry an Idempotency-Key; the oldest give way.",
         unit=Unit.BYTES,
         least=0,
     )
-    max_request_size: int = key(10 << 20, "Largest request body; past it 413.", unit=Unit.BYTES, least=1, flag=True)
-    max_response_size: int = key(
+    max_request_size: int = setting(10 << 20, "Largest request body; past it 413.", unit=Unit.BYTES, least=1, flag=True)
+    max_response_size: int = setting(
         64 << 20,
         "Largest answer that is given whole; a larger one is 500 and is for a stream.",
         unit=Unit.BYTES,
         least=1,
         flag=True,
     )
-    max_header_size: int = key(
+    max_header_size: int = setting(
         64 << 10, "Largest total of request headers; past it 431.", unit=Unit.BYTES, least=1024, most=1 << 20
     )
-    header_timeout: float = key(
+    header_timeout: float = setting(
         10.0, "Time for a client to send its request headers.", unit=Unit.SECONDS, least=0.1, most=3600
     )
-    body_timeout: float = key(
+    body_timeout: float = setting(
         30.0,
         "Longest pause while a client sends its body, and time that it may be behind 16 KiB/s.",
         unit=Unit.SECONDS,
         least=0.1,
         most=3600,
     )
-    drain_delay: float = key(
+    drain_delay: float = setting(
         0.0,
         "When stopping: how long the port stays open, with /readyz and new requests answered 503; "
         "behind a load balancer the seconds that it needs to look elsewhere.",
@@ -264,20 +266,20 @@ class FrontendSection:
         most=600,
         flag=True,
     )
-    keepalive: float = key(75.0, "How long an idle connection is kept open.", unit=Unit.SECONDS, least=0, most=3600)
-    server: str = key(
+    keepalive: float = setting(75.0, "How long an idle connection is kept open.", unit=Unit.SECONDS, least=0, most=3600)
+    server: str = setting(
         "lean",
         "Who reads HTTP/1.1: lean answers plain requests in place and leaves the rest to gunicorn; asgi leaves it all.",
         choices=("lean", "asgi"),
     )
-    compression: bool = key(False, "Accept and send gzip and zstd bodies.", flag=True)
-    certfile: str = key(
+    compression: bool = setting(False, "Accept and send gzip and zstd bodies.", flag=True)
+    certfile: str = setting(
         "",
         "PEM file with the certificate chain, to serve HTTPS; relative to the folder of stages.toml.",
         form=Form.FILE,
         flag=True,
     )
-    keyfile: str = key("", "PEM file with the private key; default: in certfile.", form=Form.FILE, flag=True)
+    keyfile: str = setting("", "PEM file with the private key; default: in certfile.", form=Form.FILE, flag=True)
 
     @property
     def processes(self) -> int:
@@ -289,12 +291,12 @@ class FrontendSection:
 class StageSection:
     """``[[stage]]``: one Worker class and how it runs."""
 
-    name: str = key(doc="Name of the stage, unique in the file.", form=Form.STAGE_NAME)
-    worker: str = key(
+    name: str = setting(doc="Name of the stage, unique in the file.", form=Form.STAGE_NAME)
+    worker: str = setting(
         doc="module:Class, the module found beside the file or installed; or script.py:Class.", form=Form.CLASS
     )
-    num: int = key(1, "Worker processes.", unit=Unit.COUNT, least=1, most=4096)
-    spare: int = key(
+    num: int = setting(1, "Worker processes.", unit=Unit.COUNT, least=1, most=4096)
+    spare: int = setting(
         0,
         "Workers beyond num that are loaded, warm and given nothing, until one of num is missing: for models that load "
         "long.",
@@ -302,7 +304,7 @@ class StageSection:
         least=0,
         most=4096,
     )
-    min: int = key(
+    min: int = setting(
         1,
         "Fewest workers where a cluster scales the stage, which goes by the metric stage_demand_workers. With 0 there "
         "may be none while nobody asks, and requests wait for one, as long as they can, instead of being answered 503.",
@@ -310,24 +312,24 @@ class StageSection:
         least=0,
         most=4096,
     )
-    max: int = key(
+    max: int = setting(
         0,
         "Most workers where a cluster scales the stage; 0: it keeps to num.",
         unit=Unit.COUNT,
         least=0,
         most=4096,
     )
-    max_batch_size: int = key(
+    max_batch_size: int = setting(
         1, "Most items of one batch; 1 passes single values to forward.", unit=Unit.COUNT, least=1, most=65536
     )
-    batch_sizes: tuple[int, ...] = key(
+    batch_sizes: tuple[int, ...] = setting(
         (),
         "The only sizes of lists that forward is given, for models compiled for these: a batch between two of them is "
         "padded. The largest is max_batch_size, which need not be written then. Empty: any size.",
         form=Form.SIZES,
     )
-    max_batch_bytes: int = key(64 << 20, "Most payload bytes of one batch.", unit=Unit.BYTES, least=1)
-    max_batch_cost: int = key(
+    max_batch_bytes: int = setting(64 << 20, "Most payload bytes of one batch.", unit=Unit.BYTES, least=1)
+    max_batch_cost: int = setting(
         0,
         "Most that a batch costs where items cost unlike much: its costliest times their number, as models pad, in "
         "what the class's cost(value) counts (tokens, say), or in payload bytes where it has none. What costs more "
@@ -336,7 +338,7 @@ class StageSection:
         least=0,
         most=10**15,
     )
-    max_wait_time: float = key(
+    max_wait_time: float = setting(
         10.0,
         "Longest wait of the oldest item for its batch to fill, while a worker could take it; 0: who finds one idle "
         "does not wait.",
@@ -344,18 +346,18 @@ class StageSection:
         least=0,
         most=600_000,
     )
-    eager: bool = key(
+    eager: bool = setting(
         True,
         "An idle worker gets what there is at once; where batches take long, several share it and begin evenly spaced, "
         "as far as that answers sooner. false waits for a full batch or max_wait_time.",
     )
-    max_queue_bytes: int = key(
+    max_queue_bytes: int = setting(
         1 << 30,
         "Payload bytes waiting at this stage; past it 429. A value of more for it is 500.",
         unit=Unit.BYTES,
         least=1,
     )
-    timeout: float = key(
+    timeout: float = setting(
         0.0,
         "Time for one forward; the item that takes longer gets 408, those beside it another try; "
         "0: the frontend's timeout.",
@@ -363,59 +365,65 @@ class StageSection:
         least=0,
         most=86400,
     )
-    kill_after: float = key(
+    kill_after: float = setting(
         0.0,
         "Further time before a worker stuck in forward is killed; 0: the timeout again.",
         unit=Unit.SECONDS,
         least=0,
         most=86400,
     )
-    start_timeout: float = key(600.0, "Time for a worker to load and warm up.", unit=Unit.SECONDS, least=1, most=86400)
-    warm_up: str = key(
+    start_timeout: float = setting(
+        600.0, "Time for a worker to load and warm up.", unit=Unit.SECONDS, least=1, most=86400
+    )
+    warm_up: str = setting(
         "auto",
         "What forward computes before the worker is ready, made of the class's example: batches of the sizes that may "
         "come, with auto for as long as loading took at most (2 to 10 s), or for the time given; or the examples "
         "alone. With either of the first two all batch_sizes, whatever that takes.",
         form=Form.WARM_UP,
     )
-    recycle_after: str = key(
+    recycle_after: str = setting(
         "",
         'Replace a worker by a fresh one after a time ("12 h"), a number of batches ("100000 batches") or at a size of '
         'memory ("8 GiB"), or at the first of several ("12 h, 8 GiB"): for models that leak.',
         form=Form.WEAR,
     )
-    idempotent: bool = key(True, "Items may be computed again after a worker died; false answers them 500 instead.")
-    isolate: bool | None = key(None, "Narrow an exception of a whole batch down by halving it; default: as idempotent.")
-    device: str | Sequence[str] = key(
+    idempotent: bool = setting(True, "Items may be computed again after a worker died; false answers them 500 instead.")
+    isolate: bool | None = setting(
+        None, "Narrow an exception of a whole batch down by halving it; default: as idempotent."
+    )
+    device: str | Sequence[str] = setting(
         "auto",
         'What the workers compute on: "auto" takes the GPUs there are, else the CPU; a list is dealt out.',
         form=Form.DEVICE,
     )
-    cpus: str | Sequence[int] | Sequence[Sequence[int]] = key(
+    cpus: str | Sequence[int] | Sequence[Sequence[int]] = setting(
         "auto",
         '"auto" shares the machine\'s CPUs out, of many less some for the broker and the frontend; "all" pins nothing, '
         "a list pins; thread counts follow.",
         form=Form.CPUS,
     )
-    env: Mapping[str, str] | Sequence[Mapping[str, str]] = key(
+    env: Mapping[str, str] | Sequence[Mapping[str, str]] = setting(
         dict,
         "Environment variables of the workers: a table, or a list with one table per worker.",
         form=Form.ENV,
     )
     # Any: whatever JSON can say; the user's class gives it its types.
-    args: Mapping[str, Any] = key(dict, "Keyword arguments of the class's __init__.", form=Form.ARGS)
+    args: Mapping[str, Any] = setting(dict, "Keyword arguments of the class's __init__.", form=Form.ARGS)
 
 
 @dataclass(frozen=True)
 class RouteSection:
     """``[[route]]``: an HTTP path and the stages that serve it, in order."""
 
-    path: str = key(doc="HTTP path, beginning with a slash.", form=Form.PATH)
-    stages: tuple[str, ...] = key(
+    path: str = setting(doc="HTTP path, beginning with a slash.", form=Form.PATH)
+    stages: tuple[str, ...] = setting(
         doc="Names of the stages, in order; a stage may serve several routes.", form=Form.STAGES
     )
-    slo: float = key(0.0, "Goal of this route's requests; 0: the frontend's.", unit=Unit.SECONDS, least=0, most=86400)
-    priority: str = key(
+    slo: float = setting(
+        0.0, "Goal of this route's requests; 0: the frontend's.", unit=Unit.SECONDS, least=0, most=86400
+    )
+    priority: str = setting(
         "normal",
         "Class of this route's requests: while not everybody can be served, lower ones leave room for higher ones.",
         choices=PRIORITIES,
@@ -427,15 +435,15 @@ class ClientSection:
     """``[[client]]``: one who asks, with another than an equal share. Needed for nothing else: whoever sends a token is
     told apart from others without it."""
 
-    name: str = key(doc="Name of the client, unique in the file.", form=Form.STAGE_NAME)
-    token_sha256: str = key(
+    name: str = setting(doc="Name of the client, unique in the file.", form=Form.STAGE_NAME)
+    token_sha256: str = setting(
         doc="SHA-256, in hexadecimal, of the token that it sends: `authorization: Bearer TOKEN` or `x-api-key: TOKEN`.",
         form=Form.DIGEST,
     )
-    weight: int = key(
+    weight: int = setting(
         1, "Its share of what can be served, beside those of the others who ask; theirs is 1.", least=1, most=1000
     )
-    priority: str = key("", "Class of its requests; default: the route's.", choices=("", *PRIORITIES))
+    priority: str = setting("", "Class of its requests; default: the route's.", choices=("", *PRIORITIES))
 
 
 DEFAULT_ROUTE: Final = "/inference"
