@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -100,3 +103,24 @@ def test_what_a_stage_answers_with_is_said_by_who_knows() -> None:
     for order in ([unknown, known], [known, unknown]):
         (found,) = cells.together([[one] for one in order])
         assert (found.mime, found.flow, found.ready) == ("text/plain", int(Flow.EVENTS), 1)
+
+
+@pytest.mark.parametrize("ready", [[4, 8], [1, 1, 6], [2, 3]])
+@pytest.mark.parametrize("under_way", [2, 10, 100])
+def test_what_is_under_way_follows_the_workers(ready: list[int], under_way: int) -> None:
+    """So many clients, each of whom asks again when it is answered; workers are alike."""
+    rng = random.Random(1)
+    pending = [0] * len(ready)
+    served = [0] * len(ready)
+    for turn in range(4000):
+        chosen = cells.order(pending, ready, turn)[0]
+        pending[chosen] += 1
+        if sum(pending) <= under_way:
+            continue
+        # The next one to be done: of those that are computed, any.
+        busy = [min(count, workers) for count, workers in zip(pending, ready, strict=True)]
+        done = rng.choices(range(len(ready)), busy)[0]
+        pending[done] -= 1
+        served[done] += 1
+    for count, workers in zip(served, ready, strict=True):
+        assert count / sum(served) == pytest.approx(workers / sum(ready), rel=0.2)
