@@ -128,7 +128,7 @@ def test_a_file_and_a_supervisor_on_each_host_are_a_fleet(by_hand: ByHand) -> No
         load.flow(50)
         reload = by_hand.start("reload", "--only", "second")
         assert reload.exited() == 0, reload.log
-        assert "of first, 1 worker of second, which other commands run" in reload.out
+        assert "1 worker of second, which other commands run" in reload.out, reload.out
         leaving = fleet.pop("first,second=1")
         assert leaving.terminate() == 0, leaving.tail()
         load.flow(50)

@@ -47,6 +47,7 @@ ONLY_READ: Final = {
     "jax-jit": "jax compiles six shapes; test_more_examples runs it and its client",
     "shared-memory": "gigabytes through eight senders; test_more_examples runs it and its client",
     "stable-diffusion": "a download of 5 GB; test_more_examples runs it with a tiny model",
+    "many-hosts": "commands of several hosts; tests/hosts runs its first ones on three, e2e the others",
 }
 
 # Commands that are not run on any page, by how they begin, with the reason.
@@ -59,6 +60,7 @@ NOT_RUN: Final = {
     "prometheus ": "a program of its own; test_monitor checks its configuration",
     "scripts/chaos": "minutes, and tests/chaos does the same for seconds",
     "scripts/soak": "hours, likewise",
+    "scripts/network": "minutes, and tests/hosts does the same for seconds",
     "engine plan": "measures a model and simulates, for a minute; tests/engine/test_planning.py does both for a second",
     "scripts/bench": "minutes on a machine of its own; its words are read below",
 }
@@ -276,7 +278,9 @@ class Shell:
 
 
 RUN: Final = [
-    page for page in PAGES if commands(page) and page.parent.name not in ONLY_READ and page.name != "benchmarks.md"
+    page
+    for page in PAGES
+    if commands(page) and not {page.parent.name, page.stem} & {*ONLY_READ} and page.name != "benchmarks.md"
 ]
 
 
@@ -296,8 +300,7 @@ def test_the_commands_of_a_page_run_as_written(page: Path, top: Path) -> None:
 
 
 def test_every_reason_is_of_use() -> None:
-    folders = {page.parent.name for page in PAGES}
-    assert set(ONLY_READ) <= folders
+    assert set(ONLY_READ) <= {name for page in PAGES for name in (page.parent.name, page.stem)}
     for start in NOT_RUN:
         assert any(command.text.startswith(start) for command in ALL), start
     with pytest.raises(ConfigError):  # a command that names a file which is not there would be noticed
