@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from engine.config import Deployment
 from engine.core.processes import Kind
 from engine.render import yaml
 from engine.render.about import APP, KEY, RUN_DIR, About, check, gpus, label, stop_s
+
+# The secret is the file of the host, with the owner and the mode that it has there, and it is read by its owner alone:
+# so its owner is who the containers run as.
+OWNER: Final = "${KEY_OWNER:-1000:1000}"
 
 
 def render(deployment: Deployment, about: About) -> str:
@@ -36,6 +40,7 @@ def render(deployment: Deployment, about: About) -> str:
             **rest,
         }
         if is_secret:
+            made["user"] = OWNER
             made["secrets"] = [{"source": "key", "target": KEY}]
         return made
 

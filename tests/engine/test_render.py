@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from engine.config import Deployment, build
 from engine.core.liveness import frontend_stop_s
 from engine.errors import ConfigError
+from engine.keyfile import make
 from engine.ports import ports
 from engine.render import TARGETS, About, yaml
 from engine.render.kubernetes import objects
@@ -275,7 +277,32 @@ def test_compose_has_a_service_for_each_part() -> None:
         assert one["environment"]["ENGINE_BROKER"] == "broker:7000"
         assert ("ports" in one) == (name == "frontend")
         assert one["secrets"][0]["target"] == one["environment"]["ENGINE_KEY"]
+        assert one["user"] == "${KEY_OWNER:-1000:1000}"  # who can read the file that the secret is
     assert whole["services"]["encode-1"]["deploy"]["resources"]["reservations"]["devices"][0]["driver"] == "nvidia"
+
+
+def test_without_a_key_the_containers_run_as_their_image_says() -> None:
+    bare = deployment(engine={"bind": "tcp://0.0.0.0:7000", "insecure": True})
+    whole = reader.safe_load(TARGETS["compose"](bare, About()))
+    assert not any("user" in one or "secrets" in one for one in whole["services"].values())
+
+
+def test_an_image_is_not_made_with_a_key_in_it(tmp_path: Path) -> None:
+    text = TARGETS["dockerfile"](deployment(), About())
+    copied, step = re.split(r"^RUN ", text, flags=re.MULTILINE)[:2]
+    assert "COPY . /app" in copied
+    command = step.replace("\\\n", "").replace("/app", str(tmp_path))
+
+    def built() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, timeout=60)
+
+    (tmp_path / "stages.toml").write_text('[engine]\nkey = "deployment.key"  # made by engine keys new\n')
+    assert built().returncode == 0
+    (tmp_path / "secrets").mkdir()
+    make(str(tmp_path / "secrets" / "any name"))
+    done = built()
+    assert done.returncode == 1
+    assert f"add to .dockerignore: {tmp_path}/secrets/any name" in done.stderr
 
 
 def test_the_dockerfile_is_clean(tmp_path: Path) -> None:
