@@ -15,11 +15,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
+from engine.config import read_key
 from engine.config.endpoints import Endpoints, file_of
 from engine.log import get_logger
 
 RETRY_S: Final = 1.0  # until a name that could not be looked up is tried again
 ANSWER_S: Final = 1.0  # that an address has to take a connection, if the name has others
+READ_MOST: Final = 1000  # characters of a file with an address
 
 log: Final = get_logger("stageline.addresses")
 
@@ -89,15 +91,19 @@ def _looked_up(endpoints: Endpoints) -> list[Endpoints]:
 
 
 def _read(endpoints: Endpoints) -> Endpoints:
-    """Where a file has the address, by what stands in it now."""
+    """Where a file has the address, by what stands in it now. What is no address is not told, nor looked up: where a
+    path was mistaken, it may be a secret."""
     path = file_of(endpoints.base.removeprefix("tcp://"))
     if path is None:
         return endpoints
-    with open(path) as file:
-        read = replace(endpoints, base=f"tcp://{file.read(1000).strip()}")
-    if not read.host or not read.port:  # ValueError, where it is no number
-        raise ValueError(f"{path}: expected HOST:PORT")
-    return read
+    try:
+        with open(path, encoding="utf-8") as file:
+            (told,) = read_key("engine", "broker", [file.read(READ_MOST).strip()])
+    except ValueError:
+        told = ""
+    if not told or file_of(told) is not None:
+        raise ValueError(f"{path}: expected HOST:PORT in it, and nothing else")
+    return replace(endpoints, base=f"tcp://{told}")
 
 
 def _takes(endpoints: Endpoints) -> bool:

@@ -129,16 +129,35 @@ def test_an_address_may_stand_in_a_file(tmp_path: Path, names: Names, caplog: py
     rung = threading.Event()
     search = Search(transport.reaching(over_tcp(tmp_path, broker=f"@{file}")), rung.set)
     assert look(search, rung) is None
-    for told in ("", "nothing", "a:b"):
+    for told in ("", "nothing", "a:b", f"@{file}", "a:1\nb:2"):
         file.write_text(told)
         assert look(search, rung) is None
-    assert len(caplog.records) == 3  # the first, and what stood there; for an empty one too
+    assert len(caplog.records) == 2  # for the file that was not there, and for what it said
     file.write_text("10.0.0.7:7100\n")
     assert look(search, rung) == Endpoints("tcp://10.0.0.7:7100", ("s0",))
     file.write_text("broker.test:7200")
     names.known["broker.test"] = ["10.0.0.8"]
     assert look(search, rung) == Endpoints("tcp://10.0.0.8:7200", ("s0",))
     assert addresses.numbered(transport.reaching(over_tcp(tmp_path, broker=f"@{file}"))).port == 7200
+
+
+@pytest.mark.parametrize(
+    "text", ["a:SECRET", "SECRET:7000 and more", "# of SECRET\nstageline-key-1:SECRET=", "[SECRET"]
+)
+def test_what_a_file_says_that_has_no_address_is_told_to_nobody(
+    tmp_path: Path, names: Names, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    file = tmp_path / "deployment.key"
+    file.write_text(text)
+    reaching = transport.reaching(over_tcp(tmp_path, broker=f"@{file}"))
+    with pytest.raises(ValueError, match="expected HOST:PORT in it") as error:
+        addresses.numbered(reaching)
+    assert "SECRET" not in str(error.value)
+    rung = threading.Event()
+    assert look(Search(reaching, rung.set), rung) is None
+    assert "deployment.key" in caplog.records[0].reason  # type: ignore[attr-defined]
+    assert "SECRET" not in str(caplog.records[0].__dict__)
+    assert names.asked == []
 
 
 def test_while_a_name_is_looked_up_it_is_not_looked_up_again(names: Names) -> None:
