@@ -352,7 +352,15 @@ def _down(options: argparse.Namespace, deployment: Deployment) -> int:
     if pid is None:
         print(f'engine: "{deployment.engine.name}" does not run here ({path})', file=sys.stderr)
         return ExitCode.UNREACHABLE
-    os.kill(pid, signal.SIGTERM)
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except PermissionError:
+        print(f"engine: process {pid} is another user's, and is not ended", file=sys.stderr)
+        return ExitCode.FAILED
+    except ProcessLookupError:  # it ended just now, or cannot be seen from here
+        if rundir.holder(path) == pid:
+            print(f"engine: process {pid} does not run here: end it in its own container", file=sys.stderr)
+            return ExitCode.FAILED
     patience = Deadline(deployment.engine.grace + deployment.frontend.drain_delay + DOWN_S)
     while rundir.holder(path) == pid:
         if patience.passed:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -134,17 +134,26 @@ def give(folder: Path, order: dict[str, Any], say: Callable[[str], None], *, wit
             sock.connect(os.fspath(folder / ORDERS))
         except OSError as error:
             raise Unavailable(503, f"no supervisor listens in {folder}: {error.strerror or error}") from error
-        try:
-            sock.sendall(json.dumps(order).encode() + b"\n")
-            with sock.makefile("rb") as lines:
-                for line in lines:
-                    told = json.loads(line)
-                    if "error" not in told:
-                        say(str(told.get("say", "")))
-                    elif told["error"]:
-                        raise RuntimeError(str(told["error"]))
-                    else:
-                        return set(told.get("pids", ()))
-        except TimeoutError:
-            raise Unavailable(503, f"the supervisor in {folder} does not answer") from None
+        for told in _answer(sock, order, folder):
+            if "error" not in told:
+                say(str(told.get("say", "")))
+            elif told["error"]:
+                raise RuntimeError(str(told["error"]))
+            else:
+                return set(told.get("pids", ()))
     raise Unavailable(503, "the supervisor ended before it had done it")
+
+
+def _answer(sock: socket.socket, order: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
+    """What it says, line by line. Raises Unavailable where it breaks off: of its own, so that what becomes of a line is
+    not taken for it."""
+    try:
+        sock.sendall(json.dumps(order).encode() + b"\n")
+        with sock.makefile("rb") as lines:
+            for line in lines:
+                if line.endswith(b"\n"):
+                    yield json.loads(line)
+    except TimeoutError:
+        raise Unavailable(503, f"the supervisor in {folder} does not answer") from None
+    except OSError as error:  # it ends, or more are asking it than it listens to
+        raise Unavailable(503, f"the supervisor in {folder} has hung up: {error.strerror or error}") from None

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from engine import cli, status
 from engine.config import Deployment
 from engine.errors import Unavailable
 from engine.exitcodes import ExitCode
+from engine.supervisor import orders
 
 COMMANDS = ("up", "check", "broker", "frontend", "worker", "status")
 
@@ -444,3 +448,94 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
             [sys.executable, "-m", "engine.cli", "--help"], stdout=pipe, stderr=subprocess.PIPE, timeout=60
         )
     assert b"Traceback" not in done.stderr
+
+
+# --- orders to a supervisor
+
+
+@contextmanager
+def supervisor(folder: Path, answer: bytes, *, hears: bool = False) -> Iterator[None]:
+    """One that does nothing: says so much to whoever comes, and hangs up. ``hears``: once it has the order."""
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                sock, _ = listening.accept()
+                with sock, suppress(OSError):
+                    if hears:
+                        sock.recv(1000)
+                    sock.sendall(answer)
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(folder / "orders"))
+        listening.listen()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@pytest.mark.parametrize("answer", [b"", b'{"say": "x"}\n', b'{"error": '])
+def test_a_supervisor_that_hangs_up_is_unreachable(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], answer: bytes
+) -> None:
+    with supervisor(tmp_path, answer):
+        for _ in range(20):  # before the order, or behind it
+            assert cli.run(["health", str(file), "--run-dir", str(tmp_path)]) == ExitCode.UNREACHABLE
+            assert "engine: the supervisor" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("broken", ["sendall", "makefile"])
+def test_a_broken_pipe_to_a_supervisor_is_not_that_of_a_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    class Broken(socket.socket):
+        pass
+
+    def fail(*_: Any) -> Any:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    setattr(Broken, broken, fail)
+    with supervisor(tmp_path, b""):
+        monkeypatch.setattr(socket, "socket", Broken)
+        with pytest.raises(Unavailable, match="has hung up: Broken pipe"):
+            orders.give(tmp_path, orders.HEALTH, lambda line: None, within_s=60.0)
+
+
+def test_what_becomes_of_a_line_is_not_the_supervisors_fault(tmp_path: Path) -> None:
+    def gone(_: str) -> None:
+        raise BrokenPipeError
+
+    with supervisor(tmp_path, b'{"say": "x"}\n', hears=True), pytest.raises(BrokenPipeError):
+        orders.give(tmp_path, orders.HEALTH, gone, within_s=60.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "holders", "code", "said"),
+    [
+        (ProcessLookupError, [7], ExitCode.FAILED, "process 7 does not run here"),
+        (ProcessLookupError, [7, None], ExitCode.OK, ""),
+        (PermissionError, [7], ExitCode.FAILED, "process 7 is another user's"),
+    ],
+)
+def test_one_that_cannot_be_ended_is_told_in_a_line(
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: type[OSError],
+    holders: list[int | None],
+    code: int,
+    said: str,
+) -> None:
+    def kill(*_: int) -> None:
+        raise error
+
+    monkeypatch.setattr(os, "kill", kill)
+    monkeypatch.setattr("engine.supervisor.rundir.holder", lambda _: holders.pop(0) if len(holders) > 1 else holders[0])
+    assert cli.run(["down", str(file)]) == code
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == bool(said)
