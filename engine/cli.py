@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from engine import log, names
 from engine.config import FILE_NAME, add_flags, flags_of, in_file_only, load, run_dir, strangers
 from engine.config.endpoints import cell_dir
+from engine.config.flags import overrides
 from engine.errors import ConfigError, StartError, Unavailable
 from engine.exitcodes import ExitCode
 from engine.planning import flags as plan_flags
@@ -328,7 +329,9 @@ def _up(options: argparse.Namespace, deployment: Deployment) -> int:
     if options.on is not None:
         from engine.onray import cluster
 
-        return cluster.up(deployment, options.on, cluster.tell)
+        _refuse_only(options)
+        found, _ = overrides(flags_of(options), os.environ)
+        return cluster.up(deployment, options.on, cluster.tell, found)
     if options.parent is not None:
         from engine.process import die_with_parent
 
@@ -345,6 +348,7 @@ def _down(options: argparse.Namespace, deployment: Deployment) -> int:
     if options.on is not None:
         from engine.onray import cluster
 
+        _refuse_only(options)
         return cluster.down(deployment, options.on, cluster.tell)
     deployment = _parts(options, deployment).of(deployment)
     path = run_dir(deployment)
@@ -368,6 +372,14 @@ def _down(options: argparse.Namespace, deployment: Deployment) -> int:
             return ExitCode.FAILED
         rundir.sleep(rundir.LOOK_S)
     return ExitCode.OK
+
+
+def _refuse_only(options: argparse.Namespace) -> None:
+    """A cluster has all parts, wherever it has room for them."""
+    if options.only:
+        options.parser.error(
+            "--only is of this machine, and --on of a cluster, which runs all parts: expected one of them"
+        )
 
 
 def _parts(options: argparse.Namespace, deployment: Deployment) -> Parts:

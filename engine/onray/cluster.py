@@ -14,15 +14,17 @@ from typing import Any, Final
 from engine import transport
 from engine.config import Deployment
 from engine.config.endpoints import bracket
+from engine.config.flags import Override
 from engine.config.forms import is_wildcard
 from engine.errors import StartError, Unavailable
 from engine.exitcodes import ExitCode
-from engine.onray.parts import BROKER, FRONTEND, NAMESPACE, Part, parts
+from engine.onray.parts import BROKER, FRONTEND, NAMESPACE, Part, given, parts
 
 START_S: Final = 600.0  # models load, and a cluster may have to grow
 LOOK_S: Final = 0.5
 TELL_S: Final = 2.0  # between two words about what is waited for
 ANSWER_S: Final = 2.0
+KEY_FILE: Final = "deployment.key"  # as they are called, of which one may lie there though another is named
 MISSING: Final = "a deployment on Ray needs the package ray: pip install 'stageline[ray]'"
 
 
@@ -36,7 +38,7 @@ class Cluster:
         except ImportError as error:
             raise StartError(MISSING) from error
         self.ray: Any = ray
-        environment = {"working_dir": str(folder)} if folder is not None else {}
+        environment = {"working_dir": str(folder), "excludes": [KEY_FILE]} if folder is not None else {}
         try:
             _greet(address)
             ray.init(
@@ -67,7 +69,7 @@ class Cluster:
             return self.ray.get_actor(part.name, namespace=NAMESPACE)
         return None
 
-    def start(self, part: Part, file: str, broker: str, fixed_ports: int) -> Any:
+    def start(self, part: Part, file: str, broker: str, fixed_ports: int, given: Mapping[str, str]) -> Any:
         """An actor for it, which Ray places where there is room, now or later."""
         from engine.onray.holder import Holder
 
@@ -80,7 +82,7 @@ class Cluster:
             max_concurrency=8,
             scheduling_strategy="SPREAD",
         )
-        return options.remote(part, file, broker, fixed_ports)
+        return options.remote(part, file, broker, fixed_ports, given)
 
     def asked(self, questions: Sequence[Any], within_s: float = ANSWER_S) -> list[Any]:
         """The answers to calls of actors, in order; None for those that do not come in time or failed."""
@@ -103,8 +105,11 @@ def _greet(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
 
 
-def up(deployment: Deployment, address: str, say: Callable[[str], object]) -> int:
-    """Start all parts, and wait until the deployment is ready. The exit code."""
+def up(
+    deployment: Deployment, address: str, say: Callable[[str], object], overrides: Mapping[tuple[str, str], Override]
+) -> int:
+    """Start all parts, and wait until the deployment is ready. The exit code. ``overrides``: what ``deployment`` has
+    from flags and variables, and not from its file."""
     _check(deployment)
     file = deployment.file
     with Cluster(address, file.parent) as cluster:
@@ -115,7 +120,8 @@ def up(deployment: Deployment, address: str, say: Callable[[str], object]) -> in
             )
         lanes = sum(stage.num for stage in deployment.stages)
         fixed = transport.listening(deployment).first_lane + lanes
-        actors = [cluster.start(part, file.name, planned[0].name, fixed) for part in planned]
+        flags = given(deployment, overrides)
+        actors = [cluster.start(part, file.name, planned[0].name, fixed, flags) for part in planned]
         return _wait(cluster, deployment, planned, actors, say)
 
 
@@ -131,7 +137,7 @@ def _wait(
         states = cluster.asked([actor.state.remote() for actor in actors])
         told = _status(cluster, actors[0])
         placed = dict(zip([part.only for part in planned], states, strict=True))[FRONTEND]
-        if told is not None and placed is not None and all(one["ready"] >= one["wanted"] for one in told["stages"]):
+        if told is not None and placed is not None and _is_whole(told):
             host, port = deployment.frontend.address, deployment.frontend.port
             host = placed["host"] if is_wildcard(host) else host
             say(f"{deployment.engine.name} is ready: http://{bracket(host)}:{port}")
@@ -145,13 +151,20 @@ def _wait(
     return ExitCode.START
 
 
+def _is_whole(told: Mapping[str, Any]) -> bool:
+    """A stage that could not say how it stands has no numbers."""
+    return all(one.get("ready", -1) >= one.get("wanted", 0) for one in told["stages"])
+
+
 def _waits(planned: Sequence[Part], states: Sequence[Mapping[str, Any] | None]) -> str:
     """What is not there yet, in a line."""
     unplaced = [f"{part.only} ({part.needs})" for part, state in zip(planned, states, strict=True) if state is None]
     ended = [
-        f"{part.only} has ended with exit code {state['ended']}"
+        f"{part.only} cannot be started: {state['failed']}"
+        if state["failed"]
+        else f"{part.only} has ended with exit code {state['ended']}"
         for part, state in zip(planned, states, strict=True)
-        if state is not None and not state["runs"] and state["starts"]
+        if state is not None and not state["runs"] and (state["starts"] or state["failed"])
     ]
     if unplaced:
         ended.insert(0, f"waits for a place: {', '.join(unplaced)}")
@@ -219,6 +232,18 @@ def _check(deployment: Deployment) -> None:
             "on a Ray cluster the broker listens to other hosts: name a key file below [engine], which has to be on "
             "each of them, or write insecure = true there"
         )
+    folder = deployment.file.parent
+    secrets = (engine.key, deployment.frontend.keyfile or deployment.frontend.certfile)
+    if shared := [path for path in secrets if path and _is_in(Path(path), folder)]:
+        raise StartError(
+            f"{shared[0]} is secret, and lies in the folder that Ray would bring to every node, and keep; put it "
+            "elsewhere, at the same path on each of them, and name that path"
+        )
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    """As it is written, or where links lead."""
+    return path.is_relative_to(folder) or path.resolve().is_relative_to(folder.resolve())
 
 
 def tell(text: str) -> None:

@@ -36,12 +36,14 @@ NEVER: Final = "not started yet"
 class Holder:
     """See the module. Its methods are called by Ray, in threads of their own."""
 
-    def __init__(self, part: Part, file: str, broker: str, fixed_ports: int) -> None:
+    def __init__(self, part: Part, file: str, broker: str, fixed_ports: int, given: Mapping[str, str]) -> None:
         """``file``: the name of the deployment's, in the folder that Ray has brought here. ``broker``: the name of the
-        actor that has it. ``fixed_ports``: how many ports of the broker's have a fixed place behind its first one."""
+        actor that has it. ``fixed_ports``: how many ports of the broker's have a fixed place behind its first one.
+        ``given``: flags, as :func:`engine.onray.parts.given` makes them."""
         self._part = part
         self._broker = broker
         self._fixed_ports = fixed_ports
+        self._given = given
         self._folder = Path(tempfile.mkdtemp(prefix="sl-"))
         self._file = str(Path.cwd() / file)
         self._port = 0
@@ -49,6 +51,7 @@ class Holder:
         self._address = ""  # what stands there
         self._process: subprocess.Popen[bytes] | None = None
         self._end = NEVER  # how the part ended last, while it does not run
+        self._failure = ""  # why it could not be started, while it could not
         self._starts = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._hold, name="holder", daemon=True)
@@ -57,13 +60,14 @@ class Holder:
     # --- asked from outside ------------------------------------------------------------------------------------------
 
     def state(self) -> Mapping[str, Any]:
-        """How the part stands: where, whether it runs, and how it ended if not."""
+        """How the part stands: where, whether it runs, and if not, how it ended and why it cannot be started."""
         import ray
 
         runs = self._process is not None and self._process.poll() is None
         node = ray.get_runtime_context().get_node_id()
         where = {"host": _own_address(), "node": node, "gpus": len(ray.get_gpu_ids())}
-        return {**where, "runs": runs, "starts": self._starts, "ended": "" if runs else self._end}
+        ended, failed = ("", "") if runs else (self._end, self._failure)
+        return {**where, "runs": runs, "starts": self._starts, "ended": ended, "failed": failed}
 
     def address(self) -> str:
         """By which the broker is reached that is held here."""
@@ -75,7 +79,7 @@ class Holder:
         from engine.config import load
 
         try:
-            return admin.ask(load(self._file, flags={"broker": f"127.0.0.1:{self._port}"}), what)
+            return admin.ask(load(self._file, flags={**self._given, "broker": f"127.0.0.1:{self._port}"}), what)
         except Unavailable:
             return b""
 
@@ -100,7 +104,13 @@ class Holder:
                 if not self._address:
                     self._stopping.wait(LOOK_S)
                     continue
-            self._start()
+            try:
+                self._start()
+            except (OSError, RuntimeError) as error:  # memory, ports, a full disk: it may pass
+                self._failure = str(error)
+                self._stopping.wait(AGAIN_S)
+                continue
+            self._failure = ""
             self._watch()
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
@@ -112,11 +122,11 @@ class Holder:
             if not self._port or self._end == str(int(ExitCode.BUSY)):
                 self._port = _free_ports(self._fixed_ports)
             bind, broker = f"tcp://0.0.0.0:{self._port}", ""
-        told = words(self._part, self._file, str(self._folder / "run"), bind=bind, broker=broker)
-        self._starts += 1
+        told = words(self._part, self._file, str(self._folder / "run"), bind=bind, broker=broker, given=self._given)
         self._process = subprocess.Popen(
             [sys.executable, BOOTSTRAP, *told, "--parent", str(os.getpid())], env=environment(os.environ)
         )
+        self._starts += 1
 
     def _watch(self) -> None:
         """Until the part has ended."""
@@ -141,8 +151,12 @@ class Holder:
             return
         if told and told != self._address:
             scratch = self._place.with_suffix(".new")
-            scratch.write_text(told)
-            scratch.replace(self._place)
+            try:
+                scratch.write_text(told)
+                scratch.replace(self._place)
+            except OSError as error:
+                self._failure = str(error)
+                return
             self._address = told
 
 
@@ -159,8 +173,10 @@ def _own_address() -> str:
 
 
 def _free_ports(count: int) -> int:
-    """The first of so many ports behind each other that nobody has."""
-    for first in range(PORTS_FROM + (os.getpid() * count) % (PORTS_TO - PORTS_FROM - count), PORTS_TO, count):
+    """The first of so many ports behind each other that nobody has. Raises RuntimeError."""
+    firsts = range(PORTS_FROM, PORTS_TO - count + 1, count)
+    for step in range(len(firsts)):
+        first = firsts[(os.getpid() + step) % len(firsts)]  # not where all others begin
         held: list[socket.socket] = []
         try:
             for port in range(first, first + count):
@@ -173,4 +189,4 @@ def _free_ports(count: int) -> int:
         finally:
             for sock in held:
                 sock.close()
-    raise RuntimeError("no ports are free")
+    raise RuntimeError(f"no {count} ports behind each other are free between {PORTS_FROM} and {PORTS_TO}")

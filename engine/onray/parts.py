@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from engine.config import Deployment
-from engine.config.schema import StageSection
+from engine.config.flags import Override, flags
+from engine.config.schema import PATHS, StageSection
 
 BROKER: Final = "broker"
 FRONTEND: Final = "frontend"
@@ -16,6 +20,9 @@ NAMESPACE: Final = "stageline"  # of all our actors
 BROKER_CPUS: Final = 1.0
 FRONTEND_CPUS: Final = 1.0  # for each of its processes
 WORKER_CPUS: Final = 1.0  # what keeps a device fed; a stage on CPUs says how many it uses by ``cpus``
+
+_PLACED: Final = ("run_dir", "bind", "broker")  # follow from where a part was placed
+_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -66,9 +73,41 @@ def on_gpu(stage: StageSection, *, has_gpus: bool) -> bool:
     return has_gpus if stage.device == "auto" else stage.device != "cpu"
 
 
-def words(part: Part, file: str, run_dir: str, *, bind: str = "", broker: str = "") -> list[str]:
+def given(deployment: Deployment, overrides: Mapping[tuple[str, str], Override]) -> dict[str, str]:
+    """What flags and variables have said here, as flags of every part. Paths in the folder of the file are told from
+    there on, for it lies elsewhere on each host."""
+    found = {}
+    for flag in flags():
+        override = overrides.get((flag.section, flag.name))
+        if override is None or flag.name in _PLACED:
+            continue
+        value = getattr(getattr(deployment, flag.section), flag.name)
+        if isinstance(value, bool):
+            found[flag.name] = str(value).lower()
+        elif flag.key.form in PATHS and value:
+            found[flag.name] = path_in(value, deployment.file.parent) or value
+        else:
+            found[flag.name] = override.text
+    return found
+
+
+def path_in(path: str, folder: Path) -> str:
+    """From the folder on; "" of one that lies elsewhere."""
+    with suppress(ValueError):
+        return str(Path(path).relative_to(folder))
+    return ""
+
+
+def words(
+    part: Part, file: str, run_dir: str, *, bind: str = "", broker: str = "", given: Mapping[str, str] = _NOTHING
+) -> list[str]:
     """What comes behind ``engine`` where it runs."""
     found = ["up", file, "--only", part.only, "--run-dir", run_dir]
+    for flag in flags():
+        if flag.name in given and flag.kind is bool:
+            found.append(flag.option if given[flag.name] == "true" else flag.option.replace("--", "--no-", 1))
+        elif flag.name in given:
+            found.append(f"{flag.option}={given[flag.name]}")
     if bind:
         found += ["--bind", bind]
     if broker:

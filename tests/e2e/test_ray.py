@@ -127,10 +127,10 @@ def ours() -> list[psutil.Process]:
 
 def test_nothing_is_lost_with_a_worker_a_broker_or_a_node(nodes: Nodes, folder: Path) -> None:
     port = free_ports(1)
-    file = write_service(folder, FILE.format(port=port))
+    file = write_service(folder, FILE.format(port=1))
     (folder / "actor.py").write_text((SERVICES / "actor.py").read_text())
     both = [nodes.add(), nodes.add()]
-    done = nodes.engine("up", str(file))
+    done = nodes.engine("up", str(file), "--port", str(port))
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"onray is ready: http://127.0.0.1:{port}" in done.stderr
     again = nodes.engine("up", str(file))

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from harness import wait_for
 
-from engine import status
-from engine.config import Deployment, build
+from engine import cli, status
+from engine.config import Deployment, build, flags_of
+from engine.config.flags import overrides
 from engine.errors import StartError
 from engine.onray import cluster, holder
-from engine.onray.parts import Part, parts, words
+from engine.onray.parts import Part, given, parts, words
 
 
-def deploy(engine: dict[str, Any] | None = None, **stage: Any) -> Deployment:
+def deploy(
+    engine: dict[str, Any] | None = None,
+    frontend: dict[str, Any] | None = None,
+    file: Path = Path("/srv/d/stages.toml"),
+    flags: dict[str, str] | None = None,
+    environ: dict[str, str] | None = None,
+    **stage: Any,
+) -> Deployment:
     data = {
         "engine": {"name": "d", "insecure": True, **(engine or {})},
-        "frontend": {"workers": 2},
+        "frontend": {"workers": 2, **(frontend or {})},
         "stage": [{"name": "pre", "worker": "m:W", "num": 2}, {"name": "encode", "worker": "m:W", **stage}],
     }
-    return build(data, file=Path("/srv/d/stages.toml"), label="stages.toml")
+    return build(data, file=file, label="stages.toml", flags=flags, environ=environ)
 
 
 def test_each_worker_is_a_part_of_its_own() -> None:
@@ -76,11 +87,142 @@ def test_user_code_sees_nothing_of_rays_own() -> None:
     [
         ({"cells": 1, "broker": ["a:1", "b:1"]}, "has one broker"),
         ({"insecure": False}, "name a key file"),
+        ({"key": "deployment.key"}, "^/srv/d/deployment.key is secret, and lies in the folder"),
+        ({"key": "keys/of/it"}, "^/srv/d/keys/of/it is secret"),
     ],
 )
 def test_what_cannot_be_on_a_cluster_is_told_before_there_is_one(engine: dict[str, Any], why: str) -> None:
     with pytest.raises(StartError, match=why):
-        cluster.up(deploy(engine, num=2), "", lambda text: None)
+        cluster.up(deploy(engine, num=2), "", lambda text: None, {})
+
+
+def test_a_link_to_a_key_in_the_folder_and_one_that_leads_out_of_it_are_refused(tmp_path: Path) -> None:
+    service, elsewhere = tmp_path / "service", tmp_path / "elsewhere"
+    service.mkdir()
+    elsewhere.mkdir()
+    (service / "deployment.key").touch()
+    (elsewhere / "out.key").touch()
+    (service / "in.key").symlink_to(elsewhere / "out.key")
+    (elsewhere / "link.key").symlink_to(service / "deployment.key")
+    for key in (service / "in.key", elsewhere / "link.key"):
+        with pytest.raises(StartError, match=f"^{key} is secret"):
+            cluster._check(deploy({"key": str(key)}, file=service / "stages.toml"))
+    cluster._check(deploy({"key": str(elsewhere / "out.key")}, file=service / "stages.toml"))
+
+
+def test_the_secret_of_tls_is_not_brought_to_every_node_either() -> None:
+    for names in ({"certfile": "both.pem"}, {"certfile": "cert.pem", "keyfile": "key.pem"}):
+        with pytest.raises(StartError, match=f"^/srv/d/{list(names.values())[-1]} is secret"):
+            cluster._check(deploy(frontend=names))
+    cluster._check(deploy(frontend={"certfile": "cert.pem", "keyfile": "/etc/d/key.pem"}))
+
+
+def test_flags_and_variables_reach_every_part() -> None:
+    flags = {
+        "port": "9000", "certfile": "/srv/d/tls/cert.pem", "keyfile": "/etc/d/key.pem", "compression": "on",
+        "run_dir": "/tmp/r", "bind": "tcp://0.0.0.0:7000",
+    }  # fmt: skip
+    environ = {"ENGINE_GRACE": "7s", "ENGINE_PORT": "1", "ENGINE_BROKER": "h:7000"}
+    found = deploy(flags=flags, environ=environ)
+    told = given(found, overrides(flags, environ)[0])
+    assert told == {
+        "grace": "7s", "port": "9000", "compression": "true", "certfile": "tls/cert.pem", "keyfile": "/etc/d/key.pem",
+    }  # fmt: skip
+    line = words(Part("d/frontend", "frontend", 1.0, 0.0), "stages.toml", "/tmp/r", broker="@/tmp/b", given=told)
+    options = cli.parser().parse_args(line)
+    assert flags_of(options) == {**told, "run_dir": "/tmp/r", "broker": "@/tmp/b"}
+    assert (options.file, options.only) == ("stages.toml", "frontend")
+    off = words(Part("d/frontend", "frontend", 1.0, 0.0), "f", "/r", given={"compression": "false"})
+    assert flags_of(cli.parser().parse_args(off))["compression"] == "false"
+
+
+@pytest.mark.parametrize("command", ["up", "down"])
+def test_a_cluster_has_all_parts(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "stages.toml").write_text('[[stage]]\nname = "s"\nworker = "m:W"\n')
+    with pytest.raises(SystemExit) as end:
+        cli.run([command, str(tmp_path), "--on", "ray", "--only", "broker"])
+    assert end.value.code == 2
+    assert "--only is of this machine" in capsys.readouterr().err
+
+
+def test_a_stage_that_could_not_say_how_it_stands_is_waited_for() -> None:
+    whole = {"name": "a", "ready": 2, "wanted": 2}
+    assert cluster._is_whole({"stages": [whole]})
+    assert not cluster._is_whole({"stages": [whole, {"name": "b"}]})
+
+
+def test_a_part_that_cannot_be_started_says_why_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = SimpleNamespace(
+        get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: "n"),
+        get_gpu_ids=list,
+        util=SimpleNamespace(get_node_ip_address=lambda: "10.0.0.1"),
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(holder, "AGAIN_S", 0.01)
+    monkeypatch.setattr(holder, "LOOK_S", 0.01)
+    ports: list[int] = []
+    programs: list[list[str]] = []
+
+    def free_ports(count: int) -> int:
+        if not ports:
+            raise RuntimeError("no ports are free")
+        return ports[0]
+
+    class Program:
+        def __init__(self, command: list[str], **_: Any) -> None:
+            if not programs:
+                raise OSError("no memory")
+            programs.append(command)
+            self.returncode: int | None = None
+
+        def poll(self) -> int | None:
+            return self.returncode
+
+        def send_signal(self, number: int) -> None:
+            self.returncode = -number
+
+        def wait(self) -> None:
+            assert self.returncode is not None
+
+    monkeypatch.setattr(holder, "_free_ports", free_ports)
+    monkeypatch.setattr(holder.subprocess, "Popen", Program)
+    part = Part("d/broker", "broker", 1.0, 0.0)
+    held = holder.Holder(part, "stages.toml", "d/broker", 7, {"grace": "7s"})
+    wait_for("the first reason", lambda: held.state()["failed"] == "no ports are free")
+    assert cluster._waits([part], [held.state()]) == "broker cannot be started: no ports are free"
+    ports.append(21_000)
+    wait_for("the second", lambda: held.state()["failed"] == "no memory")
+    assert held.state()["starts"] == 0
+    programs.append([])
+    wait_for("a start", lambda: held.state()["runs"])
+    assert (held.state()["failed"], held.state()["starts"]) == ("", 1)
+    assert "--grace=7s" in programs[-1]
+    assert held.address() == "10.0.0.1:21000"
+    assert held.stop(60.0)
+
+
+def test_ports_are_looked_for_in_the_whole_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holder, "PORTS_TO", holder.PORTS_FROM + 20)
+    with pytest.raises(RuntimeError, match="no 21 ports"):
+        holder._free_ports(21)
+    taken: set[int] = set()
+
+    class Sock:
+        def bind(self, at: tuple[str, int]) -> None:
+            if at[1] in taken:
+                raise OSError
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(holder.socket, "socket", Sock)
+    firsts = set()
+    while len(firsts) < 4:
+        firsts.add(first := holder._free_ports(5))
+        taken.add(first + 4)
+    assert firsts == {holder.PORTS_FROM + step for step in (0, 5, 10, 15)}
+    with pytest.raises(RuntimeError):
+        holder._free_ports(5)
 
 
 def test_who_has_no_place_is_in_the_status() -> None:
