@@ -155,8 +155,13 @@ class Cells:
             self._moved = {old: new for old, new in self._moved.items() if self._is_waiting(self._present(new))}
         for cell, client in enumerate(self._clients):
             link = client.link
-            if client.pending and (client.is_stalled or link.is_silent(instant)):
-                self._move(cell, link.movable(unsent=not link.is_silent(instant)), instant)
+            if not client.pending:
+                continue
+            if link.is_silent(instant):
+                movable = [(seq, call) for seq, call in link.movable() if not link.is_patient(call, instant)]
+                self._move(cell, movable, instant)
+            elif client.is_stalled:
+                self._move(cell, link.movable(unsent=True), instant)
 
     def _move(self, cell: int, movable: Sequence[tuple[int, Call]], instant: float) -> None:
         """Give what a silent broker has not answered to the others, as far as these take it."""
@@ -165,6 +170,7 @@ class Cells:
             was_sent = call.is_sent
             if not self._pass_on(cell, seq, call, instant):
                 break
+            call.moves += was_sent
             gone.append((seq, was_sent))
         if gone:
             self._clients[cell].link.moved(gone)

@@ -151,7 +151,8 @@ class Socket(zmq.Socket[bytes]):
             self.curve_serverkey = pairs.broker_public
             self.curve_publickey = pairs.peer_public
             self.curve_secretkey = pairs.peer_secret
-            self.reconnect_ivl = RECONNECT_MS
+            if self.getsockopt(zmq.RECONNECT_IVL) != -1:  # else it is for one connection
+                self.reconnect_ivl = RECONNECT_MS
         self.connect(self.endpoint)
 
     def _disconnect(self) -> None:

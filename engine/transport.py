@@ -45,6 +45,8 @@ _send: Final = zmq.backend.Socket.send  # zmq.Socket's is a function of Python a
 
 _ucred: Final = struct.Struct("3i")  # of unix(7): pid, uid, gid
 
+HANDSHAKE_MOST: Final = 4096  # bytes of a frame to whoever takes nothing but handshakes
+
 ANY: Final = -1  # frames of any size
 
 
@@ -140,6 +142,7 @@ def lane_of(ctx: Context, endpoints: Endpoints, offsets: Iterable[int]) -> tuple
     for offset in offsets:
         endpoint = endpoints.lane_port(offset)
         sock = _bound_kind(ctx, zmq.PUSH, endpoint, is_watched=True)
+        sock.maxmsgsize = HANDSHAKE_MOST
         try:
             sock.bind(endpoint)
         except zmq.ZMQError as error:
@@ -152,9 +155,12 @@ def lane_of(ctx: Context, endpoints: Endpoints, offsets: Iterable[int]) -> tuple
 
 
 def lane_end(ctx: Context, endpoint: str) -> Socket:
-    """The worker's PULL end of its lane."""
+    """The worker's PULL end of its lane. A lane by tcp is for one connection: its port may be another worker's when it
+    is made anew, and batches would go astray. Who loses it is given another one."""
     sock = ctx.socket(zmq.PULL)
     _common(sock, endpoint)
+    if endpoint.startswith("tcp://"):
+        sock.reconnect_ivl = -1
     sock.reach(endpoint, is_door=False)
     return sock
 
@@ -378,6 +384,12 @@ def readable(sock: Socket) -> bool:
     """Whether a parcel is here. To be asked after every send by users of the edge-triggered descriptor."""
     events: int = sock.getsockopt(zmq.EVENTS)  # type: ignore[assignment]  # the type covers every option
     return bool(events & READABLE)
+
+
+def has_peer(sock: Socket) -> bool:
+    """Whether a PUSH is connected with anybody: without a mark it can send then, and only then."""
+    events: int = sock.getsockopt(zmq.EVENTS)  # type: ignore[assignment]  # the type covers every option
+    return bool(events & WRITABLE)
 
 
 def host_token() -> str:

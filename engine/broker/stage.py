@@ -61,7 +61,7 @@ log: Final = logging.getLogger("stageline.broker")
 class Lane:
     """The PUSH end of one worker, and what waits for its connection."""
 
-    __slots__ = ("memory", "peer", "pending", "pid", "port", "since", "sock")
+    __slots__ = ("memory", "peer", "pending", "pid", "port", "seen", "since", "sock")
 
     def __init__(self, sock: transport.Socket, peer: bytes, pid: int | None, memory: Place | None) -> None:
         self.sock = sock
@@ -71,6 +71,7 @@ class Lane:
         self.port = 0  # where it is bound, over tcp
         self.pending: deque[list[Buffer]] = deque()
         self.since = 0.0  # when the first of them was to leave
+        self.seen = False  # it had a connection
 
     def send(self, frames: list[Buffer], now: float) -> None:
         if self.pending or not transport.send(self.sock, frames):
@@ -172,6 +173,7 @@ class StagePart(Part[ToStage]):
             if now >= self._check_at:
                 self._check_at = now + CHECK_S
                 machine.check_silence(now)
+                self._look_at_lanes(now)
                 machine.measure(now)
                 self._watch.look()
         wake = machine.pump(now)
@@ -200,6 +202,17 @@ class StagePart(Part[ToStage]):
             if port in ports:
                 self._lose(ports[port], now)
         self._carry_out(now)
+
+    def _look_at_lanes(self, now: float) -> None:
+        """Of workers on other hosts. Who may connect to a port at all could keep its losses from being told."""
+        for key, lane in list(self._lanes.items()):
+            worker = self.machine.workers.get(key)
+            if worker is None or not worker.linked or worker.local:
+                continue
+            if transport.has_peer(lane.sock):
+                lane.seen = True
+            elif lane.seen:
+                self._lose(key, now)
 
     def _lose(self, key: int, now: float) -> None:
         """The connection to a worker is lost, by the kernel's word. Some of what was under way may be as well, so it is

@@ -67,6 +67,7 @@ class Call(msgspec.Struct, eq=False):
     is_sent: bool = False  # and not known to have been left alone: it may be computed, or have been
     was_sent: bool = False  # once at least: what stood for its body in shared memory may be gone
     is_begun: bool = False  # events of its answer have come
+    moves: int = 0  # how often one of several brokers has been silent, and another has it now
     passed_on: int = 0  # how often the door of one of several brokers has refused it, and another has it now
 
 

@@ -28,6 +28,7 @@ from typing import Final
 from engine.core.batching import AHEAD_S
 from engine.core.introduction import NEWEST
 from engine.core.items import Item
+from engine.core.liveness import BEAT_S
 from engine.core.messages import Flow
 from engine.core.released import Released
 from engine.core.stats import HostStats, LaneStats
@@ -78,9 +79,12 @@ class Member:
     flow: int = int(Flow.UNKNOWN)  # how it gives its answers, once it is ready
     state: WorkerState = WorkerState.STARTING
     batches: OrderedDict[int, Released] = field(default_factory=OrderedDict)  # first: computing; others: in advance
+    # What was given out again because it seemed to be lost on its way, by batch: it may come yet.
+    late: OrderedDict[int, dict[int, Item]] = field(default_factory=OrderedDict)
     # Of a worker that streams: what it has settled, by batch.
     former: OrderedDict[int, set[int]] = field(default_factory=OrderedDict)
     missing: dict[int, float] = field(default_factory=dict)  # batches that it says it has not: since when
+    missing_for_s: float = BEAT_S / 2  # and how long that may be so
     since: float = 0.0  # when it began to compute the first of them
     free_at: float = 0.0  # when it will probably have done them all, and that is known here
     away_s: float = 0.0  # how long a batch is on its way to it, and its results back, if that counts
@@ -164,8 +168,9 @@ class Crew:
     def hear_round_trip(self, worker: Member, seconds: float) -> None:
         """How long a word to a worker on another host and its answer were on their way, this time."""
         worker.round_trips.append(seconds)
-        usual = sorted(worker.round_trips)[len(worker.round_trips) // 2]
-        worker.away_s = usual if usual > AHEAD_S else 0.0
+        # The least of them: in all others there may be a wait for the interpreter, which `forward` may hold.
+        least = min(worker.round_trips)
+        worker.away_s = least if least > AHEAD_S else 0.0
 
     def sort_in(self, worker: Member, now: float, *, begins: bool) -> None:
         """Put a worker where it belongs after its batches or its state changed. ``begins``: it computes another batch
@@ -240,8 +245,10 @@ class Crew:
         again), and what comes second finds that out. It is never too early: a batch is in the books before it leaves.
         """
         member = self.workers.get(worker)
-        flight = member.batches.get(batch) if member is not None else None
-        return flight.items if flight is not None else NOTHING
+        if member is None:
+            return NOTHING
+        flight = member.batches.get(batch)
+        return flight.items if flight is not None else member.late.get(batch, NOTHING)
 
     def settle(self, worker: Member, batch: Released, uids: Sequence[int]) -> None:
         """Remember a while what a worker that streams had: its events go another way than its results to the next

@@ -86,7 +86,7 @@ class Fate:
         self._slow: dict[int, float] = {}  # suspect worker -> when it is looked at again
         self._held: dict[int, float] = {}  # worker that is quick at failing -> until when it is given nothing
         # By host and slot of workers that were cut off: whose instance it was, and what it had.
-        self._cut: OrderedDict[tuple[str, int], tuple[str, int, list[Item]]] = OrderedDict()
+        self._cut: OrderedDict[tuple[str, int, str], tuple[int, list[Item]]] = OrderedDict()
         self.limits = (self._slow, self._held)  # by worker: when there is something to look at again
         self._good = 0  # batches of which something was computed rightly
         self._bad = 0  # batches of which nothing was
@@ -105,7 +105,7 @@ class Fate:
         for key in [key for key, until in self._held.items() if until <= now]:
             del self._held[key]
             self._crew.sort_in(self._crew.workers[key], now, begins=False)
-        for _, _, items in self._cut.values():  # what is done is not kept for that
+        for _, items in self._cut.values():  # what is done is not kept for that
             if items:
                 items[:] = [item for item in items if item.is_due(now)]
 
@@ -279,17 +279,23 @@ class Fate:
         elif again:
             self.breaker.unclear(now)
         if again and death is Death.CUT and not worker.local:
-            self._cut[worker.host, worker.slot] = worker.instance, worker.key, again
+            self._cut[worker.host, worker.slot, worker.instance] = worker.key, again
             if len(self._cut) > CUT_MOST:
                 self._cut.popitem(last=False)
         self._replay(again, death, now)
 
     def follows(self, worker: Member, now: float) -> None:
-        """A worker has joined. If it is in the place of one that was cut off, and not that one itself, that had died;
-        what it had, as far as it is not done by now, is a worker's death nearer to its end."""
-        instance, key, items = self._cut.pop((worker.host, worker.slot), ("", 0, []))
-        if not instance or instance == worker.instance:
+        """A worker has joined. If it was cut off itself, that is forgotten. Else, if one in its place was, and has not
+        come back, that had died; what it had, as far as it is not done by now, is a worker's death nearer to its end.
+        Where several are in one place nobody knows which of them has come."""
+        place = worker.host, worker.slot
+        if self._cut.pop((*place, worker.instance), None) is not None:
             return
+        gone = [key for key in self._cut if key[:2] == place]
+        lives = any(one is not worker and (one.host, one.slot) == place for one in self._crew.workers.values())
+        if len(gone) != 1 or lives:
+            return
+        key, items = self._cut.pop(gone[0])
         self._stats.deaths[Death.OWN] += 1
         under = [item for item in items if item.is_due(now)]
         for item in under:

@@ -64,6 +64,10 @@ RETRY_S: Final = 1.0  # when to come again, where the broker did not say
 PARCEL_ITEMS: Final = 32  # requests that are enough for a parcel: the broker can begin while others are still read
 PARCEL_TURNS: Final = 16  # of the event loop that a parcel is filled for at most, so that its first request is not late
 
+SLOW_BYTES_S: Final = 4e6  # what a link between hosts carries at the least, for its silence to mean something
+PATIENCE_MOST_S: Final = 60.0
+FORGET_S: Final = 120.0  # after so long without a new connection the patience is what it was
+
 UNKNOWN_FATE: Final = wording.UNKNOWN_FATE.encode()
 TORN: Final = wording.BROKER_LOST_STREAMING.encode()
 
@@ -141,6 +145,8 @@ class Link:
         self._ready = 0  # workers, if it could serve then
         self._heard = now
         self._asked_at = inf  # the first question since then
+        self._patience_s = LIMIT_S  # with what is not answered
+        self._reconnected_at = -inf
         self._full_until = 0.0
         self._retry_s = RETRY_S  # as was said to whoever was refused last
         self._route_full_until: dict[int, float] = {}
@@ -448,17 +454,29 @@ class Link:
 
     def asked(self, now: float) -> None:
         """The broker has been asked for a word, by a beat, or could not be."""
+        if now - self._reconnected_at > FORGET_S:
+            self._patience_s = LIMIT_S
         self._asked_at = min(self._asked_at, now)
 
     @property
     def silent_at(self) -> float:
         """From when on a new connection had better be tried; inf: nothing is asked. Counted from the question and not
-        from the last word: who could not ask, for want of CPU, may blame nobody."""
-        return self._asked_at + LIMIT_S
+        from the last word: who could not ask, for want of CPU, may blame nobody. Bodies and answers go by the same
+        connection, and a word waits behind them. For bodies there is time; of answers nobody here knows, so the
+        patience doubles each time that it was too short."""
+        if self._asked_at == inf:
+            return inf
+        return self._asked_at + self._patience_s + self._on_their_way() / SLOW_BYTES_S
+
+    def _on_their_way(self) -> int:
+        """Bytes of bodies that may not have arrived yet."""
+        return sum([len(call.body) for call in self.waiting.values() if call.is_sent])
 
     def reconnected(self, now: float) -> None:
         """The shell has made a new connection, on which the broker knows nobody yet."""
         self._asked_at = inf
+        self._patience_s = min(2 * self._patience_s, PATIENCE_MOST_S)
+        self._reconnected_at = now
         if self.state is LinkState.JOINED:
             self.state = LinkState.SEEKING
         self._introduce_at = -inf
@@ -482,7 +500,12 @@ class Link:
 
     def is_silent(self, now: float) -> bool:
         """Whether the broker has said nothing for so long that another one should have what it has not answered."""
-        return now - self._heard > MOVE_S
+        silent_s = now - self._heard
+        return silent_s > MOVE_S and silent_s > MOVE_S + self._on_their_way() / SLOW_BYTES_S
+
+    def is_patient(self, call: Call, now: float) -> bool:
+        """Whether this one stays for now, for it has been moved before: its answer may be long on the way."""
+        return now - self._heard <= MOVE_S * (1 << call.moves)
 
     def movable(self, *, unsent: bool = False) -> list[tuple[int, Call]]:
         """What another broker can do as well, by its number here: no stream that has begun, nothing that may have been

@@ -36,7 +36,7 @@ from engine.core.fate import Fate
 from engine.core.foresight import Foresight
 from engine.core.introduction import Introduction, Refusal, Stranger, agreed, refuse_worker
 from engine.core.items import Item
-from engine.core.liveness import ABSENT_S, BEAT_S, LIMIT_S, SETTLE_S, WORKER_SILENCE_S, Looks
+from engine.core.liveness import ABSENT_S, LIMIT_S, SETTLE_S, WORKER_SILENCE_S, Looks
 from engine.core.messages import (
     Batch,
     CancelItems,
@@ -67,6 +67,9 @@ OK: Final = int(Status.OK)
 KEY_SHIFT: Final = 20  # bits of a worker's key below the epoch
 
 CALM: Final = frozenset({WorkerState.STARTING, WorkerState.READY})
+
+LATE_MOST: Final = 8  # batches of a worker that seemed to be lost, whose results count yet if they come
+PATIENCE_MOST_S: Final = 60.0  # with a batch whose results may be on their way
 
 DELAY_SMOOTHING: Final = 0.1  # weight of the newest batch in the running mean of how long items wait
 
@@ -335,8 +338,9 @@ class StageMachine:
 
     def _look_for_lost(self, worker: Member, beat: WorkerBeat, now: float) -> None:
         """What was given to a worker before the newest that it has received, and what it does not hold by two of its
-        beats, is lost, or its results are: it is given out again. (In between they may be on their way. What it was
-        given later may be so itself, and with a connection that is lost all of it is.)"""
+        beats, is lost, or its results are: it is given out again, each time with twice the patience. (In between they
+        may be on their way, and count if they come after all. What it was given later may be so itself, and with a
+        connection that is lost all of it is.)"""
         if not self.spec.idempotent:
             return  # results that are long on their way must not end as failures
         held = {*beat.held}
@@ -346,13 +350,19 @@ class StageMachine:
             if number <= beat.newest and number not in held
         }
         worker.missing = missing
-        for number in [number for number, since in missing.items() if since <= now - BEAT_S / 2]:
+        for number in [number for number, since in missing.items() if since <= now - worker.missing_for_s]:
             del missing[number]
             self._lose_batch(worker, number, now)
 
     def _lose_batch(self, worker: Member, number: int, now: float) -> None:
         was_first = next(iter(worker.batches)) == number
+        # First there, then away here: whoever delivers its results, on another thread perhaps, finds its items.
+        worker.late[number] = dict(worker.batches[number].items)
+        while len(worker.late) > LATE_MOST:
+            worker.late.popitem(last=False)
         batch = worker.batches.pop(number)
+        # Its results may be large, and the way narrow.
+        worker.missing_for_s = min(2 * worker.missing_for_s, PATIENCE_MOST_S)
         self.stats.resent += 1
         self.fate.lost(worker, batch, now, was_first=was_first)
         if worker.state is OVERDUE and was_first:
@@ -412,8 +422,10 @@ class StageMachine:
         """
         worker = self.workers.get(settle.worker)
         batch = worker.batches.get(settle.batch) if worker is not None else None
-        if worker is None or batch is None:
-            return  # of a worker that was given up; its items were replayed
+        if worker is None or batch is None:  # given up, it or the batch; its items were replayed
+            if worker is not None:
+                worker.late.pop(settle.batch, None)
+            return
         held, foresight = batch.items, self.foresight
         if settle.after_s:
             foresight.hear_after(settle)

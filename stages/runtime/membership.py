@@ -77,7 +77,7 @@ class Membership:
         self._lost = False
         if isinstance(message, Welcome | Pulse) and self._sent_at < inf:
             self._round_trip_us = round((now - self._sent_at) * MICROS)
-            self._sent_at = inf
+        self._sent_at = inf
         if isinstance(message, Welcome):
             if message == self._welcome or self._leaving:
                 return None
@@ -155,7 +155,9 @@ class Membership:
     def sent(self, message: Message | Introduction, now: float) -> None:
         """This owed message has left."""
         self._asked_at = min(self._asked_at, now)
-        if isinstance(message, Introduction | WorkerBeat):
+        if isinstance(message, Introduction):
+            self._sent_at = now
+        elif isinstance(message, WorkerBeat):
             self._sent_at = min(self._sent_at, now)
         if isinstance(message, Introduction):
             self._introductions += 1
@@ -209,6 +211,7 @@ class Membership:
         self._beat_at = inf
         self._introductions = 0
         self._introduce_at = self._unsent_since = now
+        self._sent_at = inf
         return self._dismiss() if self._leaving else None
 
     def _dismiss(self) -> ToMain | None:

@@ -57,7 +57,7 @@ def test_two_beats_that_come_together_are_one() -> None:
     assert twin.stages[0].stats.resent == 0
 
 
-def test_results_of_a_batch_that_was_given_up_too_early_are_duplicates() -> None:
+def test_results_of_a_batch_that_was_given_up_too_early_count_all_the_same() -> None:
     twin = Twin(topology(), [replace(SPEC, timeout_s=60.0)])
     worker = twin.worker()
     twin.submit(2)
@@ -67,10 +67,23 @@ def test_results_of_a_batch_that_was_given_up_too_early_are_duplicates() -> None
         twin.pass_time(BEAT_S)
     assert [batch.batch > number for batch, _ in worker.lane] == [False, True]
     twin.finish(worker)
-    assert not twin.answers
-    twin.finish(worker)
     assert [twin.answer(seq)[0] for seq in (1, 2)] == [200, 200]
+    twin.finish(worker)  # what was given out again is a duplicate
     assert twin.is_empty()
+    assert not twin.stages[0].workers[worker.key].late
+
+
+def test_each_time_the_patience_is_twice_what_it_was() -> None:
+    twin = Twin(topology(), [replace(SPEC, timeout_s=60.0)])
+    worker = twin.worker()
+    twin.submit(2, budget_s=100.0)
+    given = []
+    for _ in range(30):
+        newest = worker.lane[-1][0].batch
+        given.append(newest)
+        beat(twin, worker, newest=newest, held=[])
+        twin.pass_time(BEAT_S)
+    assert len(set(given)) == 6  # after 1, 1, 2, 4, 8 and 16 s, and not 30 times
 
 
 def test_what_must_not_be_computed_twice_is_not_sent_again() -> None:

@@ -10,16 +10,19 @@ from engine.core import wording
 from engine.core.call import Answer, Call, StreamEvent
 from engine.core.introduction import Introduction, Refusal, Stranger
 from engine.core.link import (
+    FORGET_S,
     FULL_S,
     PARCEL_ITEMS,
     PARCEL_TURNS,
+    PATIENCE_MOST_S,
+    SLOW_BYTES_S,
     TORN,
     UNKNOWN_FATE,
     Link,
     LinkState,
     Submission,
 )
-from engine.core.liveness import INTRODUCE_FAST_S, INTRODUCE_SLOW_S, LOST_S, MOVE_S
+from engine.core.liveness import INTRODUCE_FAST_S, INTRODUCE_SLOW_S, LIMIT_S, LOST_S, MOVE_S
 from engine.core.messages import (
     Answers,
     Cancel,
@@ -663,3 +666,34 @@ def test_what_the_door_refuses_is_offered_to_others(take: bool, status: int, spe
     assert peers.killers == (status == 422)
     assert bool(waiter.answers) is not (take and bool(asks))
     assert not desk.link.waiting
+
+
+# --- what is long on its way -----------------------------------------------------------------------------------------
+
+
+def test_a_silence_that_a_body_may_be_the_reason_for_is_none() -> None:
+    desk = Desk()
+    desk.hear(pulse())
+    link = desk.link
+    link.submit(Call(0, b"x" * 40_000_000, NOW + 60, b"", Waiter()), NOW)
+    desk.send()
+    link.asked(NOW)
+    assert link.silent_at == NOW + LIMIT_S + 40e6 / SLOW_BYTES_S
+    assert not link.is_silent(NOW + MOVE_S + 5)
+    assert link.is_silent(NOW + MOVE_S + 40e6 / SLOW_BYTES_S + 0.1)
+
+
+def test_each_new_connection_that_was_of_no_use_doubles_the_patience() -> None:
+    desk = Desk()
+    link = desk.link
+    now, waits = NOW, []
+    for _ in range(7):
+        link.asked(now)
+        waits.append(link.silent_at - now)
+        now = link.silent_at
+        link.reconnected(now)
+        desk.now = now
+        desk.hear(pulse())  # its word comes first, and then the large answer again
+    assert waits == [LIMIT_S * 2**turn for turn in range(5)] + [PATIENCE_MOST_S] * 2
+    link.asked(now + FORGET_S + 1)
+    assert link.silent_at == now + FORGET_S + 1 + LIMIT_S

@@ -199,6 +199,23 @@ def test_it_moves_on_where_the_next_one_falls_silent_too(table: Table) -> None:
     assert waiter.answers == []
 
 
+def test_what_was_moved_before_waits_twice_as_long_for_its_answer_may_be_large(table: Table) -> None:
+    seq, _ = table.call()
+    first = table.pending.index(1)
+    table.brokers[first].desk.send()
+    table.pass_time(MOVE_S + 0.1, silent=first)
+    table.cells._look(table.now)
+    second = 1 - first
+    assert table.pending[second] == 1
+    table.brokers[second].desk.send()
+    table.pass_time(MOVE_S + 0.1, silent=second)
+    table.cells._look(table.now)
+    assert table.pending[second] == 1
+    table.pass_time(MOVE_S, silent=second)
+    table.cells._look(table.now)
+    assert table.pending[first] == 1
+
+
 def test_what_must_not_be_computed_twice_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     table = Table(monkeypatch, once_only=(True, False))
     for _ in range(4):
