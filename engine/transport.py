@@ -45,6 +45,8 @@ _send: Final = zmq.backend.Socket.send  # zmq.Socket's is a function of Python a
 
 _ucred: Final = struct.Struct("3i")  # of unix(7): pid, uid, gid
 
+# Of a context: a lane has one, and so has what is told of its losses. ZeroMQ's own bound is 1,023.
+SOCKETS: Final = 40_000
 HANDSHAKE_MOST: Final = 4096  # bytes of a frame to whoever takes nothing but handshakes
 
 ANY: Final = -1  # frames of any size
@@ -72,6 +74,7 @@ def context(keys: Keyring | None = None) -> Context:
     """A context of this process, whose links over tcp are made by these keys; without any they are open to everybody.
     Linger 0: the default makes ``term()`` hang on an undelivered message."""
     made = curve.Context(io_threads=1)
+    made.max_sockets = SOCKETS
     made.linger = 0
     made.take(keys)
     return made

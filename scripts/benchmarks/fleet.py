@@ -31,6 +31,7 @@ from engine.config import Deployment, load
 from engine.core.introduction import FRONTEND, WORKER, introduce
 from engine.core.messages import Answers, Batch, FrontendBeat, Ready, Results, Submit, Welcome, WorkerBeat
 from engine.core.wire import STEP_BYTES, Buffer, decode, encode
+from engine.descriptors import allow_many
 from engine.keyfile import keyring_of
 from engine.process import tune_garbage_collection
 
@@ -259,6 +260,7 @@ def _start(*words: str) -> subprocess.Popen[str]:
 
 
 if __name__ == "__main__":
+    allow_many()
     if sys.argv[1] == "broker":
         broker(sys.argv[2])
     else:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import zmq
 
 from engine import transport
 from engine.config import build
@@ -171,3 +172,11 @@ def test_what_the_lanes_of_a_killed_broker_left_is_removed(folder: Path) -> None
     ctx.term()
     for left in folder.iterdir():
         left.unlink()
+
+
+def test_a_context_has_room_for_the_lanes_of_many_workers() -> None:
+    ctx = transport.context()
+    try:
+        assert ctx.get(zmq.MAX_SOCKETS) >= 2 * 16_384
+    finally:
+        ctx.term()
