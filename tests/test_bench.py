@@ -44,7 +44,7 @@ from benchmarks import (
     work,
     wrk,
 )
-from benchmarks.__main__ import RESULTS, listing, main
+from benchmarks.__main__ import RESULTS, listing, main, measured_by
 from benchmarks.cases import CASES, accelerator, chosen, cores, echo, gpu, http, launch, slo
 from benchmarks.offline import OFFLINE
 from benchmarks.picture import draw, file_name
@@ -535,6 +535,11 @@ def test_a_case_that_lacks_something_is_skipped_with_the_reason(
     assert main(["made-up", "--json", str(tmp_path / "results.json")]) == 0
     assert "made-up: skipped: no abacus: needs one of wood" in capsys.readouterr().err
     assert not (tmp_path / "results.json").exists()
+
+
+def test_a_page_says_what_was_measured_and_not_where_its_results_went() -> None:
+    words = ["slo", "--json", "/tmp/x.json", "--repeats", "3", "--docs=/tmp/d", "--json=/tmp/y.json", "--add"]
+    assert measured_by(words) == ["slo", "--repeats", "3", "--add"]
 
 
 def test_without_a_gpu_its_case_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:

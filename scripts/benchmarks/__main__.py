@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results = begin(target if options.add else None)
     except ValueError as error:
         top.error(str(error))
-    command = shlex.join(["scripts/bench", *words])
+    command = shlex.join(["scripts/bench", *measured_by(words)])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is stopped
     failed = False
     for case in cases:
@@ -122,6 +122,19 @@ def begin(kept: Path | None) -> report.Results:
     if (former.machine, former.versions) != (results.machine, results.versions):
         raise ValueError(f"--add: {kept} was measured on another machine, or with other versions")
     return former
+
+
+def measured_by(words: Sequence[str]) -> list[str]:
+    """The words of a command without those that say where its results go: a page is for others than who measured."""
+    found: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        name, _, value = word.partition("=")
+        if name not in ("--json", "--docs"):
+            found.append(word)
+        elif not value:
+            next(rest, "")
+    return found
 
 
 def measure(case: Case, options: argparse.Namespace, results: report.Results, command: str) -> None:
