@@ -8,7 +8,9 @@ has one whose address stands in a file, which whoever moves it writes.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -20,6 +22,8 @@ from engine.config.endpoints import Endpoints, file_of
 from engine.log import get_logger
 
 RETRY_S: Final = 1.0  # until a name that could not be looked up is tried again
+PORTS_FROM: Final = 20_000
+PORTS_TO: Final = 32_000
 ANSWER_S: Final = 1.0  # that an address has to take a connection, if the name has others
 READ_MOST: Final = 1000  # characters of a file with an address
 
@@ -131,3 +135,20 @@ def numbered(endpoints: Endpoints) -> Endpoints:
     if not endpoints.is_tcp or is_number(endpoints.host):
         return endpoints
     return _looked_up(endpoints)[0]
+
+
+def free_ports(count: int, host: str = "") -> int:
+    """The first of so many ports behind each other that nobody has, at all addresses or at one. They are below those
+    that systems give to outgoing connections, so that nobody gets one by chance before it is used. RuntimeError when
+    there are none."""
+    firsts = range(PORTS_FROM, PORTS_TO - count + 1, count)
+    for step in range(len(firsts)):
+        first = firsts[(os.getpid() + step) % len(firsts)]  # not where all others begin
+        with contextlib.ExitStack() as stack:
+            try:
+                for port in range(first, first + count):
+                    stack.enter_context(socket.socket()).bind((host, port))
+            except OSError:
+                continue
+            return first
+    raise RuntimeError(f"no {count} ports behind each other are free between {PORTS_FROM} and {PORTS_TO}")

@@ -357,8 +357,7 @@ def pid_of(origin: Origin) -> int | None:
     race against its connection.
     """
     try:
-        fd = os.dup(origin.get(zmq.SRCFD))
-        with stdsocket.socket(fileno=fd) as sock:
+        with _connection_of(origin) as sock:
             if sock.family != stdsocket.AF_UNIX:
                 return None
             told = sock.getsockopt(stdsocket.SOL_SOCKET, stdsocket.SO_PEERCRED, _ucred.size)
@@ -368,13 +367,18 @@ def pid_of(origin: Origin) -> int | None:
     return pid or None  # 0: of a process namespace that this one cannot see into
 
 
+def _connection_of(origin: Origin) -> stdsocket.socket:
+    """What this came by, to be closed. Raises OSError and ZMQError when it has been closed meanwhile."""
+    return stdsocket.socket(fileno=os.dup(origin.get(zmq.SRCFD)))
+
+
 def is_here(origin: Origin) -> bool:
     """Whether the connection that this came by begins on this host, as far as the kernel tells: by a socket file, or
     from the very address at which it was accepted. Two machines may give the same :func:`host_token`, where both began
     as one snapshot of a third; then to share memory, clocks or pids with the other would be to take somebody else's.
     False when the connection is closed already."""
     try:
-        with stdsocket.socket(fileno=os.dup(origin.get(zmq.SRCFD))) as sock:
+        with _connection_of(origin) as sock:
             if sock.family == stdsocket.AF_UNIX:
                 return True
             there, here = sock.getpeername(), sock.getsockname()

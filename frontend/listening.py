@@ -13,6 +13,7 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
+from engine.config.endpoints import bracket, is_wildcard, loopback_of
 from engine.errors import StartError
 
 BACKLOG: Final = 2048  # connections the kernel accepts for us, gunicorn's default; net.core.somaxconn caps it
@@ -96,9 +97,8 @@ def _close(sockets: Sequence[socket.socket]) -> None:
 def url(address: str, sock: socket.socket, *, secure: bool = False) -> str:
     """Where a client on this host reaches the service."""
     host, port = sock.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):
-        host = "127.0.0.1" if host == "0.0.0.0" else "::1"
+    if is_wildcard(host):
+        host = loopback_of(host)
     elif address and address != host:
         host = address
-    scheme = "https" if secure else "http"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+    return f"{'https' if secure else 'http'}://{bracket(host)}:{port}"

@@ -13,6 +13,7 @@ says so.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import sys
@@ -126,9 +127,20 @@ def file_of(broker: str) -> str | None:
     return broker[1:] if broker.startswith("@") else None
 
 
+def is_wildcard(host: str) -> bool:
+    """Whether it stands for all addresses of a host: one to listen at, not to connect to, which some systems do not
+    even allow."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
 def loopback_of(host: str) -> str:
-    """By which a broker that listens on all addresses is reached from its own host; another host's name as it is."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    """By which whoever listens on all addresses is reached from its own host; another host's name as it is."""
+    if not is_wildcard(host):
+        return host
+    return "::1" if ":" in host else "127.0.0.1"
 
 
 def cell_dir(folder: Path, cell: int) -> Path:

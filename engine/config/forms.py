@@ -21,7 +21,7 @@ from difflib import get_close_matches
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from engine.config.endpoints import file_of
+from engine.config.endpoints import file_of, is_wildcard
 from engine.config.schema import RESERVED_PATHS, Form, Key, Unit
 from engine.config.units import UnitError, format_size, parse_size, parse_time, warm_up_s, wear_limits
 
@@ -281,14 +281,6 @@ def _host_port(value: object) -> str:
     if is_wildcard(host):
         raise _bad(Form.BROKER, value, "nobody is reached by a wildcard: name the broker's host")
     return text
-
-
-def is_wildcard(host: str) -> bool:
-    """Whether it stands for all addresses of a host."""
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
 
 
 def _file_path(form: Form) -> Callable[[object], str]:

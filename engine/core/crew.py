@@ -45,7 +45,7 @@ FAR_BYTES: Final = 64 << 20  # on their way or there; one batch may be larger
 
 # What is on its way at times takes longer than it mostly does.
 SLACK: Final = 1.25
-ROUND_TRIPS: Final = 5  # the newest, of which the middle one counts
+ROUND_TRIPS: Final = 5  # the newest, of which the shortest one counts
 
 
 def credit_for(batch_s: float, away_s: float = 0.0) -> int:

@@ -13,12 +13,12 @@ from typing import Any, Final
 
 from engine import transport
 from engine.config import Deployment
-from engine.config.endpoints import bracket
+from engine.config.endpoints import bracket, is_wildcard
 from engine.config.flags import Override
-from engine.config.forms import is_wildcard
 from engine.errors import StartError, Unavailable
 from engine.exitcodes import ExitCode
-from engine.onray.parts import BROKER, FRONTEND, NAMESPACE, Part, given, parts
+from engine.onray.parts import NAMESPACE, Part, given, parts
+from engine.supervisor.parts import BROKER, FRONTEND
 
 START_S: Final = 600.0  # models load, and a cluster may have to grow
 LOOK_S: Final = 0.5

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,13 +20,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from engine import bootstrap
+from engine.addresses import free_ports
 from engine.errors import Unavailable
 from engine.exitcodes import ExitCode
-from engine.onray.parts import BROKER, NAMESPACE, Part, words
+from engine.onray.parts import NAMESPACE, Part, words
+from engine.supervisor.parts import BROKER
 
 BOOTSTRAP: Final = str(Path(bootstrap.__file__))
-PORTS_FROM: Final = 20_000
-PORTS_TO: Final = 32_000  # below those that systems give to outgoing connections
 LOOK_S: Final = 0.5  # between two looks at the part and at the broker's address
 AGAIN_S: Final = 2.0  # from an end of the part that nobody asked for to the next start
 NEVER: Final = "not started yet"
@@ -120,7 +119,7 @@ class Holder:
         bind, broker = "", f"@{self._place}"
         if self._part.only == BROKER:
             if not self._port or self._end == str(int(ExitCode.BUSY)):
-                self._port = _free_ports(self._fixed_ports)
+                self._port = free_ports(self._fixed_ports)
             bind, broker = f"tcp://0.0.0.0:{self._port}", ""
         told = words(self._part, self._file, str(self._folder / "run"), bind=bind, broker=broker, given=self._given)
         self._process = subprocess.Popen(
@@ -170,23 +169,3 @@ def _own_address() -> str:
     import ray
 
     return str(ray.util.get_node_ip_address())
-
-
-def _free_ports(count: int) -> int:
-    """The first of so many ports behind each other that nobody has. Raises RuntimeError."""
-    firsts = range(PORTS_FROM, PORTS_TO - count + 1, count)
-    for step in range(len(firsts)):
-        first = firsts[(os.getpid() + step) % len(firsts)]  # not where all others begin
-        held: list[socket.socket] = []
-        try:
-            for port in range(first, first + count):
-                held.append(socket.socket())
-                held[-1].bind(("", port))
-        except OSError:
-            continue
-        else:
-            return first
-        finally:
-            for sock in held:
-                sock.close()
-    raise RuntimeError(f"no {count} ports behind each other are free between {PORTS_FROM} and {PORTS_TO}")

@@ -12,9 +12,8 @@ from typing import Final
 from engine.config import Deployment
 from engine.config.flags import Override, flags
 from engine.config.schema import PATHS, StageSection
+from engine.supervisor.parts import BROKER, FRONTEND
 
-BROKER: Final = "broker"
-FRONTEND: Final = "frontend"
 NAMESPACE: Final = "stageline"  # of all our actors
 
 BROKER_CPUS: Final = 1.0

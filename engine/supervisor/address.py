@@ -15,12 +15,10 @@ from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 from engine.config import FILE_NAME, Deployment, default_run_dir
+from engine.config.endpoints import bracket, is_wildcard, loopback_of
 from engine.errors import StartError
 from engine.supervisor.parts import Parts
 from engine.supervisor.rundir import LOOK_S, Busy, Withdrawn, sleep
-
-# "Every address" is a thing to listen on, not to connect to (some systems do not even allow it).
-_SHOWN: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 
 _HINTS: Final = {
     errno.EACCES: "; ports below 1024 need privileges: choose another with --port",
@@ -81,9 +79,9 @@ def _find(host: str, port: int, pause: Callable[[float], bool]) -> list[tuple[An
 def shown(url: str) -> str:
     """The URL a user on this machine can open."""
     parts = urlsplit(url)
-    host = _SHOWN.get(parts.hostname or "")
-    if host is None:
+    if not is_wildcard(parts.hostname or ""):
         return url
+    host = bracket(loopback_of(parts.hostname or ""))
     return urlunsplit(parts._replace(netloc=f"{host}:{parts.port}" if parts.port else host))
 
 
@@ -92,7 +90,7 @@ def banner(deployment: Deployment, url: str, trial: str | None = None) -> str:
 
     ``trial`` is what the first stage proposes, a command line with ``{url}`` in it.
     """
-    url, every = shown(url), deployment.frontend.address in _SHOWN
+    url, every = shown(url), is_wildcard(deployment.frontend.address)
     where = f"{url} (listening on all addresses, {deployment.frontend.address})" if every else url
     lines = [
         f"{deployment.engine.name} is ready: {where}  (stop with Ctrl-C)",

@@ -17,7 +17,7 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from heapq import heappop, heappush
@@ -25,17 +25,17 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.systems import SCRIPTS
+from benchmarks.threads import ELSEWHERE, receive, send
 from engine import transport
 from engine.broker.service import Broker
 from engine.config import Deployment, load
 from engine.core.introduction import FRONTEND, WORKER, introduce
 from engine.core.messages import Answers, Batch, FrontendBeat, Ready, Results, Submit, Welcome, WorkerBeat
-from engine.core.wire import STEP_BYTES, Buffer, decode, encode
+from engine.core.wire import STEP_BYTES, decode
 from engine.descriptors import allow_many
 from engine.keyfile import keyring_of
 from engine.process import tune_garbage_collection
 
-ELSEWHERE: Final = "elsewhere"  # on no host of the broker's: sockets carry everything
 BEAT_S: Final = 1.0
 PARCEL: Final = 32  # requests of one parcel
 SETTLE_S: Final = 0.5  # before it is measured
@@ -83,13 +83,13 @@ class Worker:
             stage=deployment.topology.stages[0],
             slot=slot,
         )
-        _send(self.control, encode(who))
-        welcome = _receive(self.control)
+        send(self.control, who)
+        welcome, _ = receive(self.control)
         if not isinstance(welcome, Welcome):
             raise RuntimeError(f"no welcome: {welcome}")
         self.key = welcome.worker
         self.lane = transport.lane_end(ctx, endpoints.told_lane(welcome.lane))
-        _send(self.control, encode(Ready(self.key, "application/json")))
+        send(self.control, Ready(self.key, "application/json"))
         self.free_at = 0.0
 
 
@@ -111,7 +111,7 @@ class Fleet:
             host=ELSEWHERE,
             pid=os.getpid(),
         )
-        _send(self._front, encode(words))
+        send(self._front, words)
         self._body = b"x" * play.size
         self._answered = 0
         self._seq = 0
@@ -168,7 +168,7 @@ class Fleet:
             "application/json",
             int(self._play.compute_s * 1e6),
         )
-        _send(self._results, encode(results, [b"1"] * count))
+        send(self._results, results, [b"1"] * count)
         self._take(number, time.monotonic())  # a descriptor of ZeroMQ tells of news alone
 
     def _hear(self) -> None:
@@ -184,27 +184,16 @@ class Fleet:
         seqs = list(range(self._seq, self._seq + count))
         self._seq += count
         submit = Submit(seqs, [0] * count, [DEADLINE_US] * count, [b""] * count)
-        _send(self._front, encode(submit, [self._body] * count))
+        send(self._front, submit, [self._body] * count)
         if transport.readable(self._front):
             self._hear()
 
     def _beat(self) -> None:
-        _send(self._front, encode(FrontendBeat()))
+        send(self._front, FrontendBeat())
         for worker in self._workers:
             while transport.recv(worker.control) is not None:
                 pass
-            _send(worker.control, encode(WorkerBeat(worker.key)))
-
-
-def _send(sock: transport.Socket, frames: Sequence[Buffer]) -> None:
-    while not transport.send(sock, frames):
-        time.sleep(0.001)
-
-
-def _receive(sock: transport.Socket) -> object:
-    while (frames := transport.recv(sock)) is None:
-        sock.poll(1000)
-    return decode(frames)[0]
+            send(worker.control, WorkerBeat(worker.key))
 
 
 # --- for whoever measures --------------------------------------------------------------------------------------------

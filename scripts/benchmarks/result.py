@@ -95,6 +95,11 @@ class Summary:
         samples = self._samples.get((system, tuple(sorted(point.items()))), {}).get(metric)
         return (min(samples), max(samples)) if samples else None
 
+    def ours(self, metric: str, where: Callable[[Point], bool] = lambda point: True) -> list[float]:
+        """Our medians at these points, as far as there are."""
+        found = [self.value(OURS, point, metric) for point in self.points() if where(point)]
+        return [value for value in found if value is not None]
+
     def ratio(self, point: Point, metric: str, *, to: str = PEER, of: str = OURS) -> float | None:
         """``of``'s median by ``to``'s, or None where either is missing or the divisor is 0."""
         return divided(self.value(of, point, metric), self.value(to, point, metric))

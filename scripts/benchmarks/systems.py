@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import os
 import signal
@@ -133,20 +132,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def free_ports(count: int) -> int:
-    """The first of ``count`` ports of the loopback behind each other that nobody listens on, below those that the
-    system gives to outgoing connections."""
-    for first in range(20_000 + os.getpid() % 8_000, 32_000 - count, count):
-        with contextlib.ExitStack() as stack:
-            try:
-                for port in range(first, first + count):
-                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return first
-    raise RuntimeError(f"no {count} ports behind each other are free")
 
 
 def _wait_ready(running: Running, process: subprocess.Popen[bytes], body: str) -> None:

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,8 @@ from typing import Any, TypeVar
 
 import httpx
 import psutil
+
+from engine import addresses
 
 ENGINE = str(Path(sys.executable).parent / "engine")
 SERVICES = Path(__file__).parent / "services"
@@ -69,21 +70,8 @@ def marked(mark: str) -> list[psutil.Process]:
 
 
 def free_ports(count: int) -> int:
-    """The first of ``count`` consecutive free ports of the loopback address.
-
-    Taken from below the range that the system hands out to outgoing connections, so that nobody gets one by chance
-    between this answer and its use.
-    """
-    for first in range(20_000 + os.getpid() % 10_000, 32_000, count):
-        with contextlib.ExitStack() as stack:
-            try:
-                for port in range(first, first + count):
-                    held = stack.enter_context(socket.socket())
-                    held.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return first
-    raise AssertionError(f"no {count} consecutive ports are free")
+    """The first of ``count`` consecutive free ports of the loopback address."""
+    return addresses.free_ports(count, "127.0.0.1")
 
 
 class Running:

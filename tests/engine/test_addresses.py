@@ -324,3 +324,33 @@ def test_the_ports_are_told(tmp_path: Path) -> None:
 def test_without_a_bind_only_the_frontend_listens(tmp_path: Path) -> None:
     (one,) = ports.ports(over_tcp(tmp_path))
     assert one.process == "frontend"
+
+
+def test_ports_are_looked_for_in_the_whole_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addresses, "PORTS_TO", addresses.PORTS_FROM + 20)
+    with pytest.raises(RuntimeError, match="no 21 ports"):
+        addresses.free_ports(21)
+    taken: set[int] = set()
+
+    class Sock:
+        def __enter__(self) -> Sock:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.close()
+
+        def bind(self, at: tuple[str, int]) -> None:
+            if at[1] in taken:
+                raise OSError
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(addresses.socket, "socket", Sock)
+    firsts = set()
+    while len(firsts) < 4:
+        firsts.add(first := addresses.free_ports(5))
+        taken.add(first + 4)
+    assert firsts == {addresses.PORTS_FROM + step for step in (0, 5, 10, 15)}
+    with pytest.raises(RuntimeError):
+        addresses.free_ports(5)

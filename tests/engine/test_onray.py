@@ -184,7 +184,7 @@ def test_a_part_that_cannot_be_started_says_why_and_is_tried_again(monkeypatch: 
         def wait(self) -> None:
             assert self.returncode is not None
 
-    monkeypatch.setattr(holder, "_free_ports", free_ports)
+    monkeypatch.setattr(holder, "free_ports", free_ports)
     monkeypatch.setattr(holder.subprocess, "Popen", Program)
     part = Part("d/broker", "broker", 1.0, 0.0)
     held = holder.Holder(part, "stages.toml", "d/broker", 7, {"grace": "7s"})
@@ -199,30 +199,6 @@ def test_a_part_that_cannot_be_started_says_why_and_is_tried_again(monkeypatch: 
     assert "--grace=7s" in programs[-1]
     assert held.address() == "10.0.0.1:21000"
     assert held.stop(60.0)
-
-
-def test_ports_are_looked_for_in_the_whole_range(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(holder, "PORTS_TO", holder.PORTS_FROM + 20)
-    with pytest.raises(RuntimeError, match="no 21 ports"):
-        holder._free_ports(21)
-    taken: set[int] = set()
-
-    class Sock:
-        def bind(self, at: tuple[str, int]) -> None:
-            if at[1] in taken:
-                raise OSError
-
-        def close(self) -> None:
-            pass
-
-    monkeypatch.setattr(holder.socket, "socket", Sock)
-    firsts = set()
-    while len(firsts) < 4:
-        firsts.add(first := holder._free_ports(5))
-        taken.add(first + 4)
-    assert firsts == {holder.PORTS_FROM + step for step in (0, 5, 10, 15)}
-    with pytest.raises(RuntimeError):
-        holder._free_ports(5)
 
 
 def test_who_has_no_place_is_in_the_status() -> None:

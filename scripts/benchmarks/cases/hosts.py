@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from benchmarks.fleet import Play, served
 from benchmarks.result import OURS, Case, Metric, Point, Row, Summary, Target, at, divided
-from benchmarks.systems import free_ports
+from engine.addresses import free_ports
 from engine.keyfile import make
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def write(folder: Path, link: str, batch: int, size: int) -> Path:
     if link == KEYED:
         make(str(folder / "deployment.key"))
         how = 'key = "deployment.key"'
-    port = free_ports(FIXED)
+    port = free_ports(FIXED, "127.0.0.1")
     file.write_text(FILE.format(port=port, link=how, folder=folder, batch=batch, size=max(2 * size, 1 << 20)))
     return file
 
@@ -105,12 +105,7 @@ def spread(bench: Bench) -> Iterator[Row]:
 
 def highest(metric: str, where: Callable[[Point], bool]) -> Callable[[Summary], float | None]:
     """At the worst of these points."""
-
-    def measure(summary: Summary) -> float | None:
-        found = [summary.value(OURS, point, metric) for point in summary.points() if where(point)]
-        return max((value for value in found if value is not None), default=None)
-
-    return measure
+    return lambda summary: max(summary.ours(metric, where), default=None)
 
 
 def flat(summary: Summary) -> float | None:

@@ -221,14 +221,13 @@ OVERLOAD: Final = Case(
 
 def mean(summary: Summary, metric: str) -> float | None:
     """Ours, over all points that have it."""
-    found = [value for point in summary.points() if (value := summary.value(OURS, point, metric)) is not None]
+    found = summary.ours(metric)
     return fmean(found) if found else None
 
 
 def lowest(summary: Summary, metric: str, where: Callable[[Point], bool]) -> float | None:
     """Ours at the worst of these points."""
-    found = [summary.value(OURS, point, metric) for point in summary.points() if where(point)]
-    return min((value for value in found if value is not None), default=None)
+    return min(summary.ours(metric, where), default=None)
 
 
 # --- below saturation ------------------------------------------------------------------------------------------------
