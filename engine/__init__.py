@@ -46,8 +46,9 @@ The code, from the bottom up; a module imports only what stands above it:
     server              the Python API: the same deployment, described by calls
     mixin, runtime, worker
                         names of server and stages where a service written for Mosec looks for them
-    __main__, cli, bootstrap, status
-                        the ``engine`` command, how it and a child process begin, and what it shows of a running one
+    __main__, cli, commands/, bootstrap
+                        the ``engine`` command, each of what it can do, and how it and a child process begin
+    status, why         what it shows of a running deployment
 
 The HTTP side is the package ``frontend``; the worker process, and the ``Worker`` class that services subclass, is the
 package ``stages``. docs/architecture.md tells the life of a request and which invariant is held where.

@@ -14,13 +14,12 @@ WATCH_S: Final = 10.0  # how long a running deployment is looked at
 TARGET: Final = 0.99
 
 EXAMPLES: Final = """\
-examples:
-  engine plan stages.toml --rate 400 --slo 200ms
-  engine plan stages.toml --rate 400 --slo 200ms --arrivals trace.csv --picture plan.svg
-  engine plan stages.toml --rate 400 --slo 200ms --save-profile profile.json
-  engine plan stages.toml --slo 200ms --devices 4 --profile profile.json --keep tokenize=2
-  engine plan stages.toml --rate 400 --slo 200ms --running --json > plan.json
-  engine plan --check stages.toml --plan plan.json
+engine plan stages.toml --rate 400 --slo 200ms
+engine plan stages.toml --rate 400 --slo 200ms --arrivals trace.csv --picture plan.svg
+engine plan stages.toml --rate 400 --slo 200ms --save-profile profile.json
+engine plan stages.toml --slo 200ms --devices 4 --profile profile.json --keep tokenize=2
+engine plan stages.toml --rate 400 --slo 200ms --running --json > plan.json
+engine plan --check stages.toml --plan plan.json
 """
 
 

@@ -6,7 +6,8 @@ import inspect
 
 import pytest
 
-from engine import admin, cli, transport
+from engine import admin, transport
+from engine.commands import command
 from engine.core import liveness
 from engine.core.liveness import RULES
 
@@ -24,7 +25,7 @@ def test_every_time_is_positive_and_ends_in_its_unit() -> None:
 
 def test_who_asks_waits_as_long_as_the_broker_gathers() -> None:
     assert inspect.signature(admin.ask).parameters["timeout_s"].default >= liveness.REPORT_S
-    assert cli.STATUS_TIMEOUT_S >= liveness.REPORT_S
+    assert command.STATUS_TIMEOUT_S >= liveness.REPORT_S
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,18 +12,21 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engine import cli, status
+from engine import cli, commands, status
+from engine.commands.command import Command
 from engine.config import Deployment
 from engine.errors import Unavailable
 from engine.exitcodes import ExitCode
 from engine.supervisor import orders
 
-COMMANDS = ("up", "check", "broker", "frontend", "worker", "status")
+COMMANDS = [command.name for command in commands.COMMANDS]
+OF_FILES = [command for command in commands.COMMANDS if isinstance(command, Command)]
 
 FILE = """
 [engine]
@@ -86,12 +90,27 @@ def test_every_command_has_help_with_an_example(command: str, capsys: pytest.Cap
         cli.run([command, "--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    what = f"{command} kubernetes" if command == "render" else command
-    assert f"example:\n  engine {what} stages.toml" in text
-    assert "--log-level" in text
-    assert ("--port" in text) == (command in ("up", "frontend")), "only the flags that it looks at"
+    assert re.search(rf"\nexamples?:\n  engine {command}\b", text)
     assert "--parent" not in text
     assert "--status-fd" not in text
+
+
+@pytest.mark.parametrize("command", OF_FILES, ids=lambda command: command.name)
+def test_every_command_of_a_deployment_has_the_flags_that_it_looks_at(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.run([command.name, "--help"])
+    text = capsys.readouterr().out
+    assert "--log-level" in text
+    assert ("--port " in text) == (command.name in ("up", "frontend", "ports"))
+
+
+def test_the_version_is_told_with_those_of_what_it_stands_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["version"]) == ExitCode.OK
+    told = dict(line.split(" ", 1) for line in capsys.readouterr().out.splitlines())
+    assert told.keys() >= {"engine", "python", "system", "pyzmq", "falcon", "gunicorn", "msgpack"}
+    assert told["pyzmq"] == metadata.version("pyzmq")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,30 @@
+"""The commands of ``engine``, in the order in which ``engine --help`` lists them.
+
+    command     what a command is, and what several share
+    up          up, down                               check       check
+    status      status                                 why         why
+    orders      reload, scale, health: of a supervisor that runs
+    processes   broker, frontend, worker: by hand, and how a supervisor starts its own
+    ahead       plan, ports, keys, render: before anything runs
+    version     version
+
+Light: a module imports what its command needs when that runs.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from engine.commands.ahead import KEYS, PLAN, PORTS, RENDER
+from engine.commands.check import CHECK
+from engine.commands.command import Command, Plain
+from engine.commands.orders import HEALTH, RELOAD, SCALE
+from engine.commands.processes import BROKER, FRONTEND, WORKER
+from engine.commands.status import STATUS
+from engine.commands.up import DOWN, UP
+from engine.commands.version import VERSION
+from engine.commands.why import WHY
+
+COMMANDS: Final[tuple[Command | Plain, ...]] = (
+    UP, CHECK, BROKER, FRONTEND, WORKER, STATUS, WHY, RELOAD, SCALE, DOWN, PLAN, PORTS, KEYS, HEALTH, RENDER, VERSION,
+)  # fmt: skip
