@@ -53,7 +53,7 @@ def merge(
     merged: dict[Place, Boundary] = {}
     for place, side in sides.items():
         local = {one: names[key] for one, key in keys[place].items()}
-        merged[place] = Boundary(side.mime, _renamed(side.schema, local))
+        merged[place] = Boundary(side.mime, _renamed(side.schema, local), example=side.example)
         for one, component in side.components.items():
             schemas[local[one]] = _renamed(component.schema, local)
     return merged, schemas

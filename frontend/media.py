@@ -20,6 +20,7 @@ TEXT: Final = "text/plain; charset=utf-8"
 PROBLEM: Final = "application/problem+json"
 
 _JSON_TYPES: Final = frozenset({PROBLEM, "application/json"})
+_JSON: Final = re.compile(r"application/(?:[^;]*\+)?json\b")
 _TEXT_TYPES: Final = frozenset({"text/plain", "text/*"})
 _QVALUE: Final = re.compile(r"^(?:0(?:\.\d{0,3})?|1(?:\.0{0,3})?)$")  # RFC 9110, section 12.4.2
 
@@ -35,6 +36,11 @@ _OPENAI_TYPES: Final = {
     408: "timeout_error",
     429: "rate_limit_error",
 }
+
+
+def is_json(mime: str) -> bool:
+    """Whether a body of this type is JSON."""
+    return _JSON.match(mime) is not None
 
 
 def wants_problem(accept: str, *, unasked: bool = False) -> bool:

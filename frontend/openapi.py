@@ -7,6 +7,7 @@ Everything but :class:`MetadataResource` is pure.
 
 from __future__ import annotations
 
+import base64
 import logging
 import re
 from collections.abc import Iterable, Mapping
@@ -105,7 +106,10 @@ def document(deployment: Deployment, abouts: Mapping[str, About]) -> Json:
     paths.update((path, {"get": operation}) for path, operation in _service().items())
     return {
         "openapi": OPENAPI,
-        "info": {"title": deployment.engine.name or "service", "version": __version__},
+        "info": {
+            "title": deployment.frontend.title or deployment.engine.name or "service",
+            "version": deployment.frontend.version or __version__,
+        },
         "paths": paths,
         "components": {"schemas": {**schemas, PROBLEM: _PROBLEM_SCHEMA}},
     }
@@ -140,9 +144,26 @@ def _split(doc: str) -> tuple[str, str]:
 
 
 def _request_body(side: Boundary | None) -> Json:
-    if side is None or side.schema is None:
+    if side is None or (side.schema is None and not side.example):
         return {}
-    return {"requestBody": {"required": True, "content": {media.content_type(side.mime): {"schema": side.schema}}}}
+    content: Json = {} if side.schema is None else {"schema": side.schema}
+    return {"requestBody": {"required": True, "content": {media.content_type(side.mime): content | _example(side)}}}
+
+
+def _example(side: Boundary) -> Json:
+    """A body to try. One that is no JSON and no text stands there as a ``data:`` URI."""
+    if not side.example:
+        return {}
+    mime = media.content_type(side.mime)
+    if media.is_json(mime):
+        try:
+            return {"example": msgspec.json.decode(side.example)}
+        except msgspec.DecodeError:
+            return {}
+    if mime.startswith("text/"):
+        return {"example": side.example.decode(errors="replace")}
+    data = base64.b64encode(side.example).decode()
+    return {"examples": {"body": {"externalValue": f"data:{mime};base64,{data}"}}}
 
 
 def _success(side: Boundary | None) -> Json:

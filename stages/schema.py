@@ -16,6 +16,8 @@ from functools import reduce
 from operator import or_
 from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 
+from msgspec.structs import replace
+
 from engine.core import sse
 from engine.core.about import About, Boundary, Component, Schema, pack, rewritten, with_refs
 from engine.core.messages import Flow
@@ -25,6 +27,7 @@ from stages.base import Worker
 from stages.stream import flow_of
 
 ABOUT_MAX: Final = 1 << 20  # bytes; more is a generated monster that no page can show
+EXAMPLE_MAX: Final = 64 << 10  # bytes; of a larger one nothing is learned by reading it
 
 _BATCHES: Final = (list, Sequence, Collection, Iterable)  # what a parameter or result of a batch may be declared as
 _JSON: Final = re.compile(r"application/(?:[^;]*\+)?json\b")
@@ -74,13 +77,14 @@ def _without_errors(kind: Any) -> Any:
 # --- a stage's description -------------------------------------------------------------------------------------------
 
 
-def describe(worker: Worker, *, first: bool, last: bool) -> bytes:
-    """The stage's :class:`engine.core.about.About`, packed. ``first``, ``last``: it is that on some route.
+def describe(worker: Worker, *, first: bool, last: bool, example: bytes | None = None) -> bytes:
+    """The stage's :class:`engine.core.about.About`, packed. ``first``, ``last``: it is that on some route. ``example``:
+    a body that it takes.
 
     Never fails: what cannot be described is left out, with a warning where it would have been shown.
     """
     about = About(
-        request=_boundary(worker, worker.req_mime_type, request_type, "validation") if first else Boundary(""),
+        request=_request(worker, example) if first else Boundary(""),
         response=_answer(worker) if last else Boundary(""),
         doc=inspect.cleandoc(type(worker).__doc__ or ""),
     )
@@ -97,6 +101,11 @@ def describe(worker: Worker, *, first: bool, last: bool) -> bytes:
 
 def _bare(about: About) -> bytes:
     return pack(About(Boundary(about.request.mime), Boundary(about.response.mime), about.doc[:10_000]))
+
+
+def _request(worker: Worker, example: bytes | None) -> Boundary:
+    side = _boundary(worker, worker.req_mime_type, request_type, "validation")
+    return replace(side, example=example) if example and len(example) <= EXAMPLE_MAX else side
 
 
 def _answer(worker: Worker) -> Boundary:

@@ -1,4 +1,5 @@
-"""A request to try: the first stage's ``example`` as the body of a ``curl``, for the last line of a start.
+"""A request to try: the first stage's ``example`` as a body, for the OpenAPI document, and in a ``curl`` for the last
+line of a start.
 
 Only where the body is certain: encoded by the inverse of the very ``deserialize`` that will read it, and read back
 once. A class that reads bodies in its own way is shown with the name of a file in the body's place.
@@ -23,8 +24,8 @@ def trial(worker: Worker) -> str | None:
     """A command line for a shell; None where the class reads plain JSON and has no example that is one."""
     if _is_own(worker, "deserialize"):
         return f"{FILE}  # FILE: a body that {type(worker).__name__}.deserialize reads"
-    body = _body(worker)
-    if body is None:
+    body = example_body(worker)
+    if body is None or len(body) > BODY_MAX:
         return None
     header = "" if worker.req_mime_type == Worker.req_mime_type else f" -H 'content-type: {worker.req_mime_type}'"
     try:
@@ -36,14 +37,17 @@ def trial(worker: Worker) -> str | None:
     return f"echo {base64.b64encode(body).decode()} | base64 -d | curl {URL}{header} --data-binary @-"
 
 
-def _body(worker: Worker) -> bytes | None:
+def example_body(worker: Worker) -> bytes | None:
+    """A body that the stage reads as its first example; None where that is not certain."""
+    if _is_own(worker, "deserialize"):
+        return None
     try:
         value = next(iter(_values(worker)))
         body: bytes = _serialize(worker)(worker, value)
         worker.deserialize(body)
     except BaseException:  # no example; not of the format's types; or it means something only after `deserialize`
         return None
-    return body if 0 < len(body) <= BODY_MAX else None
+    return body or None
 
 
 def _values(worker: Worker) -> Any:  # of whatever type the user's class takes

@@ -272,6 +272,8 @@ class FrontendSection:
         "Who reads HTTP/1.1: lean answers plain requests in place and leaves the rest to gunicorn; asgi leaves it all.",
         choices=("lean", "asgi"),
     )
+    title: str = setting("", "What the OpenAPI document calls the service; default: the deployment's name.")
+    version: str = setting("", "The version of the service that the OpenAPI document names; default: Stageline's.")
     compression: bool = setting(False, "Accept and send gzip and zstd bodies.", flag=True)
     certfile: str = setting(
         "",

@@ -32,11 +32,13 @@ class Component(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Boundary(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One side of a stage: what it takes, or what it gives. ``schema`` None: its class declares no type."""
+    """One side of a stage: what it takes, or what it gives. ``schema`` None: its class declares no type. ``example``: a
+    body that it is sure to take; empty where there is none."""
 
     mime: str
     schema: Schema | None = None
     components: dict[str, Component] = {}
+    example: bytes = b""
 
 
 class About(msgspec.Struct, frozen=True, omit_defaults=True):

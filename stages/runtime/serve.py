@@ -49,7 +49,7 @@ from stages.runtime.window import Windows
 from stages.schema import describe
 from stages.shm import SharedMemory
 from stages.stream import check_place, flow_of
-from stages.trial import trial
+from stages.trial import example_body, trial
 from stages.warming import WarmUp, nbytes_of, values_of, warm_up
 from stages.watchdog import Watchdog
 
@@ -222,7 +222,12 @@ def _load(
     first = is_first(deployment, stage)
     if first:
         check_types(worker)
-    about = describe(worker, first=first, last=any(route.stages[-1] == stage for route in deployment.routes))
+    about = describe(
+        worker,
+        first=first,
+        last=any(route.stages[-1] == stage for route in deployment.routes),
+        example=example_body(worker) if first else None,
+    )
     warming = time.perf_counter()
     plan = WarmUp(spec.max_batch_size, spec.batch_sizes)
     try:

@@ -54,6 +54,34 @@ def test_a_route_is_its_first_stages_request_and_its_last_stages_answer() -> Non
     assert found["components"]["schemas"]["Answer"] == NUMBER
 
 
+@pytest.mark.parametrize(
+    ("side", "content"),
+    [
+        (Boundary("application/json", example=b'{"x":3}'), {"application/json": {"example": {"x": 3}}}),
+        (
+            Boundary("application/json", {"type": "object"}, example=b"{}"),
+            {"application/json": {"schema": {"type": "object"}, "example": {}}},
+        ),
+        (Boundary("text/plain", example=b"hello"), {"text/plain": {"example": "hello"}}),
+        (
+            Boundary("application/msgpack", example=b"\x81\xa1x\x03"),
+            {"application/msgpack": {
+                "examples": {"body": {"externalValue": "data:application/msgpack;base64,gaF4Aw=="}}
+            }},
+        ),
+        (Boundary("application/json", example=b"not JSON"), {"application/json": {}}),
+    ],
+)  # fmt: skip
+def test_the_first_stages_example_is_the_requests(side: Boundary, content: dict[str, Any]) -> None:
+    operation = made(first=About(side, NOTHING), second_stage=SECOND)["paths"]["/inference"]["post"]
+    assert operation["requestBody"]["content"] == content
+
+
+def test_the_service_may_be_called_otherwise_than_the_deployment() -> None:
+    named = replace(SERVICE, frontend=replace(SERVICE.frontend, title="Question time", version="2026.11"))
+    assert document(named, {})["info"] == {"title": "Question time", "version": "2026.11"}
+
+
 def test_the_words_are_the_first_stages() -> None:
     paths = made(first=FIRST, second_stage=SECOND)["paths"]
     assert paths["/inference"]["post"]["summary"] == "Ask something."

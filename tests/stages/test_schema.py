@@ -17,7 +17,7 @@ from engine.core.about import About
 from engine.errors import ValidationError
 from stages.base import Worker
 from stages.mixin import TypedJSONMixin, TypedMsgPackMixin
-from stages.schema import ABOUT_MAX, describe
+from stages.schema import ABOUT_MAX, EXAMPLE_MAX, describe
 from stages.stream import SSEWorker, StreamWorker
 
 HERE = __name__
@@ -172,6 +172,18 @@ def test_what_no_schema_can_say_is_left_out_and_told_loudly_if_it_is_a_mistake(
     assert said.response.schema == {"type": "integer"}
     (told_of,) = [record for record in caplog.records if "no schema of the request of Made" in record.message]
     assert told_of.levelname == ("WARNING" if kind == "NotThere" else "INFO")
+
+
+def test_a_body_to_try_is_told_unless_it_is_large() -> None:
+    class Echo(Worker):
+        def forward(self, data):  # type: ignore[no-untyped-def]
+            return data
+
+    def example(body: bytes) -> bytes:
+        return about.unpack(describe(Echo(), first=True, last=True, example=body)).request.example
+
+    assert example(b'{"x":3}') == b'{"x":3}'
+    assert example(b"x" * (EXAMPLE_MAX + 1)) == b""
 
 
 def test_only_the_ends_of_routes_are_described(caplog: pytest.LogCaptureFixture) -> None:
