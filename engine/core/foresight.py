@@ -333,7 +333,7 @@ class Foresight:
                 return Choice(fits, inf, dead, hopeless, worker)
             other = self._who_else(worker, one, due, now)
             if other is not None and is_idle and not other.batches:
-                worker = other  # of two that are idle the quicker one
+                worker, start = other, now + other.away_s  # of two that are idle the quicker one
                 continue
             if other is not None:
                 return Choice(0, max(other.free_at, now + AHEAD_S), dead, hopeless, worker)
@@ -344,13 +344,14 @@ class Foresight:
         return Choice(0, inf, dead, hopeless, worker)
 
     def _who_else(self, worker: Member, one: int, due: float, now: float) -> Member | None:
-        """Another worker that could have ``one`` item done by ``due``."""
+        """Another worker that could have ``one`` item done by ``due``, by the very measure that :meth:`choose` goes by:
+        by another one two workers would hand an item to each other for ever."""
         times = self.times
         for other in self._crew.workers.values():
             if other is worker or not other.is_able or other.is_overdue(now):
                 continue
-            free_at = max(other.free_at, now) if other.batches else now
-            if len(other.batches) < 2 and free_at + times.predict(one, other) * times.margin <= due:
+            start = max(other.free_at if other.batches else 0.0, now + other.away_s)
+            if len(other.batches) < 2 and times.fit(self.queue.top, due - start, other) >= one:
                 return other
         return None
 

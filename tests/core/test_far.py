@@ -120,3 +120,19 @@ def test_who_has_nothing_to_do_comes_before_who_is_far_and_has() -> None:
     twin.submit(8)
     twin.submit(8, first=9)
     assert (len(away.lane), len(near.lane)) == (1, 1)
+
+
+def test_of_two_far_workers_neither_hands_on_to_the_other_what_both_would_be_late_with() -> None:
+    twin = Twin(topology(), [SPEC])
+    workers = [far(twin, 0.2), far(twin, 0.2, slot=2)]
+    for seq in range(1000, 1040):
+        twin.submit(1, first=seq)
+        twin.pass_time(0.22)
+        for worker in workers:
+            while worker.lane:
+                twin.finish(worker, compute_us=20_000)
+    assert twin.stages[0].foresight.is_long
+    assert not any(member.batches for member in twin.stages[0].crew.workers.values())
+    twin.submit(3, budget_s=0.1)  # enough to compute it, and not to bring it there
+    twin.run()
+    assert sum(len(worker.lane) for worker in workers) <= 1  # to show how long it does take
