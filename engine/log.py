@@ -23,7 +23,7 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, Final, TextIO
 
@@ -294,28 +294,72 @@ class ReadableFormatter(logging.Formatter):
     def __init__(self, origin: Mapping[str, Any], *, colour: bool) -> None:
         super().__init__()
         self._colour = colour
-        self._who = str(origin["process"])
-        if "stage" in origin:
-            self._who += f" {origin['stage']}" + (f"-{origin['worker']}" if "worker" in origin else "")
+        self._who = _who(origin)
 
     def format(self, record: logging.LogRecord) -> str:
-        level = _level(record)
-        parts = [
-            self._paint(_time(record), "2"),
-            self._paint(f"{level:<7}", _COLOURS.get(level, "0")),
-            self._paint(self._who, "36"),
-            _message(record).translate(_VISIBLE),
-        ]
-        parts += [
-            self._paint(f"{name}={_text(value).translate(_VISIBLE)}", "2") for name, value in _fields(record).items()
-        ]
-        text = " ".join(parts)
-        for lines in (_trace(self, record), self.formatStack(record.stack_info) if record.stack_info else ""):
-            text += "".join(f"\n  {line.translate(_VISIBLE)}" for line in lines.split("\n") if lines)
-        return text
+        traces = (_trace(self, record), self.formatStack(record.stack_info) if record.stack_info else "")
+        return _readable(
+            (_time(record), _level(record), self._who, _message(record)), _fields(record), traces, colour=self._colour
+        )
 
-    def _paint(self, text: str, code: str) -> str:
-        return f"\x1b[{code}m{text}\x1b[0m" if self._colour else text
+
+def _readable(
+    head: tuple[str, str, str, str], fields: Mapping[str, Any], traces: Sequence[str], *, colour: bool
+) -> str:
+    """``head``: time, level, who, message."""
+
+    def paint(text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if colour else text
+
+    at, level, who, message = head
+    parts = [
+        paint(at, "2"),
+        paint(f"{level:<7}", _COLOURS.get(level, "0")),
+        paint(who, "36"),
+        message.translate(_VISIBLE),
+        *(paint(f"{name}={_text(value).translate(_VISIBLE)}", "2") for name, value in fields.items()),
+    ]
+    below = [f"\n  {line.translate(_VISIBLE)}" for text in traces for line in text.split("\n") if text]
+    return " ".join(parts) + "".join(below)
+
+
+def _who(origin: Mapping[str, Any]) -> str:
+    who = str(origin["process"])
+    if "stage" in origin:
+        who += f" {origin['stage']}" + (f"-{origin['worker']}" if "worker" in origin else "")
+    return who
+
+
+class Line:
+    """A line that :class:`JSONFormatter` made of a record, and that somebody has written to a file."""
+
+    def __init__(self, told: dict[str, Any]) -> None:
+        self._told = told
+        self.process = str(told["process"])
+        self.is_ours = str(told["logger"]).partition(".")[0] == OURS
+        self.level = {name: number for number, name in _LEVELS.items()}.get(str(told["level"]), logging.ERROR)
+
+    @classmethod
+    def of(cls, data: bytes) -> Line | None:
+        """None: it is something else, user code's own perhaps."""
+        if not data.startswith(b'{"time":'):
+            return None
+        try:
+            return cls(json.loads(data))
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def readable(self, *, colour: bool) -> str:
+        """As :class:`ReadableFormatter` would have shown it."""
+        left = dict(self._told)
+        head = tuple(_text(left.pop(name, "")) for name in ("time", "level", "process", "message"))
+        origin = {"process": head[2]}
+        if self.process == "worker":  # of others these are fields: whom they speak of
+            origin.update({name: left.pop(name) for name in ("stage", "worker") if name in left})
+        traces = [_text(left.pop(name, "")) for name in ("exception", "stack")]
+        del left["logger"]
+        left.pop("pid", None)
+        return _readable((head[0], head[1], _who(origin), head[3]), left, traces, colour=colour)
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -8,6 +8,7 @@ from typing import Final
 from engine.core.vitality import SLEEPING, STOPPED, Sample
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _STATE, _UTIME, _STIME = 0, 11, 12  # fields of /proc/PID/stat, from the one behind the name
 
 
@@ -44,4 +45,16 @@ def _ran_ns(pid: int) -> int:
         with open(f"/proc/{pid}/schedstat", "rb") as file:
             return int(file.read().split()[0])
     except (OSError, ValueError, IndexError):
+        return 0
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process and what it has started hold, pages that they share counted for each; 0 where
+    nobody knows."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            total = int(file.read().split()[1]) * _PAGE
+        with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:  # of ours the first thread starts them
+            return total + sum(resident(int(child)) for child in file.read().split())
+    except (OSError, ValueError, IndexError):  # it has ended, or this kernel does not list them
         return 0

@@ -27,6 +27,7 @@
     ebb        when a peak of memory is over
     introduction  how peers introduce themselves, and are refused: frozen words
     processes  the deployment's processes, what is heard of them and done about them, as values
+    starting   a start as people watch it, line by line
     replacing  which workers of a running deployment are replaced, and why
     rolling    in which order
     quarantine    requests that kill workers, refused for a while

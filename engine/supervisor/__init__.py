@@ -4,7 +4,7 @@
     loop      the event loop; obeys engine.core.lifecycle         address   the HTTP port and how it is shown
     daemons   processes that a script wants beside its own        changes   another configuration while it runs
     orders    the socket on which that is asked for               keeper    ends what dead processes leave behind
-    parts     which of all these run on this host
+    parts     which of all these run on this host          screen    how a terminal shows it, and logfile
 
 Imports neither zmq, Falcon, torch nor user code: it must not be able to die of any of them, and it must start in a
 blink.
@@ -38,6 +38,7 @@ from engine.supervisor.family import Commands
 from engine.supervisor.loop import Loop
 from engine.supervisor.parts import FRONTEND, WHOLE, Parts
 from engine.supervisor.rundir import Busy, Withdrawn, claim, make_private, mark_stopping, write_snapshot
+from engine.supervisor.screen import opened, to_stdout
 
 __all__ = ["Busy", "claim", "make_private", "run", "run_workers"]
 
@@ -86,21 +87,26 @@ def run(
                 policy=policy,
                 starts_most=_starts_most(),
             )
-            listening = _Listening(changes, folder, parts)
-            loop = Loop(
-                machine,
-                commands or family.command_line(changes.snapshot),
-                environments,
-                daemons=keepers,
-                on_url=listening.handle_url,
-                on_serving=listening.handle_serving,
-                on_trial=listening.handle_trial,
-                on_stopping=lambda within_s: mark_stopping(folder, within_s),
-                changes=changes,
-                orders_in=folder,
-            )
-            loop.run(signals)
-            return _ended(machine, deployment.engine.name)
+            with opened(deployment, folder, environments, list(keepers)) as screen:
+                listening = _Listening(changes, folder, parts, to_stdout if screen is None else screen.say)
+                loop = Loop(
+                    machine,
+                    commands or family.command_line(changes.snapshot),
+                    environments,
+                    daemons=keepers,
+                    on_url=listening.handle_url,
+                    on_serving=listening.handle_serving,
+                    on_trial=listening.handle_trial,
+                    on_stopping=lambda within_s: mark_stopping(folder, within_s),
+                    changes=changes,
+                    orders_in=folder,
+                    screen=screen,
+                )
+                loop.run(signals)
+                code = _ended(machine, deployment.engine.name)
+                if screen is not None and code is not ExitCode.OK:
+                    screen.say_place()
+                return code
     except Withdrawn:
         log.info("%s: stopped before it started", deployment.engine.name)
         return ExitCode.OK
@@ -198,8 +204,9 @@ def _ended(machine: Machine, name: str) -> ExitCode:
 class _Listening:
     """Where the frontend listens: remembered for its restarts, told to the user once."""
 
-    def __init__(self, changes: Changes, folder: Path, parts: Parts) -> None:
+    def __init__(self, changes: Changes, folder: Path, parts: Parts, say: Callable[[str], None]) -> None:
         self._changes = changes
+        self._say = say
         self._parts = parts
         self._folder = folder
         self._url = ""
@@ -221,19 +228,12 @@ class _Listening:
     def handle_serving(self) -> None:
         deployment = self._changes.deployment
         if not self._parts.has(FRONTEND):
-            _print(part_banner(deployment, self._parts))
+            self._say(part_banner(deployment, self._parts))
             return
-        _print(banner(deployment, self._url or _configured(deployment), self._trial))
+        self._say(banner(deployment, self._url or _configured(deployment), self._trial))
 
 
 def _configured(deployment: Deployment) -> str:
     host, port = deployment.frontend.address, deployment.frontend.port
     scheme = "https" if deployment.frontend.certfile else "http"
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def _print(text: str) -> None:
-    try:
-        print(text, flush=True)
-    except (OSError, ValueError):  # nobody reads stdout; the deployment serves all the same
-        log.info("%s", text)

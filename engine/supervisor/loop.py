@@ -37,6 +37,7 @@ from engine.supervisor.daemons import Daemon
 from engine.supervisor.family import Commands
 from engine.supervisor.keeper import VARIABLE, Keeper, end
 from engine.supervisor.orders import HEALTH, Asker, Orders
+from engine.supervisor.screen import Screen
 
 LINE_MAX: Final = 64 * 1024  # bytes of a status line; a child that sends longer ones is not one of ours
 ORPHANS_S: Final = 0.2  # for what a worker left to be killed; what takes longer is the sweep's
@@ -62,9 +63,10 @@ class Loop:
         on_stopping: Callable[[float], None] = lambda within_s: None,
         changes: Changes | None = None,
         orders_in: Path | None = None,
+        screen: Screen | None = None,
     ) -> None:
         """``changes`` says how the deployment can be changed while it runs; ``orders_in`` is the folder of the socket
-        on which that is asked for."""
+        on which that is asked for. ``screen`` shows what happens."""
         self._machine = machine
         self._commands = commands
         self._environments = environments
@@ -89,6 +91,7 @@ class Loop:
         self._foreign: set[int] = set()  # children of this process that are somebody else's business
         self._changes = changes
         self._orders_in = orders_in
+        self._screen = screen
         self._askers: list[Asker] = []  # who wait for the present change
         # A hang-up is the end of the terminal that this was started on; where there is none, it asks for a reload.
         self._reloads = changes is not None and changes.can_reload and not _has_terminal()
@@ -109,12 +112,16 @@ class Loop:
                 wake_at = min(self._look_at, self._reap_at)
                 if (due := self._machine.wake_at) is not None:
                     wake_at = min(wake_at, due)
+                if self._screen is not None:
+                    wake_at = min(wake_at, self._screen.wake_at)
                 for key, _ in self._selector.select(max(0.0, wake_at - now())):
                     key.data()
                 if now() >= self._reap_at:
                     self._reap()
                 if now() >= self._look_at:
                     self._look()
+                if self._screen is not None and now() >= self._screen.wake_at:
+                    self._screen.look(self._pids)
                 self._post(life.Tick())
         finally:
             self._sweep()
@@ -129,8 +136,15 @@ class Loop:
         """Let the machine handle an event, and those that carrying out its actions gives rise to."""
         self._events.append(event)
         while self._events:
-            for action in self._machine.handle(self._events.popleft(), now()):
+            event = self._events.popleft()
+            self._show(event)
+            for action in self._machine.handle(event, now()):
+                self._show(action)
                 self._carry_out(action)
+
+    def _show(self, what: life.Event | life.Action) -> None:
+        if self._screen is not None:
+            self._screen.note(what)
 
     def _read_signals(self, signals: Signals) -> None:
         died = False

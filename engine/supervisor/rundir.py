@@ -2,9 +2,10 @@
 
 It holds the broker's sockets, ``lock`` (held for the supervisor's life), ``pid``, ``deployment.json`` (what the
 children read) and ``next.json`` while it is being changed, ``orders`` (:mod:`engine.supervisor.orders`), and
-``stopping`` once that has begun: the seconds it may take. Private (0700) because whoever can reach the sockets can make
-workers unpickle. A folder with other things in it, ``/tmp`` or a home, is used as it is or not at
-all: nothing in it is removed, and who may enter it is not ours to change.
+``stopping`` once that has begun: the seconds it may take. What stays is the log of one that was started on a terminal
+(:mod:`engine.supervisor.logfile`). Private (0700) because whoever can reach the sockets can make workers unpickle. A
+folder with other things in it, ``/tmp`` or a home, is used as it is or not at all: nothing in it is removed, and who
+may enter it is not ours to change.
 """
 
 from __future__ import annotations
@@ -31,8 +32,11 @@ SNAPSHOT: Final = "deployment.json"
 NEXT: Final = "next.json"  # what the deployment shall be, while it is being changed
 ORDERS: Final = "orders"
 STOPPING: Final = "stopping"
+LOG: Final = "stageline.log"  # of a deployment that was started on a terminal: it and the one before are kept
+FORMER_LOG: Final = "stageline.log.1"
 
-_FILES: Final = (LOCK, PID, SNAPSHOT, f"{SNAPSHOT}.new", NEXT, f"{NEXT}.new", ORDERS, STOPPING)
+_KEPT: Final = (LOCK, LOG, FORMER_LOG)
+_FILES: Final = (LOCK, PID, SNAPSHOT, f"{SNAPSHOT}.new", NEXT, f"{NEXT}.new", ORDERS, STOPPING, LOG, FORMER_LOG)
 
 LOOK_S: Final = 0.05  # between two looks at a lock that somebody holds
 SIGNAL_S: Final = 0.3  # from a signal that was sent to a supervisor to its saying so: whoever stops and starts is quick
@@ -247,10 +251,10 @@ def _pid(path: Path) -> str:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what a deployment leaves: its sockets and files, but for the lock. Other things stay, sockets too."""
+    """Remove what a deployment leaves: its sockets and files, but for the lock and the log. Other things stay."""
     with contextlib.suppress(FileNotFoundError):
         for entry in path.iterdir():
-            if entry.name == LOCK or not _is_ours(entry):
+            if entry.name in _KEPT or not _is_ours(entry):
                 continue
             if endpoints.is_cell(entry.name):
                 _sweep_cell(entry)

@@ -387,3 +387,31 @@ def test_a_traceback_given_as_text_is_shown_as_an_exceptions_is(monkeypatch):
     assert log.TRACEBACK not in line
     text = log.ReadableFormatter({"process": "supervisor"}, colour=False).format(record)
     assert text.endswith("failed\n  Traceback\n    line")
+
+
+@pytest.mark.parametrize(
+    ("process", "origin", "extra"),
+    [
+        ("worker", {"stage": "encode", "worker": 3}, {"size": 7}),
+        ("supervisor", {}, {"stage": "encode", "worker": 3}),
+        ("broker", {}, {}),
+    ],
+)
+def test_a_line_of_a_file_is_shown_as_on_a_terminal(process, origin, extra):
+    """What was written for machines is read by people: two forms of one record."""
+    try:
+        raise ValueError("no\x1b[2J")
+    except ValueError:
+        told = {"name": "stageline.part", "msg": "it %s\n", "args": ("failed",), "levelno": 40, "process": 7, **extra}
+        record = logging.makeLogRecord({**told, "exc_info": sys.exc_info()})
+    line = log.Line.of(log.JSONFormatter({"process": process, **origin}).format(record).encode())
+    assert line.is_ours
+    assert (line.process, line.level) == (process, logging.ERROR)
+    readable = log.ReadableFormatter({"process": process, **origin}, colour=True).format(record)
+    assert line.readable(colour=True) == readable
+    assert "no\\x1b[2J" in readable
+
+
+@pytest.mark.parametrize("text", ["", "x", "{", '{"time": 1', '{"time": 1}', '{"time": [], "process": 3}', "\xff"])
+def test_what_is_no_line_of_ours_is_not_taken_for_one(text):
+    assert log.Line.of(text.encode("latin-1")) is None

@@ -1,0 +1,73 @@
+"""The log of a deployment that was started on a terminal: a file in its run directory, which stays when that ends.
+
+All its processes write to it by appending, so none of them ever waits for whoever reads; the supervisor reads what is
+new, for the terminal, and bounds it: of more than MOST bytes the former part goes to a second file, and what was there
+goes. So does, at the next start, the log of this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import Final
+
+from engine.supervisor.rundir import FORMER_LOG, LOG
+
+MOST: Final = 8 << 20  # bytes: the folder may be memory (a tmpfs)
+READ_MOST: Final = 256 << 10  # bytes read at once
+BEHIND_MOST: Final = 1 << 20  # bytes: who writes so much more quickly than it can be shown is passed over
+
+
+class LogFile:
+    """Made, used and closed by one thread. Raises OSError when it cannot be made."""
+
+    def __init__(self, folder: Path, most: int = MOST) -> None:
+        self.path = folder / LOG
+        self._former = folder / FORMER_LOG
+        self._most = most
+        if self.path.is_file() and not self.path.is_symlink():
+            self.path.replace(self._former)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        self.fd = os.open(self.path, flags, 0o600)
+        self._read = 0  # bytes so far
+        self._rest = b""  # of a line that has not ended
+
+    def lines(self) -> list[bytes]:
+        """What has been written since the last time, as far as there are whole lines; of a flood its end."""
+        size = os.fstat(self.fd).st_size
+        if size - self._read > BEHIND_MOST:
+            skipped = size - READ_MOST - self._read
+            self._read, self._rest = size - READ_MOST, b""
+            notice = [f"... {skipped} bytes more in {self.path}".encode()]
+        else:
+            notice = []
+        data = os.pread(self.fd, READ_MOST, self._read)
+        self._read += len(data)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > READ_MOST:  # a progress bar's, perhaps, that never ends a line
+            lines, self._rest = [*lines, self._rest], b""
+        if self._read >= self._most:
+            self._turn()
+        return notice + lines
+
+    def last(self) -> list[bytes]:
+        """All that is left, when nobody writes any more."""
+        found: list[bytes] = []
+        while lines := self.lines():
+            found += lines
+        rest, self._rest = self._rest, b""
+        return [*found, rest] if rest else found
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def _turn(self) -> None:
+        """By copying: everybody holds this very file. What is written between the two is lost, and where the disk is
+        full the former part."""
+        with contextlib.suppress(OSError), open(self._former, "wb") as former, open(self.path, "rb") as present:
+            os.fchmod(former.fileno(), 0o600)
+            shutil.copyfileobj(present, former)
+        os.ftruncate(self.fd, 0)
+        self._read = 0
