@@ -36,7 +36,7 @@ The code, from the bottom up; a module imports only what stands above it:
     addresses           by which address a broker is reached whose host has a name
     client, admin       the broker seen from a frontend, and from a command
     descriptors         how many files and sockets a process may have open
-    cgroups, cpus, nearby, oom, proc
+    cgroups, cpus, nearby, oom, proc, usage
                         what the system tells of its bounds and of processes
     process, signals, supervisor/
                         child processes: started, watched, restarted, stopped

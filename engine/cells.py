@@ -29,14 +29,17 @@ log: Final = get_logger("stageline.client")
 LOOK_S: Final = 0.25  # between two looks for brokers that have fallen silent
 
 
-def client_of(deployment: Deployment, name: str, families: Callable[[], list[Family]]) -> BrokerClient:
+def client_of(deployment: Deployment, name: str, families: Callable[[], list[Family]], url: str = "") -> BrokerClient:
     """The client of a deployment's broker, or brokers; not started."""
     count = deployment.engine.brokers
     if count == 1:
-        return Client(deployment, name=name, families=families)
+        return Client(deployment, name=name, families=families, url=url)
     # One of them carries what this process counted: it is added up over all.
     return Cells(
-        [Client(deployment, name=name, families=list if cell else families, cell=cell) for cell in range(count)]
+        [
+            Client(deployment, name=name, families=list if cell else families, cell=cell, url=url)
+            for cell in range(count)
+        ]
     )
 
 

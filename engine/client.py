@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from engine import admin, transport
+from engine import admin, transport, usage
 from engine.addresses import Search
 from engine.clock import now
 from engine.config import Deployment
@@ -55,13 +55,20 @@ class Client:
     """See the module. Not thread-safe: everything is called in the event loop in which ``start`` ran."""
 
     def __init__(
-        self, deployment: Deployment, *, name: str, families: Callable[[], list[Family]] = list, cell: int = 0
+        self,
+        deployment: Deployment,
+        *,
+        name: str,
+        families: Callable[[], list[Family]] = list,
+        cell: int = 0,
+        url: str = "",
     ) -> None:
         """``name`` is what logs and metrics call this process, ``families`` gives its metrics, carried by the beats.
-        ``cell``: whose broker it is."""
+        ``cell``: whose broker it is. ``url``: at which address this process is asked, for people."""
         self._endpoints = transport.reaching(deployment, cell)
         self._keys = keyring_of(deployment)
         self._families = families
+        self._url = url
         topology = deployment.topology
         self.link = Link(
             introduce(
@@ -303,6 +310,12 @@ class Client:
             self._loop.call_soon(self._read)
         return sent
 
+    def _beat(self) -> FrontendBeat:
+        used = usage.own()
+        return FrontendBeat(
+            pack(self._families()), used.resident_bytes, used.cpu_us, usage.node(), self._url, usage.version()
+        )
+
     async def _beat_for_ever(self) -> None:
         while True:
             pause_s = BEAT_S
@@ -310,7 +323,7 @@ class Client:
                 self._see_to_connection()
                 self.link.asked(now())
                 if self.link.state is LinkState.JOINED:
-                    if not self._send(encode(FrontendBeat(pack(self._families())))):
+                    if not self._send(encode(self._beat())):
                         pause_s = CLIENT_RESEND_S
                 else:
                     self._send_all()

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from engine.core.about import pack_all, unpack_all
+from engine.core.failures import KEPT as FAILURES
 from engine.metrics import Family, Sources, add_labels, merge, pack, pack_sources, unpack, unpack_sources
 
 # Of a stage, or the whole: what adds up. All else is the first's, but for what _stage and _status say.
@@ -24,7 +25,7 @@ def join(what: str, answers: Sequence[bytes | None]) -> bytes:
     descriptions that cannot be read, ValueError for a status that cannot."""
     given = {cell: answer for cell, answer in enumerate(answers) if answer is not None}
     if what == "status":
-        return _status([json.loads(answer) for answer in given.values()], len(answers))
+        return _status({cell: json.loads(answer) for cell, answer in given.items()}, len(answers))
     if what == "about":
         told = [unpack_all(answer) for answer in given.values()]
         return pack_all({stage: about for one in reversed(told) for stage, about in one.items()})
@@ -61,7 +62,13 @@ def _labelled(families: Sequence[Family], cell: int) -> list[Family]:
     return add_labels(families, cell=str(cell + 1))
 
 
-def _status(told: Sequence[dict[str, Any]], cells: int) -> bytes:
+def _status(answers: Mapping[int, dict[str, Any]], cells: int) -> bytes:
+    for cell, one in answers.items():
+        for stage in one.get("stages", ()):
+            _number(stage.get("workers", ()), cell)
+        _number(one.get("brokers", ()), cell)
+        _number(one.get("errors", ()), cell)
+    told = [*answers.values()]
     whole = _summed(told)
     whole["cells"], whole["cells_answering"] = cells, len(told)
     whole["uptime_s"] = min(one.get("uptime_s", 0.0) for one in told)
@@ -89,7 +96,60 @@ def _status(told: Sequence[dict[str, Any]], cells: int) -> bytes:
             known["late"] += goal["late"]
             known["unmet"] = known["unmet"] or goal["unmet"]
     whole["goals"] = list(goals.values())
+    whole["brokers"] = [broker for one in told for broker in one.get("brokers", ())]
+    errors = [error for one in told for error in one.get("errors", ())]
+    whole["errors"] = sorted(errors, key=lambda error: float(error["age_s"]))[:FAILURES]
+    whole["rates"] = _rates([one["rates"] for one in told if "rates" in one])
+    routes: dict[str, list[dict[str, Any]]] = {}
+    for one in told:
+        for route in one.get("routes", ()):
+            routes.setdefault(route["path"], []).append(route)
+    whole["routes"] = [_route(parts) for parts in routes.values()]
+    failed: dict[str, list[dict[str, Any]]] = {}
+    for one in told:
+        for name, counts in one.get("failed", {}).items():
+            failed.setdefault(name, []).append({"failed": counts})
+    whole["failed"] = {name: _added(parts, "failed") for name, parts in failed.items()}
     return json.dumps(whole, separators=(",", ":")).encode()
+
+
+def _number(entries: Sequence[dict[str, Any]], cell: int) -> None:
+    for entry in entries:
+        entry["cell"] = cell + 1
+
+
+def _route(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of the cells one, mostly, has heard what the frontends count."""
+    whole = {**parts[0], "answers": _added(parts, "answers")}
+    whole["answers_s"] = round(sum(part.get("answers_s", 0.0) for part in parts), 2)
+    return {**whole, **_latency(parts, [part.get("answers_s", 0.0) for part in parts])}
+
+
+def _lately(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of one stage, of the cells that tell of it; of shares and latencies the mean, of what few reach the worst."""
+    whole = _rates(parts)
+    whole["reasons"] = _added(parts, "reasons")
+    whole["batches"] = sum(part.get("batches", 0) for part in parts)
+    whole["mean_batch"] = round(whole["items_s"] / whole["batches_s"], 2) if whole.get("batches_s") else 0.0
+    whole["busy"] = round(sum(part.get("busy", 0.0) for part in parts) / len(parts), 4)
+    weights = [part.get("batches_s", 0.0) for part in parts]
+    for key in ("queue", "compute"):
+        whole[key] = _latency([part.get(key, {}) for part in parts], weights)
+    return whole
+
+
+def _latency(parts: Sequence[dict[str, Any]], weights: Sequence[float]) -> dict[str, float]:
+    """What half of all stay below is taken to be the mean of the halves; what 99 of 100 do, the worst."""
+    halves = [(part.get("p50_ms", 0.0), weight) for part, weight in zip(parts, weights, strict=True)]
+    total = sum(weights)
+    p50 = sum(half * weight for half, weight in halves) / total if total else max(half for half, _ in halves)
+    return {"p50_ms": round(p50, 3), "p99_ms": max(part.get("p99_ms", 0.0) for part in parts)}
+
+
+def _rates(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What happens so often a second (``..._s``), added up."""
+    names = dict.fromkeys(key for part in parts for key in part if key.endswith("_s"))
+    return {name: round(sum(part.get(name, 0.0) for part in parts), 2) for name in names}
 
 
 def _stage(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -109,6 +169,8 @@ def _stage(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         cost["waste"] = round(1.0 - cost["items"] / cost["padded"], 4) if cost["padded"] else 0.0
         whole["cost"] = cost
     whole["workers"] = [worker for part in parts for worker in part["workers"]]
+    if recent := [part["lately"] for part in parts if "lately" in part]:
+        whole["lately"] = _lately(recent)
     whole["not_fed"] = next((part["not_fed"] for part in parts if part.get("not_fed")), "")
     return whole
 

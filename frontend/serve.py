@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 log = get_logger("stageline.frontend")
 
 
-def connect(deployment: Deployment, name: str, families: Callable[[], list[Family]]) -> BrokerClient:
+def connect(deployment: Deployment, name: str, families: Callable[[], list[Family]], url: str) -> BrokerClient:
     """The client of real brokers, not started. Imported here: only worker processes need ZeroMQ."""
     from engine.cells import client_of
 
-    return client_of(deployment, name, families)
+    return client_of(deployment, name, families, url)
 
 
 def serve(
@@ -77,7 +77,9 @@ def _serve(deployment: Deployment, notify: Notifier, connect: Connect, reread: C
             log.info("listening", extra={"url": address, "workers": frontend.processes})
             notify.send("ready", url=address)
 
-    app = application.Application(deployment, sockets, connect, booted, secure=secure, reread=reread, tell=notify.send)
+    app = application.Application(
+        deployment, sockets, connect, booted, url=address, secure=secure, reread=reread, tell=notify.send
+    )
     for sock in sockets:
         sock.detach()  # gunicorn opens the descriptors anew and closes them
     return master.run(app)

@@ -13,6 +13,7 @@
     handles   where processes leave and get descriptors of a GPU's memory
     watch     notices at once that a process of this host has ended
     report    what the machines counted, as metrics and as status
+    lately    of that the last seconds: rates, latencies, failures
     why       what they decided last, and why
     retired   what is kept of the metrics of processes that have gone
 

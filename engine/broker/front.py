@@ -7,11 +7,12 @@ the ROUTER for questions. Answers leave once per pass, one parcel per frontend, 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from engine import descriptors, transport
+from engine import descriptors, transport, usage
 from engine.broker import report
 from engine.broker.arenas import Arenas
 from engine.broker.complaints import FAILED, UNEXPECTED
@@ -41,7 +42,8 @@ from engine.core.messages import (
 )
 from engine.core.quarantine import KEEP_S
 from engine.core.routing import Topology
-from engine.core.wire import SMALL_FRAME, AnyWords, Payload, encode
+from engine.core.window import Window
+from engine.core.wire import MICROS, SMALL_FRAME, AnyWords, Payload, encode
 from engine.errors import ProtocolError
 from engine.transport import Endpoints
 
@@ -104,6 +106,7 @@ class FrontPart(Part[ToFront]):
         self._unmet: dict[str, bool] = {}  # by path of a route: its goal was said to be out of reach
         self._check_at = 0.0
         self._retired = Retired()  # metrics of frontends that are gone
+        self._used = Window()  # CPU time of this process
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
@@ -160,6 +163,8 @@ class FrontPart(Part[ToFront]):
 
     def _check(self, now: float) -> None:
         self._check_at = now + CHECK_S
+        self.machine.measure(now)
+        self._used.mark(now, (usage.own().cpu_us / MICROS,))
         if descriptors.are_spent():
             self._note_spent()
         for peer in self.machine.silent(now):
@@ -239,7 +244,7 @@ class FrontPart(Part[ToFront]):
         if isinstance(message, Results) and 0 <= message.stage < len(self.stages) and not message.refs:
             self.machine.results(message, payloads, now)
         elif isinstance(message, StreamEvents) and 0 <= message.stage < len(self.stages):
-            for peer, (events, bodies) in self.machine.events(message, payloads).items():
+            for peer, (events, bodies) in self.machine.events(message, payloads, now).items():
                 self._send(peer, events, bodies)
         else:
             self._unexpected(message)
@@ -341,8 +346,7 @@ class FrontPart(Part[ToFront]):
             deployed = report.Deployed(
                 name=self._name,
                 namespace=self._namespace,
-                uptime_s=instant - self._began,
-                threads=self._threads,
+                broker=self._status(instant),
                 shared=self._arenas.usage(),
                 retired=self._retired.families,
             )
@@ -352,6 +356,21 @@ class FrontPart(Part[ToFront]):
             self.machine.stats.untold += 1
             body = report.untold(what, self._name)
         self._admin.send(encode(Report(what), [body]), question.peer)
+
+    def _status(self, now: float) -> report.BrokerStatus:
+        used = usage.own()
+        (cpu,) = self._used.rates(now, (used.cpu_us / MICROS,))
+        return report.BrokerStatus(
+            pid=os.getpid(),
+            node=usage.node(),
+            version=usage.version(),
+            endpoint=self._endpoints.base if self._endpoints.is_tcp else "",
+            log=usage.log_place(),
+            threads=self._threads,
+            uptime_s=round(now - self._began, 3),
+            resident_bytes=used.resident_bytes,
+            cpu=round(cpu, 3),
+        )
 
     def _lose(self, peer: bytes) -> None:
         frontend = self.machine.gone(peer)

@@ -16,6 +16,8 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from engine.broker import lately
+from engine.broker.lately import Lately, WorkerLately
 from engine.broker.why import StageWhy, stage_why, why
 from engine.core.about import pack_all as pack_abouts
 from engine.core.costqueue import CostQueue
@@ -61,6 +63,10 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     node: str = ""  # the name of its host
     device: str = ""
     most: int = 0  # values that it is given at once, at most
+    deaths: int = 0  # of those in its place, since the broker began
+    up_s: float = 0.0  # for so long it has been ready
+    resident_bytes: int = 0  # of its process, as it says
+    lately: WorkerLately = WorkerLately()
 
 
 class LearnedStatus(msgspec.Struct, frozen=True):
@@ -110,6 +116,7 @@ class StageStatus(msgspec.Struct, frozen=True):
     learned: LearnedStatus = LearnedStatus()
     cost: CostStatus | None = None  # where items cost unlike much
     demand_workers: float = 0.0  # how many would be needed
+    lately: Lately = Lately()
 
 
 @dataclass(frozen=True)
@@ -135,14 +142,28 @@ def stage_part(machine: StageMachine, ask: Ask, retired: Sequence[Family], now: 
     return stage_families(machine, retired, now, namespace)
 
 
+class BrokerStatus(msgspec.Struct, frozen=True):
+    """The broker's own process. ``endpoint``: where frontends and workers find it; ``log``: where it, and whatever the
+    same supervisor has started, says what happens."""
+
+    pid: int = 0
+    node: str = ""
+    version: str = ""
+    endpoint: str = ""
+    log: str = ""
+    threads: str = ""  # what carries it: "stage" or "one"
+    uptime_s: float = 0.0
+    resident_bytes: int = 0
+    cpu: float = 0.0  # CPUs that it kept busy lately
+
+
 @dataclass(frozen=True)
 class Deployed:
     """What the front's report says beside its machine. ``shared``: arenas, and bytes held in them."""
 
     name: str
     namespace: str
-    uptime_s: float
-    threads: str  # what carries the broker: "stage" or "one"
+    broker: BrokerStatus
     shared: tuple[int, int]
     retired: Sequence[Family]
 
@@ -150,7 +171,7 @@ class Deployed:
 def answer(machine: FrontMachine, ask: Ask, parts: Sequence[Part | None], deployed: Deployed, now: float) -> bytes:
     """The answer to a question, from the parts of all stages in their order (None: a stage could not make its own)."""
     if ask.what == "status":
-        return status(machine, parts, deployed)
+        return status(machine, parts, deployed, now)
     if ask.what == "about":
         return about(machine, parts)
     if ask.what == "why":
@@ -168,6 +189,8 @@ def untold(what: str, name: str) -> bytes:
 def stage_status(machine: StageMachine, now: float) -> StageStatus:
     state = machine.state()
     oldest = machine.queue.backlog(dues=False).oldest
+    workers = {key: lately.of_worker(worker, now) for key, worker in machine.workers.items()}
+    serving = [workers[key] for key, worker in machine.workers.items() if worker.state in SERVING and not worker.spare]
     sizes = [lane.batch_size for lane in machine.stats.lanes.values()]
     batches = sum(size.count for size in sizes)
     return StageStatus(
@@ -197,8 +220,12 @@ def stage_status(machine: StageMachine, now: float) -> StageStatus:
                 node=worker.node,
                 device=worker.device,
                 most=worker.most,
+                deaths=worker.lane.deaths,
+                up_s=round(now - worker.ready_at, 3) if worker.ready_at else 0.0,
+                resident_bytes=worker.resident_bytes,
+                lately=workers[key],
             )
-            for worker in machine.workers.values()
+            for key, worker in machine.workers.items()
         ],
         deaths_by_cause={death.value: count for death, count in machine.stats.deaths.items()},
         refused=dict(machine.stats.refused),
@@ -207,6 +234,7 @@ def stage_status(machine: StageMachine, now: float) -> StageStatus:
         learned=_learned(machine),
         cost=_cost(machine),
         demand_workers=round(machine.demand_workers, 3),
+        lately=lately.of_stage(machine, serving, now),
     )
 
 
@@ -244,14 +272,14 @@ def _learned(machine: StageMachine) -> LearnedStatus:
     )
 
 
-def status(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deployed) -> bytes:
+def status(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deployed, now: float) -> bytes:
     """The whole deployment as JSON."""
     stages = zip(machine.topology.stages, parts, strict=True)
     whole: dict[str, Any] = {
         "name": deployed.name,
         "epoch": machine.epoch,
-        "uptime_s": round(deployed.uptime_s, 3),
-        "threads": deployed.threads,
+        "uptime_s": deployed.broker.uptime_s,
+        "threads": deployed.broker.threads,
         "draining": machine.door.draining,
         "admitted": len(machine.ledger),
         "capacity": machine.spec.capacity,
@@ -260,10 +288,12 @@ def status(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deploy
         "refused": machine.stats.rejected | ({EXPIRED: machine.stats.expired} if machine.stats.expired else {}),
         "stages": [part if part is not None else {"name": name, "error": UNTOLD} for name, part in stages],
         "demand": {part.name: part.demand_workers for part in parts if isinstance(part, StageStatus)},
-        "frontends": [
-            {"name": frontend.who.name, "pid": frontend.who.pid, "pending": len(frontend.requests)}
-            for frontend in machine.frontends.values()
-        ],
+        "frontends": lately.frontends(machine, now),
+        "rates": lately.rates(machine, now),
+        "routes": lately.routes(machine, deployed.namespace, deployed.retired, now),
+        "failed": lately.failed(machine),
+        "errors": lately.errors(machine, now),
+        "brokers": [deployed.broker],
     }
     return msgspec.json.encode(whole)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import zip_longest
 from typing import Final
 
-from engine import descriptors
+from engine import descriptors, usage
 from engine.broker.service import JOIN_S, Broker
 from engine.clock import now as clock
 from engine.config import Deployment
@@ -65,6 +65,7 @@ def serve(
                 extra={"bind": deployment.engine.bind},
             )
         notify.send("ready")
+        usage.version()  # not when a thread that serves is first asked for it
         ebb = Ebb()
         while True:
             _beat(notify, broker, signals, ebb)

@@ -34,6 +34,7 @@
     wear       when a worker has served long enough
     demand     how many workers a stage needs, and when that is worth another number of them
     keys       the secret of a deployment, and how links are made with it
+    window     how quickly counters grew lately     failures   the last ones of requests, as clients were told
     cells      several brokers of one deployment: who belongs to which, which gets a request
 
 Machines (``stage``, ``front``) take events and ``now`` and append *actions* to a list; the parts in

@@ -32,6 +32,7 @@ from engine.core.liveness import BEAT_S
 from engine.core.messages import Flow
 from engine.core.released import Released
 from engine.core.stats import HostStats, LaneStats
+from engine.core.window import Counts, Window
 from engine.core.worker_states import READY, WorkerState
 
 NOTHING: Final[Mapping[int, Item]] = {}
@@ -96,6 +97,10 @@ class Member:
     done_items: int = 0
     families: bytes = b""
     device_bytes: int = 0  # memory of its GPU that it holds, as it says
+    resident_bytes: int = 0  # memory of its process, as it says
+    cpu_us: int = 0  # that its process has used, as it says
+    ready_at: float = 0.0  # since when it is ready; 0: it is not yet
+    window: Window = field(default_factory=Window)  # of :meth:`counts`
     lane: LaneStats = field(default_factory=LaneStats)  # of its slot, once it is ready
     host_stats: HostStats = field(default_factory=HostStats)  # of its host, likewise
     node: str = ""  # the name of that host
@@ -125,6 +130,12 @@ class Member:
     def in_flight(self) -> int:
         """Items it has."""
         return sum([len(batch.items) for batch in self.batches.values()])
+
+    def counts(self, now: float) -> Counts:
+        """What it has done so far: batches, items, seconds computed with those of the present batch, and seconds of
+        CPU."""
+        computing_s = max(0.0, now - self.since) if self.batches else 0.0
+        return self.done_batches, self.done_items, self.lane.compute_s + computing_s, self.cpu_us / 1e6
 
     def patience_s(self, usual_s: float) -> float:
         """For how long a batch of its is not suspect, where one of a usual worker is not for so long."""

@@ -46,6 +46,7 @@ from engine.core.answers import AnswerBook
 from engine.core.arena import Ref
 from engine.core.crew import Crew
 from engine.core.ends import EXPIRED, HOPELESS
+from engine.core.failures import Failures
 from engine.core.fairness import Client, Priority, unpressed
 from engine.core.foretold import EVERY, Foretold
 from engine.core.idempotency import HEADER, Kept, Keys, Waiter, is_same
@@ -75,6 +76,7 @@ from engine.core.quarantine import Quarantine
 from engine.core.routing import FINAL, Topology
 from engine.core.stats import FrontStats
 from engine.core.trace import Refusals
+from engine.core.window import Counts, Marks, Window
 from engine.core.wire import HEAD_ITEMS, MICROS, Payload, joined, payload_size, refs_of
 
 OK: Final = int(Status.OK)  # comparing with a member of an enumeration costs a call
@@ -84,6 +86,9 @@ FAILED: Final = int(Status.FAILED)
 EPOCH_SHIFT: Final = 40  # bits of a uid below the epoch: a year at 30,000 requests/s
 EPOCHS: Final = 1 << 22
 SESSION_SHIFT: Final = 32
+
+MESSAGE_MOST: Final = 2048  # bytes of a failure's message that are looked at: more than is kept
+OWN_BODY: Final = "(a body of the service's own)"  # of a failure: not shown, for it may be anything
 
 GUESSES: Final = 3  # at how long one waits who is overtaken
 
@@ -141,6 +146,13 @@ class Frontend:
     who: Introduction
     heard: float
     families: bytes = b""
+    told: Marks[bytes] = field(default_factory=Marks)  # the same of the last seconds
+    resident_bytes: int = 0  # as it says, like all that follows
+    cpu_us: int = 0
+    window: Window = field(default_factory=Window)  # of its CPU time
+    node: str = ""
+    url: str = ""
+    version: str = ""
     requests: dict[int, Request] = field(default_factory=dict)  # by its own number
 
 
@@ -175,6 +187,8 @@ class FrontMachine:
         self.actions: list[FrontAction] = []
         self.nbytes = 0
         self.trace = Refusals()
+        self.failures = Failures()
+        self.window = Window()  # of :meth:`counts`
         self.foretold = Foretold()
         self.keys = Keys()
         self.again: dict[bytes, list[int]] = {}  # by frontend: what it is to submit again
@@ -430,6 +444,10 @@ class FrontMachine:
         frontend.heard = now
         if beat.families:
             frontend.families = beat.families
+            frontend.told.mark(now, beat.families)
+        frontend.resident_bytes, frontend.cpu_us = beat.resident_bytes, beat.cpu_us
+        frontend.node, frontend.url, frontend.version = beat.node, beat.url, beat.version
+        frontend.window.mark(now, (beat.cpu_us / MICROS,))
 
     def gone(self, peer: bytes) -> Frontend | None:
         """A frontend process has ended: nobody can be answered there any more."""
@@ -442,6 +460,16 @@ class FrontMachine:
             self._answers.drop(peer)
             self.again.pop(peer, None)
         return frontend
+
+    def measure(self, now: float) -> None:
+        """See how far all has come. To be called about once a second."""
+        self.window.mark(now, self.counts())
+
+    def counts(self) -> Counts:
+        """Requests so far: let in, answered, refused here, failed."""
+        stats = self.stats
+        answered = self._left - stats.cancelled
+        return stats.admitted, answered, sum(stats.rejected.values()), self.failures.counts.total()
 
     def silent(self, now: float) -> list[bytes]:
         """Frontends that were not heard for FRONTEND_SILENCE_S. To be called about once a second: nobody could be heard
@@ -482,6 +510,9 @@ class FrontMachine:
         if not held:
             self.stats.duplicates += len(results.uids)
             return
+        statuses = results.statuses
+        if (good := statuses.count(OK)) < len(statuses):
+            self._note_failures(results, payloads, held, hops, now)
         peer, column = b"", None
         known: dict[int, Request] = {}
         for uid, status, trail, payload, index in zip(
@@ -500,7 +531,7 @@ class FrontMachine:
                 self.stats.duplicates += 1
                 continue
             if request.stream_hop == request.hop and request.streamer != results.worker:
-                self._tear(request)
+                self._tear(request, now)
                 continue
             if column is None or request.frontend != peer:
                 peer = request.frontend
@@ -526,13 +557,32 @@ class FrontMachine:
         settle = Settle(results.stage, results.worker, results.batch, results.uids, now, results.compute_us)
         if results.costs:
             settle = replace(settle, costs=results.costs)
-        statuses = results.statuses
-        if (good := statuses.count(OK)) < len(statuses):
+        if good < len(statuses):
             failed = sum([status >= FAILED for status in statuses])
             settle = replace(settle, good=good > 0, failed=failed, skipped=SKIPPED in statuses)
         self.actions.append(settle)
 
-    def events(self, events: StreamEvents, payloads: Sequence[Payload]) -> dict[bytes, tuple[Events, list[Payload]]]:
+    def _note_failures(
+        self,
+        results: Results,
+        payloads: Sequence[Payload],
+        held: Mapping[int, Item],
+        hops: Mapping[int, int],
+        now: float,
+    ) -> None:
+        """Those that are about to be answered."""
+        columns = zip(results.uids, results.statuses, payloads, strict=True)
+        for index, (uid, status, payload) in enumerate(columns):
+            item = held.get(uid) if status and status != OK else None
+            if item is None or (request := item.request).closed or hops.get(request.route, -1) != request.hop:
+                continue
+            own = any(name.lower() == "content-type" for name in results.headers.get(index, ()))
+            text = OWN_BODY if own or type(payload) is not bytes else payload[:MESSAGE_MOST].decode("utf-8", "replace")
+            self.failures.add(now, results.stage, request.route, status, text, request.meta)
+
+    def events(
+        self, events: StreamEvents, payloads: Sequence[Payload], now: float
+    ) -> dict[bytes, tuple[Events, list[Payload]]]:
         """Stream events by frontend, to be sent at once and in order.
 
         Only who holds an item, or did a moment ago, can send events of it: what comes of a worker whose death is known
@@ -550,7 +600,7 @@ class FrontMachine:
             if self._is_unwanted(request, events):
                 self.actions.append(Grant(events.stage, events.worker, uid, payload_size(payload) + EVENT_COST))
                 continue
-            if not self._is_streamed_by(request, events):
+            if not self._is_streamed_by(request, events, now):
                 continue
             peer, seq = request.frontend, request.seq
             if peer == KEYED:
@@ -572,7 +622,7 @@ class FrontMachine:
         last = self.topology.routes[request.route].stages[-1]
         return events.stage != last and self.stages[last].state.flow in (Flow.WHOLE, Flow.CHUNKS)
 
-    def _is_streamed_by(self, request: Request, events: StreamEvents) -> bool:
+    def _is_streamed_by(self, request: Request, events: StreamEvents, now: float) -> bool:
         """Whether events of this worker belong to the request; if they may, it is the one from now on."""
         try:
             hop = self.topology.hop(request.route, events.stage)
@@ -582,12 +632,13 @@ class FrontMachine:
             return False  # of a copy that lags behind
         if hop == request.stream_hop and request.streamer != events.worker:
             if hop == request.hop:
-                self._tear(request)
+                self._tear(request, now)
             return False
         request.stream_hop, request.streamer = hop, events.worker
         return True
 
-    def _tear(self, request: Request) -> None:
+    def _tear(self, request: Request, now: float) -> None:
+        self.failures.add(now, self._stage_of(request), request.route, FAILED, wording.TORN, request.meta)
         self._close(request)
         self._answers.say(request.frontend, request.seq, Status.FAILED, wording.TORN)
         self.actions.extend(Drop(stage, [request.uid]) for stage in self._stages_of(request))
@@ -612,6 +663,8 @@ class FrontMachine:
                 if fail.why in MISSED:
                     self.foretold.missed(uid)
                 self._close(request)
+                if status != Status.OVERLOADED:  # else it is refused
+                    self.failures.add(now, fail.stage, request.route, status, fail.text, request.meta)
                 peer, seq = request.frontend, request.seq
                 retry_s = self.door.retry_s(status, request.route, 0.0, self._left, now)
                 refused: Refused | None = None
@@ -652,6 +705,7 @@ class FrontMachine:
                 self._close(request)
                 self.stats.expired += 1
                 where = self._stage_of(request)
+                self.failures.add(now, where, request.route, Status.TIMEOUT, wording.TIMEOUT, request.meta)
                 self.trace.add(now, EXPIRED, stage=where, route=request.route, meta=request.meta)
                 self._answers.say(request.frontend, request.seq, Status.TIMEOUT, wording.TIMEOUT, refused=OVER)
                 for stage in self._stages_of(request):

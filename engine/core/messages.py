@@ -202,9 +202,15 @@ class Again(Message, frozen=True, tag=10):
 
 
 class FrontendBeat(Message, frozen=True, tag=3):
-    """A frontend lives; ``families`` are its metrics (:mod:`engine.metrics`)."""
+    """A frontend lives; ``families`` are its metrics (:mod:`engine.metrics`). For people: what its process uses, memory
+    now and CPU time so far, the name of its host, the address at which it is asked, and its version."""
 
     families: bytes = b""
+    resident_bytes: Nbytes = 0
+    cpu_us: Micros = 0
+    node: ShortText = ""
+    url: ShortText = ""
+    version: ShortText = ""
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -336,7 +342,8 @@ class WorkerBeat(Message, frozen=True, tag=14):
     """A worker lives. ``families`` are the user's own metrics; empty when unchanged. ``device_bytes``: memory of its
     GPU that it holds, as far as it knows. ``round_trip_us``: how long the newest answer from the broker took, from what
     it answers; 0: none did yet. ``newest`` is the last batch that it has received on its lane, ``held`` are those whose
-    results have not left it; ``newest`` 0: it has received none, or cannot say."""
+    results have not left it; ``newest`` 0: it has received none, or cannot say. ``resident_bytes``, ``cpu_us``: memory
+    of its process now, and CPU time so far."""
 
     worker: Id
     families: bytes = b""
@@ -344,6 +351,8 @@ class WorkerBeat(Message, frozen=True, tag=14):
     round_trip_us: Micros = 0
     newest: Id = 0
     held: Annotated[list[Id], msgspec.Meta(max_length=1024)] = []
+    resident_bytes: Nbytes = 0
+    cpu_us: Micros = 0
 
 
 class Pulse(Message, frozen=True, tag=15):

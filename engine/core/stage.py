@@ -58,6 +58,7 @@ from engine.core.released import Released
 from engine.core.routing import Topology
 from engine.core.stats import StageStats, duration_buckets
 from engine.core.trace import KEPT, LOOK_EVERY, Releases
+from engine.core.window import Counts, Window
 from engine.core.wire import MICROS, Payload, payload_sizes, refs_of
 from engine.core.worker_states import DYING, LEAVING, OVERDUE, READY, SERVING, TABLE, WorkerEvent, WorkerState
 
@@ -122,6 +123,7 @@ class StageMachine:
         self.stats = StageStats(durations=duration_buckets(spec.timeout_s))
         self.demand = Demand()
         self.trace = Releases()
+        self.window = Window()  # of :meth:`counts`
         self.actions: list[StageAction] = []  # always this list
         self._ends = Ends(index, self.stats, self.actions)
         self.foresight = Foresight(index, topology, self.queue, self.crew, self.stats)
@@ -304,6 +306,8 @@ class StageMachine:
         worker.node, worker.host_stats = self.stats.host(ready.node)
         worker.device, worker.most = ready.device, ready.most
         worker.served = True
+        worker.ready_at = now
+        worker.window.mark(now, worker.counts(now))
         self.stats.starts += 1
         self.crew.sort_in(worker, now, begins=False)
         self._tell(now)
@@ -328,6 +332,7 @@ class StageMachine:
             return Pulse(self.epoch, False)
         worker.heard = now
         worker.device_bytes = beat.device_bytes
+        worker.resident_bytes, worker.cpu_us = beat.resident_bytes, beat.cpu_us
         if beat.round_trip_us and not worker.local:
             self.crew.hear_round_trip(worker, beat.round_trip_us / MICROS)
         if beat.newest:
@@ -655,8 +660,18 @@ class StageMachine:
         return self.queue.latest if self.queue.items or self.fate.apart else -inf
 
     def measure(self, now: float) -> None:
-        """See how much comes and waits. To be called about once a second."""
+        """See how much comes and waits, and how far all has come. To be called about once a second."""
         self.demand.look(now, self.stats.arrived, len(self.queue) + len(self.fate.apart))
+        self.window.mark(now, self.counts())
+        for worker in self.workers.values():
+            worker.window.mark(now, worker.counts(now))
+
+    def counts(self) -> Counts:
+        """What was counted so far: items that came, items and batches that left, items that ended by the broker's
+        word."""
+        stats = self.stats
+        items = sum([lane.batch_size.total for lane in stats.lanes.values()])
+        return stats.arrived, items, sum(stats.releases.values()), stats.failed
 
     @property
     def demand_workers(self) -> float:
@@ -814,6 +829,7 @@ class StageMachine:
             self.stats.cuts += 1
         elif worker.served and not worker.dismissed:
             self.stats.deaths[death] += 1
+            worker.lane.deaths += 1
         self.fate.forget(worker, self._newest, death, how, now)
         self.actions.append(Forget(key, worker.slot, worker.families))
         self._tell(now)

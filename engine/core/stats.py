@@ -53,6 +53,7 @@ class LaneStats:
     process: Histogram = field(default_factory=lambda: Histogram(SECONDS))  # release to settled
     compute_s: float = 0.0  # from a batch's release, or the end of the one before, until its results are settled
     forward_s: float = 0.0  # in forward, as the worker says
+    deaths: int = 0  # of workers in this slot that vanished without leave
 
 
 @dataclass(slots=True)

@@ -24,7 +24,8 @@ from frontend.requestid import Ids
 from frontend.serving.options import options
 from frontend.shared import Shared
 
-Connect: TypeAlias = Callable[[Deployment, str, Callable[[], list[Family]]], BrokerClient]
+# A client for this deployment, by the name of its process, what that counts, and at which address it is asked.
+Connect: TypeAlias = Callable[[Deployment, str, Callable[[], list[Family]], str], BrokerClient]
 
 
 class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
@@ -37,6 +38,7 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
         connect: Connect,
         booted: Callable[[], None],
         *,
+        url: str = "",
         secure: ssl.SSLContext | None = None,
         reread: Callable[[], Deployment] | None = None,
         tell: Callable[[str], object] = lambda event: None,
@@ -44,6 +46,7 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
         self.booted = booted
         self._bind = [f"fd://{sock.fileno()}" for sock in sockets]
         self.tell = tell  # the supervisor: the master's "beat" and "stopping"
+        self._url = url
         self._secure = secure
         self._connect = connect
         self._reread = reread
@@ -88,7 +91,7 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
     def load(self) -> ASGIApplication:
         name = f"{socket.gethostname()}:{os.getpid()}"
         self.new_id = Ids()
-        self.client = self._connect(self.deployment, name, self.metrics.families)
+        self.client = self._connect(self.deployment, name, self.metrics.families, self._url)
         return create(self.deployment, self.client, self.metrics, self.gate, self.answering, name=name)
 
     def lean(self, hand_over: Callable[[asyncio.Transport, bytes], asyncio.Protocol]) -> Shared:

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from engine import transport
+from engine import transport, usage
 from engine.addresses import RETRY_S, Search
 from engine.clock import now
 from engine.core import wire
@@ -223,8 +223,15 @@ class Control:
                 families = self._families()
                 news = families if families != self._told_families else b""
                 newest, held = self._shared.held.of(message.worker)
+                used = usage.own()
                 beat = msgspec.structs.replace(
-                    message, families=news, device_bytes=gpu_bytes() or 0, newest=newest, held=held[:HELD_MOST]
+                    message,
+                    families=news,
+                    device_bytes=gpu_bytes() or 0,
+                    newest=newest,
+                    held=held[:HELD_MOST],
+                    resident_bytes=used.resident_bytes,
+                    cpu_us=used.cpu_us,
                 )
                 if not transport.send(self._sock, wire.encode(beat)):
                     return

@@ -330,7 +330,7 @@ def test_events_go_to_whoever_waits() -> None:
     twin.submit(2)
     batch = worker.lane[0][0]
     out = twin.front.events(
-        StreamEvents(0, worker.key, [*batch.uids, 999], batch=batch.batch), [b"one", b"two", b"three"]
+        StreamEvents(0, worker.key, [*batch.uids, 999], batch=batch.batch), [b"one", b"two", b"three"], twin.now
     )
     events, bodies = out[b"f"]
     assert (events.seqs, bodies) == ([1, 2], [b"one", b"two"])

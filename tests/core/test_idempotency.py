@@ -254,7 +254,7 @@ def event(twin: Twin, worker: FakeWorker, flow: Flow = Flow.EVENTS) -> dict[byte
     """The worker sends an event of what it was given last: to whom it goes."""
     batch, _ = worker.lane[-1]
     words = StreamEvents(0, worker.key, batch.uids, flow=int(flow), mime="text/event-stream", batch=batch.batch)
-    sent = twin.front.events(words, [b"piece"] * len(batch.uids))
+    sent = twin.front.events(words, [b"piece"] * len(batch.uids), twin.now)
     twin.run()
     return {peer: events.seqs for peer, (events, _) in sent.items()}
 

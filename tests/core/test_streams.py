@@ -30,7 +30,7 @@ def send(twin: Twin, worker: FakeWorker, uid: int, text: bytes = b"event") -> di
     message, payloads = decode(encode(StreamEvents(worker.stage, worker.key, [uid], batch=batch), [text]))
     assert isinstance(message, StreamEvents)
     got = {}
-    for peer, (events, bodies) in twin.front.events(message, payloads).items():
+    for peer, (events, bodies) in twin.front.events(message, payloads, twin.now).items():
         assert isinstance(events, Events)
         got[peer] = [(seq, bytes(body)) for seq, body in zip(events.seqs, bodies, strict=True)]  # type: ignore[arg-type]
     twin.run()

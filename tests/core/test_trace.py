@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from engine.broker.report import Deployed, answer, stage_part
+from engine.broker.report import BrokerStatus, Deployed, answer, stage_part
 from engine.core import meta, trace
 from engine.core.batching import Policy
 from engine.core.deaths import Death
@@ -243,7 +243,7 @@ def test_nothing_is_looked_at_while_nobody_has_to_wait() -> None:
 def told(twin: Twin, ask: Ask) -> dict[str, object]:
     parts = [stage_part(machine, ask, [], twin.now, "engine") for machine in twin.stages]
     found: dict[str, object] = json.loads(
-        answer(twin.front, ask, parts, Deployed("t", "engine", 1.0, "one", (0, 0), []), twin.now)
+        answer(twin.front, ask, parts, Deployed("t", "engine", BrokerStatus(), (0, 0), []), twin.now)
     )
     return found
 

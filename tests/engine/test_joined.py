@@ -104,3 +104,44 @@ def test_the_first_description_of_a_stage_counts() -> None:
 def test_what_cannot_be_read_is_an_error(what: str, error: type[Exception]) -> None:
     with pytest.raises(error):
         join(what, [b"\xff", None])
+
+
+def test_what_is_told_of_the_last_seconds_adds_up_or_is_the_worst() -> None:
+    def lately(rate: float, p50: float, p99: float) -> dict[str, Any]:
+        span = {"p50_ms": p50, "p99_ms": p99}
+        return {
+            "arrived_s": rate, "items_s": 2 * rate, "batches_s": rate, "failed_s": 0.0, "mean_batch": 2.0, "busy": 0.5,
+            "batches": 10, "reasons": {"full": 10}, "queue": span, "compute": span,
+        }  # fmt: skip
+
+    def told(rate: float, age_s: float, **latency: float) -> bytes:
+        return status(
+            stages=[stage("a", lately=lately(rate, **latency))],
+            rates={"admitted_s": rate},
+            routes=[{"path": "/a", "stages": ["a"], "answers": {"200": 3}, "answers_s": rate, "p50_ms": 1.0}],
+            failed={"a": {"500": 1}},
+            errors=[{"age_s": age_s, "stage": "a", "message": "m"}],
+            brokers=[{"pid": 1}],
+        )
+
+    both = [told(10.0, 5.0, p50=1.0, p99=2.0), told(30.0, 3.0, p50=5.0, p99=9.0), status()]  # an older one beside
+    whole = json.loads(join("status", both))
+    (one,) = whole["stages"]
+    recent = one["lately"]
+    assert (recent["arrived_s"], recent["items_s"], recent["batches"], recent["reasons"]) == (40, 80, 20, {"full": 20})
+    assert recent["queue"] == {"p50_ms": 4.0, "p99_ms": 9.0}
+    assert (recent["busy"], recent["mean_batch"]) == (0.5, 2.0)
+    assert [worker["cell"] for worker in one["workers"]] == [1, 2, 3]
+    assert whole["rates"] == {"admitted_s": 40.0}
+    assert whole["routes"] == [
+        {"path": "/a", "stages": ["a"], "answers": {"200": 6}, "answers_s": 40.0, "p50_ms": 1.0, "p99_ms": 0.0}
+    ]
+    assert whole["failed"] == {"a": {"500": 2}}
+    assert [(error["age_s"], error["cell"]) for error in whole["errors"]] == [(3.0, 2), (5.0, 1)]
+    assert [broker["cell"] for broker in whole["brokers"]] == [1, 2]
+
+
+def test_cells_of_an_older_version_are_no_trouble() -> None:
+    whole = json.loads(join("status", [status(), status()]))
+    assert (whole["rates"], whole["routes"], whole["errors"], whole["failed"]) == ({}, [], [], {})
+    assert "lately" not in whole["stages"][0]

@@ -74,7 +74,7 @@ def told(twin: Twin, what: str) -> bytes:
     retired: list[Family] = []
     question = Ask(what, last=1000)
     parts = [report.stage_part(machine, question, retired, twin.now, "engine") for machine in twin.stages]
-    deployed = report.Deployed("t", "engine", 1.0, "one", (0, 0), retired)
+    deployed = report.Deployed("t", "engine", report.BrokerStatus(), (0, 0), retired)
     return report.answer(twin.front, question, parts, deployed, twin.now)
 
 

@@ -131,7 +131,7 @@ def main() -> int:
     os.register_at_fork(after_in_child=lambda: _maybe_term("fork"))
     section = replace(FrontendSection(address="127.0.0.1", port=0), **options)
 
-    def connect(whole: Deployment, name: str, families: Callable[[], list[Family]]) -> FakeClient:
+    def connect(whole: Deployment, name: str, families: Callable[[], list[Family]], url: str) -> FakeClient:
         _maybe_term("load")  # the handlers are installed, the event loop does not run yet
         return ScriptedClient(events, tells=tells, forgets=forgets)
 
