@@ -90,8 +90,9 @@ class Notifier:
 
     Events: of a broker or a frontend that is ready ``beat``, about every BEAT_S, and ``stopping`` when it is told to,
     with which these end; of a broker ``waiting`` while requests wait for workers, with ``left_s``, by stage, for how
-    long they can; ``loading``; ``warming`` with ``done`` and ``of``; ``ready`` (a frontend adds ``url``, the
-    first worker ``trial``, a request to try); ``failed`` with a one-line ``reason`` and, of user code, its ``trace``.
+    long they can, and ``demand`` about as often as beats, with how many ``workers`` each stage needs that is scaled;
+    ``loading``; ``warming`` with ``done`` and ``of``; ``ready`` (a frontend adds ``url``, the first worker ``trial``, a
+    request to try); ``failed`` with a one-line ``reason`` and, of user code, its ``trace``.
     Any thread may call :meth:`send`: a line but the last is far below PIPE_BUF, so writes do not mix. Of texts that
     would make a line longer than LINE_MOST the middle is left out: a traceback says most where it begins and ends.
     """

@@ -91,6 +91,8 @@ class Runtime:
         per_worker = self.table.get("env")
         if isinstance(per_worker, list) and len(per_worker) != self.table["num"]:
             raise ValueError(f"{worker.__name__}: env: expected {self.table['num']} mappings, got {len(per_worker)}")
+        if not self.table["num"] and self.table.get("min", 1):
+            raise ValueError(f"{worker.__name__}: num: expected 1 or more, or min = 0 beside it, got 0")
 
     def _read(self, name: str, value: object) -> Any:  # keys are of all types
         if name == "worker":

@@ -33,6 +33,7 @@ def stage_spec(stage: StageSection, engine: EngineSection, cell: int = 0, *, giv
         max_attempts=engine.max_attempts,
         spare=share(stage.spare, engine.brokers, cell, begin=stage.num + 1),
         may_be_empty=not stage.min,
+        bounds=(stage.min, stage.most) if stage.is_scaled else None,
         given_s=given_s,
     )
 

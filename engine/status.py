@@ -127,9 +127,12 @@ def _stage(stage: Mapping[str, Any]) -> tuple[Any, ...]:
         return (stage["name"], error, *[""] * (len(_HEAD) - 2))
     reasons: Mapping[str, int] = stage.get("batches_by_reason", {})
     spares = sum(worker["state"] == "spare" for worker in stage.get("workers", ()))
+    ready = f"{stage.get('ready', 0)}/{stage.get('wanted', 0)}{f' +{spares}' if spares else ''}"
+    if bounds := stage.get("bounds"):  # between which its demand scales it
+        ready += f" of {bounds[0]}-{bounds[1]}"
     return (
         stage["name"],
-        f"{stage.get('ready', 0)}/{stage.get('wanted', 0)}{f' +{spares}' if spares else ''}",
+        ready,
         f"{stage.get('demand_workers', 0):.1f}",
         stage.get("starting", 0),
         f"{stage.get('queued', 0)} ({_size(stage.get('queued_bytes', 0))})",

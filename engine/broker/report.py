@@ -117,6 +117,7 @@ class StageStatus(msgspec.Struct, frozen=True):
     cost: CostStatus | None = None  # where items cost unlike much
     demand_workers: float = 0.0  # how many would be needed
     lately: Lately = Lately()
+    bounds: tuple[int, int] | None = None  # between which its workers follow that
 
 
 @dataclass(frozen=True)
@@ -235,6 +236,7 @@ def stage_status(machine: StageMachine, now: float) -> StageStatus:
         cost=_cost(machine),
         demand_workers=round(machine.demand_workers, 3),
         lately=lately.of_stage(machine, serving, now),
+        bounds=machine.spec.bounds,
     )
 
 

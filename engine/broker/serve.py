@@ -125,5 +125,7 @@ def _beat(notify: Notifier, broker: Broker, signals: Signals, ebb: Ebb) -> None:
         if all(now != then for now, then in zip_longest(passes, told)):
             told = passes
             notify.send("beat")
+        if demand := broker.demand():
+            notify.send("demand", workers=demand)
         if waiting := broker.waiting(clock()):
             notify.send("waiting", left_s=waiting)

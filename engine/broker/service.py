@@ -57,6 +57,11 @@ def _listening(deployment: Deployment, cell: int) -> Endpoints:
         raise StartError(f"cannot listen at {found.base}: {found.host}: {error}") from error
 
 
+def _scaled(deployment: Deployment) -> list[int]:
+    """Which stages somebody may want to scale."""
+    return [index for index, stage in enumerate(deployment.stages) if stage.is_scaled]
+
+
 class Broker:
     """All threads of one broker. ``start`` and ``stop`` are called by one thread, which owns none of the sockets."""
 
@@ -104,6 +109,7 @@ class Broker:
             )
             for index, stage in enumerate(deployment.stages)
         ]
+        self._scaled = _scaled(deployment)
         crews = [stage.machine.crew for stage in self.stages]
         self.front.machine.crews = crews
         for stage in self.stages:
@@ -156,6 +162,12 @@ class Broker:
         left = {part.machine.spec.name: part.machine.waits_until - now for part in self.stages}
         return {name: seconds for name, seconds in left.items() if seconds > 0.0}
 
+    def demand(self) -> dict[str, float]:
+        """How many workers the stages need that are scaled, by name."""
+        return {
+            self.stages[index].machine.spec.name: self.stages[index].machine.demand_workers for index in self._scaled
+        }
+
     def start(self) -> None:
         """Start every thread; raises StartError, with everything closed again, when one cannot bind."""
         if not self.endpoints.is_tcp:
@@ -176,6 +188,7 @@ class Broker:
     def change(self, deployment: Deployment) -> None:
         """Take over what another edition of the same deployment says of its stages and of the door; the stages and
         routes themselves must be the same."""
+        self._scaled = _scaled(deployment)
         self.front.mailbox.post(ChangeFront(front_spec(deployment)))
         for part, stage in zip(self.stages, deployment.stages, strict=True):
             spec = stage_spec(stage, deployment.engine, self._cell, given_s=given_s(deployment, stage.name))

@@ -75,6 +75,8 @@ def worker(options: argparse.Namespace, deployment: Deployment) -> int:
     if options.slot is None:
         from engine import supervisor
 
+        if not (options.num or deployment.stage(stage).num):
+            raise ConfigError([f"{stage} begins with no worker (num = 0): name a number, --num 1"])
         log.setup("supervisor", level=deployment.engine.log_level)
         warn_of_strangers()
         return supervisor.run_workers(deployment, stage, options.num, reread=reread(options))

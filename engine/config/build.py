@@ -208,10 +208,20 @@ class _Reader:
                 )
 
     def _check_range(self, where: str, num: int, values: Values) -> None:
-        if (least := values.get("min", 0)) > num:
+        least, most = values.get("min", 1), values.get("max", 0)
+        if num < 1 and least:
+            self._problem(f"{where}.num", f"expected 1 or more, or min = 0 beside it, got {num}")
+        elif least > max(num, 1):
             self._problem(f"{where}.min", f"expected at most num = {num}, with which it begins, got {least}")
-        if 0 < (most := values.get("max", 0)) < num:
+        if 0 < most < num:
             self._problem(f"{where}.max", f"expected at least num = {num}, with which it begins, got {most}")
+        if not num and not least and not most:
+            self._problem(f"{where}.max", "expected 1 or more where num = 0: else it would never have a worker")
+        lists = [name for name in ("env", "cpus") if _is_per_worker(values.get(name))]
+        if lists and (most or not least):
+            self._problem(
+                f"{where}.{lists[0]}", "expected no list with one for each worker where min and max scale the stage"
+            )
 
     def _check_batches(self, where: str, values: Values) -> None:
         sizes, most = values.get("batch_sizes"), values.get("max_batch_size")
@@ -280,7 +290,8 @@ class _Reader:
                     "those of all hosts",
                 )
         for where, values in stages:
-            if (num := values.get("num", cells)) < cells:
+            num: int = values.get("num", cells)
+            if 0 < num < cells:
                 self._problem(
                     f"{where}.num", f"expected at least engine.cells = {cells}, a worker for each of them, got {num}"
                 )
@@ -340,6 +351,11 @@ def _too_long(engine: EngineSection, name: str, environ: Mapping[str, str], stag
     if over < len(name):
         return f"engine.name: {shown(name)}{whose} is too long: {why}; set a shorter name or engine.run_dir"
     return f"engine.run_dir: set a short one, of at most {room} bytes: {why}, because $XDG_RUNTIME_DIR is so long"
+
+
+def _is_per_worker(value: object) -> bool:
+    """Whether a key has something of its own for each worker."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], (dict, list))
 
 
 def name_from(text: str) -> str:

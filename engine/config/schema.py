@@ -297,7 +297,14 @@ class StageSection:
     worker: str = setting(
         doc="module:Class, the module found beside the file or installed; or script.py:Class.", form=Form.CLASS
     )
-    num: int = setting(1, "Worker processes.", unit=Unit.COUNT, least=1, most=4096)
+    num: int = setting(
+        1,
+        "Worker processes; where the stage is scaled by its demand, with so many it begins, and with min = 0 it may "
+        "begin with 0.",
+        unit=Unit.COUNT,
+        least=0,
+        most=4096,
+    )
     spare: int = setting(
         0,
         "Workers beyond num that are loaded, warm and given nothing, until one of num is missing: for models that load "
@@ -308,15 +315,16 @@ class StageSection:
     )
     min: int = setting(
         1,
-        "Fewest workers where a cluster scales the stage, which goes by the metric stage_demand_workers. With 0 there "
-        "may be none while nobody asks, and requests wait for one, as long as they can, instead of being answered 503.",
+        "Fewest workers where the stage is scaled by its demand. With 0 there may be none while nobody asks, and "
+        "requests wait for one, as long as they can, instead of being answered 503.",
         unit=Unit.COUNT,
         least=0,
         most=4096,
     )
     max: int = setting(
         0,
-        "Most workers where a cluster scales the stage; 0: it keeps to num.",
+        "Most workers: between min and max the stage is scaled by its demand. 0: it keeps to num (or, with min = 0, to "
+        "num or none).",
         unit=Unit.COUNT,
         least=0,
         most=4096,
@@ -412,6 +420,15 @@ class StageSection:
     )
     # Any: whatever JSON can say; the user's class gives it its types.
     args: Mapping[str, Any] = setting(dict, "Keyword arguments of the class's __init__.", form=Form.ARGS)
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether its number of workers is to follow its demand, from ``min`` to ``most``."""
+        return bool(self.max) or not self.min
+
+    @property
+    def most(self) -> int:
+        return self.max or self.num
 
 
 @dataclass(frozen=True)

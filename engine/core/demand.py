@@ -7,13 +7,15 @@ given. Both are means over WINDOW_S, made of sums that only grow: a look that co
 
 *Scale* is what to make of it: a fifth of each worker is kept free, more come after UP_S in which the figure asked for
 them all the time, fewer after DOWN_S in which it never asked for more. That is what Kubernetes calls stabilisation, so
-the same numbers stand in what ``engine render kubernetes`` writes.
+the same numbers stand in what ``engine render kubernetes`` writes. Only where there is no worker at all the first comes
+at once: who asks waits for it. For several stages of one deployment: :mod:`engine.core.scaling`.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import ceil
 from typing import Final
 
@@ -22,6 +24,17 @@ UTILISATION: Final = 0.8  # of each worker; what is left is for bursts and for w
 UP_S: Final = 30.0
 DOWN_S: Final = 600.0  # models load for long, and load comes back
 TARGET_LEAST_S: Final = 1.0  # a tighter goal would make a few who wait, as some always do, count for many
+
+
+@dataclass(frozen=True)
+class Windows:
+    """For how long a figure has to hold, in seconds; tests have shorter ones."""
+
+    up_s: float = UP_S
+    down_s: float = DOWN_S
+
+
+USUAL: Final = Windows()
 
 
 class Demand:
@@ -62,20 +75,30 @@ class Demand:
 class Scale:
     """How many workers of a stage to run, from ``least`` to ``most``, by its demand as time goes on."""
 
-    def __init__(self, workers: int, *, least: int, most: int, now: float) -> None:
-        """``workers`` there are now."""
+    def __init__(
+        self, workers: int, *, least: int, most: int, now: float, fewest: int = 1, windows: Windows = USUAL
+    ) -> None:
+        """``workers`` there are now. ``fewest``: where there are any, there are so many, one for each broker."""
         self.workers = workers
-        self._least, self._most = least, most
+        self._least, self._most, self._fewest = least, most, fewest
+        self._windows = windows
         self._wants: deque[tuple[float, int]] = deque([(now, workers)])
 
-    def look(self, demand: float, now: float) -> int:
-        """How many there are to be from now on; to be asked every few seconds."""
+    def look(self, demand: float, now: float, *, asked: bool = False) -> int:
+        """How many there are to be from now on; to be asked every few seconds. ``asked``: somebody waits for a worker,
+        whatever the figure, which may be a second old."""
+        want = min(max(ceil(demand / UTILISATION), self._least, int(asked)), self._most)
+        if want:
+            want = max(want, self._fewest)
         wants = self._wants
-        wants.append((now, min(max(ceil(demand / UTILISATION), self._least), self._most)))
-        while len(wants) > 2 and wants[1][0] <= now - DOWN_S:
+        wants.append((now, want))
+        while len(wants) > 2 and wants[1][0] <= now - self._windows.down_s:
             wants.popleft()
-        up, down = min(self._since(now - UP_S)), max(self._since(now - DOWN_S))
-        self.workers = up if up > self.workers else min(down, self.workers)
+        up, down = min(self._since(now - self._windows.up_s)), max(self._since(now - self._windows.down_s))
+        if want and not self.workers:
+            self.workers = max(self._fewest, self._least)
+        else:
+            self.workers = up if up > self.workers else min(down, self.workers)
         return self.workers
 
     def _since(self, instant: float) -> Iterator[int]:

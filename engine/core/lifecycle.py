@@ -41,6 +41,7 @@ from engine.core.processes import (
     Ready,
     Replace,
     Replaced,
+    Resize,
     Say,
     Serving,
     Spawn,
@@ -291,6 +292,8 @@ class Machine:
                 self._handle_stop(number, now)
             case Replace():
                 self._handle_replace(event)
+            case Resize():
+                self._handle_resize(event, now)
             case Worn(child, reason):
                 if child in self._records:
                     self._replacing.wear(child, reason)
@@ -298,6 +301,8 @@ class Machine:
                 pass
         self._handle_time(now)
         self._roll(now)
+        if self.phase is Phase.SERVING and any(one.state is ChildState.WAITING for one in self._records.values()):
+            self._spawn_next(now)  # of those that a Resize has added
         return self._actions
 
     @property
@@ -463,6 +468,22 @@ class Machine:
             self._actions.append(Replaced(f"not now: it is {self.phase.value}"))
         else:
             self._actions += self._replacing.ask(asked)
+
+    def takes(self, *, fewer: bool) -> bool:
+        """Whether a :class:`Resize` that takes workers away, or adds some alone, can be carried out now."""
+        return self.phase is Phase.SERVING and self._replacing.takes(fewer=fewer)
+
+    def _handle_resize(self, asked: Resize, now: float) -> None:
+        self._say(asked.what)
+        wanted = {(child.stage, child.slot) for child in asked.workers}
+        there = {(child.stage, child.slot) for child in self.workers}
+        for child in self.workers:
+            if (child.stage, child.slot) not in wanted:
+                self._retire(child, now)
+        for child in asked.workers:
+            if (child.stage, child.slot) not in there:
+                # It is of a version that has proved itself: one that fails is tried again like any other.
+                self._records[child] = _Record(history=History(ever_ready=True))
 
     def _roll(self, now: float) -> None:
         if self.phase is not Phase.SERVING:

@@ -119,6 +119,16 @@ class Replace:
 
 
 @dataclass(frozen=True)
+class Resize:
+    """Serve with more or fewer of the workers that there are (engine.core.scaling): whoever is in one of these slots
+    stays, new ones come, the others go. Nothing new has to prove itself, so it is done as soon as it is said, and may
+    be said only while :meth:`engine.core.lifecycle.Machine.takes` so much. ``what``: for the log."""
+
+    workers: tuple[Child, ...]
+    what: str
+
+
+@dataclass(frozen=True)
 class Worn:
     """A worker asks for a fresh one in its place: it has served for as long as it shall."""
 
@@ -127,7 +137,7 @@ class Worn:
 
 
 Event: TypeAlias = (
-    Begin | Tick | Loading | Warming | Ready | Failed | Died | Hung | Waiting | StopAsked | Replace | Worn
+    Begin | Tick | Loading | Warming | Ready | Failed | Died | Hung | Waiting | StopAsked | Replace | Resize | Worn
 )
 
 

@@ -37,6 +37,11 @@ class Replacing:
         """It is one of those by whose start the version proves itself: if it fails, what there was goes on."""
         return self._rollout is not None and not self._rollout.committed and child in self._rollout.fresh
 
+    def takes(self, *, fewer: bool) -> bool:
+        """Whether the number of workers can be changed beside what is under way: never beside another configuration;
+        and one who is worn must not be taken away while it is being replaced."""
+        return self._next is None and not self._is_asked and (self._rollout is None or not fewer)
+
     def ask(self, asked: Replace) -> list[Replaced]:
         if self._next is not None or (self._rollout is not None and self._is_asked):
             return [Replaced("not now: it is replacing workers already")]

@@ -89,6 +89,7 @@ class StageSpec:
     max_attempts: int = 3
     spare: int = 0
     may_be_empty: bool = False  # it takes requests while it has no worker
+    bounds: tuple[int, int] | None = None  # between which its workers are scaled; for whoever asks
     given_s: float = 0.0  # how much time its requests are given, by their goals
 
 
@@ -122,6 +123,7 @@ class StageMachine:
         self.workers = self.crew.workers
         self.stats = StageStats(durations=duration_buckets(spec.timeout_s))
         self.demand = Demand()
+        self.demand_workers = 0.0  # how many would be needed; any thread may look
         self.trace = Releases()
         self.window = Window()  # of :meth:`counts`
         self.actions: list[StageAction] = []  # always this list
@@ -665,6 +667,8 @@ class StageMachine:
         self.window.mark(now, self.counts())
         for worker in self.workers.values():
             worker.window.mark(now, worker.counts(now))
+        given_s = self.spec.given_s or self.spec.timeout_s
+        self.demand_workers = self.demand.workers(self.foresight.item_s(given_s), given_s)
 
     def counts(self) -> Counts:
         """What was counted so far: items that came, items and batches that left, items that ended by the broker's
@@ -672,12 +676,6 @@ class StageMachine:
         stats = self.stats
         items = sum([lane.batch_size.total for lane in stats.lanes.values()])
         return stats.arrived, items, sum(stats.releases.values()), stats.failed
-
-    @property
-    def demand_workers(self) -> float:
-        """How many workers would be needed (:mod:`engine.core.demand`)."""
-        given_s = self.spec.given_s or self.spec.timeout_s
-        return self.demand.workers(self.foresight.item_s(given_s), given_s)
 
     def check_silence(self, now: float) -> None:
         """Give up workers that were not heard for WORKER_SILENCE_S. To be called about once a second.

@@ -54,7 +54,9 @@ def render(deployment: Deployment, about: About) -> str:
         if gpus(stage):
             devices = [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]
             deploy = {"deploy": {"resources": {"reservations": {"devices": devices}}}}
-        services[label(stage.name)] = service(stage.name, stop_s(deployment, Kind.WORKER), **deploy)
+        services[label(stage.name)] = service(
+            stage.name if stage.num else f"{stage.name}=1", stop_s(deployment, Kind.WORKER), **deploy
+        )
     whole: dict[str, Any] = {"name": label(deployment.engine.name), "services": services}
     if is_secret:
         whole["secrets"] = {"key": {"file": "./deployment.key"}}

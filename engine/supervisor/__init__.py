@@ -5,6 +5,7 @@
     daemons   processes that a script wants beside its own        changes   another configuration while it runs
     orders    the socket on which that is asked for               keeper    ends what dead processes leave behind
     parts     which of all these run on this host          screen    how a terminal shows it, and logfile
+    scaling   numbers of workers that follow the demand
 
 Imports neither zmq, Falcon, torch nor user code: it must not be able to die of any of them, and it must start in a
 blink.
@@ -23,6 +24,7 @@ from urllib.parse import urlsplit
 from engine import descriptors
 from engine.config import Deployment, dump, run_dir
 from engine.core.backoff import DEFAULT, Backoff
+from engine.core.demand import USUAL, Windows
 from engine.core.lifecycle import STARTS_LEAST, Machine, Outcome
 from engine.core.processes import Child, Kind
 from engine.cpus import available_cpus
@@ -38,6 +40,7 @@ from engine.supervisor.family import Commands
 from engine.supervisor.loop import Loop
 from engine.supervisor.parts import FRONTEND, WHOLE, Parts
 from engine.supervisor.rundir import Busy, Withdrawn, claim, make_private, mark_stopping, write_snapshot
+from engine.supervisor.scaling import Scaler
 from engine.supervisor.screen import opened, to_stdout
 
 __all__ = ["Busy", "claim", "make_private", "run", "run_workers"]
@@ -56,6 +59,7 @@ def run(
     policy: Backoff = DEFAULT,
     reread: Callable[[], Deployment] | None = None,
     parts: Parts = WHOLE,
+    windows: Windows = USUAL,
 ) -> ExitCode:
     """Run the deployment, or these parts of it, in the foreground until it is stopped or fails; its exit code.
 
@@ -64,8 +68,9 @@ def run(
     changed while it runs (:mod:`engine.supervisor.changes`), and a SIGHUP where there is no terminal asks for that.
     ``daemons`` are processes that are started with it, are stopped with it, and whose end ends it:
     ``multiprocessing.Process`` or ``subprocess.Popen`` objects, or a mapping of names to such. ``commands`` replaces
-    how children are started. A predecessor of this name that is stopping is waited for. Main thread only. Says on
-    stdout, as its last lines, where the deployment listens, or which parts are ready.
+    how children are started, ``windows`` for how long a demand has to hold. A predecessor of this name that is stopping
+    is waited for. Main thread only. Says on stdout, as its last lines, where the deployment listens, or which parts are
+    ready.
     """
     held = named(daemons)
     deployment = family.settled(deployment, parts)
@@ -78,7 +83,9 @@ def run(
             write_snapshot(folder, dump(deployment))
             members = family.of(deployment, parts)
             environments = family.environments(deployment, members)
-            changes = Changes(deployment, folder, again, environments, lambda found: family.of(found, parts))
+            changes = Changes(
+                deployment, folder, again, environments, lambda found: family.of(found, parts), parts.scaled
+            )
             keepers = {Child(Kind.DAEMON, daemon.name): daemon for daemon in held}
             machine = Machine(
                 [*members, *keepers],
@@ -99,6 +106,7 @@ def run(
                     on_trial=listening.handle_trial,
                     on_stopping=lambda within_s: mark_stopping(folder, within_s),
                     changes=changes,
+                    scaler=Scaler(changes, machine, windows),
                     orders_in=folder,
                     screen=screen,
                 )

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from engine.config import Deployment, dump
-from engine.core.processes import Child, Kind, Replace
+from engine.core.processes import Child, Kind, Replace, Resize
+from engine.core.scaling import Bounds
 from engine.core.wire import egress_frame, front_frame, intake_frame
 from engine.errors import ConfigError, StartError
 from engine.supervisor import family
@@ -41,9 +42,10 @@ class Changes:
         reread: Callable[[], Deployment] | None,
         environments: dict[Child, Mapping[str, str]],
         members: Callable[[Deployment], list[Child]] = family.whole,
+        scaled: Callable[[Deployment], Mapping[str, Bounds]] = lambda deployment: {},
     ) -> None:
         """``reread`` reads the file once more, as it was read at first. ``environments`` is added to. ``members``: who
-        runs here of a deployment."""
+        runs here of a deployment. ``scaled``: of which stages the number follows their demand."""
         self.deployment = deployment
         # What a broker takes that runs since then.
         self._largest = front_frame(deployment.frontend.max_request_size)
@@ -52,6 +54,7 @@ class Changes:
         self._folder = folder
         self._reread = reread
         self._members = members
+        self._scaled = scaled
         self._environments = environments
         self._edition = 0  # of the deployment
         self._last = 0  # edition that was made
@@ -60,6 +63,11 @@ class Changes:
     @property
     def can_reload(self) -> bool:
         return self._reread is not None
+
+    @property
+    def bounds(self) -> Mapping[str, Bounds]:
+        """Of the stages whose numbers follow their demand."""
+        return self._scaled(self.deployment)
 
     # --- what is asked for
 
@@ -71,22 +79,55 @@ class Changes:
             found = self._reread()
         except ConfigError as error:
             raise Refused("\n".join(error.problems)) from error
-        return self._replace(found, f"reloading {found.file}", renew=True)
+        return self._replace(self._as_scaled(found), f"reloading {found.file}", renew=True)
 
     def scale(self, nums: Mapping[str, int]) -> Replace:
         """So many workers of these stages; the others, and those that stay, are left alone. Raises Refused."""
         names = [stage.name for stage in self.deployment.stages]
         if strangers := [name for name in nums if name not in names]:
             raise Refused(f"no stage is called {strangers[0]}; there are {', '.join(names)}")
+        for name, num in nums.items():
+            if told := self._refusal(name, num):
+                raise Refused(told)
+        return self._replace(self._with(nums), f"scaling {_told(nums)}", renew=False)
+
+    def resize(self, nums: Mapping[str, int], what: str) -> Resize:
+        """The same for a number that follows the demand, at once: it is the present deployment's from now on. Raises
+        Refused."""
+        found, edition = self._with(nums), self._last + 1
+        members = self._placed(found, edition, SNAPSHOT)
+        self.deployment, self._edition, self._last = found, edition, edition
+        return Resize(members, what)
+
+    def _refusal(self, name: str, num: int) -> str:
+        """Why a stage cannot have so many workers; empty: it can."""
         cells = self.deployment.engine.cells
-        if wrong := [name for name, num in nums.items() if num < cells]:
+        if (bounds := self.bounds.get(name)) is None:
             least = "one worker at least" if cells == 1 else f"{cells} workers at least, one for each cell"
-            raise Refused(f"{wrong[0]}: a stage has {least}")
+            return f"{name}: a stage has {least}" if num < cells else ""
+        if bounds.least <= num <= bounds.most and (not num or num >= cells):
+            return ""
+        return f"{name}: its demand scales it from min = {bounds.least} to max = {bounds.most} workers, got {num}"
+
+    def _with(self, nums: Mapping[str, int]) -> Deployment:
+        """The present deployment with other numbers of workers."""
         stages = tuple(
             dataclasses.replace(stage, num=nums.get(stage.name, stage.num)) for stage in self.deployment.stages
         )
-        what = ", ".join(f"{name} to {num}" for name, num in nums.items())
-        return self._replace(dataclasses.replace(self.deployment, stages=stages), f"scaling {what}", renew=False)
+        return dataclasses.replace(self.deployment, stages=stages)
+
+    def _as_scaled(self, found: Deployment) -> Deployment:
+        """Of a file that is read once more, with as many workers as there are where their number is not the file's to
+        say."""
+        present = {stage.name: stage.num for stage in self.deployment.stages}
+        bounds = self._scaled(found)
+        stages = tuple(
+            dataclasses.replace(stage, num=min(max(present[stage.name], stage.min), stage.most))
+            if stage.name in bounds and stage.name in self.bounds
+            else stage
+            for stage in found.stages
+        )
+        return dataclasses.replace(found, stages=stages)
 
     def _replace(self, found: Deployment, what: str, *, renew: bool) -> Replace:
         if self._next is not None:
@@ -105,17 +146,22 @@ class Changes:
         if fixed:
             raise Refused(f"a running deployment cannot change {', '.join(fixed)}: stop it and start it again")
         edition = self._last + 1
+        members = self._placed(found, edition, NEXT)
+        self._next, self._last = found, edition
+        return Replace(members, what, renew)
+
+    def _placed(self, found: Deployment, edition: int, snapshot: str) -> tuple[Child, ...]:
+        """The workers of an edition, which can be started once this has been written. Raises Refused."""
         everybody = self._members(found)
         members = [dataclasses.replace(child, edition=edition) for child in everybody if child.kind is Kind.WORKER]
         others = [child for child in everybody if child.kind is not Kind.WORKER]
         try:
             environments = family.environments(found, members, others)
-            write_snapshot(self._folder, dump(found), NEXT)
+            write_snapshot(self._folder, dump(found), snapshot)
         except (StartError, OSError) as error:
             raise Refused(str(error)) from error
         self._environments.update(environments)
-        self._next, self._last = found, edition
-        return Replace(tuple(members), what, renew)
+        return tuple(members)
 
     def _where_it_listens(self, found: Deployment) -> Deployment:
         """A port that the system chose stays the one that was chosen."""
@@ -141,6 +187,10 @@ class Changes:
     def snapshot(self, child: Child) -> Path:
         """What a process that is started now reads."""
         return self._folder / (NEXT if child.edition > self._edition else SNAPSHOT)
+
+
+def _told(nums: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} to {num}" for name, num in nums.items())
 
 
 def _fixed(now: Deployment, then: Deployment) -> list[str]:

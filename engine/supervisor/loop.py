@@ -15,7 +15,7 @@ import selectors
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from math import inf
 from pathlib import Path
 from typing import Any, Final
@@ -37,6 +37,7 @@ from engine.supervisor.daemons import Daemon
 from engine.supervisor.family import Commands
 from engine.supervisor.keeper import VARIABLE, Keeper, end
 from engine.supervisor.orders import HEALTH, Asker, Orders
+from engine.supervisor.scaling import Scaler
 from engine.supervisor.screen import Screen
 
 LINE_MAX: Final = 64 * 1024  # bytes of a status line; a child that sends longer ones is not one of ours
@@ -62,11 +63,12 @@ class Loop:
         on_trial: Callable[[str], None] = lambda trial: None,
         on_stopping: Callable[[float], None] = lambda within_s: None,
         changes: Changes | None = None,
+        scaler: Scaler | None = None,
         orders_in: Path | None = None,
         screen: Screen | None = None,
     ) -> None:
-        """``changes`` says how the deployment can be changed while it runs; ``orders_in`` is the folder of the socket
-        on which that is asked for. ``screen`` shows what happens."""
+        """``changes`` says how the deployment can be changed while it runs, and ``scaler`` when its demand asks for
+        that; ``orders_in`` is the folder of the socket on which others do. ``screen`` shows what happens."""
         self._machine = machine
         self._commands = commands
         self._environments = environments
@@ -90,6 +92,7 @@ class Loop:
         self._mourned: set[Child] = set()  # daemons whose death has been told
         self._foreign: set[int] = set()  # children of this process that are somebody else's business
         self._changes = changes
+        self._scaler = scaler
         self._orders_in = orders_in
         self._screen = screen
         self._askers: list[Asker] = []  # who wait for the present change
@@ -222,15 +225,41 @@ class Loop:
     def _read_line(self, child: Child, line: bytes) -> None:
         try:
             told = json.loads(line)
-            event = _event(child, told)
+            demand = _demand(told)
+            event = None if demand is not None else _event(child, told)
         except (ValueError, TypeError, KeyError, AttributeError):
             log.warning("%s sent an unreadable status line: %r", child.name, line[:200])
+            return
+        if event is None:
+            self._hear_demand(child, demand or {})
             return
         if child.kind is Kind.FRONTEND and isinstance(event, life.Ready) and "url" in told:
             self._on_url(str(told["url"]))
         if child.kind is Kind.WORKER and isinstance(event, life.Ready) and "trial" in told:
             self._on_trial(str(told["trial"]))
         self._post(event)
+        if isinstance(event, life.Waiting):
+            self._rescale(event.left_s)
+
+    def _hear_demand(self, broker: Child, figures: Mapping[str, float]) -> None:
+        if self._scaler is not None:
+            self._scaler.hear(broker, figures, now())
+            self._rescale()
+
+    def _rescale(self, asked: Collection[str] = ()) -> None:
+        """More workers, or fewer, if the demand has it so."""
+        if self._scaler is None:
+            return
+        brokers = [child for child in self._pids if child.kind is Kind.BROKER]
+        if (event := self._scaler.look(brokers, asked, now())) is not None:
+            self._tell_brokers()
+            self._post(event)
+
+    def _tell_brokers(self) -> None:
+        """That there is another configuration to read."""
+        for child in self._pids:
+            if child.kind is Kind.BROKER:
+                self._send(child, signal.SIGHUP)
 
     def _forget_status(self, spawned: Spawned) -> None:
         if self._lines.pop(spawned.pid, None) is not None:
@@ -280,13 +309,16 @@ class Loop:
     def _commit(self) -> None:
         assert self._changes is not None
         self._changes.commit()
+        self._tell_brokers()
         for child in self._pids:
-            if child.kind in (Kind.BROKER, Kind.FRONTEND):
+            if child.kind is Kind.FRONTEND:
                 self._send(child, signal.SIGHUP)
 
     def _replaced(self, error: str) -> None:
         assert self._changes is not None
         self._changes.end()
+        if self._scaler is not None:
+            self._scaler.settle()
         log.log(logging.ERROR if error else logging.INFO, "not changed: %s" if error else "changed%s", error)
         pids = [pid for child, pid in self._pids.items() if child.kind is Kind.WORKER]
         for asker in self._askers:
@@ -419,6 +451,13 @@ def _ended(running: Mapping[int, tuple[Child, Spawned]], daemons: Iterable[Daemo
         else:
             last = found.si_pid
             yield last
+
+
+def _demand(told: dict[str, Any]) -> dict[str, float] | None:
+    """How many workers stages need, if that is what is told."""
+    if told["event"] != "demand":
+        return None
+    return {str(stage): float(figure) for stage, figure in told["workers"].items()}
 
 
 def _event(child: Child, told: dict[str, Any]) -> life.Event:

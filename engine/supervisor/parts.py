@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Final
 
-from engine.config import Deployment
+from engine.config import Deployment, StageSection
 from engine.config.endpoints import PATH_MAX
 from engine.core.processes import Child, Kind
+from engine.core.scaling import Bounds
 from engine.errors import ConfigError
 from engine.supervisor.rundir import NEXT
 
@@ -41,13 +42,24 @@ class Parts:
         """The deployment as this supervisor runs it. Whoever asks for workers in so many words wants them to work: none
         is a spare."""
         stages = tuple(
-            dataclasses.replace(stage, num=self.nums[stage.name], spare=0) if stage.name in self.nums else stage
-            for stage in deployment.stages
+            _with(stage, self.nums[stage.name]) if stage.name in self.nums else stage for stage in deployment.stages
         )
         engine = deployment.engine
         if self.names:
             engine = dataclasses.replace(engine, run_dir=self._run_dir(engine.run_dir))
         return dataclasses.replace(deployment, engine=engine, stages=stages)
+
+    def scaled(self, deployment: Deployment) -> dict[str, Bounds]:
+        """The stages whose numbers of workers are this supervisor's to change by their demand: where it runs the whole
+        deployment, with all its brokers, and nobody has named a number. Elsewhere each knows a part of the workers."""
+        engine = deployment.engine
+        if self.names or engine.brokers != engine.cells:
+            return {}
+        return {
+            stage.name: Bounds(stage.min, stage.most, engine.cells)
+            for stage in deployment.stages
+            if stage.is_scaled and stage.name not in self.nums
+        }
 
     def _run_dir(self, path: str) -> str:
         own = f"{path}+{'+'.join(self.names)}"
@@ -57,6 +69,13 @@ class Parts:
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={self.nums[name]}" if name in self.nums else name for name in self.names)
+
+
+def _with(stage: StageSection, num: int) -> StageSection:
+    """A stage of which so many workers run here, whatever the file says of all."""
+    return dataclasses.replace(
+        stage, num=num, spare=0, min=min(stage.min, num), max=max(stage.max, num) if stage.max else 0
+    )
 
 
 WHOLE: Final = Parts()
@@ -85,6 +104,9 @@ def parse(text: str, deployment: Deployment) -> Parts:
             problems.append(f"--only: expected STAGE=N with a number of workers from 1 to 4096; got {word}")
         elif counts:
             nums[name] = int(num)
+    none = {stage.name for stage in deployment.stages if not stage.num + stage.spare}
+    if not problems and (idle := next((name for name in asked if name in none and name not in nums), "")):
+        problems.append(f"--only: {idle} begins with no worker (num = 0): name a number, {idle}=1")
     left = [name for name in known if name not in asked]
     if not problems and left and not deployment.engine.is_tcp:
         problems.append(

@@ -39,6 +39,7 @@ from engine.core.processes import (
     Ready,
     Replace,
     Replaced,
+    Resize,
     Say,
     Serving,
     Spawn,
@@ -632,6 +633,67 @@ def test_scaling_keeps_who_is_there() -> None:
     made.handle(Died(TWO, 0), 103.0)
     assert acts(made.handle(Died(three, 0), 104.0)) == [Replaced()]
     assert made.workers == [ONE]
+
+
+def test_more_workers_for_the_demand_come_at_once_and_fewer_finish_what_they_have() -> None:
+    made = serving()
+    many = edition(1, 4)
+    assert made.takes(fewer=False)
+    actions = made.handle(Resize(many, "scaling encode from 2 to 4"), 100.0)
+    assert said(actions) == "scaling encode from 2 to 4"
+    assert acts(actions) == [Spawn(many[2]), Spawn(many[3])]
+    for child in many[2:]:
+        made.handle(Ready(child), 101.0)
+    assert acts(made.handle(Resize(edition(2, 1), "scaling"), 102.0)) == [
+        Terminate(TWO), Terminate(many[2]), Terminate(many[3]),
+    ]  # fmt: skip
+    assert acts(made.handle(Tick(), 102.0 + DRAIN)) == [Kill(TWO), Kill(many[2]), Kill(many[3])]
+    for child in (TWO, *many[2:]):
+        made.handle(Died(child, 0), 104.0)
+    assert made.workers == [ONE]
+
+
+def test_no_more_of_them_start_at_once_than_when_a_deployment_starts() -> None:
+    made = Machine(EVERYBODY, grace_s=GRACE, policy=POLICY, starts_most=2)
+    made.handle(Begin(), 0.0)
+    for child in (BROKER, FRONT, ONE, TWO):
+        made.handle(Ready(child), 0.0)
+    many = edition(1, 5)
+    assert acts(made.handle(Resize(many, "scaling"), 100.0)) == [Spawn(many[2]), Spawn(many[3])]
+    assert acts(made.handle(Ready(many[2]), 101.0)) == [Spawn(many[4])]
+
+
+def test_a_stage_without_workers_gets_them_and_one_that_cannot_start_is_tried_again() -> None:
+    made = serving((BROKER, FRONT))
+    one, _ = edition(1)
+    assert acts(made.handle(Resize((one,), "scaling"), 100.0)) == [Spawn(one)]
+    made.handle(Failed(one, "OSError: no such model"), 101.0)
+    assert acts(made.handle(Died(one, 4), 101.0)) == []
+    assert made.phase is Phase.SERVING
+    assert made.wake_at is not None
+    assert acts(made.handle(Tick(), made.wake_at)) == [Spawn(one)]
+    made.handle(Resize((), "scaling"), 200.0)
+    made.handle(Died(one, 0), 201.0)
+    assert made.workers == []
+    assert not made.unwell
+
+
+def test_whoever_waits_for_another_start_is_not_started_any_more_when_there_are_to_be_fewer() -> None:
+    made = serving()
+    made.handle(Died(TWO, 9), 1.0)
+    assert acts(made.handle(Resize((ONE,), "scaling"), 1.0)) == []
+    assert acts(made.handle(Tick(), 200.0)) == []
+    assert made.workers == [ONE]
+
+
+def test_the_demand_waits_while_the_deployment_is_changed_and_takes_nobody_while_one_is_replaced() -> None:
+    made = serving()
+    made.handle(Worn(ONE, "12 h old"), 100.0)
+    assert (made.takes(fewer=False), made.takes(fewer=True)) == (True, False)
+    made.handle(Replace(edition(1), "reloading"), 101.0)
+    assert not made.takes(fewer=False)
+    made = machine()
+    assert not made.takes(fewer=False)
 
 
 def test_a_worn_worker_gets_a_fresh_one_in_its_place_and_others_wait() -> None:

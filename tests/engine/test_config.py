@@ -230,7 +230,7 @@ def test_every_problem_is_told_at_once_with_file_key_and_expectation(problems):
     assert lines == [
         'stages.toml: frontend.port: expected an integer from 0 to 65535, got "abc"',
         'stages.toml: stage[1] "encode".max_batch_sise: unknown key; did you mean max_batch_size?',
-        'stages.toml: stage[1] "encode".num: expected an integer from 1 to 4096, got true',
+        'stages.toml: stage[1] "encode".num: expected an integer from 0 to 4096, got true',
     ]
 
 
@@ -263,9 +263,9 @@ STAGE = 'stages.toml: stage[0] "encode".'
             "stages.toml: stage[0].name: missing; expected a name of at most 64 letters, digits, _ . and -",
         ),
         ('[[stage]]\nname = "encode"', STAGE + 'worker: missing; expected "module:Class"'),
-        (MINIMAL + "num = 0", STAGE + "num: expected an integer from 1 to 4096, got 0"),
-        (MINIMAL + "num = 1.0", STAGE + "num: expected an integer from 1 to 4096, got 1.0"),
-        (MINIMAL + 'num = "2"', STAGE + 'num: expected an integer from 1 to 4096, got "2"'),
+        (MINIMAL + "num = 0", STAGE + "num: expected 1 or more, or min = 0 beside it, got 0"),
+        (MINIMAL + "num = 1.0", STAGE + "num: expected an integer from 0 to 4096, got 1.0"),
+        (MINIMAL + 'num = "2"', STAGE + 'num: expected an integer from 0 to 4096, got "2"'),
         (MINIMAL + "eager = 1", STAGE + "eager: expected true or false, got 1"),
         (MINIMAL + 'isolate = "no"', STAGE + 'isolate: expected true or false, got "no"'),
         (
@@ -695,7 +695,7 @@ def test_a_broken_snapshot_is_told_like_a_broken_file(read, tmp_path):
     data = json.loads(dump(read(MINIMAL)))
     data["stage"][0]["num"] = -1
     snapshot.write_text(json.dumps(data))
-    with pytest.raises(ConfigError, match=r'"encode"\.num: expected an integer from 1 to 4096, got -1'):
+    with pytest.raises(ConfigError, match=r'"encode"\.num: expected an integer from 0 to 4096, got -1'):
         load(snapshot)
 
 
@@ -777,6 +777,14 @@ def test_a_stage_begins_within_the_range_in_which_it_is_scaled(tmp_path):
         stage(min=4)
     with pytest.raises(ConfigError, match=r"max: expected at least num = 3"):
         stage(max=2)
+    with pytest.raises(ConfigError, match=r"max: expected 1 or more where num = 0"):
+        stage(num=0, min=0)
+    for one in ({"env": [{}, {}, {}]}, {"cpus": [[0], [0], [0]]}):
+        stage(**one)
+        with pytest.raises(ConfigError, match=rf"{next(iter(one))}: expected no list with one for each worker"):
+            stage(**one, max=4)
+    found = [stage(**one) for one in ({}, {"max": 9}, {"min": 0}, {"num": 0, "min": 0, "max": 2})]
+    assert [(one.is_scaled, one.most) for one in found] == [(False, 3), (True, 9), (True, 3), (True, 2)]
 
 
 # --- the schema itself -----------------------------------------------------------------------------------------------

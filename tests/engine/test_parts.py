@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from engine import process
-from engine.config import Deployment, build
+from engine.config import Deployment, build, dump, load
 from engine.config.endpoints import PATH_MAX
 from engine.core.processes import Kind
+from engine.core.scaling import Bounds
 from engine.errors import ConfigError
 from engine.supervisor import family
 from engine.supervisor.parts import WHOLE, parse
@@ -153,3 +155,38 @@ def test_a_worker_by_hand_is_alone_where_others_may_be_on_other_hosts(
     monkeypatch.setattr(process.os, "environ", {})
     process.settle(deployment(engine=engine, device="cpu"), "rank", 2)
     assert len(pinned) == cpus_told
+
+
+def test_the_supervisor_of_all_of_it_scales_what_has_no_number_of_its_own() -> None:
+    found = deployment(max=4)
+    assert set(WHOLE.scaled(found)) == {"encode", "rank"}
+    assert WHOLE.scaled(found)["rank"] == Bounds(1, 4)
+    assert set(parse("broker,frontend,encode=3,rank", found).scaled(found)) == {"rank"}
+    assert parse("broker,encode,rank", found).scaled(found) == {}
+    many = deployment(max=4, engine={**SHARED, "broker": ["a:7000", "b:7000"]})
+    assert WHOLE.scaled(many) == {}, "the other broker's workers are another's"
+    assert WHOLE.scaled(deployment()) == {}
+    assert WHOLE.scaled(deployment(engine={"cells": 2}, max=4, min=0))["rank"] == Bounds(0, 4, 2)
+
+
+@pytest.mark.parametrize("num", [1, 2, 5])
+def test_a_number_that_is_named_may_lie_beyond_the_bounds_of_all(num: int) -> None:
+    found = deployment(min=2, max=4)
+    mine = parse(f"encode={num}", found).of(found)
+    assert mine.stages[0].num == num
+    assert build_again(mine) == mine
+
+
+def build_again(found: Deployment) -> Deployment:
+    """As the processes of it read it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "deployment.json"
+        path.write_bytes(dump(found))
+        return load(path)
+
+
+def test_a_part_that_begins_without_workers_is_named_with_a_number() -> None:
+    found = deployment(num=0, min=0, max=2)
+    assert names("encode=1", found) == ["worker encode-1"]
+    with pytest.raises(ConfigError, match=r"encode begins with no worker \(num = 0\): name a number, encode=1"):
+        parse("encode", found)

@@ -122,8 +122,8 @@ def test_nothing_registered_is_a_config_error():
 @pytest.mark.parametrize(
     ("about", "message"),
     [
-        ({"num": "two"}, 'Encode: num: expected an integer from 1 to 4096, got "two"'),
-        ({"num": 0}, "Encode: num: expected an integer from 1 to 4096, got 0"),
+        ({"num": "two"}, 'Encode: num: expected an integer from 0 to 4096, got "two"'),
+        ({"num": 0}, "Encode: num: expected 1 or more, or min = 0 beside it, got 0"),
         ({"num": True}, "Encode: num: expected an integer"),
         ({"max_batch_size": 1.5}, "Encode: max_batch_size: expected an integer"),
         ({"max_wait_time": -1}, "Encode: max_wait_time: expected a time"),

@@ -765,6 +765,41 @@ def test_workers_on_their_own_are_replaced_one_by_one_by_what_their_file_says_th
 # --- what it is made of
 
 
+# --- workers by demand
+
+
+def stage_nums(trial: Trial) -> list[int]:
+    return [stage["num"] for stage in json.loads((trial.run_dir / "deployment.json").read_text())["stage"]]
+
+
+def test_workers_come_and_go_with_the_demand(start: Callable[..., Trial]) -> None:
+    stage = {"name": "encode", "worker": "service:Encode", "num": 1, "min": 0, "max": 3}
+    trial = start(stage=[stage], windows=[0.05, 0.3])
+    trial.wait_ready()
+    trial.tell("broker", "needs", '{"encode": 2.2}')
+    trial.wait_journal("worker-encode-3 ready")
+    assert stage_nums(trial) == [3]
+    wait_until("the reason in the log", lambda: "scaling encode from 1 to 3: its demand is 2.20 workers" in trial.log)
+    trial.tell("broker", "needs", '{"encode": 0.0}')
+    for slot in (1, 2, 3):
+        trial.wait_journal(f"worker-encode-{slot} ends")
+    assert stage_nums(trial) == [0]
+    trial.tell("broker", "asked", "encode")
+    trial.wait_journal("worker-encode-1 ready", times=2)
+    assert trial.stop() == ExitCode.OK
+
+
+def test_a_number_that_was_named_stays(start: Callable[..., Trial]) -> None:
+    stage = {"name": "encode", "worker": "service:Encode", "num": 1, "max": 3}
+    trial = start(stage=[stage], windows=[0.0, 0.0], only="broker,frontend,encode=2")
+    trial.wait_ready()
+    trial.tell("broker", "needs", '{"encode": 3.0}')
+    trial.tell("broker", "asked", "encode")
+    time.sleep(0.3)  # that nothing happens can only be waited for
+    assert not trial.pids("worker-encode-3")
+    assert trial.stop() == ExitCode.OK
+
+
 def test_the_supervisor_loads_nothing_heavy() -> None:
     heavy = {"zmq", "falcon", "gunicorn", "torch", "numpy", "prometheus_client", "stages", "frontend"}
     code = f"import sys, engine.cli, engine.supervisor; print({heavy} & set(sys.modules))"

@@ -4,11 +4,13 @@ Arguments: folder, name, status descriptor, parent pid. In the folder, ``NAME.fa
 ``NAME.code`` with that exit code, ``NAME.hangs`` never get ready, ``NAME.stays`` ignore SIGTERM, ``NAME.lingers`` wait
 after SIGTERM until the file is removed, ``NAME.breeds`` start two processes of its own: one in its group, one that has
 left it for a session of its own, ``NAME.dies`` end as soon as it is ready, ``NAME.eats`` take memory
-until it gets no more. ``NAME.url`` is told when ready.
+until it gets no more. ``NAME.url`` is told when ready. ``NAME.needs`` is what a broker tells of workers that stages
+need, a JSON object, again and again; ``NAME.asked`` a stage at which requests wait.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -63,6 +65,10 @@ if told("dies"):
 held = []
 while not stopping:
     time.sleep(0.01)
+    if told("needs"):
+        notify.send("demand", workers=json.loads((folder / f"{name}.needs").read_text() or "{}"))
+    if told("asked"):
+        notify.send("waiting", left_s={(folder / f"{name}.asked").read_text(): 10.0})
     if told("eats"):
         held.append(b"x" * (8 << 20))
 journal("stops")

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from engine import log, supervisor
 from engine.config import Deployment, build
 from engine.core.backoff import Backoff
+from engine.core.demand import Windows
 from engine.core.processes import Child
 from engine.supervisor.parts import parse
 
@@ -74,7 +75,8 @@ def main() -> int:
         if daemon.pid is not None:
             (folder / f"{name}.pid").write_text(str(daemon.pid))
     parts = parse(options.get("only", ""), deployment)
-    return supervisor.run(deployment, daemons=daemons, commands=commands, policy=POLICY, parts=parts)
+    windows = Windows(*options.get("windows", ()))
+    return supervisor.run(deployment, daemons=daemons, commands=commands, policy=POLICY, parts=parts, windows=windows)
 
 
 if __name__ == "__main__":
