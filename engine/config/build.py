@@ -290,8 +290,8 @@ class _Reader:
                     "those of all hosts",
                 )
         for where, values in stages:
-            num: int = values.get("num", cells)
-            if 0 < num < cells:
+            num = values.get("num")
+            if num and num < cells:
                 self._problem(
                     f"{where}.num", f"expected at least engine.cells = {cells}, a worker for each of them, got {num}"
                 )
