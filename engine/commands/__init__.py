@@ -3,6 +3,7 @@
     command     what a command is, and what several share
     up          up, down                               check       check
     status      status                                 why         why
+    watching    what of a terminal those need that look again and again
     orders      reload, scale, health: of a supervisor that runs
     processes   broker, frontend, worker: by hand, and how a supervisor starts its own
     ahead       plan, ports, keys, render: before anything runs

@@ -349,8 +349,11 @@ TOLD = {
 TABLE = """\
 tried: up for 1h 2m, 5 of 1024 requests admitted
 
-STAGE   READY  DEMAND  STARTING  QUEUED       OLDEST  IN FLIGHT  BATCHES  MEAN  RELEASED BY
-encode  1/2    1.8            1  12 (20 KiB)  4 ms           32       13  21.5  full:10 idle:3
+STAGE   READY  DEMAND  STARTING  QUEUED       OLDEST  IN FLIGHT  BATCHES  MEAN  DEATHS  REPLAYS
+encode  1/2       1.8         1  12 (20 KiB)  4.2 ms         32       13  21.5       0        0
+
+STAGE   RELEASED BY
+encode  full:10 idle:3
 
 WORKER    PID  STATE     BATCHES  ITEMS
 encode-1  101  ready          13    279
@@ -368,9 +371,9 @@ def test_status_shows_memory_of_gpus_where_somebody_holds_some() -> None:
     told = json.loads(json.dumps(TOLD))
     told["stages"][0]["workers"][1]["device_bytes"] = 3 << 30
     lines = status.table(json.dumps(told).encode()).splitlines()
-    assert lines[5].split()[-2:] == ["GPU", "MEMORY"]
-    assert lines[6].split()[-3:] == ["279", "3", "GiB"]
-    assert lines[7].split() == ["encode-2", "102", "starting", "0", "0"]
+    assert lines[8].split()[-2:] == ["GPU", "MEMORY"]
+    assert lines[9].split()[-3:] == ["279", "3", "GiB"]
+    assert lines[10].split() == ["encode-2", "102", "starting", "0", "0"]
 
 
 def test_status_says_what_carries_the_broker() -> None:

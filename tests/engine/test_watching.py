@@ -1,0 +1,229 @@
+"""``engine status`` of what a broker of today says, and looking again and again: on a terminal and on a pipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyte
+import pytest
+
+from engine import cli, status
+from engine.commands import watching
+from engine.errors import Unavailable
+from engine.exitcodes import ExitCode
+
+WORKER: dict[str, Any] = {
+    "slot": 1, "pid": 1234567, "state": "ready", "batches": 123456, "items": 1234567, "in_flight": 3,
+    "device": "cuda:0", "device_bytes": 3 << 30, "node": "gpu-host-1", "deaths": 2, "resident_bytes": 5 << 30,
+    "lately": {"items_s": 1234.5, "batches_s": 40.0, "busy": 0.93, "cpu": 1.02},
+}  # fmt: skip
+STAGE: dict[str, Any] = {
+    "name": "encode-image", "wanted": 8, "ready": 7, "starting": 1, "queued": 1234, "queued_bytes": 200 << 20,
+    "oldest_ms": 1234.0, "in_flight": 512, "batches_by_reason": {"full": 123456}, "mean_batch": 31.9, "deaths": 12,
+    "replayed": 345, "demand_workers": 7.9, "workers": [WORKER], "deaths_by_cause": {"oom": 12},
+    "lately": {
+        "items_s": 9876.5, "batches_s": 310.2, "mean_batch": 31.8, "busy": 0.97, "batches": 1000,
+        "reasons": {"full": 900, "idle": 80, "wait": 20}, "queue": {"p50_ms": 12.3, "p99_ms": 123.4},
+        "compute": {"p50_ms": 20.1, "p99_ms": 25.4},
+    },
+}  # fmt: skip
+TOLD: dict[str, Any] = {
+    "name": "search", "uptime_s": 90.0, "admitted": 5, "capacity": 1024, "threads": "one", "stages": [STAGE],
+    "rates": {"answered_s": 9870.0, "failed_s": 1.5, "refused_s": 12.0},
+    "routes": [
+        {
+            "path": "/v1/embeddings", "stages": ["encode-image"], "answers": {"200": 1234567, "422": 12},
+            "answers_s": 9870.0, "p50_ms": 45.6, "p99_ms": 234.5,
+        }
+    ],
+    "frontends": [
+        {
+            "name": "host-1:1234", "pid": 1234, "pending": 4, "url": "http://127.0.0.1:8000", "node": "host-1",
+            "version": "0.1.0", "resident_bytes": 80 << 20, "cpu": 0.5,
+        }
+    ],
+    "brokers": [{"pid": 99, "node": "host-1", "version": "0.1.0", "log": "/run/x/stageline.log", "cpu": 0.25}],
+    "errors": [
+        {
+            "age_s": 3.0, "stage": "encode-image", "route": "/v1/embeddings", "status": 500, "count": 7,
+            "message": "internal error: \x1b[2J" + "too much " * 30, "requests": ["6f1c0e", "older"],
+        }
+    ],
+}  # fmt: skip
+
+
+def table(**changes: Any) -> list[str]:
+    return status.table(json.dumps(TOLD | changes).encode()).splitlines()
+
+
+def test_what_happens_lately_fits_in_100_columns() -> None:
+    lines = table()
+    assert max(map(len, lines)) <= 100, max(lines, key=len)
+    text = "\n".join(lines)
+    assert "http://127.0.0.1:8000, log: /run/x/stageline.log" in lines
+    assert "lately 9870 requests/s answered, 1.5 failed, 12.0 refused" in lines
+    for words in (
+        "12 / 123 ms", "20.1 / 25.4 ms", "97 %", "full 90% idle 8% wait 2%", "234 ms", "200:1234567 422:12",
+        "cuda:0", "3 GiB", "5 GiB", "93 %", "6f1c0e", "    /v1/embeddings: internal error: ?[2Jtoo much",
+    ):  # fmt: skip
+        assert words in text
+    (stage,) = [line.split() for line in lines if line.startswith("encode-image  7/8")]
+    assert stage[-2:] == ["12", "345"]  # deaths, replays
+    assert "\x1b" not in text
+
+
+def test_hosts_and_cells_are_shown_where_there_are_several() -> None:
+    workers = [WORKER | {"cell": cell, "node": f"host-{cell}"} for cell in (2, 1)]
+    lines = table(stages=[STAGE | {"workers": workers}], cells=2, cells_answering=2)
+    (head,) = [line for line in lines if line.startswith("WORKER")]
+    assert "CELL" in head
+    assert head.endswith("HOST")
+    found = [line.split() for line in lines if line.startswith("encode-image-1")]
+    assert [(one[1], one[-1]) for one in found] == [("1", "host-1"), ("2", "host-2")]
+
+
+def test_a_screen_that_is_too_small_says_how_much_is_missing() -> None:
+    text = "\n".join("x" * 50 for _ in range(20))
+    lines = status.fitted(text, "", 40, 10).splitlines()
+    assert len(lines) == 10
+    assert lines[0] == "x" * 40
+    assert lines[-1] == "... and 11 lines more"
+    assert status.fitted(text, "gone", 0, 0).splitlines()[:3] == ["no answer: gone", "", "x" * 50]
+
+
+# --- again and again -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """What each look finds; after the last one somebody presses Ctrl-C."""
+
+    def given(*found: bytes | Exception) -> None:
+        left = iter(found)
+
+        def ask(*_: object) -> bytes:
+            one = next(left, None)
+            if one is None:
+                raise KeyboardInterrupt
+            if isinstance(one, Exception):
+                raise one
+            return one
+
+        monkeypatch.setattr("engine.admin.ask", ask)
+
+    return given
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "stages.toml"
+    path.write_text('[engine]\nname = "search"\n[[stage]]\nname = "a"\nworker = "m:W"\n')
+    return path
+
+
+def one(number: int) -> bytes:
+    return json.dumps(TOLD | {"admitted": number}).encode()
+
+
+def test_on_a_pipe_each_look_is_printed(
+    file: Path, looks: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks(one(1), Unavailable(503, "gone"), one(3))
+    assert cli.run(["status", str(file), "--watch", "0.2"]) == ExitCode.OK
+    text = capsys.readouterr().out
+    assert [line.split(", ")[1].split()[0] for line in text.splitlines() if line.startswith("search: up")] == ["1", "3"]
+    assert "no answer: gone" in text
+    assert "\x1b" not in text
+
+
+def test_as_json_a_look_is_a_line(file: Path, looks: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    looks(one(1), Unavailable(503, "gone"), one(3))
+    assert cli.run(["status", str(file), "--watch", "0.2", "--json"]) == ExitCode.OK
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [found and found["admitted"] for found in told] == [1, None, 3]
+
+
+def test_who_finds_nobody_at_first_is_told_so(
+    file: Path, looks: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks(Unavailable(503, "nobody is there"))
+    assert cli.run(["status", str(file), "--watch"]) == ExitCode.UNREACHABLE
+    assert "nobody is there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("every", ["0", "0.1", "1e9", "nan", "often"])
+def test_how_often_is_bounded(file: Path, every: str) -> None:
+    with pytest.raises(SystemExit):
+        cli.run(["status", str(file), "--watch", every])
+
+
+class Seat:
+    """A terminal that this process writes on, and reads keys from."""
+
+    def __init__(self, columns: int, rows: int) -> None:
+        self.master, terminal = os.openpty()
+        self.out = open(terminal, "w+b", buffering=0)  # noqa: SIM115
+        self.screen = pyte.Screen(columns, rows)
+        self._stream = pyte.ByteStream(self.screen)
+
+    def shown(self) -> list[str]:
+        os.set_blocking(self.master, False)
+        try:
+            while data := os.read(self.master, 65536):
+                self._stream.feed(data)
+        except BlockingIOError:
+            pass
+        return [line.rstrip() for line in self.screen.display]
+
+    def press(self, keys: bytes) -> None:
+        os.write(self.master, keys)
+
+
+@contextmanager
+def seated(monkeypatch: pytest.MonkeyPatch, columns: int = 100, rows: int = 30) -> Iterator[Seat]:
+    """In here stdout and stdin are a terminal. (No fixture: pytest puts its own stdout back before the test.)"""
+    seat = Seat(columns, rows)
+    with (
+        seat.out,
+        open(os.dup(seat.out.fileno()), "w") as out,
+        open(os.dup(seat.out.fileno())) as keys,
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stdin", keys)
+        for name, value in (("TERM", "xterm"), ("COLUMNS", str(columns)), ("LINES", str(rows))):
+            patch.setenv(name, value)
+        yield seat
+    os.close(seat.master)
+
+
+def test_on_a_terminal_the_newest_look_is_where_the_last_one_was(
+    file: Path, looks: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks(one(1), json.dumps({"name": "search", "error": "not told"}).encode())
+    with seated(monkeypatch) as seat:
+        assert cli.run(["status", str(file), "--watch", "0.2"]) == ExitCode.OK
+        lines = seat.shown()
+    assert lines[0] == "search: not told"
+    assert not any(lines[1:])
+
+
+def test_a_terminal_that_is_too_small_is_never_scrolled(
+    file: Path, looks: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks(one(1), one(2))
+    with seated(monkeypatch, 80, 10) as seat:
+        assert cli.run(["status", str(file), "--watch", "0.2"]) == ExitCode.OK
+        lines = seat.shown()
+    assert " 2 of" in lines[0]
+    assert lines[-2].startswith("... and")  # the last one is for the shell
+
+
+def test_without_a_terminal_nothing_is_drawn() -> None:
+    assert not watching.is_terminal()
