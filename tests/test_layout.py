@@ -36,8 +36,8 @@ LAYERS: Final = (
     ("frontend | stages | engine.broker", ("frontend", "stages", "engine.broker")),
     ("supervisor", ("engine.supervisor",)),
     ("cli", (
-        "engine.cli", "engine.commands", "engine.bootstrap", "engine.planning", "engine.server", "engine.status",
-        "engine.mixin", "engine.onray", "engine.ports", "engine.render", "engine.why", "engine.worker",
+        "engine.cli", "engine.commands", "engine.bench", "engine.bootstrap", "engine.planning", "engine.server",
+        "engine.status", "engine.mixin", "engine.onray", "engine.ports", "engine.render", "engine.why", "engine.worker",
         "engine.runtime", "engine.__main__",
     )),
 )  # fmt: skip

@@ -7,6 +7,7 @@
     orders      reload, scale, health: of a supervisor that runs
     processes   broker, frontend, worker: by hand, and how a supervisor starts its own
     ahead       plan, ports, keys, render: before anything runs
+    bench       bench
     version     version
 
 Light: a module imports what its command needs when that runs.
@@ -17,6 +18,7 @@ from __future__ import annotations
 from typing import Final
 
 from engine.commands.ahead import KEYS, PLAN, PORTS, RENDER
+from engine.commands.bench import BENCH
 from engine.commands.check import CHECK
 from engine.commands.command import Command, Plain
 from engine.commands.orders import HEALTH, RELOAD, SCALE
@@ -27,5 +29,6 @@ from engine.commands.version import VERSION
 from engine.commands.why import WHY
 
 COMMANDS: Final[tuple[Command | Plain, ...]] = (
-    UP, CHECK, BROKER, FRONTEND, WORKER, STATUS, WHY, RELOAD, SCALE, DOWN, PLAN, PORTS, KEYS, HEALTH, RENDER, VERSION,
+    UP, CHECK, BROKER, FRONTEND, WORKER, STATUS, WHY, RELOAD, SCALE, DOWN, PLAN, BENCH, PORTS, KEYS, HEALTH,
+    RENDER, VERSION,
 )  # fmt: skip

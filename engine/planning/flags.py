@@ -26,23 +26,19 @@ engine plan --check stages.toml --plan plan.json
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     """The flags of the command."""
     asked = sub.add_argument_group("what is asked")
-    asked.add_argument("--rate", type=_rate, metavar="R", help="requests per second")
+    asked.add_argument("--rate", type=as_rate, metavar="R", help="requests per second")
     asked.add_argument(
-        "--slo", type=_time, metavar="T", help="within which time they are to be answered: 200ms; else as the file says"
+        "--slo",
+        type=as_time,
+        metavar="T",
+        help="within which time they are to be answered: 200ms; else as the file says",
     )
-    asked.add_argument("--target", type=_share, default=TARGET, metavar="P", help="the share of them (%(default)s)")
-    asked.add_argument("--devices", type=_count, metavar="N", help="the highest rate of so many workers, all stages'")
+    asked.add_argument("--target", type=as_share, default=TARGET, metavar="P", help="the share of them (%(default)s)")
+    asked.add_argument("--devices", type=as_count, metavar="N", help="the highest rate of so many workers, all stages'")
     asked.add_argument(
         "--keep", action="append", default=[], metavar="STAGE=N", help="a stage has N workers and keeps them"
     )
-    how = sub.add_argument_group("how requests come")
-    how.add_argument(
-        "--arrivals", type=Path, metavar="FILE", help="a CSV file with the time of each, or the gap before it"
-    )
-    how.add_argument("--column", default="", metavar="C", help="its column, by name or number; else it is found")
-    how.add_argument(
-        "--cv", type=_number, metavar="C", help="irregular: standard deviation of gaps by mean (Poisson: 1)"
-    )
+    how = add_arrivals(sub)
     how.add_argument(
         "--share", action="append", default=[], metavar="PATH=N", help="parts of the routes; else all alike"
     )
@@ -55,15 +51,28 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     shown.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw it")
     shown.add_argument("--check", action="store_true", help="compare a plan with the running deployment")
     shown.add_argument("--plan", type=Path, metavar="FILE", help="with --check: a plan that --json printed")
-    shown.add_argument("--seconds", type=_number, default=WATCH_S, metavar="S", help="with --check: how long to look")
+    shown.add_argument("--seconds", type=as_number, default=WATCH_S, metavar="S", help="with --check: how long to look")
     effort = sub.add_argument_group("effort")
-    effort.add_argument("--requests", type=_count, default=10_000, metavar="N", help="of each run (%(default)s)")
-    effort.add_argument("--seeds", type=_count, default=3, metavar="N", help="runs for each number (%(default)s)")
+    effort.add_argument("--requests", type=as_count, default=10_000, metavar="N", help="of each run (%(default)s)")
+    effort.add_argument("--seeds", type=as_count, default=3, metavar="N", help="runs for each number (%(default)s)")
     sub.add_argument("--measure", help=argparse.SUPPRESS)  # in the process of a stage's own
     sub.add_argument("--result-fd", type=int, help=argparse.SUPPRESS)
 
 
-def _number(text: str) -> float:
+def add_arrivals(sub: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """The flags that say when requests come."""
+    how = sub.add_argument_group("how requests come")
+    how.add_argument(
+        "--arrivals", type=Path, metavar="FILE", help="a CSV file with the time of each, or the gap before it"
+    )
+    how.add_argument("--column", default="", metavar="C", help="its column, by name or number; else it is found")
+    how.add_argument(
+        "--cv", type=as_number, metavar="C", help="irregular: standard deviation of gaps by mean (Poisson: 1)"
+    )
+    return how
+
+
+def as_number(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -73,20 +82,20 @@ def _number(text: str) -> float:
     return value
 
 
-def _rate(text: str) -> float:
-    value = _number(text.removesuffix("/s"))
+def as_rate(text: str) -> float:
+    value = as_number(text.removesuffix("/s"))
     if not value:
         raise argparse.ArgumentTypeError("expected more than 0 requests per second")
     return value
 
 
-def _count(text: str) -> int:
+def as_count(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
     return int(text)
 
 
-def _time(text: str) -> float:
+def as_time(text: str) -> float:
     try:
         value = parse_time(text, bare="")
     except UnitError:
@@ -96,8 +105,8 @@ def _time(text: str) -> float:
     return value
 
 
-def _share(text: str) -> float:
-    value = _number(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+def as_share(text: str) -> float:
+    value = as_number(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     if not 0.0 < value < 1.0:
         raise argparse.ArgumentTypeError(f"expected a share between 0 and 1, such as 0.99 or 99%, got {text}")
     return value
