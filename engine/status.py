@@ -86,7 +86,7 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> list[str]:
     is_recent = any("lately" in stage for stage in sound)
     columns: dict[str, list[Any]] = {
         "STAGE": [stage["name"] for stage in sound],
-        "READY": [f"{stage.get('ready', 0)}/{stage.get('wanted', 0)}{_spares(stage)}" for stage in sound],
+        "READY": [f"{stage.get('ready', 0)}/{stage.get('wanted', 0)}{_beside(stage)}" for stage in sound],
         "DEMAND": [f"{stage.get('demand_workers', 0):.1f}" for stage in sound],
         "STARTING": [stage.get("starting", 0) for stage in sound],
         "QUEUED": [f"{stage.get('queued', 0)} ({size(stage.get('queued_bytes', 0))})" for stage in sound],
@@ -105,9 +105,11 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> list[str]:
     return [*lines, *(f"{stage['name']}  {stage['error']}" for stage in stages if stage.get("error"))]
 
 
-def _spares(stage: Mapping[str, Any]) -> str:
+def _beside(stage: Mapping[str, Any]) -> str:
+    """Its spares, and the bounds between which its demand scales it."""
     spares = sum(worker["state"] == "spare" for worker in stage.get("workers", ()))
-    return f" +{spares}" if spares else ""
+    bounds = stage.get("bounds")
+    return (f" +{spares}" if spares else "") + (f" of {bounds[0]}-{bounds[1]}" if bounds else "")
 
 
 def _lately(stages: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -289,31 +291,8 @@ def _refusals(told: Mapping[str, Any]) -> Iterator[str]:
             yield f"refused {place}: {' '.join(f'{reason}:{count}' for reason, count in sorted(refused.items()))}"
 
 
-<<<<<<< HEAD
-def _stage(stage: Mapping[str, Any]) -> tuple[Any, ...]:
-    if error := stage.get("error"):
-        return (stage["name"], error, *[""] * (len(_HEAD) - 2))
-    reasons: Mapping[str, int] = stage.get("batches_by_reason", {})
-    spares = sum(worker["state"] == "spare" for worker in stage.get("workers", ()))
-    ready = f"{stage.get('ready', 0)}/{stage.get('wanted', 0)}{f' +{spares}' if spares else ''}"
-    if bounds := stage.get("bounds"):  # between which its demand scales it
-        ready += f" of {bounds[0]}-{bounds[1]}"
-    return (
-        stage["name"],
-        ready,
-        f"{stage.get('demand_workers', 0):.1f}",
-        stage.get("starting", 0),
-        f"{stage.get('queued', 0)} ({_size(stage.get('queued_bytes', 0))})",
-        f"{stage.get('oldest_ms', 0):.0f} ms",
-        stage.get("in_flight", 0),
-        sum(reasons.values()),
-        f"{stage.get('mean_batch', 0):.1f}",
-        " ".join(f"{reason}:{count}" for reason, count in sorted(reasons.items())) or "-",
-    )
-=======
 def counted(counts: Mapping[str, int]) -> str:
     return " ".join(f"{name}:{count}" for name, count in sorted(counts.items()))
->>>>>>> 97c0f2e (Show in engine status how it goes now, and again and again)
 
 
 def shares(counts: Mapping[str, int]) -> str:
