@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import msgspec
 
-from engine.core.crew import Member
 from engine.core.front import Frontend, FrontMachine
+from engine.core.member import Member
 from engine.core.released import Released
 from engine.core.stage import StageMachine
 from engine.core.trace import Releases

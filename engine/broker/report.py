@@ -22,10 +22,10 @@ from engine.broker.why import StageWhy, stage_why, why
 from engine.core.about import pack_all as pack_abouts
 from engine.core.costqueue import CostQueue
 from engine.core.costs import counted
-from engine.core.crew import Member
 from engine.core.deaths import Death
 from engine.core.ends import EXPIRED
 from engine.core.front import FrontMachine
+from engine.core.member import Member
 from engine.core.messages import Ask
 from engine.core.stage import StageMachine
 from engine.core.stats import Histogram
@@ -260,7 +260,7 @@ def _learned(machine: StageMachine) -> LearnedStatus:
     times, queue = machine.foresight.times, machine.queue
     if not times.known:
         return LearnedStatus()
-    _, slowness = machine.crew.outlook()
+    slowness = machine.crew.slowness
     if queue.by_cost:  # of so many items as they come lately
         most = min(times.seen_sizes[-1], queue.top) / queue.each
         counts = [1 << exponent for exponent in range(max(int(most), 1).bit_length())]

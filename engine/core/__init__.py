@@ -14,6 +14,7 @@
     backoff    when to restart what died              placement  who runs on which CPU and device
     wording    what is said of requests given up      call       a frontend's request, and how its answer is told
     link       one frontend's standing with a broker  meta       what only both ends of a request's way need
+    lineup     the workers, by speed and by when free  member     one of them, and how many batches it may have
     predict    how long a batch of n takes        idempotency  tries of one request, computed once
     breaker    when a stage is not fed at all         failing    when a worker is to blame, not what it got
     deaths     how a worker ended, as far as known    vitality   who is stopped or hung, seen from outside

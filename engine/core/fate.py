@@ -29,13 +29,14 @@ from engine.core import wording
 from engine.core.actions import Kill, Note, StageAction, ToWorker
 from engine.core.batching import BatchQueue
 from engine.core.breaker import CLOSED, Breaker, BreakerState
-from engine.core.crew import Crew, Member
+from engine.core.crew import Crew
 from engine.core.deaths import Death
 from engine.core.ends import BROKEN, STUCK, Ends
 from engine.core.failing import Verdict, judge
 from engine.core.foresight import Foresight
 from engine.core.hedging import BRIEF_S, PATIENCE_LEAST_S, Apart, Budget, Pace, may_hedge, part_size
 from engine.core.items import Item
+from engine.core.member import Member
 from engine.core.messages import Revoke, Status
 from engine.core.released import Released
 from engine.core.stats import StageStats
@@ -137,8 +138,8 @@ class Fate:
         for item in first.items.values():  # one that streams shows that it goes on; the last attempt is the last
             if item.request.stream_hop == item.hop or item.attempt >= self.spec.max_attempts:
                 return
-        able = sum([one.is_able for one in self._crew.workers.values()])
         stuck = sum([one.slow for one in self._crew.workers.values()])
+        able = self._crew.able
         if not (self.is_sound and may_hedge(stuck=stuck, able=able) and self._budget.spend(len(first.items))):
             self._slow[worker.key] = now + self.pace.patience_s
             return

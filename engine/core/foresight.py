@@ -17,8 +17,9 @@ from typing import Final, NamedTuple
 from engine.core.actions import Settle
 from engine.core.batching import AHEAD_S, BatchQueue
 from engine.core.costs import counted
-from engine.core.crew import UNEVEN, Crew, Member
+from engine.core.crew import UNEVEN, Crew
 from engine.core.items import Item
+from engine.core.member import Member
 from engine.core.predict import Outlook, Times
 from engine.core.released import Released
 from engine.core.routing import Topology
@@ -112,7 +113,7 @@ class Foresight:
         queue, times = self.queue, self.times
         if not times.known:
             return 0.0
-        _, slowness = self._crew.outlook()
+        slowness = self._crew.slowness
         n = min(queue.most, times.seen_sizes[-1])  # of larger ones there is only hope
         n = max(1, bisect_right(times.shape, given_s / 2 / slowness, 1, n + 1) - 1)
         return times.shape[n] * slowness * queue.each / n
@@ -171,6 +172,8 @@ class Foresight:
         if now >= self._compare_at:
             self._compare_at = now + MEASURE_S
             self.is_uneven = self._crew.is_uneven
+            if not (self.is_long or self.is_uneven):
+                self._crew.stop_lining_up()
 
     def expect(self, n: int, worker: Member) -> float:
         """How long a batch of ``n`` will keep ``worker``."""
@@ -216,10 +219,9 @@ class Foresight:
     @property
     def _load(self) -> float:
         """How much of what whole batches could do comes."""
-        frees, slowness = self._crew.outlook()
-        queue, times = self.queue, self.times
-        whole_s = times.predict_mean(queue.most, slowness)
-        return self._rate * queue.each * whole_s / queue.most / max(1, len(frees))
+        queue, times, crew = self.queue, self.times, self._crew
+        whole_s = times.predict_mean(queue.most, crew.slowness)
+        return self._rate * queue.each * whole_s / queue.most / max(1, crew.able)
 
     def _filled_until(self, worker: Member) -> float:
         """Until when a batch may fill that has to be done within a tight goal. It waits for as long as one more would
@@ -238,7 +240,10 @@ class Foresight:
         """How much of what waits the idle ``worker`` takes. None is left to somebody who would be late with it."""
         times, most = self.times, self.queue.most
         n = min(waiting, most)
-        other = self._soonest(worker, n, now)
+        lineup = self._crew.lineup
+        if n < 2 and lineup.least >= SLOWER * worker.slowness:  # nobody is so much quicker
+            return Share(n, inf)
+        other = lineup.sooner(worker, times.shape[n], now)
         if other is None:
             return Share(n, inf)
         may_pass = bool(other.batches) and other.slowness < SLOWER * worker.slowness
@@ -257,12 +262,11 @@ class Foresight:
         batch, while others, who are much quicker, do those before them. So it costs nobody anything, in whatever order
         they came. None: nobody is much quicker, or nobody can know."""
         # Where batches are long those who are less apart share what waits as anybody does.
-        apart = FAR if self.is_long else UNEVEN
-        quick = [
-            other
-            for other in self._crew.workers.values()
-            if other.slowness * apart < worker.slowness and other.is_able and not other.is_overdue(now)
-        ]
+        slowness = worker.slowness / (FAR if self.is_long else UNEVEN)
+        lineup = self._crew.lineup
+        if lineup.least >= slowness:
+            return None
+        quick = [other for other in lineup.quicker(slowness) if not other.is_overdue(now)]
         if not quick:
             return None
         left_s, count, before = _left_s(worker, now), min(amount, self.queue.most), 0
@@ -271,26 +275,19 @@ class Foresight:
             if before + count <= amount:
                 break
             count //= 2
-        return Turn(before, count, min([other.overdue_at for other in quick if other.batches], default=inf))
+        return Turn(before, count, inf if count else lineup.overdue_first(slowness, now))
 
     def _done_by(self, workers: Sequence[Member], amount: int, within_s: float, now: float) -> int:
-        """How much of what waits these can have done by then, one batch after the other."""
+        """How much of what waits these can have done by then, one batch after the other; of more than ``amount`` it is
+        only said that it is more."""
         size = min(self.queue.most, amount)
         whole_s, within_s = self.times.shape[size], within_s - self.times.overhead_s
-        return sum(
-            size * max(0, int((within_s - _left_s(worker, now)) / (whole_s * worker.slowness))) for worker in workers
-        )
-
-    def _soonest(self, worker: Member, n: int, now: float) -> Member | None:
-        """Who else would be the first to be done with a batch of ``n``."""
-        found, sooner = None, inf
-        for other in self._crew.workers.values():
-            if other is worker or not other.is_able or len(other.batches) > 1 or other.is_overdue(now):
-                continue
-            done_s = _left_s(other, now) + self.times.predict(n, other)
-            if done_s < sooner:
-                found, sooner = other, done_s
-        return found
+        done = 0
+        for worker in workers:
+            done += size * max(0, int((within_s - _left_s(worker, now)) / (whole_s * worker.slowness)))
+            if done > amount:
+                break
+        return done
 
     # --- choosing ----------------------------------------------------------------------------------------------------
 
@@ -346,23 +343,22 @@ class Foresight:
     def _who_else(self, worker: Member, one: int, due: float, now: float) -> Member | None:
         """Another worker that could have ``one`` item done by ``due``, by the very measure that :meth:`choose` goes by:
         by another one two workers would hand an item to each other for ever."""
-        times = self.times
-        for other in self._crew.workers.values():
-            if other is worker or not other.is_able or other.is_overdue(now):
-                continue
-            start = max(other.free_at if other.batches else 0.0, now + other.away_s)
-            if len(other.batches) < 2 and times.fit(self.queue.top, due - start, other) >= one:
-                return other
-        return None
+        crew, times, queue = self._crew, self.times, self.queue
+        if crew.able < 2:
+            return None
+        other = crew.lineup.sooner(worker, times.shape[one] * times.margin, now)
+        if other is None or times.fit(queue.top, due - other.starts_at(now), other) < one:
+            return None
+        return other
 
     def _need(self, now: float) -> int:
         """The smallest batch with which the stage keeps up with what comes."""
         self._measure(now)
-        frees, slowness = self._crew.outlook()
+        able, slowness = self._crew.able, self._crew.slowness
         times, most = self.times, self.queue.top
         rate = self._rate * self.queue.each * 1.05
         n = 1
-        while n < most and n * len(frees) < rate * (times.shape[n] * slowness + times.overhead_s):
+        while n < most and n * able < rate * (times.shape[n] * slowness + times.overhead_s):
             n += max(1, n // 4)
         return min(n, most)
 
@@ -383,8 +379,8 @@ class Foresight:
         queue."""
         self.look_at = now + LOOK_S
         before = self._foresaw
-        frees, slowness = self._crew.outlook()
-        self._foresaw = self._look(apart, frees, slowness, now)
+        slowness = self._crew.slowness
+        self._foresaw = self._look(apart, slowness, now)
         alone_s = self.times.predict_mean(counted(self.queue.each), slowness)
         if abs(alone_s - self.alone_s) > max(TOLD_ANEW * self.alone_s, ALONE_S):
             self.alone_s = alone_s
@@ -396,19 +392,19 @@ class Foresight:
         """What the front was told last; None: nobody who comes has to wait."""
         return self._foresaw
 
-    def _look(self, apart: int, frees: list[float], slowness: float, now: float) -> Outlook | None:
-        queue, times = self.queue, self.times
+    def _look(self, apart: int, slowness: float, now: float) -> Outlook | None:
+        queue, times, crew = self.queue, self.times, self._crew
         queued = len(queue) + apart
         most, each = queue.most, queue.each
-        rounds = queued * each / most / max(1, len(frees)) + 1.0
-        if not frees or rounds * times.predict_mean(most, slowness) < CALM_S:
+        rounds = queued * each / most / max(1, crew.able) + 1.0
+        if not crew.able or rounds * times.predict_mean(most, slowness) < CALM_S:
             return None
         self._measure(now)
         return Outlook(
             queued,
-            sum([worker.in_flight for worker in self._crew.workers.values()]),
+            crew.in_flight,
             self.taken,
-            frees,
+            crew.frees(),
             most,
             self._rate * each,
             times.shape,

@@ -28,7 +28,7 @@ from engine.core.actions import Dispatch, Foresee, Forget, Grant, Kill, News, Se
 from engine.core.batching import BUSY, IDLE, REPLAY, Policy, Reason, decide
 from engine.core.costqueue import CostQueue, padded_units, queue_for, requeued
 from engine.core.costs import UNITS_MOST
-from engine.core.crew import Crew, Member, far_s
+from engine.core.crew import Crew
 from engine.core.deaths import Death
 from engine.core.demand import Demand
 from engine.core.ends import FULL, Ends
@@ -36,7 +36,9 @@ from engine.core.fate import Fate
 from engine.core.foresight import Foresight
 from engine.core.introduction import Introduction, Refusal, Stranger, agreed, refuse_worker
 from engine.core.items import Item
+from engine.core.lineup import ALL
 from engine.core.liveness import ABSENT_S, LIMIT_S, SETTLE_S, WORKER_SILENCE_S, Looks
+from engine.core.member import Member, far_s
 from engine.core.messages import (
     Batch,
     CancelItems,
@@ -363,6 +365,7 @@ class StageMachine:
 
     def _lose_batch(self, worker: Member, number: int, now: float) -> None:
         was_first = next(iter(worker.batches)) == number
+        self.crew.in_flight -= len(worker.batches[number].items)
         # First there, then away here: whoever delivers its results, on another thread perhaps, finds its items.
         worker.late[number] = dict(worker.batches[number].items)
         while len(worker.late) > LATE_MOST:
@@ -434,6 +437,7 @@ class StageMachine:
                 worker.late.pop(settle.batch, None)
             return
         held, foresight = batch.items, self.foresight
+        had = len(held)
         if settle.after_s:
             foresight.hear_after(settle)
         if worker.flow != WHOLE:
@@ -456,6 +460,7 @@ class StageMachine:
             self._call_off(batch, uids, now)
         for uid in uids:
             held.pop(uid, None)
+        self.crew.in_flight -= had - len(held)
         if held:  # some go another way: to another stage, or have failed
             return
         was_first = next(iter(worker.batches)) == settle.batch
@@ -533,11 +538,14 @@ class StageMachine:
         crew, fate, foresight, policy = self.crew, self.fate, self.foresight, self.spec.policy
         is_long, is_sound, by_cost = foresight.is_long, fate.is_sound, self.queue.by_cost
         is_uneven = foresight.is_uneven
-        alone: list[int] = []  # slow workers, whose turn it is not
+        below, ask_idle = ALL, True  # whose turn it is not: classes of speed from this one on; anybody who is idle
         if not is_sound:
             fate.clear(now)
         while True:
-            worker = crew.soonest(now, alone) if is_long else crew.quickest(alone) if is_uneven else crew.next()
+            if is_long:
+                worker = crew.soonest(now, below, is_idle=ask_idle)
+            else:
+                worker = crew.quickest(below) if is_uneven else crew.next()
             if worker is None:
                 break
             is_idle = not worker.batches
@@ -560,7 +568,7 @@ class StageMachine:
                 whole = worker.most
             turn = foresight.turn(worker, amount, now) if is_uneven else None
             if turn is not None and not turn.most:
-                alone.append(worker.key)
+                below = worker.speed
                 wake = min(wake, turn.look_at)
                 continue
             # When the first is due costs a look at every item; it matters only if a partial batch may wait.
@@ -591,7 +599,7 @@ class StageMachine:
                 if items:
                     self._dispatch(worker, items, decision.reason, now)
                 elif not dead:
-                    alone.append(worker.key)
+                    below = worker.speed
                 continue
             reason, most = decision.reason, min(amount, whole)
             limit = most
@@ -603,7 +611,7 @@ class StageMachine:
                     wake = min(wake, look_at)
                     if partial:
                         break
-                    alone.append(worker.key)  # whom it is left to takes a whole batch in advance
+                    ask_idle = False  # whom it is left to takes a whole batch in advance
                     continue
                 if count < min(amount, self.queue.most):
                     reason = Reason.IDLE
@@ -637,7 +645,7 @@ class StageMachine:
             self._tell(now)
         if now >= foresight.look_at and foresight.times.known and foresight.has_news(len(fate.apart), now):
             self.actions.append(Foresee(self.index, foresight.foresaw, foresight.alone_s))
-        wake = min(wake, crew.next_late(self.spec.timeout_s, fate.pace.patience_s))
+        wake = min(wake, crew.next_late(self.spec.timeout_s, fate.pace.patience_s, now))
         for due in self._limits:
             if due:
                 wake = min(wake, min(due.values()))
@@ -798,6 +806,7 @@ class StageMachine:
             worker.free_at = max(worker.free_at, begins_at)
         worker.free_at = (worker.free_at if ahead else begins_at) + expected_s
         worker.done_items += count
+        self.crew.in_flight += count
         self.actions.append(Dispatch(worker.key, message, payloads))
         self.crew.sort_in(worker, begins_at, begins=not ahead)
 
@@ -851,17 +860,16 @@ class StageMachine:
         """How the stage stands now. An overdue worker counts as ready: it may come back at any moment. Its flow is that
         of the workers it has, or had; while they differ, because new ones give their answers otherwise than those whom
         they follow, nobody can know it."""
-        ready = starting = in_flight = 0
+        ready = starting = 0
         flow = self.flow
         for worker in self.workers.values():
-            in_flight += worker.in_flight
             if worker.batches or worker.state in SERVING:
                 flow = flow if worker.flow == flow else int(Flow.UNKNOWN)
             if worker.state in SERVING:
                 ready += not worker.spare
             elif worker.state is WorkerState.STARTING:
                 starting += 1
-        queued = len(self.queue) + len(self.fate.apart)
+        queued, in_flight = len(self.queue) + len(self.fate.apart), self.crew.in_flight
         least = 0 if self.spec.may_be_empty else 1
         return StageState(self.spec.name, self.spec.num, ready, starting, queued, in_flight, self.mime, flow, least)
 

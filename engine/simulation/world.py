@@ -18,8 +18,8 @@ from typing import Final, TypeAlias
 
 from engine.core import introduction
 from engine.core.actions import Admit, Dispatch, Drop, Fail, Foresee, News, Settle
-from engine.core.crew import ROUND_TRIPS
 from engine.core.front import FrontMachine, FrontSpec
+from engine.core.member import ROUND_TRIPS
 from engine.core.messages import Batch, Qos, Ready, Results, Status, Submit, WorkerBeat
 from engine.core.routing import FINAL, Topology
 from engine.core.stage import StageMachine, StageSpec

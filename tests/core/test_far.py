@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.core.batching import AHEAD_S
-from engine.core.crew import CREDIT_MAX, FAR_BYTES, FAR_MAX, ROUND_TRIPS, credit_for
+from engine.core.member import CREDIT_MAX, FAR_BYTES, FAR_MAX, ROUND_TRIPS, credit_for
 from engine.core.messages import WorkerBeat
 from engine.core.stage import StageSpec
 from engine.simulation.world import BEGIN

@@ -8,12 +8,13 @@ import pytest
 
 from engine.core.actions import News
 from engine.core.batching import AHEAD_S, Policy
-from engine.core.crew import CREDIT_MAX, WorkerState, credit_for
 from engine.core.liveness import ABSENT_S, LIMIT_S, SETTLE_S, WORKER_SILENCE_S
+from engine.core.member import CREDIT_MAX, credit_for
 from engine.core.messages import CancelItems, Dismiss, Pulse, Ready, Results, Revoke, WorkerBeat
 from engine.core.routing import FINAL
 from engine.core.stage import StageMachine, StageSpec
 from engine.core.stats import HOSTS_MOST, StageStats
+from engine.core.worker_states import WorkerState
 from tests.core.twin import DEPLOYMENT, FakeWorker, Twin, ids_of, topology, worker_words
 
 SPEC = StageSpec("s0", 1, Policy(4, 1 << 20, 0.010), timeout_s=2.0, kill_after_s=1.0, max_queue_bytes=1 << 20)

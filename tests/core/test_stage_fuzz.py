@@ -124,6 +124,8 @@ class Fuzzed:
                 for uid in action.uids:
                     self.items[uid].request.closed = True
         assert stage.queue.nbytes == sum(item.size for item in stage.queue.items.values())
+        assert stage.crew.in_flight == sum(worker.in_flight for worker in stage.workers.values())
+        assert stage.crew.able == sum(worker.is_able for worker in stage.workers.values())
         is_past = wake <= self.now and not actions
         soon = self.now < wake < min(self.now + 2, inf) and rng.random() < 0.6
         self.now = wake if soon else self.now + rng.choice([0, 0.0005, 0.003, 0.03])

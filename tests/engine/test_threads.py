@@ -24,7 +24,7 @@ from engine.core import wire
 from engine.core.actions import Settle
 from engine.core.arena import SHARED_MIN
 from engine.core.batching import Policy
-from engine.core.crew import CREDIT_MAX
+from engine.core.member import CREDIT_MAX
 from engine.core.introduction import FRONTEND, introduce
 from engine.core.messages import (
     Answers,
