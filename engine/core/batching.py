@@ -273,7 +273,12 @@ class BatchQueue:
     @property
     def whole(self) -> int:
         """How much the next batch has of what waits now."""
-        return min(len(self.items), self.most)
+        return self.whole_of(0)
+
+    def whole_of(self, count: int) -> int:
+        """The same of a batch of ``count`` items at most; 0: of as many as may be."""
+        whole = min(len(self.items), self.most)
+        return min(whole, count) if count else whole
 
     @property
     def most(self) -> int:
@@ -299,16 +304,20 @@ class BatchQueue:
         step = len(self.items) // SAMPLES + 1
         return sorted([item.request.rank for item in islice(self.items.values(), 0, None, step)])
 
-    def take(self, now: float, *, most: int = 0, done_at: float = 0.0) -> tuple[list[Item], list[Item], bool]:
+    def take(
+        self, now: float, *, most: int = 0, count: int = 0, done_at: float = 0.0
+    ) -> tuple[list[Item], list[Item], bool]:
         """The next batch and the items that are not worth computing any more, both removed from the queue.
 
-        A batch holds at most ``most`` items (0: max_batch_size), max_batch_bytes and METAS_MOST, but always one item,
-        however large. Where one of them is due before the batch would be done, at ``done_at``, nothing is removed but
-        what is dead: somebody has to choose. The third of the result says so. 0: nobody knows, or has chosen.
+        A batch holds at most ``most`` and ``count`` items (0: max_batch_size), max_batch_bytes and METAS_MOST, but
+        always one item, however large. Where one of them is due before the batch would be done, at ``done_at``, nothing
+        is removed but what is dead: somebody has to choose. The third of the result says so. 0: nobody knows, or has
+        chosen.
         """
         batch: list[Item] = []
         dead: list[Item] = []
         most = most or self.policy.max_batch_size
+        most = min(most, count) if count else most
         room = whole = self.policy.max_batch_bytes
         items = self.items
         if not self._is_sorted and len(items) > most and now >= self._sort_at:
@@ -343,10 +352,13 @@ class BatchQueue:
             self.nbytes -= sum([gone.size for gone in dead])
         return batch, dead, False
 
-    def take_behind(self, first: int, now: float, *, most: int, done_at: float) -> tuple[list[Item], list[Item]]:
+    def take_behind(
+        self, first: int, now: float, *, most: int, count: int = 0, done_at: float
+    ) -> tuple[list[Item], list[Item]]:
         """A batch of those who stand behind the ``first``, for a worker that will be long about it, and the items that
         are not worth computing any more, all removed from the queue. Nobody is taken who is due before ``done_at``."""
         self.sort(now)
+        most = min(most, count) if count else most
         batch: list[Item] = []
         dead: list[Item] = []
         room, heads = self.policy.max_batch_bytes, METAS_MOST

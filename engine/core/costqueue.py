@@ -37,7 +37,8 @@ class CostQueue(BatchQueue):
         self._mean = 0.0  # of an item lately; 0: none has come
         self._waste = 1.0  # what a batch costs with padding, in multiples of what its items do
         self._version = 0  # of the costs by which those that wait were judged
-        self._next: tuple[float, list[Item], float] | None = None  # what _pick has found of those that wait now
+        # What _pick has found of those that wait now: units and items that it might have, the batch, its units.
+        self._next: tuple[float, int, list[Item], float] | None = None
 
     # --- who waits ---------------------------------------------------------------------------------------------------
 
@@ -106,9 +107,8 @@ class CostQueue(BatchQueue):
     def top(self) -> int:
         return self.most
 
-    @property
-    def whole(self) -> int:
-        batch, units = self._pick(self._window(), UNITS)
+    def whole_of(self, count: int) -> int:
+        batch, units = self._pick(self._window(), UNITS, count)
         return counted(units) if batch else 0
 
     def backlog(self, *, dues: bool) -> Backlog:
@@ -117,7 +117,9 @@ class CostQueue(BatchQueue):
 
     # --- the next batch ----------------------------------------------------------------------------------------------
 
-    def take(self, now: float, *, most: int = 0, done_at: float = 0.0) -> tuple[list[Item], list[Item], bool]:
+    def take(
+        self, now: float, *, most: int = 0, count: int = 0, done_at: float = 0.0
+    ) -> tuple[list[Item], list[Item], bool]:
         """As of the base, ``most`` in units (0: UNITS)."""
         items = self.items
         if not self._is_sorted and len(items) > self.policy.max_batch_size and now >= self._sort_at:
@@ -131,7 +133,7 @@ class CostQueue(BatchQueue):
         ]
         for item in dead:
             self.discard(item.request.uid)
-        batch, padded = self._pick(self._window(), most or UNITS)
+        batch, padded = self._pick(self._window(), most or UNITS, count)
         if done_at and any(item.due <= max(done_at, now) for item in batch):
             return [], dead, True
         units = self._units
@@ -141,9 +143,11 @@ class CostQueue(BatchQueue):
             self._waste += (max(1.0, padded / of_items) - self._waste) * WASTE_SMOOTHING
         return batch, dead, False
 
-    def take_behind(self, first: int, now: float, *, most: int, done_at: float) -> tuple[list[Item], list[Item]]:
+    def take_behind(
+        self, first: int, now: float, *, most: int, count: int = 0, done_at: float
+    ) -> tuple[list[Item], list[Item]]:
         """Here from the head on: who belongs together is in the window there."""
-        batch, dead, is_tight = self.take(now, most=most, done_at=done_at)
+        batch, dead, is_tight = self.take(now, most=most, count=count, done_at=done_at)
         return ([] if is_tight else batch), dead
 
     def _window(self) -> list[Item]:
@@ -151,14 +155,19 @@ class CostQueue(BatchQueue):
         usual = min(UNITS / self.each, self.policy.max_batch_size)
         return list(islice(self.items.values(), ceil(WINDOW * usual)))
 
-    def _pick(self, window: list[Item], budget: float) -> tuple[list[Item], float]:
-        """The next batch of so many units at most, in the order of the queue, and its units with padding."""
-        if self._next is not None and self._next[2] <= budget <= self._next[0]:
-            return self._next[1], self._next[2]
+    def _pick(self, window: list[Item], budget: float, count: int) -> tuple[list[Item], float]:
+        """The next batch of so many units and of ``count`` items at most (0: as the stage has it), in the order of the
+        queue, and its units with padding."""
+        most = min(count or self.policy.max_batch_size, self.policy.max_batch_size)
+        if self._next is not None:
+            units_most, items_most, batch, padded = self._next
+            is_as_many = most == items_most or len(batch) < items_most  # else fewer or more may be possible now
+            if padded <= budget <= units_most and is_as_many and len(batch) <= most:
+                return batch, padded
         if not window:
             return [], 0.0
         head = window[0]
-        most, longest = self.policy.max_batch_size, head.units
+        longest = head.units
         room, heads = self.policy.max_batch_bytes - head.size, METAS_MOST - len(head.request.meta)
         gaps = [abs(item.units - longest) for item in window]
         chosen = [0]
@@ -180,7 +189,7 @@ class CostQueue(BatchQueue):
         chosen.sort()
         batch = [window[place] for place in chosen]
         padded = longest * len(batch)
-        self._next = (budget, batch, padded)
+        self._next = (budget, most, batch, padded)
         return batch, padded
 
 

@@ -312,7 +312,7 @@ class Foresight:
                 continue
             one = counted(item.units) if queue.by_cost else 1
             others = max(queue.amount - one, 0)
-            whole = queue.whole
+            whole = queue.whole_of(worker.most)
             due = item.due - self._later[request.route]
             fits = times.fit(whole, due - start, worker)
             if fits >= whole:

@@ -564,7 +564,9 @@ class StageMachine:
             amount, whole = waiting, policy.max_batch_size
             if by_cost:
                 amount, whole = self.queue.amount, self.queue.most
-            elif 0 < worker.most < whole:  # its file says so
+                if 0 < worker.most <= waiting:  # its file says so
+                    whole = min(whole, amount)
+            elif 0 < worker.most < whole:
                 whole = worker.most
             turn = foresight.turn(worker, amount, now) if is_uneven else None
             if turn is not None and not turn.most:
@@ -593,7 +595,7 @@ class StageMachine:
             if turn is not None:
                 most = turn.most if by_cost else min(turn.most, whole)
                 done_at = now + foresight.needs_s(worker, most)
-                items, dead = self.queue.take_behind(turn.first, now, most=most, done_at=done_at)
+                items, dead = self.queue.take_behind(turn.first, now, most=most, count=worker.most, done_at=done_at)
                 if dead:
                     self._ends.drop(dead)
                 if items:
@@ -604,7 +606,7 @@ class StageMachine:
             reason, most = decision.reason, min(amount, whole)
             limit = most
             if by_cost:
-                most, limit = self.queue.whole, UNITS_MOST
+                most, limit = self.queue.whole_of(worker.most), UNITS_MOST
             if is_shared and (reason is Reason.IDLE or reason is Reason.FULL):
                 count, look_at = foresight.share(worker, amount, now)
                 if not count:
@@ -621,7 +623,7 @@ class StageMachine:
             if is_long and not is_idle and worker.free_at > start:
                 start = worker.free_at
             done_at = foresight.done_at(worker, most, start)
-            items, dead, is_tight = self.queue.take(now, most=most, done_at=done_at)
+            items, dead, is_tight = self.queue.take(now, most=most, count=worker.most, done_at=done_at)
             is_cut = False
             if dead:
                 self._ends.drop(dead)
@@ -636,7 +638,7 @@ class StageMachine:
                     wake = min(wake, choice.look_at)
                     break
                 worker, is_cut = choice.worker, choice.most < most
-                items, dead, _ = self.queue.take(now, most=min(choice.most, limit, worker.most or limit))
+                items, dead, _ = self.queue.take(now, most=min(choice.most, limit), count=worker.most)
                 if dead:
                     self._ends.drop(dead)
             if items:

@@ -150,6 +150,24 @@ def test_a_share_of_a_batch_is_chosen_alike() -> None:
     assert taken(queue, most=66) == [0, 2, 3]
 
 
+def test_of_fewer_items_than_may_be_those_nearest_to_the_head_are_chosen() -> None:
+    queue = queue_of(20, 100, 21, 22)
+    assert (queue.whole_of(2), queue.whole_of(3), queue.whole_of(1), queue.whole) == (42, 66, 20, 66)
+    assert taken(queue, count=2) == [0, 2]
+    assert taken(queue) == [1, 3]
+
+
+def test_what_was_chosen_for_one_worker_is_not_taken_for_the_choice_for_another() -> None:
+    rng = Random(3)
+    for _ in range(300):
+        sizes = [rng.choice([10, 20, 50]) for _ in range(12)]
+        queue = queue_of(*sizes)
+        for _ in range(6):
+            count, most = rng.choice([0, 1, 2, 3, 5, 20]), rng.choice([60, 150, UNITS])
+            picked, units = queue._pick(queue._window(), most, count)
+            assert (picked, units) == queue_of(*sizes)._pick(list(queue.items.values()), most, count)
+
+
 def test_what_waits_is_judged_by_what_is_known_now() -> None:
     queue = CostQueue(Policy(MOST, max_batch_cost=1000))
     queue.push(*[make(uid, 400) for uid in range(8)])
@@ -188,7 +206,7 @@ def test_the_books_are_right_whatever_happens() -> None:
         assert queue._units == pytest.approx(sum(item.units for item in queue.items.values()), abs=1e-6)
         if queue:
             found = queue.whole
-            assert found == padded_units(queue._pick(queue._window(), UNITS)[0])
+            assert found == padded_units(queue._pick(queue._window(), UNITS, 0)[0])
     queue.clear()
     assert queue.amount == 0
 

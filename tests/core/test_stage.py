@@ -655,8 +655,9 @@ def test_how_long_batches_take_is_learned_by_their_size_from_what_workers_say() 
 # --- what workers say of themselves -----------------------------------------------------------------------------------
 
 
-def test_a_worker_is_given_no_more_at_once_than_its_own_file_says() -> None:
-    twin = Twin(topology(), [replace(SPEC, policy=Policy(8))])
+@pytest.mark.parametrize("policy", [Policy(8), Policy(8, max_batch_cost=1000)], ids=["by count", "by cost"])
+def test_a_worker_is_given_no_more_at_once_than_its_own_file_says(policy: Policy) -> None:
+    twin = Twin(topology(), [replace(SPEC, policy=policy)])
     small, large = twin.worker(slot=1), twin.worker(slot=2)
     twin.stages[0].workers[small.key].most = 2
     twin.submit(30)

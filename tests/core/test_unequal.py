@@ -135,3 +135,7 @@ def test_a_batch_from_behind_is_bounded_in_bytes_but_for_one_item() -> None:
     assert uids(waiting(10, nbytes=25).take_behind(2, 0.0, most=8, done_at=0.0)[0]) == [2, 3]
     assert uids(waiting(10, nbytes=5).take_behind(2, 0.0, most=8, done_at=0.0)[0]) == [2]
     assert waiting(2).take_behind(2, 0.0, most=8, done_at=0.0) == ([], [])
+
+
+def test_a_batch_from_behind_has_no_more_than_its_worker_is_given_at_once() -> None:
+    assert uids(waiting(10).take_behind(2, 0.0, most=8, count=3, done_at=0.0)[0]) == [2, 3, 4]
