@@ -140,16 +140,24 @@ class Crew:
         self._stand(worker, is_able=worker.is_able)
 
     def hold_back(self, num: int, spare: int) -> None:
-        """Give nothing more to those of the highest slots: to ``spare`` of the workers that are ready, or to as many as
-        there are beyond ``num``. Whoever was held back and is needed now is given work like anybody else."""
-        ready = [worker for worker in self.workers.values() if worker.state is READY and not worker.slow]
-        ready.sort(key=_slot)
-        most = max(0, min(spare, len(ready) - num))
-        for place, worker in enumerate(ready):
-            is_spare = place >= len(ready) - most
-            if worker.spare is not is_spare:
-                worker.spare = is_spare
-                self.sort_in(worker, worker.since, begins=False)
+        """Give nothing more to those of the highest slots: of each host to ``spare`` of its workers that are ready, or
+        to as many as there are beyond ``num``. Whoever was held back and is needed now is given work like anybody else.
+
+        Slots repeat from host to host, and each supervisor keeps its own spares, or none: workers that were asked for
+        by their number are all to work, as they say themselves."""
+        hosts: dict[str, list[Member]] = {}
+        for worker in self.workers.values():
+            if worker.state is READY and not worker.slow:
+                hosts.setdefault(worker.host, []).append(worker)
+        for ready in hosts.values():
+            ready.sort(key=_slot)
+            able = [worker.key for worker in ready if worker.may_rest]
+            spares = able[max(0, len(able) - max(0, min(spare, len(ready) - num))) :]
+            for worker in ready:
+                is_spare = worker.key in spares
+                if worker.spare is not is_spare:
+                    worker.spare = is_spare
+                    self.sort_in(worker, worker.since, begins=False)
 
     def remove(self, key: int) -> None:
         worker = self.workers.pop(key)

@@ -96,7 +96,8 @@ class Member:
     bad_before: int = 0
     condemned: bool = False  # it is being replaced
     dismissed: bool = False
-    spare: bool = False  # it is held back
+    may_rest: bool = True  # it may be held back, as it says
+    spare: bool = False  # it is
     rank: int = -1  # in the crew: which of those that are ready for one more; -1: it is not
 
     @property

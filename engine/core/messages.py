@@ -322,7 +322,8 @@ class Ready(Message, frozen=True, tag=13):
     number of values, once it had computed as many before. Where the stage has a ``max_batch_cost`` and the class says
     what a value costs, it ``tells_cost``: then these times are by what the batches cost, and ``costs`` is what values
     of the examples do, by their bytes. ``most`` values are given to it at once, as its own file has it (0: as the
-    broker's); ``device`` is what it computes on, and ``node`` the name of its host, for people."""
+    broker's); ``device`` is what it computes on, and ``node`` the name of its host, for people. ``may_rest``: whoever
+    started it keeps spares of this stage, of which it may be one."""
 
     worker: Id
     mime: Mime
@@ -336,6 +337,7 @@ class Ready(Message, frozen=True, tag=13):
     most: Id = 0
     device: ShortText = ""
     node: ShortText = ""
+    may_rest: bool = True
 
 
 class WorkerBeat(Message, frozen=True, tag=14):

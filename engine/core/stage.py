@@ -298,6 +298,7 @@ class StageMachine:
         if worker is None:
             return
         worker.heard = now
+        worker.may_rest = ready.may_rest
         if not self._turn(worker, WorkerEvent.READY):
             return
         worker.maps = ready.maps and worker.local

@@ -146,6 +146,7 @@ class Membership:
                 most=warm.most,
                 device=warm.device,
                 node=warm.node,
+                may_rest=warm.may_rest,
             )
             owed.append(ready)
         if warm is not None or now >= self._beat_at:  # whose answer says whether that has been taken

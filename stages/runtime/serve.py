@@ -278,6 +278,7 @@ def _load(
         most=spec.max_batch_size,
         device=device,
         node=os.uname().nodename,
+        may_rest=spec.spare > 0,
     )
     return worker, warm, fit, lately
 

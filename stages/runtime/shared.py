@@ -67,7 +67,7 @@ class Warm:
     """Warm-up is done; ``mime`` is what this stage answers with, ``about`` how it describes itself, ``times_us`` how
     long batches took by their size, and take since; where its class ``tells_cost`` of values by what they cost, and
     ``costs`` that of values of its examples by their bytes. ``most`` values at once, on which ``device`` of the
-    host ``node``."""
+    host ``node``. ``may_rest``: whoever started it keeps spares."""
 
     mime: str
     took_ms: int
@@ -79,6 +79,7 @@ class Warm:
     most: int = 0
     device: str = ""
     node: str = ""
+    may_rest: bool = True
 
 
 @dataclass(frozen=True)

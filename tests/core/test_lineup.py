@@ -45,6 +45,7 @@ class Anybody:
         key = rng.getrandbits(40)
         worker = crew.workers[key] = Member(key, rng.randint(1, 9), 1, "", False, self.now)
         worker.slowness = rng.choice(self.slownesses)
+        worker.host, worker.may_rest = rng.choice(["here", "there"]), rng.random() < 0.8
         worker.state = rng.choice([WorkerState.READY, WorkerState.READY, WorkerState.STARTING])
         crew.sort_in(worker, self.now, begins=False)
 

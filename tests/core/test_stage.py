@@ -211,6 +211,30 @@ def test_no_more_are_held_back_than_there_are_beyond_those_that_are_wanted() -> 
     assert [len(worker.lane) for worker in workers] == [0, 0, 2, 2, 2, 2]
 
 
+def test_workers_of_which_their_own_supervisor_keeps_no_spare_all_work() -> None:
+    twin = one_stage(num=1, spare=1)
+    asked = [twin.worker(slot=slot, host="there", may_rest=False) for slot in (1, 2, 3)]
+    first, spare = twin.worker(slot=1), twin.worker(slot=2)
+    assert loads(twin, [*asked, first, spare]) == [2, 2, 2, 2, 0]
+    assert twin.stages[0].state().ready == 4
+
+
+def test_each_host_has_its_own_spare_which_takes_the_place_of_one_of_that_host() -> None:
+    twin = one_stage(num=1, spare=1)
+    workers = [twin.worker(slot=slot, host=host) for host in ("here", "there") for slot in (1, 2)]
+    assert loads(twin, workers) == [2, 0, 2, 0]
+    twin.kill(workers[2])
+    assert [len(worker.lane) for worker in workers[1:]] == [0, 0, 2]
+
+
+def test_who_joined_before_there_were_spares_works_and_the_newer_one_rests() -> None:
+    twin = one_stage(num=2, spare=1)
+    workers = [twin.worker(slot=slot, may_rest=slot > 2) for slot in (1, 2, 3)]
+    assert loads(twin, workers) == [2, 2, 0]
+    twin.kill(workers[0])
+    assert len(workers[2].lane) == 2
+
+
 def test_a_spare_takes_the_place_of_one_that_leaves_or_is_late_too() -> None:
     twin = one_stage(num=1, spare=1)
     first, spare = twin.worker(slot=1), twin.worker(slot=2)

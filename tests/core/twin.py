@@ -85,14 +85,16 @@ def frontend_words(topology: Topology, instance: str = "f", **changes: object) -
     )
 
 
-def worker_words(topology: Topology, stage: str, *, slot: int = 1, pid: int = 1, instance: str = "") -> Introduction:
+def worker_words(
+    topology: Topology, stage: str, *, slot: int = 1, pid: int = 1, instance: str = "", host: str = "here"
+) -> Introduction:
     """A worker's introduction."""
     return introduction.introduce(
         WORKER,
         topology,
         deployment=DEPLOYMENT,
         instance=instance or f"w{pid}",
-        host="here",
+        host=host,
         pid=pid,
         stage=stage,
         slot=slot,
@@ -161,17 +163,21 @@ class Twin:
         slot: int = 1,
         flow: Flow = Flow.WHOLE,
         instance: str = "",
+        host: str = "here",
+        may_rest: bool = True,
     ) -> FakeWorker:
         """``instance``: of a process that introduces itself again; else it is a new one."""
         self._pids += 1
-        who = worker_words(self.topology, self.topology.stages[stage], slot=slot, pid=self._pids, instance=instance)
+        name = self.topology.stages[stage]
+        who = worker_words(self.topology, name, slot=slot, pid=self._pids, instance=instance, host=host)
         key = self.stages[stage].introduce(who, local=local, now=self.now)
         assert isinstance(key, int)
         fake = self.workers[stage, key] = FakeWorker(stage, key, self._pids)
         if self.memory is not None:
             fake.arena = self.memory.open()
         if ready:
-            self.stages[stage].ready(Ready(key, "application/json", flow=int(flow), maps=True), self.now)
+            told = Ready(key, "application/json", flow=int(flow), maps=True, may_rest=may_rest)
+            self.stages[stage].ready(told, self.now)
         self.run()
         return fake
 

@@ -24,8 +24,8 @@ from engine.core import wire
 from engine.core.actions import Settle
 from engine.core.arena import SHARED_MIN
 from engine.core.batching import Policy
-from engine.core.member import CREDIT_MAX
 from engine.core.introduction import FRONTEND, introduce
+from engine.core.member import CREDIT_MAX
 from engine.core.messages import (
     Answers,
     Batch,

@@ -75,6 +75,7 @@ def test_worker_introduces_itself_warms_up_and_is_ready(bench: Any) -> None:
     ready = broker.expect(Ready)
     assert isinstance(ready, Ready)
     assert (ready.worker, ready.mime) == (1, "text/x-warm")
+    assert not ready.may_rest
     (item,) = broker.settled(broker.give(1, [{"do": "about"}]))
     assert item.value["worker_id"] == 2
     broker.until(lambda: worker.names()[-1] == "ready", "its word")
@@ -96,6 +97,14 @@ def test_a_worker_says_what_its_values_cost_where_a_batch_has_a_limit(bench: Any
     assert [item.status for item in told] == [200, 400, 200, 422]
     costs = {results.uids[at]: cost for results in broker.results for at, cost in results.costs.items()}
     assert costs == {uids[0]: 3.0, uids[3]: 5.0}
+
+
+def test_a_worker_says_that_it_may_be_a_spare_where_there_are_some(bench: Any) -> None:
+    deployment = bench.deployment(one(worker="service:Priced", spare=1))
+    broker = bench.broker(deployment)
+    bench.worker(deployment)
+    broker.welcome()
+    assert broker.expect(Ready).may_rest
 
 
 def test_without_a_limit_nobody_is_asked_what_values_cost(bench: Any) -> None:
