@@ -49,6 +49,8 @@ The code, from the bottom up; a module imports only what stands above it:
                         names of server and stages where a service written for Mosec looks for them
     __main__, cli, commands/, bootstrap
                         the ``engine`` command, each of what it can do, and how it and a child process begin
+    testing             for tests of a service: a stage, all of them in a process, a deployment over HTTP
+    templates/          what `engine init` writes: data, not modules of ours
     status, why         what it shows of a running deployment
 
 The HTTP side is the package ``frontend``; the worker process, and the ``Worker`` class that services subclass, is the

@@ -38,7 +38,7 @@ LAYERS: Final = (
     ("cli", (
         "engine.cli", "engine.commands", "engine.bench", "engine.bootstrap", "engine.planning", "engine.server",
         "engine.status", "engine.mixin", "engine.onray", "engine.ports", "engine.render", "engine.why", "engine.worker",
-        "engine.runtime", "engine.__main__",
+        "engine.runtime", "engine.templates", "engine.testing", "engine.__main__",
     )),
 )  # fmt: skip
 

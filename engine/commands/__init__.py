@@ -2,6 +2,7 @@
 
     command     what a command is, and what several share
     up          up, down                               check       check
+    init        init
     status      status                                 why         why
     watching    what of a terminal those need that look again and again
     orders      reload, scale, health: of a supervisor that runs
@@ -21,6 +22,7 @@ from engine.commands.ahead import KEYS, PLAN, PORTS, RENDER
 from engine.commands.bench import BENCH
 from engine.commands.check import CHECK
 from engine.commands.command import Command, Plain
+from engine.commands.init import INIT
 from engine.commands.orders import HEALTH, RELOAD, SCALE
 from engine.commands.processes import BROKER, FRONTEND, WORKER
 from engine.commands.status import STATUS
@@ -29,6 +31,6 @@ from engine.commands.version import VERSION
 from engine.commands.why import WHY
 
 COMMANDS: Final[tuple[Command | Plain, ...]] = (
-    UP, CHECK, BROKER, FRONTEND, WORKER, STATUS, WHY, RELOAD, SCALE, DOWN, PLAN, BENCH, PORTS, KEYS, HEALTH,
+    INIT, UP, CHECK, BROKER, FRONTEND, WORKER, STATUS, WHY, RELOAD, SCALE, DOWN, PLAN, BENCH, PORTS, KEYS, HEALTH,
     RENDER, VERSION,
 )  # fmt: skip

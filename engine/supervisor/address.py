@@ -106,15 +106,22 @@ def part_banner(deployment: Deployment, parts: Parts) -> str:
     return f"{deployment.engine.name}: {parts} ready  (stop with Ctrl-C)\nlook: {status_command(deployment)}"
 
 
-def status_command(deployment: Deployment) -> str:
-    """A command line that works in this shell: by name only where the command found there is the one that runs."""
+def command_here(*, absolute: bool = False) -> str:
+    """The command of this very installation as this shell takes it: by name only where the one found there is it; else
+    by its path, which is ``absolute`` for whoever goes to another folder first."""
     own = Path(sys.executable).parent / "engine"
     found = shutil.which("engine")
-    command = "engine" if found is not None and Path(found).absolute() == own else _from_here(own)
-    if not own.exists():  # run from its source, and installed nowhere
-        command = f"{_from_here(Path(sys.executable))} -m engine"
+    if found is not None and Path(found).absolute() == own:
+        return "engine"
+    path = str if absolute else _from_here
+    # Else it is run from its source, and installed nowhere.
+    return path(own) if own.exists() else f"{path(Path(sys.executable))} -m engine"
+
+
+def status_command(deployment: Deployment) -> str:
+    """A command line that works in this shell."""
     file = deployment.file.parent if deployment.file.name == FILE_NAME else deployment.file
-    words = [command, "status"]
+    words = [command_here(), "status"]
     if file != Path.cwd():
         words.append(shlex.quote(_from_here(file)))
     own_dir = deployment.engine.run_dir

@@ -128,6 +128,14 @@ def test_what_is_installed_is_complete_and_says_its_version(installed: Path, whe
     pip("--python", str(installed / "python"), "check", cwd=work)
 
 
+def test_it_has_what_a_service_starts_from(installed: Path, folder: Path) -> None:
+    told = execute(installed / "engine", "init", "mine", cwd=folder)
+    assert f"{installed / 'engine'} check" in told
+    execute(installed / "engine", "check", "--strict", cwd=folder / "mine")
+    code = "from engine import testing\nwith testing.running() as one: print(one.post({'text': 'free prize'}).text)"
+    assert "spam" in execute(installed / "python", "-c", code, cwd=folder / "mine")
+
+
 def test_it_serves(installed: Path, folder: Path) -> None:
     file = write_service(folder, TOML, SERVICE)
     where = ["--address", "127.0.0.1", "--port", "0", "--run-dir", str(folder / "run")]
