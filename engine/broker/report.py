@@ -234,10 +234,15 @@ def stage_status(machine: StageMachine, now: float) -> StageStatus:
         arrived=machine.stats.arrived,
         learned=_learned(machine),
         cost=_cost(machine),
-        demand_workers=round(machine.demand_workers, 3),
+        demand_workers=_figure(machine.demand_workers),
         lately=lately.of_stage(machine, serving, now),
         bounds=machine.spec.bounds,
     )
+
+
+def _figure(number: float) -> float:
+    """Three digits of it: what is little is not nothing, and keeps a worker."""
+    return float(f"{number:.3g}")
 
 
 def _cost(machine: StageMachine) -> CostStatus | None:

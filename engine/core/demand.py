@@ -68,7 +68,7 @@ class Demand:
             return 0.0
         came, waits = arrived - arrived_then, (waited_s - waited_then) / past
         if item_s <= 0.0:
-            return 1.0 if came or waits else 0.0  # one, to find out
+            return UTILISATION if came or waits else 0.0  # one worker, to find out
         return (came / past + waits / max(target_s, TARGET_LEAST_S)) * item_s
 
 

@@ -7,6 +7,8 @@ cut off.
 
     parts      which parts there are, and what each needs: pure
     holder     the actor: one part, its address, its end
+    scaler     the actor that adds and takes away workers as their demand changes
+    actors     how they are found, started and asked
     cluster    up, status, down: what the command does
 
 The actors are detached: they outlive the command that made them, and ``engine down F --on ray`` ends them.

@@ -6,8 +6,8 @@ import json
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,20 +15,21 @@ from engine import transport
 from engine.config import Deployment
 from engine.config.endpoints import bracket, is_wildcard
 from engine.config.flags import Override
+from engine.core.demand import USUAL, Windows
 from engine.errors import StartError, Unavailable
 from engine.exitcodes import ExitCode
-from engine.onray.parts import NAMESPACE, Part, given, parts
+from engine.onray.actors import ANSWER_S, Actors, Told
+from engine.onray.parts import NAMESPACE, Part, crews, given, parts, scaler_of
 from engine.supervisor.parts import BROKER, FRONTEND
 
 START_S: Final = 600.0  # models load, and a cluster may have to grow
 LOOK_S: Final = 0.5
 TELL_S: Final = 2.0  # between two words about what is waited for
-ANSWER_S: Final = 2.0
 KEY_FILE: Final = "deployment.key"  # as they are called, of which one may lie there though another is named
 MISSING: Final = "a deployment on Ray needs the package ray: pip install 'stageline[ray]'"
 
 
-class Cluster:
+class Cluster(Actors):
     """A connection to one. Raises StartError where there is none to be had."""
 
     def __init__(self, address: str, folder: Path | None = None) -> None:
@@ -37,7 +38,7 @@ class Cluster:
             import ray
         except ImportError as error:
             raise StartError(MISSING) from error
-        self.ray: Any = ray
+        super().__init__(ray)
         environment = {"working_dir": str(folder), "excludes": [KEY_FILE]} if folder is not None else {}
         try:
             _greet(address)
@@ -65,37 +66,27 @@ class Cluster:
 
     def found(self, part: Part) -> Any:
         """Its actor, or None."""
-        with suppress(ValueError):
-            return self.ray.get_actor(part.name, namespace=NAMESPACE)
-        return None
+        return self.named(part.name)
 
-    def start(self, part: Part, file: str, broker: str, fixed_ports: int, given: Mapping[str, str]) -> Any:
-        """An actor for it, which Ray places where there is room, now or later."""
-        from engine.onray.holder import Holder
+    def scale(self, deployment: Deployment, told: Told, windows: Windows) -> None:
+        """Have its workers follow their demand."""
+        from engine.onray.scaler import Scaler
 
-        options = self.ray.remote(Holder).options(
-            name=part.name,
-            lifetime="detached",
-            num_cpus=part.cpus,
-            num_gpus=part.gpus,
-            max_restarts=-1,
-            max_concurrency=8,
-            scheduling_strategy="SPREAD",
+        scaled = [crew for crew in crews(deployment, has_gpus=self.has_gpus) if crew.is_scaled]
+        if not scaled:
+            return
+        options = self.ray.remote(Scaler).options(
+            name=scaler_of(deployment), lifetime="detached", num_cpus=0, max_restarts=-1, max_concurrency=2
         )
-        return options.remote(part, file, broker, fixed_ports, given)
+        routes = [list(route.stages) for route in deployment.routes]
+        options.remote(deployment.engine.name, scaled, routes, told, deployment.engine.grace, windows)
 
-    def asked(self, questions: Sequence[Any], within_s: float = ANSWER_S) -> list[Any]:
-        """The answers to calls of actors, in order; None for those that do not come in time or failed."""
-        if not questions:
-            return []
-        self.ray.wait(list(questions), num_returns=len(questions), timeout=within_s)
-        answers = []
-        for question in questions:
-            try:
-                answers.append(self.ray.get(question, timeout=0.01))
-            except Exception:  # of an actor that is not placed, or is being placed again
-                answers.append(None)
-        return answers
+    def there(self, deployment: Deployment) -> list[Part]:
+        """The parts of which there are actors, or shall be in any case: the broker, the frontend and the workers."""
+        names = self.names(deployment.engine.name)
+        first, second, *_ = parts(deployment, has_gpus=self.has_gpus)
+        workers = [crew.part(slot) for crew in crews(deployment, has_gpus=self.has_gpus) for slot in crew.slots]
+        return [first, second, *[part for part in workers if part.name in names]]
 
 
 def _greet(address: str) -> None:
@@ -106,7 +97,11 @@ def _greet(address: str) -> None:
 
 
 def up(
-    deployment: Deployment, address: str, say: Callable[[str], object], overrides: Mapping[tuple[str, str], Override]
+    deployment: Deployment,
+    address: str,
+    say: Callable[[str], object],
+    overrides: Mapping[tuple[str, str], Override],
+    windows: Windows = USUAL,
 ) -> int:
     """Start all parts, and wait until the deployment is ready. The exit code. ``overrides``: what ``deployment`` has
     from flags and variables, and not from its file."""
@@ -114,14 +109,15 @@ def up(
     file = deployment.file
     with Cluster(address, file.parent) as cluster:
         planned = parts(deployment, has_gpus=cluster.has_gpus)
-        if any(cluster.found(part) for part in planned):
+        if cluster.names(deployment.engine.name):
             raise StartError(
                 f'"{deployment.engine.name}" is on this cluster already; end it with: engine down {file} --on ray'
             )
-        lanes = sum(stage.num for stage in deployment.stages)
+        lanes = sum(max(stage.num, stage.most) for stage in deployment.stages)
         fixed = transport.listening(deployment).first_lane + lanes
-        flags = given(deployment, overrides)
-        actors = [cluster.start(part, file.name, planned[0].name, fixed, flags) for part in planned]
+        told = Told(file.name, planned[0].name, fixed, given(deployment, overrides))
+        actors = [cluster.start(part, told) for part in planned]
+        cluster.scale(deployment, told, windows)
         return _wait(cluster, deployment, planned, actors, say)
 
 
@@ -135,7 +131,7 @@ def _wait(
     until, tell_at, said = time.monotonic() + START_S, 0.0, ""
     while time.monotonic() < until:
         states = cluster.asked([actor.state.remote() for actor in actors])
-        told = _status(cluster, actors[0])
+        told = _status(cluster, deployment, actors[0])
         placed = dict(zip([part.only for part in planned], states, strict=True))[FRONTEND]
         if told is not None and placed is not None and _is_whole(told):
             host, port = deployment.frontend.address, deployment.frontend.port
@@ -175,11 +171,11 @@ def status(deployment: Deployment, address: str) -> bytes:
     """As the broker says it, JSON, with ``parts``: where each is placed; those that wait for CPUs and GPUs have no
     host. Raises Unavailable."""
     with Cluster(address) as cluster:
-        planned = parts(deployment, has_gpus=cluster.has_gpus)
+        planned = cluster.there(deployment)
         actors = [cluster.found(part) for part in planned]
         if actors[0] is None:
             raise Unavailable(503, "it has no broker on this cluster")
-        told = _status(cluster, actors[0])
+        told = _status(cluster, deployment, actors[0])
         if told is None:
             raise Unavailable(503, "its broker does not answer")
         there = [(part, actor) for part, actor in zip(planned, actors, strict=True) if actor is not None]
@@ -195,7 +191,12 @@ def down(deployment: Deployment, address: str, say: Callable[[str], object]) -> 
     """End all parts in order: the frontends, which finish what they have, then the broker, then the workers. The exit
     code."""
     with Cluster(address) as cluster:
-        planned = parts(deployment, has_gpus=cluster.has_gpus)
+        scaler = cluster.named(scaler_of(deployment))
+        if scaler is not None:
+            cluster.kill(scaler)
+        while cluster.named(scaler_of(deployment)) is not None:  # else it might start one more
+            time.sleep(LOOK_S / 5)
+        planned = cluster.there(deployment)
         found = [(part, actor) for part in planned if (actor := cluster.found(part)) is not None]
         if not found:
             say(f"{deployment.engine.name} is not on this cluster")
@@ -215,11 +216,17 @@ def down(deployment: Deployment, address: str, say: Callable[[str], object]) -> 
     return ExitCode.OK
 
 
-def _status(cluster: Cluster, broker: Any) -> dict[str, Any] | None:
+def _status(cluster: Cluster, deployment: Deployment, broker: Any) -> dict[str, Any] | None:
+    """What the broker says; how many workers of a stage there are to be is said by how many actors they have, for it
+    knows the file alone."""
     (answer,) = cluster.asked([broker.ask.remote("status")])
     if not answer:
         return None
     told: dict[str, Any] = json.loads(answer)
+    there = Counter(part.only for part in cluster.there(deployment))
+    for stage in told["stages"]:
+        if stage.get("bounds"):
+            stage["wanted"] = there[f"{stage['name']}=1"]
     return told
 
 

@@ -64,7 +64,12 @@ class Holder:
 
         runs = self._process is not None and self._process.poll() is None
         node = ray.get_runtime_context().get_node_id()
-        where = {"host": _own_address(), "node": node, "gpus": len(ray.get_gpu_ids())}
+        where = {
+            "host": _own_address(),
+            "node": node,
+            "gpus": len(ray.get_gpu_ids()),
+            "stopping": self._stopping.is_set(),
+        }
         ended, failed = ("", "") if runs else (self._end, self._failure)
         return {**where, "runs": runs, "starts": self._starts, "ended": ended, "failed": failed}
 

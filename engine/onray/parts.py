@@ -12,11 +12,13 @@ from typing import Final
 from engine.config import Deployment
 from engine.config.flags import Override, flags
 from engine.config.schema import PATHS, StageSection
+from engine.core.scaling import Bounds
 from engine.supervisor.parts import BROKER, FRONTEND
 
 NAMESPACE: Final = "stageline"  # of all our actors
 
 BROKER_CPUS: Final = 1.0
+SCALER: Final = "scaling"
 FRONTEND_CPUS: Final = 1.0  # for each of its processes
 WORKER_CPUS: Final = 1.0  # what keeps a device fed; a stage on CPUs says how many it uses by ``cpus``
 
@@ -49,14 +51,49 @@ def parts(deployment: Deployment, *, has_gpus: bool) -> list[Part]:
     "auto"`` stands for then."""
     name = deployment.engine.name
     frontend = Part(f"{name}/{FRONTEND}", FRONTEND, FRONTEND_CPUS * deployment.frontend.processes, 0.0)
-    workers = [
-        Part(
-            f"{name}/{stage.name}-{number}", f"{stage.name}=1", cpus_of(stage), float(on_gpu(stage, has_gpus=has_gpus))
+    workers = [crew.part(slot) for crew in crews(deployment, has_gpus=has_gpus) for slot in range(1, crew.num + 1)]
+    return [Part(f"{name}/{BROKER}", BROKER, BROKER_CPUS, 0.0), frontend, *workers]
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The workers of a stage, each a part. ``num``: with so many it begins. ``name``: of the deployment."""
+
+    name: str
+    stage: str
+    num: int
+    bounds: Bounds
+    is_scaled: bool
+    cpus: float
+    gpus: float
+
+    @property
+    def slots(self) -> range:
+        """All that there may ever be."""
+        return range(1, max(self.num, self.bounds.most) + 1)
+
+    def part(self, slot: int) -> Part:
+        return Part(f"{self.name}/{self.stage}-{slot}", f"{self.stage}=1", self.cpus, self.gpus)
+
+
+def crews(deployment: Deployment, *, has_gpus: bool) -> list[Crew]:
+    return [
+        Crew(
+            deployment.engine.name,
+            stage.name,
+            stage.num,
+            Bounds(stage.min, stage.most),
+            stage.is_scaled,
+            cpus_of(stage),
+            float(on_gpu(stage, has_gpus=has_gpus)),
         )
         for stage in deployment.stages
-        for number in range(1, stage.num + 1)
     ]
-    return [Part(f"{name}/{BROKER}", BROKER, BROKER_CPUS, 0.0), frontend, *workers]
+
+
+def scaler_of(deployment: Deployment) -> str:
+    """The name of the actor that scales it."""
+    return f"{deployment.engine.name}/{SCALER}"
 
 
 def cpus_of(stage: StageSection) -> float:

@@ -78,8 +78,16 @@ def test_of_a_stage_that_has_computed_nothing_one_worker_is_wanted() -> None:
     demand = Demand()
     for second in range(5):
         demand.look(float(second), arrived=3 * second, waiting=3 * second)
-    assert demand.workers(0.0, 3.0) == 1.0
+    assert demand.workers(0.0, 3.0) == UTILISATION, "one is wanted, and no more"
     assert Demand().workers(0.0, 3.0) == 0.0
+
+
+def test_while_nobody_knows_how_long_an_item_takes_one_worker_is_all_that_is_tried() -> None:
+    demand, scale = Demand(), Scale(0, least=0, most=8, now=0.0)
+    for second in range(300):  # it loads for long
+        demand.look(float(second), arrived=1, waiting=1)
+        scale.look(demand.workers(0.0, 30.0), float(second), asked=True)
+    assert scale.workers == 1
 
 
 def test_it_is_forgotten_when_nobody_has_come_for_long() -> None:
@@ -158,7 +166,7 @@ def test_a_stage_that_may_be_empty_queues_until_a_worker_comes() -> None:
     for _ in range(3):
         twin.stages[0].measure(twin.now)
         twin.pass_time(1.0)
-    assert twin.stages[0].demand_workers == 1.0
+    assert twin.stages[0].demand_workers == UTILISATION
     worker = twin.worker()
     twin.finish(worker)
     assert [status for ((status, _),) in twin.answers.values()] == [Status.OK]

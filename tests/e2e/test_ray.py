@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from harness import SERVICES, free_ports, wait_for, write_service
@@ -180,6 +181,31 @@ def test_gpus_are_dealt_and_who_waits_for_one_is_told(nodes: Nodes, folder: Path
     finally:
         up.kill()
         up.communicate()
+    assert nodes.engine("down", str(file)).returncode == 0
+    wait_for("an end of all its processes", lambda: not ours())
+    nodes.remove(node)
+
+
+def test_workers_follow_the_demand_whatever_becomes_of_who_sees_to_it(nodes: Nodes, folder: Path) -> None:
+    """None while nobody asks, and one for who does. The windows are seconds here."""
+    port = free_ports(1)
+    scaled = FILE.format(port=port).replace("num = 2", "num = 1\nmin = 0\nmax = 2")
+    file = write_service(folder, scaled)
+    (folder / "actor.py").write_text((SERVICES / "actor.py").read_text())
+    node = nodes.add(cpus=6)
+    command = [sys.executable, str(SERVICES / "scaled.py"), str(file), "--on", nodes.address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    def workers() -> list[int]:
+        return [stage["wanted"] for stage in status(nodes, file).get("stages", ())]
+
+    wait_for("an end of both", lambda: workers() == [0, 0], within_s=60)
+    (holder,) = [one for one in psutil.process_iter() if "Scaler" in one.name()]
+    holder.kill()
+    answer = httpx.post(f"http://127.0.0.1:{port}/inference", json={"id": 1}, timeout=90, trust_env=False)
+    assert answer.status_code == 200, answer.text
+    assert workers() == [1, 1]
     assert nodes.engine("down", str(file)).returncode == 0
     wait_for("an end of all its processes", lambda: not ours())
     nodes.remove(node)

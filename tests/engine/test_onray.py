@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +15,12 @@ from harness import wait_for
 from engine import cli, status
 from engine.config import Deployment, build, flags_of
 from engine.config.flags import overrides
+from engine.core.demand import DOWN_S, UP_S
 from engine.errors import StartError
 from engine.onray import cluster, holder
-from engine.onray.parts import Part, given, parts, words
+from engine.onray.actors import Actors, Told
+from engine.onray.parts import Crew, Part, crews, given, parts, words
+from engine.onray.scaler import STOP_S, Scaler
 
 
 def deploy(
@@ -207,3 +212,131 @@ def test_who_has_no_place_is_in_the_status() -> None:
     )
     assert "encode=1 has no place yet: it waits for 1 GPU" in status.table(told)
     assert "broker has no place" not in status.table(told)
+
+
+# --- workers by demand ------------------------------------------------------------------------------------------------
+
+
+class Call:
+    """A method of an actor."""
+
+    def __init__(self, does: Any) -> None:
+        self.remote = does
+
+
+class Pretended(Actors):
+    """A cluster with room for everybody, in which a worker that was told to stop ends when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.there: dict[str, dict[str, Any]] = {}
+        self.demand: dict[str, float] = {"encode": 0.0}
+        self.queued = 0
+        self.started: list[str] = []
+        self.silent = False
+
+    def add(self, name: str) -> None:
+        self.there[name] = {"stopping": False, "ended": False}
+
+    def names(self, deployment: str) -> set[str]:
+        return set(self.there)
+
+    def named(self, name: str) -> Any:
+        if name == "d/broker":
+            told = {"demand": self.demand, "stages": [{"name": "encode", "queued": self.queued}]}
+            return SimpleNamespace(ask=Call(lambda what: b"" if self.silent else json.dumps(told).encode()))
+        if (one := self.there.get(name)) is None:
+            return None
+
+        def stop(within_s: float) -> dict[str, Any]:
+            one["stopping"] = True
+            return one
+
+        return SimpleNamespace(name=name, state=Call(lambda: dict(one)), stop=Call(stop))
+
+    def start(self, part: Part, told: Told) -> None:
+        self.started.append(part.name)
+        self.add(part.name)
+
+    def asked(self, questions: Sequence[Any], within_s: float = 1.0) -> list[Any]:
+        return list(questions)
+
+    def has_come(self, answer: Any) -> bool:
+        return bool(answer["ended"])
+
+    def kill(self, actor: Any) -> None:
+        del self.there[actor.name]
+
+
+def scaler(actors: Pretended, **stage: Any) -> Scaler:
+    found = [crew for crew in crews(deploy(**stage), has_gpus=False) if crew.is_scaled]
+    return Scaler("d", found, [["encode"]], Told("f", "d/broker", 9, {}), 5.0, actors=actors)
+
+
+def pass_time(made: Scaler, begin: float, seconds: float) -> float:
+    for second in range(round(seconds)):
+        made.look(begin + second)
+    return begin + seconds
+
+
+def test_a_crew_has_a_part_for_each_worker_that_there_may_be() -> None:
+    (_, encode) = crews(deploy(num=1, min=0, max=3), has_gpus=False)
+    assert isinstance(encode, Crew)
+    assert [encode.part(slot).name for slot in encode.slots] == ["d/encode-1", "d/encode-2", "d/encode-3"]
+    assert [part.name for part in parts(deploy(num=0, min=0, max=3), has_gpus=False)][-1] == "d/pre-2"
+
+
+def test_workers_come_and_go_with_the_demand_on_a_cluster() -> None:
+    actors = Pretended()
+    actors.add("d/encode-1")
+    made = scaler(actors, max=3)
+    actors.demand["encode"] = 2.0
+    at = pass_time(made, 0.0, UP_S + 5)
+    assert actors.started == ["d/encode-2", "d/encode-3"]
+    actors.demand["encode"] = 0.5
+    at = pass_time(made, at, DOWN_S + 5)
+    assert [name for name, one in actors.there.items() if one["stopping"]] == ["d/encode-2", "d/encode-3"]
+    actors.there["d/encode-2"]["ended"] = True
+    at = pass_time(made, at, 2)
+    assert set(actors.there) == {"d/encode-1", "d/encode-3"}, "one that has not finished is waited for"
+    pass_time(made, at, 5.0 + STOP_S + 1)
+    assert set(actors.there) == {"d/encode-1"}, "though not for ever: it may never have had a place"
+
+
+def test_a_request_that_waits_has_a_worker_started_on_a_cluster() -> None:
+    actors = Pretended()
+    made = scaler(actors, num=0, min=0, max=2)
+    at = pass_time(made, 0.0, 5)
+    actors.queued = 1
+    made.look(at)
+    assert actors.started == ["d/encode-1"]
+
+
+def test_a_scaler_that_was_started_again_goes_on_from_the_workers_there_are() -> None:
+    actors = Pretended()
+    for slot in (1, 2, 3):
+        actors.add(f"d/encode-{slot}")
+    actors.there["d/encode-3"]["stopping"] = True
+    actors.demand["encode"] = 1.0
+    made = scaler(actors, max=4)
+    at = pass_time(made, 0.0, 3)
+    assert made.nums() == {"encode": 2}
+    actors.there["d/encode-3"]["ended"] = True
+    at = pass_time(made, at, 2)
+    assert set(actors.there) == {"d/encode-1", "d/encode-2"}
+    actors.demand["encode"] = 2.0
+    pass_time(made, at, UP_S + 2)
+    assert actors.started == ["d/encode-3"]
+
+
+def test_nothing_is_changed_while_the_broker_says_nothing_but_who_is_missing_is_replaced() -> None:
+    actors = Pretended()
+    for slot in (1, 2):
+        actors.add(f"d/encode-{slot}")
+    made = scaler(actors, max=4)
+    made.look(0.0)
+    actors.silent = True
+    del actors.there["d/encode-2"]
+    pass_time(made, 1.0, 2 * DOWN_S)
+    assert actors.started == ["d/encode-2"]
+    assert not any(one["stopping"] for one in actors.there.values())

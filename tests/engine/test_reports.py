@@ -356,3 +356,8 @@ def test_workers_are_counted_by_host() -> None:
     counts = {sample.labels["host"]: sample.value for sample in families["engine_host_workers"].samples}
     assert counts == {"a": 2, "b": 1, "unknown": 1}
     assert {sample.labels["host"] for sample in families["engine_host_busy_seconds"].samples} == {"a", "b", "unknown"}
+
+
+@pytest.mark.parametrize(("number", "told"), [(0.0, 0.0), (2.12345, 2.12), (1.5e-06, 1.5e-06)])
+def test_a_little_demand_is_not_told_as_none(number: float, told: float) -> None:
+    assert report._figure(number) == told
