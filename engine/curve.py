@@ -163,10 +163,14 @@ class Socket(zmq.Socket[bytes]):
         assert self.monitor_end is not None
         away = False
         while self.monitor_end.poll(0):
-            what, _ = event(self.monitor_end.recv_multipart())
+            what, number = event(self.monitor_end.recv_multipart())
             self.is_away = away = what != _DONE
+            ctx = self.context
             if not away:
                 turns.let_in()
+            if isinstance(ctx, Context):  # it is not always told: the broker may have closed before it is seen
+                unlike = what == _BROKEN and number == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
+                ctx.is_unlike = away and (unlike or ctx.is_unlike)
         return away
 
     def _unwatch(self) -> None:
@@ -184,6 +188,7 @@ class Context(zmq.Context[Socket]):
     pairs: Pairs | None = None  # that links are made with now
     refused: Callable[[str], object] | None = None  # is told by others of a connection that was, and why
     bound: Callable[[Socket], object] | None = None  # is given, of each socket that lets peers in, where it tells how
+    is_unlike: bool = False  # the broker has keys and we have none, or the other way round: it has said so
     turns: Turns  # of all its doors, one after the other: who makes a socket anew begins nothing anew
     _all: tuple[Pairs, ...] = ()
 
@@ -204,12 +209,20 @@ class Context(zmq.Context[Socket]):
 
     @property
     def complaint(self) -> str:
-        """What is told of a broker that turns us away."""
-        if self.keyring is None:
+        """What is told of a broker that turns us away. A connection that is closed before a word is all that is known
+        of a wrong key; a proxy with nobody behind it does the same."""
+        if self.keyring is None and self.is_unlike:
             return "the broker refuses this process: it wants a key, and no engine.key names one here"
+        if self.keyring is None:
+            return (
+                "connections to the broker's address end before a word is said: either it wants a key, and no "
+                "engine.key names one here, or no broker listens there"
+            )
+        if self.is_unlike:
+            return f"the broker refuses this process: the broker has no key, and this process has {self.keyring.path}"
         return (
-            f"the broker refuses this process: none of the keys in {self.keyring.path} is the broker's (wrong key, or "
-            "the broker has none)"
+            "connections to the broker's address end before a word is said: either none of the keys in "
+            f"{self.keyring.path} is the broker's (wrong key, or the broker has none), or no broker listens there"
         )
 
     def reread(self) -> bool:

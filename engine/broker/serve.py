@@ -75,7 +75,7 @@ def serve(
                 log.warning("the key file has another first line: all connections begin anew, with that")
                 broker.stop()
                 try:
-                    broker = Broker(deployment, cell)
+                    broker = broker.renewed(deployment)
                     broker.start()
                 except StartError as error:
                     log.error("the broker cannot begin anew: %s", error)

@@ -29,7 +29,7 @@ from engine.core.placement import broker_threads
 from engine.core.wire import egress_frame, front_frame
 from engine.cpus import usable_cpus
 from engine.errors import StartError
-from engine.keyfile import keyring_of
+from engine.keyfile import Keyring, keyring_of
 from engine.process import count_gpus
 from engine.specs import front_spec, given_s, stage_spec
 from engine.transport import Endpoints
@@ -65,15 +65,15 @@ def _scaled(deployment: Deployment) -> list[int]:
 class Broker:
     """All threads of one broker. ``start`` and ``stop`` are called by one thread, which owns none of the sockets."""
 
-    def __init__(self, deployment: Deployment, cell: int = 0) -> None:
-        """``cell``: which of the deployment's, from 0."""
+    def __init__(self, deployment: Deployment, cell: int = 0, keyring: Keyring | None = None) -> None:
+        """``cell``: which of the deployment's, from 0. ``keyring``: one that has been read; None: read it."""
         topology = deployment.topology
         self._cell = cell
         self.endpoints = _listening(deployment, cell)
         self.failed = threading.Event()
         self.epoch = secrets.randbelow(EPOCHS - 1) + 1
         self._failures, self._failure = os.pipe()
-        self._keyring = keyring_of(deployment)
+        self._keyring = keyring or keyring_of(deployment)
         self._secret = self._keyring.secrets[0] if self._keyring is not None else None
         self._context = transport.context(self._keyring)
         self.threads = broker_threads(
@@ -134,6 +134,11 @@ class Broker:
     def _fail(self) -> None:
         self.failed.set()
         os.write(self._failure, b"\0")
+
+    def renewed(self, deployment: Deployment) -> Broker:
+        """One in its place, when it has stopped, by the key that :meth:`is_outdated` has read: the file may be written
+        again, or be gone, by now."""
+        return Broker(deployment, self._cell, self._keyring)
 
     def is_outdated(self) -> bool:
         """Whether the key file has another first line by now: by that of this broker nobody shall come in any more."""

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import socket
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import zmq
 
 from engine import admin, curve, transport
+from engine.broker.service import Broker
 from engine.config import Deployment
 from engine.core.keys import Secret
 from engine.errors import Unavailable
@@ -199,17 +201,15 @@ def test_who_is_refused_says_why_and_is_let_in_once_the_key_is_right(
     with running(keyed), caplog.at_level(logging.ERROR):
         w = Worker(lost)
         try:
-            until(
-                lambda: transport.send(w.control, [b"?"]) or "the broker refuses this process" in caplog.text, "words"
-            )
-            (told,) = [record for record in caplog.records if "refuses this process" in record.message]
+            until(lambda: transport.send(w.control, [b"?"]) or "none of the keys in" in caplog.text, "words")
+            (told,) = [record for record in caplog.records if "none of the keys in" in record.message]
             assert f"none of the keys in {other} is the broker's (wrong key" in told.message
             other_sock = transport.dealer(w.ctx, w.endpoints.front)  # as whoever gets no answer makes one
             for _ in range(2):
                 until(lambda: transport.send(other_sock, [b"?"]) or other_sock.complaint, "another refusal")
                 other_sock.is_away = False
             other_sock.close()
-            assert caplog.text.count("refuses this process") == 1
+            assert caplog.text.count("none of the keys in") == 1
             with pytest.raises(Unavailable, match="none of the keys in"):
                 admin.ask(lost, "status", 0.3)
             lines(lost, secret_of(keyed))
@@ -224,9 +224,40 @@ def test_who_was_given_no_key_says_so(keyed: Deployment, caplog: pytest.LogCaptu
     with running(keyed), caplog.at_level(logging.ERROR):
         w = Worker(plain)
         try:
-            until(lambda: transport.send(w.control, [b"?"]) or "it wants a key" in caplog.text, "words")
+            until(
+                lambda: transport.send(w.control, [b"?"]) or "it wants a key, and no engine.key" in caplog.text, "words"
+            )
         finally:
             w.close()
+
+
+@pytest.mark.parametrize("has_key", [True, False])
+def test_a_proxy_that_reaches_no_broker_is_not_called_one_that_wants_a_key(
+    keyed: Deployment, caplog: pytest.LogCaptureFixture, has_key: bool
+) -> None:
+    deployment = keyed if has_key else replace(keyed, engine=replace(keyed.engine, key="", insecure=True))
+    port = int(keyed.engine.bind.rpartition(":")[2])
+    over = threading.Event()
+
+    def proxy(listener: socket.socket) -> None:
+        while not over.is_set():
+            with contextlib.suppress(TimeoutError):
+                listener.accept()[0].close()
+
+    with socket.create_server(("127.0.0.1", port)) as listener, caplog.at_level(logging.ERROR):
+        listener.settimeout(0.05)
+        thread = threading.Thread(target=proxy, args=(listener,))
+        thread.start()
+        ctx = transport.context(Keyring(keyed.engine.key) if has_key else None)
+        sock = transport.dealer(ctx, transport.reaching(deployment).front)
+        try:
+            until(lambda: transport.send(sock, [b"?"]) or "no broker listens there" in caplog.text, "words")
+            assert "the broker refuses" not in caplog.text, "there may be none"
+        finally:
+            sock.close()
+            ctx.term()
+            over.set()
+            thread.join()
 
 
 def test_a_broker_without_keys_is_no_broker_for_who_has_them(
@@ -236,7 +267,7 @@ def test_a_broker_without_keys_is_no_broker_for_who_has_them(
     with running(plain), caplog.at_level(logging.ERROR):
         w = Worker(keyed)
         try:
-            until(lambda: transport.send(w.control, [b"?"]) or "the broker has none" in caplog.text, "words")
+            until(lambda: transport.send(w.control, [b"?"]) or "the broker has no" in caplog.text, "words")
         finally:
             w.close()
 
@@ -276,3 +307,30 @@ def test_a_broker_is_outdated_once_the_first_line_is_another_one(keyed: Deployme
         lines(keyed, new, old)
         assert broker.is_outdated()
         assert broker.is_outdated()  # until it has been begun anew
+
+
+def test_a_broker_begins_anew_by_the_key_it_has_read_whatever_has_become_of_the_file(keyed: Deployment) -> None:
+    old, new = Secret(b"o" * 32), Secret(b"n" * 32)
+    lines(keyed, old)
+    broker = Broker(keyed)
+    broker.start()
+    try:
+        lines(keyed, new, old)
+        assert broker.is_outdated()
+        Path(keyed.engine.key).unlink()
+    finally:
+        broker.stop()
+    again = broker.renewed(keyed)
+    again.start()
+    try:
+        assert not again.is_outdated()
+        lines(keyed, new)
+        w = Worker(keyed)
+        try:
+            w.join()
+        finally:
+            w.close()
+        lines(keyed, old)
+        assert again.is_outdated(), "the file is looked at again when there is one"
+    finally:
+        again.stop()
