@@ -16,7 +16,10 @@ Wants=network-online.target
 After=network-online.target
 
 [Service]
-Type=exec
+# It counts as started once it serves; for how long a stage may load says the file.
+Type=notify
+TimeoutStartSec=infinity
+WatchdogSec=30
 ExecStart={command} up {file}{only}
 ExecReload=/bin/kill -HUP $MAINPID
 WorkingDirectory={folder}

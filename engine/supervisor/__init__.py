@@ -5,7 +5,7 @@
     daemons   processes that a script wants beside its own        changes   another configuration while it runs
     orders    the socket on which that is asked for               keeper    ends what dead processes leave behind
     parts     which of all these run on this host          screen    how a terminal shows it, and logfile
-    scaling   numbers of workers that follow the demand
+    scaling   numbers of workers that follow the demand     systemd   what it is told, where it runs a deployment
 
 Imports neither zmq, Falcon, torch nor user code: it must not be able to die of any of them, and it must start in a
 blink.
@@ -42,6 +42,7 @@ from engine.supervisor.parts import FRONTEND, WHOLE, Parts
 from engine.supervisor.rundir import Busy, Withdrawn, claim, make_private, mark_stopping, write_snapshot
 from engine.supervisor.scaling import Scaler
 from engine.supervisor.screen import opened, to_stdout
+from engine.supervisor.systemd import Systemd
 
 __all__ = ["Busy", "claim", "make_private", "run", "run_workers"]
 
@@ -73,6 +74,7 @@ def run(
     ready.
     """
     held = named(daemons)
+    systemd = Systemd()
     deployment = family.settled(deployment, parts)
     again = None if reread is None else lambda: family.settled(reread(), parts)
     descriptors.allow_many()
@@ -95,7 +97,7 @@ def run(
                 starts_most=_starts_most(),
             )
             with opened(deployment, folder, environments, list(keepers)) as screen:
-                listening = _Listening(changes, folder, parts, to_stdout if screen is None else screen.say)
+                listening = _Listening(changes, folder, parts, to_stdout if screen is None else screen.say, systemd)
                 loop = Loop(
                     machine,
                     commands or family.command_line(changes.snapshot),
@@ -104,7 +106,8 @@ def run(
                     on_url=listening.handle_url,
                     on_serving=listening.handle_serving,
                     on_trial=listening.handle_trial,
-                    on_stopping=lambda within_s: mark_stopping(folder, within_s),
+                    on_stopping=listening.handle_stopping,
+                    on_look=systemd.alive,
                     changes=changes,
                     scaler=Scaler(changes, machine, windows),
                     orders_in=folder,
@@ -210,11 +213,15 @@ def _ended(machine: Machine, name: str) -> ExitCode:
 
 
 class _Listening:
-    """Where the frontend listens: remembered for its restarts, told to the user once."""
+    """Where the frontend listens: remembered for its restarts, told to the user once. And who else is told how it is:
+    systemd, and the next supervisor of this name."""
 
-    def __init__(self, changes: Changes, folder: Path, parts: Parts, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, changes: Changes, folder: Path, parts: Parts, say: Callable[[str], None], systemd: Systemd
+    ) -> None:
         self._changes = changes
         self._say = say
+        self._systemd = systemd
         self._parts = parts
         self._folder = folder
         self._url = ""
@@ -235,10 +242,15 @@ class _Listening:
 
     def handle_serving(self) -> None:
         deployment = self._changes.deployment
+        self._systemd.ready()
         if not self._parts.has(FRONTEND):
             self._say(part_banner(deployment, self._parts))
             return
         self._say(banner(deployment, self._url or _configured(deployment), self._trial))
+
+    def handle_stopping(self, within_s: float) -> None:
+        self._systemd.stopping()
+        mark_stopping(self._folder, within_s)
 
 
 def _configured(deployment: Deployment) -> str:

@@ -62,6 +62,7 @@ class Loop:
         on_serving: Callable[[], None],
         on_trial: Callable[[str], None] = lambda trial: None,
         on_stopping: Callable[[float], None] = lambda within_s: None,
+        on_look: Callable[[], None] = lambda: None,
         changes: Changes | None = None,
         scaler: Scaler | None = None,
         orders_in: Path | None = None,
@@ -76,6 +77,7 @@ class Loop:
         self._on_url = on_url
         self._on_serving = on_serving
         self._on_stopping = on_stopping
+        self._on_look = on_look
         self._on_trial = on_trial
         self._selector = selectors.DefaultSelector()
         self._events: deque[life.Event] = deque()
@@ -187,6 +189,7 @@ class Loop:
             if how and self._pids.get(child) == pid:  # else it was left behind as unkillable
                 self._events.append(life.Hung(child, how))
         self._oom.look(self._running)
+        self._on_look()
         self._look_at = now() + LOOK_S
 
     def _bury(self, pid: int) -> None:

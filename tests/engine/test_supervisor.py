@@ -765,6 +765,55 @@ def test_workers_on_their_own_are_replaced_one_by_one_by_what_their_file_says_th
 # --- what it is made of
 
 
+# --- systemd
+
+
+@pytest.mark.parametrize("is_abstract", [False, True])
+def test_systemd_is_told_when_it_serves_that_it_lives_and_when_it_stops(
+    start: Callable[..., Trial], folder: Path, monkeypatch: pytest.MonkeyPatch, is_abstract: bool
+) -> None:
+    name = f"@{folder.name}" if is_abstract else str(folder / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(name.replace("@", "\0"))
+        notified.settimeout(PATIENCE_S)
+        monkeypatch.setenv("NOTIFY_SOCKET", name)
+        monkeypatch.setenv("WATCHDOG_USEC", "3000000")
+        (folder / "frontend.hangs").touch()
+        trial = start()
+        trial.wait_journal("worker-encode-2 ready")
+        told = [notified.recv(100) for _ in range(2)]
+        assert told == [b"WATCHDOG=1"] * 2, "it is not ready before its frontend is"
+        (worker,) = trial.pids("worker-encode-1")
+        assert "NOTIFY_SOCKET" not in psutil.Process(worker).environ(), "it is for the supervisor alone to speak"
+        trial.process.send_signal(signal.SIGTERM)
+        trial.wait_exit()
+        told = []
+        while not told or told[-1] != b"STOPPING=1":
+            told.append(notified.recv(100))
+        assert b"READY=1" not in told
+
+
+def test_systemd_hears_of_readiness_once(
+    start: Callable[..., Trial], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(str(folder / "notify"))
+        notified.settimeout(PATIENCE_S)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(folder / "notify"))
+        trial = start()
+        trial.wait_ready()
+        assert notified.recv(100) == b"READY=1"
+        assert trial.stop() == ExitCode.OK
+        assert notified.recv(100) == b"STOPPING=1", "and of its life where it asks for that alone"
+
+
+def test_nobody_there_to_be_told_is_no_harm(start: Callable[..., Trial], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere/notify")
+    trial = start()
+    trial.wait_ready()
+    assert trial.stop() == ExitCode.OK
+
+
 # --- workers by demand
 
 
