@@ -22,6 +22,7 @@ from engine.render.about import APP, KEY, RUN_DIR, USER, About, check, gpus, lab
 
 Object = dict[str, Any]  # of Kubernetes, as its own documentation has it
 
+POLL_S: Final = 5  # of whoever scales, who else would leave a stage without workers alone for half a minute
 PROBE_S: Final = 10  # between two probes
 PROBE_TIMEOUT_S: Final = 5  # an interpreter starts for one
 FILE: Final = f"{APP}/stages.toml"
@@ -36,7 +37,7 @@ def objects(deployment: Deployment, about: About) -> list[Object]:
     check(deployment)
     cluster = _Cluster(deployment, about)
     workers = [(stage, cell) for cell in range(about.cells) for stage in deployment.stages]
-    scaled = [cluster.scaled(stage, cell) for stage, cell in workers if stage.max]
+    scaled = [cluster.scaled(stage, cell) for stage, cell in workers if stage.is_scaled]
     return [
         cluster.config(),
         cluster.broker_service(),
@@ -195,7 +196,7 @@ class _Cluster:
             "selector": {"matchLabels": self._chosen(label(stage.name), cell)},
             "template": pod,
         }
-        if not stage.max:  # else whoever scales it says how many
+        if not stage.is_scaled:  # else whoever scales it says how many
             spec = {"replicas": max(1, share(stage.num, self.about.cells, cell)), **spec}
         labels = self._labels(label(stage.name), cell)
         return self._object("Deployment", "apps/v1", self._workers_name(stage, cell), labels, spec=spec)
@@ -290,6 +291,8 @@ class _Cluster:
                 "format": "prometheus",
                 "valueLocation": f"{self.deployment.engine.namespace}_stage_demand_workers{{{labels}}}",
                 "targetValue": str(UTILISATION),
+                # The name of the Service is none of those that a certificate for clients has.
+                **({"unsafeSsl": "true"} if frontend.certfile else {}),
             },
         }
         least = share(stage.min, self.about.cells, cell) if many else stage.min
@@ -300,7 +303,8 @@ class _Cluster:
         spec = {
             "scaleTargetRef": {"name": self._workers_name(stage, cell)},
             "minReplicaCount": max(least, 1) if stage.min else 0,
-            "maxReplicaCount": max(1, share(stage.max, self.about.cells, cell)),
+            "maxReplicaCount": max(1, share(stage.most, self.about.cells, cell)),
+            "pollingInterval": POLL_S,
             "cooldownPeriod": int(DOWN_S),
             "advanced": {"horizontalPodAutoscalerConfig": {"behavior": behaviour}},
             "triggers": [trigger],

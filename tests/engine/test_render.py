@@ -117,7 +117,8 @@ SCHEMAS = {
         ".podMetricsEndpoints.path",
     }),
     "ScaledObject": ("keda.sh/v1alpha1", {
-        ".scaleTargetRef", ".scaleTargetRef.name", ".minReplicaCount", ".maxReplicaCount", ".cooldownPeriod",
+        ".scaleTargetRef", ".scaleTargetRef.name", ".minReplicaCount", ".maxReplicaCount", ".pollingInterval",
+        ".cooldownPeriod",
         ".advanced", ".advanced.horizontalPodAutoscalerConfig", ".advanced.horizontalPodAutoscalerConfig.behavior",
         *[f".advanced.horizontalPodAutoscalerConfig.behavior.{way}{rest}"
           for way in ("scaleUp", "scaleDown") for rest in ("", ".stabilizationWindowSeconds")],
