@@ -71,6 +71,7 @@ __all__ = [
 
 CPUS_VARIABLE: Final = "ENGINE_CPUS"  # "0,1", or "all"; set by the supervisor, read by settle()
 DEVICE_VARIABLE: Final = "ENGINE_DEVICE"
+SOURCES_VARIABLE: Final = "ENGINE_SOURCES"  # a folder, of whose files a worker tells which it has imported
 
 BEAT_LINE: Final = b'{"event":"beat"}'
 STOPPING_LINE: Final = b'{"event":"stopping"}'
@@ -92,7 +93,8 @@ class Notifier:
     with which these end; of a broker ``waiting`` while requests wait for workers, with ``left_s``, by stage, for how
     long they can, and ``demand`` about as often as beats, with how many ``workers`` each stage needs that is scaled;
     ``loading``; ``warming`` with ``done`` and ``of``; ``ready`` (a frontend adds ``url``, the first worker ``trial``, a
-    request to try); ``failed`` with a one-line ``reason`` and, of user code, its ``trace``.
+    request to try); of a worker that is asked to ``imported`` with ``files``; ``failed`` with a one-line ``reason``
+    and, of user code, its ``trace``.
     Any thread may call :meth:`send`: a line but the last is far below PIPE_BUF, so writes do not mix. Of texts that
     would make a line longer than LINE_MOST the middle is left out: a traceback says most where it begins and ends.
     """

@@ -55,7 +55,7 @@ def _told(options: argparse.Namespace, folder: Path, files: list[str]) -> str:
 
     engine = command_here(absolute=True)
     python = "python" if engine == "engine" else sys.executable
-    steps = [f"{engine} check --strict", f"{engine} up"]
+    steps = [f"{engine} check --strict", f"{engine} up --reload"]
     if any(not line.startswith("#") for line in (folder / "requirements.txt").read_text().splitlines()):
         steps.insert(0, f"{python} -m pip install -r requirements.txt")
     if folder.resolve() != Path.cwd():

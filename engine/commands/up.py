@@ -30,6 +30,8 @@ def up(options: argparse.Namespace, deployment: Deployment) -> int:
     from engine import supervisor
 
     log.setup("supervisor", level=deployment.engine.log_level)
+    if options.reload and (options.only or options.on is not None):
+        options.parser.error("--reload is for a whole deployment on this machine: expected it without --only and --on")
     if options.on is not None:
         from engine.onray import cluster
 
@@ -41,6 +43,8 @@ def up(options: argparse.Namespace, deployment: Deployment) -> int:
 
         die_with_parent(options.parent)
     warn_of_strangers()
+    if options.reload:
+        return supervisor.develop(deployment, reread(options))
     return supervisor.run(deployment, reread=reread(options), parts=parts_of(options, deployment))
 
 
@@ -81,6 +85,7 @@ def down(options: argparse.Namespace, deployment: Deployment) -> int:
 def _up_arguments(sub: argparse.ArgumentParser) -> None:
     add_only(sub)
     add_on(sub)
+    sub.add_argument("--reload", action="store_true", help="for development: serve what is edited, at once")
     sub.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # for whoever holds a part of a deployment
 
 
@@ -94,6 +99,7 @@ UP: Final = Command(
     "run a deployment, or parts of one, on this machine",
     up,
     "engine up stages.toml --port 9000\n"
+    "engine up stages.toml --reload                 while you edit it\n"
     "engine up stages.toml --only broker,frontend   on one host, and\n"
     "engine up stages.toml --only encode=4          on others\n"
     "engine up stages.toml --on ray                 wherever the Ray cluster has room",

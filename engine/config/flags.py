@@ -21,7 +21,7 @@ from engine.config.units import format_size
 PREFIX: Final = "ENGINE_"
 # What processes of a deployment tell each other (engine.process), and what Kubernetes sets in each pod for a Service
 # that is called "engine".
-_OUR_OWN: Final = ("ENGINE_CPUS", "ENGINE_DESCRIPTORS", "ENGINE_DEVICE", "ENGINE_TREE")
+_OUR_OWN: Final = ("ENGINE_CPUS", "ENGINE_DESCRIPTORS", "ENGINE_DEVICE", "ENGINE_SOURCES", "ENGINE_TREE")
 _KUBERNETES: Final = re.compile(r"ENGINE_(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)")
 
 _DEST: Final = "config_"  # keeps our attributes of the namespace apart from those of the command

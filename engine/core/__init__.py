@@ -31,6 +31,7 @@
     starting   a start as people watch it, line by line
     replacing  which workers of a running deployment are replaced, and why
     rolling    in which order
+    edits      for which files that are edited they are, and when
     quarantine    requests that kill workers, refused for a while
     wear       when a worker has served long enough
     demand     how many workers a stage needs, and when that is worth another number of them

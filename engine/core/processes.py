@@ -110,12 +110,13 @@ class StopAsked:
 
 @dataclass(frozen=True)
 class Replace:
-    """Serve with these workers instead of those there are (engine.core.rolling). ``renew`` false: whoever is in a slot
-    stays, and only the number of slots changes. ``what``: for the log."""
+    """Serve with these workers instead of those there are (engine.core.rolling). ``renew``: of which stages all are new
+    (None: of all stages); of the others whoever is in a slot stays, and only the number of slots changes. ``what``: for
+    the log."""
 
     workers: tuple[Child, ...]
     what: str
-    renew: bool = True
+    renew: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ class Replacing:
 
     def _begin_asked(self, asked: Replace, workers: Sequence[Child]) -> list[Task]:
         self._next = None
-        there = {} if asked.renew else {_slot(child): child for child in workers}
+        kept = [child for child in workers if asked.renew is not None and child.stage not in asked.renew]
+        there = {_slot(child): child for child in kept}
         self._begin(workers, [there.get(_slot(child), child) for child in asked.workers], is_asked=True)
         return [Say(asked.what)]
 

@@ -4,8 +4,10 @@
     loop      the event loop; obeys engine.core.lifecycle         address   the HTTP port and how it is shown
     daemons   processes that a script wants beside its own        changes   another configuration while it runs
     orders    the socket on which that is asked for               keeper    ends what dead processes leave behind
-    parts     which of all these run on this host          screen    how a terminal shows it, and logfile
-    scaling   numbers of workers that follow the demand     systemd   what it is told, where it runs a deployment
+    parts     which of all these run on this host                 screen    how a terminal shows it all
+    scaling   numbers of workers that follow the demand           logfile   where the log goes then
+    systemd   what it is told, where it runs a deployment         sources   which files have been edited
+    development  serves what has
 
 Imports neither zmq, Falcon, torch nor user code: it must not be able to die of any of them, and it must start in a
 blink.
@@ -28,7 +30,7 @@ from engine.core.demand import USUAL, Windows
 from engine.core.lifecycle import STARTS_LEAST, Machine, Outcome
 from engine.core.processes import Child, Kind
 from engine.cpus import available_cpus
-from engine.errors import StartError
+from engine.errors import ConfigError, StartError
 from engine.exitcodes import ExitCode
 from engine.log import get_logger
 from engine.signals import STOPPING, Signals
@@ -36,6 +38,7 @@ from engine.supervisor import family
 from engine.supervisor.address import banner, check_port, part_banner
 from engine.supervisor.changes import Changes
 from engine.supervisor.daemons import Daemons, named
+from engine.supervisor.development import LOOK_S, Development
 from engine.supervisor.family import Commands
 from engine.supervisor.loop import Loop
 from engine.supervisor.parts import FRONTEND, WHOLE, Parts
@@ -44,7 +47,7 @@ from engine.supervisor.scaling import Scaler
 from engine.supervisor.screen import opened, to_stdout
 from engine.supervisor.systemd import Systemd
 
-__all__ = ["Busy", "claim", "make_private", "run", "run_workers"]
+__all__ = ["Busy", "claim", "develop", "make_private", "run", "run_workers"]
 
 # A process that fails to start with one of these says more than "could not start": pass it on.
 _PASSED_ON: Final = frozenset({ExitCode.CONFIG, ExitCode.BUSY})
@@ -61,6 +64,7 @@ def run(
     reread: Callable[[], Deployment] | None = None,
     parts: Parts = WHOLE,
     windows: Windows = USUAL,
+    development: Development | None = None,
 ) -> ExitCode:
     """Run the deployment, or these parts of it, in the foreground until it is stopped or fails; its exit code.
 
@@ -69,9 +73,9 @@ def run(
     changed while it runs (:mod:`engine.supervisor.changes`), and a SIGHUP where there is no terminal asks for that.
     ``daemons`` are processes that are started with it, are stopped with it, and whose end ends it:
     ``multiprocessing.Process`` or ``subprocess.Popen`` objects, or a mapping of names to such. ``commands`` replaces
-    how children are started, ``windows`` for how long a demand has to hold. A predecessor of this name that is stopping
-    is waited for. Main thread only. Says on stdout, as its last lines, where the deployment listens, or which parts are
-    ready.
+    how children are started, ``windows`` for how long a demand has to hold. With ``development`` what is edited is
+    served (:func:`develop`). A predecessor of this name that is stopping is waited for. Main thread only. Says on
+    stdout, as its last lines, where the deployment listens, or which parts are ready.
     """
     held = named(daemons)
     systemd = Systemd()
@@ -112,6 +116,7 @@ def run(
                     scaler=Scaler(changes, machine, windows),
                     orders_in=folder,
                     screen=screen,
+                    development=development,
                 )
                 loop.run(signals)
                 code = _ended(machine, deployment.engine.name)
@@ -130,6 +135,46 @@ def run(
     finally:
         for daemon in held:  # one that was already running when the start was refused
             daemon.kill()
+
+
+def develop(deployment: Deployment, reread: Callable[[], Deployment], parts: Parts = WHOLE) -> ExitCode:
+    """:func:`run`, and what is edited is served: workers are replaced, and what takes another start gets one. One that
+    could not start is tried again when something has changed."""
+    while True:
+        development = Development(deployment.file)
+        code = run(deployment, reread=reread, parts=parts, development=development)
+        if code is ExitCode.OK and not development.starts_again:
+            return code
+        if code not in (ExitCode.OK, ExitCode.START):
+            return code
+        try:
+            with Signals() as signals:
+                if code is ExitCode.START:
+                    _wait_edit(development, signals)
+                deployment = _reread(development, reread, signals)
+        except Withdrawn:
+            return code
+
+
+def _reread(development: Development, reread: Callable[[], Deployment], signals: Signals) -> Deployment:
+    """What the file says, once there is nothing wrong with it. Raises Withdrawn."""
+    while True:
+        try:
+            return reread()
+        except ConfigError as error:
+            for problem in error.problems:
+                log.error("%s", problem)
+        _wait_edit(development, signals)
+
+
+def _wait_edit(development: Development, signals: Signals) -> None:
+    """Raises Withdrawn."""
+    development.fail()
+    log.info("waiting for a change of its files  (stop with Ctrl-C)")
+    pause = _pause(signals)
+    while not development.has_settled():
+        if not pause(LOOK_S):
+            raise Withdrawn
 
 
 def run_workers(

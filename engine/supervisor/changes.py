@@ -12,7 +12,7 @@ and they alone read it; then it takes the place of the present one for everybody
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +30,10 @@ _LISTENING: Final = ("address", "port", "certfile", "keyfile")
 
 class Refused(Exception):
     """It cannot be done; in words for whoever asked."""
+
+
+class NotWhileRunning(Refused):
+    """It takes another start; the words say what."""
 
 
 class Changes:
@@ -65,6 +69,10 @@ class Changes:
         return self._reread is not None
 
     @property
+    def is_changing(self) -> bool:
+        return self._next is not None
+
+    @property
     def bounds(self) -> Mapping[str, Bounds]:
         """Of the stages whose numbers follow their demand."""
         return self._scaled(self.deployment)
@@ -73,13 +81,30 @@ class Changes:
 
     def reload(self) -> Replace:
         """All workers anew, by what the file says now. Raises Refused."""
+        found = self._read_again()
+        return self._replace(found, f"reloading {found.file}", renew=None)
+
+    def renew(self, stages: Collection[str], why: str) -> Replace | None:
+        """Workers of these stages anew, and of those that the file has otherwise now; None: that is nobody. Raises
+        Refused; NotWhileRunning with what it is that takes another start."""
+        found = self._where_it_listens(self._read_again())
+        if fixed := self._fixed(found):
+            raise NotWhileRunning(", ".join(fixed))
+        names = frozenset(stages) & {stage.name for stage in found.stages}
+        if names or found != self.deployment:
+            names |= _changed(self.deployment, found)
+            what = f"replacing {', '.join(sorted(names))}" if names else "as many workers as it says now"
+            return self._replace(found, f"{why}: {what}", renew=names)
+        return None
+
+    def _read_again(self) -> Deployment:
+        """What the file says now. Raises Refused."""
         if self._reread is None:
             raise Refused("this deployment was started by a script, which is read once: stop it and start it again")
         try:
-            found = self._reread()
+            return self._as_scaled(self._reread())
         except ConfigError as error:
             raise Refused("\n".join(error.problems)) from error
-        return self._replace(self._as_scaled(found), f"reloading {found.file}", renew=True)
 
     def scale(self, nums: Mapping[str, int]) -> Replace:
         """So many workers of these stages; the others, and those that stay, are left alone. Raises Refused."""
@@ -89,7 +114,7 @@ class Changes:
         for name, num in nums.items():
             if told := self._refusal(name, num):
                 raise Refused(told)
-        return self._replace(self._with(nums), f"scaling {_told(nums)}", renew=False)
+        return self._replace(self._with(nums), f"scaling {_told(nums)}", renew=frozenset())
 
     def resize(self, nums: Mapping[str, int], what: str) -> Resize:
         """The same for a number that follows the demand, at once: it is the present deployment's from now on. Raises
@@ -129,10 +154,19 @@ class Changes:
         )
         return dataclasses.replace(found, stages=stages)
 
-    def _replace(self, found: Deployment, what: str, *, renew: bool) -> Replace:
+    def _replace(self, found: Deployment, what: str, *, renew: frozenset[str] | None) -> Replace:
         if self._next is not None:
             raise Refused("it is being changed already; try again when that is over")
         found = self._where_it_listens(found)
+        if fixed := self._fixed(found):
+            raise Refused(f"a running deployment cannot change {', '.join(fixed)}: stop it and start it again")
+        edition = self._last + 1
+        members = self._placed(found, edition, NEXT)
+        self._next, self._last = found, edition
+        return Replace(members, what, renew)
+
+    def _fixed(self, found: Deployment) -> list[str]:
+        """What of it a running deployment cannot change."""
         fixed = _fixed(self.deployment, found)
         if found.frontend.max_request_size > self._largest:
             fixed.append(f"frontend.max_request_size to more than {self._largest} bytes")
@@ -143,12 +177,7 @@ class Changes:
             for stage, most in zip(found.stages, self._largest_passed, strict=False)
             if stage.max_queue_bytes > most
         ]
-        if fixed:
-            raise Refused(f"a running deployment cannot change {', '.join(fixed)}: stop it and start it again")
-        edition = self._last + 1
-        members = self._placed(found, edition, NEXT)
-        self._next, self._last = found, edition
-        return Replace(members, what, renew)
+        return fixed
 
     def _placed(self, found: Deployment, edition: int, snapshot: str) -> tuple[Child, ...]:
         """The workers of an edition, which can be started once this has been written. Raises Refused."""
@@ -191,6 +220,17 @@ class Changes:
 
 def _told(nums: Mapping[str, int]) -> str:
     return ", ".join(f"{name} to {num}" for name, num in nums.items())
+
+
+def _changed(now: Deployment, then: Deployment) -> frozenset[str]:
+    """Stages whose workers would be others, and not only more or fewer: all, where more than stages has changed."""
+    if dataclasses.replace(now, stages=()) != dataclasses.replace(then, stages=()):
+        return frozenset(stage.name for stage in then.stages)
+    return frozenset(
+        new.name
+        for old, new in zip(now.stages, then.stages, strict=True)
+        if dataclasses.replace(old, num=new.num, spare=new.spare) != new
+    )
 
 
 def _fixed(now: Deployment, then: Deployment) -> list[str]:

@@ -34,6 +34,7 @@ from engine.process import BEAT_LINE, STOPPING_LINE, Spawned, adopt_orphans, chi
 from engine.signals import STOPPING, Signals
 from engine.supervisor.changes import Changes, Refused
 from engine.supervisor.daemons import Daemon
+from engine.supervisor.development import Development
 from engine.supervisor.family import Commands
 from engine.supervisor.keeper import VARIABLE, Keeper, end
 from engine.supervisor.orders import HEALTH, Asker, Orders
@@ -67,9 +68,11 @@ class Loop:
         scaler: Scaler | None = None,
         orders_in: Path | None = None,
         screen: Screen | None = None,
+        development: Development | None = None,
     ) -> None:
         """``changes`` says how the deployment can be changed while it runs, and ``scaler`` when its demand asks for
-        that; ``orders_in`` is the folder of the socket on which others do. ``screen`` shows what happens."""
+        that; ``orders_in`` is the folder of the socket on which others do. ``screen`` shows what happens, and
+        ``development`` sees to it that what is edited is served."""
         self._machine = machine
         self._commands = commands
         self._environments = environments
@@ -97,6 +100,7 @@ class Loop:
         self._scaler = scaler
         self._orders_in = orders_in
         self._screen = screen
+        self._development = development
         self._askers: list[Asker] = []  # who wait for the present change
         # A hang-up is the end of the terminal that this was started on; where there is none, it asks for a reload.
         self._reloads = changes is not None and changes.can_reload and not _has_terminal()
@@ -119,6 +123,8 @@ class Loop:
                     wake_at = min(wake_at, due)
                 if self._screen is not None:
                     wake_at = min(wake_at, self._screen.wake_at)
+                if self._development is not None:
+                    wake_at = min(wake_at, self._development.wake_at)
                 for key, _ in self._selector.select(max(0.0, wake_at - now())):
                     key.data()
                 if now() >= self._reap_at:
@@ -127,6 +133,8 @@ class Loop:
                     self._look()
                 if self._screen is not None and now() >= self._screen.wake_at:
                     self._screen.look(self._pids)
+                if self._development is not None and now() >= self._development.wake_at:
+                    self._develop(self._development)
                 self._post(life.Tick())
         finally:
             self._sweep()
@@ -157,6 +165,8 @@ class Loop:
             if number == signal.SIGHUP and self._reloads:
                 self._change({"do": "reload"}, None)
             elif number in STOPPING:
+                if self._development is not None:
+                    self._development.starts_again = False
                 self._post(life.StopAsked(number))
             died = died or number == signal.SIGCHLD
         if died:  # while it serves, its broker is to see how a worker ended, which nobody can once it is reaped
@@ -228,6 +238,10 @@ class Loop:
     def _read_line(self, child: Child, line: bytes) -> None:
         try:
             told = json.loads(line)
+            if told["event"] == "imported":
+                if self._development is not None:
+                    self._development.imported(child.stage, list(map(str, told["files"])))
+                return
             demand = _demand(told)
             event = None if demand is not None else _event(child, told)
         except (ValueError, TypeError, KeyError, AttributeError):
@@ -309,6 +323,17 @@ class Loop:
             case _:
                 raise Refused("there is no such order")
 
+    def _develop(self, development: Development) -> None:
+        """Serve what has been edited, if something has."""
+        assert self._changes is not None
+        event = development.look(self._changes, serving=self._machine.phase is Phase.SERVING)
+        if event is not None:
+            if self._screen is not None:
+                self._screen.hush(True)
+            self._post(event)
+        elif development.starts_again and self._machine.phase is Phase.SERVING:
+            self._post(life.StopAsked(signal.SIGTERM))
+
     def _commit(self) -> None:
         assert self._changes is not None
         self._changes.commit()
@@ -322,7 +347,12 @@ class Loop:
         self._changes.end()
         if self._scaler is not None:
             self._scaler.settle()
-        log.log(logging.ERROR if error else logging.INFO, "not changed: %s" if error else "changed%s", error)
+        if self._development is not None and self._development.is_under_way:
+            if self._screen is not None:
+                self._screen.hush(False)
+            self._development.over(error)
+        else:
+            log.log(logging.ERROR if error else logging.INFO, "not changed: %s" if error else "changed%s", error)
         pids = [pid for child, pid in self._pids.items() if child.kind is Kind.WORKER]
         for asker in self._askers:
             asker.end(error, pids)
@@ -359,6 +389,8 @@ class Loop:
         self._spawned += 1
         mark = f"{self._token}/{self._spawned}/"
         env = {**self._environments.get(child, {}), VARIABLE: mark}
+        if self._development is not None and child.kind is Kind.WORKER:
+            env.update(self._development.environment)
         try:
             spawned = spawn(lambda status_fd: self._commands(child, status_fd), env=env)
         except OSError as error:  # out of processes or memory; it is tried again if it ever ran

@@ -104,6 +104,7 @@ class Screen:
         self._looked = now()
         self._pending = b""
         self._asked = False  # to stop
+        self._hushed = False
         self._log = file
 
     def __enter__(self) -> Screen:
@@ -157,6 +158,11 @@ class Screen:
         self._flush()
         if not self._pending:
             self._relay(self._log.lines())
+
+    def hush(self, hushed: bool) -> None:
+        """While workers are replaced because something was edited, how each of them comes along is in the file."""
+        self._relay(self._log.lines())
+        self._hushed = hushed
 
     def say(self, text: str) -> None:
         """The lines of a start that has succeeded."""
@@ -223,6 +229,8 @@ class Screen:
         line = log.Line.of(data)
         if line is None:
             return data.decode(errors="backslashreplace") if self._mode is Mode.SERVING else None
+        if self._mode is Mode.SERVING and self._hushed and line.is_ours and line.level < logging.WARNING:
+            return None
         is_shown = self._mode is Mode.SERVING or (
             line.is_ours
             and (line.level >= logging.WARNING or (self._mode is Mode.ENDING and line.process == "supervisor"))

@@ -16,6 +16,7 @@
     fit         how many values memory takes at once; pure
     user_metrics  the user's own metrics, for the heartbeats
     wear        asks for a fresh worker in this one's place
+    imported    tells which of the user's files are imported here, for `engine up --reload`
 
 Threads, and what each owns:
 

@@ -38,6 +38,7 @@ from stages.mixin.typed import check_types
 from stages.near import Lender, Reader
 from stages.runtime.control import Control
 from stages.runtime.fit import Fit
+from stages.runtime.imported import Imported
 from stages.runtime.lately import Lately
 from stages.runtime.loop import Loop
 from stages.runtime.outlets import Outlets
@@ -100,6 +101,12 @@ def _serve(
     ctx = transport.context(keyring_of(deployment))
     metrics = UserMetrics(stage, deployment.engine.namespace)
     to_try: dict[str, str] = {}  # told with "ready"
+    wear, imported = Wear(wear_limits(deployment.stage(stage).recycle_after), shared, notify), Imported(notify)
+
+    def beating() -> None:
+        wear()
+        imported()
+
     control = Control(
         ctx,
         endpoints,
@@ -119,7 +126,7 @@ def _serve(
         signals=signals,
         grace_s=deployment.engine.grace,
         families=metrics,
-        beating=Wear(wear_limits(deployment.stage(stage).recycle_after), shared, notify),
+        beating=beating,
         refused=lambda reason: notify.send("failed", reason=reason),
         ready=lambda: notify.send("ready", **to_try),
     )
@@ -128,10 +135,11 @@ def _serve(
     outlets: Outlets | None = None
     try:
         try:
-            worker, warm, fit, lately = _load(deployment, stage, slot, device, notify, doing)
+            worker, warm, fit, lately = _load(deployment, stage, slot, device, notify, imported, doing)
         except _Stopped:
             raise
         except BaseException as error:  # whatever user code raises; `sys.exit` while it loads is a failed start too
+            imported.failed(error)
             return _failed(notify, error, doing)
         spec = deployment.stage(stage)
         outlets = Outlets(ctx, shared.to_main, shared.main_bell, lambda name: shared.to_control.post(Opened(name)))
@@ -198,7 +206,7 @@ def _memory(deployment: Deployment, stage: str, slot: int, device: str, handles:
 
 
 def _load(
-    deployment: Deployment, stage: str, slot: int, device: str, notify: Notifier, doing: list[str]
+    deployment: Deployment, stage: str, slot: int, device: str, notify: Notifier, imported: Imported, doing: list[str]
 ) -> tuple[Worker, Warm, Fit, Lately]:
     """User code from import to warm-up. Raises whatever it raises; ``doing`` says then what was done, if that does not
     go without saying."""
@@ -207,6 +215,7 @@ def _load(
     notify.send("loading")
     stand_in(deployment.argv, deployment.path)
     cls = load_class(spec.worker, deployment.file.parent)
+    imported()
     worker = create(
         cls,
         stage=stage,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 from collections.abc import Sequence
 
@@ -619,13 +620,24 @@ def test_after_the_commit_a_death_is_like_any_other() -> None:
     assert acts(made.handle(Tick(), made.wake_at)) == [Spawn(new_two)]
 
 
+def test_where_one_stage_is_renewed_the_others_keep_their_workers() -> None:
+    other = Child(Kind.WORKER, "worker post-1", "post", 1)
+    made = serving((*EVERYBODY, other))
+    new_other = dataclasses.replace(other, edition=1)
+    asked = Replace((*edition(1), new_other), "replacing post", renew=frozenset({"post"}))
+    assert acts(made.handle(asked, 100.0)) == [Spawn(new_other)]
+    assert acts(made.handle(Ready(new_other), 101.0)) == [Committed(), Terminate(other)]
+    assert acts(made.handle(Died(other, 0), 102.0)) == [Replaced()]
+    assert set(made.workers) == {ONE, TWO, new_other}
+
+
 def test_scaling_keeps_who_is_there() -> None:
     made = serving()
     one, two, three = edition(1, 3)
-    assert acts(made.handle(Replace((one, two, three), "scaling", renew=False), 100.0)) == [Spawn(three)]
+    assert acts(made.handle(Replace((one, two, three), "scaling", renew=frozenset()), 100.0)) == [Spawn(three)]
     assert acts(made.handle(Ready(three), 101.0)) == [Committed(), Replaced()]
     assert set(made.workers) == {ONE, TWO, three}
-    assert acts(made.handle(Replace((one,), "scaling", renew=False), 102.0)) == [
+    assert acts(made.handle(Replace((one,), "scaling", renew=frozenset()), 102.0)) == [
         Committed(),
         Terminate(TWO),
         Terminate(three),
