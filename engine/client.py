@@ -311,9 +311,17 @@ class Client:
         return sent
 
     def _beat(self) -> FrontendBeat:
-        used = usage.own()
+        used = usage.whole()
         return FrontendBeat(
-            pack(self._families()), used.resident_bytes, used.cpu_us, usage.node(), self._url, usage.version()
+            pack(self._families()),
+            used.resident_bytes,
+            used.cpu_us,
+            usage.node(),
+            self._url,
+            usage.version(),
+            used.descriptors,
+            used.descriptors_most,
+            used.began_s,
         )
 
     async def _beat_for_ever(self) -> None:

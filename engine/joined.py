@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from engine.core.about import pack_all, unpack_all
 from engine.core.failures import KEPT as FAILURES
 from engine.metrics import Family, Sources, add_labels, merge, pack, pack_sources, unpack, unpack_sources
@@ -38,6 +40,8 @@ def _metrics(answers: Mapping[int, Sources]) -> bytes:
     """What a broker counts bears the number of its cell: a counter that begins anew when a broker does would be taken
     for one of all cells. What others count does not, be they there or gone."""
     brokers = {cell: unpack(answer.broker) if answer.broker else [] for cell, answer in answers.items()}
+    for cell in [*brokers][1:]:
+        brokers[cell] = [_of_one(family) for family in brokers[cell]]
     own = {family.name for families in brokers.values() for family in families}
     retired: list[list[Family]] = []
     for cell, answer in answers.items():
@@ -56,6 +60,14 @@ def _metrics(answers: Mapping[int, Sources]) -> bytes:
             retired=pack(merge(retired)),
         )
     )
+
+
+def _of_one(family: Family) -> Family:
+    """Without the processes that belong to no cell: all brokers tell of the same."""
+    if not any("process" in sample.labels for sample in family.samples):
+        return family
+    samples = [one for one in family.samples if one.labels.get("process") not in ("frontend", "supervisor")]
+    return replace(family, samples=samples)
 
 
 def _labelled(families: Sequence[Family], cell: int) -> list[Family]:

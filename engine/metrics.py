@@ -13,7 +13,7 @@ it. Bytes from other processes are checked on arrival (:func:`unpack`). What the
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
@@ -33,6 +33,7 @@ _metric_name = re.compile(_METRIC_NAME)
 _label_name = re.compile(_LABEL_NAME)
 
 Kind: TypeAlias = Literal["counter", "gauge", "histogram", "summary", "gaugehistogram", "unknown", "info", "stateset"]
+PER_PROCESS: Final = "process_"  # what names of metrics about processes begin with, behind the namespace
 MONOTONIC: Final = frozenset({"counter", "histogram", "summary"})  # kinds whose samples may be summed and kept
 
 # The metrics prometheus_client makes of the interpreter it runs in. By name, not by prefix: a user's
@@ -53,12 +54,21 @@ _INTERPRETER: Final = frozenset(
 )
 
 
+class Exemplar(msgspec.Struct, frozen=True, array_like=True):
+    """One of those that a sample counts: who it was, and its own number; ``at``: in seconds of the epoch, if known."""
+
+    labels: dict[Annotated[str, msgspec.Meta(pattern=_LABEL_NAME, max_length=256)], str]
+    value: float
+    at: float | None = None
+
+
 class Sample(msgspec.Struct, frozen=True, array_like=True):
     """One number of a family; ``name`` carries the suffix (``_total``, ``_bucket``, ``_sum``, ``_count``)."""
 
     name: Annotated[str, msgspec.Meta(pattern=_METRIC_NAME, max_length=512)]
     labels: dict[Annotated[str, msgspec.Meta(pattern=_LABEL_NAME, max_length=256)], str]
     value: float
+    exemplar: Exemplar | None = None
 
 
 class Family(msgspec.Struct, frozen=True, array_like=True):
@@ -86,12 +96,18 @@ def collect(registry: Any) -> list[Family]:
         if metric.name in _INTERPRETER or not _metric_name.match(metric.name):
             continue
         samples = [
-            Sample(sample.name, dict(sample.labels), float(sample.value))
+            Sample(sample.name, dict(sample.labels), float(sample.value), _exemplar(sample.exemplar))
             for sample in metric.samples
             if not sample.name.endswith("_created") and all(map(_label_name.match, sample.labels))
         ]
         families.append(Family(metric.name, metric.type, metric.documentation, samples))
     return families
+
+
+def _exemplar(theirs: Any) -> Exemplar | None:
+    if theirs is None:
+        return None
+    return Exemplar(dict(theirs.labels), float(theirs.value), theirs.timestamp and float(theirs.timestamp))
 
 
 def pack(families: Sequence[Family]) -> bytes:
@@ -128,6 +144,7 @@ def add_labels(families: Iterable[Family], **labels: str) -> list[Family]:
                     {(f"exported_{key}" if key in labels else key): text for key, text in sample.labels.items()}
                     | labels,
                     sample.value,
+                    sample.exemplar,
                 )
                 for sample in family.samples
             ],
@@ -137,13 +154,14 @@ def add_labels(families: Iterable[Family], **labels: str) -> list[Family]:
 
 
 def merge(groups: Iterable[Iterable[Family]]) -> list[Family]:
-    """One family per name; samples with equal name and labels are summed.
+    """One family per name; samples with equal name and labels are summed, and keep the first exemplar.
 
     Where two families share a name and not a kind, the first is kept: both together would make the page unreadable
     to Prometheus.
     """
     kept: dict[str, Family] = {}
     sums: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
+    examples: dict[tuple[str, tuple[tuple[str, str], ...]], Exemplar] = {}
     for group in groups:
         for family in group:
             known = kept.setdefault(family.name, family)
@@ -153,12 +171,14 @@ def merge(groups: Iterable[Iterable[Family]]) -> list[Family]:
             for sample in family.samples:
                 key = (sample.name, tuple(sorted(sample.labels.items())))
                 values[key] = values.get(key, 0.0) + sample.value
+                if sample.exemplar is not None:
+                    examples.setdefault(key, sample.exemplar)
     return [
         Family(
             name,
             family.kind,
             family.doc,
-            [Sample(sample, dict(labels), value) for (sample, labels), value in sums[name].items()],
+            [Sample(key[0], dict(key[1]), value, examples.get(key)) for key, value in sums[name].items()],
         )
         for name, family in kept.items()
     ]
@@ -211,8 +231,15 @@ def unpack_sources(data: bytes | bytearray | memoryview) -> Sources:
         raise ProtocolError(f"unreadable metrics sources: {error}") from error
 
 
-def exposition(sources: Sources | None, own_name: str, own_families: Sequence[Family], namespace: str) -> bytes:
-    """The page of a scrape: ``sources`` (None: the broker did not answer) and this process's fresh families.
+def exposition(
+    sources: Sources | None,
+    own_name: str,
+    own_families: Sequence[Family],
+    namespace: str,
+    written: Callable[[Iterable[Family]], bytes] = render,
+) -> bytes:
+    """The page of a scrape: ``sources`` (None: the broker did not answer) and this process's fresh families, as
+    :mod:`engine.metrictext` writes them.
 
     ``own_name`` is this frontend's name in ``sources``: what the broker has of it is older and left out. Unreadable
     families of one process cost only themselves, and are counted.
@@ -237,7 +264,7 @@ def exposition(sources: Sources | None, own_name: str, own_families: Sequence[Fa
         gauge(f"{namespace}_broker_up", "1 while the broker answers", int(sources is not None)),
         gauge(f"{namespace}_unreadable_sources", "processes whose metrics could not be read", unreadable),
     ]
-    return render(merge([*groups, about]))
+    return written(merge([*groups, about]))
 
 
 # --- families of our own processes -----------------------------------------------------------------------------------
@@ -247,9 +274,11 @@ def histogram_samples(one: Histogram, name: str, labels: Mapping[str, str]) -> l
     """Cumulative buckets, sum and count of one histogram under the family ``name``."""
     total = 0
     samples = []
-    for bound, count in zip((*one.buckets, float("inf")), one.counts, strict=True):
+    examples = one.examples or [None] * len(one.counts)
+    for bound, count, example in zip((*one.buckets, float("inf")), one.counts, examples, strict=True):
         total += count
-        samples.append(Sample(f"{name}_bucket", {**labels, "le": number(bound)}, total))
+        exemplar = Exemplar(dict([example[0]]), example[1]) if example is not None else None
+        samples.append(Sample(f"{name}_bucket", {**labels, "le": number(bound)}, total, exemplar))
     samples.append(Sample(f"{name}_count", dict(labels), total))
     samples.append(Sample(f"{name}_sum", dict(labels), one.total))
     return samples

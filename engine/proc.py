@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from typing import Final
 
 from engine.core.vitality import SLEEPING, STOPPED, Sample
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
-_STATE, _UTIME, _STIME = 0, 11, 12  # fields of /proc/PID/stat, from the one behind the name
+_STATE, _UTIME, _STIME, _BEGAN = 0, 11, 12, 19  # fields of /proc/PID/stat, from the one behind the name
 
 
 def fields(path: str) -> list[bytes] | None:
@@ -48,12 +49,54 @@ def _ran_ns(pid: int) -> int:
         return 0
 
 
+def memory(pid: int) -> int:
+    """Bytes of memory that a process holds, pages that it shares among them; 0 where nobody knows."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * _PAGE
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def descriptors(pid: int | str) -> int:
+    """How many a process (``self``: this one) has open; 0 where nobody knows, or may look."""
+    folder = f"/proc/{pid}/fd"
+    try:
+        return os.stat(folder).st_size or len(os.listdir(folder))  # the size says it from Linux 6.2 on
+    except OSError:
+        return 0
+
+
+def descriptors_most(pid: int) -> int:
+    """How many it may have open; 0: nobody knows, or as many as it likes."""
+    try:
+        with open(f"/proc/{pid}/limits", "rb") as file:
+            soft = next(line for line in file if line.startswith(b"Max open files")).split()[3]
+    except (OSError, StopIteration, IndexError):
+        return 0
+    return int(soft) if soft.isdigit() else 0
+
+
+def began_s(pid: int) -> float:
+    """When it began, in seconds of the epoch, by the kernel's word; 0 where nobody knows."""
+    found, booted_s = fields(f"/proc/{pid}/stat"), _booted_s()
+    return booted_s + int(found[_BEGAN]) / _TICKS if found and booted_s else 0.0
+
+
+@lru_cache(maxsize=1)
+def _booted_s() -> int:
+    try:
+        with open("/proc/stat", "rb") as file:
+            return next((int(line.split()[1]) for line in file if line.startswith(b"btime ")), 0)
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
 def resident(pid: int) -> int:
     """Bytes of memory that a process and what it has started hold, pages that they share counted for each; 0 where
     nobody knows."""
     try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            total = int(file.read().split()[1]) * _PAGE
+        total = memory(pid)
         with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:  # of ours the first thread starts them
             return total + sum(resident(int(child)) for child in file.read().split())
     except (OSError, ValueError, IndexError):  # it has ended, or this kernel does not list them

@@ -175,6 +175,7 @@ class Layer:
                 duration_s=now() - exchange.started if took_s is None else took_s,
                 request_bytes=exchange.request_bytes,
                 response_bytes=sent,
+                who=("request_id", exchange.request_id),
             )
 
 

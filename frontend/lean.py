@@ -379,6 +379,7 @@ class LeanConnection(asyncio.Protocol):
             duration_s=instant - self._began,
             request_bytes=self._came,
             response_bytes=sent,
+            who=("request_id", self._id),
         )
 
     def _pack(self, plain: Plain, more: More, answer: Answer, instant: float) -> None:

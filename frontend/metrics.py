@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from engine.config.schema import RESERVED_PATHS
-from engine.core.stats import Histogram, duration_buckets
+from engine.core.stats import Histogram, Label, duration_buckets
 from engine.metrics import Family, counter, gauge, histogram, lost_lines_family
 
 OTHER: Final = "other"
@@ -39,16 +39,19 @@ class FrontendMetrics:
         duration_s: float = 0.0,
         request_bytes: int = 0,
         response_bytes: int = 0,
+        who: Label | None = None,
     ) -> None:
         """One answer. Health, metrics and pages about the service are not counted unless they were refused;
-        status 0 (nothing was sent) counts as 499, a client that left."""
+        status 0 (nothing was sent) counts as 499, a client that left. ``who``: by what the request can be found."""
         durations = self._durations.get(path)
         if durations is None:
             if (path in RESERVED_PATHS or path.startswith("/openapi/")) and not reason:
                 return
             path = OTHER
-        else:
+        elif who is None:
             durations.observe(duration_s)
+        else:
+            durations.observe_one(duration_s, who)
         key = (status or 499, path)
         self._answers[key] = self._answers.get(key, 0) + 1
         if reason:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import falcon.asgi
 
+from engine import metrictext
 from engine.clock import now
 from engine.core import meta
 from engine.core.call import BrokerClient
 from engine.errors import ProtocolError, Unavailable
 from engine.metrics import exposition, unpack_sources
-from engine.metrictext import CONTENT_TYPE
 from frontend import compression, errors
 from frontend import head as heads
 from frontend.answer import Answering
@@ -112,6 +112,17 @@ async def _compress(head: Head, resp: falcon.asgi.Response) -> None:
         resp.set_header("content-encoding", coding)
 
 
+def _is_open(req: falcon.asgi.Request) -> bool:
+    """Whether whoever asks for metrics would have them as OpenMetrics rather than as text."""
+    accept = req.get_header("accept") or ""
+    if "openmetrics" not in accept.lower():
+        return False  # "*/*" is a browser, or curl
+    try:
+        return falcon.mediatypes.best_match([metrictext.CLASSIC[0], metrictext.OPEN[0]], accept) == metrictext.OPEN[0]
+    except falcon.errors.InvalidMediaRange:
+        return False
+
+
 class MetricsResource:
     """``GET /metrics``: the whole deployment, by way of the broker; this process alone when that does not answer."""
 
@@ -129,8 +140,9 @@ class MetricsResource:
         except ProtocolError as error:
             log.warning("metrics: %s", error)
             sources = None
-        resp.content_type = CONTENT_TYPE
-        resp.data = exposition(sources, self._name, self._metrics.families(), self._namespace)
+        resp.content_type, written = metrictext.OPEN if _is_open(req) else metrictext.CLASSIC
+        resp.data = exposition(sources, self._name, self._metrics.families(), self._namespace, written)
+        resp.set_header("vary", "accept")
         resp.set_header("cache-control", "no-store")
 
     on_head = on_get

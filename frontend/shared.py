@@ -84,7 +84,8 @@ class Shared:
     ) -> tuple[bytes, bytes | memoryview]:
         """Head and body of the answer to a request with a body of ``came`` bytes, counted."""
         status, size, head, body = self.writer.answer(plain, answer, request_id, took_s)
-        self.metrics.count(plain.head.path, status, duration_s=took_s, request_bytes=came, response_bytes=size)
+        who = ("request_id", request_id)
+        self.metrics.count(plain.head.path, status, duration_s=took_s, request_bytes=came, response_bytes=size, who=who)
         return head, body
 
     def refuse(self, plain: Plain, problem: Problem, came: int, *, close: bool) -> bytes:

@@ -77,6 +77,7 @@ class FrontPart(Part[ToFront]):
         threads: str,
         largest: int,
         largest_result: int,
+        parent: int = 0,
     ) -> None:
         """``largest``, ``largest_result``: the most bytes of a frame of a frontend, and of a worker."""
         self.machine = FrontMachine(
@@ -91,6 +92,7 @@ class FrontPart(Part[ToFront]):
         self._name = name
         self._namespace = namespace
         self._threads = threads
+        self._parent = parent
         self._largest = largest
         self._largest_result = largest_result
         self._began = clock()
@@ -349,6 +351,7 @@ class FrontPart(Part[ToFront]):
                 broker=self._status(instant),
                 shared=self._arenas.usage(),
                 retired=self._retired.families,
+                processes=self._processes() if what == "metrics" else (),
             )
             body = report.answer(self.machine, question.ask, parts, deployed, instant)
         except Exception:
@@ -356,6 +359,13 @@ class FrontPart(Part[ToFront]):
             self.machine.stats.untold += 1
             body = report.untold(what, self._name)
         self._admin.send(encode(Report(what), [body]), question.peer)
+
+    def _processes(self) -> list[tuple[str, usage.Process]]:
+        """This one, and its supervisor."""
+        found = [("broker", usage.whole())]
+        if self._parent and os.getppid() == self._parent:
+            found.append(("supervisor", usage.of(self._parent)))
+        return found
 
     def _status(self, now: float) -> report.BrokerStatus:
         used = usage.own()

@@ -10,9 +10,10 @@ sends what says so (None for a stage's part, :func:`untold` for the whole), for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from platform import python_version
+from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
 
@@ -29,8 +30,10 @@ from engine.core.member import Member
 from engine.core.messages import Ask
 from engine.core.stage import StageMachine
 from engine.core.stats import Histogram
+from engine.core.wire import MICROS
 from engine.core.worker_states import SERVING, WorkerState
 from engine.metrics import (
+    PER_PROCESS,
     Family,
     Sample,
     Sources,
@@ -167,6 +170,22 @@ class Deployed:
     broker: BrokerStatus
     shared: tuple[int, int]
     retired: Sequence[Family]
+    processes: Sequence[tuple[str, Process]] = ()  # that the broker has looked at itself
+
+
+class Process(Protocol):
+    """Of :class:`engine.usage.Process`, or of a process that tells it with its beats."""
+
+    @property
+    def resident_bytes(self) -> int: ...
+    @property
+    def cpu_us(self) -> int: ...
+    @property
+    def descriptors(self) -> int: ...
+    @property
+    def descriptors_most(self) -> int: ...
+    @property
+    def began_s(self) -> float: ...
 
 
 def answer(machine: FrontMachine, ask: Ask, parts: Sequence[Part | None], deployed: Deployed, now: float) -> bytes:
@@ -455,6 +474,13 @@ def stage_families(machine: StageMachine, retired: Sequence[Family], now: float,
             here,
         ),
         _workers_by_state(f"{namespace}_workers", machine, here),
+        *processes(
+            namespace,
+            [
+                ({**here, "process": "worker", "connection": str(worker.slot)}, worker)
+                for worker in machine.workers.values()
+            ],
+        ),
     ]
     on_device = f"{namespace}_device_memory_bytes"
     held = [
@@ -481,6 +507,27 @@ def stage_families(machine: StageMachine, retired: Sequence[Family], now: float,
         )
     workers = [(name, worker.slot, worker.families) for worker in machine.workers.values() if worker.families]
     return StageFamilies(own, workers, list(retired))
+
+
+def processes(namespace: str, told: Sequence[tuple[dict[str, str], Process]]) -> list[Family]:
+    """What processes use; what nobody knows of one is left out. ``told`` with their labels: who they are, and never
+    which process it is just now."""
+    of = f"{namespace}_{PER_PROCESS}"
+
+    def those(name: str, pick: Callable[[Process], float]) -> list[Sample]:
+        return [Sample(name, labels, value) for labels, one in told if (value := pick(one))]
+
+    def one(name: str, doc: str, pick: Callable[[Process], float]) -> Family:
+        return Family(f"{of}{name}", "gauge", doc, those(f"{of}{name}", pick))
+
+    cpu = those(f"{of}cpu_seconds_total", lambda one: one.cpu_us / MICROS)
+    return [
+        Family(f"{of}cpu_seconds", "counter", "CPU time of a process.", cpu),
+        one("resident_memory_bytes", "Memory that a process holds, shared or not.", lambda p: p.resident_bytes),
+        one("open_fds", "Descriptors that a process has open.", lambda p: p.descriptors),
+        one("max_fds", "Descriptors that a process may have open.", lambda p: p.descriptors_most),
+        one("start_time_seconds", "When a process began, in seconds of the epoch.", lambda p: p.began_s),
+    ]
 
 
 def _workers_by_state(name: str, machine: StageMachine, here: dict[str, str]) -> Family:
@@ -603,6 +650,22 @@ def metrics(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deplo
         lost_lines_family(namespace, "broker"),
         *_goals(machine, namespace),
         gauge(f"{namespace}_frontends", "Frontend processes connected.", len(machine.frontends)),
+        *processes(
+            namespace,
+            [
+                *(({"process": name}, found) for name, found in deployed.processes),
+                *(
+                    ({"process": "frontend", "connection": str(frontend.slot)}, frontend)
+                    for frontend in machine.frontends.values()
+                ),
+            ],
+        ),
+        Family(
+            f"{namespace}_build",
+            "info",
+            "What the broker is.",
+            [Sample(f"{namespace}_build_info", {"version": deployed.broker.version, "python": python_version()}, 1)],
+        ),
     ]
     return pack_sources(
         Sources(

@@ -29,10 +29,12 @@ def serve(
     notify: Notifier,
     cell: int = 0,
     *,
+    parent: int = 0,
     stopping: Callable[[float], None] = lambda within_s: None,
     reread: Callable[[], Deployment] | None = None,
 ) -> int:
-    """Run the broker of a cell until SIGTERM or SIGINT. Returns the exit code of the process. ``stopping`` is told how
+    """Run the broker of a cell until SIGTERM or SIGINT. Returns the exit code of the process. ``parent``: the
+    supervisor that has started it; 0: nobody has. ``stopping`` is told how
     many seconds the stop may take, once it begins. With ``reread``, SIGHUP asks for the deployment anew; else it stops
     it too."""
     descriptors.allow_many()
@@ -40,7 +42,7 @@ def serve(
     with Signals(STOPPING) as signals:  # before "ready": a stop may follow it at once
         try:
             stay_around()
-            broker = Broker(deployment, cell)
+            broker = Broker(deployment, cell, parent)
             broker.start()
         except StartError as error:
             log.error("the broker cannot start: %s", error)

@@ -65,10 +65,14 @@ def _scaled(deployment: Deployment) -> list[int]:
 class Broker:
     """All threads of one broker. ``start`` and ``stop`` are called by one thread, which owns none of the sockets."""
 
-    def __init__(self, deployment: Deployment, cell: int = 0, keyring: Keyring | None = None) -> None:
-        """``cell``: which of the deployment's, from 0. ``keyring``: one that has been read; None: read it."""
+    def __init__(
+        self, deployment: Deployment, cell: int = 0, parent: int = 0, *, keyring: Keyring | None = None
+    ) -> None:
+        """``cell``: which of the deployment's, from 0. ``parent``: the process of its supervisor; 0: it has none.
+        ``keyring``: one that has been read; None: read it."""
         topology = deployment.topology
         self._cell = cell
+        self._parent = parent
         self.endpoints = _listening(deployment, cell)
         self.failed = threading.Event()
         self.epoch = secrets.randbelow(EPOCHS - 1) + 1
@@ -91,6 +95,7 @@ class Broker:
             context=self._context,
             arenas=self.arenas,
             threads=self.threads,
+            parent=parent,
             largest=front_frame(deployment.frontend.max_request_size),
             largest_result=egress_frame(deployment.frontend.max_response_size),
         )
@@ -138,7 +143,7 @@ class Broker:
     def renewed(self, deployment: Deployment) -> Broker:
         """One in its place, when it has stopped, by the key that :meth:`is_outdated` has read: the file may be written
         again, or be gone, by now."""
-        return Broker(deployment, self._cell, self._keyring)
+        return Broker(deployment, self._cell, self._parent, keyring=self._keyring)
 
     def is_outdated(self) -> bool:
         """Whether the key file has another first line by now: by that of this broker nobody shall come in any more."""

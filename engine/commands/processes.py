@@ -36,7 +36,7 @@ def broker(options: argparse.Namespace, deployment: Deployment) -> int:
             ]
         )
     if options.parent is not None and not cell:
-        return serve.serve(deployment, notify, reread=reread(options))
+        return serve.serve(deployment, notify, parent=options.parent, reread=reread(options))
     if deployment.engine.bind:
         return serve.serve(deployment, notify)
     # By hand, on ipc sockets: nobody has made the directory they live in, or seen to it that there is one broker; and
@@ -48,7 +48,12 @@ def broker(options: argparse.Namespace, deployment: Deployment) -> int:
         make_private(run_dir(deployment))
         with claim(cell_dir(run_dir(deployment), cell), deployment.engine.name) as folder:
             return serve.serve(
-                deployment, notify, cell, stopping=lambda within_s: mark_stopping(folder, within_s), reread=again
+                deployment,
+                notify,
+                cell,
+                parent=options.parent or 0,
+                stopping=lambda within_s: mark_stopping(folder, within_s),
+                reread=again,
             )
     except Busy as error:
         log.get_logger().error("%s", error)

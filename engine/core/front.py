@@ -21,6 +21,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+from itertools import count as numbers
 from math import ceil, inf
 from typing import Final, NamedTuple
 
@@ -145,6 +146,7 @@ class Frontend:
     session: int
     who: Introduction
     heard: float
+    slot: int = 0  # its number among those that are there, from 1 on; another takes it when it has gone
     families: bytes = b""
     told: Marks[bytes] = field(default_factory=Marks)  # the same of the last seconds
     resident_bytes: int = 0  # as it says, like all that follows
@@ -153,6 +155,9 @@ class Frontend:
     node: str = ""
     url: str = ""
     version: str = ""
+    descriptors: int = 0
+    descriptors_most: int = 0
+    began_s: float = 0.0
     requests: dict[int, Request] = field(default_factory=dict)  # by its own number
 
 
@@ -219,7 +224,7 @@ class FrontMachine:
             self._sessions += 1
             session = (self.epoch << SESSION_SHIFT) + self._sessions
             known = replace(who, stages=[], routes={})  # its table has served its purpose, and may be large
-            frontend = self.frontends[peer] = Frontend(peer, session, known, now)
+            frontend = self.frontends[peer] = Frontend(peer, session, known, now, self._free_slot())
         frontend.heard = now
         routes = [(route.path, list(route.stages)) for route in self.topology.routes]
         return FrontendWelcome(
@@ -230,6 +235,10 @@ class FrontMachine:
             routes=routes,
             reasons=True,
         )
+
+    def _free_slot(self) -> int:
+        taken = {frontend.slot for frontend in self.frontends.values()}
+        return next(slot for slot in numbers(1) if slot not in taken)
 
     def formers(self, peer: bytes, who: Introduction) -> list[bytes]:
         """Other connections by which the same process is known."""
@@ -447,6 +456,8 @@ class FrontMachine:
             frontend.told.mark(now, beat.families)
         frontend.resident_bytes, frontend.cpu_us = beat.resident_bytes, beat.cpu_us
         frontend.node, frontend.url, frontend.version = beat.node, beat.url, beat.version
+        frontend.descriptors, frontend.descriptors_most = beat.descriptors, beat.descriptors_most
+        frontend.began_s = beat.began_s
         frontend.window.mark(now, (beat.cpu_us / MICROS,))
 
     def gone(self, peer: bytes) -> Frontend | None:

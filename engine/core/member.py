@@ -82,6 +82,9 @@ class Member:
     device_bytes: int = 0  # memory of its GPU that it holds, as it says
     resident_bytes: int = 0  # memory of its process, as it says
     cpu_us: int = 0  # that its process has used, as it says
+    descriptors: int = 0  # that it has open, as it says, and may have
+    descriptors_most: int = 0
+    began_s: float = 0.0  # when it began, in seconds of the epoch
     ready_at: float = 0.0  # since when it is ready; 0: it is not yet
     window: Window = field(default_factory=Window)  # of :meth:`counts`
     lane: LaneStats = field(default_factory=LaneStats)  # of its slot, once it is ready

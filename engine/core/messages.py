@@ -63,6 +63,7 @@ _ITEM_COLUMN: Final = msgspec.Meta(max_length=ITEMS_MOST, extra=_COLUMN.extra)
 Id: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=_WHOLE_MOST)]
 Micros: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]  # what a float holds exactly: 285 years
 Nbytes: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+EpochSeconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 Millis: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
 StageNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 RouteNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
@@ -203,7 +204,8 @@ class Again(Message, frozen=True, tag=10):
 
 class FrontendBeat(Message, frozen=True, tag=3):
     """A frontend lives; ``families`` are its metrics (:mod:`engine.metrics`). For people: what its process uses, memory
-    now and CPU time so far, the name of its host, the address at which it is asked, and its version."""
+    now and CPU time so far, the name of its host, the address at which it is asked, and its version; how many
+    descriptors it has open and may have, and since when it runs (:class:`engine.usage.Process`)."""
 
     families: bytes = b""
     resident_bytes: Nbytes = 0
@@ -211,6 +213,9 @@ class FrontendBeat(Message, frozen=True, tag=3):
     node: ShortText = ""
     url: ShortText = ""
     version: ShortText = ""
+    descriptors: Id = 0
+    descriptors_most: Id = 0
+    began_s: EpochSeconds = 0.0
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -345,7 +350,7 @@ class WorkerBeat(Message, frozen=True, tag=14):
     GPU that it holds, as far as it knows. ``round_trip_us``: how long the newest answer from the broker took, from what
     it answers; 0: none did yet. ``newest`` is the last batch that it has received on its lane, ``held`` are those whose
     results have not left it; ``newest`` 0: it has received none, or cannot say. ``resident_bytes``, ``cpu_us``: memory
-    of its process now, and CPU time so far."""
+    of its process now, and CPU time so far; the last three as in :class:`FrontendBeat`."""
 
     worker: Id
     families: bytes = b""
@@ -355,6 +360,9 @@ class WorkerBeat(Message, frozen=True, tag=14):
     held: Annotated[list[Id], msgspec.Meta(max_length=1024)] = []
     resident_bytes: Nbytes = 0
     cpu_us: Micros = 0
+    descriptors: Id = 0
+    descriptors_most: Id = 0
+    began_s: EpochSeconds = 0.0
 
 
 class Pulse(Message, frozen=True, tag=15):

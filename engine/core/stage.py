@@ -338,6 +338,8 @@ class StageMachine:
         worker.heard = now
         worker.device_bytes = beat.device_bytes
         worker.resident_bytes, worker.cpu_us = beat.resident_bytes, beat.cpu_us
+        worker.descriptors, worker.descriptors_most = beat.descriptors, beat.descriptors_most
+        worker.began_s = beat.began_s
         if beat.round_trip_us and not worker.local:
             self.crew.hear_round_trip(worker, beat.round_trip_us / MICROS)
         if beat.newest:

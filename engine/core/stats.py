@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 from engine.core.deaths import Death
 
@@ -17,19 +17,33 @@ UNKNOWN: Final = "unknown"
 SIZES: Final = tuple(2.0**power for power in range(10))  # 1 to 512, the buckets Mosec's dashboards know
 
 
-class Histogram:
-    """Cumulative buckets in the Prometheus sense; ``counts`` has one more entry than ``buckets`` (the +Inf one)."""
+Label: TypeAlias = tuple[str, str]  # name, text
 
-    __slots__ = ("buckets", "counts", "total")
+
+class Histogram:
+    """Cumulative buckets in the Prometheus sense; ``counts`` has one more entry than ``buckets`` (the +Inf one), and so
+    has ``examples``, where any are kept: of each bucket the newest, as a label and a value."""
+
+    __slots__ = ("buckets", "counts", "examples", "total")
 
     def __init__(self, buckets: Sequence[float]) -> None:
         self.buckets = tuple(buckets)
         self.counts = [0] * (len(self.buckets) + 1)
         self.total = 0.0
+        self.examples: list[tuple[Label, float] | None] | None = None
 
     def observe(self, value: float) -> None:
         self.counts[bisect_left(self.buckets, value)] += 1
         self.total += value
+
+    def observe_one(self, value: float, label: Label) -> None:
+        """The same, of somebody who can be looked for."""
+        place = bisect_left(self.buckets, value)
+        self.counts[place] += 1
+        self.total += value
+        if self.examples is None:
+            self.examples = [None] * len(self.counts)
+        self.examples[place] = (label, value)
 
     @property
     def count(self) -> int:

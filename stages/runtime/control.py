@@ -223,7 +223,7 @@ class Control:
                 families = self._families()
                 news = families if families != self._told_families else b""
                 newest, held = self._shared.held.of(message.worker)
-                used = usage.own()
+                used = usage.whole()
                 beat = msgspec.structs.replace(
                     message,
                     families=news,
@@ -232,6 +232,9 @@ class Control:
                     held=held[:HELD_MOST],
                     resident_bytes=used.resident_bytes,
                     cpu_us=used.cpu_us,
+                    descriptors=used.descriptors,
+                    descriptors_most=used.descriptors_most,
+                    began_s=used.began_s,
                 )
                 if not transport.send(self._sock, wire.encode(beat)):
                     return

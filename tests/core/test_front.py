@@ -256,6 +256,17 @@ def test_the_same_frontend_by_a_new_connection_is_a_new_session_without_requests
     assert twin.is_empty()
 
 
+def test_a_frontend_has_the_lowest_number_that_nobody_has() -> None:
+    """So that numbers, and with them labels of metrics, do not become more and more over restarts."""
+    twin = one_stage()
+    for peer in (b"a", b"b", b"c"):
+        twin.introduce(peer)
+    twin.front.gone(b"b")
+    for peer in (b"d", b"e", b"a"):
+        twin.introduce(peer)
+    assert {peer: one.slot for peer, one in twin.front.frontends.items()} == {b"a": 1, b"c": 3, b"d": 2, b"e": 4}
+
+
 def test_answers_say_whose_word_they_are() -> None:
     twin = one_stage(capacity=4)
     worker = twin.worker()

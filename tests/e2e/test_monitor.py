@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 from harness import EXAMPLES, deployed, wait_for
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_families
 from prometheus_client.parser import text_string_to_metric_families
 
 MONITOR = EXAMPLES / "monitor"
@@ -35,6 +38,8 @@ class Page:
 
     samples: dict[str, list[dict[str, str]]]
     kinds: dict[str, str]
+    text: str
+    open: str  # as OpenMetrics
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +55,18 @@ def page() -> Iterator[Page]:
 
         def scraped() -> str:
             text = client.get("/metrics").text
-            # The broker's numbers come by the beat: there when the last stage has counted every good item.
-            return text if 'engine_stage_items_total{stage="format"} 180\n' in text else ""
+            # The broker's numbers come by the beat: there when the last stage has counted every good item, and every
+            # process, of which there are seven, has said what it uses.
+            counted = 'engine_stage_items_total{stage="format"} 180\n' in text
+            return text if counted and text.count("\nengine_process_start_time_seconds{") == 7 else ""
 
-        families = list(text_string_to_metric_families(wait_for("all stages' numbers", scraped)))
+        text = wait_for("all stages' numbers", scraped)
+        told = client.get("/metrics", headers={"accept": "application/openmetrics-text"}).text
+        families = list(text_string_to_metric_families(text))
         samples: dict[str, list[dict[str, str]]] = {}
         for sample in (sample for family in families for sample in family.samples):
             samples.setdefault(sample.name, []).append(dict(sample.labels))
-        yield Page(samples, {sample.name: family.type for family in families for sample in family.samples})
+        yield Page(samples, {sample.name: family.type for family in families for sample in family.samples}, text, told)
 
 
 @pytest.mark.parametrize(("expr", "legend"), TARGETS)
@@ -100,6 +109,37 @@ def test_panels_do_not_overlap_and_have_ids_of_their_own() -> None:
         taken |= cells
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(set(ids)) == len(ids)
+
+
+def test_the_page_as_openmetrics_says_the_same(page: Page) -> None:
+    families = list(open_families(page.open))
+    assert {family.name for family in families} == {
+        family.name.removesuffix("_info") if family.name.endswith("build_info") else family.name
+        for family in text_string_to_metric_families(page.text)
+    }
+    told = {tuple(sample.exemplar.labels) for family in families for sample in family.samples if sample.exemplar}
+    assert told == {("request_id",)}
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="Prometheus' own reader is not installed")
+def test_prometheus_reads_the_page(page: Page) -> None:
+    told = subprocess.run(
+        ["promtool", "check", "metrics"], input=page.text, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert told.returncode in (0, 3), told.stderr  # 3: it would rather have other names, which are Mosec's
+
+
+def test_every_process_tells_what_it_uses(page: Page) -> None:
+    wanted = [
+        {"process": "broker"},
+        {"process": "supervisor"},
+        {"process": "frontend", "connection": "1"},
+        *({"process": "worker", "stage": stage, "connection": "1"} for stage in ("decode", "work", "format")),
+    ]
+    for name in ("cpu_seconds_total", "resident_memory_bytes", "open_fds", "max_fds", "start_time_seconds"):
+        told = page.samples[f"engine_process_{name}"]
+        assert all(one in told for one in wanted), (name, told)
+        assert not any(told.count(one) > 1 for one in told)
 
 
 def test_the_scrape_is_of_the_page_a_deployment_has() -> None:

@@ -93,6 +93,16 @@ def test_metrics_bear_their_cell_and_a_frontend_counts_once() -> None:
     }
 
 
+def test_a_process_of_no_cell_is_told_of_once() -> None:
+    def sources(frontends: int) -> bytes:
+        told = [({"process": "frontend", "connection": f"{number}"}, 1.0) for number in range(frontends)]
+        return pack_sources(Sources(broker=pack([counter("cpu", "d", [({"process": "broker"}, 5.0), *told])])))
+
+    (family,) = unpack(unpack_sources(join("metrics", [None, sources(2), sources(3)])).broker)
+    told = [(one.labels["process"], one.labels["cell"]) for one in family.samples]
+    assert told == [("broker", "2"), ("frontend", "2"), ("frontend", "2"), ("broker", "3")]
+
+
 def test_the_first_description_of_a_stage_counts() -> None:
     told = unpack_all(join("about", [pack_all({"a": b"1"}), pack_all({"a": b"2", "b": b"3"})]))
     assert told == {"a": b"1", "b": b"3"}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import time
 from typing import Any
 
 import pytest
@@ -161,3 +164,22 @@ def test_a_process_knows_what_it_uses_and_where_its_log_goes(tmp_path: Any, monk
     os.close(writing)
     with open(os.devnull) as file:
         assert usage.log_place(file.fileno()) == "nowhere"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells it there")
+def test_a_process_is_told_alike_from_inside_and_outside() -> None:
+    before = usage.whole()
+    with open(os.devnull) as _:
+        inside, outside = usage.whole(), usage.of(os.getpid())
+        assert inside.descriptors == outside.descriptors == before.descriptors + 1
+    assert inside.descriptors_most == outside.descriptors_most
+    assert inside.began_s == outside.began_s
+    assert 0 <= time.time() - inside.began_s < 86_400
+    assert outside.resident_bytes == pytest.approx(inside.resident_bytes, rel=0.2)
+    assert outside.cpu_us == pytest.approx(inside.cpu_us, abs=1e5)
+
+
+def test_of_a_process_that_is_not_there_nothing_is_told() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    assert usage.of(ended.pid) == usage.Process()

@@ -9,6 +9,7 @@ import prometheus_client as prometheus
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_families
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.core.stats import Histogram, duration_buckets
@@ -16,6 +17,7 @@ from engine.errors import ProtocolError
 from engine.metrics import (
     MAX_BYTES,
     MAX_FAMILIES,
+    Exemplar,
     Family,
     Sample,
     Sources,
@@ -34,7 +36,7 @@ from engine.metrics import (
     unpack,
     unpack_sources,
 )
-from engine.metrictext import render
+from engine.metrictext import render, render_open
 
 
 def values(families: list[Family]) -> dict[str, float]:
@@ -296,6 +298,88 @@ def test_label_texts_survive_the_text_format() -> None:
     text = render([awkward]).decode()
     parsed = next(iter(text_string_to_metric_families(text)))
     assert parsed.samples[0].labels["a"] == 'quote " back \\ line \n end'
+
+
+# --- the page as OpenMetrics ------------------------------------------------------------------------------------------
+
+
+def one_of_each_kind() -> list[Family]:
+    """Of two processes, of which the second adds to a series of the first."""
+    mine, theirs = Histogram([0.1, 1.0]), Histogram([0.1, 1.0])
+    mine.observe_one(0.05, ("request_id", 'a "quoted" one'))
+    mine.observe_one(7.0, ("trace_id", "0af7651916cd43dd8448eb211c80319c"))
+    theirs.observe(3.0)
+    apart = [Sample("g_bucket", {"le": "+Inf"}, 2), Sample("g_gcount", {}, 2), Sample("g_gsum", {}, 3.5)]
+    return merge(
+        [
+            [*collect(registry()), histogram("d", 'its "times"', [({"at": "x"}, mine), ({"at": "y"}, mine)])],
+            [histogram("d", "", [({"at": "x"}, theirs)]), hits(2, kind="a"), gauge("depth_of", "", math.nan)],
+            [
+                Family("g", "gaugehistogram", "", apart),
+                Family("u", "unknown", "", [Sample("u", {}, 0.5)]),
+                Family("s", "stateset", "", [Sample("s", {"s": "on"}, 1), Sample("s", {"s": "off"}, 0)]),
+            ],
+        ]
+    )
+
+
+def test_openmetrics_says_what_their_own_parser_reads() -> None:
+    families = one_of_each_kind()
+    page = render_open(families).decode()
+    assert page.endswith("\n# EOF\n")
+    parsed = {family.name: family for family in open_families(page)}
+    assert {name: family.type for name, family in parsed.items()} == {one.name: one.kind for one in families}
+    wanted = {(s.name, *sorted(s.labels.items()), s.value) for f in families for s in f.samples if s.value == s.value}
+    found = {(s.name, *sorted(s.labels.items()), s.value) for f in parsed.values() for s in f.samples}
+    assert wanted <= found
+    assert parsed["d"].documentation == 'its "times"'
+    told = {
+        (s.labels["at"], s.labels["le"]): (s.exemplar.labels, s.exemplar.value)
+        for s in parsed["d"].samples
+        if s.exemplar
+    }
+    assert told == {
+        (at, le): one
+        for at in ("x", "y")
+        for le, one in (
+            ("0.1", ({"request_id": 'a "quoted" one'}, 0.05)),
+            ("+Inf", ({"trace_id": "0af7651916cd43dd8448eb211c80319c"}, 7.0)),
+        )
+    }
+
+
+@given(some_families)
+def test_whatever_was_unpacked_can_be_written_as_openmetrics(families: list[Family]) -> None:
+    page = render_open(merge([unpack(pack(families))])).decode()
+    names = [line.split()[2] for line in page.split("\n") if line.startswith("# TYPE")]
+    assert len(set(names)) == len(names)
+    assert page.endswith("# EOF\n")
+
+
+def test_a_family_whose_names_clash_costs_only_itself() -> None:
+    size = Histogram([1.0])
+    page = render_open([histogram("size", "", [({}, size)]), gauge("size_count", "", 1), gauge("other", "", 1)])
+    assert [family.name for family in open_families(page.decode())] == ["size", "other"]
+
+
+def test_an_exemplar_that_says_too_much_is_left_out() -> None:
+    size = Histogram([1.0])
+    size.observe_one(0.5, ("request_id", "x" * 118))
+    assert b" # {" in render_open([histogram("size", "", [({}, size)])])
+    size.observe_one(0.5, ("request_id", "x" * 119))
+    assert b" # {" not in render_open([histogram("size", "", [({}, size)])])
+
+
+def test_exemplars_travel_and_the_users_own_do() -> None:
+    made = prometheus.CollectorRegistry()
+    prometheus.Counter("jobs", "jobs done", registry=made).inc(1, {"trace_id": "t"})
+    (family,) = unpack(pack(add_labels(collect(made), stage="a")))
+    exemplar = family.samples[0].exemplar
+    assert exemplar is not None
+    assert exemplar.at is not None
+    assert exemplar == Exemplar({"trace_id": "t"}, 1.0, exemplar.at)
+    assert b'jobs_total{stage="a"} 1 # {trace_id="t"} 1.0 ' in render_open([family])
+    assert b'jobs_total{stage="a"} 1\n' in render([family])  # the classic format has none
 
 
 # --- instruments -----------------------------------------------------------------------------------------------------

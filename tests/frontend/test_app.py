@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 from fakes import Exchange, FakeClient, Response, Service, Submitted, echo, run, unavailable
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from engine.config.schema import FrontendSection
 from engine.core import meta
@@ -540,6 +541,42 @@ def test_metrics_count_answers_by_code_and_endpoint_with_bounded_labels() -> Non
     assert "engine_frontend_pending 0" in text
     assert "engine_broker_up 1" in text
     assert text.count("engine_throughput_total{") == 3
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_open"),
+    [
+        ("", False),
+        ("*/*", False),
+        ("text/html,*/*;q=0.8", False),
+        ("application/openmetrics-text", True),
+        ("application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,"
+         "text/plain;version=0.0.4;q=0.3,*/*;q=0.2", True),  # Prometheus 2
+        ("application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;"
+         "version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,"
+         "*/*;q=0.2", True),  # Prometheus 3
+        ("text/plain;version=0.0.4;q=0.9,application/openmetrics-text;version=1.0.0;q=0.5", False),
+        ("application/openmetrics-text;q=0", False),
+        ("application/openmetrics-text;q=x", False),
+        ("openmetrics", False),
+    ],
+)  # fmt: skip
+def test_metrics_are_openmetrics_for_whoever_would_rather_have_that(accept: str, is_open: bool) -> None:
+    one = service()
+    one.call("POST", ROUTE, b"1234")
+    answer = one.call("GET", "/metrics", headers=[("accept", accept)] if accept else [])
+    assert answer.headers["vary"] == "accept"
+    assert answer.headers["content-type"].startswith(
+        "application/openmetrics-text; version=1.0.0" if is_open else "text/plain"
+    )
+    assert ("# EOF" in answer.text) is is_open
+    found = [
+        line for line in answer.text.splitlines() if 'request_duration_second_bucket{endpoint="/inference"' in line
+    ]
+    assert any("request_id" in line for line in found) is is_open
+    if is_open:
+        families = {family.name for family in text_string_to_metric_families(answer.text)}
+        assert "engine_request_duration_second" in families
 
 
 @pytest.mark.parametrize("trouble", [unavailable(), b"garbage"])
