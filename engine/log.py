@@ -55,6 +55,7 @@ _VISIBLE: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 1
 TRACEBACK: Final = "traceback"
 
 OURS: Final = "stageline"
+AUTO, TEXT, JSON = "auto", "text", "json"  # forms of lines
 STUCK_S: Final = 0.1  # for whoever reads our lines to make room, once; a busy reader needs a few milliseconds
 
 GUNICORN: Final = ("gunicorn", "gunicorn.error", "gunicorn.access")
@@ -73,20 +74,24 @@ def get_logger(name: str | None = None) -> logging.Logger:
 
 def stream() -> TextIO | int:
     """Where our lines go, for ``faulthandler``: a descriptor that user code cannot close by accident, or stderr."""
-    return _output.fd if _output is not None and _output.is_own else sys.stderr
+    output = _output.output if _output is not None else None
+    return output.fd if output is not None and output.is_own else sys.stderr
 
 
 def lost_lines() -> int:
     """Lines of this process that could not be written."""
-    return _output.lost if _output is not None else 0
+    return _output.all_lost if _output is not None else 0
 
 
-def setup(process: str, *, level: str = "info", stage: str | None = None, worker: int | None = None) -> None:
+def setup(
+    process: str, *, level: str = "info", form: str = AUTO, stage: str | None = None, worker: int | None = None
+) -> None:
     """Send all logging of this process to stderr; calling it again replaces the previous set-up.
 
     ``process`` names the kind of process (``supervisor``, ``broker``, ``frontend``, ``worker``), ``level``
-    is the least severe one written: debug, info, warning or error (ValueError otherwise). JSON unless
-    stderr is a terminal; no colour when ``NO_COLOR`` is set to anything (https://no-color.org).
+    is the least severe one written: debug, info, warning or error (ValueError otherwise). ``form``: ``text``, ``json``,
+    or ``auto``: JSON unless stderr is a terminal. In colour on a terminal, unless ``NO_COLOR`` is set to anything
+    (https://no-color.org).
     """
     numbers = {name: number for number, name in _LEVELS.items()}
     if level not in numbers:
@@ -98,8 +103,9 @@ def setup(process: str, *, level: str = "info", stage: str | None = None, worker
         origin["worker"] = worker
     global _output
     handler = _Stderr()
-    if _is_terminal():
-        handler.setFormatter(ReadableFormatter(origin, colour=not os.environ.get("NO_COLOR")))
+    on_terminal = _is_terminal()
+    if form == TEXT or (form == AUTO and on_terminal):
+        handler.setFormatter(ReadableFormatter(origin, colour=on_terminal and not os.environ.get("NO_COLOR")))
     else:
         handler.setFormatter(JSONFormatter(origin))
     root = logging.getLogger()
@@ -110,7 +116,7 @@ def setup(process: str, *, level: str = "info", stage: str | None = None, worker
     get_logger().setLevel(numbers[level])
     former, _output = _output, handler
     if former is not None:
-        handler.lost = former.lost
+        handler.lost = former.all_lost
         former.let_go()
     logging.captureWarnings(True)
     adopt(*GUNICORN)
@@ -135,29 +141,22 @@ def _is_terminal() -> bool:
         return False
 
 
-class _Stderr(logging.Handler):
-    """Writes to what stderr was when it was made. A closed or broken one costs the line, never the process.
+class Output:
+    """Writes lines to what a descriptor was when this was made. A closed or broken one costs lines, never the process,
+    and so does one whose reader takes nothing.
 
-    Where that is the process's descriptor 2, to a duplicate of it: user code may close or replace ``sys.stderr`` and
-    the descriptor, and what it opens next gets the number 2. Where it is an object of somebody's (a test's, say), to
-    whatever ``sys.stderr`` is at the time.
+    It is a duplicate of the descriptor: user code may close or replace ``sys.stderr`` and descriptor 2, and what it
+    opens next gets the number 2.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.fd = -1
+    def __init__(self, descriptor: int) -> None:
+        """Raises OSError when it is closed."""
         self.lost = 0  # lines
-        self._file: tuple[int, int] | None = None  # what the duplicate refers to
-        self._may_block = False
+        self.fd = os.dup(descriptor)
+        self._file = _identity(self.fd)  # what the duplicate refers to
+        self._may_block = not stat.S_ISREG(os.fstat(self.fd).st_mode)
         self._is_stuck = False  # it would have blocked the last time
         self._is_torn = False  # the last line was written in part
-        try:
-            if sys.stderr is not None and sys.stderr.fileno() == 2:
-                self.fd = os.dup(2)
-                self._file = _identity(self.fd)
-                self._may_block = not stat.S_ISREG(os.fstat(self.fd).st_mode)
-        except (OSError, ValueError):  # closed, or no file
-            pass
 
     @property
     def is_own(self) -> bool:
@@ -168,34 +167,17 @@ class _Stderr(logging.Handler):
             return False
 
     def let_go(self) -> None:
-        """Close the duplicate. Not by ``close``, which configuring ``logging`` calls on every handler there is."""
         if self.is_own:
             os.close(self.fd)
         self.fd = -1
 
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            line = self.format(record) + "\n"
-        except EngineTimeoutError:  # the time limit of a `forward` that logs
-            raise
-        except BaseException as error:  # values of the user's
-            line = f"{record.levelname} {record.name} {record.msg!s:.1000} (cannot be shown: {type(error).__name__})\n"
-        try:
-            if self.is_own:
-                self._write(line.encode("utf-8", "backslashreplace"))
-            elif sys.stderr is not None:  # None: the process was started with descriptor 2 closed
-                sys.stderr.write(line)
-                sys.stderr.flush()
-        except (OSError, ValueError):
-            self.lost += 1  # its reader has gone, the disk is full, or it is closed: nowhere is left to complain to
-
-    def _write(self, data: bytes) -> None:
-        """Mostly one write per record: lines of several processes do not tear below PIPE_BUF."""
+    def write(self, data: bytes, lines: int = 1) -> None:
+        """Mostly one write: lines of several processes do not tear below PIPE_BUF. Raises OSError."""
         if self._is_torn:
             data = b"\n" + data
         while data:
             if self._may_block and not self._has_room():
-                self.lost += 1
+                self.lost += lines
                 return
             # What poll calls writable takes PIPE_BUF bytes without blocking.
             data = data[os.write(self.fd, data[: select.PIPE_BUF] if self._may_block else data) :]
@@ -206,6 +188,50 @@ class _Stderr(logging.Handler):
         poll.register(self.fd, select.POLLOUT)
         self._is_stuck = not poll.poll(0 if self._is_stuck else STUCK_S * 1000)
         return not self._is_stuck
+
+
+class _Stderr(logging.Handler):
+    """Writes to what stderr was when it was made: where that is the process's descriptor 2, by an :class:`Output`;
+    where it is an object of somebody's (a test's, say), to whatever ``sys.stderr`` is at the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost = 0  # lines that no output has counted
+        self.output: Output | None = None
+        try:
+            if sys.stderr is not None and sys.stderr.fileno() == 2:
+                self.output = Output(2)
+        except (OSError, ValueError):  # closed, or no file
+            pass
+
+    @property
+    def is_own(self) -> bool:
+        return self.output is not None and self.output.is_own
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record) + "\n"
+        except EngineTimeoutError:  # the time limit of a `forward` that logs
+            raise
+        except BaseException as error:  # values of the user's
+            line = f"{record.levelname} {record.name} {record.msg!s:.1000} (cannot be shown: {type(error).__name__})\n"
+        try:
+            if self.output is not None and self.output.is_own:
+                self.output.write(line.encode("utf-8", "backslashreplace"))
+            elif sys.stderr is not None:  # None: the process was started with descriptor 2 closed
+                sys.stderr.write(line)
+                sys.stderr.flush()
+        except (OSError, ValueError):
+            self.lost += 1  # its reader has gone, the disk is full, or it is closed: nowhere is left to complain to
+
+    @property
+    def all_lost(self) -> int:
+        return self.lost + (self.output.lost if self.output is not None else 0)
+
+    def let_go(self) -> None:
+        """Close the duplicate. Not by ``close``, which configuring ``logging`` calls on every handler there is."""
+        if self.output is not None:
+            self.output.let_go()
 
 
 def _identity(fd: int) -> tuple[int, int]:
@@ -336,6 +362,8 @@ class Line:
     def __init__(self, told: dict[str, Any]) -> None:
         self._told = told
         self.process = str(told["process"])
+        self.stage = str(told.get("stage", ""))  # of the process, or whom it speaks of
+        self.request_id = str(told.get("request_id", ""))
         self.is_ours = str(told["logger"]).partition(".")[0] == OURS
         self.level = {name: number for number, name in _LEVELS.items()}.get(str(told["level"]), logging.ERROR)
 
@@ -388,6 +416,11 @@ def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
     if record.exc_info:
         return formatter.formatException(record.exc_info)
     return _text(getattr(record, TRACEBACK, ""))
+
+
+def visible(text: str) -> str:
+    """On one line, with control characters shown: what a client says must not look like a line of ours."""
+    return text.translate(_VISIBLE)
 
 
 def _text(value: object) -> str:

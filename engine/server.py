@@ -238,7 +238,7 @@ class Server:
         except ConfigError as error:
             print(error, file=sys.stderr)
             raise SystemExit(ExitCode.CONFIG) from None
-        log.setup("supervisor", level=deployment.engine.log_level)
+        log.setup("supervisor", level=deployment.engine.log_level, form=deployment.engine.log_format)
         for theirs, ours in script.foreign(os.environ).items():
             log.get_logger().warning("%s is set and not read; the variable is %s", theirs, ours)
         for flag, near in script.misspelt(sys.argv).items():

@@ -37,6 +37,7 @@ Where to look:
     requestid, timing, deadline   one header each: x-request-id, server-timing, x-request-timeout
     qos        how a request wants to be served: x-slo, x-priority, and who asks; pure
     metrics    what this process counts
+    accesslog  a line for each request, where that is asked for
     broker     what the application needs of the broker's client (engine.client in production, a fake in tests)
     serve      the process
     crowd      more clients than descriptors: who makes room; pure

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 
 from engine.clock import Deadline, now
 from frontend import head as heads
+from frontend.accesslog import peer
 from frontend.answer import Answering, Reply, common
 from frontend.errors import CLIENT_GONE, Refusal
 from frontend.gate import REQUEST_COST, Gate, client_of
@@ -23,6 +24,7 @@ from frontend.head import Head
 from frontend.metrics import FrontendMetrics
 from frontend.pace import LINGER_S
 from frontend.requestid import Ids
+from frontend.timing import HEADER
 
 Event: TypeAlias = MutableMapping[str, Any]
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -35,6 +37,7 @@ log = logging.getLogger("stageline.frontend")
 SMALL_BODY: Final = 64 * 1024  # bytes of a refused body that are read before its refusal is sent
 SMALL_BODY_S: Final = 0.5  # how long that may take
 
+TIMING: Final = HEADER.encode()
 CUT: Final = "stageline.cut"  # in the scope, by the connection: ends it in the middle of an answer
 _KEY: Final = "stageline.exchange"
 
@@ -127,10 +130,10 @@ class Layer:
         exchange.fits = self._gate.open(weight, exchange.client)
         scope[_KEY] = exchange
         extra = [(name.encode(), value.encode()) for name, value in common(exchange.request_id)]
-        sent = 0
+        sent, timing, access = 0, "", self._metrics.access
 
         async def send_marked(event: Event) -> None:
-            nonlocal sent
+            nonlocal sent, timing
             if exchange.gone:
                 return
             if event["type"] == "http.response.start":
@@ -138,6 +141,8 @@ class Layer:
                 if exchange.fits and not exchange.body_ended and heads.sends_little(fields, SMALL_BODY):
                     await _finish_body(exchange)
                 event["headers"] = [*event["headers"], *extra]
+                if access is not None:
+                    timing = next((str(value, "latin-1") for name, value in event["headers"] if name == TIMING), "")
             else:
                 sent += len(event.get("body", b""))
             await send(event)
@@ -168,15 +173,29 @@ class Layer:
             for release in exchange.at_end:
                 release()
             exchange.at_end.clear()  # no circle of references: bodies must not wait for the garbage collector
+            took_s = now() - exchange.started if took_s is None else took_s
             self._metrics.count(
                 scope["path"],
                 exchange.status,
                 reason=exchange.reason,
-                duration_s=now() - exchange.started if took_s is None else took_s,
+                duration_s=took_s,
                 request_bytes=exchange.request_bytes,
                 response_bytes=sent,
                 who=("request_id", exchange.request_id),
             )
+            if access is not None and self._metrics.tells(scope["path"], exchange.reason):
+                access.note(
+                    client=peer(scope.get("client")),
+                    method=scope["method"],
+                    path=scope["path"],
+                    status=exchange.status or CLIENT_GONE.status,
+                    came=exchange.request_bytes,
+                    sent=sent,
+                    took_s=took_s,
+                    request_id=exchange.request_id,
+                    timing=timing,
+                    reason=exchange.reason,
+                )
 
 
 async def _send(reply: Reply, send: Send) -> None:

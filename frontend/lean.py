@@ -24,6 +24,7 @@ from engine.core.liveness import ANSWER_GRACE_S
 from engine.core.messages import Flow, Speaker
 from engine.errors import Unavailable
 from frontend import chunked, compression, errors, unpacking
+from frontend.accesslog import peer
 from frontend.answer import Reply
 from frontend.errors import Problem
 from frontend.idempotency import INLINE_MAX as DIGEST_MAX
@@ -33,6 +34,7 @@ from frontend.pace import FRESH_S, is_late
 from frontend.plain import More, Plain
 from frontend.shapes import Shape
 from frontend.streams import GRANT, HEAD_S, KEEPALIVE_S, Stream
+from frontend.timing import header as server_timing
 from frontend.writer import connection_of, say
 
 if TYPE_CHECKING:
@@ -103,6 +105,8 @@ class LeanConnection(asyncio.Protocol):
             sent = self._stream.sent if self._stream is not None else 0
             path = self._plain.head.path if self._plain else ""
             shared.metrics.count(path, 0, reason=errors.CLIENT_GONE.reason, response_bytes=sent)
+            if shared.access is not None:
+                self._tell(errors.CLIENT_GONE.status, sent, now() - self._began, reason=errors.CLIENT_GONE.reason)
             self._stream = None
         self._inbox.drop()
         if self._transport is not None:
@@ -303,7 +307,12 @@ class LeanConnection(asyncio.Protocol):
         """Answer at once. Whether the connection goes on with what has come behind."""
         close = last or self.closing or self._shared.gate.draining
         self._serving = False
-        self._transport.write(self._shared.refuse(plain, problem, self._came, close=close))
+        request_id = plain.head.request_id or self._shared.new_id()
+        written = self._shared.refuse(plain, problem, request_id, self._came, close=close)
+        self._transport.write(written)
+        if self._shared.access is not None:
+            self._id, sent = request_id, len(written) - written.find(b"\r\n\r\n") - 4
+            self._tell(problem.status, sent, 0.0, reason=problem.reason)
         self.since = now()
         if close:
             self._finish()
@@ -352,6 +361,8 @@ class LeanConnection(asyncio.Protocol):
             self._pack(plain, more, answer, instant)
             return
         head, body = shared.respond(plain, answer, self._id, instant - self._began, self._came)
+        if shared.access is not None:
+            self._tell(int(head[9:12]), len(body), instant - self._began, answer=answer)
         is_last = self.closing or shared.gate.draining
         if is_last or more is not None:
             head = say(head, connection_of(more, close=is_last))
@@ -372,7 +383,7 @@ class LeanConnection(asyncio.Protocol):
         if self._inbox.data:
             self._go_on()
 
-    def _count(self, plain: Plain, status: int, instant: float, sent: int) -> None:
+    def _count(self, plain: Plain, status: int, instant: float, sent: int, answer: Answer | None) -> None:
         self._shared.metrics.count(
             plain.head.path,
             status,
@@ -381,34 +392,60 @@ class LeanConnection(asyncio.Protocol):
             response_bytes=sent,
             who=("request_id", self._id),
         )
+        if self._shared.access is not None:
+            self._tell(status, sent, instant - self._began, answer=answer)
+
+    def _tell(self, status: int, sent: int, took_s: float, *, answer: Answer | None = None, reason: str = "") -> None:
+        """A line of the access log, where there is one."""
+        shared, plain = self._shared, self._plain
+        if shared.access is None or plain is None or self._transport is None:
+            return
+        timing = ""
+        if answer is not None:
+            timing = server_timing(answer.trail, shared.answering.stages[plain.route], took_s)
+            reason = answer.refused.reason if answer.refused is not None else reason
+        shared.access.note(
+            client=peer(self._transport.get_extra_info("peername")),
+            method="POST",
+            path=plain.head.path,
+            status=status,
+            came=self._came,
+            sent=sent,
+            took_s=took_s,
+            request_id=self._id,
+            timing=timing,
+            reason=reason,
+        )
 
     def _pack(self, plain: Plain, more: More, answer: Answer, instant: float) -> None:
         """The answer in a coding that its client likes, if it is worth it: large ones beside the event loop."""
         reply = self._shared.answering.result(plain.route, plain.head, answer, self._id, instant - self._began)
         size = len(reply.body)
         if not compression.is_worth(reply.mime, size, forced=more.packs_all):
-            self._packed(plain, reply)
+            self._packed(plain, reply, answer)
         elif size <= compression.INLINE_MAX:
-            self._packed(plain, _coded(reply, more.packing, compression.pack(more.packing, reply.body)))
+            self._packed(plain, _coded(reply, more.packing, compression.pack(more.packing, reply.body)), answer)
         else:
             loop = asyncio.get_running_loop()
             packing = loop.run_in_executor(None, compression.pack, more.packing, reply.body)
-            packing.add_done_callback(lambda done: self._packed_aside(plain, reply, more.packing, done))
+            packing.add_done_callback(lambda done: self._packed_aside(plain, reply, more.packing, done, answer))
 
-    def _packed_aside(self, plain: Plain, reply: Reply, coding: str, done: asyncio.Future[bytes]) -> None:
+    def _packed_aside(
+        self, plain: Plain, reply: Reply, coding: str, done: asyncio.Future[bytes], answer: Answer
+    ) -> None:
         if done.cancelled():
             return  # the process ends
         failed = done.exception() is not None  # for want of memory: the answer is right as it is
-        self._packed(plain, reply if failed else _coded(reply, coding, done.result()))
+        self._packed(plain, reply if failed else _coded(reply, coding, done.result()), answer)
 
-    def _packed(self, plain: Plain, reply: Reply) -> None:
+    def _packed(self, plain: Plain, reply: Reply, answer: Answer) -> None:
         shared, transport = self._shared, self._transport
         if transport is None:
             return
         instant = now()
         close = self.closing or shared.gate.draining
         transport.write(shared.writer.reply(reply, self._id, connection=connection_of(plain.more, close=close)))
-        self._count(plain, reply.status, instant, len(reply.body))
+        self._count(plain, reply.status, instant, len(reply.body), answer)
         self._done(instant, is_last=close)
 
     def event(self, event: StreamEvent) -> None:
@@ -426,6 +463,7 @@ class LeanConnection(asyncio.Protocol):
     def _answer_stream(self, plain: Plain, answer: Answer) -> bool:
         """The end of an answer that is a stream, or would have been one; False: it is to be given whole."""
         streaming = self._stream or _Streaming()
+        streaming.answer = answer
         streaming.stream.answered(answer, self._shared.hint(plain.route))
         if streaming.stream.flow is Flow.UNKNOWN:
             self._stream = None
@@ -475,7 +513,7 @@ class LeanConnection(asyncio.Protocol):
         transport, shared = self._transport, self._shared
         self._stream = None
         instant = now()
-        self._count(plain, streaming.stream.status, instant, streaming.sent)
+        self._count(plain, streaming.stream.status, instant, streaming.sent, streaming.answer)
         if streaming.stream.is_cut:
             if is_old:
                 transport.abort()  # an end like any other would say that it is whole
@@ -531,10 +569,11 @@ def _coded(reply: Reply, coding: str, body: bytes) -> Reply:
 class _Streaming:
     """A streamed answer and what has been written of it."""
 
-    __slots__ = ("has_begun", "sent", "stream", "taken", "wrote_at")
+    __slots__ = ("answer", "has_begun", "sent", "stream", "taken", "wrote_at")
 
     def __init__(self) -> None:
         self.stream = Stream()
+        self.answer: Answer | None = None  # its end
         self.has_begun = False  # its head has been written
         self.sent = 0  # bytes of the body
         self.taken = 0  # bytes of the window that were written and are not reported yet

@@ -12,6 +12,7 @@ from typing import Final
 from engine.config.schema import RESERVED_PATHS
 from engine.core.stats import Histogram, Label, duration_buckets
 from engine.metrics import Family, counter, gauge, histogram, lost_lines_family
+from frontend.accesslog import AccessLog
 
 OTHER: Final = "other"
 
@@ -19,8 +20,12 @@ OTHER: Final = "other"
 class FrontendMetrics:
     """Counts answers. ``pending`` is asked for the number of requests not answered yet when families are made."""
 
-    def __init__(self, namespace: str, endpoints: Iterable[str], timeout_s: float) -> None:
+    def __init__(
+        self, namespace: str, endpoints: Iterable[str], timeout_s: float, access: AccessLog | None = None
+    ) -> None:
+        """``access``: where each of them is told; None: nowhere."""
         self._namespace = namespace
+        self.access = access
         buckets = duration_buckets(timeout_s)
         self._durations = {path: Histogram(buckets) for path in endpoints}
         self._answers: dict[tuple[int, str], int] = {}
@@ -45,7 +50,7 @@ class FrontendMetrics:
         status 0 (nothing was sent) counts as 499, a client that left. ``who``: by what the request can be found."""
         durations = self._durations.get(path)
         if durations is None:
-            if (path in RESERVED_PATHS or path.startswith("/openapi/")) and not reason:
+            if _is_about_service(path) and not reason:
                 return
             path = OTHER
         elif who is None:
@@ -58,6 +63,11 @@ class FrontendMetrics:
             self._rejections[reason] = self._rejections.get(reason, 0) + 1
         self._request_bytes += request_bytes
         self._response_bytes += response_bytes
+
+    def tells(self, path: str, reason: str) -> bool:
+        """Whether the access log has a line for such a request: pages about the service are not told, like
+        :meth:`count`."""
+        return path in self._durations or bool(reason) or not _is_about_service(path)
 
     def families(self) -> list[Family]:
         """All of it, named with the namespace."""
@@ -95,3 +105,7 @@ class FrontendMetrics:
             counter(f"{prefix}_request_bytes", "bytes of request bodies read", [({}, self._request_bytes)]),
             counter(f"{prefix}_response_bytes", "bytes of response bodies sent", [({}, self._response_bytes)]),
         ]
+
+
+def _is_about_service(path: str) -> bool:
+    return path in RESERVED_PATHS or path.startswith("/openapi/")

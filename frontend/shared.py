@@ -44,6 +44,7 @@ class Shared:
         self.client = client
         self.gate = gate
         self.metrics = metrics
+        self.access = metrics.access
         self.answering = answering
         self.hand_over = hand_over
         self.pages = health.pages(topology, client, gate)
@@ -88,9 +89,8 @@ class Shared:
         self.metrics.count(plain.head.path, status, duration_s=took_s, request_bytes=came, response_bytes=size, who=who)
         return head, body
 
-    def refuse(self, plain: Plain, problem: Problem, came: int, *, close: bool) -> bytes:
+    def refuse(self, plain: Plain, problem: Problem, request_id: str, came: int, *, close: bool) -> bytes:
         """A refusal as bytes, counted."""
         self.metrics.count(plain.head.path, problem.status, reason=problem.reason, request_bytes=came)
-        request_id = plain.head.request_id or self.new_id()
         reply = self.answering.problem(problem, plain.head, request_id)
         return self.writer.reply(reply, request_id, connection=connection_of(plain.more, close=close))

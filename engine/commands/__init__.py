@@ -4,6 +4,7 @@
     up          up, down                               check       check
     init        init
     status      status                                 why         why
+    logs        logs
     watching    what of a terminal those need that look again and again
     orders      reload, scale, health: of a supervisor that runs
     processes   broker, frontend, worker: by hand, and how a supervisor starts its own
@@ -23,6 +24,7 @@ from engine.commands.bench import BENCH
 from engine.commands.check import CHECK
 from engine.commands.command import Command, Plain
 from engine.commands.init import INIT
+from engine.commands.logs import LOGS
 from engine.commands.orders import HEALTH, RELOAD, SCALE
 from engine.commands.processes import BROKER, FRONTEND, WORKER
 from engine.commands.status import STATUS
@@ -31,6 +33,6 @@ from engine.commands.version import VERSION
 from engine.commands.why import WHY
 
 COMMANDS: Final[tuple[Command | Plain, ...]] = (
-    INIT, UP, CHECK, BROKER, FRONTEND, WORKER, STATUS, WHY, RELOAD, SCALE, DOWN, PLAN, BENCH, PORTS, KEYS, HEALTH,
+    INIT, UP, CHECK, BROKER, FRONTEND, WORKER, STATUS, WHY, LOGS, RELOAD, SCALE, DOWN, PLAN, BENCH, PORTS, KEYS, HEALTH,
     RENDER, VERSION,
 )  # fmt: skip

@@ -6,8 +6,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Final
 
-from engine import log
-from engine.commands.command import EVERYWHERE, HERE, Command, Plain, add_only, count, parts_of
+from engine.commands.command import EVERYWHERE, HERE, Command, Plain, add_only, count, parts_of, set_up_log
 from engine.exitcodes import ExitCode
 from engine.planning import flags as plan_flags
 
@@ -21,7 +20,7 @@ TARGETS: Final = ("kubernetes", "compose", "systemd", "dockerfile")  # of engine
 def plan(options: argparse.Namespace, deployment: Deployment) -> int:
     from engine.planning import command
 
-    log.setup("plan", level=deployment.engine.log_level)
+    set_up_log("plan", deployment)
     return command.run(options, deployment)
 
 

@@ -6,8 +6,7 @@ import argparse
 import signal
 from typing import TYPE_CHECKING, Final
 
-from engine import log
-from engine.commands.command import EVERYWHERE, Command
+from engine.commands.command import EVERYWHERE, Command, set_up_log
 from engine.commands.up import warn_of_strangers
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 def check(options: argparse.Namespace, deployment: Deployment) -> int:
     from stages import local
 
-    log.setup("check", level=deployment.engine.log_level)
+    set_up_log("check", deployment)
     warn_of_strangers()
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # user code runs here, and may have to put things away

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from engine import log
 from engine.config import FILE_NAME, add_flags, flags_of, load, run_dir
 from engine.errors import Unavailable
 from engine.exitcodes import ExitCode
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from engine.supervisor.parts import Parts
 
 # Which keys a command has flags for: those it looks at.
-EVERYWHERE: Final = ("log_level",)
+EVERYWHERE: Final = ("log_level", "log_format")
 HERE: Final = (*EVERYWHERE, "run_dir", "broker", "key")
 
 STATUS_TIMEOUT_S: Final = 3.0
@@ -99,6 +100,12 @@ def _cluster(text: str) -> str:
 
 
 # --- what several do -------------------------------------------------------------------------------------------------
+
+
+def set_up_log(process: str, deployment: Deployment, *, stage: str | None = None, worker: int | None = None) -> None:
+    """As the deployment says."""
+    engine = deployment.engine
+    log.setup(process, level=engine.log_level, form=engine.log_format, stage=stage, worker=worker)
 
 
 def parts_of(options: argparse.Namespace, deployment: Deployment) -> Parts:

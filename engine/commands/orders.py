@@ -6,8 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Final
 
-from engine import log
-from engine.commands.command import EVERYWHERE, STATUS_TIMEOUT_S, Command, add_only, parts_of
+from engine.commands.command import EVERYWHERE, STATUS_TIMEOUT_S, Command, add_only, parts_of, set_up_log
 from engine.config import run_dir
 from engine.errors import ConfigError, StartError, Unavailable
 from engine.exitcodes import ExitCode
@@ -35,7 +34,7 @@ def scale(options: argparse.Namespace, deployment: Deployment) -> int:
 def _order(options: argparse.Namespace, deployment: Deployment, order: dict[str, object]) -> int:
     from engine.supervisor import orders
 
-    log.setup("engine", level=deployment.engine.log_level)
+    set_up_log("engine", deployment)
     own = parts_of(options, deployment).of(deployment)
     try:
         reached = orders.give(run_dir(own), order, lambda line: print(line, flush=True))

@@ -7,7 +7,7 @@ import argparse
 from typing import TYPE_CHECKING, Final
 
 from engine import log, names
-from engine.commands.command import HERE, Command, count, reread
+from engine.commands.command import HERE, Command, count, reread, set_up_log
 from engine.commands.up import warn_of_strangers
 from engine.config import run_dir
 from engine.config.endpoints import cell_dir
@@ -23,7 +23,9 @@ def broker(options: argparse.Namespace, deployment: Deployment) -> int:
 
     die_with_parent(options.parent)
     cell = options.cell - 1
-    log.setup(f"broker {cell + 1}" if cell else "broker", level=deployment.engine.log_level)
+    log.setup(
+        f"broker {cell + 1}" if cell else "broker", level=deployment.engine.log_level, form=deployment.engine.log_format
+    )
     notify = Notifier(options.status_fd)
     from engine.broker import serve
 
@@ -64,7 +66,7 @@ def frontend(options: argparse.Namespace, deployment: Deployment) -> int:
     from engine.process import Notifier, die_with_parent
 
     die_with_parent(options.parent)
-    log.setup("frontend", level=deployment.engine.log_level)
+    set_up_log("frontend", deployment)
     _see_to_run_dir(options, deployment)
     names.hold("frontend")  # the user's own may stand before it on PYTHONPATH
     from frontend import serve
@@ -82,13 +84,15 @@ def worker(options: argparse.Namespace, deployment: Deployment) -> int:
 
         if not (options.num or deployment.stage(stage).num):
             raise ConfigError([f"{stage} begins with no worker (num = 0): name a number, --num 1"])
-        log.setup("supervisor", level=deployment.engine.log_level)
+        set_up_log("supervisor", deployment)
         warn_of_strangers()
         return supervisor.run_workers(deployment, stage, options.num, reread=reread(options))
     from engine.process import Notifier, die_with_parent
 
     die_with_parent(options.parent)
-    log.setup("worker", level=deployment.engine.log_level, stage=stage, worker=options.slot)
+    log.setup(
+        "worker", level=deployment.engine.log_level, form=deployment.engine.log_format, stage=stage, worker=options.slot
+    )
     _see_to_run_dir(options, deployment)
     from stages.runtime import serve
 
@@ -139,7 +143,7 @@ FRONTEND: Final = Command(
     "engine frontend stages.toml",
     keys=(
         *HERE, "grace", "namespace", "capacity", "timeout", "address", "port", "max_request_size", "compression",
-        "certfile", "keyfile",
+        "certfile", "keyfile", "access_log",
     ),
     linked=True,
     arguments=_child,

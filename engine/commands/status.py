@@ -6,9 +6,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Final
 
-from engine import log
 from engine.commands import watching
-from engine.commands.command import STATUS_TIMEOUT_S, Command, add_on, check_run_dir, unreachable
+from engine.commands.command import STATUS_TIMEOUT_S, Command, add_on, check_run_dir, set_up_log, unreachable
 from engine.errors import Unavailable
 from engine.exitcodes import ExitCode
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 def status(options: argparse.Namespace, deployment: Deployment) -> int:
     from engine.status import fitted, table
 
-    log.setup("status", level=deployment.engine.log_level)
+    set_up_log("status", deployment)
 
     def show(answer: bytes | None, trouble: str, columns: int, rows: int) -> str:
         if options.json:

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from engine import log
-from engine.commands.command import HERE, Command, add_on, add_only, parts_of, refuse_only, reread
+from engine.commands.command import HERE, Command, add_on, add_only, parts_of, refuse_only, reread, set_up_log
 from engine.config import flags_of, run_dir
 from engine.config.flags import overrides, strangers
 from engine.exitcodes import ExitCode
@@ -29,7 +29,7 @@ def warn_of_strangers() -> None:
 def up(options: argparse.Namespace, deployment: Deployment) -> int:
     from engine import supervisor
 
-    log.setup("supervisor", level=deployment.engine.log_level)
+    set_up_log("supervisor", deployment)
     if options.reload and (options.only or options.on is not None):
         options.parser.error("--reload is for a whole deployment on this machine: expected it without --only and --on")
     if options.on is not None:
@@ -52,7 +52,7 @@ def down(options: argparse.Namespace, deployment: Deployment) -> int:
     from engine.clock import Deadline
     from engine.supervisor import rundir
 
-    log.setup("down", level=deployment.engine.log_level)
+    set_up_log("down", deployment)
     if options.on is not None:
         from engine.onray import cluster
 

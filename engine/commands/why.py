@@ -6,8 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Final
 
-from engine import log
-from engine.commands.command import STATUS_TIMEOUT_S, Command, check_run_dir, count, unreachable
+from engine.commands.command import STATUS_TIMEOUT_S, Command, check_run_dir, count, set_up_log, unreachable
 from engine.errors import ConfigError, Unavailable
 from engine.exitcodes import ExitCode
 
@@ -22,7 +21,7 @@ def why(options: argparse.Namespace, deployment: Deployment) -> int:
     from engine.core.messages import Ask
     from engine.core.meta import ID_MAX
 
-    log.setup("why", level=deployment.engine.log_level)
+    set_up_log("why", deployment)
     stage, request_id = options.stage, options.request
     stages = [spec.name for spec in deployment.stages]
     if stage and stage not in stages:

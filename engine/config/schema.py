@@ -151,6 +151,12 @@ class EngineSection:
         choices=("debug", "info", "warning", "error"),
         flag=True,
     )
+    log_format: str = setting(
+        "auto",
+        "Lines of the log as text or as JSON; auto: JSON where they do not go to a terminal.",
+        choices=("auto", "text", "json"),
+        flag=True,
+    )
     threads: str = setting(
         "auto",
         "What carries the broker's parts: a thread per stage and one for the door, one for all, or auto: a thread per "
@@ -271,6 +277,12 @@ class FrontendSection:
         "lean",
         "Who reads HTTP/1.1: lean answers plain requests in place and leaves the rest to gunicorn; asgi leaves it all.",
         choices=("lean", "asgi"),
+    )
+    access_log: str = setting(
+        "off",
+        "A line on standard output for each request to a route, and for whatever is refused, as text or as JSON.",
+        choices=("off", "text", "json"),
+        flag=True,
     )
     title: str = setting("", "What the OpenAPI document calls the service; default: the deployment's name.")
     version: str = setting("", "The version of the service that the OpenAPI document names; default: Stageline's.")

@@ -69,7 +69,7 @@ def opened(
 ) -> Iterator[Screen | None]:
     """The screen of a deployment with its log in ``folder``; None where there is no terminal for it."""
     file = None
-    if usable():
+    if deployment.engine.log_format != log.JSON and usable():
         try:
             file = LogFile(folder)
         except OSError as error:  # without it the log goes to the terminal

@@ -15,6 +15,7 @@ from gunicorn.app.base import BaseApplication
 from engine.config.schema import Deployment
 from engine.core.call import BrokerClient
 from engine.metrics import Family
+from frontend.accesslog import OFF, AccessLog
 from frontend.answer import Answering
 from frontend.app import create
 from frontend.exchange import Application as ASGIApplication
@@ -59,7 +60,8 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
         self.deployment = deployment
         frontend = deployment.frontend
         paths = [route.path for route in deployment.routes]
-        self.metrics = FrontendMetrics(deployment.engine.namespace, paths, frontend.timeout)
+        access = AccessLog(frontend.access_log) if frontend.access_log != OFF else None
+        self.metrics = FrontendMetrics(deployment.engine.namespace, paths, frontend.timeout, access)
         self.gate = Gate(frontend)
         self.answering = Answering(deployment.topology, compressed=frontend.compression)
 

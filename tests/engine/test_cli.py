@@ -246,7 +246,8 @@ def test_up_runs_the_supervisor_on_a_file_or_its_folder(file: Path, asked: dict[
     (deployment,), _ = asked["run"]
     assert isinstance(deployment, Deployment)
     assert deployment.frontend.port == 1234
-    assert asked["log"] == (("supervisor",), {"level": "error"})
+    words, about = asked["log"]
+    assert (words, about["level"], about["form"]) == (("supervisor",), "error", "auto")
 
 
 def test_without_a_file_it_is_the_one_here(
@@ -278,7 +279,8 @@ def test_worker_runs_as_many_as_asked(file: Path, asked: dict[str, Any], extra: 
 def test_worker_with_a_slot_runs_in_this_process(file: Path, asked: dict[str, Any]) -> None:
     assert cli.run(["worker", str(file), "--stage", "encode", "--slot", "2"]) == 0
     assert asked["worker"][0][1:3] == ("encode", 2)
-    assert asked["log"] == (("worker",), {"level": "info", "stage": "encode", "worker": 2})
+    words, about = asked["log"]
+    assert (words, about["stage"], about["worker"]) == (("worker",), "encode", 2)
 
 
 def test_a_worker_of_no_stage_is_a_configuration_error(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

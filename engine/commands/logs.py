@@ -1,0 +1,80 @@
+"""``engine logs``: what a deployment that was started on a terminal has written."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from engine.commands.command import EVERYWHERE, Command, add_only, count, parts_of
+from engine.config import run_dir
+from engine.errors import ConfigError
+from engine.exitcodes import ExitCode
+
+if TYPE_CHECKING:
+    from engine.config import Deployment
+
+LAST: Final = 200
+LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+def logs(options: argparse.Namespace, deployment: Deployment) -> int:
+    from engine import logs
+    from engine.supervisor import rundir
+
+    stages = [spec.name for spec in deployment.stages]
+    if options.stage and options.stage not in stages:
+        raise ConfigError([f"--stage: expected one of {', '.join(stages)}; got {options.stage}"])
+    folder = run_dir(parts_of(options, deployment).of(deployment))
+    rundir.check(folder)
+    path = folder / rundir.LOG
+    if not path.exists():
+        print(
+            f"engine: there is no log at {path}: one is kept where `engine up` was started on a terminal; elsewhere it "
+            "goes to standard error, and so to whatever started it: journalctl -u NAME, docker logs, kubectl logs",
+            file=sys.stderr,
+        )
+        return ExitCode.FAILED
+    choice = logs.Choice(
+        level=getattr(logging, options.level.upper()) if options.level else 0,
+        process=options.process,
+        stage=options.stage,
+        request=options.request,
+    )
+    colour = not options.json and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    shown = logs.chosen(logs.read([folder / rundir.FORMER_LOG, path]), choice, raw=options.json, colour=colour)
+    for text in deque(shown, maxlen=options.last):
+        print(text)
+    sys.stdout.flush()
+    if options.follow:
+        for lines in logs.follow(path, lambda: rundir.holder(folder) is None):
+            for text in logs.chosen(lines, choice, raw=options.json, colour=colour):
+                print(text)
+            sys.stdout.flush()
+    return ExitCode.OK
+
+
+def _arguments(sub: argparse.ArgumentParser) -> None:
+    add_only(sub)
+    sub.add_argument("--follow", "-f", action="store_true", help="go on with what comes, until the deployment ends")
+    sub.add_argument("--last", type=count, default=LAST, metavar="N", help="so many lines (%(default)s)")
+    sub.add_argument("--level", choices=LEVELS, help="these and more severe ones")
+    sub.add_argument("--process", metavar="KIND", default="", help="of the broker, frontend, worker or supervisor")
+    sub.add_argument("--stage", metavar="NAME", default="", help="about this stage")
+    sub.add_argument("--request", metavar="ID", default="", help="about the request with this x-request-id")
+    sub.add_argument("--json", action="store_true", help="as they were written, an object a line")
+
+
+LOGS: Final = Command(
+    "logs",
+    "show the log of a deployment that was started on a terminal",
+    logs,
+    "engine logs stages.toml --follow\n"
+    "engine logs stages.toml --level warning --stage encode\n"
+    "engine logs stages.toml --request 6f1c0e --json",
+    keys=(*EVERYWHERE, "run_dir"),
+    arguments=_arguments,
+)
