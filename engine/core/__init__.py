@@ -19,6 +19,7 @@
     breaker    when a stage is not fed at all         failing    when a worker is to blame, not what it got
     deaths     how a worker ended, as far as known    vitality   who is stopped or hung, seen from outside
     spacing    how much of what waits an idle worker takes, and when
+    returns    whether those who are answered ask again at once
     costs      what an item will cost, by its bytes    costqueue  whose costs belong together in a batch
     foretold   whether the door is right about when a request will be done
     released   a batch that left, until it is done  trace      the last decisions, for whoever asks why

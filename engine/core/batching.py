@@ -5,14 +5,15 @@ A stage has one queue for all its workers. A batch leaves when a worker can take
     full       max_batch_size items, max_batch_bytes or max_batch_cost are waiting
     drain      the stage is stopping: nothing more will come to wait for
     idle       a worker has nothing to do, and waiting helps nobody (``eager``): not one that would come later and be
-               served sooner, for batches that are not full leave evenly spaced (:mod:`engine.core.spacing`)
+               served sooner, for batches that are not full leave evenly spaced (:mod:`engine.core.spacing`), nor who
+               was just answered and asks again (:mod:`engine.core.returns`)
     wait       the oldest item has been at this stage for max_wait
     deadline   waiting longer would make the first who is due late, going by how long a batch takes
 
 A worker that is busy may get a batch in advance (its prefetch credit), but only one that could not grow any more, or
 has waited its time, and only when the worker is about to be done: given earlier it would stop growing, or stand behind
 a slow worker while others are free. With ``max_wait`` 0 nothing is past its wait in that sense, so the prefetch waits
-for ``full``.
+for ``full``; so it does where most of those who are answered ask again at once, for they belong into that batch.
 
 Where it differs when requests are due, the first of them come first. Sorting a long queue for every batch would cost
 more than it gives, so it is done at most so often that it takes a twentieth of the time, and only where not everybody
@@ -122,12 +123,13 @@ def decide(
     free_at: float = 0.0,
     not_before: float = 0.0,
     spaced_until: float = 0.0,
+    returns_until: float = 0.0,
     draining: bool = False,
 ) -> Decision:
     """Whether a batch leaves now. ``service_s`` is how long one more than there is would take, from release to results;
     ``free_at`` when a busy taker will probably be done, and ``not_before`` when it may be given a full batch: before
     that others may be free. ``spaced_until`` is when one that is not full may follow the one before it to an idle
-    taker."""
+    taker, ``returns_until`` when it goes to anybody without those who were just answered."""
     if taker is NOBODY or backlog.count == 0:
         return NOTHING
     if backlog.count >= policy.max_batch_size or backlog.nbytes >= policy.max_batch_bytes or backlog.is_whole:
@@ -136,6 +138,9 @@ def decide(
         return _FULL
     if draining:
         return _DRAIN
+    if now < returns_until:
+        last_call = backlog.first_due - service_s
+        return _DEADLINE if taker is IDLE and now >= last_call else Decision(None, min(returns_until, last_call))
     if taker is IDLE and policy.eager and (now >= spaced_until or not policy.max_wait_s):
         return _IDLE
     wait_over = backlog.oldest + policy.max_wait_s

@@ -22,6 +22,7 @@ from engine.core.items import Item
 from engine.core.member import Member
 from engine.core.predict import Outlook, Times
 from engine.core.released import Released
+from engine.core.returns import Returns
 from engine.core.routing import Topology
 from engine.core.spacing import PRICE, SLOWER, filled_until, share, spacing_s
 from engine.core.stats import StageStats
@@ -81,6 +82,7 @@ class Foresight:
         self._crew = crew
         self._stats = stats
         self.times = Times(queue.policy.sizes)
+        self.returns = Returns()
         self.service_s = 0.0  # how long a batch takes, lately
         self._is_guess = False  # as a warm-up has it
         self.delay_s = 0.0  # from an item's arrival to its release, lately
@@ -215,6 +217,20 @@ class Foresight:
         until = self._filled_until(worker)
         spacing = spacing_s(self.times.fixed_s, able)
         return max(until, self.released_at + spacing) if waiting < self._rate * spacing else until
+
+    def done(self, worker: Member, batch: Released, now: float) -> None:
+        """All of a batch is done."""
+        if self.is_long and self._crew.lineup.alone(UNEVEN) is worker:
+            self._measure(now)
+            self.returns.done(batch.count, self.times.fixed_s * worker.slowness, self._rate, now)
+
+    def returns_until(self, worker: Member, now: float, *, is_idle: bool) -> float:
+        """Until when what waits, less than a batch, is not given to ``worker`` if that is alone, or all others are
+        slower, for most of those who were answered come back; in the past: it is."""
+        policy = self.queue.policy
+        if not (policy.max_wait_s and self.returns.are_usual) or self._crew.lineup.alone(UNEVEN) is not worker:
+            return 0.0
+        return self.returns.until(policy.max_wait_s) if is_idle else inf
 
     @property
     def _load(self) -> float:

@@ -138,6 +138,13 @@ class Lineup:
         """The slowness of the quickest that is able; inf: nobody is."""
         return self._paces.rows[0][0] if self._paces.rows else inf
 
+    def alone(self, apart: float) -> Member | None:
+        """Who is able while all others are slower by that factor at least; None: there is nobody, or there are more."""
+        rows = self._paces.rows
+        if not rows or (len(rows) > 1 and rows[1][0] < apart * rows[0][0]):
+            return None
+        return rows[0][2]
+
     def sooner(self, worker: Member, takes_s: float, now: float) -> Member | None:
         """Who else, with one batch at most, would be the first to be done with one that takes ``takes_s`` at a usual
         worker. Who is overdue is left out."""

@@ -171,6 +171,8 @@ class StageMachine:
     def enqueue(self, items: Sequence[Item], now: float) -> None:
         """Newly admitted items (first stage of their route)."""
         self.foresight.taken += len(items)
+        if self.foresight.is_long:
+            self.foresight.returns.come(len(items), now)
         self._push(items)
 
     def accept(self, results: Results, payloads: Sequence[Payload], now: float) -> None:
@@ -194,6 +196,8 @@ class StageMachine:
                 continue
             hop = request.hop = request.hop + 1
             taken.append(Item(request, payload, size, now, 1, trail, hop))
+        if self.foresight.is_long:
+            self.foresight.returns.come(len(taken), now)
         self._push(taken)
         if held:
             self.actions.append(
@@ -491,6 +495,7 @@ class StageMachine:
                 if self._turn(worker, WorkerEvent.BACK):
                     self._tell(now)
         worker.free_at = settle.at + foresight.left_s(worker)
+        foresight.done(worker, batch, now)
         batch.took_s = 0.0 if took_s is None else took_s
         if self.fate.settled(worker, batch, took_s, now):
             self._tell(now)
@@ -579,8 +584,11 @@ class StageMachine:
             # When the first is due costs a look at every item; it matters only if a partial batch may wait.
             partial = amount < whole
             is_shared = is_long and is_idle and policy.eager
-            spaced_until = foresight.spaced_until(worker, waiting, now) if is_shared and partial else 0.0
-            may_wait = partial and is_idle and (spaced_until > now or not policy.eager)
+            spaced_until = returns_until = 0.0
+            if partial and is_long and policy.eager:
+                spaced_until = foresight.spaced_until(worker, waiting, now) if is_idle else 0.0
+                returns_until = foresight.returns_until(worker, now, is_idle=is_idle)
+            may_wait = partial and is_idle and (spaced_until > now or returns_until > now or not policy.eager)
             decision = decide(
                 policy,
                 self.queue.backlog(dues=may_wait),
@@ -590,6 +598,7 @@ class StageMachine:
                 free_at=0.0 if is_idle else foresight.free_at(worker) - worker.away_s,
                 not_before=worker.free_at - worker.ahead_s if is_long else 0.0,
                 spaced_until=spaced_until,
+                returns_until=returns_until,
                 draining=self.draining,
             )
             if decision.reason is None:

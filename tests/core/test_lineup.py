@@ -161,6 +161,8 @@ class Anybody:
         assert crew.frees() == sorted(worker.free_at if worker.batches else 0.0 for worker in able)
         assert crew.slowness == pytest.approx(len(able) / sum(1 / one.slowness for one in able) if able else 1.0)
         assert crew.lineup.least == min([one.slowness for one in able], default=inf)
+        alone = [one for one in able if all(2.0 * one.slowness <= other.slowness for other in able if other is not one)]
+        assert crew.lineup.alone(2.0) is (alone[0] if alone else None)
         slowness = rng.choice([0.5, 1.0, 4.0])
         quick = [one for one in able if one.slowness < slowness]
         assert {*crew.lineup.quicker(slowness)} == {*quick}

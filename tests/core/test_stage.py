@@ -661,6 +661,7 @@ def test_how_long_batches_take_is_learned_by_their_size_from_what_workers_say() 
     twin = one_stage()
     worker = twin.worker()
     for seq in range(0, 200, 5):
+        twin.pass_time(0.02)  # who comes at once when others are answered is waited for
         twin.submit(1 + seq % 4, first=1 + seq)
         twin.pass_time(0.020 + 0.010 * len(worker.lane[0][0].uids))
         while worker.lane:
