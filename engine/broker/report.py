@@ -488,8 +488,7 @@ def stage_families(machine: StageMachine, retired: Sequence[Family], now: float,
         for worker in machine.workers.values()
         if worker.device_bytes
     ]
-    if held:
-        own.append(Family(on_device, "gauge", "Memory of GPUs that a worker's tensors hold.", held))
+    own.append(Family(on_device, "gauge", "Memory of GPUs that a worker's tensors hold.", held))
     if machine.queue.by_cost:
         own.append(
             counter(

@@ -58,6 +58,7 @@ NOT_RUN: Final = {
     "python3 -m venv": "making an environment, and",
     "~/serving/bin/pip install": "installing into it, is what the test of the wheel does",
     "prometheus ": "a program of its own; test_monitor checks its configuration",
+    "docker compose": "fetches images; test_monitor reads what it mounts",
     "scripts/chaos": "minutes, and tests/chaos does the same for seconds",
     "scripts/soak": "hours, likewise",
     "scripts/network": "minutes, and tests/hosts does the same for seconds",

@@ -9,9 +9,11 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from harness import EXAMPLES, deployed, wait_for
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_families
 from prometheus_client.parser import text_string_to_metric_families
@@ -28,7 +30,8 @@ TARGETS = [
 SELECTOR = re.compile(r"([a-zA-Z_:][\w:]*)\{([^}]*)\}")
 MATCHER = re.compile(r'(\w+)(=~|!=|!~|=)"([^"]*)"')
 BY = re.compile(r"\bby \(([^)]*)\)")
-FUNCTIONS = {"sum", "max", "rate", "increase", "histogram_quantile", "by", "or", "vector"}
+FUNCTIONS = {"sum", "max", "changes", "rate", "increase", "histogram_quantile", "by", "or", "vector"}
+UNSEEN = {"engine_stage_refusals_total", "engine_device_memory_bytes"}  # where nobody is refused, and nothing has a GPU
 OF_THE_SCRAPE = {"job", "instance"}  # labels that Prometheus adds
 
 
@@ -37,7 +40,7 @@ class Page:
     """Samples of a scrape: name -> the label sets it has."""
 
     samples: dict[str, list[dict[str, str]]]
-    kinds: dict[str, str]
+    kinds: dict[str, str]  # also of metrics that have no sample yet
     text: str
     open: str  # as OpenMetrics
 
@@ -66,7 +69,10 @@ def page() -> Iterator[Page]:
         samples: dict[str, list[dict[str, str]]] = {}
         for sample in (sample for family in families for sample in family.samples):
             samples.setdefault(sample.name, []).append(dict(sample.labels))
-        yield Page(samples, {sample.name: family.type for family in families for sample in family.samples}, text, told)
+        suffixes = {"counter": "_total"}
+        kinds = {family.name + suffixes.get(family.type, ""): family.type for family in families}
+        kinds |= {sample.name: family.type for family in families for sample in family.samples}
+        yield Page(samples, kinds, text, told)
 
 
 @pytest.mark.parametrize(("expr", "legend"), TARGETS)
@@ -75,8 +81,11 @@ def test_a_query_finds_its_metrics_and_labels(page: Page, expr: str, legend: str
     assert selectors, expr
     kept = {label.strip() for labels in BY.findall(expr) for label in labels.split(",")}
     for name, matchers in selectors:
-        assert name in page.samples, f"no {name} on the page"
-        labels = set(page.samples[name][0])
+        assert name in page.kinds, f"no {name} on the page"
+        if name not in page.samples:  # nothing has happened of which it tells
+            assert name in UNSEEN
+            continue
+        labels = {label for sample in page.samples[name] for label in sample}
         for label, operator, value in MATCHER.findall(matchers):
             assert label in labels | OF_THE_SCRAPE, f"{name} has no label {label}"
             if operator == "=" and label not in OF_THE_SCRAPE:
@@ -140,6 +149,58 @@ def test_every_process_tells_what_it_uses(page: Page) -> None:
         told = page.samples[f"engine_process_{name}"]
         assert all(one in told for one in wanted), (name, told)
         assert not any(told.count(one) > 1 for one in told)
+
+
+RULES = [rule for group in yaml.safe_load((MONITOR / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
+
+
+@pytest.mark.parametrize("rule", [pytest.param(rule, id=rule["alert"]) for rule in RULES])
+def test_an_alarm_looks_at_metrics_that_are_there(page: Page, rule: dict[str, Any]) -> None:
+    expr = rule["expr"]
+    names = set(re.findall(r"\bengine_\w+", expr))
+    assert names
+    assert names <= set(page.kinds)
+    for name, matchers in SELECTOR.findall(expr):
+        labels = {label for sample in page.samples.get(name, []) for label in sample} | OF_THE_SCRAPE
+        assert {label for label, _, _ in MATCHER.findall(matchers)} <= labels
+    by = [{label.strip() for label in labels.split(",")} for labels in BY.findall(expr)]
+    told = set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]))
+    assert all(told <= one for one in by) or not by, "a label that the sum has not"
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="Prometheus' own reader is not installed")
+def test_prometheus_reads_its_configuration_and_alarms() -> None:
+    told = subprocess.run(
+        ["promtool", "check", "config", str(MONITOR / "prometheus.yml")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert f"{len(RULES)} rules found" in told.stdout
+
+
+def test_what_compose_mounts_is_there_and_listens_to_this_host_alone() -> None:
+    services = yaml.safe_load((MONITOR / "compose.yml").read_text())["services"]
+    mounts = [one.split(":") for service in services.values() for one in service["volumes"] if one.startswith("./")]
+    assert mounts
+    for here, there, how in mounts:
+        assert (MONITOR / here).is_file(), here
+        assert how == "ro", there
+    inside = {there: MONITOR / here for here, there, _ in mounts}
+    (source,) = yaml.safe_load(_of(inside, "provisioning/datasources").read_text())["datasources"]
+    assert f"--web.listen-address={source['url'].removeprefix('http://')}" in services["prometheus"]["command"]
+    assert services["grafana"]["environment"]["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
+    (provider,) = yaml.safe_load(_of(inside, "provisioning/dashboards").read_text())["providers"]
+    home = services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert inside[home] == MONITOR / "dashboard.json"
+    assert home.startswith(provider["options"]["path"])
+
+
+def _of(inside: dict[str, Path], part: str) -> Path:
+    (found,) = (path for there, path in inside.items() if part in there)
+    return found
 
 
 def test_the_scrape_is_of_the_page_a_deployment_has() -> None:
