@@ -72,8 +72,8 @@ HEAVY: Final = ("zmq", "falcon", "gunicorn", "torch", "numpy", "uvloop", "promet
 LIGHT: Final = ("engine", "engine.cli", "engine.config", "engine.supervisor", "engine.server", "engine.loader")
 
 TOP: Final = {
-    ".ci", "LICENSE", "README.md", "docs", "engine", "examples", "frontend", "pyproject.toml", "scripts", "setup.cfg",
-    "stages", "tests", ".gitignore",
+    ".ci", "LICENSE", "README.md", "docs", "engine", "examples", "frontend", "mkdocs.yml", "pyproject.toml", "scripts",
+    "setup.cfg", "stages", "tests", ".gitignore",
 }  # fmt: skip
 
 

@@ -64,6 +64,7 @@ NOT_RUN: Final = {
     "scripts/network": "minutes, and tests/hosts does the same for seconds",
     "engine plan": "measures a model and simulates, for a minute; tests/engine/test_planning.py does both for a second",
     "engine bench": "minutes, of which tests/e2e/test_benching.py does some seconds",
+    "scripts/docs": "a server that stays; tests/test_site.py builds the same",
     "scripts/bench": "minutes on a machine of its own; its words are read below",
 }
 
