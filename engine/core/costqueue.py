@@ -11,14 +11,17 @@ All that goes by numbers of items elsewhere goes by *units* of cost here (:mod:`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from math import ceil
 from typing import Final
 
+from engine.core.actions import Settle
 from engine.core.batching import METAS_MOST, Backlog, BatchQueue, Policy
 from engine.core.costs import UNITS, Costs, counted
 from engine.core.items import Item
+from engine.core.messages import Ready
+from engine.core.released import Released
 
 WINDOW: Final = 8  # of these batches; 4 pads more under load, and with 16 to look costs more than it gives
 WASTE_SMOOTHING: Final = 0.05  # weight of the newest batch in the running mean of what padding adds
@@ -84,6 +87,35 @@ class CostQueue(BatchQueue):
             self._judge(list(self.items.values()))
             if self.items:
                 self._mean = self._units / len(self.items)
+
+    # --- what items cost -------------------------------------------------------------------------------------------
+
+    def hear_examples(self, ready: Ready) -> Mapping[int, int]:
+        """What a worker's examples cost, as it says; returns how long batches of these took, by units."""
+        costs = self.costs
+        costs.hear(ready.costs if ready.tells_cost else None)
+        self.renew()
+        if not ready.tells_cost:  # they are by numbers of values, whose bytes nobody has told
+            return {}
+        return {costs.whole_units(cost): us for cost, us in ready.times_us.items()}
+
+    def hear(self, batch: Released, settle: Settle) -> None:
+        """What items of a batch have cost, as their worker says; else what they were taken to."""
+        costs, told = self.costs, settle.costs
+        pairs = [
+            (item, told.get(place))
+            for place, uid in enumerate(settle.uids)
+            if (item := batch.items.get(uid)) is not None
+        ]
+        if told and costs.by_bytes:
+            costs.hear({})
+        elif not told and not costs.is_known and settle.compute_us:  # its worker does not count
+            costs.hear(None)
+        costs.learn([(item, cost) for item, cost in pairs if cost is not None])
+        self.renew()
+        for item, cost in pairs:
+            batch.cost += (one := costs.of(item) if cost is None else cost)
+            batch.costliest = max(batch.costliest, one)
 
     # --- how much there is -------------------------------------------------------------------------------------------
 

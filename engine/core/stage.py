@@ -325,12 +325,7 @@ class StageMachine:
         """What it has timed while it warmed up."""
         times_us: Mapping[int, int] = ready.times_us
         if isinstance(self.queue, CostQueue):
-            costs = self.queue.costs
-            costs.hear(ready.costs if ready.tells_cost else None)
-            self.queue.renew()
-            if not ready.tells_cost:  # they are by numbers of values, whose bytes nobody has told
-                return
-            times_us = {costs.whole_units(cost): us for cost, us in times_us.items()}
+            times_us = self.queue.hear_examples(ready)
         if times_us:
             self.foresight.seed(times_us)
 
@@ -458,7 +453,7 @@ class StageMachine:
         else:
             batch.failed += settle.failed
         if isinstance(self.queue, CostQueue):
-            self._hear_costs(self.queue, batch, settle)
+            self.queue.hear(batch, settle)
         if settle.skipped and not batch.revoked and worker.state is not DYING:
             self.fate.come_back(batch, uids, now)
         if batch.shared:
@@ -513,24 +508,6 @@ class StageMachine:
         elif worker.state is DYING and not worker.batches:
             self._turn(worker, WorkerEvent.SETTLED)
             self._forget(worker, now)
-
-    def _hear_costs(self, queue: CostQueue, batch: Released, settle: Settle) -> None:
-        """What items of a batch have cost, as their worker says; else what they were taken to."""
-        costs, told = queue.costs, settle.costs
-        pairs = [
-            (item, told.get(place))
-            for place, uid in enumerate(settle.uids)
-            if (item := batch.items.get(uid)) is not None
-        ]
-        if told and costs.by_bytes:
-            costs.hear({})
-        elif not told and not costs.is_known and settle.compute_us:  # its worker does not count
-            costs.hear(None)
-        costs.learn([(item, cost) for item, cost in pairs if cost is not None])
-        queue.renew()
-        for item, cost in pairs:
-            batch.cost += (one := costs.of(item) if cost is None else cost)
-            batch.costliest = max(batch.costliest, one)
 
     def is_idle(self) -> bool:
         """Whether being told what was settled would change nothing but the books: nothing waits for a worker, and no
