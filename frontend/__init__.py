@@ -23,7 +23,10 @@ Where to look:
     body       reading a request's body within its limits
     openapi    the OpenAPI document, from what the stages say about themselves
     components names for the types of many stages in one document
-    swagger    Swagger UI from static/
+    files      pages from static/
+    swagger    Swagger UI
+    ui         the live page of the deployment, and what it shows
+    onlookers  who sees that page, and how often the broker is asked for them
     compression  gzip and zstd: which one, and answers
     unpacking  bodies out of either, by bounded steps; pure
     pace       how slow a client may be, sending or reading; pure

@@ -7,17 +7,18 @@ from typing import Any
 
 import falcon.asgi
 
-from engine.config.schema import Deployment
+from engine.config.schema import PAGE, Deployment
 from engine.core.call import BrokerClient
-from frontend import health
+from frontend import health, ui
 from frontend.answer import Answering
 from frontend.exchange import Application, Layer
+from frontend.files import Redirect
 from frontend.gate import Gate
 from frontend.handlers import Handlers
 from frontend.metrics import FrontendMetrics
 from frontend.openapi import MetadataResource
 from frontend.resources import Collaborators, MetricsResource, RouteResource
-from frontend.swagger import SwaggerRedirect, SwaggerResource
+from frontend.swagger import SwaggerResource
 
 
 class _Lifespan:
@@ -55,12 +56,20 @@ def create(
     shared = Collaborators(client, gate, answering, frontend.body_timeout, frontend.compression)
     for index, route in enumerate(topology.routes):
         app.add_route(route.path, RouteResource(index, topology.stage_names(index)[-1], shared))
-    for path, page in health.pages(topology, client, gate).items():
+    pages = health.pages(topology, client, gate)
+    app.add_route("/", health.Root(pages.pop("/"), gate if deployment.has_page else None))
+    for path, page in pages.items():
         app.add_route(path, health.Resource(page))
     app.add_route("/metrics", MetricsResource(client, metrics, name=name, namespace=deployment.engine.namespace))
     app.add_route("/openapi/metadata.json", MetadataResource(client, deployment))
-    app.add_route("/openapi/swagger", SwaggerRedirect())
+    app.add_route("/openapi/swagger", Redirect("swagger"))
     swagger = SwaggerResource()
     app.add_route("/openapi/swagger/", swagger)
     app.add_route("/openapi/swagger/{name}", swagger)
+    if deployment.has_page:
+        app.add_route(PAGE, ui.PageRedirect(gate))
+        files = ui.PageResource(gate)
+        app.add_route(f"{PAGE}/", files)
+        app.add_route(f"{PAGE}/data", ui.DataResource(client, gate))
+        app.add_route(f"{PAGE}/{{name}}", files)
     return Layer(app, metrics, answering, gate)  # type: ignore[arg-type]  # Falcon's narrower names for the same callables

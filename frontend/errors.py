@@ -53,6 +53,7 @@ CORRUPT: Final = Problem("corrupt", 400, "bad request: the body is not what its 
 FRAGMENTED: Final = Problem("fragmented", 400, "bad request: the body has too many gzip members or zstd frames")
 CAPACITY: Final = Problem("capacity", 429, wording.AT_CAPACITY, retry_after_s=1)
 CAPACITY_BYTES: Final = Problem("capacity_bytes", 429, "too many requests: too many bytes are waiting", retry_after_s=1)
+ONLOOKERS: Final = Problem("onlookers", 429, "too many requests: too many look at this page", retry_after_s=1)
 HEADERS_TOO_LARGE: Final = Problem("headers_too_large", 431, "request headers too large")
 CLIENT_GONE: Final = Problem("client_gone", 499, "client closed the connection")  # nginx's number; nobody reads it
 INTERNAL: Final = Problem("internal", 500, "internal error")

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv6Address
 from typing import Final
 
-from engine.config.schema import FrontendSection
+from engine.config.schema import EVERYBODY, LOCAL, FrontendSection
 from engine.core.link import View
 from engine.core.messages import Qos
-from frontend import compression, deadline, errors, idempotency, qos
+from frontend import compression, deadline, errors, idempotency, onlookers, qos
 from frontend.errors import Problem, Refusal
 from frontend.head import Head
 from frontend.partial import Partial
@@ -73,6 +73,12 @@ class Gate:
         self.unsent = Unsent(self._capacity_bytes)
         self.partial = Partial()
         self._compression = frontend.compression
+        self._ui = frontend.ui
+
+    def shows(self, head: Head, peer: object) -> bool:
+        """Whether the page about the deployment is for whoever asks so. ``peer``: the address of the connection, as
+        ASGI has it."""
+        return self._ui == EVERYBODY or (self._ui == LOCAL and onlookers.is_local(head, peer))
 
     def terms(self, head: Head) -> Terms:
         """What the head of a request asks for, where it may be had. Raises Refusal: 400, 413, 415 or 501."""

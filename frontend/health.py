@@ -16,8 +16,10 @@ from engine.core.call import BrokerClient
 from engine.core.link import View
 from engine.core.routing import Topology
 from frontend.answer import UNKNOWN_S, Reply, retry_after
+from frontend.exchange import Exchange
 from frontend.gate import Gate
 from frontend.handlers import fill
+from frontend.head import Head
 
 _encode = msgspec.json.Encoder().encode
 
@@ -70,6 +72,33 @@ def _reply(status: int, document: dict[str, Any]) -> Reply:
     if status == 503:
         headers += retry_after(UNKNOWN_S)
     return Reply(status, "application/json", _encode(document), headers)
+
+
+class Root:
+    """``GET /``, which leads a browser to the page about the deployment, if it may see that; as others ask, it says
+    whether this process lives. While that is draining everybody is told so."""
+
+    def __init__(self, page: Callable[[], Reply], gate: Gate | None) -> None:
+        """``gate``: None where there is no such page."""
+        self._page = page
+        self._gate = gate
+
+    async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        reply, head, gate = self._page(), Exchange.of(req.scope).head, self._gate
+        fill(resp, reply)
+        if gate is None or head is None or not is_browser(head):
+            return
+        if reply.status == 200 and gate.shows(head, req.scope.get("client")):
+            resp.status = "303"
+            resp.set_header("location", "ui/")
+            resp.set_header("vary", "accept")
+
+    on_head = on_get
+
+
+def is_browser(head: Head) -> bool:
+    """Whether a request is a browser's, for a page."""
+    return b"text/html" in head.accept.lower()
 
 
 class Resource:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from engine.config.schema import RESERVED_PATHS
+from engine.config.schema import PAGE, RESERVED_PATHS
 from engine.core.stats import Histogram, Label, duration_buckets
 from engine.metrics import Family, counter, gauge, histogram, lost_lines_family
 from frontend.accesslog import AccessLog
@@ -108,4 +108,4 @@ class FrontendMetrics:
 
 
 def _is_about_service(path: str) -> bool:
-    return path in RESERVED_PATHS or path.startswith("/openapi/")
+    return path in RESERVED_PATHS or path == PAGE or path.startswith(("/openapi/", f"{PAGE}/"))

@@ -131,6 +131,8 @@ class Reader:
             more = self._more(request, found, terms)
         except (_Odd, Refusal):
             return None  # refused there, before its body is read
+        if request.path == "/" and b"text/html" in found.accept.lower():
+            return None  # of a browser, which may be led elsewhere
         plain = _plain(request.route, found, terms, more)
         self._shape = self._shapes.of(plain, first, lines, fields)
         return plain

@@ -52,6 +52,10 @@ class Form(Enum):
     DIGEST = "SHA-256 digest"
 
 
+# Who sees the page about the deployment.
+LOCAL, EVERYBODY, NOBODY = "local", "all", "off"
+PAGE: Final = "/ui"  # where that is, and everything below; not reserved, for services may have routes there
+
 PRIORITIES: Final = ("high", "normal", "low")
 
 PATHS: Final = (Form.FOLDER, Form.FILE)  # a relative one is beside the file, or on the command line where one stands
@@ -287,6 +291,13 @@ class FrontendSection:
     title: str = setting("", "What the OpenAPI document calls the service; default: the deployment's name.")
     version: str = setting("", "The version of the service that the OpenAPI document names; default: Stageline's.")
     compression: bool = setting(False, "Accept and send gzip and zstd bodies.", flag=True)
+    ui: str = setting(
+        LOCAL,
+        "Who sees the live page of the deployment at /ui: local, clients on this machine that come through no proxy; "
+        "all, whoever reaches the port; off, nobody. A file with a route there has no page.",
+        choices=(LOCAL, EVERYBODY, NOBODY),
+        flag=True,
+    )
     certfile: str = setting(
         "",
         "PEM file with the certificate chain, to serve HTTPS; relative to the folder of stages.toml.",
@@ -500,6 +511,12 @@ class Deployment:
         index = {stage.name: position for position, stage in enumerate(self.stages)}
         routes = tuple(Route(route.path, tuple(index[name] for name in route.stages)) for route in self.routes)
         return Topology(tuple(index), routes)
+
+    @property
+    def has_page(self) -> bool:
+        """Somebody may see the live page: it is not turned off, and no route of the service is where it would be."""
+        taken = any(f"{route.path}/".startswith(f"{PAGE}/") for route in self.routes)
+        return self.frontend.ui != NOBODY and not taken
 
     def stage(self, name: str) -> StageSection:
         return next(stage for stage in self.stages if stage.name == name)

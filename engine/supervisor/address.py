@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from engine.config import FILE_NAME, Deployment, default_run_dir
 from engine.config.endpoints import bracket, is_wildcard, loopback_of
+from engine.config.schema import PAGE
 from engine.errors import StartError
 from engine.supervisor.parts import Parts
 from engine.supervisor.rundir import LOOK_S, Busy, Withdrawn, sleep
@@ -96,6 +97,8 @@ def banner(deployment: Deployment, url: str, trial: str | None = None) -> str:
         f"{deployment.engine.name} is ready: {where}  (stop with Ctrl-C)",
         f"try: {_example(deployment, url, trial)}",
     ]
+    if deployment.has_page:
+        lines.append(f"page: {url}{PAGE}/")
     if deployment.file.suffix != ".py":  # a script's deployment has no file that the command could read
         lines.append(f"look: {status_command(deployment)}")
     return "\n".join(lines)

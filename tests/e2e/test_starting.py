@@ -190,7 +190,8 @@ def test_the_frontend_tells_the_truth_while_workers_load(service: Path) -> None:
 
 def test_the_last_lines_say_where_it_listens_and_what_to_try(service: Path) -> None:
     with deployed(one_stage(service, "Checked")) as running:
-        ready, trial, look = running.out.strip().splitlines()[-3:]
+        ready, trial, page, look = running.out.strip().splitlines()[-4:]
+        assert page == f"page: {running.url}/ui/"
         assert ready.startswith(f"one is ready: {running.url}")
         assert trial.startswith("try: curl ")
         assert f"{running.url}/inference" in trial

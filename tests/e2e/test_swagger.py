@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from harness import SERVICES, Deployed, deployed
-from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
@@ -26,30 +23,6 @@ CAP_S = 40.0  # a browser on a busy machine
 def orders() -> Iterator[Deployed]:
     with deployed(SERVICES / "typed.toml") as running:
         yield running
-
-
-@pytest.fixture
-def browser() -> Iterator[Chrome]:
-    """A browser of its own for every test: it starts and ends processes as it likes while it runs."""
-    binary, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-    assert binary, "a browser is needed (Debian: apt-get install chromium chromium-driver)"
-    assert driver, "chromedriver is needed (Debian: apt-get install chromium chromium-driver)"
-    profile = Path(tempfile.mkdtemp(prefix="sl-browser-"))
-    options = ChromeOptions()
-    options.binary_location = binary
-    for flag in (
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-proxy-server",
-        "--window-size=1280,1600", f"--user-data-dir={profile}",
-    ):  # fmt: skip
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    chrome = Chrome(options=options, service=ChromeService(driver))
-    try:
-        yield chrome
-    finally:
-        chrome.quit()
-        shutil.rmtree(profile, ignore_errors=True)
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ class Trial:
     def wait_journal(self, line: str, times: int = 1) -> None:
         wait_until(f"{times} x {line!r} in the journal", lambda: self.journal.count(line) >= times)
 
-    def wait_ready(self, lines_of_it: int = 3) -> str:
+    def wait_ready(self, lines_of_it: int = 4) -> str:
         """The lines that say so."""
         assert self.process.stdout is not None
         readable, _, _ = select.select([self.process.stdout], [], [], PATIENCE_S)
@@ -159,6 +159,7 @@ def test_it_starts_in_order_says_where_it_listens_and_leaves_nothing(start: Call
     assert look.endswith(f"engine status {folder} --run-dir {trial.run_dir}\n")
     assert ready == (
         "tried is ready: http://127.0.0.1:4321  (stop with Ctrl-C)\ntry: curl http://127.0.0.1:4321/inference -d '{}'\n"
+        "page: http://127.0.0.1:4321/ui/\n"
     )
     order = [line.split()[:2] for line in trial.journal]
     for name in EVERYBODY[1:]:

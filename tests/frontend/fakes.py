@@ -79,6 +79,8 @@ class FakeClient:
     current: View = READY
     sources: bytes | Exception = field(default_factory=lambda: pack_sources(Sources()))
     abouts: bytes | Exception = field(default_factory=lambda: pack_abouts({}))
+    status: bytes | Exception = b'{"name": "fake", "stages": []}'
+    asked: list[str] = field(default_factory=list)  # questions
     submitted: list[Submitted] = field(default_factory=list)
     waiting: list[Held] = field(default_factory=list)
     cancelled: list[Held] = field(default_factory=list)
@@ -130,7 +132,8 @@ class FakeClient:
         return bool(self.current.stages)
 
     async def ask(self, what: str, *, timeout_s: float = 2.0) -> bytes:
-        found = {"metrics": self.sources, "about": self.abouts}[what]
+        self.asked.append(what)
+        found = {"metrics": self.sources, "about": self.abouts, "status": self.status}[what]
         if isinstance(found, Exception):
             raise found
         return found
@@ -206,8 +209,10 @@ class Exchange:
         query: str = "",
         length: int | None = None,
         ends: bool = True,
+        peer: tuple[str, int] | None = ("127.0.0.1", 1),
     ) -> None:
-        """``length``: a Content-Length to claim, default the true one. ``ends`` false: the body never ends."""
+        """``length``: a Content-Length to claim, default the true one. ``ends`` false: the body never ends. ``peer``:
+        where the connection comes from."""
         self._app = app
         names = {name.lower() for name, _ in headers}
         lines = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers]
@@ -226,7 +231,7 @@ class Exchange:
             "query_string": query.encode(),
             "root_path": "",
             "headers": lines,
-            "client": ("127.0.0.1", 1),
+            "client": peer,
             "server": ("127.0.0.1", 2),
         }
         self._events: list[Event] = [
