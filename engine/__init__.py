@@ -42,6 +42,7 @@ The code, from the bottom up; a module imports only what stands above it:
                         child processes: started, watched, restarted, stopped
     onray/              the parts of a deployment where a Ray cluster has room: `engine up F --on ray`
     planning/           how many workers a goal takes: `engine plan`
+    doctor/             what is wrong here, and what to do about it: `engine doctor`
     bench/              how fast a service is, seen from outside: `engine bench`
     render/             how other systems run a deployment: `engine render`
     server              the Python API: the same deployment, described by calls

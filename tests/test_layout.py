@@ -36,9 +36,9 @@ LAYERS: Final = (
     ("frontend | stages | engine.broker", ("frontend", "stages", "engine.broker")),
     ("supervisor", ("engine.supervisor",)),
     ("cli", (
-        "engine.cli", "engine.commands", "engine.bench", "engine.bootstrap", "engine.planning", "engine.server",
-        "engine.status", "engine.mixin", "engine.onray", "engine.ports", "engine.render", "engine.why", "engine.logs",
-        "engine.worker", "engine.runtime", "engine.templates", "engine.testing", "engine.__main__",
+        "engine.cli", "engine.commands", "engine.bench", "engine.doctor", "engine.bootstrap", "engine.planning",
+        "engine.server", "engine.status", "engine.mixin", "engine.onray", "engine.ports", "engine.render", "engine.why",
+        "engine.logs", "engine.worker", "engine.runtime", "engine.templates", "engine.testing", "engine.__main__",
     )),
 )  # fmt: skip
 
@@ -66,7 +66,8 @@ WALL_CLOCK: Final = re.compile(
     r"\btime\.(?:time|time_ns|localtime|gmtime)\(|\b(?:datetime|date)\.(?:now|utcnow|today)\(|from time import .*\btime"
 )
 
-WALL_CLOCK_READERS: Final = ("engine.why", "frontend.accesslog")  # show when something was, to be found in other logs
+# They show when something was, to be found in other logs, or look at when a certificate ends.
+WALL_CLOCK_READERS: Final = ("engine.why", "frontend.accesslog", "engine.doctor.place")
 
 HEAVY: Final = ("zmq", "falcon", "gunicorn", "torch", "numpy", "uvloop", "prometheus_client")
 LIGHT: Final = ("engine", "engine.cli", "engine.config", "engine.supervisor", "engine.server", "engine.loader")

@@ -10,7 +10,7 @@
     processes   broker, frontend, worker: by hand, and how a supervisor starts its own
     ahead       plan, ports, keys, render: before anything runs
     bench       bench
-    version     version
+    doctor      doctor                                 version     version
 
 Light: a module imports what its command needs when that runs.
 """
@@ -23,6 +23,7 @@ from engine.commands.ahead import KEYS, PLAN, PORTS, RENDER
 from engine.commands.bench import BENCH
 from engine.commands.check import CHECK
 from engine.commands.command import Command, Plain
+from engine.commands.doctor import DOCTOR
 from engine.commands.init import INIT
 from engine.commands.logs import LOGS
 from engine.commands.orders import HEALTH, RELOAD, SCALE
@@ -33,6 +34,6 @@ from engine.commands.version import VERSION
 from engine.commands.why import WHY
 
 COMMANDS: Final[tuple[Command | Plain, ...]] = (
-    INIT, UP, CHECK, BROKER, FRONTEND, WORKER, STATUS, WHY, LOGS, RELOAD, SCALE, DOWN, PLAN, BENCH, PORTS, KEYS, HEALTH,
-    RENDER, VERSION,
+    INIT, UP, CHECK, DOCTOR, BROKER, FRONTEND, WORKER, STATUS, WHY, LOGS, RELOAD, SCALE, DOWN, PLAN, BENCH, PORTS, KEYS,
+    HEALTH, RENDER, VERSION,
 )  # fmt: skip
