@@ -103,7 +103,7 @@ def test_every_command_of_a_deployment_has_the_flags_that_it_looks_at(
         cli.run([command.name, "--help"])
     text = capsys.readouterr().out
     assert "--log-level" in text
-    assert ("--port " in text) == (command.name in ("up", "frontend", "ports"))
+    assert ("--port " in text) == (command.name in ("up", "frontend", "ports", "doctor"))
 
 
 def test_the_version_is_told_with_those_of_what_it_stands_on(capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,7 +137,10 @@ def test_what_is_not_understood_is_bad_usage(arguments: list[str], capsys: pytes
         (["serve"], "did you mean up?"),
         (["stages.toml"], "did you mean: engine up stages.toml"),
         (["up", "x", "--prot", "1"], "unrecognized arguments: --prot 1; did you mean --port?"),
-        (["status", "x", "--port", "1"], "--port is a flag of up, frontend, ports: engine status does not look at it"),
+        (
+            ["status", "x", "--port", "1"],
+            "--port is a flag of up, doctor, frontend, ports: engine status does not look at it",
+        ),
         (["up", "x", "--workers", "1"], "workers is set in the file, under frontend"),
     ],
 )
@@ -294,7 +297,7 @@ def test_a_broker_by_hand_makes_its_private_directory_and_removes_it(
     run_dir = tmp_path / "run"
     found = []
 
-    def serve(*_: Any, stopping: Callable[[float], None], reread: object) -> int:
+    def serve(*_: Any, parent: int, stopping: Callable[[float], None], reread: object) -> int:
         assert reread is None, "nobody has an edited file in mind"
         stopping(12.0)  # for the next one, which waits that long
         found.extend([run_dir.stat().st_mode & 0o777, (run_dir / "stopping").read_text()])
