@@ -38,6 +38,7 @@ class Worker:
     stage: str = ""
     """Name of the stage."""
     max_batch_size: int = 1
+    """How many values ``forward`` gets at most; with 1 it gets a value, else a list."""
     batch_sizes: Sequence[int] = ()
     """The only sizes of lists that ``forward`` gets, ascending; empty: any up to ``max_batch_size``."""
     max_batch_cost: int = 0

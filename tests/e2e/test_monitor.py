@@ -18,6 +18,8 @@ from harness import EXAMPLES, deployed, wait_for
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_families
 from prometheus_client.parser import text_string_to_metric_families
 
+from pages import metrics
+
 MONITOR = EXAMPLES / "monitor"
 DASHBOARD: dict[str, Any] = json.loads((MONITOR / "dashboard.json").read_text())
 TARGETS = [
@@ -73,6 +75,14 @@ def page() -> Iterator[Page]:
         kinds = {family.name + suffixes.get(family.type, ""): family.type for family in families}
         kinds |= {sample.name: family.type for family in families for sample in family.samples}
         yield Page(samples, kinds, text, told)
+
+
+def test_the_page_of_metrics_names_all_that_a_deployment_tells(page: Page) -> None:
+    known = {(metric.name, metric.kind) for metric in metrics.found()}
+    told = {(name, kind) for name, kind in page.kinds.items() if name.startswith("engine_")}
+    parts = re.compile("_(bucket|sum|count)$")  # of histograms
+    missing = {one for one in told if one not in known and (parts.sub("", one[0]), one[1]) not in known}
+    assert missing <= {("engine_build_info", "gauge")}  # which is what the text format calls an info
 
 
 @pytest.mark.parametrize(("expr", "legend"), TARGETS)
