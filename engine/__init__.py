@@ -38,6 +38,7 @@ The code, from the bottom up; a module imports only what stands above it:
     descriptors         how many files and sockets a process may have open
     cgroups, cpus, nearby, oom, proc, usage
                         what the system tells of its bounds and of processes
+    titles              what processes are called where people look for them
     process, signals, supervisor/
                         child processes: started, watched, restarted, stopped
     onray/              the parts of a deployment where a Ray cluster has room: `engine up F --on ray`

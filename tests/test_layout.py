@@ -31,7 +31,7 @@ LAYERS: Final = (
         "engine.addresses", "engine.cells", "engine.client", "engine.joined", "engine.curve", "engine.keyfile",
         "engine.transport", "engine.memory", "engine.cgroups", "engine.cpus", "engine.descriptors",
         "engine.handles", "engine.nearby", "engine.oom", "engine.proc",
-        "engine.process", "engine.signals", "engine.mailbox", "engine.admin", "engine.usage",
+        "engine.process", "engine.titles", "engine.signals", "engine.mailbox", "engine.admin", "engine.usage",
     )),
     ("frontend | stages | engine.broker", ("frontend", "stages", "engine.broker")),
     ("supervisor", ("engine.supervisor",)),

@@ -13,6 +13,7 @@ from engine.config import run_dir
 from engine.config.endpoints import cell_dir
 from engine.errors import ConfigError
 from engine.exitcodes import ExitCode
+from engine.titles import entitle
 
 if TYPE_CHECKING:
     from engine.config import Deployment
@@ -23,6 +24,7 @@ def broker(options: argparse.Namespace, deployment: Deployment) -> int:
 
     die_with_parent(options.parent)
     cell = options.cell - 1
+    entitle(f"broker-{cell + 1}" if cell else "broker", deployment.engine.name)
     log.setup(
         f"broker {cell + 1}" if cell else "broker", level=deployment.engine.log_level, form=deployment.engine.log_format
     )
@@ -66,6 +68,7 @@ def frontend(options: argparse.Namespace, deployment: Deployment) -> int:
     from engine.process import Notifier, die_with_parent
 
     die_with_parent(options.parent)
+    entitle("frontend", deployment.engine.name)
     set_up_log("frontend", deployment)
     _see_to_run_dir(options, deployment)
     names.hold("frontend")  # the user's own may stand before it on PYTHONPATH
@@ -84,12 +87,14 @@ def worker(options: argparse.Namespace, deployment: Deployment) -> int:
 
         if not (options.num or deployment.stage(stage).num):
             raise ConfigError([f"{stage} begins with no worker (num = 0): name a number, --num 1"])
+        entitle(f"workers of {stage}", deployment.engine.name)
         set_up_log("supervisor", deployment)
         warn_of_strangers()
         return supervisor.run_workers(deployment, stage, options.num, reread=reread(options))
     from engine.process import Notifier, die_with_parent
 
     die_with_parent(options.parent)
+    entitle(f"{stage}-{options.slot}", deployment.engine.name)
     log.setup(
         "worker", level=deployment.engine.log_level, form=deployment.engine.log_format, stage=stage, worker=options.slot
     )

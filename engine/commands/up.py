@@ -28,6 +28,7 @@ def warn_of_strangers() -> None:
 
 def up(options: argparse.Namespace, deployment: Deployment) -> int:
     from engine import supervisor
+    from engine.titles import OURS, entitle
 
     set_up_log("supervisor", deployment)
     if options.reload and (options.only or options.on is not None):
@@ -42,6 +43,7 @@ def up(options: argparse.Namespace, deployment: Deployment) -> int:
         from engine.process import die_with_parent
 
         die_with_parent(options.parent)
+    entitle("up", deployment.engine.name, short=OURS)
     warn_of_strangers()
     if options.reload:
         return supervisor.develop(deployment, reread(options))

@@ -44,7 +44,7 @@ from engine.supervisor.loop import Loop
 from engine.supervisor.parts import FRONTEND, WHOLE, Parts
 from engine.supervisor.rundir import Busy, Withdrawn, claim, make_private, mark_stopping, write_snapshot
 from engine.supervisor.scaling import Scaler
-from engine.supervisor.screen import opened, to_stdout
+from engine.supervisor.screen import opened, to_stdout, usable
 from engine.supervisor.systemd import Systemd
 
 __all__ = ["Busy", "claim", "develop", "make_private", "run", "run_workers"]
@@ -79,8 +79,9 @@ def run(
     """
     held = named(daemons)
     systemd = Systemd()
-    deployment = family.settled(deployment, parts)
-    again = None if reread is None else lambda: family.settled(reread(), parts)
+    on_screen = usable()  # as it is now: once it is shown there, stderr is a file
+    deployment = family.settled(deployment, parts, on_screen=on_screen)
+    again = None if reread is None else lambda: family.settled(reread(), parts, on_screen=on_screen)
     descriptors.allow_many()
     try:
         with Signals() as signals, claim(run_dir(deployment), deployment.engine.name, _pause(signals)) as folder:

@@ -14,7 +14,6 @@ from engine.core.processes import Child, Kind
 from engine.log import AUTO, TEXT
 from engine.process import around, counted, place, slots
 from engine.supervisor.parts import Parts
-from engine.supervisor.screen import usable
 
 BROKER_START_S: Final = 30.0  # it binds sockets; half a minute is a machine in deep trouble
 BOOTSTRAP: Final = str(Path(__file__).resolve().parents[1] / "bootstrap.py")
@@ -29,10 +28,10 @@ def worker(deployment: Deployment, stage: str, slot: int) -> Child:
     return Child(Kind.WORKER, f"worker {stage}-{slot}", stage, slot, start_s)
 
 
-def settled(deployment: Deployment, parts: Parts) -> Deployment:
-    """The deployment as these parts of it run on this host."""
+def settled(deployment: Deployment, parts: Parts, *, on_screen: bool = False) -> Deployment:
+    """The deployment as these parts of it run on this host, shown by its supervisor or not."""
     found = parts.of(deployment)
-    if found.engine.log_format == TEXT and usable():  # who shows the log as text reads it as JSON
+    if found.engine.log_format == TEXT and on_screen:  # who shows the log as text reads it as JSON
         found = replace(found, engine=replace(found.engine, log_format=AUTO))
     brokers_and_workers = [child for child in of(found, parts) if child.kind is not Kind.FRONTEND]
     spares = sum(stage.spare for stage in found.stages if parts.has(stage.name))

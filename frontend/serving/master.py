@@ -13,6 +13,7 @@ import sys
 from types import FrameType
 from typing import Any
 
+from gunicorn import util
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 
@@ -53,6 +54,8 @@ class Master(Arbiter):  # type: ignore[misc]
     _reloads = False
 
     def __init__(self, app: Application) -> None:
+        # With the library `setproctitle` installed it would write over the arguments, and over the environment.
+        util._setproctitle = _keep_title
         super().__init__(app)
         self._watched: dict[int, _Watched] = {}  # by pid
 
@@ -148,6 +151,10 @@ class _Watched:
             self._vitals.beat()
         seen = sample(pid, threads=self._vitals.is_doubtful)
         return "" if seen is None else self._vitals.look(seen, now())
+
+
+def _keep_title(title: str) -> None:
+    """The process has one (:mod:`engine.titles`)."""
 
 
 def run(app: Application) -> int:

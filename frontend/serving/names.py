@@ -60,6 +60,7 @@ NAMES: Final = (
     Name(_ARBITER, "kill_worker", "master", "ends a worker process that hangs"),
     Name(_ARBITER, "WORKERS", "master", "the worker processes, each with the time it has shown itself last"),
     Name(_ARBITER, "pid", "master", "tells the master from a child"),
+    Name("gunicorn.util", "_setproctitle", "master", "replaced: processes have titles of their own"),
     Name(_LOGGER, "setup", "master", "overridden: no handlers of its own"),
     Name(_LOGGER, "error_log", "master", "the logger whose records go where ours go"),
     Name(_LOGGER, "access_log", "master", "the same"),

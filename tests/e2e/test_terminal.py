@@ -57,7 +57,7 @@ LAUNCH = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); 
 class Seat:
     """A terminal of 100 columns and a command on it."""
 
-    def __init__(self, *command: str, rows: int = 40, **env: str) -> None:
+    def __init__(self, *command: str, rows: int = 60, **env: str) -> None:
         self.screen = pyte.HistoryScreen(100, rows, history=1000)
         self._stream = pyte.ByteStream(self.screen)
         self.master, terminal = os.openpty()
@@ -121,7 +121,7 @@ def seated(folder: Path, **env: str) -> Iterator[tuple[Seat, int]]:
 
 
 def test_each_part_has_a_line_that_moves_and_then_the_log_is_shown(folder: Path) -> None:
-    with seated(folder) as (seat, port):
+    with seated(folder, ENGINE_LOG_FORMAT="text") as (seat, port):
         wait_for("loading", lambda: "0/2  loading" in seat.line("slow"))
         before = seat.line("slow")
         wait_for("its time to move", lambda: seat.line("slow") != before)
@@ -145,6 +145,10 @@ def test_each_part_has_a_line_that_moves_and_then_the_log_is_shown(folder: Path)
         assert log.read_text().count("raw text of a library") == 2
         assert httpx.post(f"http://127.0.0.1:{port}/inference", json={"x": 42}, trust_env=False).json() == {"x": 42}
         wait_for("what forward prints", lambda: seat.line("computing 42"))
+
+        again = [ENGINE, "reload", str(folder / "stages.toml"), "--run-dir", str(folder / "run")]
+        assert subprocess.run(again, env=environment("x"), timeout=60, check=False).returncode == 0
+        wait_for("the log of it", lambda: seat.line("computing 1") and any("changed" in line for line in seat.shown()))
 
         seat.press(b"\x03")
         assert seat.ended() == 0

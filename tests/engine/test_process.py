@@ -113,7 +113,8 @@ def test_a_spawned_child_leads_its_own_session_and_speaks_on_its_pipe(monkeypatc
         import json, os, sys
         from engine.process import Notifier
         Notifier(int(sys.argv[1])).send(
-            "ready", sid=os.getsid(0), cwd=os.getcwd(), env=[os.environ.get("INHERITED"), os.environ.get("OWN")],
+            "ready", sid=os.getsid(0), cwd=os.getcwd(),
+            env=[os.environ.get(name) for name in ("INHERITED", "OWN", "SPT_NOENV")],
             stdin=sys.stdin.read(), fds=sorted(int(fd) for fd in os.listdir("/proc/self/fd")))
     """
     spawned = process.spawn(lambda fd: python(code, str(fd)), env={"OWN": "too"})
@@ -124,7 +125,7 @@ def test_a_spawned_child_leads_its_own_session_and_speaks_on_its_pipe(monkeypatc
         os.close(spawned.status_fd)
     assert told["sid"] == spawned.pid
     assert told["cwd"] == os.getcwd()
-    assert told["env"] == ["yes", "too"]
+    assert told["env"] == ["yes", "too", "1"]
     assert told["stdin"] == ""
     assert "OWN" not in os.environ
     assert len(told["fds"]) <= 5  # 0, 1, 2, the pipe, and the listing itself
