@@ -53,7 +53,7 @@ The code, from the bottom up; a module imports only what stands above it:
                         the ``engine`` command, each of what it can do, and how it and a child process begin
     testing             for tests of a service: a stage, all of them in a process, a deployment over HTTP
     templates/          what `engine init` writes: data, not modules of ours
-    status, why, logs   what it shows of a running deployment
+    status, top, why, logs   what it shows of a running deployment
 
 The HTTP side is the package ``frontend``; the worker process, and the ``Worker`` class that services subclass, is the
 package ``stages``. docs/architecture.md tells the life of a request and which invariant is held where.

@@ -61,6 +61,19 @@ def fitted(text: str, trouble: str, columns: int, rows: int) -> str:
     return "\n".join([line[:columns] for line in lines] if columns else lines)
 
 
+def heading_state(told: Mapping[str, Any]) -> tuple[str, str]:
+    """How the whole stands, in a word or two, and whether that is good, warn or bad."""
+    if error := told.get("error"):
+        return str(error), "bad"
+    missing = [stage["name"] for stage in told.get("stages", ()) if stage.get("error") or not stage.get("ready")]
+    if told.get("draining"):
+        return "draining", "warn"
+    if missing:
+        return f"not ready: {', '.join(missing)}", "bad"
+    silent = told.get("cells", 1) - told.get("cells_answering", told.get("cells", 1))
+    return (f"{silent} of {told['cells']} cells silent", "warn") if silent else ("serving", "good")
+
+
 def heading(told: Mapping[str, Any]) -> Iterator[str]:
     """What there is to say of the whole."""
     state = "draining" if told.get("draining") else "up"

@@ -5,7 +5,7 @@
     init        init
     status      status                                 why         why
     logs        logs
-    watching    what of a terminal those need that look again and again
+    top         top                                    watching    what of a terminal those need that look again
     orders      reload, scale, health: of a supervisor that runs
     processes   broker, frontend, worker: by hand, and how a supervisor starts its own
     ahead       plan, ports, keys, render: before anything runs
@@ -29,11 +29,12 @@ from engine.commands.logs import LOGS
 from engine.commands.orders import HEALTH, RELOAD, SCALE
 from engine.commands.processes import BROKER, FRONTEND, WORKER
 from engine.commands.status import STATUS
+from engine.commands.top import TOP
 from engine.commands.up import DOWN, UP
 from engine.commands.version import VERSION
 from engine.commands.why import WHY
 
 COMMANDS: Final[tuple[Command | Plain, ...]] = (
-    INIT, UP, CHECK, DOCTOR, BROKER, FRONTEND, WORKER, STATUS, WHY, LOGS, RELOAD, SCALE, DOWN, PLAN, BENCH, PORTS, KEYS,
-    HEALTH, RENDER, VERSION,
+    INIT, UP, CHECK, DOCTOR, BROKER, FRONTEND, WORKER, STATUS, TOP, WHY, LOGS, RELOAD, SCALE, DOWN, PLAN, BENCH, PORTS,
+    KEYS, HEALTH, RENDER, VERSION,
 )  # fmt: skip

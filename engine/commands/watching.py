@@ -8,6 +8,7 @@ and no hidden cursor: but for the mode in which keys are read there is nothing t
 from __future__ import annotations
 
 import os
+import re
 import select
 import shutil
 import signal
@@ -52,10 +53,11 @@ def watch(
                 _put(answer, trouble, show, drawn=drawn)
                 until = now() + every_s
                 while (left := until - now()) > 0:
-                    key = _key(left) if keys else _pause(left)
-                    if key == "q":
+                    pressed_now = _read_keys(left) if keys else _pause(left)
+                    if "q" in pressed_now:
                         raise KeyboardInterrupt
-                    if key and pressed is not None and pressed(key):
+                    changes = [] if pressed is None else [pressed(key) for key in pressed_now]
+                    if any(changes):
                         _put(answer, trouble, show, drawn=drawn)
                 try:
                     answer, trouble = ask(), ""
@@ -105,19 +107,20 @@ def _keys(*, wanted: bool) -> Iterator[bool]:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, modes)
 
 
-def _key(within_s: float) -> str:
-    """What is pressed; empty: nothing was in that time."""
+def _read_keys(within_s: float) -> list[str]:
+    """What is pressed in that time, by names or as it is typed."""
     if not select.select([sys.stdin], [], [], within_s)[0]:
-        return ""
-    data = os.read(sys.stdin.fileno(), 64)
+        return []
+    data = os.read(sys.stdin.fileno(), 1024)
     if not data:  # the terminal has gone
         raise KeyboardInterrupt
-    return _NAMES.get(data, data[:1].decode("latin-1"))
+    return [_NAMES.get(key, key.decode("latin-1")) for key in _KEY.findall(data)]
 
 
-def _pause(within_s: float) -> str:
+def _pause(within_s: float) -> list[str]:
     select.select([], [], [], within_s)
-    return ""
+    return []
 
 
+_KEY: Final = re.compile(rb"\x1b\[[0-9;]*[~A-Za-z]|.", re.DOTALL)  # what terminals send for one
 _NAMES: Final = {b"\x1b[A": "up", b"\x1b[B": "down", b"\x1b[C": "right", b"\x1b[D": "left", b"\t": "right"}

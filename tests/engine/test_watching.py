@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,11 @@ import pyte
 import pytest
 
 from engine import cli, status
+from engine.commands import top as command
 from engine.commands import watching
 from engine.errors import Unavailable
 from engine.exitcodes import ExitCode
+from engine.top import Top, sparkline
 
 WORKER: dict[str, Any] = {
     "slot": 1, "pid": 1234567, "state": "ready", "batches": 123456, "items": 1234567, "in_flight": 3,
@@ -227,3 +230,113 @@ def test_a_terminal_that_is_too_small_is_never_scrolled(
 
 def test_without_a_terminal_nothing_is_drawn() -> None:
     assert not watching.is_terminal()
+
+
+# --- engine top ------------------------------------------------------------------------------------------------------
+
+
+def drawn(seen: Top, columns: int = 80, rows: int = 24, trouble: str = "", hint: str = "") -> list[str]:
+    return command.plain(seen.lines(trouble, columns, rows, hint)).split("\n")
+
+
+def topped(**changes: Any) -> Top:
+    seen = Top()
+    seen.take(json.dumps(TOLD | changes).encode())
+    return seen
+
+
+OTHER: dict[str, Any] = STAGE | {"name": "other", "ready": 8, "workers": [WORKER | {"slot": 2}], "deaths": 0}
+
+
+def test_top_has_the_whole_its_stages_and_their_workers_in_80_columns_and_24_rows() -> None:
+    lines = drawn(topped(stages=[STAGE, OTHER]))
+    assert len(lines) == 24
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith("search  serving  up 1m 30s  http://127.0.0.1:8000")
+    assert lines[1].startswith("9870/s answered  p99 234 ms  failed 1.5/s  refused 12.0/s  under way 5 of 1024")
+    text = "\n".join(lines)
+    for words in ("encode-image    7/8      12", "97%", "encode-image-1", "other-2", "93%", "q quit"):
+        assert words in text
+
+
+def test_keys_choose_a_stage_and_what_is_shown_of_it() -> None:
+    seen = topped(stages=[STAGE, OTHER])
+    assert seen.pressed("down")
+    assert seen.pressed("j")
+    text = "\n".join(drawn(seen))
+    assert "> other" in text
+    assert "other-2" in text
+    assert "encode-image-1" not in text
+    assert seen.pressed("right")
+    assert "no request has failed" in "\n".join(drawn(seen))
+    assert seen.pressed("up")
+    assert "6f1c0e" in "\n".join(drawn(seen))
+    assert seen.pressed("l")
+    assert "/v1/embeddings" in "\n".join(drawn(seen))
+    assert seen.pressed("down")
+    assert seen.pressed("down")
+    assert ">" not in "\n".join(drawn(seen)).partition("ROUTE")[0]  # all of them again
+    assert not seen.pressed("x")
+
+
+def test_top_is_cut_to_the_screen_and_says_what_is_missing() -> None:
+    many = STAGE | {"workers": [WORKER | {"slot": slot} for slot in range(1, 100)]}
+    lines = drawn(topped(stages=[many]), 60, 15)
+    assert (len(lines), max(map(len, lines)) <= 60) == (15, True)
+    assert lines[-2].startswith("... and")
+    for rows in range(1, 12):
+        assert len(drawn(topped(stages=[many]), 20, rows)) <= rows
+
+
+def test_top_says_what_is_wrong() -> None:
+    assert drawn(topped(), trouble="gone")[0] == "no answer: gone"
+    assert "not ready: encode-image" in drawn(topped(stages=[STAGE | {"ready": 0}]))[0]
+    broken = {"name": "encode-image", "error": "not told"}
+    assert any("not told" in line for line in drawn(topped(stages=[broken])))
+    assert drawn(topped(stages=[], error="not told"))[0].startswith("search  not told")
+    old = {key: value for key, value in STAGE.items() if key != "lately"}
+    assert any("encode-image" in line for line in drawn(topped(stages=[old], rates={}, routes=[], frontends=[])))
+
+
+def test_a_line_of_what_was_has_the_newest_on_the_right() -> None:
+    assert sparkline([0.0, 5.0, 10.0], 80) == "▁▅█"
+    assert sparkline([9.0, 0.0, 10.0], 2) == "▁█"
+    assert sparkline([], 80) == ""
+    assert sparkline([0.0], 80) == "▁"
+
+
+@pytest.mark.parametrize("coloured", [True, False])
+def test_top_on_a_terminal_reads_keys_and_leaves_it_as_it_was(
+    file: Path, monkeypatch: pytest.MonkeyPatch, coloured: bool
+) -> None:
+    if not coloured:
+        monkeypatch.setitem(sys.modules, "rich.console", None)
+    with seated(monkeypatch, 80, 24) as seat:
+        before = termios.tcgetattr(sys.stdin)
+        looks = 0
+
+        def ask(*_: object) -> bytes:
+            nonlocal looks
+            looks += 1
+            if looks > 1:  # until then nobody reads keys
+                seat.press(b"jkj\x1b[C" if looks == 2 else b"q")
+            return one(looks)
+
+        monkeypatch.setattr("engine.admin.ask", ask)
+        assert cli.run(["top", str(file), "--every", "0.2"]) == ExitCode.OK
+        lines = seat.shown()
+        assert termios.tcgetattr(sys.stdin) == before
+    text = "\n".join(lines)
+    assert "> encode-image" in text
+    assert "6f1c0e" in text
+    assert ("pip install 'stageline[top]'" in text) is not coloured
+
+
+def test_top_on_a_pipe_prints_each_look(
+    file: Path, looks: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks(one(1), one(2))
+    assert cli.run(["top", str(file), "--every", "0.2"]) == ExitCode.OK
+    out = capsys.readouterr().out
+    assert out.count("search  serving") == 2
+    assert "\x1b" not in out
