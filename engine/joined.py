@@ -10,6 +10,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from engine.core.about import pack_all, unpack_all
+from engine.core.failures import IDS
 from engine.core.failures import KEPT as FAILURES
 from engine.metrics import Family, Sources, add_labels, merge, pack, pack_sources, unpack, unpack_sources
 
@@ -79,7 +80,6 @@ def _status(answers: Mapping[int, dict[str, Any]], cells: int) -> bytes:
         for stage in one.get("stages", ()):
             _number(stage.get("workers", ()), cell)
         _number(one.get("brokers", ()), cell)
-        _number(one.get("errors", ()), cell)
     told = [*answers.values()]
     whole = _summed(told)
     whole["cells"], whole["cells_answering"] = cells, len(told)
@@ -109,8 +109,7 @@ def _status(answers: Mapping[int, dict[str, Any]], cells: int) -> bytes:
             known["unmet"] = known["unmet"] or goal["unmet"]
     whole["goals"] = list(goals.values())
     whole["brokers"] = [broker for one in told for broker in one.get("brokers", ())]
-    errors = [error for one in told for error in one.get("errors", ())]
-    whole["errors"] = sorted(errors, key=lambda error: float(error["age_s"]))[:FAILURES]
+    whole["errors"] = _errors([error for one in told for error in one.get("errors", ())])
     whole["rates"] = _rates([one["rates"] for one in told if "rates" in one])
     routes: dict[str, list[dict[str, Any]]] = {}
     for one in told:
@@ -128,6 +127,17 @@ def _status(answers: Mapping[int, dict[str, Any]], cells: int) -> bytes:
 def _number(entries: Sequence[dict[str, Any]], cell: int) -> None:
     for entry in entries:
         entry["cell"] = cell + 1
+
+
+def _errors(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The newest first, and equal ones of several cells as one, as those of one cell are."""
+    kept: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for entry in sorted(entries, key=lambda entry: float(entry["age_s"])):
+        key = tuple(entry.get(name) for name in ("stage", "route", "status", "message"))
+        known = kept.setdefault(key, {**entry, "count": 0, "requests": []})
+        known["count"] += entry.get("count", 1)
+        known["requests"] = [*known["requests"], *entry.get("requests", ())][:IDS]
+    return [*kept.values()][:FAILURES]
 
 
 def _route(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import select
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -72,6 +71,8 @@ def _put(answer: bytes | None, trouble: str, show: Show, *, drawn: bool) -> None
         text = show(None if trouble else answer, trouble, 0, 0)
         print(text, end="\n\n" if "\n" in text else "\n", flush=True)
         return
+    import shutil  # here, for every command imports this module
+
     columns, rows = shutil.get_terminal_size()
     rows -= 1  # the last line is for whatever comes after
     lines = show(answer, trouble, columns, rows).splitlines()[:rows]

@@ -130,7 +130,10 @@ def test_what_is_told_of_the_last_seconds_adds_up_or_is_the_worst() -> None:
             rates={"admitted_s": rate},
             routes=[{"path": "/a", "stages": ["a"], "answers": {"200": 3}, "answers_s": rate, "p50_ms": 1.0}],
             failed={"a": {"500": 1}},
-            errors=[{"age_s": age_s, "stage": "a", "message": "m"}],
+            errors=[
+                {"age_s": age_s, "stage": "a", "message": "m", "count": 2, "requests": [f"r{age_s}"]},
+                {"age_s": age_s + 10, "stage": "a", "message": f"only {age_s}", "count": 1, "requests": []},
+            ],
             brokers=[{"pid": 1}],
         )
 
@@ -147,7 +150,9 @@ def test_what_is_told_of_the_last_seconds_adds_up_or_is_the_worst() -> None:
         {"path": "/a", "stages": ["a"], "answers": {"200": 6}, "answers_s": 40.0, "p50_ms": 1.0, "p99_ms": 0.0}
     ]
     assert whole["failed"] == {"a": {"500": 2}}
-    assert [(error["age_s"], error["cell"]) for error in whole["errors"]] == [(3.0, 2), (5.0, 1)]
+    assert [(error["age_s"], error["message"], error["count"], error["requests"]) for error in whole["errors"]] == [
+        (3.0, "m", 4, ["r3.0", "r5.0"]), (13.0, "only 3.0", 1, []), (15.0, "only 5.0", 1, []),
+    ]  # fmt: skip
     assert [broker["cell"] for broker in whole["brokers"]] == [1, 2]
 
 
