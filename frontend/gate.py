@@ -59,6 +59,7 @@ class Gate:
         self.behind = 0
         self.heads = 0
         self.draining = False
+        self.closing = False  # every answer is the last of its connection; so they are while it drains
         self.max_request_size = frontend.max_request_size
         self._timeout_s = frontend.timeout
         self._usual = Terms(frontend.timeout)
@@ -100,6 +101,10 @@ class Gate:
         if head.transfer_encoding.lower() not in (b"", b"chunked"):
             raise Refusal(errors.CODING)
         return Terms(timeout_s, coding, qos.of(head, timeout_s))
+
+    @property
+    def is_closing(self) -> bool:
+        return self.closing or self.draining
 
     def refusal(self, view: View) -> Problem | None:
         """Why a new request is refused now; None: it may come in.

@@ -272,7 +272,7 @@ class LeanConnection(asyncio.Protocol):
         """A health page."""
         shared = self._shared
         reply, request_id = shared.pages[more.page](), plain.head.request_id or shared.new_id()
-        close = self.closing or shared.gate.draining
+        close = self.closing or shared.gate.is_closing
         write = shared.writer.look if more.is_look else shared.writer.reply
         self._transport.write(write(reply, request_id, connection=connection_of(more, close=close)))
         self.since = now()
@@ -305,7 +305,7 @@ class LeanConnection(asyncio.Protocol):
 
     def _refuse(self, plain: Plain, problem: Problem, *, last: bool = False) -> bool:
         """Answer at once. Whether the connection goes on with what has come behind."""
-        close = last or self.closing or self._shared.gate.draining
+        close = last or self.closing or self._shared.gate.is_closing
         self._serving = False
         request_id = plain.head.request_id or self._shared.new_id()
         written = self._shared.refuse(plain, problem, request_id, self._came, close=close)
@@ -363,7 +363,7 @@ class LeanConnection(asyncio.Protocol):
         head, body = shared.respond(plain, answer, self._id, instant - self._began, self._came)
         if shared.access is not None:
             self._tell(int(head[9:12]), len(body), instant - self._began, answer=answer)
-        is_last = self.closing or shared.gate.draining
+        is_last = self.closing or shared.gate.is_closing
         if is_last or more is not None:
             head = say(head, connection_of(more, close=is_last))
         if len(body) < JOIN_MAX:
@@ -443,7 +443,7 @@ class LeanConnection(asyncio.Protocol):
         if transport is None:
             return
         instant = now()
-        close = self.closing or shared.gate.draining
+        close = self.closing or shared.gate.is_closing
         transport.write(shared.writer.reply(reply, self._id, connection=connection_of(plain.more, close=close)))
         self._count(plain, reply.status, instant, len(reply.body), answer)
         self._done(instant, is_last=close)
@@ -492,7 +492,7 @@ class LeanConnection(asyncio.Protocol):
         if not streaming.has_begun:
             streaming.has_begun = True
             reply = self._shared.answering.stream(stream.mime)
-            self.closing = self.closing or self._shared.gate.draining or is_old
+            self.closing = self.closing or self._shared.gate.is_closing or is_old
             said = connection_of(plain.more, close=self.closing)
             transport.write(self._shared.writer.begin(reply, self._id, is_chunked=not is_old, connection=said))
         while not self._choked:

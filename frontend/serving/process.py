@@ -129,8 +129,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
             await self._wait_changed(HEARTBEAT_S)
         self.alive = False
         if self.app.is_stopping:
-            self.app.gate.draining = True
-            await self._turn_away()
+            await self._take_no_more()
         for server in servers:
             server.close()
         deadline = Deadline(self.app.deployment.engine.grace)
@@ -150,22 +149,30 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
             self.app.client.give_back()
             give_back()
 
-    async def _turn_away(self) -> None:
-        """Refuse new requests in words while the port is still open.
+    async def _take_no_more(self) -> None:
+        """Let nobody else in, without cutting anybody off.
 
-        For ``drain_delay``, so that whoever looks at /readyz sends nothing more; then for as long as there is somebody
-        whom the kernel has accepted for us and who may have sent a request: closing the port would cut him off.
+        With a ``drain_delay`` new requests are refused in words for so long while the port is still open, so that
+        whoever looks at /readyz sends nothing more. Without one, whoever comes is to find out by a connection that is
+        refused: so who has got one, or has had an answer just now and may be asking again, is served once more.
+        Whom the kernel has accepted for us counts as well; closing the port would cut him off.
         """
-        delay = Deadline(self.app.deployment.frontend.drain_delay)
+        delay_s = self.app.deployment.frontend.drain_delay
+        self.app.gate.draining = delay_s > 0
+        delay = Deadline(delay_s)
         while not delay.passed and not self._quick_shutdown:
             self.notify()
             await self._wait_changed(min(HEARTBEAT_S, delay.remaining()))
         sockets = [sock.sock for sock in self.sockets]
         for sock in sockets:
             take_no_more(sock)
-        patience = Deadline(ACCEPT_S)
-        while select.select(sockets, [], [], 0)[0] and not patience.passed and not self._quick_shutdown:
-            await self._wait_changed(0.005)
+        self.app.gate.closing = True
+        patience, calm = Deadline(ACCEPT_S), 0
+        while calm < 2 and not patience.passed and not self._quick_shutdown:
+            instant, is_busy = now(), bool(select.select(sockets, [], [], 0)[0])
+            is_busy = is_busy or (not self.app.gate.draining and any(item.is_fresh(instant) for item in self._all))
+            calm = 0 if is_busy else calm + 1
+            await asyncio.sleep(0.005)  # in any case: one that was taken from the queue is not a connection at once
 
     async def _retire(self, deadline: Deadline) -> None:
         """Another process has taken this one's place and accepts what comes: serve the connections that are here, each

@@ -162,6 +162,7 @@ class Running:
         for process in marked(self.mark):
             with contextlib.suppress(psutil.Error):
                 process.kill()
+        self.process.kill()  # gunicorn's master writes its title over its environment, and the mark in it
         self.process.wait(STOP_S)
 
     def tail(self, lines: int = 60) -> str:

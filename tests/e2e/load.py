@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 import time
@@ -144,12 +145,15 @@ class Load:
                 count += 1
                 began = time.monotonic()
                 try:
-                    answer = client.post(self._url, json=body)
+                    answer = self._post(client, body, count)
                 except httpx.HTTPError as error:
                     self._note(0, f"{body['id']}: {error!r}", time.monotonic() - began)
                     continue
                 problem = "" if right(body, answer) else f"{body['id']}: {answer.status_code} {answer.text[:200]}"
                 self._note(answer.status_code, problem, time.monotonic() - began)
+
+    def _post(self, client: httpx.Client, body: dict[str, Any], count: int) -> httpx.Response:
+        return client.post(self._url, json=body)
 
     def _note(self, status: int, problem: str, took_s: float) -> None:
         with self._lock:
@@ -157,3 +161,19 @@ class Load:
             self.slowest_s = max(self.slowest_s, took_s)
             if problem:
                 self.wrong.append(problem)
+
+
+class Balanced(Load):
+    """Goes round several frontends, a connection for each request, and on to the next where nobody listens: the least
+    that balancers do."""
+
+    def __init__(self, urls: Sequence[str], *, threads: int = 8) -> None:
+        super().__init__(urls[0], threads=threads)
+        self._urls = urls
+
+    def _post(self, client: httpx.Client, body: dict[str, Any], count: int) -> httpx.Response:
+        turns = [self._urls[(count + turn) % len(self._urls)] for turn in range(len(self._urls))]
+        for url in turns[:-1]:
+            with contextlib.suppress(httpx.ConnectError):
+                return client.post(url, json=body, headers={"connection": "close"})
+        return client.post(turns[-1], json=body, headers={"connection": "close"})

@@ -312,7 +312,7 @@ def test_a_second_interrupt_does_not_wait_for_the_delay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_who_stands_in_the_accept_queue_is_answered(server: str, count: int, tmp_path: Path) -> None:
+def test_who_stands_in_the_accept_queue_is_served(server: str, count: int, tmp_path: Path) -> None:
     """A hundred connections made while nobody accepts, their requests sent; then the frontend is told to stop."""
     with frontend(tmp_path, server=server, workers=count, grace=20.0) as running:
         pids = workers(running)
@@ -331,8 +331,7 @@ def test_who_stands_in_the_accept_queue_is_answered(server: str, count: int, tmp
         finally:
             for raw in queue:
                 raw.sock.close()
-        assert {reply.status for reply in replies} <= {200, 503}
-        assert all(reply.closes for reply in replies if reply.status == 503)
+        assert {reply.status for reply in replies} == {200}, "who got a connection does not look elsewhere"
         assert running.process.wait(20) == ExitCode.OK
 
 
