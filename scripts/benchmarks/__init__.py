@@ -19,6 +19,8 @@ From the bottom up; a module imports only what stands above it:
     nginx        the same for nginx in front of one of them
     overload     more than a deployment can do, bursts, retries; a program of its own
     planned      what ``engine plan`` says beside what a deployment does; a program of its own
+    fleet        a broker by tcp whose workers and frontend are played; a program of its own
+    knock        strangers at the ports of one; a program of its own
     bench        what a case is given: systems in alternation, clients, progress
     closed       the run of every case that asks in a closed loop, in whichever way
     saturation   the run of every case that compares a busy worker with its plain loop

@@ -4,7 +4,7 @@ The broker is real and in a process of its own. Workers and a frontend are playe
 there can be hundreds of them: a worker "computes" by waiting, so whatever is measured is the broker's::
 
     python -m benchmarks.fleet broker FILE          # says what CPU it has used, in seconds, for each line it reads
-    python -m benchmarks.fleet play FILE PLAY       # items/s, by a Play as JSON
+    python -m benchmarks.fleet play FILE PLAY       # items/s and what requests took, by a Play as JSON
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from heapq import heappop, heappush
 from pathlib import Path
 from typing import Final
 
+from benchmarks.stats import percentile
 from benchmarks.systems import SCRIPTS
 from benchmarks.threads import ELSEWHERE, receive, send
 from engine import transport
@@ -52,6 +53,7 @@ class Play:
     window: int
     size: int
     seconds: float
+    is_timed: bool = False  # what each request took, which costs the player something
 
 
 # --- the processes ---------------------------------------------------------------------------------------------------
@@ -114,6 +116,8 @@ class Fleet:
         send(self._front, words)
         self._body = b"x" * play.size
         self._answered = 0
+        self._begun: dict[int, float] = {}  # when each that is under way was asked
+        self._took: list[float] = []
         self._seq = 0
         self._computing: list[tuple[float, int, Batch]] = []  # until when, by which worker
         self._selector = selectors.DefaultSelector()
@@ -121,8 +125,8 @@ class Fleet:
             self._selector.register(worker.lane.fileno(), selectors.EVENT_READ, number)
         self._selector.register(self._front.fileno(), selectors.EVENT_READ, -1)
 
-    def run(self) -> float:
-        """Items per second once all is under way."""
+    def run(self) -> tuple[float, float, float]:
+        """Items per second once all is under way, and in seconds what half of them, and 99 of 100, took at most."""
         for _ in range(0, self._play.window, PARCEL):
             self._ask(min(self._play.window, PARCEL))
         begin = time.monotonic() + SETTLE_S
@@ -131,12 +135,15 @@ class Fleet:
         while (now := time.monotonic()) < end:
             if before < 0 and now >= begin:
                 before, begin = self._answered, now
+                self._took.clear()
                 print(f"began {begin}", flush=True)
             if now >= beat_at:
                 beat_at = now + BEAT_S
                 self._beat()
             self._pass(now)
-        return (self._answered - before) / (time.monotonic() - begin)
+        rate = (self._answered - before) / (time.monotonic() - begin)
+        took = self._took or [0.0]
+        return rate, percentile(took, 50), percentile(took, 99)
 
     def _pass(self, now: float) -> None:
         while self._computing and self._computing[0][0] <= now:
@@ -178,11 +185,16 @@ class Fleet:
                 if set(message.statuses) != {200}:
                     raise RuntimeError(f"answers of {set(message.statuses)}")
                 self._answered += len(message.seqs)
+                if self._play.is_timed:
+                    instant = time.monotonic()
+                    self._took += [instant - self._begun.pop(seq) for seq in message.seqs]
                 self._ask(len(message.seqs))
 
     def _ask(self, count: int) -> None:
         seqs = list(range(self._seq, self._seq + count))
         self._seq += count
+        if self._play.is_timed:
+            self._begun.update(dict.fromkeys(seqs, time.monotonic()))
         submit = Submit(seqs, [0] * count, [DEADLINE_US] * count, [b""] * count)
         send(self._front, submit, [self._body] * count)
         if transport.readable(self._front):
@@ -202,7 +214,7 @@ class Fleet:
 @contextmanager
 def served(file: Path) -> Iterator[Served]:
     """The broker of a file, running."""
-    process = _start("broker", str(file))
+    process = _start("benchmarks.fleet", "broker", str(file))
     try:
         yield Served(file, process)
     finally:
@@ -228,7 +240,12 @@ class Served:
 
     def play(self, play: Play) -> tuple[float, float]:
         """(items per second, seconds of the broker's CPU per item)."""
-        player = _start("play", str(self._file), json.dumps(asdict(play)))
+        rate, cpu_s, *_ = self.timed(play)
+        return rate, cpu_s
+
+    def timed(self, play: Play) -> tuple[float, float, float, float]:
+        """The same, and what half of the requests, and 99 of 100, took at most; 0.0 where that is not asked for."""
+        player = _start("benchmarks.fleet", "play", str(self._file), json.dumps(asdict(play)))
         assert player.stdout is not None
         player.stdout.readline()  # it has begun
         before, began = self._used(), time.monotonic()
@@ -236,13 +253,25 @@ class Served:
         used, took = self._used() - before, time.monotonic() - began
         if player.returncode:
             raise RuntimeError("the fleet has failed")
-        rate = float(told)
-        return rate, used / (rate * took)
+        rate, half_s, most_s = map(float, told.split())
+        return rate, used / (rate * took), half_s, most_s
+
+    @contextmanager
+    def besieged(self, rate: float) -> Iterator[list[int]]:
+        """With strangers at its ports, so many tries a second; how many there were is in the list afterwards."""
+        knocking, tries = _start("benchmarks.knock", str(self._file), str(rate)), list[int]()
+        try:
+            yield tries
+        finally:
+            told, _ = knocking.communicate("\n")
+        if knocking.returncode:
+            raise RuntimeError("somebody was let in, or nobody could knock")
+        tries.append(int(told))
 
 
 def _start(*words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.fleet", *words],
+        [sys.executable, "-m", *words],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
     )  # fmt: skip
@@ -253,5 +282,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "broker":
         broker(sys.argv[2])
     else:
-        print(Fleet(load(sys.argv[2]), Play(**json.loads(sys.argv[3]))).run(), flush=True)
+        print(*Fleet(load(sys.argv[2]), Play(**json.loads(sys.argv[3]))).run(), flush=True)
         os._exit(0)  # hundreds of sockets, of which nobody waits for any

@@ -169,10 +169,11 @@ def hold(scene: Scene, rng: random.Random, seconds: float) -> Iterator[float]:
     """For twice as long a worker on a live host keeps its interpreter, and nobody takes it for dead."""
     began = time.monotonic()
     held = scene.begin(10, 0.1, hold_s=2 * seconds)
-    assert not held().lost
-    assert time.monotonic() - began > 2 * seconds, "it was not held"
+    statuses = held().statuses  # 408 where it lasts longer than requests may take
+    assert set(statuses) <= {200, 408}, statuses
+    assert 408 in statuses or time.monotonic() - began > 2 * seconds, "it was not held"
+    yield max(0.0, began + 2 * seconds + AFTER_S - time.monotonic())
     assert scene.changed_after(began) == inf, "a worker that held its interpreter was given up"
-    yield 0.0
 
 
 def gone(scene: Scene, rng: random.Random, seconds: float) -> Iterator[float]:

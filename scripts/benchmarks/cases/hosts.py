@@ -23,6 +23,9 @@ RATES: Final = {1: 3000.0, 8: 8000.0, 32: 15000.0}  # items/s that workers could
 LONGEST_S: Final = 0.5  # for a batch
 SIZE: Final = 300
 PLAIN, KEYED = "plain", "key"
+ALONE, BESIEGED = "none", "knocking"
+WHERE: Final = (ALONE, BESIEGED)
+KNOCKS: Final = 200.0  # a second: a thousand in the seconds of a run
 LARGE: Final = 4 << 20
 FILE: Final = """
 [engine]
@@ -101,6 +104,28 @@ def spread(bench: Bench) -> Iterator[Row]:
     for workers in (1, 8):
         play = Play(workers, 0.02, 3 * 8 * workers, SIZE, bench.seconds)
         yield from played(bench, play, 8, lambda link, w=workers: {"link": link, "workers": w})  # type: ignore[misc]
+
+
+def strangers(bench: Bench) -> Iterator[Row]:
+    """One broker with a key, alone and besieged, in turns."""
+    play = Play(8, 0.01, 16, SIZE, bench.seconds, is_timed=True)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="sl-", dir="/tmp")))
+        running = stack.enter_context(served(write(folder / KEYED, KEYED, 8, play.size)))
+        for repeat in range(bench.repeats):
+            for where in WHERE if repeat % 2 else reversed(WHERE):
+                with ExitStack() as siege:
+                    tries = siege.enter_context(running.besieged(KNOCKS)) if where == BESIEGED else []
+                    rate, cpu_s, half_s, most_s = running.timed(play)
+                values = {"rate": rate, "broker_us": cpu_s * 1e6, "p50_ms": half_s * 1e3, "p99_ms": most_s * 1e3}
+                yield Row(OURS, repeat, {"strangers": where}, {**values, "tries": float(sum(tries))})
+
+
+def besieged(summary: Summary) -> float | None:
+    """The p99 with strangers by that without."""
+    return divided(
+        summary.value(OURS, {"strangers": BESIEGED}, "p99_ms"), summary.value(OURS, {"strangers": ALONE}, "p99_ms")
+    )
 
 
 def highest(metric: str, where: Callable[[Point], bool]) -> Callable[[Summary], float | None]:
@@ -199,5 +224,27 @@ CASES: Final = (
         run=spread,
         seconds=2,
         targets=(Target("eight workers, of eight times one", 0.95, eight, at_least=True),),
+    ),
+    Case(
+        name="hosts-strangers",
+        group="hosts",
+        title="Many hosts: strangers at the ports",
+        about=(
+            f"{ABOUT} Requests of {SIZE} bytes in batches of 8 that take 10 ms, 16 under way, under a key; and "
+            f"{KNOCKS:.0f} tries a second of those who have none, at every port: without a key, with one of their own, "
+            "with the broker's public key and one of their own, by HTTP, and silent. All are refused. In turns with "
+            "runs without them."
+        ),
+        by=("strangers",),
+        metrics=(
+            Metric("p50_ms", "p50, ms", digits=1),
+            Metric("p99_ms", "p99, ms", digits=1),
+            Metric("rate", "items/s", "higher", digits=0),
+            Metric("broker_us", "CPU of the broker, us/item", digits=1),
+            Metric("tries", "tries of strangers", "neither", digits=0),
+        ),
+        run=strangers,
+        seconds=5,
+        targets=(Target("p99 with strangers, of that without", 1.2, besieged),),
     ),
 )
