@@ -88,6 +88,8 @@ EPOCH_SHIFT: Final = 40  # bits of a uid below the epoch: a year at 30,000 reque
 EPOCHS: Final = 1 << 22
 SESSION_SHIFT: Final = 32
 
+FAILURE: Final = 400  # and above: a redirection, say, is what a service wanted to answer
+TOLD_MOST: Final = 256 << 10  # bytes of what a frontend has counted, of which former ones are kept: many routes' worth
 MESSAGE_MOST: Final = 2048  # bytes of a failure's message that are looked at: more than is kept
 OWN_BODY: Final = "(a body of the service's own)"  # of a failure: not shown, for it may be anything
 
@@ -453,7 +455,8 @@ class FrontMachine:
         frontend.heard = now
         if beat.families:
             frontend.families = beat.families
-            frontend.told.mark(now, beat.families)
+            if len(beat.families) <= TOLD_MOST:
+                frontend.told.mark(now, beat.families)
         frontend.resident_bytes, frontend.cpu_us = beat.resident_bytes, beat.cpu_us
         frontend.node, frontend.url, frontend.version = beat.node, beat.url, beat.version
         frontend.descriptors, frontend.descriptors_most = beat.descriptors, beat.descriptors_most
@@ -584,7 +587,7 @@ class FrontMachine:
         """Those that are about to be answered."""
         columns = zip(results.uids, results.statuses, payloads, strict=True)
         for index, (uid, status, payload) in enumerate(columns):
-            item = held.get(uid) if status and status != OK else None
+            item = held.get(uid) if status >= FAILURE else None
             if item is None or (request := item.request).closed or hops.get(request.route, -1) != request.hop:
                 continue
             own = any(name.lower() == "content-type" for name in results.headers.get(index, ()))

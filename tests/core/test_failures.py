@@ -59,6 +59,14 @@ def test_a_failure_that_nobody_was_told_is_not_noted() -> None:
     assert len(noted(twin)) == 1
 
 
+def test_what_a_service_answers_with_a_status_of_its_own_is_no_failure_below_400() -> None:
+    twin = Twin(topology(), [SPEC])
+    worker = twin.worker()
+    twin.submit(2)
+    twin.finish(worker, statuses={"r1": 303, "r2": 404})
+    assert [status for _, status, _, _, _ in noted(twin)] == [404]
+
+
 def test_refusals_are_no_failures() -> None:
     twin = Twin(topology(), [SPEC], FrontSpec(1, 1 << 30))
     twin.worker()

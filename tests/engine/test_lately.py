@@ -13,6 +13,7 @@ import pytest
 
 from engine import usage
 from engine.core.batching import Policy
+from engine.core.front import TOLD_MOST
 from engine.core.messages import FrontendBeat, Status, WorkerBeat
 from engine.core.stage import StageSpec
 from engine.core.stats import Histogram
@@ -128,6 +129,18 @@ def test_what_an_older_frontend_or_a_broken_one_says_is_no_trouble() -> None:
         twin.front.beat(peer, FrontendBeat(said), twin.now)
     (route,) = status(twin)["routes"]
     assert (route["answers"], route["answers_s"], route["p99_ms"]) == ({}, 0.0, 0.0)
+
+
+def test_of_what_a_frontend_counts_no_more_is_kept_than_it_may_well_be() -> None:
+    twin = Twin(topology(), [SPEC])
+    twin.introduce(b"f")
+    huge = pack([counter("x", "d", [({"label": "x" * TOLD_MOST}, 1)])])
+    for _ in range(5):
+        twin.front.beat(b"f", FrontendBeat(huge), twin.now)
+        second(twin)
+    (frontend,) = twin.front.frontends.values()
+    assert frontend.families == huge  # for /metrics
+    assert frontend.told.oldest(twin.now) is None
 
 
 def test_failures_are_told_as_their_clients_were_told() -> None:
