@@ -46,7 +46,8 @@ class Crew:
         # such as have credit. Who is idle is in the first, however far.
         self._ready: list[OrderedDict[int, Member]] = [OrderedDict() for _ in range(CREDIT_MAX + FAR_MAX)]
         self._far = 0  # how many of these are far and not idle
-        self._computing: OrderedDict[int, Member] = OrderedDict()
+        self._computing: OrderedDict[int, Member] = OrderedDict()  # in the order in which they began
+        self._newest = -inf  # when the last of them did
         self._in_advance = in_advance
         self._credit = 2 if in_advance else 1
         self._batch_s = 0.0  # how long a batch takes, as far as it is known
@@ -90,6 +91,10 @@ class Crew:
             worker.slow = False
             self._computing[key] = worker
             self._computing.move_to_end(key)
+            if now < self._newest:  # one that is far begins when it will have it, and has been put here before
+                self._put_behind(now, key)
+            else:
+                self._newest = now
         is_able = worker.state is READY and not worker.spare and not worker.slow
         rank = count if not worker.away_s else self._far_rank(worker, count)
         if is_able and 0 <= rank < (CREDIT_MAX + FAR_MAX if worker.away_s else CREDIT_MAX) and not worker.condemned:
@@ -124,6 +129,17 @@ class Crew:
             self._able.pop(worker.key, None)
         if self._lineup is not None:
             self._lineup.place(worker, is_able=is_able)
+
+    def _put_behind(self, since: float, key: int) -> None:
+        """Whoever begins later than the newest of those that compute stands behind it."""
+        computing, later = self._computing, []
+        for other in reversed(computing.values()):
+            if other.key != key:
+                if other.since <= since:
+                    break
+                later.append(other.key)
+        for other_key in reversed(later):
+            computing.move_to_end(other_key)
 
     def _far_rank(self, worker: Member, count: int) -> int:
         """Of a worker that is far: -1 without credit for another."""
