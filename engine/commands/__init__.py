@@ -11,6 +11,7 @@
     ahead       plan, ports, keys, render: before anything runs
     bench       bench
     doctor      doctor                                 version     version
+    completion  completion
 
 Light: a module imports what its command needs when that runs.
 """
@@ -23,6 +24,7 @@ from engine.commands.ahead import KEYS, PLAN, PORTS, RENDER
 from engine.commands.bench import BENCH
 from engine.commands.check import CHECK
 from engine.commands.command import Command, Plain
+from engine.commands.completion import COMPLETION
 from engine.commands.doctor import DOCTOR
 from engine.commands.init import INIT
 from engine.commands.logs import LOGS
@@ -36,5 +38,5 @@ from engine.commands.why import WHY
 
 COMMANDS: Final[tuple[Command | Plain, ...]] = (
     INIT, UP, CHECK, DOCTOR, BROKER, FRONTEND, WORKER, STATUS, TOP, WHY, LOGS, RELOAD, SCALE, DOWN, PLAN, BENCH, PORTS,
-    KEYS, HEALTH, RENDER, VERSION,
+    KEYS, HEALTH, RENDER, COMPLETION, VERSION,
 )  # fmt: skip

@@ -78,7 +78,7 @@ def test_help_names_the_commands_an_example_and_every_exit_code() -> None:
     assert done.returncode == ExitCode.OK
     assert "engine up examples/echo/stages.toml" in done.stdout
     for name in COMMANDS:
-        assert f"    {name} " in done.stdout
+        assert re.search(rf"^    {name}\s", done.stdout, re.MULTILINE)
     for code in ExitCode:
         assert code.name in done.stdout
         assert code.meaning in done.stdout
