@@ -56,7 +56,10 @@ def nobody(options: argparse.Namespace, deployment: Deployment, error: Unavailab
 
 def every(text: str) -> float:
     """The type of an argument that is a time between two looks."""
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
     if not watching.LEAST_S <= seconds <= 3600:
         raise argparse.ArgumentTypeError(f"expected {watching.LEAST_S:g} to 3600 seconds, got {text}")
     return seconds
