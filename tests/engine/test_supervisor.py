@@ -781,6 +781,7 @@ def test_systemd_is_told_when_it_serves_that_it_lives_and_when_it_stops(
         monkeypatch.setenv("WATCHDOG_USEC", "3000000")
         (folder / "frontend.hangs").touch()
         trial = start()
+        trial.wait_journal("worker-encode-1 ready")
         trial.wait_journal("worker-encode-2 ready")
         told = [notified.recv(100) for _ in range(2)]
         assert told == [b"WATCHDOG=1"] * 2, "it is not ready before its frontend is"
