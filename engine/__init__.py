@@ -39,6 +39,7 @@ The code, from the bottom up; a module imports only what stands above it:
     cgroups, cpus, nearby, oom, proc, usage
                         what the system tells of its bounds and of processes
     titles              what processes are called where people look for them
+    tracing             OpenTelemetry, where its variables ask for it
     process, signals, supervisor/
                         child processes: started, watched, restarted, stopped
     onray/              the parts of a deployment where a Ray cluster has room: `engine up F --on ray`

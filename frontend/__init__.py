@@ -41,6 +41,7 @@ Where to look:
     qos        how a request wants to be served: x-slo, x-priority, and who asks; pure
     metrics    what this process counts
     accesslog  a line for each request, where that is asked for
+    tracing    a span for each request that is sampled, where OpenTelemetry's variables ask for them
     broker     what the application needs of the broker's client (engine.client in production, a fake in tests)
     serve      the process
     crowd      more clients than descriptors: who makes room; pure

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import falcon.asgi
 
@@ -20,18 +21,25 @@ from frontend.openapi import MetadataResource
 from frontend.resources import Collaborators, MetricsResource, RouteResource
 from frontend.swagger import SwaggerResource
 
+if TYPE_CHECKING:
+    from frontend.tracing import Traces
+
 
 class _Lifespan:
-    """Starts the client in the event loop that will use it, and closes it after the last answer."""
+    """Starts the client in the event loop that will use it, and closes it after the last answer; then the last spans
+    are sent."""
 
-    def __init__(self, client: BrokerClient) -> None:
+    def __init__(self, client: BrokerClient, traces: Traces | None) -> None:
         self._client = client
+        self._traces = traces
 
     async def process_startup(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:
         await self._client.start()
 
     async def process_shutdown(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:
         await self._client.close()
+        if self._traces is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self._traces.close)
 
 
 def create(
@@ -51,9 +59,9 @@ def create(
     frontend = deployment.frontend
     topology = deployment.topology
     metrics.pending = lambda: gate.pending
-    app = falcon.asgi.App(middleware=[_Lifespan(client)])
+    app = falcon.asgi.App(middleware=[_Lifespan(client, metrics.traces)])
     Handlers(answering).install(app)
-    shared = Collaborators(client, gate, answering, frontend.body_timeout, frontend.compression)
+    shared = Collaborators(client, gate, answering, frontend.body_timeout, frontend.compression, metrics.traces)
     for index, route in enumerate(topology.routes):
         app.add_route(route.path, RouteResource(index, topology.stage_names(index)[-1], shared))
     pages = health.pages(topology, client, gate)

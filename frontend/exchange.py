@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from engine.clock import Deadline, now
 from frontend import head as heads
@@ -25,6 +25,9 @@ from frontend.metrics import FrontendMetrics
 from frontend.pace import LINGER_S
 from frontend.requestid import Ids
 from frontend.timing import HEADER
+
+if TYPE_CHECKING:
+    from frontend.tracing import Trace
 
 Event: TypeAlias = MutableMapping[str, Any]
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -60,6 +63,7 @@ class Exchange:
         "request_id",
         "started",
         "status",
+        "trace",
     )
 
     def __init__(
@@ -78,6 +82,7 @@ class Exchange:
         self.request_bytes = 0
         self.body_ended = False
         self.reason = ""  # why it was refused
+        self.trace: Trace | None = None  # of a request to a route, if it is sampled
         self.gone = False
         self.is_old = False  # HTTP/1.0: a body without a length ends with its connection
 
@@ -141,6 +146,8 @@ class Layer:
                 if exchange.fits and not exchange.body_ended and heads.sends_little(fields, SMALL_BODY):
                     await _finish_body(exchange)
                 event["headers"] = [*event["headers"], *extra]
+                if exchange.trace is not None:
+                    event["headers"].append((TIMING, exchange.trace.timing.encode()))
                 if access is not None:
                     timing = next((str(value, "latin-1") for name, value in event["headers"] if name == TIMING), "")
             else:
@@ -181,8 +188,10 @@ class Layer:
                 duration_s=took_s,
                 request_bytes=exchange.request_bytes,
                 response_bytes=sent,
-                who=("request_id", exchange.request_id),
+                who=("request_id", exchange.request_id) if exchange.trace is None else exchange.trace.label,
             )
+            if exchange.trace is not None:
+                exchange.trace.end(exchange.status, exchange.reason)
             if access is not None and self._metrics.tells(scope["path"], exchange.reason):
                 access.note(
                     client=peer(scope.get("client")),

@@ -39,6 +39,7 @@ from frontend.writer import connection_of, say
 
 if TYPE_CHECKING:
     from frontend.shared import Shared
+    from frontend.tracing import Trace
 
 PIPELINED_PER_TURN: Final = 32  # requests of one connection that are refused before others have their turn
 JOIN_MAX: Final = 64 * 1024  # bytes of an answer that is copied behind its head; larger ones are written beside it
@@ -62,6 +63,7 @@ class LeanConnection(asyncio.Protocol):
         "_shared",
         "_size",
         "_stream",
+        "_trace",
         "_transport",
         "closing",
         "since",
@@ -80,6 +82,7 @@ class LeanConnection(asyncio.Protocol):
         self._size = 0  # and as they are counted at the gate, while the broker owes something
         self._stream: _Streaming | None = None  # the answer, while it is sent in pieces
         self._id = ""
+        self._trace: Trace | None = None  # of the request that is served, if it is sampled
         self._began = 0.0
         self._choked = False  # the client does not read its answers
         self.since = now()  # when the connection last changed between idle, reading and serving
@@ -105,6 +108,7 @@ class LeanConnection(asyncio.Protocol):
             sent = self._stream.sent if self._stream is not None else 0
             path = self._plain.head.path if self._plain else ""
             shared.metrics.count(path, 0, reason=errors.CLIENT_GONE.reason, response_bytes=sent)
+            self._end_trace(0, errors.CLIENT_GONE.reason)
             if shared.access is not None:
                 self._tell(errors.CLIENT_GONE.status, sent, now() - self._began, reason=errors.CLIENT_GONE.reason)
             self._stream = None
@@ -285,31 +289,37 @@ class LeanConnection(asyncio.Protocol):
         gate = shared.gate
         size = len(body)
         self._came = came
-        if not gate.enter(size) and (problem := gate.refusal(shared.client.view())) is not None:
-            return self._refuse(plain, problem)
         request_id = plain.head.request_id or shared.new_id()
-        about = meta.pack(request_id, plain.meta)
         instant = now()
+        told = plain.meta
+        if shared.traces is not None and (trace := shared.traces.begin(plain.head, instant, request_id)) is not None:
+            self._trace = trace
+            told = meta.traced(told, trace.told)
+        if not gate.enter(size) and (problem := gate.refusal(shared.client.view())) is not None:
+            return self._refuse(plain, problem, request_id)
+        about = meta.pack(request_id, told)
         try:
             key = b"" if plain.head.idempotency_key is None else key_of(plain.head, body)
             call = Call(plain.route, body, instant + plain.timeout_s, about, self, key, plain.qos)
             self._seq = shared.client.call(call, instant)
         except Unavailable as error:
             gate.leave(size)
-            return self._refuse(plain, errors.unavailable(error))
+            return self._refuse(plain, errors.unavailable(error), request_id)
         self._serving = True
         self._size = size
         self._id = request_id
         self._began = instant
         return False
 
-    def _refuse(self, plain: Plain, problem: Problem, *, last: bool = False) -> bool:
+    def _refuse(self, plain: Plain, problem: Problem, request_id: str = "", *, last: bool = False) -> bool:
         """Answer at once. Whether the connection goes on with what has come behind."""
         close = last or self.closing or self._shared.gate.is_closing
         self._serving = False
-        request_id = plain.head.request_id or self._shared.new_id()
+        request_id = request_id or plain.head.request_id or self._shared.new_id()
         written = self._shared.refuse(plain, problem, request_id, self._came, close=close)
         self._transport.write(written)
+        if self._trace is not None:
+            self._end_trace(problem.status, problem.reason)
         if self._shared.access is not None:
             self._id, sent = request_id, len(written) - written.find(b"\r\n\r\n") - 4
             self._tell(problem.status, sent, 0.0, reason=problem.reason)
@@ -360,7 +370,11 @@ class LeanConnection(asyncio.Protocol):
         if more is not None and more.packing:
             self._pack(plain, more, answer, instant)
             return
-        head, body = shared.respond(plain, answer, self._id, instant - self._began, self._came)
+        trace = self._trace
+        head, body = shared.respond(plain, answer, self._id, instant - self._began, self._came, trace)
+        if trace is not None:
+            head = head.replace(b"\r\n", b"\r\nserver-timing: %b\r\n" % trace.timing.encode(), 1)
+            self._end_trace(int(head[9:12]), answer.refused.reason if answer.refused is not None else "")
         if shared.access is not None:
             self._tell(int(head[9:12]), len(body), instant - self._began, answer=answer)
         is_last = self.closing or shared.gate.is_closing
@@ -390,10 +404,17 @@ class LeanConnection(asyncio.Protocol):
             duration_s=instant - self._began,
             request_bytes=self._came,
             response_bytes=sent,
-            who=("request_id", self._id),
+            who=("request_id", self._id) if self._trace is None else self._trace.label,
         )
+        if self._trace is not None:
+            self._end_trace(status)
         if self._shared.access is not None:
             self._tell(status, sent, instant - self._began, answer=answer)
+
+    def _end_trace(self, status: int, reason: str = "") -> None:
+        trace, self._trace = self._trace, None
+        if trace is not None:
+            trace.end(status, reason)
 
     def _tell(self, status: int, sent: int, took_s: float, *, answer: Answer | None = None, reason: str = "") -> None:
         """A line of the access log, where there is one."""

@@ -7,12 +7,15 @@ table of errors.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from engine.config.schema import PAGE, RESERVED_PATHS
 from engine.core.stats import Histogram, Label, duration_buckets
 from engine.metrics import Family, counter, gauge, histogram, lost_lines_family
 from frontend.accesslog import AccessLog
+
+if TYPE_CHECKING:
+    from frontend.tracing import Traces
 
 OTHER: Final = "other"
 
@@ -26,6 +29,7 @@ class FrontendMetrics:
         """``access``: where each of them is told; None: nowhere."""
         self._namespace = namespace
         self.access = access
+        self.traces: Traces | None = None  # who makes a span of each; None: nobody
         buckets = duration_buckets(timeout_s)
         self._durations = {path: Histogram(buckets) for path in endpoints}
         self._answers: dict[tuple[int, str], int] = {}

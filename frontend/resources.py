@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import falcon.asgi
 
@@ -31,6 +32,9 @@ from frontend.idempotency import INLINE_MAX, key_of
 from frontend.metrics import FrontendMetrics
 from frontend.waiting import Begun, Waiting
 
+if TYPE_CHECKING:
+    from frontend.tracing import Traces
+
 log = logging.getLogger("stageline.frontend")
 
 
@@ -43,6 +47,7 @@ class Collaborators:
     answering: Answering
     body_timeout_s: float
     compression: bool = False
+    traces: Traces | None = None
 
 
 class RouteResource:
@@ -58,6 +63,8 @@ class RouteResource:
         shared, exchange = self._shared, Exchange.of(req.scope)
         head = exchange.head
         assert head is not None
+        if shared.traces is not None:
+            exchange.trace = shared.traces.begin(head, exchange.started, exchange.request_id)
         self._check_gate()
         if not exchange.fits:
             raise Refusal(errors.CAPACITY_BYTES)
@@ -67,7 +74,10 @@ class RouteResource:
         data = await body.read()
         self._check_gate()  # a slow upload may end in another world than it began in
         key = await self._key(head, data)
-        about = meta.pack(exchange.request_id, meta.pack_head(head.query, heads.told(head, undone=bool(terms.coding))))
+        told = meta.pack_head(head.query, heads.told(head, undone=bool(terms.coding)))
+        if exchange.trace is not None:
+            told = meta.traced(told, exchange.trace.told)
+        about = meta.pack(exchange.request_id, told)
         waiting = Waiting(exchange, shared.client, shared.gate, self._stage)
         exchange.at_end.append(waiting.end)
         waiting.submit(self._route, data, timeout_s=body.left_s, meta=about, key=key, qos=terms.qos)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from frontend.gate import Gate
     from frontend.lean import LeanConnection
     from frontend.metrics import FrontendMetrics
+    from frontend.tracing import Trace
 
 HEAD_MAX: Final = 4 * 1024  # bytes of a head that is read here: each connection remembers its last one, parsed
 
@@ -45,6 +46,7 @@ class Shared:
         self.gate = gate
         self.metrics = metrics
         self.access = metrics.access
+        self.traces = metrics.traces
         self.answering = answering
         self.hand_over = hand_over
         self.pages = health.pages(topology, client, gate)
@@ -81,11 +83,11 @@ class Shared:
         return hint(self.client, self._last_stages[route])
 
     def respond(
-        self, plain: Plain, answer: Answer, request_id: str, took_s: float, came: int
+        self, plain: Plain, answer: Answer, request_id: str, took_s: float, came: int, trace: Trace | None
     ) -> tuple[bytes, bytes | memoryview]:
         """Head and body of the answer to a request with a body of ``came`` bytes, counted."""
         status, size, head, body = self.writer.answer(plain, answer, request_id, took_s)
-        who = ("request_id", request_id)
+        who = ("request_id", request_id) if trace is None else trace.label
         self.metrics.count(plain.head.path, status, duration_s=took_s, request_bytes=came, response_bytes=size, who=who)
         return head, body
 

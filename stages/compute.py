@@ -360,6 +360,7 @@ class Run:
     exhausted: int = 0  # the most values whose call ran out of memory; 0: none did
     fitted: int = 0  # the most values of a call that succeeded
     padding: int = 0  # values that were given beside the items
+    failed: Callable[[int, BaseException], object] | None = None  # told who failed, by position, and of what
     costs: dict[int, float] = field(default_factory=dict)  # by position, of items whose cost is known
     misfits: int = 0  # calls that returned something else than their results
     struck: dict[tuple[str, str, str], tuple[BaseException, list[str]]] = field(default_factory=dict)
@@ -570,6 +571,8 @@ class Run:
             self.fail(position, error, "forward")
 
     def fail(self, position: int, error: BaseException, where: str, outcome: Outcome | None = None) -> None:
+        if self.failed is not None:
+            self.failed(position, error)
         if not isinstance(error, EngineTimeoutError) and verdict(error) is Verdict.BROKEN:
             raise error if isinstance(error, WorkerBroken) else WorkerBroken(blame.line(error)) from error
         outcome = self.outcomes[position] = outcome or outcome_of(error)

@@ -31,7 +31,8 @@ LAYERS: Final = (
         "engine.addresses", "engine.cells", "engine.client", "engine.joined", "engine.curve", "engine.keyfile",
         "engine.transport", "engine.memory", "engine.cgroups", "engine.cpus", "engine.descriptors",
         "engine.handles", "engine.nearby", "engine.oom", "engine.proc",
-        "engine.process", "engine.titles", "engine.signals", "engine.mailbox", "engine.admin", "engine.usage",
+        "engine.process", "engine.titles", "engine.signals", "engine.mailbox", "engine.tracing", "engine.admin",
+        "engine.usage",
     )),
     ("frontend | stages | engine.broker", ("frontend", "stages", "engine.broker")),
     ("supervisor", ("engine.supervisor",)),
@@ -67,10 +68,12 @@ WALL_CLOCK: Final = re.compile(
     r"\btime\.(?:time|time_ns|localtime|gmtime)\(|\b(?:datetime|date)\.(?:now|utcnow|today)\(|from time import .*\btime"
 )
 
-# They show when something was, to be found in other logs, or look at when a certificate ends.
-WALL_CLOCK_READERS: Final = ("engine.why", "frontend.accesslog", "engine.doctor.place")
+# They show when something was, to be found in other logs or in traces, or look at when a certificate ends.
+WALL_CLOCK_READERS: Final = ("engine.why", "frontend.accesslog", "engine.doctor.place", "engine.tracing")
 
-HEAVY: Final = ("zmq", "falcon", "gunicorn", "torch", "numpy", "uvloop", "prometheus_client")
+HEAVY: Final = (
+    "zmq", "falcon", "gunicorn", "torch", "numpy", "uvloop", "prometheus_client", "opentelemetry",
+)  # fmt: skip
 LIGHT: Final = ("engine", "engine.cli", "engine.config", "engine.supervisor", "engine.server", "engine.loader")
 
 TOP: Final = {

@@ -15,6 +15,7 @@ from gunicorn.app.base import BaseApplication
 from engine.config.schema import Deployment
 from engine.core.call import BrokerClient
 from engine.metrics import Family
+from engine.tracing import begin
 from frontend.accesslog import OFF, AccessLog
 from frontend.answer import Answering
 from frontend.app import create
@@ -93,6 +94,10 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
     def load(self) -> ASGIApplication:
         name = f"{socket.gethostname()}:{os.getpid()}"
         self.new_id = Ids()
+        if (tracing := begin(self.deployment.engine.name, "frontend")) is not None:
+            from frontend.tracing import Traces
+
+            self.metrics.traces = Traces(tracing)
         self.client = self._connect(self.deployment, name, self.metrics.families, self._url)
         return create(self.deployment, self.client, self.metrics, self.gate, self.answering, name=name)
 

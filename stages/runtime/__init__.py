@@ -15,6 +15,7 @@
     lately      how long batches have taken by size, for a broker that begins anew; pure
     fit         how many values memory takes at once; pure
     user_metrics  the user's own metrics, for the heartbeats
+    tracing     spans for requests that are sampled, where OpenTelemetry's variables ask for them
     wear        asks for a fresh worker in this one's place
     imported    tells which of the user's files are imported here, for `engine up --reload`
 

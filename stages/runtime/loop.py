@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from engine.clock import now
 from engine.core import wire
@@ -41,6 +41,9 @@ from stages.runtime.streams import Streams
 from stages.runtime.trust import Step, Trust
 from stages.shm import SharedMemory
 from stages.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from stages.runtime.tracing import Spans, Traces
 
 FLUSH_S: Final = 2.0  # for results that still wait for a connection when the broker has dismissed us
 
@@ -82,9 +85,12 @@ class Loop:
         fit: Fit | None = None,
         lately: Lately | None = None,
         restore: Callable[[], object] = lambda: None,
+        traces: Traces | None = None,
     ) -> None:
         self._worker = worker
         self._restore = restore
+        self._traces = traces
+        self._spans: Spans | None = None  # of the batch that is computed, if any of its requests is sampled
         self._codec = Codec(worker, most=most, most_between=most_between)
         self._coster = coster_of(worker)
         self._isolate = isolate
@@ -285,7 +291,7 @@ class Loop:
         else:
             self._watchdog.begin()
             self._streams.batch = message.batch
-            outcomes = taken.run.compute().outcomes
+            outcomes = taken.run.compute().outcomes if self._traces is None else self._traced(self._traces, taken)
             if self._watchdog.struck or self._trust.doubted:
                 step = self._judge(outcomes)
             self.padding += taken.run.padding
@@ -318,6 +324,22 @@ class Loop:
         if step is not Step.GO_ON:
             self._show(step)
         self._restore()
+
+    def _traced(self, traces: Traces, taken: Taken) -> list[Outcome]:
+        """What is computed, with spans of it."""
+        spans = self._spans = traces.begin(taken.batch, taken.run.items, taken.since_ns)
+        if spans is None:
+            return taken.run.compute().outcomes
+        taken.run.failed = spans.failed
+        try:
+            outcomes = taken.run.compute().outcomes
+            spans.end(outcomes)
+            return outcomes
+        except BaseException as error:
+            spans.broken(error)
+            raise
+        finally:
+            self._spans = taken.run.failed = None  # they hold the batch's items
 
     def _note_time(self, count: int, costs: Mapping[int, float]) -> None:
         """How long a batch of so many items took, or of what they cost."""
@@ -364,7 +386,10 @@ class Loop:
         if not self._forward_ns:
             self._forward_ns = began
         try:
-            return self._watchdog.call(function, argument)
+            if self._spans is None:
+                return self._watchdog.call(function, argument)
+            with self._spans.current(self._worker._items):
+                return self._watchdog.call(function, argument)
         finally:
             self._compute_ns += time.monotonic_ns() - began
 

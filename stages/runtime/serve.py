@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from engine import transport
 from engine.clock import now
@@ -30,6 +30,7 @@ from engine.loader import load_class, stand_in
 from engine.log import TRACEBACK, get_logger, stream
 from engine.process import Notifier, readers_on, settle
 from engine.signals import STOPPING, Signals
+from engine.tracing import begin
 from stages import blame, buffers
 from stages.base import Worker
 from stages.build import create, examples, is_first, is_last, lasts, most_between
@@ -53,6 +54,9 @@ from stages.stream import check_place, flow_of
 from stages.trial import example_body, trial
 from stages.warming import WarmUp, nbytes_of, values_of, warm_up
 from stages.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from stages.runtime.tracing import Traces
 
 GOODBYE_S: Final = 2.0  # for the control thread to end
 TEAR_DOWN_S: Final = 10.0  # for `teardown` of a worker that leaves by itself; the kernel ends it then
@@ -133,6 +137,7 @@ def _serve(
     control.start()
     doing: list[str] = []
     outlets: Outlets | None = None
+    traces: Traces | None = None
     try:
         try:
             worker, warm, fit, lately = _load(deployment, stage, slot, device, notify, imported, doing)
@@ -146,6 +151,10 @@ def _serve(
         watchdog = Watchdog(spec.timeout, spec.kill_after)
         watchdog.start()
         _restore(signals, watchdog)  # what user code has set up while it loaded must not keep a stop from us
+        if (tracing := begin(deployment.engine.name, "worker", **{"stageline.stage": stage})) is not None:
+            from stages.runtime.tracing import Traces
+
+            traces = Traces(tracing, stage, slot)
         streams = Streams(
             worker,
             outlets=outlets,
@@ -168,6 +177,7 @@ def _serve(
             fit=fit,
             lately=lately,
             restore=lambda: _restore(signals, watchdog),
+            traces=traces,
         )
         metrics.loop = loop
         to_try.update(_to_try(deployment, stage, slot, worker))
@@ -182,6 +192,8 @@ def _serve(
             control.join(GOODBYE_S)
             signal.setitimer(signal.ITIMER_REAL, TEAR_DOWN_S)  # a device that is lost may keep it for ever
         _tear_down(worker)
+        if traces is not None:
+            traces.close()
         return code
     finally:
         shared.phase = Phase.ENDING
