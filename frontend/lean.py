@@ -465,6 +465,8 @@ class LeanConnection(asyncio.Protocol):
             return
         instant = now()
         close = self.closing or shared.gate.is_closing
+        if self._trace is not None:
+            reply = self._trace.told_in(reply)
         transport.write(shared.writer.reply(reply, self._id, connection=connection_of(plain.more, close=close)))
         self._count(plain, reply.status, instant, len(reply.body), answer)
         self._done(instant, is_last=close)
@@ -515,6 +517,8 @@ class LeanConnection(asyncio.Protocol):
             reply = self._shared.answering.stream(stream.mime)
             self.closing = self.closing or self._shared.gate.is_closing or is_old
             said = connection_of(plain.more, close=self.closing)
+            if self._trace is not None:
+                reply = self._trace.told_in(reply)
             transport.write(self._shared.writer.begin(reply, self._id, is_chunked=not is_old, connection=said))
         while not self._choked:
             data, cost = stream.take()

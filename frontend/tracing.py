@@ -14,7 +14,9 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from engine.core.meta import Traced
 from engine.log import get_logger
 from engine.tracing import Tracing, epoch_ns
+from frontend.answer import Reply
 from frontend.head import Head
+from frontend.timing import HEADER
 
 GONE: Final = 499  # for a client that left, as it is counted
 
@@ -67,6 +69,10 @@ class Trace:
         self.label = ("trace_id", trace_id)
         self.told = Traced(parent, context.trace_state.to_header())
         self.timing = f'traceparent;desc="{parent}"'
+
+    def told_in(self, reply: Reply) -> Reply:
+        """An answer that says how to find it."""
+        return reply._replace(headers=[*reply.headers, (HEADER, self.timing)])
 
     def end(self, status: int, reason: str = "") -> None:
         """It has been answered, refused, or its client has gone."""
