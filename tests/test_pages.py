@@ -73,3 +73,55 @@ def test_code_on_a_page_is_code(page: Path) -> None:
             compile(block, str(page), "exec")
         else:
             tomllib.loads(block)
+
+
+# --- docs/troubleshooting.md -----------------------------------------------------------------------------------------
+
+LOGS: Final = ("warning", "error", "exception", "critical")
+
+
+def texts(node: ast.AST) -> list[str]:
+    """What a string says, in pieces between what is put in."""
+    if isinstance(node, ast.JoinedStr):
+        return [text for part in node.values for text in texts(part)]
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return [piece for piece in re.split(r"%[-.\w]", node.value) if piece.strip()]
+    return []
+
+
+def trees() -> list[ast.Module]:
+    files = [path for package in ("engine", "frontend", "stages") for path in (ROOT / package).rglob("*.py")]
+    return [ast.parse(path.read_text()) for path in files if "templates" not in path.parts]
+
+
+def quotes() -> list[list[str]]:
+    """What the page quotes, each in the pieces between what differs."""
+    rows = re.findall(r"^\| (`.*?`) \| ", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    found = [quote for row in rows for quote in re.findall(r"`([^`]+)`", row)]
+    return [[piece.strip() for piece in quote.split("…") if piece.strip(" :;")] for quote in found]
+
+
+def test_what_the_page_on_trouble_quotes_is_said() -> None:
+    said = "\n".join(str(n.value) for tree in trees() for n in ast.walk(tree) if isinstance(n, ast.Constant))
+    assert [quote for quote in quotes() if not all(piece in said for piece in quote)] == []
+
+
+def test_every_warning_stands_on_the_page_on_trouble() -> None:
+    told = [
+        pieces
+        for tree in trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and node.args and isinstance(node.func, ast.Attribute)
+        if node.func.attr in LOGS and "log" in ast.unparse(node.func.value).lower()
+        if (pieces := texts(node.args[0]))
+    ]
+    assert len(told) > 60
+    known = quotes()
+
+    def is_quoted(pieces: list[str], quote: list[str]) -> bool:
+        """Most of it, so that "failed" is not taken for all that fails; of a long line its beginning."""
+        size = sum(map(len, quote))
+        is_most = size >= min(0.6 * sum(len(piece.strip()) for piece in pieces), 45)
+        return is_most and all(any(part in piece for piece in pieces) for part in quote)
+
+    assert [pieces for pieces in told if not any(is_quoted(pieces, quote) for quote in known)] == []
