@@ -14,6 +14,7 @@ import pytest
 import engine
 import engine.mixin
 import engine.testing
+from frontend import head, media
 from pages import metrics, source, worker
 
 if sys.version_info >= (3, 11):
@@ -125,3 +126,39 @@ def test_every_warning_stands_on_the_page_on_trouble() -> None:
         return is_most and all(any(part in piece for piece in pieces) for part in quote)
 
     assert [pieces for pieces in told if not any(is_quoted(pieces, quote) for quote in known)] == []
+
+
+# --- docs/moving.md, docs/headers.md ---------------------------------------------------------------------------------
+
+MOVED: Final = {  # a request and its answer, as they were before the move
+    "LitServe": ("/predict", {"input": 4}, {"output": 16}),
+    "BentoML": ("/classify", {"text": "a prize"}, {"label": "spam"}),
+    "TorchServe": ("/predictions/square", {"x": 3}, {"y": 9}),
+    "Triton": (
+        "/v2/models/square/infer",
+        {"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [3.0]}]},
+        {"model_name": "square", "outputs": [{"name": "y", "shape": [1], "datatype": "FP32", "data": [9.0]}]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_a_service_that_has_moved_answers_as_before(name: str, tmp_path: Path) -> None:
+    part = (ROOT / "docs" / "moving.md").read_text().split(f"\n## {name}\n")[1].split("\n## ")[0]
+    module = f"moved_{name.lower()}"  # each has its own: modules are imported once
+    before, after = re.findall(r"^```python\n(.*?)^```", part, re.DOTALL | re.MULTILINE)
+    (toml,) = re.findall(r"^```toml\n(.*?)^```", part, re.DOTALL | re.MULTILINE)
+    assert before != after
+    (tmp_path / f"{module}.py").write_text(after)
+    (tmp_path / "stages.toml").write_text(toml.replace("service:", f"{module}:"))
+    path, asked, answered = MOVED[name]
+    with engine.testing.local(tmp_path) as service:
+        told = service.post(asked, path)
+        assert (told.status, told.json()) == (200, answered)
+
+
+def test_every_header_that_is_read_or_kept_back_stands_on_its_page() -> None:
+    page = (ROOT / "docs" / "headers.md").read_text()
+    named = set(re.findall(r"`([a-z-]+)`", page))
+    assert {one.decode() for one in head.SINGLE} <= named
+    assert named >= media._RESERVED
