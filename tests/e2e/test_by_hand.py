@@ -20,7 +20,7 @@ from load import Load, right
 Start = Callable[..., Running]
 
 
-LANES = 4
+LANES = 8  # of six workers, and those that take their places
 PORTS = 7 + LANES  # of the broker: front, admin, egress, two for each of two stages, and lanes
 
 
