@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -162,3 +163,45 @@ def test_every_header_that_is_read_or_kept_back_stands_on_its_page() -> None:
     named = set(re.findall(r"`([a-z-]+)`", page))
     assert {one.decode() for one in head.SINGLE} <= named
     assert named >= media._RESERVED
+
+
+# --- docs/testing.md, docs/errors.md ---------------------------------------------------------------------------------
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / "docs" / page).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def test_the_tests_on_the_page_on_testing_pass(tmp_path: Path) -> None:
+    service, tests = blocks("testing.md", "python")
+    (toml,) = blocks("testing.md", "toml")
+    for name, text in (("service.py", service), ("stages.toml", toml), ("test_service.py", tests)):
+        (tmp_path / name).write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:cacheprovider"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_errors_are_what_their_page_says(tmp_path: Path) -> None:
+    embed, lookup = blocks("errors.md", "python")
+    (tmp_path / "erring.py").write_text(embed + lookup)
+    routes = "".join(
+        f'[[stage]]\nname = "{name}"\nworker = "erring:{name}"\nmax_batch_size = {size}\n'
+        f'[[route]]\npath = "/{name}"\nstages = ["{name}"]\n'
+        for name, size in (("Embed", 4), ("Lookup", 1))
+    )
+    (tmp_path / "stages.toml").write_text(routes)
+    with engine.testing.local(tmp_path) as service:
+        assert service.post("hey", "/Embed").json() == [3.0]
+        assert service.post("", "/Embed").text == "request validation error: the text is empty"
+        missing = service.post({"used": 1, "name": "x"}, "/Lookup")
+        assert (missing.status, missing.text) == (404, "not there: x")
+    page = (ROOT / "docs" / "errors.md").read_text()
+    rows = re.findall(r"^\| `(\w+)\(\"(.*)\"\)` \| (\d+) \| `(.*)` \|$", page, re.MULTILINE)
+    assert len(rows) == 5
+    for name, message, status, told in rows:
+        error = getattr(engine, name)(message)
+        assert (error.status, error.text) == (int(status), told)

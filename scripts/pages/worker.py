@@ -17,7 +17,7 @@ INTRO: Final = """\
 What a service imports from `engine`, from `engine.mixin`, and in tests from `engine.testing`. What is not named here is
 not promised ([what stays compatible](CHANGELOG.md#what-stays-compatible)). How it is used stands in
 [typed payloads](typed-payloads.md), [streaming](streaming.md), [failures](failures.md) and
-[starting](starting.md#testing-a-service).
+[testing](testing.md).
 """
 
 # Title, what is said before, and what stands in it: (how it is imported, module, names).
