@@ -106,6 +106,7 @@ class Cause(Enum):
 CHILD_TABLE: Final = {
     (ChildState.WAITING, Turn.SPAWN): ChildState.STARTING,
     (ChildState.WAITING, Turn.STOP): ChildState.GONE,
+    (ChildState.WAITING, Turn.END): ChildState.GONE,
     (ChildState.STARTING, Turn.READY): ChildState.READY,
     (ChildState.STARTING, Turn.RETRY): ChildState.BACKING_OFF,
     (ChildState.STARTING, Turn.END): ChildState.GONE,
@@ -214,6 +215,7 @@ class _Record:
     killed_at: float | None = None
     reason: str = ""  # why it failed, if it said so
     trace: str = ""
+    is_extra: bool = False  # it comes beside who serves already, and has not been ready or failed yet
 
 
 class Machine:
@@ -253,10 +255,12 @@ class Machine:
 
     @property
     def unwell(self) -> str:
-        """What is not as it shall be, in words; empty: everybody who runs here is ready."""
+        """What is not as it shall be, in words; empty: everybody who runs here is ready. But for those that are just
+        loading, for more demand or in the place of one that serves until then: nothing is missing without them."""
         if self.phase is not Phase.SERVING:
             return f"it is {self.phase.value}"
-        out = [child.name for child, record in self._records.items() if record.state in UNWELL]
+        records = self._records.items()
+        out = [child.name for child, record in records if record.state in UNWELL and not record.is_extra]
         return f"not ready: {', '.join(out)}" if out else ""
 
     def state(self, child: Child) -> ChildState:
@@ -326,6 +330,7 @@ class Machine:
             record.history = became_ready(record.history, now)
             record.deadline = None
             record.reason = ""
+            record.is_extra = False
             record.took_s = now - record.since
             self._say(f"{child.name} ready in {record.took_s:.1f} s", child=child)
         self._turn(child, Turn.READY)
@@ -342,6 +347,7 @@ class Machine:
         failed_too = bool(record.reason) and self.outcome is Outcome.NOT_STARTED and how not in self.reason
         record.deadline = record.killed_at = None
         record.reason = record.trace = ""
+        record.is_extra = False
         if self._replacing.is_on_trial(child) and record.state is not ChildState.STOPPING:
             started = record.state is ChildState.READY
             self._turn(child, Turn.END)
@@ -474,6 +480,8 @@ class Machine:
         return self.phase is Phase.SERVING and self._replacing.takes(fewer=fewer)
 
     def _handle_resize(self, asked: Resize, now: float) -> None:
+        if self.phase is not Phase.SERVING:
+            return  # it was asked for before what has ended that was heard
         self._say(asked.what)
         wanted = {(child.stage, child.slot) for child in asked.workers}
         there = {(child.stage, child.slot) for child in self.workers}
@@ -483,7 +491,7 @@ class Machine:
         for child in asked.workers:
             if (child.stage, child.slot) not in there:
                 # It is of a version that has proved itself: one that fails is tried again like any other.
-                self._records[child] = _Record(history=History(ever_ready=True))
+                self._records[child] = _Record(history=History(ever_ready=True), is_extra=True)
 
     def _roll(self, now: float) -> None:
         if self.phase is not Phase.SERVING:
@@ -500,7 +508,8 @@ class Machine:
                 self._actions.append(task)
             elif task.do is Do.START:
                 # Once its version has proved itself, one that fails all the same is tried again like any other.
-                self._records[task.worker] = _Record(history=History(ever_ready=self._replacing.is_proven))
+                history = History(ever_ready=self._replacing.is_proven)
+                self._records[task.worker] = _Record(history=history, is_extra=True)
                 self._spawn(task.worker, now)
             else:
                 self._retire(task.worker, now)

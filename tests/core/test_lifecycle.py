@@ -665,6 +665,53 @@ def test_more_workers_for_the_demand_come_at_once_and_fewer_finish_what_they_hav
     assert made.workers == [ONE]
 
 
+def test_a_change_of_numbers_that_comes_after_the_end_has_begun_is_passed_over() -> None:
+    made = serving()
+    made.handle(StopAsked(signal.SIGTERM), 100.0)
+    made.handle(Died(FRONT, 0), 100.0)
+    assert made.handle(Resize(edition(1, 4), "scaling"), 100.0) == []
+    now, actions = 100.0, []
+    while made.phase is not Phase.STOPPED and now < 200.0:
+        now += 0.5
+        actions += acts(made.handle(Tick(), now))
+    assert made.phase is Phase.STOPPED
+    assert {action.child for action in actions if isinstance(action, Kill)} == {ONE, TWO, BROKER}
+
+
+def test_one_that_was_never_started_can_end() -> None:
+    assert CHILD_TABLE[ChildState.WAITING, Turn.END] is ChildState.GONE
+
+
+def test_it_is_well_while_workers_come_for_more_demand_and_not_when_one_of_them_fails() -> None:
+    made = Machine(EVERYBODY, grace_s=GRACE, policy=POLICY, starts_most=1)
+    made.handle(Begin(), 0.0)
+    for child in (BROKER, FRONT, ONE, TWO):
+        made.handle(Ready(child), 0.0)
+    _, _, three, four = many = edition(1, 4)
+    assert acts(made.handle(Resize(many, "scaling"), 100.0)) == [Spawn(three)]
+    assert made.state(four) is ChildState.WAITING
+    assert not made.unwell
+    made.handle(Died(ONE, 9), 101.0)
+    assert made.unwell == f"not ready: {ONE.name}"
+    made.handle(Died(three, 1), 102.0)
+    assert three.name in made.unwell
+    assert made.wake_at is not None
+    assert Spawn(three) in acts(made.handle(Tick(), made.wake_at + 5))
+    assert three.name in made.unwell, "it has failed once"
+    made.handle(Ready(three), 110.0)
+    assert three.name not in made.unwell
+
+
+def test_it_is_well_while_a_fresh_worker_loads_beside_the_one_whose_place_it_takes() -> None:
+    made = serving()
+    (spawn,) = acts(made.handle(Worn(ONE, "12 h old"), 100.0))
+    assert isinstance(spawn, Spawn)
+    assert not made.unwell
+    made.handle(Ready(spawn.child), 101.0)
+    made.handle(Died(spawn.child, 9), 102.0)
+    assert made.unwell == f"not ready: {spawn.child.name}"
+
+
 def test_no_more_of_them_start_at_once_than_when_a_deployment_starts() -> None:
     made = Machine(EVERYBODY, grace_s=GRACE, policy=POLICY, starts_most=2)
     made.handle(Begin(), 0.0)
