@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 VARIABLES: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_TRACES_EXPORTER")
 CLOSE_S: Final = 2.0  # for the last spans to leave
+VALUE_MOST: Final = 8192  # characters of an attribute: user code may raise megabytes, and thousands of spans may wait
 _EXPORTERS: Final = {"otlp", "console"}
+_TALKATIVE: Final = ("opentelemetry.baggage.propagation", "opentelemetry.trace.span")  # by what clients write
 
 
 def is_wanted(environ: Mapping[str, str]) -> bool:
@@ -79,7 +81,7 @@ def begin(service: str, process: str, **about: str | int) -> Tracing | None:
 
 def _begin(service: str, process: str, about: Mapping[str, str | int]) -> Tracing | None:
     from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace import SpanLimits, TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
     from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
@@ -93,8 +95,13 @@ def _begin(service: str, process: str, about: Mapping[str, str | int]) -> Tracin
         attributes["service.name"] = service
     resource = Resource.create(attributes)
     processor = BatchSpanProcessor(_telling(exporter))
-    deciding = TracerProvider(resource=resource, shutdown_on_exit=False)  # its own way to exit may take half a minute
-    decided = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False)
+    # The variable for spans alone overrules it, and leaves events, which hold what was raised, to this bound.
+    limits = SpanLimits(max_attribute_length=None if "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT" in os.environ else VALUE_MOST)
+    # Its own way to exit may take half a minute.
+    deciding = TracerProvider(resource=resource, shutdown_on_exit=False, span_limits=limits)
+    decided = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False, span_limits=limits)
+    for talkative in _TALKATIVE:  # a line for each malformed member of a header of theirs
+        logging.getLogger(talkative).setLevel(logging.ERROR)
     for provider in (deciding, decided):
         provider.add_span_processor(processor)
     return Tracing(deciding.get_tracer("stageline"), decided.get_tracer("stageline"), deciding, processor)

@@ -6,10 +6,13 @@ request that is not sampled nothing is kept, and nothing travels. The names of a
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
-from opentelemetry import propagate, trace
+from opentelemetry import trace
+from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from engine.core.meta import Traced
 from engine.log import get_logger
@@ -26,6 +29,7 @@ class Traces:
 
     def __init__(self, tracing: Tracing) -> None:
         self._tracing = tracing
+        self._propagator = _propagator()
         self._complained = False
 
     def begin(self, head: Head, began_s: float, request_id: str) -> Trace | None:
@@ -34,7 +38,7 @@ class Traces:
             carrier = {str(name, "latin-1"): str(value, "latin-1") for name, value in head.fields}
             span = self._tracing.deciding.start_span(
                 f"POST {head.path}",
-                context=propagate.extract(carrier),
+                context=self._propagator.extract(carrier),
                 kind=SpanKind.SERVER,
                 attributes={
                     "http.request.method": "POST",
@@ -53,6 +57,19 @@ class Traces:
 
     def close(self) -> None:
         self._tracing.close()
+
+
+def _propagator() -> TextMapPropagator:
+    """Who reads what clients say of their traces. The SDK's default would read ``baggage`` too, which is used for
+    nothing here, and writes a line into the log for each malformed member of it: only where it is asked for."""
+    if os.environ.get("OTEL_PROPAGATORS", "").strip():
+        try:
+            from opentelemetry.propagate import get_global_textmap
+
+            return get_global_textmap()
+        except Exception as error:  # of a name that nobody knows: requests are served all the same
+            get_logger("stageline.frontend").error("OTEL_PROPAGATORS cannot be had, tracecontext counts: %s", error)
+    return TraceContextTextMapPropagator()
 
 
 class Trace:

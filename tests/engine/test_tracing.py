@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
@@ -94,6 +95,51 @@ def test_that_spans_are_lost_is_said_once_and_that_they_are_not_any_more(
         "traces are sent again",
     ]
     assert caplog.records[1].lost == 3  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("environ", "of_events", "of_spans"),
+    [
+        ({}, tracing.VALUE_MOST, tracing.VALUE_MOST),
+        ({"OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": "100000"}, 100_000, 100_000),
+        ({"OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT": "100000"}, tracing.VALUE_MOST, 100_000),
+    ],
+)
+def test_what_user_code_raises_is_cut_to_a_bound(
+    asked: pytest.MonkeyPatch, environ: dict[str, str], of_events: int, of_spans: int
+) -> None:
+    asked.setenv("OTEL_TRACES_EXPORTER", "console")
+    for name, value in environ.items():
+        asked.setenv(name, value)
+    made = tracing.begin("s", "worker")
+    assert made is not None
+    try:
+        for tracer in (made.deciding, made.decided):
+            span: Any = tracer.start_span("one")
+            span.record_exception(ValueError("x" * 5_000_000))
+            span.set_attribute("long", "x" * 5_000_000)
+            (event,) = span.events
+            assert len(event.attributes["exception.message"]) == of_events
+            assert len(event.attributes["exception.stacktrace"]) == of_events
+            assert len(span.attributes["long"]) == of_spans
+    finally:
+        made.close()
+
+
+def test_what_clients_write_makes_no_lines_in_the_log(
+    asked: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from opentelemetry.baggage.propagation import W3CBaggagePropagator
+    from opentelemetry.trace import TraceState
+
+    for name in ("opentelemetry.baggage.propagation", "opentelemetry.trace.span"):
+        caplog.set_level("NOTSET", logger=name)  # whoever traced before in this process
+    made = tracing.begin("s", "frontend")
+    assert made is not None
+    made.close()
+    W3CBaggagePropagator().extract({"baggage": "no good," * 100})
+    TraceState.from_header(["=x,a=1,a=2"])
+    assert not caplog.records
 
 
 def test_the_name_of_the_deployment_is_the_services_unless_it_has_one(asked: pytest.MonkeyPatch) -> None:

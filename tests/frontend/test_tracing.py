@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from fakes import unavailable
 from leanbench import END, FAILED, Bench, StreamBench, plain, run, settle
+from opentelemetry import baggage
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -199,3 +201,50 @@ def test_a_sampler_that_fails_costs_no_request(caplog: pytest.LogCaptureFixture)
 
     run(scenario())
     assert caplog.text.count("a request cannot be traced") == 1
+
+
+BAGGAGE = "opentelemetry.baggage.propagation"
+
+
+@pytest.mark.parametrize(("propagators", "read"), [("", None), ("tracecontext,baggage", "1"), ("  ", None)])
+def test_baggage_is_read_only_where_it_is_asked_for(
+    propagators: str, read: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_PROPAGATORS", propagators)
+    caplog.set_level("WARNING", logger=BAGGAGE)  # as it is where nobody has set it
+    found: list[object] = []
+
+    class Looking(TraceIdRatioBased):
+        def should_sample(self, parent_context: Any, *rest: Any, **more: Any) -> Any:
+            found.append(baggage.get_baggage("good", parent_context))
+            return super().should_sample(parent_context, *rest, **more)
+
+    async def scenario() -> None:
+        bench = Bench()
+        of(bench, Looking(1.0))
+        bench.feed(plain(b"1", "baggage: good=1," + "no good," * 100))
+        await settle()
+        assert [code for code, _ in bench.replies] == [200]
+
+    run(scenario())
+    assert found == [read]
+    assert bool([one for one in caplog.records if one.name == BAGGAGE]) is (read is not None)
+
+
+def test_a_propagator_that_cannot_be_had_is_said_and_costs_no_trace(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_PROPAGATORS", "pigeon")
+    monkeypatch.setitem(sys.modules, "opentelemetry.propagate", None)  # it reads the variable when it is imported
+
+    async def scenario() -> None:
+        bench = Bench()
+        kept = of(bench)
+        bench.feed(plain(b"1", PARENT))
+        await settle()
+        context = only(kept).context
+        assert context is not None
+        assert f"{context.trace_id:032x}" == TRACE
+
+    run(scenario())
+    assert caplog.text.count("OTEL_PROPAGATORS cannot be had") == 1
