@@ -76,10 +76,10 @@ class Gate:
         self._compression = frontend.compression
         self._ui = frontend.ui
 
-    def shows(self, head: Head, peer: object) -> bool:
+    def shows(self, head: Head, peer: object, *, is_old: bool) -> bool:
         """Whether the page about the deployment is for whoever asks so. ``peer``: the address of the connection, as
-        ASGI has it."""
-        return self._ui == EVERYBODY or (self._ui == LOCAL and onlookers.is_local(head, peer))
+        ASGI has it; ``is_old``: over HTTP/1.0."""
+        return self._ui == EVERYBODY or (self._ui == LOCAL and onlookers.is_local(head, peer, is_old=is_old))
 
     def terms(self, head: Head) -> Terms:
         """What the head of a request asks for, where it may be had. Raises Refusal: 400, 413, 415 or 501."""

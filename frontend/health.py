@@ -84,11 +84,11 @@ class Root:
         self._gate = gate
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        reply, head, gate = self._page(), Exchange.of(req.scope).head, self._gate
+        reply, exchange, gate = self._page(), Exchange.of(req.scope), self._gate
         fill(resp, reply)
-        if gate is None or head is None or not is_browser(head):
+        if gate is None or (head := exchange.head) is None or not is_browser(head):
             return
-        if reply.status == 200 and gate.shows(head, req.scope.get("client")):
+        if reply.status == 200 and gate.shows(head, req.scope.get("client"), is_old=exchange.is_old):
             resp.status = "303"
             resp.set_header("location", "ui/")
             resp.set_header("vary", "accept")

@@ -3,7 +3,9 @@
 The page tells what happens inside - hosts, processes, what clients were told when they failed -, and the HTTP port is
 open to everybody by default. So by default it is for clients on this very machine, as far as that can be known: the
 connection comes from a loopback address, no proxy says that it passes somebody else's request on, and the browser
-believes to speak with this machine (a name of somebody else's that leads here would let his pages read ours).
+believes to speak with this machine (a name of somebody else's that leads here would let his pages read ours). Nor does
+a browser speak HTTP/1.0: what does is a proxy that was told nothing but where to pass requests on, ``proxy_pass`` of
+most nginx, which names this machine as the host and adds no header.
 """
 
 from __future__ import annotations
@@ -24,18 +26,28 @@ ANSWERS_MOST: Final = 100  # of this process, a second: so many look
 
 # By which proxies say for whom they speak.
 _PASSED_ON: Final = frozenset(
-    {b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"x-client-ip", b"cf-connecting-ip"}
+    {
+        b"cf-connecting-ip",
+        b"forwarded",
+        b"true-client-ip",
+        b"via",
+        b"x-client-ip",
+        b"x-cluster-client-ip",
+        b"x-real-ip",
+    }
 )
+_FORWARDED: Final = b"x-forwarded-"  # for, host, proto, server, port and so on
 
 
-def is_local(head: Head, peer: object) -> bool:
-    """Whether a request comes from this machine. ``peer``: the address of its connection, as ASGI has it."""
-    if not isinstance(peer, list | tuple) or not peer or not _is_loopback(str(peer[0]).partition("%")[0]):
+def is_local(head: Head, peer: object, *, is_old: bool) -> bool:
+    """Whether a request comes from this machine. ``peer``: the address of its connection, as ASGI has it; ``is_old``:
+    over HTTP/1.0."""
+    if is_old or not isinstance(peer, list | tuple) or not peer or not _is_loopback(str(peer[0]).partition("%")[0]):
         return False
     hosts = [value for name, value in head.fields if name == b"host"]
     if any(not _is_own(host.decode("latin-1")) for host in hosts):
         return False
-    return not any(name in _PASSED_ON for name, _ in head.fields)
+    return not any(name in _PASSED_ON or name.startswith(_FORWARDED) for name, _ in head.fields)
 
 
 def _is_own(host: str) -> bool:

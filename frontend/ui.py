@@ -41,8 +41,9 @@ def check(gate: Gate, req: falcon.asgi.Request) -> None:
 
 
 def sees(gate: Gate, req: falcon.asgi.Request) -> bool:
-    head = Exchange.of(req.scope).head
-    return head is not None and gate.shows(head, req.scope.get("client"))
+    exchange = Exchange.of(req.scope)
+    head = exchange.head
+    return head is not None and gate.shows(head, req.scope.get("client"), is_old=exchange.is_old)
 
 
 class PageResource:

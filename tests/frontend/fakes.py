@@ -210,9 +210,10 @@ class Exchange:
         length: int | None = None,
         ends: bool = True,
         peer: tuple[str, int] | None = ("127.0.0.1", 1),
+        version: str = "1.1",
     ) -> None:
         """``length``: a Content-Length to claim, default the true one. ``ends`` false: the body never ends. ``peer``:
-        where the connection comes from."""
+        where the connection comes from; ``version``: what it speaks."""
         self._app = app
         names = {name.lower() for name, _ in headers}
         lines = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers]
@@ -223,7 +224,7 @@ class Exchange:
         self._scope: dict[str, Any] = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
-            "http_version": "1.1",
+            "http_version": version,
             "method": method,
             "scheme": "http",
             "path": path,

@@ -60,7 +60,7 @@ def asked(host: str = "localhost:8000", *fields: tuple[bytes, bytes]) -> Head:
     ],
 )
 def test_by_default_it_is_for_this_machine(peer: object, local: bool) -> None:
-    assert is_local(asked(), peer) is local
+    assert is_local(asked(), peer, is_old=False) is local
 
 
 @pytest.mark.parametrize(
@@ -75,14 +75,30 @@ def test_by_default_it_is_for_this_machine(peer: object, local: bool) -> None:
 )  # fmt: skip
 def test_a_name_that_leads_here_is_not_enough(host: str, own: bool) -> None:
     """Else the pages of whoever owns the name could read this one, in a browser on this machine."""
-    assert is_local(asked(host), ("127.0.0.1", 1)) is own
+    assert is_local(asked(host), ("127.0.0.1", 1), is_old=False) is own
 
 
-@pytest.mark.parametrize("name", ["x-forwarded-for", "forwarded", "via", "x-real-ip"])
+@pytest.mark.parametrize(
+    "name",
+    ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-server", "x-forwarded-port",
+     "forwarded", "via", "x-real-ip", "true-client-ip"],
+)  # fmt: skip
 def test_what_a_proxy_passes_on_is_not_of_this_machine(name: str) -> None:
-    assert not is_local(asked("localhost", (name.encode(), b"203.0.113.9")), ("127.0.0.1", 1))
+    assert not is_local(asked("localhost", (name.encode(), b"203.0.113.9")), ("127.0.0.1", 1), is_old=False)
     assert get(service(), "/ui/", (name, "203.0.113.9")).status == 404
     assert get(service("all"), "/ui/", (name, "203.0.113.9")).status == 200
+
+
+def test_what_speaks_as_no_browser_does_is_a_proxy_that_says_nothing() -> None:
+    """nginx with nothing but ``proxy_pass http://127.0.0.1:8000``."""
+    bare: dict[str, Any] = {"host": "127.0.0.1:8000", "version": "1.0"}
+    one = service()
+    for path in ("/ui", "/ui/", "/ui/page.js", "/ui/data"):
+        assert get(one, path, **bare).status == 404
+        assert get(one, path, host="127.0.0.1:8000").status in (200, 308)
+    assert get(one, "/", BROWSER, **bare).status == 200
+    assert get(one, "/", BROWSER).status == 303
+    assert get(service("all"), "/ui/", **bare).status == 200
 
 
 @pytest.mark.parametrize("path", ["/ui", "/ui/", "/ui/page.js", "/ui/data"])
