@@ -33,7 +33,7 @@ class Imported:
         """Tell what is new, if there may be something."""
         if self._folder and len(sys.modules) != self._modules:
             modules = list(sys.modules.values())
-            if self._tell(getattr(module, "__file__", None) for module in modules):
+            if self._tell(map(_file, modules)):
                 self._modules = len(modules)
 
     def failed(self, error: BaseException) -> None:
@@ -68,11 +68,24 @@ def _bytes(name: str) -> int:
     return len(json.dumps(name)) + 1
 
 
+def _file(module: object) -> object:
+    """Of one of sys.modules, where anything may stand. Those that load when they are first asked for something are not
+    asked: that would load them, and may fail."""
+    try:
+        return object.__getattribute__(module, "__dict__").get("__file__")
+    except Exception:
+        return None
+
+
 def _files(error: BaseException | None) -> Iterator[object]:
-    while error is not None:
-        yield getattr(error, "filename", None)  # of what is no Python at all
+    """Of an error and of what it came from, which may be itself: ``raise error from error``."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, SyntaxError | OSError):
+            yield error.filename  # of what is no Python at all, or cannot be read
         trace: TracebackType | None = error.__traceback__
         while trace is not None:
             yield trace.tb_frame.f_code.co_filename
             trace = trace.tb_next
-        error = error.__cause__ or error.__context__
+        error = error.__context__ if error.__cause__ is None else error.__cause__

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import select
 import sys
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from engine.process import SOURCES_VARIABLE
-from stages.runtime.imported import LINE_BYTES, Imported
+from stages.runtime.imported import LINE_BYTES, Imported, _files
 
 
 class Told:
@@ -97,6 +98,41 @@ def test_a_module_that_failed_is_told_by_its_traceback(
         __import__("failing_one")
     imported.failed(caught.value)
     assert sorted(name for line in told.lines for name in line) == ["failing_one.py", "failing_two.py"]
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_an_error_that_comes_from_itself_has_an_end(
+    imported: Imported, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / f"circular_{length}.py").write_text("raise ValueError('mine')\n")
+    with pytest.raises(ValueError, match="mine") as caught:
+        __import__(f"circular_{length}")
+    errors = [caught.value, *(ValueError(number) for number in range(1, length))]
+    for error, cause in zip(errors, [*errors[1:], errors[0]], strict=True):
+        error.__cause__ = cause
+    assert len(list(islice(_files(caught.value), 100))) < 100
+    imported.failed(caught.value)
+    assert told.lines == [[f"circular_{length}.py"]]
+
+
+def test_modules_that_load_when_they_are_asked_are_not_asked(
+    imported: Imported, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lazy(ModuleType):
+        def __getattribute__(self, name: str) -> object:
+            raise RuntimeError("it cannot be loaded")
+
+    class Slim:
+        __slots__ = ()
+
+    lazy = Lazy("mine_lazy")
+    ModuleType.__setattr__(lazy, "__file__", str(tmp_path / "lazy.py"))
+    monkeypatch.setitem(sys.modules, "mine_lazy", lazy)
+    monkeypatch.setitem(sys.modules, "mine_slim", Slim())  # type: ignore[arg-type]
+    module(monkeypatch, "mine_one", tmp_path / "service.py")
+    imported()
+    assert told.lines == [["lazy.py", "service.py"]]
 
 
 def test_where_nobody_asks_nothing_is_told(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
