@@ -27,6 +27,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -41,7 +42,7 @@ from engine.clock import Deadline
 from engine.config import Deployment, load
 from engine.errors import StartError
 from engine.supervisor.family import BOOTSTRAP
-from engine.supervisor.rundir import LOOK_S, sleep
+from engine.supervisor.rundir import LOOK_S, SNAPSHOT, sleep
 from stages.base import Worker
 from stages.build import create
 from stages.compute import as_results
@@ -152,11 +153,14 @@ def local(file: str | os.PathLike[str] = ".") -> Iterator[Local]:
 class Running:
     """A deployment that runs: :func:`running`. ``url`` is where it listens, ``pid`` its supervisor."""
 
-    def __init__(self, url: str, path: str, process: subprocess.Popen[bytes], folder: Path) -> None:
+    def __init__(
+        self, url: str, path: str, process: subprocess.Popen[bytes], folder: Path, trusted: ssl.SSLContext | None
+    ) -> None:
         self.url = url
         self._path = path
         self._process = process
         self._folder = folder
+        self._trusted = trusted
 
     @property
     def pid(self) -> int:
@@ -179,7 +183,11 @@ class Running:
     ) -> Answer:
         """One request on a connection of its own, past any proxy of the environment."""
         host, port = urlsplit(self.url).hostname or "", urlsplit(self.url).port
-        connection = http.client.HTTPConnection(host, port, timeout=ANSWER_S)
+        connection: http.client.HTTPConnection
+        if self._trusted is None:
+            connection = http.client.HTTPConnection(host, port, timeout=ANSWER_S)
+        else:
+            connection = http.client.HTTPSConnection(host, port, timeout=ANSWER_S, context=self._trusted)
         try:
             connection.request(method, path, body, dict(headers or {}))
             response = connection.getresponse()
@@ -227,7 +235,7 @@ def running(
             )
         try:
             url = _wait_ready(process, folder, within_s)
-            yield Running(url, deployment.routes[0].path, process, folder)
+            yield Running(url, deployment.routes[0].path, process, folder, _trusted(folder))
         except BaseException as error:
             if not isinstance(error, StartError | GeneratorExit | KeyboardInterrupt):
                 print(_tail(folder), file=sys.stderr)
@@ -248,6 +256,19 @@ def _wait_ready(process: subprocess.Popen[bytes], folder: Path, within_s: float)
             raise StartError(f"it was not ready within {within_s:g} s\n{_tail(folder)}")
         sleep(LOOK_S)
     return found[1]
+
+
+def _trusted(folder: Path) -> ssl.SSLContext | None:
+    """Whom to believe where it speaks TLS, as it knows by now of files, flags and variables: its own certificate and no
+    other, whoever has signed it, and though it is for a name that leads elsewhere."""
+    certfile = load(folder / "run" / SNAPSHOT).frontend.certfile
+    if not certfile:
+        return None
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    made.check_hostname = False
+    made.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    made.load_verify_locations(certfile)
+    return made
 
 
 def _stop(process: subprocess.Popen[bytes], deployment: Deployment) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import ssl
 from pathlib import Path
 
 import psutil
@@ -11,6 +12,7 @@ import pytest
 
 from engine import SSEWorker, StreamWorker, ValidationError, Worker, testing
 from engine.errors import StartError
+from tests.frontend import certificates
 
 TOML = """
 [engine]
@@ -149,6 +151,20 @@ def test_a_deployment_over_http_and_its_end(folder: Path) -> None:
         with testing.running(folder) as beside:
             assert beside.url != service.url
     assert not [process for process in everybody if process.is_running()]
+
+
+def test_one_with_a_certificate_of_its_own(folder: Path) -> None:
+    made = certificates.make(folder, "service.example")
+    flags = ("--certfile", str(made.cert), "--keyfile", str(made.key))
+    with testing.running(folder, *flags) as service:
+        assert service.url.startswith("https://")
+        assert service.post({"x": 2}).json() == 6
+        impostor = certificates.make(folder, "other.example")
+        context = ssl.create_default_context(cafile=str(impostor.cert))
+        service._trusted = context
+        context.check_hostname = False
+        with pytest.raises(ssl.SSLCertVerificationError):
+            service.get("/readyz")
 
 
 def test_one_that_cannot_start_says_why(folder: Path) -> None:
