@@ -156,7 +156,9 @@ class Screen:
         """About every LOOK_S: show what is new. ``pids``: who runs."""
         self._looked, self._pids = now(), pids
         self._flush()
-        if not self._pending:
+        if self._pending:
+            self._log.bound()  # it is written to all the same
+        else:
             self._relay(self._log.lines())
 
     def hush(self, hushed: bool) -> None:

@@ -55,6 +55,44 @@ def test_one_that_is_full_begins_again_and_whoever_writes_to_it_goes_on(file: Lo
         os.close(writer)
 
 
+def test_what_is_put_away_before_it_was_read_is_told_and_glued_to_nothing(file: LogFile, tmp_path: Path) -> None:
+    os.write(file.fd, b"half a li")
+    assert file.lines() == []
+    os.write(file.fd, b"ne\n" + b"x" * 1999 + b"\n")
+    file.bound()
+    assert file.path.stat().st_size == 0
+    os.write(file.fd, b"another\n")
+    assert file.lines() == [f"... {9 + 3 + 2000} bytes more in {tmp_path / FORMER_LOG}".encode(), b"another"]
+    assert file.lines() == []
+
+
+def test_what_is_put_away_when_it_was_read_is_shown_whole(file: LogFile) -> None:
+    os.write(file.fd, b"x" * 999 + b"\nhalf a li")
+    assert file.lines() == [b"x" * 999]
+    assert file.path.stat().st_size == 0
+    os.write(file.fd, b"ne\n")
+    assert file.lines() == [b"half a line"]
+
+
+def test_what_it_is_full_of_is_read_before_it_is_put_away(tmp_path: Path) -> None:
+    made = LogFile(tmp_path, most=2 * READ_MOST)
+    try:
+        lines = [b"%07d" % number for number in range(3 * READ_MOST // 8)]
+        os.write(made.fd, b"\n".join(lines) + b"\n")
+        assert made.lines() == lines
+        assert made.path.stat().st_size == 0
+    finally:
+        made.close()
+
+
+def test_after_somebody_has_emptied_it_what_follows_is_shown(file: LogFile) -> None:
+    os.write(file.fd, b"one\ntwo\nhalf a li")
+    assert file.lines() == [b"one", b"two"]
+    os.truncate(file.path, 0)
+    os.write(file.fd, b"three\n")
+    assert file.lines() == [b"three"]
+
+
 def test_of_a_flood_the_end_is_read(tmp_path: Path) -> None:
     made = LogFile(tmp_path)
     try:
