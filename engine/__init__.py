@@ -19,6 +19,7 @@ The code, from the bottom up; a module imports only what stands above it:
       backoff, lifecycle, placement
                           restarts, the order of starting and stopping, CPUs and GPUs: the supervisor's decisions
     config/             stages.toml: schema, loading, flags, the reference page
+    sink                writes that wait for no reader
     loader, log         the user's class; one line per event
     metrics             metric families of all processes, merged
     metrictext          the page they become

@@ -21,13 +21,13 @@ import json
 import logging
 import os
 import select
-import stat
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, Final, TextIO
 
 from engine.errors import EngineTimeoutError
+from engine.sink import Sink
 
 # What logging itself puts into a record; every other attribute came in through ``extra``.
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -152,9 +152,9 @@ class Output:
     def __init__(self, descriptor: int) -> None:
         """Raises OSError when it is closed."""
         self.lost = 0  # lines
-        self.fd = os.dup(descriptor)
+        self._sink = Sink(descriptor)
+        self.fd = self._sink.fd
         self._file = _identity(self.fd)  # what the duplicate refers to
-        self._may_block = not stat.S_ISREG(os.fstat(self.fd).st_mode)
         self._is_stuck = False  # it would have blocked the last time
         self._is_torn = False  # the last line was written in part
 
@@ -176,18 +176,14 @@ class Output:
         if self._is_torn:
             data = b"\n" + data
         while data:
-            if self._may_block and not self._has_room():
+            part = data[: select.PIPE_BUF] if self._sink.may_block else data
+            taken = self._sink.write(part, 0.0 if self._is_stuck else STUCK_S)
+            data = data[taken:]
+            self._is_stuck = taken < len(part)
+            self._is_torn = bool(data) and (taken > 0 or self._is_torn)
+            if self._is_stuck:
                 self.lost += lines
                 return
-            # What poll calls writable takes PIPE_BUF bytes without blocking.
-            data = data[os.write(self.fd, data[: select.PIPE_BUF] if self._may_block else data) :]
-            self._is_torn = bool(data)
-
-    def _has_room(self) -> bool:
-        poll = select.poll()
-        poll.register(self.fd, select.POLLOUT)
-        self._is_stuck = not poll.poll(0 if self._is_stuck else STUCK_S * 1000)
-        return not self._is_stuck
 
 
 class _Stderr(logging.Handler):

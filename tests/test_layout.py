@@ -25,7 +25,7 @@ LAYERS: Final = (
     ("core", ("engine.core",)),
     ("config, metrics", (
         "engine.config", "engine.metrics", "engine.metrictext", "engine.clock", "engine.log", "engine.loader",
-        "engine.simulation", "engine.specs",
+        "engine.simulation", "engine.sink", "engine.specs",
     )),
     ("client, transport", (
         "engine.addresses", "engine.cells", "engine.client", "engine.joined", "engine.curve", "engine.keyfile",

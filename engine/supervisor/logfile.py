@@ -1,9 +1,9 @@
 """The log of a deployment that was started on a terminal: a file in its run directory, which stays when that ends.
 
 All its processes write to it by appending, so none of them ever waits for whoever reads; the supervisor reads what is
-new, for the terminal, and bounds it, whether or not it is read: of more than MOST bytes the former part goes to a second
-file, and what was there goes. So does, at the next start, the log of this one. What is passed over is said. Whoever
-empties the file by hand, or by a tool that rotates logs, has what follows shown all the same.
+new, for the terminal, and bounds it, whether or not it is read: of more than MOST bytes the former part goes to a
+second file, and what was there goes. So does, at the next start, the log of this one. What is passed over is said.
+Whoever empties the file by hand, or by a tool that rotates logs, has what follows shown all the same.
 """
 
 from __future__ import annotations

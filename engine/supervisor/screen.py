@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import sys
 from collections.abc import Iterator, Mapping
 from enum import Enum
@@ -23,13 +22,14 @@ from types import TracebackType
 from typing import Final
 
 from engine import log
-from engine.clock import Deadline, now
+from engine.clock import now
 from engine.config import Deployment
 from engine.core import processes as life
 from engine.core.processes import Child
 from engine.core.starting import Start, table
 from engine.proc import resident
 from engine.process import DEVICE_VARIABLE
+from engine.sink import Sink
 from engine.supervisor.logfile import LogFile
 
 LOOK_S: Final = 0.1  # between two pictures, and two looks at the log
@@ -109,6 +109,7 @@ class Screen:
 
     def __enter__(self) -> Screen:
         self._tty, self._stdout = os.dup(2), os.dup(1) if os.isatty(1) else -1
+        self._sink = Sink(self._tty)
         self._lead(self._log.fd, self._log.fd)
         return self
 
@@ -118,7 +119,7 @@ class Screen:
         self._relay(self._log.last())
         self._flush(LAST_S)
         self._lead(self._tty, self._stdout)
-        for fd in (self._tty, self._stdout):
+        for fd in (self._tty, self._stdout, self._sink.fd):
             if fd >= 0:
                 os.close(fd)
 
@@ -256,18 +257,35 @@ class Screen:
 
     def _flush(self, within_s: float = 0.0) -> None:
         """Write what waits, as far as the terminal takes it at once, or ``within_s``."""
-        deadline, poll = Deadline(within_s), select.poll()
-        poll.register(self._tty, select.POLLOUT)
-        while self._pending and poll.poll(int(deadline.remaining() * 1000)):
-            # What poll calls writable takes PIPE_BUF bytes without blocking.
-            try:
-                self._pending = self._pending[os.write(self._tty, self._pending[: select.PIPE_BUF]) :]
-            except OSError:  # it was hung up
-                self._pending = b""
+        if not self._pending:
+            return
+        try:
+            self._pending = self._pending[self._sink.write(self._pending, within_s) :]
+        except OSError:  # it was hung up
+            self._pending = b""
 
 
 def to_stdout(text: str) -> None:
+    """Lines for whoever reads stdout; in the log, where nobody does. The deployment serves all the same."""
     try:
-        print(text, flush=True)
-    except (OSError, ValueError):  # nobody reads stdout; the deployment serves all the same
+        if not _took(f"{text}\n"):
+            log.get_logger().info("%s", text)
+    except (OSError, ValueError):
         log.get_logger().info("%s", text)
+
+
+def _took(text: str) -> bool:
+    try:
+        is_ours = sys.stdout.fileno() == 1
+    except (OSError, ValueError, AttributeError):  # an object of somebody's
+        is_ours = False
+    if not is_ours:
+        print(text, end="", flush=True)
+        return True
+    sys.stdout.flush()
+    sink = Sink(1)
+    try:
+        data = text.encode("utf-8", "backslashreplace")
+        return sink.write(data, LAST_S) == len(data)
+    finally:
+        os.close(sink.fd)
