@@ -39,6 +39,7 @@ LOSS: Final = 0.2  # items that others may lose for one that could be replaced
 TOLD_ANEW: Final = 0.05  # change of how long a batch takes with which others are told
 ALONE_S: Final = 0.0005  # change of how long one item takes alone with which the front is told, at least
 
+NOISE_S: Final = 0.0005  # of batches that take less it is chance which worker seems to be the slower one
 LEARN_S: Final = 0.005  # of batches that take less, one in such a time is learned from
 OTHERS_S: Final = 3 * LEARN_S  # for so long after that others have their turn
 SERVICE_SMOOTHING: Final = 0.2  # weight of the newest batch in the running mean of how long a batch takes
@@ -173,7 +174,7 @@ class Foresight:
         self.is_long = self.service_s > LONG_S and self.times.known
         if now >= self._compare_at:
             self._compare_at = now + MEASURE_S
-            self.is_uneven = self._crew.is_uneven
+            self.is_uneven = self.times.known and self.times.shape[-1] > NOISE_S and self._crew.is_uneven
             if not (self.is_long or self.is_uneven):
                 self._crew.stop_lining_up()
 

@@ -3,6 +3,7 @@ answer before they ask again."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -14,7 +15,9 @@ from engine.core.routing import Route, Topology
 from engine.core.stage import StageSpec
 from engine.simulation.world import BEGIN, Attempt, Curve, Works, World
 from tests.core.test_batching import item
+from tests.core.test_fate import SPEC
 from tests.core.traffic import line
+from tests.core.twin import Twin, topology
 
 SLOW = 16.0
 ASKS_AGAIN_S = 0.0003
@@ -139,3 +142,21 @@ def test_a_batch_from_behind_is_bounded_in_bytes_but_for_one_item() -> None:
 
 def test_a_batch_from_behind_has_no_more_than_its_worker_is_given_at_once() -> None:
     assert uids(waiting(10).take_behind(2, 0.0, most=8, count=3, done_at=0.0)[0]) == [2, 3, 4]
+
+
+@pytest.mark.parametrize(("slow_us", "least"), [(120, 40), (12_000, 0)])
+def test_where_batches_take_next_to_nothing_nobody_is_the_slow_one(slow_us: int, least: int) -> None:
+    """Of one that is told apart by chance nothing more is learned while requests come one by one: it would rest for
+    ever."""
+    twin = Twin(topology(), [SPEC])
+    workers = [(twin.worker(slot=1), 30), (twin.worker(slot=2), slow_us)]
+    given = Counter[int]()
+    for seq in range(1, 301):
+        twin.submit(1, first=seq)
+        ((worker, took_us),) = ((one, us) for one, us in workers if one.lane)
+        given[took_us] += seq > 200
+        twin.pass_time(took_us / 1e6)
+        twin.finish(worker, compute_us=took_us)
+        twin.pass_time(0.02)
+    assert given[slow_us] >= least
+    assert least or given[slow_us] < 10

@@ -90,6 +90,8 @@ def _values(kind: Any, n: int) -> st.SearchStrategy[Any]:
         (bounds,) = (one for one in kind.__metadata__ if isinstance(one, msgspec.Meta))
         if origin is int:
             return st.integers(bounds.ge, bounds.le)
+        if origin is float:
+            return st.floats(bounds.ge, bounds.le, allow_nan=False)
         if origin is str:
             return st.text(max_size=min(30, bounds.max_length or 30))
         if origin is bytes:
