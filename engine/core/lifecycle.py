@@ -19,7 +19,7 @@ compute too, and the order is another (:func:`stop_order`).
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
@@ -252,6 +252,11 @@ class Machine:
     def workers(self) -> list[Child]:
         """Those that are there, or shall come back."""
         return [child for child, record in self._records.items() if _stays(child, record)]
+
+    @property
+    def children(self) -> Collection[Child]:
+        """All that are remembered: who runs, who waits for a start, who is told to stop."""
+        return self._records.keys()
 
     @property
     def unwell(self) -> str:

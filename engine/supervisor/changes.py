@@ -48,8 +48,9 @@ class Changes:
         members: Callable[[Deployment], list[Child]] = family.whole,
         scaled: Callable[[Deployment], Mapping[str, Bounds]] = lambda deployment: {},
     ) -> None:
-        """``reread`` reads the file once more, as it was read at first. ``environments`` is added to. ``members``: who
-        runs here of a deployment. ``scaled``: of which stages the number follows their demand."""
+        """``reread`` reads the file once more, as it was read at first. ``environments`` is added to,
+        and taken from by :meth:`keep`. ``members``: who runs here of a deployment. ``scaled``: of which stages the
+        number follows their demand."""
         self.deployment = deployment
         # What a broker takes that runs since then.
         self._largest = front_frame(deployment.frontend.max_request_size)
@@ -213,9 +214,21 @@ class Changes:
         self._next = None
         (self._folder / NEXT).unlink(missing_ok=True)
 
+    def keep(self, children: Collection[Child]) -> None:
+        """Only these are there: with each edition come the environments of all its workers, most of whom are never
+        started under it."""
+        kept = {placed(child) for child in children}
+        for child in [child for child in self._environments if child.kind is Kind.WORKER and child not in kept]:
+            del self._environments[child]
+
     def snapshot(self, child: Child) -> Path:
         """What a process that is started now reads."""
         return self._folder / (NEXT if child.edition > self._edition else SNAPSHOT)
+
+
+def placed(child: Child) -> Child:
+    """By whom its environment is found: one that takes another's place has the same."""
+    return dataclasses.replace(child, turn=0)
 
 
 def _told(nums: Mapping[str, int]) -> str:

@@ -23,7 +23,7 @@ from typing import Any, Final
 from engine.clock import now
 from engine.core import killings
 from engine.core import processes as life
-from engine.core.lifecycle import Machine, Phase
+from engine.core.lifecycle import ChildState, Machine, Phase
 from engine.core.liveness import LOOK_S
 from engine.core.processes import Child, Kind
 from engine.core.vitality import Vitals
@@ -32,7 +32,7 @@ from engine.oom import OomWatch
 from engine.proc import sample
 from engine.process import BEAT_LINE, STOPPING_LINE, Spawned, adopt_orphans, children, signal_group, spawn
 from engine.signals import STOPPING, Signals
-from engine.supervisor.changes import Changes, Refused
+from engine.supervisor.changes import Changes, Refused, placed
 from engine.supervisor.daemons import Daemon
 from engine.supervisor.development import Development
 from engine.supervisor.family import Commands
@@ -95,6 +95,7 @@ class Loop:
         self._spawned = 0
         self._marks: dict[int, str] = {}  # by pid: what whatever a worker starts inherits
         self._mourned: set[Child] = set()  # daemons whose death has been told
+        self._untold: set[Child] = set()  # who are starting while there is another configuration to read
         self._foreign: set[int] = set()  # children of this process that are somebody else's business
         self._changes = changes
         self._scaler = scaler
@@ -215,6 +216,9 @@ class Loop:
         reason = killings.TEXT if code in killings.CODES and self._oom.killed(pid) else ""
         if self._pids.get(child) == pid:  # else it had been given up as unkillable
             del self._pids[child]
+            self._untold.discard(child)
+            if self._scaler is not None:
+                self._scaler.forget(child)
             self._events.append(life.Died(child, code, reason))
 
     def _read_status(self, child: Child, spawned: Spawned) -> None:
@@ -254,6 +258,9 @@ class Loop:
             self._on_url(str(told["url"]))
         if child.kind is Kind.WORKER and isinstance(event, life.Ready) and "trial" in told:
             self._on_trial(str(told["trial"]))
+        if isinstance(event, life.Ready) and child in self._untold:
+            self._untold.discard(child)
+            self._send(child, signal.SIGHUP)
         self._post(event)
         if isinstance(event, life.Waiting):
             self._rescale(event.left_s)
@@ -269,14 +276,20 @@ class Loop:
             return
         brokers = [child for child in self._pids if child.kind is Kind.BROKER]
         if (event := self._scaler.look(brokers, asked, now())) is not None:
-            self._tell_brokers()
+            self._tell(Kind.BROKER)
             self._post(event)
+            if self._changes is not None:
+                self._changes.keep(self._machine.children)
 
-    def _tell_brokers(self) -> None:
-        """That there is another configuration to read."""
+    def _tell(self, *kinds: Kind) -> None:
+        """That there is another configuration to read. One that is starting would die of the signal, and may have read
+        the former one already: it is told when it is ready."""
         for child in self._pids:
-            if child.kind is Kind.BROKER:
-                self._send(child, signal.SIGHUP)
+            if child.kind in kinds:
+                if (state := self._machine.state(child)) is ChildState.READY:
+                    self._send(child, signal.SIGHUP)
+                elif state is ChildState.STARTING:
+                    self._untold.add(child)
 
     def _forget_status(self, spawned: Spawned) -> None:
         if self._lines.pop(spawned.pid, None) is not None:
@@ -337,14 +350,12 @@ class Loop:
     def _commit(self) -> None:
         assert self._changes is not None
         self._changes.commit()
-        self._tell_brokers()
-        for child in self._pids:
-            if child.kind is Kind.FRONTEND:
-                self._send(child, signal.SIGHUP)
+        self._tell(Kind.BROKER, Kind.FRONTEND)
 
     def _replaced(self, error: str) -> None:
         assert self._changes is not None
         self._changes.end()
+        self._changes.keep(self._machine.children)
         if self._scaler is not None:
             self._scaler.settle()
         if self._development is not None and self._development.is_under_way:
@@ -388,7 +399,7 @@ class Loop:
             return
         self._spawned += 1
         mark = f"{self._token}/{self._spawned}/"
-        env = {**self._environments.get(child, {}), VARIABLE: mark}
+        env = {**self._environments.get(placed(child), {}), VARIABLE: mark}
         if self._development is not None and child.kind is Kind.WORKER:
             env.update(self._development.environment)
         try:

@@ -38,6 +38,10 @@ class Scaler:
         """How many workers its stages need, as a broker has it."""
         self._told[broker] = figures, now
 
+    def forget(self, broker: Child) -> None:
+        """It has died: what it had told is not true of its successor."""
+        self._told.pop(broker, None)
+
     def look(self, brokers: Iterable[Child], asked: Collection[str], now: float) -> Resize | None:
         """What is to be done now. ``brokers``: all of them that run; ``asked``: the stages at which requests wait."""
         bounds = self._changes.bounds

@@ -25,7 +25,7 @@ from engine.config.endpoints import cell_dir
 from engine.core.processes import Child, Kind
 from engine.errors import StartError
 from engine.exitcodes import ExitCode
-from engine.supervisor import family, keeper
+from engine.supervisor import family, keeper, orders
 from engine.supervisor.address import check_port
 from engine.supervisor.rundir import Busy, _sweep, check, claim, mark_stopping
 from tests.control_group import control_group
@@ -837,6 +837,36 @@ def test_workers_come_and_go_with_the_demand(start: Callable[..., Trial]) -> Non
     assert stage_nums(trial) == [0]
     trial.tell("broker", "asked", "encode")
     trial.wait_journal("worker-encode-1 ready", times=2)
+    assert trial.stop() == ExitCode.OK
+
+
+def test_whoever_is_starting_is_told_of_another_configuration_when_that_does_no_harm(
+    start: Callable[..., Trial],
+) -> None:
+    trial = start()
+    trial.wait_ready()
+    told = ("broker", "frontend")
+    for name in told:
+        trial.tell(name, "waits")
+        os.kill(trial.pids(name)[0], signal.SIGKILL)
+    for name in told:
+        wait_until(f"another {name}", lambda name=name: len(trial.pids(name)) == 2)
+    orders.give(trial.run_dir, {"do": "scale", "nums": {"encode": 3}}, lambda text: None, within_s=PATIENCE_S)
+    for name in told:
+        trial.untell(name, "waits")
+    for name in told:
+        trial.wait_journal(f"{name} rereads")
+        assert len(trial.pids(name)) == 2
+    assert trial.stop() == ExitCode.OK
+
+
+def test_whoever_takes_the_place_of_a_worn_worker_has_its_environment(start: Callable[..., Trial]) -> None:
+    trial = start(stage=[{"name": "encode", "worker": "service:Encode", "env": {"COLOUR": "red"}}])
+    trial.wait_ready()
+    trial.tell("worker-encode-1", "worn")
+    trial.wait_journal("worker-encode-1 ready", times=2)
+    colours = [line.split()[3] for line in trial.journal if line.startswith("worker-encode-1 starts")]
+    assert colours == ["red", "red"]
     assert trial.stop() == ExitCode.OK
 
 

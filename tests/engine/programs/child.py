@@ -2,10 +2,11 @@
 
 Arguments: folder, name, status descriptor, parent pid. In the folder, ``NAME.fails`` makes it fail to start,
 ``NAME.code`` with that exit code, ``NAME.hangs`` never get ready, ``NAME.stays`` ignore SIGTERM, ``NAME.lingers`` wait
-after SIGTERM until the file is removed, ``NAME.breeds`` start two processes of its own: one in its group, one that has
-left it for a session of its own, ``NAME.dies`` end as soon as it is ready, ``NAME.eats`` take memory
-until it gets no more. ``NAME.url`` is told when ready. ``NAME.needs`` is what a broker tells of workers that stages
-need, a JSON object, again and again; ``NAME.asked`` a stage at which requests wait.
+after SIGTERM until the file is removed, ``NAME.waits`` before it can be told anything, ``NAME.worn`` say that it is,
+once, ``NAME.breeds`` start two processes of its own: one in its group, one that has left it for a session of its own,
+``NAME.dies`` end as soon as it is ready, ``NAME.eats`` take memory until it gets no more. ``NAME.url`` is told when
+ready. ``NAME.needs`` is what a broker tells of workers that stages need, a JSON object, again and again; ``NAME.asked``
+a stage at which requests wait.
 """
 
 from __future__ import annotations
@@ -55,6 +56,9 @@ if told("breeds"):
     sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
     journal(f"bred {subprocess.Popen(sleeper, **quiet).pid}")  # type: ignore[call-overload]
     journal(f"bred {subprocess.Popen(sleeper, start_new_session=True, **quiet).pid}")  # type: ignore[call-overload]
+while told("waits") and not stopping:
+    time.sleep(0.01)
+signal.signal(signal.SIGHUP, lambda number, frame: journal("rereads"))  # as late as it can be
 if not told("hangs"):
     notify.send("warming", done=1, of=1)
     fields = {"url": (folder / f"{name}.url").read_text()} if told("url") else {}
@@ -69,6 +73,9 @@ while not stopping:
         notify.send("demand", workers=json.loads((folder / f"{name}.needs").read_text() or "{}"))
     if told("asked"):
         notify.send("waiting", left_s={(folder / f"{name}.asked").read_text(): 10.0})
+    if told("worn"):
+        notify.send("worn", reason="it is old")
+        (folder / f"{name}.worn").unlink()
     if told("eats"):
         held.append(b"x" * (8 << 20))
 journal("stops")
