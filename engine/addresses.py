@@ -141,13 +141,14 @@ def free_ports(count: int, host: str = "") -> int:
     """The first of so many ports behind each other that nobody has, at all addresses or at one. They are below those
     that systems give to outgoing connections, so that nobody gets one by chance before it is used. RuntimeError when
     there are none."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     firsts = range(PORTS_FROM, PORTS_TO - count + 1, count)
     for step in range(len(firsts)):
         first = firsts[(os.getpid() + step) % len(firsts)]  # not where all others begin
         with contextlib.ExitStack() as stack:
             try:
                 for port in range(first, first + count):
-                    stack.enter_context(socket.socket()).bind((host, port))
+                    stack.enter_context(socket.socket(family)).bind((host, port))
             except OSError:
                 continue
             return first

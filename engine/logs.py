@@ -1,20 +1,18 @@
 """The log of a deployment that was started on a terminal, read again: chosen lines, readable or as they are.
 
-Pure but for :func:`read` and :func:`follow`, which touch the files.
+Pure but for :class:`Tail`, which reads a file.
 """
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from engine.log import Line
 
-LOOK_S: Final = 0.2  # between two looks at a file that is followed
 READ_MOST: Final = 1 << 20  # bytes at once
 
 
@@ -53,40 +51,40 @@ def chosen(lines: Iterable[bytes], choice: Choice, *, raw: bool, colour: bool) -
             yield text if raw or line is None else line.readable(colour=colour)
 
 
-def read(paths: Iterable[Path]) -> Iterator[bytes]:
-    """All lines of these files, one after the other; those that are not there are passed over."""
-    for path in paths:
-        try:
-            with path.open("rb") as file:
-                for line in file:
-                    yield line.rstrip(b"\n")
-        except FileNotFoundError:
-            continue
+class Tail:
+    """What a file has, and what comes to it, line by line; also when it is begun anew, or is not there yet."""
 
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._place = 0
+        self._rest = b""  # of a line that has not ended
+        self._identity = (0, 0)
 
-def follow(path: Path, is_over: Callable[[], bool]) -> Iterator[list[bytes]]:
-    """What comes from now on, until it is over and all has been read; also when the file is begun anew."""
-    place, rest, identity = -1, b"", (0, 0)
-    while True:
-        over = is_over()
+    def lines(self) -> list[bytes]:
+        """What is new since the last time; none: nothing is."""
+        found: list[bytes] = []
+        while data := self._more():
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            found += lines
+        return found
+
+    def last(self) -> list[bytes]:
+        """All that is left, when nobody writes any more."""
+        found = self.lines()
+        rest, self._rest = self._rest, b""
+        return [*found, rest] if rest else found
+
+    def _more(self) -> bytes:
         try:
-            with path.open("rb") as file:
+            with self._path.open("rb") as file:
                 about = os.fstat(file.fileno())
-                if place < 0:
-                    place = about.st_size
-                elif (about.st_dev, about.st_ino) != identity or about.st_size < place:
-                    place, rest = 0, b""
                 identity = (about.st_dev, about.st_ino)
-                file.seek(place)
+                if identity != self._identity or about.st_size < self._place:
+                    self._place, self._rest = 0, b""
+                self._identity = identity
+                file.seek(self._place)
                 data = file.read(READ_MOST)
-                place += len(data)
         except FileNotFoundError:
-            data = b""
-            place = max(place, 0)
-        *lines, rest = (rest + data).split(b"\n")
-        if lines:
-            yield lines
-        elif over:
-            return
-        else:
-            time.sleep(LOOK_S)
+            return b""
+        self._place += len(data)
+        return data

@@ -301,10 +301,11 @@ def gauge(name: str, doc: str, value: float, labels: Mapping[str, str] | None = 
     return Family(name, "gauge", doc, [Sample(name, dict(labels or {}), value)])
 
 
-def lost_lines_family(namespace: str, process: str) -> Family:
-    """How many lines of its log this process could not write: what an alarm for a full disk looks at."""
+def lost_lines_family(namespace: str, process: str, more: int = 0) -> Family:
+    """How many lines of its log, and ``more`` of others, this process could not write: what an alarm for a full disk
+    looks at."""
     return counter(
         f"{namespace}_log_lines_lost",
         "Lines of the log that could not be written: the disk is full, or nobody reads them.",
-        [({"process": process}, lost_lines())],
+        [({"process": process}, lost_lines() + more)],
     )

@@ -12,12 +12,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import select
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, Final
 
-from engine.log import JSON, Output, visible
+from engine.clock import Deadline
+from engine.log import JSON, STUCK_S, Output, visible
 
 OFF: Final = "off"
 BUFFER_MOST: Final = 256 << 10  # bytes that are held for one turn
@@ -89,13 +91,26 @@ def line(
     return visible(f"{moment} {client or '-'} {method} {path} {status} {came}B {sent}B {total_ms:g}ms {rest}")
 
 
+def _pieces(lines: Sequence[str]) -> Iterator[tuple[bytes, int]]:
+    """Whole lines, as many as a pipe takes at once, and how many they are."""
+    piece, count = b"", 0
+    for text in lines:
+        data = text.encode("utf-8", "backslashreplace") + b"\n"
+        if count and len(piece) + len(data) > select.PIPE_BUF:
+            yield piece, count
+            piece, count = b"", 0
+        piece, count = piece + data, count + 1
+    if count:
+        yield piece, count
+
+
 class AccessLog:
     """Used by the event loop of one frontend process."""
 
-    def __init__(self, form: str, output: Output | None = None) -> None:
-        """``form``: text or json. Raises OSError when standard output is closed."""
+    def __init__(self, form: str, output: Output) -> None:
+        """``form``: text or json."""
         self._form = form
-        self._output = output or Output(1)
+        self._output = output
         self._lines: list[str] = []
         self._size = 0
         self.failed = 0  # lines that could not be written
@@ -111,13 +126,19 @@ class AccessLog:
             self.flush()
 
     def flush(self) -> None:
+        """Write what waits, for STUCK_S at most. In pieces of whole lines, which do not tear on a pipe that several
+        processes write to."""
         lines, self._lines, self._size = self._lines, [], 0
-        if not lines:
-            return
-        try:
-            self._output.write(("\n".join(lines) + "\n").encode("utf-8", "backslashreplace"), len(lines))
-        except OSError:  # its reader has gone, or the disk is full
-            self.failed += len(lines)
+        patience, written = Deadline(STUCK_S), 0
+        for piece, count in _pieces(lines):
+            if written and patience.passed:
+                break
+            written += count
+            try:
+                self._output.write(piece, count)
+            except OSError:  # its reader has gone, or the disk is full
+                self.failed += count
+        self.failed += len(lines) - written
 
     @property
     def lost(self) -> int:

@@ -314,6 +314,9 @@ class LeanConnection(asyncio.Protocol):
     def _refuse(self, plain: Plain, problem: Problem, request_id: str = "", *, last: bool = False) -> bool:
         """Answer at once. Whether the connection goes on with what has come behind."""
         close = last or self.closing or self._shared.gate.is_closing
+        instant = now()
+        # It was served in vain, or its body did not come; or it is refused as soon as it is here.
+        took_s = instant - self._began if self._serving else instant - self.since if last else 0.0
         self._serving = False
         request_id = request_id or plain.head.request_id or self._shared.new_id()
         written = self._shared.refuse(plain, problem, request_id, self._came, close=close)
@@ -322,7 +325,7 @@ class LeanConnection(asyncio.Protocol):
             self._end_trace(problem.status, problem.reason)
         if self._shared.access is not None:
             self._id, sent = request_id, len(written) - written.find(b"\r\n\r\n") - 4
-            self._tell(problem.status, sent, 0.0, reason=problem.reason)
+            self._tell(problem.status, sent, took_s, reason=problem.reason)
         self.since = now()
         if close:
             self._finish()

@@ -94,7 +94,7 @@ class FrontendMetrics:
                 [({"endpoint": path}, one) for path, one in self._durations.items()],
             ),
             # Not `remaining_task`: that is the broker's, for the whole deployment, and the two would be summed.
-            lost_lines_family(prefix, "frontend"),
+            lost_lines_family(prefix, "frontend", self.access.lost if self.access is not None else 0),
             gauge(f"{prefix}_frontend_pending", "requests handed to the broker and not answered yet", self.pending()),
             counter(
                 f"{prefix}_rejections",

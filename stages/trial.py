@@ -44,10 +44,20 @@ def example_body(worker: Worker) -> bytes | None:
     try:
         value = next(iter(_values(worker)))
         body: bytes = _serialize(worker)(worker, value)
+        if _has_nan(value):  # JSON has no word for it, and would say null
+            return None
         worker.deserialize(body)
     except BaseException:  # no example; not of the format's types; or it means something only after `deserialize`
         return None
     return body or None
+
+
+def _has_nan(value: Any) -> bool:  # Any: whatever an example may be
+    if isinstance(value, float):
+        return value != value
+    if isinstance(value, dict):
+        return any(map(_has_nan, value.values()))
+    return isinstance(value, list | tuple) and any(map(_has_nan, value))
 
 
 def _values(worker: Worker) -> Any:  # of whatever type the user's class takes

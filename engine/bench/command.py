@@ -27,6 +27,8 @@ from engine.simulation.arrivals import Arrivals
 START_RATE = 16.0  # requests per second, from where the highest is looked for
 LAST_TIMES = 3  # as long as a step is what confirms the result
 FEWEST = 100  # requests of a step: fewer say nothing of one in a hundred
+FEW = 20  # and of a round, which others are like
+GOALS = 10  # as long as a step is at least: a queue that is too long by a little needs time to show it
 SLOWEST_S = 30.0  # of a step, however few they are
 CUT_S = 2.0  # behind the goal, in a search: who has no answer by then has missed it
 
@@ -49,6 +51,8 @@ def run(options: argparse.Namespace) -> int:
     try:
         with ExitStack() as stack:
             services = [stack.enter_context(_ready(text, options, bar)) for text in options.services]
+            if len(services) == 2 and services[0].name == services[1].name:
+                raise ConfigError([f"both are {services[0].name}: expected two services"])
             measure = Measure(options, arrivals, bar)
             if len(services) == 2:
                 found = _compared(services, measure, options)
@@ -84,10 +88,8 @@ class Measure:
         arrivals = self._arrivals.at(rate)
         until = warm_s + seconds
         due = list(takewhile(lambda at: at < until, arrivals.instants(options.seed + seed)))
-        if not due:
-            raise ConfigError(
-                [f"--rate: at {rate:g}/s there is no request in {until:g} s; measure for longer: --seconds"]
-            )
+        if not due:  # by chance, where they are few
+            due = [(warm_s + until) / 2]
 
         def tell(at: float, done: int) -> None:
             self._bar.show(at / until, f"{words}{min(at, until):.0f} of {until:g} s, {done} of {len(due)} answered")
@@ -113,7 +115,8 @@ def _highest(asked: Asked, measure: Measure, options: argparse.Namespace) -> tol
     try:
         step = next(tries)
         while True:
-            seconds = min(max(step_s, FEWEST / step.rate), max(SLOWEST_S, step_s)) * (LAST_TIMES if step.is_last else 1)
+            seconds = max(step_s, GOALS * options.slo, min(FEWEST / step.rate, SLOWEST_S))
+            seconds *= LAST_TIMES if step.is_last else 1
             words = f"{step.rate:.4g}/s, "
             found = measure.run(
                 asked, step.rate, seconds, seed=len(runs), warm_s=min(options.warm_up, seconds / 3), words=words
@@ -127,8 +130,8 @@ def _highest(asked: Asked, measure: Measure, options: argparse.Namespace) -> tol
 
 
 def _compared(services: Sequence[Asked], measure: Measure, options: argparse.Namespace) -> told.Found:
-    seconds = options.seconds or ROUND_S
     rate = measure.arrivals.rate
+    seconds = options.seconds or max(ROUND_S, min(FEW / rate, SLOWEST_S))
     rounds: list[list[Figures]] = [[], []]
     for asked in services:
         measure.run(asked, rate, 0.01, warm_s=max(options.warm_up, 0.5), words="warm-up, ")

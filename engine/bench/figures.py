@@ -44,7 +44,8 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Figures:
-    """``rate``: as asked for, per second. ``goodput``: good answers per second. Milliseconds."""
+    """``rate``: as asked for, per second. ``throughput``, ``goodput``: answers, and good ones, per second, of those
+    that came in the time that is looked at. Milliseconds."""
 
     rate: float
     seconds: float
@@ -65,6 +66,8 @@ class Figures:
     lag_p99_ms: float
     waited: int
     connections: int
+    throughput: float
+    goodput: float
     bytes_s: float
     curve_ms: Sequence[float]  # quantiles of the latency, evenly from 0 to 1
 
@@ -74,12 +77,9 @@ class Figures:
         return self.good / self.sent if self.sent else 0.0
 
     @property
-    def goodput(self) -> float:
-        return self.good / self.seconds
-
-    @property
-    def throughput(self) -> float:
-        return self.answered / self.seconds
+    def late(self) -> int:
+        """That had no answer in time."""
+        return self.statuses.get(word(LATE), 0)
 
     @property
     def is_behind(self) -> bool:
@@ -115,12 +115,13 @@ def figures(outcome: Outcome, rate: float, begin_s: float, end_s: float, slo_s: 
     firsts = sorted(one.first_s * 1e3 for one in answers)
     lags = sorted(one.lag_s * 1e3 for one in samples)
     seconds = end_s - begin_s
+    came = [one for one in outcome.samples if is_answer(one) and begin_s <= one.at + one.took_s < end_s]
     return Figures(
         rate=rate,
         seconds=seconds,
         sent=len(samples),
         answered=len(answers),
-        good=sum(not slo_s or one.took_s <= slo_s for one in answers),
+        good=_good(answers, slo_s),
         statuses={word(status): count for status, count in sorted(Counter(one.status for one in samples).items())},
         wrong={
             word(status): text for status, text in outcome.wrong.items() if any(s.status == status for s in samples)
@@ -137,9 +138,15 @@ def figures(outcome: Outcome, rate: float, begin_s: float, end_s: float, slo_s: 
         lag_p99_ms=percentile(lags, 0.99),
         waited=outcome.waited,
         connections=outcome.connections,
-        bytes_s=sum(one.nbytes for one in answers) / seconds,
+        throughput=len(came) / seconds,
+        goodput=_good(came, slo_s) / seconds,
+        bytes_s=sum(one.nbytes for one in came) / seconds,
         curve_ms=[percentile(took, step / STEPS) for step in range(STEPS + 1)] if took else [],
     )
+
+
+def _good(answers: Sequence[Sample], slo_s: float) -> int:
+    return sum(not slo_s or one.took_s <= slo_s for one in answers)
 
 
 def is_answer(sample: Sample) -> bool:

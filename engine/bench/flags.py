@@ -5,6 +5,7 @@ nothing that a command needs to run.
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Final
 
@@ -91,13 +92,14 @@ def see_to_words(options: argparse.Namespace) -> None:
         error("--arrivals says how requests come, and so does --cv: one of the two")
     if options.picture is not None and options.picture.suffix != ".svg":
         error(f"--picture: expected a name that ends in .svg, got {options.picture}")
-    if options.path is not None and not options.path.startswith("/"):
-        error(f"--path: expected one that begins with /, got {options.path}")
+    if options.path is not None and not re.fullmatch(r"/[!-~]*", options.path):
+        error(f"--path: expected one that begins with /, in ASCII and without spaces (%20), got {options.path!r}")
+    if not re.fullmatch(r"[A-Za-z]+", options.method):
+        error(f"--method: expected one such as POST, got {options.method!r}")
     if len(options.services) == 2 and options.rounds < 3:
         error(f"--rounds: a comparison takes 3 or more, got {options.rounds}")
     for text in options.header:
-        name, colon, value = text.partition(":")
-        if not colon or not name.strip().replace("-", "").replace("_", "").isalnum() or not value.isprintable():
+        if not re.fullmatch(r"\s*[A-Za-z0-9_-]+\s*:[ -~]*", text):
             error(f"--header: expected NAME:VALUE, such as 'x-api-key: abc', got {text!r}")
 
 

@@ -16,8 +16,8 @@ from engine.bench.figures import Figures
 GAP: Final = 1.05  # between the highest that was kept and the lowest that was missed
 LEAST: Final = 0.05  # requests per second: what does less than that is not measured by rates
 MOST: Final = 1e6
-BACK: Final = 0.93  # what is tried next where the result was not kept for longer
-BACKS: Final = 4
+BACK: Final = 0.9  # what is tried next where the result was not kept for longer
+BACKS: Final = 12
 
 
 class Try(NamedTuple):
@@ -28,8 +28,8 @@ class Try(NamedTuple):
 
 
 class Found(NamedTuple):
-    """``figures``: of the highest rate that was kept; None where none was. ``missed``: of the lowest that was not; None
-    where it is not the service that was the limit, but the client."""
+    """``figures``: of the highest rate that was kept, also for longer; None where none was. ``missed``: of the lowest
+    that was not; None where it is not the service that was the limit, but the client."""
 
     figures: Figures | None
     missed: Figures | None
@@ -46,6 +46,8 @@ def highest(start: float, target: float) -> Generator[Try, Figures, Found]:
         found = yield Try(rate)
         if found.is_behind or not is_kept(found, target):
             found = yield Try(rate)
+        if kept is None and not found.answered and not found.late:  # it fails, at whatever rate
+            return Found(None, found)
         if is_kept(found, target) and not found.is_behind:
             kept = found
         elif found.is_behind and is_kept(found, target):  # the client's limit
@@ -68,4 +70,4 @@ def highest(start: float, target: float) -> Generator[Try, Figures, Found]:
         if is_kept(last, target):
             return Found(last, missed)
         missed, rate = last, rate * BACK
-    return Found(kept, missed)
+    return Found(None, missed)

@@ -5,11 +5,13 @@ Bodies are counted and not kept, but for the beginning of one that says why a re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
 HEAD_MAX: Final = 64 << 10
 KEPT: Final = 200  # bytes of a body
+_HEX: Final = re.compile(rb"[0-9A-Fa-f]{1,15}")
 
 
 class BadAnswer(ValueError):
@@ -17,9 +19,12 @@ class BadAnswer(ValueError):
 
 
 def request(method: str, path: str, host: str, fields: Sequence[tuple[str, str]], body: bytes) -> bytes:
-    """One request. ``fields`` come after ``host``; the length is added."""
-    lines = [f"{method} {path} HTTP/1.1", f"host: {host}", *(f"{name}: {value}" for name, value in fields)]
-    if body or method not in ("GET", "HEAD"):
+    """One request. ``fields`` come after ``host`` and before the length, unless they say these themselves."""
+    given = {name.lower() for name, _ in fields}
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields)]
+    if "host" not in given:
+        lines.insert(1, f"host: {host}")
+    if "content-length" not in given and (body or method not in ("GET", "HEAD")):
         lines.append(f"content-length: {len(body)}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1") + body
 
@@ -121,8 +126,8 @@ class Answer:
                     raise BadAnswer("a chunk that is longer than it says")
                 self._in_chunk = False
             else:
-                try:
-                    self._left = int(line.partition(b";")[0], 16)
-                except ValueError:
-                    raise BadAnswer(f"no length of a chunk: {line[:40]!r}") from None
+                length = line.partition(b";")[0].strip()
+                if not _HEX.fullmatch(length):
+                    raise BadAnswer(f"no length of a chunk: {line[:40]!r}")
+                self._left = int(length, 16)
                 self._trailing = not self._left

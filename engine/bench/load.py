@@ -137,10 +137,11 @@ class Client:
         self._wrong: dict[int, str] = {}
         self._waiting: deque[int] = deque()
         self._waited = 0
+        self._peak = len(self._connections)
         with _quiet():
             self._begin = time.monotonic() + START_S
             self._send_all(told)
-        return Outcome(self._samples, self._wrong, len(self._connections), self._waited)
+        return Outcome(self._samples, self._wrong, self._peak, self._waited)
 
     def _send_all(self, told: Callable[[float, int], object]) -> None:
         due, count, begin = self._due, len(self._due), self._begin
@@ -183,6 +184,7 @@ class Client:
             self._failed(number, 0.0, str(error))
             return
         self._connections[connection.fd] = connection
+        self._peak = max(self._peak, len(self._connections))
         self._epoll.register(connection.fd, select.EPOLLIN | select.EPOLLOUT)
         self._give(connection, number)
 
@@ -201,10 +203,18 @@ class Client:
         try:
             connection.send()
         except OSError as error:
-            self._drop(connection, str(error))
+            self._hear_last(connection, str(error))
             return
         if connection.waits_to_write is not waited:
             self._watch(connection)
+
+    def _hear_last(self, connection: Connection, why: str) -> None:
+        """It takes no more of the request: perhaps it has said why."""
+        try:
+            self._receive(connection)
+        except (OSError, BadAnswer):
+            pass
+        self._drop(connection, why)
 
     def _watch(self, connection: Connection) -> None:
         events = select.EPOLLIN | (select.EPOLLOUT if connection.waits_to_write else 0)
@@ -241,7 +251,7 @@ class Client:
                 connection.first_at = time.monotonic()
             if answer.feed(data) if data else answer.ended():
                 self._done(connection, answer)
-                if not data or answer.closes:
+                if not data or answer.closes or connection.unsent:  # it was refused before all of it had gone
                     self._drop(connection, "")
                     return
                 self._next(connection)

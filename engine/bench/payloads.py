@@ -6,6 +6,7 @@ import base64
 import binascii
 import http.client
 import json
+import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,20 +60,31 @@ def of_file(path: Path, mime: str) -> Payloads:
 
 def of_service(document: Mapping[str, Any], path: str) -> Payloads | None:
     """The example of a route; None where the document has none."""
-    post = document.get("paths", {}).get(path, {}).get("post", {})
-    for mime, content in post.get("requestBody", {}).get("content", {}).items():
+    for mime, content in _inside(document, "paths", path, "post", "requestBody", "content").items():
+        if not isinstance(content, dict):
+            continue
         if "example" in content:
             example = content["example"]
             is_text = isinstance(example, str) and not mime.endswith("json")
             return Payloads(
                 [example.encode() if is_text else json.dumps(example).encode()], mime, "the service's example"
             )
-        for one in content.get("examples", {}).values():
+        for one in _inside(content, "examples").values():
+            if not isinstance(one, dict):
+                continue
             if "value" in one:
                 return Payloads([json.dumps(one["value"]).encode()], mime, "the service's example")
-            if (body := _data(one.get("externalValue", ""))) is not None:
+            if (body := _data(str(one.get("externalValue", "")))) is not None:
                 return Payloads([body], mime, "the service's example")
     return None
+
+
+def _inside(document: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    """The object that these lead to; an empty one where there is none."""
+    found: Any = document
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _data(uri: str) -> bytes | None:
@@ -89,11 +101,13 @@ def _data(uri: str) -> bytes | None:
 
 def routes(document: Mapping[str, Any]) -> list[str]:
     """Those that are posted to."""
-    return [path for path, operations in document.get("paths", {}).items() if "post" in operations]
+    paths = _inside(document, "paths")
+    return [path for path, operations in paths.items() if isinstance(operations, dict) and "post" in operations]
 
 
 def document_of(target: Target, fields: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """What the service says of itself; empty where it says nothing."""
+    """What the service says of itself; empty where it says nothing. Raises ConfigError for a certificate that is not to
+    be trusted."""
     connection = (
         http.client.HTTPSConnection(target.host, target.port, timeout=ASK_S, context=target.tls_context())
         if target.tls
@@ -103,6 +117,8 @@ def document_of(target: Target, fields: Sequence[tuple[str, str]]) -> dict[str, 
         connection.request("GET", DOCUMENT, headers=dict(fields))
         answer = connection.getresponse()
         told = json.loads(answer.read(DOCUMENT_MAX)) if answer.status == 200 else {}
+    except ssl.SSLError as error:
+        raise ConfigError([f"{target.base}: {error.reason or error}; --insecure takes any certificate"]) from None
     except (OSError, http.client.HTTPException, ValueError):
         return {}
     finally:

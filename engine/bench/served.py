@@ -18,9 +18,9 @@ from typing import Final
 from engine import bootstrap
 from engine.addresses import free_ports
 from engine.bench.target import Target
-from engine.config import Deployment, load
+from engine.config import Deployment, load, run_dir
 from engine.config.endpoints import is_wildcard, loopback_of
-from engine.errors import StartError
+from engine.errors import ConfigError, StartError
 
 READY_S: Final = 600.0  # models load
 LOOK_S: Final = 0.1
@@ -33,14 +33,18 @@ def served(file: str, say: Callable[[str], object]) -> Iterator[tuple[Target, De
     """Where it answers. Raises ConfigError for what is wrong with the file, StartError where it does not start."""
     deployment = load(file)
     target = _target(deployment, deployment.frontend.port)
-    if deployment.frontend.port and is_ready(target):
-        say(f"{deployment.engine.name} runs: {target.base}")
-        yield target, deployment
+    running = _running(deployment)
+    if running is not None:
+        say(f"{deployment.engine.name} runs: {running.base}")
+        yield running, deployment
         return
     with tempfile.TemporaryDirectory(prefix="sl-bench-", dir="/tmp") as folder:  # short, for sockets lie in it
-        say(f"{deployment.engine.name} does not run at {target.base}: it is started for the time of this")
+        say(f"{deployment.engine.name} does not run here: it is started for the time of this")
         host = target.host
-        target = _target(deployment, free_ports(1, host))
+        try:
+            target = _target(deployment, free_ports(1, host))
+        except RuntimeError as error:
+            raise StartError(str(error)) from None
         log = Path(folder) / "log"
         line = [sys.executable, str(Path(bootstrap.__file__)), "up", str(deployment.file), "--port", str(target.port)]
         line += ["--address", host, "--run-dir", f"{folder}/run", "--parent", str(os.getpid())]
@@ -58,6 +62,24 @@ def _target(deployment: Deployment, port: int) -> Target:
     host = loopback_of(frontend.address) if is_wildcard(frontend.address) else frontend.address
     # Of its own certificate there is nothing to check: it is the one that the file names.
     return Target(host, port, bool(frontend.certfile), "", verify=False)
+
+
+def _running(deployment: Deployment) -> Target | None:
+    """Where the deployment of this very file answers, if a supervisor of this user runs it here. Whoever else listens
+    at its port is not it."""
+    from engine.supervisor import rundir
+
+    folder = run_dir(deployment)
+    if rundir.holder(folder) is None:
+        return None
+    try:
+        found = load(folder / rundir.SNAPSHOT)
+    except ConfigError:
+        return None
+    if found.file.resolve() != deployment.file.resolve() or not found.frontend.port:
+        return None
+    target = _target(found, found.frontend.port)
+    return target if is_ready(target) else None
 
 
 def is_ready(target: Target) -> bool:

@@ -56,10 +56,10 @@ def _lines(found: Found) -> Iterator[str]:
     goal = f"{100 * found.target:g} % within {_ms(found.slo_s * 1e3)}"
     if best is None:
         yield f"no rate was found at which {goal} are answered"
-        if missed is not None:
-            yield ""
-            yield from _aligned([HEAD, _row(missed, found.slo_s)])
-            yield from _notes(missed)
+        last = missed or found.runs[-1]
+        yield ""
+        yield from _aligned([HEAD, _row(last, found.slo_s)])
+        yield from _notes(last)
         return
     yield f"highest rate with {goal}: {best.rate:.4g}/s"
     yield ""
@@ -132,6 +132,8 @@ def step(run: Figures, slo_s: float, target: float, *, is_last: bool) -> str:
     """A line about one step of a search."""
     kept = "kept" if run.share >= target else "missed"
     what = "confirmed" if is_last and kept == "kept" else kept
+    if kept == "missed" and run.sent > run.answered:
+        what = f"{what}: {_wrong([run])}"
     return f"{run.rate:>8.4g}/s  {_share(run.share):>8} within {_ms(slo_s * 1e3)}, p99 {_ms(run.p99_ms):>8}  {what}"
 
 
@@ -197,8 +199,6 @@ def _data(run: Figures) -> dict[str, Any]:
     return {
         **asdict(run),
         "share": run.share,
-        "goodput": run.goodput,
-        "throughput": run.throughput,
         "behind": run.is_behind,
     }
 

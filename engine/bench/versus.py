@@ -53,7 +53,7 @@ class Verdict:
         percent = abs(self.ratio - 1) * 100
         better = (self.ratio > 1) is self.more_is_better
         amount = (
-            f"{self.ratio:.2g} times" if self.ratio >= 2 else f"{percent:.2g} % {'more' if self.ratio > 1 else 'less'}"
+            f"{self.ratio:.3g} times" if self.ratio >= 2 else f"{percent:.3g} % {'more' if self.ratio > 1 else 'less'}"
         )
         return f"{amount}: {'better' if better else 'worse'}"
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from engine.config import Deployment
 
 LAST: Final = 200
+LOOK_S: Final = 0.2  # between two looks at a log that is followed
 LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -45,15 +46,21 @@ def logs(options: argparse.Namespace, deployment: Deployment) -> int:
         request=options.request,
     )
     colour = not options.json and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    shown = logs.chosen(logs.read([folder / rundir.FORMER_LOG, path]), choice, raw=options.json, colour=colour)
-    for text in deque(shown, maxlen=options.last):
-        print(text)
-    sys.stdout.flush()
-    if options.follow:
-        for lines in logs.follow(path, lambda: rundir.holder(folder) is None):
-            for text in logs.chosen(lines, choice, raw=options.json, colour=colour):
-                print(text)
-            sys.stdout.flush()
+
+    def show(lines: list[bytes], most: int | None = None) -> None:
+        for text in deque(logs.chosen(lines, choice, raw=options.json, colour=colour), maxlen=most):
+            print(text)
+        sys.stdout.flush()
+
+    tail = logs.Tail(path)
+    begun = [*logs.Tail(folder / rundir.FORMER_LOG).last(), *(tail.lines() if options.follow else tail.last())]
+    show(begun, options.last)
+    while options.follow:
+        is_over = rundir.holder(folder) is None
+        show(tail.last() if is_over else tail.lines())
+        if is_over:
+            break
+        rundir.sleep(LOOK_S)
     return ExitCode.OK
 
 

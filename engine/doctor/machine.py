@@ -38,10 +38,10 @@ _BOUND: Final = re.compile(r"(>=|<=|<|>|==|!=)\s*([0-9][0-9.]*)")
 # What torch sees; a process of its own, for a driver may hang or take this one along.
 PROBE: Final = """
 import torch
-print(torch.__version__, torch.version.cuda or "-", torch.cuda.is_available(), torch.cuda.device_count())
+print("torch", torch.__version__, torch.version.cuda or "-", torch.cuda.is_available(), torch.cuda.device_count())
 for index in range(torch.cuda.device_count()):
     free, whole = torch.cuda.mem_get_info(index)
-    print(torch.cuda.get_device_name(index).replace(" ", "_"), free, whole)
+    print("gpu", torch.cuda.get_device_name(index).replace(" ", "_"), free, whole)
 """
 
 
@@ -317,7 +317,7 @@ def judge_gpus(
 ) -> Iterator[Finding]:
     """``wanted``: workers by stage that may have one; ``must``: stages that cannot do without; ``listed``: by the
     driver; ``told``: what PROBE printed."""
-    lines = told.splitlines()
+    lines = [line for line in told.splitlines() if line.startswith(("torch ", "gpu "))]  # others are a library's
     names = ", ".join(wanted)
     if not lines:
         judge = bad if must else note
@@ -328,7 +328,7 @@ def judge_gpus(
         yield judge("gpus", f"the driver lists {len(listed)}, and torch cannot use them: {trouble}",
                     "install torch with CUDA: pip install torch")  # fmt: skip
         return
-    version, cuda, available, count = lines[0].split()
+    _, version, cuda, available, count = lines[0].split()
     if available != "True" or int(count) == 0:
         judge = bad if must else note
         why = "is built without CUDA" if cuda == "-" else f"is built for CUDA {cuda}, and finds none"
@@ -341,7 +341,7 @@ def judge_gpus(
         return
     described = []
     for line in lines[1:]:
-        name, free, whole = line.rsplit(" ", 2)
+        _, name, free, whole = line.split(" ")
         described.append(f"{name.replace('_', ' ')} ({size(int(free))} of {size(int(whole))} free)")
     seen = f"{count} by torch {version} with CUDA {cuda}: {', '.join(described)}"
     workers = sum(wanted.values())

@@ -14,6 +14,8 @@ from gunicorn.app.base import BaseApplication
 
 from engine.config.schema import Deployment
 from engine.core.call import BrokerClient
+from engine.errors import StartError
+from engine.log import Output
 from engine.metrics import Family
 from engine.tracing import begin
 from frontend.accesslog import OFF, AccessLog
@@ -53,6 +55,7 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
         self._connect = connect
         self._reread = reread
         self._stopping = mmap.mmap(-1, 1)  # shared with the processes that the master forks
+        self._output: Output | None = None
         self._take(deployment)
         super().__init__()
 
@@ -61,10 +64,19 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
         self.deployment = deployment
         frontend = deployment.frontend
         paths = [route.path for route in deployment.routes]
-        access = AccessLog(frontend.access_log) if frontend.access_log != OFF else None
+        access = AccessLog(frontend.access_log, self._stdout()) if frontend.access_log != OFF else None
         self.metrics = FrontendMetrics(deployment.engine.namespace, paths, frontend.timeout, access)
         self.gate = Gate(frontend)
         self.answering = Answering(deployment.topology, compressed=frontend.compression)
+
+    def _stdout(self) -> Output:
+        """One for all that are made in turn. Raises StartError when it is closed."""
+        if self._output is None:
+            try:
+                self._output = Output(1)
+            except OSError as error:
+                raise StartError(f"access_log is on, and standard output is closed: {error}") from error
+        return self._output
 
     def renew(self) -> bool:
         """Read the deployment again, before worker processes are replaced; whether there is something to read. Raises

@@ -326,6 +326,11 @@ def test_without_a_bind_only_the_frontend_listens(tmp_path: Path) -> None:
     assert one.process == "frontend"
 
 
+def test_ports_are_found_at_an_address_of_either_family() -> None:
+    assert addresses.free_ports(2, "::1")
+    assert addresses.free_ports(2, "127.0.0.1")
+
+
 def test_ports_are_looked_for_in_the_whole_range(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(addresses, "PORTS_TO", addresses.PORTS_FROM + 20)
     with pytest.raises(RuntimeError, match="no 21 ports"):
@@ -333,6 +338,9 @@ def test_ports_are_looked_for_in_the_whole_range(monkeypatch: pytest.MonkeyPatch
     taken: set[int] = set()
 
     class Sock:
+        def __init__(self, family: int) -> None:
+            assert family == socket.AF_INET
+
         def __enter__(self) -> Sock:
             return self
 

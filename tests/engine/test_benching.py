@@ -102,6 +102,14 @@ def test_a_warm_up_does_not_count_and_latencies_are_those_of_answers() -> None:
     assert found.throughput == 10.0
 
 
+def test_rates_count_what_came_in_the_time_that_is_looked_at() -> None:
+    """Of a service that can do 5/s and is asked 10 times a second every answer comes, late."""
+    found = made([sample(1 + n / 10, n / 10) for n in range(100)], 1.0)
+    assert (found.sent, found.answered, found.good) == (100, 100, 11)
+    assert found.throughput == pytest.approx(5.0)
+    assert found.goodput == pytest.approx(1.1)
+
+
 def test_good_is_what_is_answered_within_the_goal() -> None:
     found = made(
         [sample(1, 0.05), sample(2, 0.2), sample(3, 0.01, 503), sample(4, 0.01, CUT), sample(5, 30, LATE)], 0.1
@@ -175,6 +183,37 @@ def test_what_never_keeps_the_goal_has_no_rate() -> None:
     found, _ = searched(lambda rate: 0.0)
     assert found.figures is None
     assert "no rate was found" in told.table(replace(once(made([sample(1)])), highest=found, slo_s=0.1))
+
+
+def test_a_rate_that_is_not_kept_for_longer_is_none() -> None:
+    """What a service can do for a moment with an empty queue is not what it can do."""
+    whole = made([sample(1.0 + n / 100) for n in range(100)])
+    tries = highest(16.0, 0.99)
+    step, confirmed = next(tries), []
+    found: Found | None = None
+    while found is None:
+        if step.is_last:
+            confirmed.append(step.rate)
+        good = 100 if step.rate <= (100.0 if step.is_last else 170.0) else 50
+        try:
+            step = tries.send(replace(whole, rate=step.rate, good=good))
+        except StopIteration as end:
+            found = end.value
+    assert found.figures is not None
+    assert 85 < found.figures.rate <= 100
+    assert confirmed[0] > 150
+
+
+def test_a_service_that_fails_at_any_rate_is_not_asked_for_long() -> None:
+    failing = made([sample(1.0 + n / 100, status=404) for n in range(100)])
+    tries = highest(16.0, 0.99)
+    next(tries)
+    tries.send(failing)
+    with pytest.raises(StopIteration) as end:
+        tries.send(failing)
+    found: Found = end.value.value
+    assert (found.figures, found.missed) == (None, failing)
+    assert "404" in told.step(failing, 0.1, 0.99, is_last=False)
 
 
 def test_where_the_client_is_the_limit_that_is_said() -> None:
@@ -277,6 +316,8 @@ def test_bodies_are_a_file_its_lines_or_a_folders_files(tmp_path: Path) -> None:
         ({"application/msgpack": {"examples": {"a": {"externalValue": "data:a/b;base64,gaF4Aw=="}}}}, b"\x81\xa1x\x03"),
         ({"application/msgpack": {"examples": {"a": {"externalValue": "https://elsewhere/x"}}}}, None),
         ({"application/json": {"schema": {}}}, None),
+        ({"application/json": None}, None),
+        ({"application/json": {"examples": {"a": 3}}}, None),
     ],
 )
 def test_the_example_is_that_of_the_openapi_document(content: dict[str, Any], body: bytes | None) -> None:
@@ -284,6 +325,14 @@ def test_the_example_is_that_of_the_openapi_document(content: dict[str, Any], bo
     found = payloads.of_service(document, "/do")
     assert (found and list(found.bodies)) == (body if body is None else [body])
     assert payloads.of_service(document, "/else") is None
+
+
+@pytest.mark.parametrize(
+    "document", [{}, {"paths": None}, {"paths": []}, {"paths": {"/do": None}}, {"paths": {"/do": 3}}]
+)
+def test_a_document_of_another_shape_has_no_routes(document: dict[str, Any]) -> None:
+    assert payloads.routes(document) == []
+    assert payloads.of_service(document, "/do") is None
 
 
 @pytest.mark.parametrize(
@@ -313,6 +362,9 @@ def test_what_is_no_address_is_said(url: str) -> None:
         (["http://h", "--rate", "1", "--picture", "x.png"], "ends in .svg"),
         (["http://h", "--rate", "1", "--path", "x"], "begins with /"),
         (["http://h", "--rate", "1", "--header", "nonsense"], "expected NAME:VALUE"),
+        (["http://h", "--rate", "1", "--header", "x: \u20ac"], "expected NAME:VALUE"),
+        (["http://h", "--rate", "1", "--path", "/a b"], "without spaces"),
+        (["http://h", "--rate", "1", "--method", "P OST"], "expected one such as POST"),
         (["http://h", "--rate", "1", "--header", "a: b\r\nc: d"], "expected NAME:VALUE"),
         (["http://a", "http://b", "--rate", "1", "--rounds", "2"], "takes 3 or more"),
     ],
@@ -450,6 +502,31 @@ def test_a_server_that_closes_after_each_answer_costs_nothing() -> None:
     with server(handle) as where:
         outcome = asked(where, [n / 100 for n in range(20)], connections=2)
     assert [one.status for one in outcome.samples] == [200] * 20
+
+
+def test_an_answer_before_all_of_the_body_was_sent_is_that_answer_and_the_next_goes_elsewhere() -> None:
+    large = request("POST", "/do", "127.0.0.1", [], b"x" * (24 << 20))
+    over = threading.Event()
+
+    def handle(connection: socket.socket, number: int) -> None:
+        if connection.recv(1000):
+            connection.sendall(b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 2\r\n\r\nno")
+            over.wait(20)  # it reads no more
+
+    with server(handle) as where:
+        client = Client(where, [large], connections=1, timeout_s=10.0)
+        try:
+            outcome = client.run([0.0, 0.01, 0.02])
+        finally:
+            client.close()
+            over.set()
+    assert [one.status for one in outcome.samples] == [429] * 3
+    assert outcome.wrong == {429: "no"}
+
+
+def test_what_a_user_says_of_the_host_stands_once() -> None:
+    made = request("POST", "/do", "here", [("Host", "there"), ("x-a", "b")], b"1")
+    assert made == b"POST /do HTTP/1.1\r\nHost: there\r\nx-a: b\r\ncontent-length: 1\r\n\r\n1"
 
 
 def test_who_does_not_answer_is_given_up() -> None:

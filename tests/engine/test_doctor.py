@@ -138,7 +138,11 @@ def test_what_is_required_here_is_there() -> None:
     assert all(one.grade is Grade.GOOD for one in machine.packages())
 
 
-TWO = "2.13.0 13.0 True 2\nNVIDIA_H100 80000000000 85000000000\nNVIDIA_H100 1000 85000000000\n"
+TWO = """a library speaks
+torch 2.13.0 13.0 True 2
+gpu NVIDIA_H100 80000000000 85000000000
+gpu NVIDIA_H100 1000 85000000000
+"""
 
 
 @pytest.mark.parametrize(
@@ -153,12 +157,12 @@ TWO = "2.13.0 13.0 True 2\nNVIDIA_H100 80000000000 85000000000\nNVIDIA_H100 1000
             "2 by torch 2.13.0 with CUDA 13.0: NVIDIA H100",
         ),
         ({"encode": 3}, {"encode"}, ["GPU 0", "GPU 1"], TWO, Grade.NOTE, "3 workers of encode share them"),
-        ({"encode": 1}, {"encode"}, ["GPU 0"], "2.13.0+cpu - False 0\n", Grade.BAD, "is built without CUDA"),
+        ({"encode": 1}, {"encode"}, ["GPU 0"], "torch 2.13.0+cpu - False 0\n", Grade.BAD, "is built without CUDA"),
         (
             {"encode": 1},
             set(),
             ["GPU 0"],
-            "2.13.0 13.0 False 0\n",
+            "torch 2.13.0 13.0 False 0\n",
             Grade.NOTE,
             "is built for CUDA 13.0, and finds none",
         ),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from engine import cli
 from engine.exitcodes import ExitCode
-from engine.logs import Choice, chosen, follow, read
+from engine.logs import Choice, Tail, chosen
 from engine.supervisor.rundir import FORMER_LOG, LOG, make_private
 
 FILE = """
@@ -58,30 +57,21 @@ def test_as_they_were_written_or_readable() -> None:
     assert readable == "2026-11-28T00:00:00.000Z info    worker encode-1 begun"
 
 
-def test_files_are_read_in_their_order_and_may_be_absent(tmp_path: Path) -> None:
-    (tmp_path / "b").write_bytes(b"2\n3\n")
-    (tmp_path / "a").write_bytes(b"1\n")
-    assert list(read([tmp_path / "a", tmp_path / "none", tmp_path / "b"])) == [b"1", b"2", b"3"]
-
-
-def test_a_file_is_followed_from_its_end_and_when_it_is_begun_anew(tmp_path: Path) -> None:
+def test_a_file_is_read_as_it_grows_and_when_it_is_begun_anew(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    path.write_bytes(b"before\n")
-    steps: Iterator[bool] = iter([False, False, False, True, True])
-
-    def writes_and_ends() -> bool:
-        """Called before each look: what is written is there at the next."""
-        step = next(steps)
-        turn.append(step)
-        if len(turn) == 2:
-            with path.open("ab") as file:
-                file.write(b"one\ntw")
-        elif len(turn) == 3:
-            path.write_bytes(b"x\n")  # it was cut: begun anew
-        return step
-
-    turn: list[bool] = []
-    assert [line for lines in follow(path, writes_and_ends) for line in lines] == [b"one", b"x"]
+    tail = Tail(path)
+    assert tail.lines() == []  # it is not there yet
+    path.write_bytes(b"one\ntw")
+    assert tail.lines() == [b"one"]
+    with path.open("ab") as file:
+        file.write(b"o\nthree\n")
+    assert tail.lines() == [b"two", b"three"]
+    path.write_bytes(b"x\n")  # it was cut
+    assert tail.lines() == [b"x"]
+    path.rename(tmp_path / "former")
+    path.write_bytes(b"another\nand its end")
+    assert tail.last() == [b"another", b"and its end"]
+    assert tail.last() == []
 
 
 @pytest.fixture

@@ -116,6 +116,10 @@ def test_of_a_class_that_reads_bodies_itself_nothing_is_guessed() -> None:
     assert "--data-binary @FILE" in (trial(Own()) or "")
 
 
-@pytest.mark.parametrize("cls", [NoExample, Array, Long])
+class NoNumber(Plain):
+    example = {"x": [float("nan")]}  # JSON would say null
+
+
+@pytest.mark.parametrize("cls", [NoExample, Array, Long, NoNumber])
 def test_without_an_example_that_can_be_written_there_is_none(cls: type[Worker]) -> None:
     assert trial(cls()) is None
