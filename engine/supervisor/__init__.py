@@ -65,6 +65,7 @@ def run(
     parts: Parts = WHOLE,
     windows: Windows = USUAL,
     development: Development | None = None,
+    systemd: Systemd | None = None,
 ) -> ExitCode:
     """Run the deployment, or these parts of it, in the foreground until it is stopped or fails; its exit code.
 
@@ -72,13 +73,14 @@ def run(
     that is closed; a SIGINT while it stops ends it at once. With ``reread``, which reads the file once more, it can be
     changed while it runs (:mod:`engine.supervisor.changes`), and a SIGHUP where there is no terminal asks for that.
     ``daemons`` are processes that are started with it, are stopped with it, and whose end ends it:
-    ``multiprocessing.Process`` or ``subprocess.Popen`` objects, or a mapping of names to such. ``commands`` replaces
-    how children are started, ``windows`` for how long a demand has to hold. With ``development`` what is edited is
-    served (:func:`develop`). A predecessor of this name that is stopping is waited for. Main thread only. Says on
-    stdout, as its last lines, where the deployment listens, or which parts are ready.
+    ``multiprocessing.Process`` or ``subprocess.Popen`` objects, or a mapping of names to such. ``commands``
+    replaces how children are started, ``windows`` for how long a demand has to hold. With ``development`` what is
+    edited is served (:func:`develop`). ``systemd``, if it has been asked already whom to tell. A predecessor of
+    this name that is stopping is waited for. Main thread only. Says on stdout, as its last lines, where the
+    deployment listens, or which parts are ready.
     """
     held = named(daemons)
-    systemd = Systemd()
+    systemd = systemd or Systemd()
     on_screen = usable()  # as it is now: once it is shown there, stderr is a file
     deployment = family.settled(deployment, parts, on_screen=on_screen)
     again = None if reread is None else lambda: family.settled(reread(), parts, on_screen=on_screen)
@@ -103,6 +105,13 @@ def run(
             )
             with opened(deployment, folder, environments, list(keepers)) as screen:
                 listening = _Listening(changes, folder, parts, to_stdout if screen is None else screen.say, systemd)
+
+                def handle_stopping(within_s: float) -> None:
+                    begins_anew = development is not None and (
+                        development.starts_again or machine.outcome is Outcome.NOT_STARTED
+                    )
+                    listening.handle_stopping(within_s, ends=not begins_anew)
+
                 loop = Loop(
                     machine,
                     commands or family.command_line(changes.snapshot),
@@ -111,7 +120,7 @@ def run(
                     on_url=listening.handle_url,
                     on_serving=listening.handle_serving,
                     on_trial=listening.handle_trial,
-                    on_stopping=listening.handle_stopping,
+                    on_stopping=handle_stopping,
                     on_look=systemd.alive,
                     changes=changes,
                     scaler=Scaler(changes, machine, windows),
@@ -141,9 +150,17 @@ def run(
 def develop(deployment: Deployment, reread: Callable[[], Deployment], parts: Parts = WHOLE) -> ExitCode:
     """:func:`run`, and what is edited is served: workers are replaced, and what takes another start gets one. One that
     could not start is tried again when something has changed."""
+    systemd = Systemd()  # once: for whoever asks later nothing is left in the environment
+    try:
+        return _develop(deployment, reread, parts, systemd)
+    finally:
+        systemd.stopping()
+
+
+def _develop(deployment: Deployment, reread: Callable[[], Deployment], parts: Parts, systemd: Systemd) -> ExitCode:
     while True:
         development = Development(deployment.file)
-        code = run(deployment, reread=reread, parts=parts, development=development)
+        code = run(deployment, reread=reread, parts=parts, development=development, systemd=systemd)
         if code is ExitCode.OK and not development.starts_again:
             return code
         if code not in (ExitCode.OK, ExitCode.START):
@@ -151,13 +168,15 @@ def develop(deployment: Deployment, reread: Callable[[], Deployment], parts: Par
         try:
             with Signals() as signals:
                 if code is ExitCode.START:
-                    _wait_edit(development, signals)
-                deployment = _reread(development, reread, signals)
+                    _wait_edit(development, signals, systemd)
+                deployment = _reread(development, reread, signals, systemd)
         except Withdrawn:
             return code
 
 
-def _reread(development: Development, reread: Callable[[], Deployment], signals: Signals) -> Deployment:
+def _reread(
+    development: Development, reread: Callable[[], Deployment], signals: Signals, systemd: Systemd
+) -> Deployment:
     """What the file says, once there is nothing wrong with it. Raises Withdrawn."""
     while True:
         try:
@@ -165,15 +184,16 @@ def _reread(development: Development, reread: Callable[[], Deployment], signals:
         except ConfigError as error:
             for problem in error.problems:
                 log.error("%s", problem)
-        _wait_edit(development, signals)
+        _wait_edit(development, signals, systemd)
 
 
-def _wait_edit(development: Development, signals: Signals) -> None:
+def _wait_edit(development: Development, signals: Signals, systemd: Systemd) -> None:
     """Raises Withdrawn."""
     development.fail()
     log.info("waiting for a change of its files  (stop with Ctrl-C)")
     pause = _pause(signals)
     while not development.has_settled():
+        systemd.alive()
         if not pause(LOOK_S):
             raise Withdrawn
 
@@ -294,8 +314,10 @@ class _Listening:
             return
         self._say(banner(deployment, self._url or _configured(deployment), self._trial))
 
-    def handle_stopping(self, within_s: float) -> None:
-        self._systemd.stopping()
+    def handle_stopping(self, within_s: float, *, ends: bool) -> None:
+        """``ends``: with it this process does."""
+        if ends:
+            self._systemd.stopping()
         mark_stopping(self._folder, within_s)
 
 

@@ -24,13 +24,16 @@ class Systemd:
         address = environ.pop(_SOCKET, "")
         asked, whose = (environ.pop(name, "") for name in _WATCHDOG)
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
+        self._is_stopping = False
         self._is_watched = bool(asked) and whose in ("", str(os.getpid()))
 
     def ready(self) -> None:
         self._say("READY=1")
 
     def stopping(self) -> None:
-        self._say("STOPPING=1")
+        if not self._is_stopping:
+            self._is_stopping = True
+            self._say("STOPPING=1")
 
     def alive(self) -> None:
         """To be said more often than every half of ``WatchdogSec``."""

@@ -809,6 +809,58 @@ def test_systemd_hears_of_readiness_once(
         assert notified.recv(100) == b"STOPPING=1", "and of its life where it asks for that alone"
 
 
+def test_systemd_hears_of_each_start_of_what_is_edited_and_of_the_end_of_the_last(
+    start: Callable[..., Trial], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def edit(**settings: Any) -> None:
+        (folder / "again.json").write_text(json.dumps(settings))
+        (folder / "stages.toml").write_text(f"# {settings}\n")
+
+    def heard(word: bytes) -> list[bytes]:
+        """What comes before this."""
+        told: list[bytes] = []
+        while (last := notified.recv(100)) != word:
+            told.append(last)
+        return told
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(str(folder / "notify"))
+        notified.settimeout(PATIENCE_S)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(folder / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "3000000")
+        edit()
+        trial = start(reload=True)
+        trial.wait_ready()
+        heard(b"READY=1")
+        trial.tell("worker-other-1", "fails")
+        edit(stage=[{"name": "other", "worker": "service:Other"}])
+        wait_until("a failure", lambda: "waiting for a change" in trial.log)
+        trial.untell("worker-other-1", "fails")
+        heard(b"WATCHDOG=1")
+        edit(stage=[{"name": "other", "worker": "service:Other", "num": 2}])
+        trial.wait_ready()
+        assert b"STOPPING=1" not in heard(b"READY=1")
+        heard(b"WATCHDOG=1")
+        assert trial.stop() == ExitCode.OK
+        heard(b"STOPPING=1")
+
+
+def test_systemd_hears_of_the_end_of_one_that_waited_for_an_edit(
+    start: Callable[..., Trial], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(str(folder / "notify"))
+        notified.settimeout(PATIENCE_S)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(folder / "notify"))
+        (folder / "worker-encode-1.fails").touch()
+        (folder / "stages.toml").touch()
+        trial = start(reload=True)
+        wait_until("a failure", lambda: "waiting for a change" in trial.log)
+        assert not select.select([notified], [], [], 0)[0]
+        assert trial.stop() == ExitCode.START
+        assert notified.recv(100) == b"STOPPING=1"
+
+
 def test_nobody_there_to_be_told_is_no_harm(start: Callable[..., Trial], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere/notify")
     trial = start()

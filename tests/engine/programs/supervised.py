@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
@@ -64,6 +65,10 @@ def main() -> int:
             policy=POLICY,
             reread=lambda: made({**data, **json.loads(file.read_text())}, folder),
         )
+    if "reload" in options:
+        again = folder / "again.json"  # what its file says when it is read once more
+        supervisor.run = functools.partial(supervisor.run, commands=commands, policy=POLICY)
+        return supervisor.develop(deployment, lambda: made({**data, **json.loads(again.read_text())}, folder))
     daemons = {}
     if "popen" in options.get("daemons", ()):
         daemons["popen"] = sleeper()
