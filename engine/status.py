@@ -65,13 +65,30 @@ def heading_state(told: Mapping[str, Any]) -> tuple[str, str]:
     """How the whole stands, in a word or two, and whether that is good, warn or bad."""
     if error := told.get("error"):
         return str(error), "bad"
-    missing = [stage["name"] for stage in told.get("stages", ()) if stage.get("error") or not stage.get("ready")]
+    missing = [stage["name"] for stage in told.get("stages", ()) if is_missing(stage)]
     if told.get("draining"):
         return "draining", "warn"
     if missing:
         return f"not ready: {', '.join(missing)}", "bad"
     silent = told.get("cells", 1) - told.get("cells_answering", told.get("cells", 1))
     return (f"{silent} of {told['cells']} cells silent", "warn") if silent else ("serving", "good")
+
+
+def is_missing(stage: Mapping[str, Any]) -> bool:
+    """Whether a stage cannot serve; one that may be without workers takes requests all the same, as /readyz has it."""
+    return bool(stage.get("error") or stage.get("not_fed")) or not (stage.get("ready") or _may_rest(stage))
+
+
+def is_resting(stage: Mapping[str, Any]) -> bool:
+    """Whether it has no worker because nobody asks. ``wanted`` need not say so: its demand may be followed by others
+    than who is asked."""
+    has_none = not (stage.get("ready") or stage.get("starting") or stage.get("queued"))
+    return has_none and _may_rest(stage) and not is_missing(stage)
+
+
+def _may_rest(stage: Mapping[str, Any]) -> bool:
+    bounds: Sequence[int] | None = stage.get("bounds")
+    return bounds is not None and bounds[0] == 0
 
 
 def heading(told: Mapping[str, Any]) -> Iterator[str]:

@@ -11,7 +11,17 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
-from engine.status import duration, failures, heading_state, rate, shares, size, time_ms
+from engine.status import (
+    duration,
+    failures,
+    heading_state,
+    is_missing,
+    is_resting,
+    rate,
+    shares,
+    size,
+    time_ms,
+)
 
 PANES: Final = ("workers", "failures", "routes")
 KEYS: Final = "q quit   up/down stage   left/right: "
@@ -157,12 +167,17 @@ def _stages(told: Mapping[str, Any], chosen: int) -> list[Line]:
             continue
         lately: Mapping[str, Any] = stage.get("lately", {})
         ready, wanted = stage.get("ready", 0), stage.get("wanted", 0)
-        sound = "good" if ready >= wanted and not stage.get("not_fed") else "warn" if ready else "bad"
+        if is_resting(stage):
+            presence = ("resting", "quiet")
+        elif is_missing(stage) and not ready:
+            presence = (f"{ready}/{wanted}", "bad")
+        else:
+            presence = (f"{ready}/{wanted}", "good" if ready >= wanted and not stage.get("not_fed") else "warn")
         deaths = stage.get("deaths", 0)
         rows.append(
             [
                 name,
-                (f"{ready}/{wanted}", sound),
+                presence,
                 (str(deaths), "bad" if deaths else "quiet"),
                 (str(stage.get("queued", 0)), ""),
                 (rate(lately.get("items_s", 0.0)), ""),

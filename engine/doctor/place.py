@@ -17,7 +17,7 @@ from engine.config import Deployment, run_dir
 from engine.config.endpoints import is_wildcard
 from engine.doctor.finding import Finding, bad, good, note
 from engine.errors import StartError, Unavailable
-from engine.status import size
+from engine.status import is_missing, is_resting, size
 
 CONNECT_S: Final = 2.0
 ASK_S: Final = 3.0
@@ -166,7 +166,7 @@ def judge_status(told: Mapping[str, Any]) -> Iterator[Finding]:
         yield from _stage(stage)
     yield from _versions(told)
     if errors := told.get("errors"):
-        last = errors[-1] if isinstance(errors, list) else {}
+        last = errors[0] if isinstance(errors, list) else {}
         yield note(
             "failures",
             f"{len(errors)} of late; the last: {last.get('status', '?')} at {last.get('stage', '?')}: "
@@ -180,7 +180,9 @@ def _stage(stage: Mapping[str, Any]) -> Iterator[Finding]:
     if error := stage.get("error"):
         yield bad("stage", f"{name}: {error}", "see the broker's log")
         return
-    if not ready and wanted:
+    if is_resting(stage):
+        pass
+    elif not ready and is_missing(stage):
         yield bad("stage", f"{name} has no worker that is ready, of {wanted}: its requests get 503",
                   f"engine logs --stage {name} --level warning says why they do not start")  # fmt: skip
     elif ready < wanted:
@@ -193,8 +195,12 @@ def _stage(stage: Mapping[str, Any]) -> Iterator[Finding]:
             f"engine logs --stage {name} --level warning says of what; recycle_after is for models that leak",
         )
     demand = stage.get("demand_workers", 0.0)
-    if wanted and demand > wanted:
-        yield note("demand", f"{name} is asked for as much as {demand:.1f} workers can do, and has {wanted}",
+    asked = f"{name} is asked for as much as {demand:.1f} workers can do"
+    if bounds := stage.get("bounds"):
+        if demand > bounds[1]:
+            yield note("demand", f"{asked}, and its max is {bounds[1]}", "a larger max, if there is the room")
+    elif wanted and demand > wanted:
+        yield note("demand", f"{asked}, and has {wanted}",
                    f"engine scale {name}={int(demand / 0.8) + 1}, if this machine has the room")  # fmt: skip
 
 

@@ -173,6 +173,28 @@ def test_a_failure_shows_with_the_id_of_its_request(page: Page, service: Deploye
     page.until("its count", lambda: "422: 1" in page.text("#routes"))
 
 
+def test_a_stage_at_rest_is_not_one_that_is_broken(page: Page) -> None:
+    """By what the page would say of it; the terminal's judgement is tested by the same cases."""
+    rests = {"bounds": [0, 4], "ready": 0, "wanted": 0, "starting": 0, "queued": 0}
+    cases: list[tuple[dict[str, Any], bool, list[str]]] = [
+        (rests, False, ["resting · 0 of 0-4", ""]),
+        (rests | {"wanted": 1}, False, ["resting · 0 of 0-4", ""]),
+        (rests | {"wanted": 1, "queued": 3}, False, ["0 of 1 ready", "warn"]),
+        (rests | {"wanted": 1, "starting": 1}, False, ["0 of 1 ready", "warn"]),
+        (rests | {"wanted": 2, "ready": 1}, False, ["1 of 2 ready", "warn"]),
+        (rests | {"wanted": 1, "ready": 1}, False, ["1 of 1 ready", "good"]),
+        (rests | {"not_fed": "it kills"}, True, ["0 of 0 ready", "bad"]),
+        (rests | {"wanted": 1, "bounds": [1, 4]}, True, ["0 of 1 ready", "bad"]),
+        (rests | {"wanted": 1, "bounds": None}, True, ["0 of 1 ready", "bad"]),
+    ]
+    found = page.browser.execute_async_script(
+        """import("./picture.js").then(
+            ({ isMissing, presence }) => arguments[1](arguments[0].map((one) => [isMissing(one), presence(one)])))""",
+        [stage for stage, _, _ in cases],
+    )
+    assert found == [[missing, words] for _, missing, words in cases]
+
+
 def test_nothing_has_to_be_scrolled_sideways(page: Page) -> None:
     def wide() -> list[int]:
         found: list[int] = page.told(

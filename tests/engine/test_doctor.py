@@ -202,6 +202,14 @@ WELL = {"name": "encode", "ready": 2, "wanted": 2, "deaths": 0, "demand_workers"
         ({**WELL, "deaths": 3, "replayed": 7}, [Grade.NOTE], "recycle_after"),
         ({**WELL, "demand_workers": 4.0}, [Grade.NOTE], "engine scale encode=6"),
         ({"name": "encode", "error": "it cannot say"}, [Grade.BAD], "log"),
+        ({**WELL, "ready": 0, "wanted": 0, "bounds": [0, 4]}, [], ""),
+        ({**WELL, "ready": 0, "wanted": 1, "bounds": [0, 4]}, [], ""),  # who else scales it than who is asked
+        ({**WELL, "ready": 0, "wanted": 0, "bounds": [0, 4], "deaths": 3}, [Grade.NOTE], "recycle_after"),
+        ({**WELL, "ready": 0, "wanted": 1, "queued": 1, "bounds": [0, 4]}, [Grade.NOTE], "engine logs"),
+        ({**WELL, "ready": 0, "bounds": [0, 4], "not_fed": "it kills"}, [Grade.BAD], "--level warning"),
+        ({**WELL, "ready": 0, "bounds": [1, 4]}, [Grade.BAD], "--level warning"),
+        ({**WELL, "demand_workers": 3.5, "bounds": [0, 4]}, [], ""),
+        ({**WELL, "demand_workers": 4.5, "bounds": [0, 4]}, [Grade.NOTE], "max"),
     ],
 )
 def test_stages_of_a_running_deployment(stage: dict[str, Any], grades: list[Grade], do: str) -> None:
@@ -216,7 +224,10 @@ def test_processes_of_several_versions_and_failures_are_told() -> None:
     told = {
         "name": "x",
         "stages": [{**WELL, "workers": [{"pid": 1, "version": "0.1"}, {"pid": 2, "version": "0.2"}]}],
-        "errors": [{"status": 500, "stage": "encode", "message": "inference internal error"}],
+        "errors": [  # the newest first
+            {"status": 500, "stage": "encode", "message": "inference internal error"},
+            {"status": 408, "stage": "check", "message": "timeout"},
+        ],
     }
     by_about = {one.about: one for one in place.judge_status(told)}
     assert "1 of 0.1, 1 of 0.2" in by_about["versions"].seen

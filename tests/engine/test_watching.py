@@ -279,6 +279,31 @@ def test_keys_choose_a_stage_and_what_is_shown_of_it() -> None:
     assert not seen.pressed("x")
 
 
+RESTING: dict[str, Any] = STAGE | {
+    "bounds": [0, 4], "ready": 0, "wanted": 0, "starting": 0, "queued": 0, "workers": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stage", "state", "shown"),
+    [
+        (RESTING, "serving", ("resting", "quiet")),
+        (RESTING | {"wanted": 1}, "serving", ("resting", "quiet")),  # who else scales it than who is asked
+        (RESTING | {"wanted": 1, "queued": 3}, "serving", ("0/1", "warn")),
+        (RESTING | {"wanted": 1, "starting": 1}, "serving", ("0/1", "warn")),
+        (RESTING | {"wanted": 2, "ready": 1}, "serving", ("1/2", "warn")),
+        (RESTING | {"wanted": 1, "ready": 1}, "serving", ("1/1", "good")),
+        (RESTING | {"not_fed": "it kills"}, "not ready: encode-image", ("0/0", "bad")),
+        (RESTING | {"wanted": 1, "bounds": [1, 4]}, "not ready: encode-image", ("0/1", "bad")),
+        (RESTING | {"wanted": 1, "bounds": None}, "not ready: encode-image", ("0/1", "bad")),
+    ],
+)
+def test_a_stage_at_rest_is_not_one_that_is_broken(stage: dict[str, Any], state: str, shown: tuple[str, str]) -> None:
+    assert status.heading_state(TOLD | {"stages": [stage]})[0] == state
+    assert shown in [(text.strip(), style) for line in topped(stages=[stage]).lines("", 80, 24) for text, style in line]
+    assert len(drawn(topped(stages=[stage]))[0]) <= 80
+
+
 def test_top_is_cut_to_the_screen_and_says_what_is_missing() -> None:
     many = STAGE | {"workers": [WORKER | {"slot": slot} for slot in range(1, 100)]}
     lines = drawn(topped(stages=[many]), 60, 15)

@@ -1,7 +1,7 @@
 // Asks `data` beside this page once a second while somebody looks, and shows what it says.
 
 import { NONE, count, draw, duration, forget, keyed, make, mark, note, percent, rate, size, sparkline, sum, table, time, write } from "./figures.js";
-import { Picture, colour } from "./picture.js";
+import { Picture, colour, isMissing } from "./picture.js";
 
 const EVERY_MS = 1000;
 const PATIENCE_MS = 5000; // for an answer
@@ -60,7 +60,7 @@ function show(told) {
   at("main").hidden = false;
   document.title = `${told.name} - Stageline`;
   write(at("name"), told.name);
-  const missing = told.stages.filter((stage) => !stage.ready || stage.error || stage.not_fed);
+  const missing = told.stages.filter(isMissing);
   const absent = (told.cells ?? 1) - (told.cells_answering ?? told.cells ?? 1);
   if (told.draining) standing("draining", "warn");
   else if (missing.length) standing(`not ready: ${missing.map((stage) => stage.name).join(", ")}`, "bad");

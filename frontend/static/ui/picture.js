@@ -8,6 +8,21 @@ const SHOWN = 60; // workers of one stage
 
 export const colour = (index) => `var(--r${index % 6})`;
 
+/** A stage that may be without workers takes requests all the same, as /readyz has it. */
+const mayRest = (stage) => stage.bounds?.[0] === 0;
+
+export const isMissing = (stage) => Boolean(stage.error || stage.not_fed || !(stage.ready || mayRest(stage)));
+
+/** It has no worker because nobody asks. `wanted` need not say so: others may scale it than who is asked. */
+export const isResting = (stage) => mayRest(stage) && !isMissing(stage) && !stage.ready && !stage.starting && !stage.queued;
+
+/** What stands beside the name of a stage, and whether that is good, warn or bad; nothing of these where it rests. */
+export function presence(stage) {
+  if (isResting(stage)) return [`resting · 0 of ${stage.bounds.join("-")}`, ""];
+  const kind = stage.ready && stage.ready >= stage.wanted ? "good" : stage.ready || !isMissing(stage) ? "warn" : "bad";
+  return [`${stage.ready} of ${stage.wanted} ready`, kind];
+}
+
 /** How far from the frontends each stage stands: behind all that come before it on any route. */
 function depths(stages, routes) {
   const depth = Object.fromEntries(stages.map((stage, index) => [stage.name, routes.length ? 1 : index + 1]));
@@ -158,8 +173,9 @@ class Stage extends Card {
     const key = `stage ${stage.name}`;
     note(key, lately.items_s, now);
     draw(this.spark, key, now, 1);
-    write(this.side, `${stage.ready} of ${stage.wanted} ready`);
-    this.side.className = `pill ${stage.ready >= stage.wanted ? "good" : stage.ready ? "warn" : "bad"}`;
+    const [words, kind] = presence(stage);
+    write(this.side, words);
+    this.side.className = `pill ${kind}`;
     write(this.rate, `${rate(lately.items_s)} items/s`);
     const size_ = lately.mean_batch || stage.mean_batch;
     this.facts([
@@ -173,7 +189,7 @@ class Stage extends Card {
     ]);
     const trouble = stage.not_fed ? `Not fed: ${stage.not_fed}` : "";
     write(this.note, trouble);
-    this.element.classList.toggle("trouble", Boolean(trouble) || !stage.ready);
+    this.element.classList.toggle("trouble", isMissing(stage));
     this.showWorkers(stage.workers ?? []);
     this.showReasons(lately.reasons ?? stage.batches_by_reason ?? {});
   }
