@@ -2,31 +2,33 @@
 about the last seconds. Read off what the machines keep anyway (:mod:`engine.core.window`, :mod:`engine.core.trace`).
 
 Of the routes only the frontends know how long answers took. What they have counted comes with their beats, as bytes
-that nobody reads until somebody asks.
+that nobody reads until somebody asks, and then once.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from math import inf
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
-from engine.core.front import Frontend, FrontMachine
+from engine.core.front import Frontend, FrontMachine, Said
 from engine.core.member import Member
 from engine.core.released import Released
 from engine.core.stage import StageMachine
 from engine.core.trace import Releases
 from engine.core.window import LEAST_S, WINDOW_S, of_buckets, quantiles
-from engine.errors import ProtocolError
-from engine.metrics import Family, unpack
+from engine.core.wire import UNREADABLE
+from engine.metrics import MAX_BYTES, MAX_FAMILIES, Family, Sample
 
 SHARES: Final = (0.5, 0.99)
 ENOUGH: Final = 20  # batches; where those of the window are fewer, older ones count as well
 OLD_S: Final = 300.0
 SAMPLE: Final = 200  # of batches whose times are looked at: whoever asks holds up the broker, by some 0.3 ms a stage
+
+Key = TypeVar("Key")
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -115,50 +117,101 @@ class RouteStatus(msgspec.Struct, frozen=True):
     p99_ms: float = 0.0
 
 
-class _Told:
-    """What one process, or several, have counted: durations by path and bound (not cumulative), answers by path and
-    status."""
+class _Light(msgspec.Struct, frozen=True, array_like=True):
+    """A :class:`~engine.metrics.Family` whose samples are read only where they are wanted: a frontend tells of much."""
+
+    name: str
+    kind: str
+    doc: str
+    samples: msgspec.Raw
+
+
+class _Sample(msgspec.Struct, frozen=True, array_like=True):
+    """Of such a one; its names, which come to nobody's page, are not looked at as those for /metrics are."""
+
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+_lights: Final = msgspec.msgpack.Decoder(Annotated[list[_Light], msgspec.Meta(max_length=MAX_FAMILIES)])
+_samples: Final = msgspec.msgpack.Decoder(list[_Sample])
+
+
+class _Read:
+    """What one process has counted: durations by path and bound (not cumulative), answers by path and status."""
+
+    __slots__ = ("answers", "durations")
 
     def __init__(self) -> None:
-        self.durations: defaultdict[str, Counter[float]] = defaultdict(Counter)
-        self.answers: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.durations: dict[str, dict[float, int]] = {}
+        self.answers: dict[str, dict[str, int]] = {}
 
-    def read(self, families: Sequence[Family], namespace: str, sign: int = 1) -> None:
-        for family in families:
+    def add_answers(self, samples: Iterable[_Sample | Sample]) -> None:
+        for sample in samples:
+            by_code = self.answers.setdefault(sample.labels.get("endpoint", ""), {})
+            code = sample.labels.get("code", "")
+            by_code[code] = by_code.get(code, 0) + int(sample.value)
+
+    def add_durations(self, samples: Iterable[_Sample]) -> None:
+        below: dict[str, float] = {}
+        for sample in samples:
+            if not sample.name.endswith("_bucket"):
+                continue
+            path, bound = sample.labels.get("endpoint", ""), _bound(sample.labels.get("le", ""))
+            self.durations.setdefault(path, {})[bound] = int(sample.value - below.get(path, 0.0))
+            below[path] = sample.value
+
+
+def _read(said: Said, namespace: str) -> _Read:
+    """Read once, by whoever first asks: a beat a second for each frontend, which each process of them may ask about."""
+    if not isinstance(said.read, _Read):
+        said.read = _unpacked(said.packed, namespace)
+    return said.read
+
+
+def _unpacked(packed: bytes, namespace: str) -> _Read:
+    read = _Read()
+    if not packed or len(packed) > MAX_BYTES:
+        return read
+    try:
+        for family in _lights.decode(packed):
             if family.name == f"{namespace}_throughput":
-                for sample in family.samples:
-                    labels = sample.labels
-                    self.answers[labels.get("endpoint", "")][labels.get("code", "")] += sign * int(sample.value)
+                read.add_answers(_samples.decode(family.samples))
             elif family.name == f"{namespace}_request_duration_second":
-                below: dict[str, float] = {}
-                for sample in family.samples:
-                    if not sample.name.endswith("_bucket"):
-                        continue
-                    path, bound = sample.labels.get("endpoint", ""), _bound(sample.labels.get("le", ""))
-                    self.durations[path][bound] += sign * int(sample.value - below.get(path, 0.0))
-                    below[path] = sample.value
+                read.add_durations(_samples.decode(family.samples))
+    except (*UNREADABLE, ValueError, OverflowError):  # of one process, which costs only itself
+        return _Read()
+    return read
 
 
 def routes(machine: FrontMachine, namespace: str, retired: Sequence[Family], now: float) -> list[RouteStatus]:
-    whole, lately, over_s = _Told(), _Told(), 0.0
-    whole.read(retired, namespace)
+    """What 16 frontends say of 5 routes takes 2 ms to read, once for each time that they say it, and 0.5 ms to add up;
+    of 32 and 10 routes 8 and 2 ms."""
+    gone, over_s = _Read(), 0.0
+    for family in retired:
+        if family.name == f"{namespace}_throughput":
+            gone.add_answers(family.samples)
+    answers: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    durations: defaultdict[str, defaultdict[float, int]] = defaultdict(lambda: defaultdict(int))
+    _add(answers, gone.answers)
     for frontend in machine.frontends.values():
-        newest = _read(frontend.families)
-        whole.read(newest, namespace)
+        newest = _read(frontend.said, namespace)
+        _add(answers, newest.answers)
         if (former := frontend.told.oldest(now)) is not None and frontend.heard - former[0] >= LEAST_S:
-            lately.read(newest, namespace)
-            lately.read(_read(former[1]), namespace, sign=-1)
+            _add(durations, newest.durations)
+            _add(durations, _read(former[1], namespace).durations, sign=-1)
             over_s = max(over_s, frontend.heard - former[0])
     found = []
     for number, route in enumerate(machine.topology.routes):
-        counts = lately.durations.get(route.path, Counter[float]())
+        counts = durations[route.path]
         bounds = sorted(counts)
         p50, p99 = of_buckets([bound for bound in bounds if bound < inf], [counts[one] for one in bounds], SHARES)
         found.append(
             RouteStatus(
                 route.path,
                 list(machine.topology.stage_names(number)),
-                {code: count for code, count in sorted(whole.answers[route.path].items()) if count},
+                {code: count for code, count in sorted(answers[route.path].items()) if count},
                 round(sum(counts.values()) / over_s, 2) if over_s else 0.0,
                 round(p50 * 1000, 3),
                 round(p99 * 1000, 3),
@@ -167,11 +220,13 @@ def routes(machine: FrontMachine, namespace: str, retired: Sequence[Family], now
     return found
 
 
-def _read(families: bytes) -> list[Family]:
-    try:
-        return unpack(families)
-    except ProtocolError:  # of one process, which costs only itself
-        return []
+def _add(
+    sums: Mapping[str, MutableMapping[Key, int]], counts: Mapping[str, Mapping[Key, int]], *, sign: int = 1
+) -> None:
+    for path, each in counts.items():
+        whole = sums[path]
+        for key, count in each.items():
+            whole[key] = whole.get(key, 0) + sign * count
 
 
 def _bound(text: str) -> float:

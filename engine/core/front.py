@@ -143,14 +143,23 @@ class Way(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
+class Said:
+    """What a frontend has counted, packed as it came with a beat. ``read``: the same as somebody has read it who keeps
+    it here, so that what many ask for is read once, and nothing while nobody asks."""
+
+    packed: bytes = b""
+    read: object = None
+
+
+@dataclass(slots=True, eq=False)
 class Frontend:
     peer: bytes
     session: int
     who: Introduction
     heard: float
     slot: int = 0  # its number among those that are there, from 1 on; another takes it when it has gone
-    families: bytes = b""
-    told: Marks[bytes] = field(default_factory=Marks)  # the same of the last seconds
+    said: Said = field(default_factory=Said)
+    told: Marks[Said] = field(default_factory=Marks)  # the same of the last seconds
     resident_bytes: int = 0  # as it says, like all that follows
     cpu_us: int = 0
     window: Window = field(default_factory=Window)  # of its CPU time
@@ -161,6 +170,10 @@ class Frontend:
     descriptors_most: int = 0
     began_s: float = 0.0
     requests: dict[int, Request] = field(default_factory=dict)  # by its own number
+
+    @property
+    def families(self) -> bytes:
+        return self.said.packed
 
 
 class FrontMachine:
@@ -454,9 +467,9 @@ class FrontMachine:
         frontend = self.frontends[peer]
         frontend.heard = now
         if beat.families:
-            frontend.families = beat.families
+            frontend.said = Said(beat.families)
             if len(beat.families) <= TOLD_MOST:
-                frontend.told.mark(now, beat.families)
+                frontend.told.mark(now, frontend.said)
         frontend.resident_bytes, frontend.cpu_us = beat.resident_bytes, beat.cpu_us
         frontend.node, frontend.url, frontend.version = beat.node, beat.url, beat.version
         frontend.descriptors, frontend.descriptors_most = beat.descriptors, beat.descriptors_most

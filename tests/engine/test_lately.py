@@ -9,9 +9,11 @@ import sys
 import time
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine import usage
+from engine.broker import lately
 from engine.core.batching import Policy
 from engine.core.front import TOLD_MOST
 from engine.core.messages import FrontendBeat, Status, WorkerBeat
@@ -120,6 +122,57 @@ def test_of_routes_the_frontends_know() -> None:
         "http://127.0.0.1:1", "host-1", "1.0", 7 << 20,
     )  # fmt: skip
     assert one["cpu"] == pytest.approx(0.25, abs=0.03)
+
+
+def test_what_a_frontend_says_is_read_once_however_many_ask_and_never_if_nobody_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[bytes] = []
+    unpacked = lately._unpacked
+
+    def watched(packed: bytes, namespace: str) -> Any:
+        read.append(packed)
+        return unpacked(packed, namespace)
+
+    monkeypatch.setattr(lately, "_unpacked", watched)
+    twin = Twin(topology(), [SPEC])
+    twin.introduce(b"f")
+    for number in range(30):
+        twin.front.beat(b"f", FrontendBeat(beat(100 * number, number)), twin.now)
+        second(twin)
+    assert read == []
+    first = status(twin)["routes"]
+    assert len(read) == 2  # the newest, and the one from which on it counts
+    assert all(status(twin)["routes"] == first for _ in range(10))
+    assert len(read) == 2
+    for number in range(30, 60):
+        twin.front.beat(b"f", FrontendBeat(beat(100 * number, number)), twin.now)
+        for _ in range(3):
+            (route,) = status(twin)["routes"]
+        assert route["answers"] == {"200": 100 * number}
+        second(twin)
+    assert len(read) == len(set(read))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [["engine_throughput", "counter", "d", [["engine_throughput_total", {"endpoint": "/r0"}, float("inf")]]]],
+        [["engine_throughput", "counter", "d", [["engine_throughput_total", {"endpoint": "/r0"}, float("nan")]]]],
+        [["engine_throughput", "counter", "d", [["engine_throughput_total", {"endpoint": 7}, 1.0]]]],
+        [["engine_throughput", "counter", "d", 7]],
+        [["engine_throughput", "counter", "d", [[]]]],
+        [["engine_throughput"]],
+        {"engine_throughput": 1},
+    ],
+    ids=str,
+)
+def test_what_cannot_be_read_costs_its_own_process_alone(said: Any) -> None:
+    twin = Twin(topology(), [SPEC])
+    for peer, one in ((b"bad", msgspec.msgpack.encode(said)), (b"good", beat(5, 0))):
+        twin.introduce(peer)
+        twin.front.beat(peer, FrontendBeat(one), twin.now)
+    assert status(twin)["routes"][0]["answers"] == {"200": 5}
 
 
 def test_what_an_older_frontend_or_a_broken_one_says_is_no_trouble() -> None:
