@@ -59,6 +59,8 @@ def test_none_while_nobody_asks_and_one_of_each_stage_for_who_does(running: Depl
         answer = client.post("/inference", json={"id": 1})
     assert answer.status_code == 200, answer.text + running.tail()
     assert [name for name, _ in answer.json()["trace"]] == ["first", "second"]
+    # A worker serves a moment before the supervisor has heard that it can.
+    wait_for("the line", lambda: "worker first-1 ready" in running.log)
     log = running.log
     assert log.index("scaling first from 0 to 1") < log.index("worker first-1 ready")
     assert "scaling second from 0 to 1" in log.split("worker first-1 ready")[0], "both load at the same time"
