@@ -61,7 +61,9 @@ class Scaling:
         """What is to be changed now. ``present``: how many workers there are, or shall be, of each stage, ``bounds`` of
         those that are scaled, ``demand`` as the brokers tell it, ``asked``: where requests wait. A stage of which no
         figure is told keeps what it has."""
-        woken = self._woken(present, bounds, asked, routes)
+        # A figure may come before anybody has said that they wait; what follows on the routes is needed just so.
+        awaited = {*asked, *(stage for stage in bounds if demand.get(stage))}
+        woken = self._woken(present, bounds, awaited, routes)
         changes = []
         for stage, bound in bounds.items():
             scale = self._scales.get(stage)

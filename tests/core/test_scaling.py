@@ -45,6 +45,12 @@ def test_a_request_that_waits_wakes_the_stages_on_its_way_at_once_and_no_others(
     assert [(one.stage, one.before, one.after) for one in found] == [("first", 0, 1), ("second", 0, 1)]
 
 
+def test_a_figure_that_comes_before_it_is_said_that_somebody_waits_wakes_the_stages_on_the_way_too() -> None:
+    made = Deployed({"first": 0, "second": 0})
+    found = made.look({"first": 0.8, "second": 0.0})
+    assert [(one.stage, one.before, one.after) for one in found] == [("first", 0, 1), ("second", 0, 1)]
+
+
 def test_who_waits_at_the_last_stage_wakes_that_alone() -> None:
     made = Deployed({"first": 0, "second": 0})
     assert [one.stage for one in made.look({"first": 0.0, "second": 0.0}, asked=["second"])] == ["second"]
