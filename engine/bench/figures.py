@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
 from typing import Final, NamedTuple
+
+from engine.simulation.figures import percentile
 
 STEPS: Final = 200  # of the curve
 LAG_MS: Final = 2.0  # a lag that is none
@@ -97,11 +98,6 @@ class Figures:
         return self.p50_ms - self.first_p50_ms > max(1.0, 0.1 * self.p50_ms)
 
 
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """The smallest of these, which are in order, that so many of them do not exceed (nearest rank); 0.0 of none."""
-    return ordered[max(ceil(share * len(ordered)) - 1, 0)] if ordered else 0.0
-
-
 def word(status: int) -> str:
     return {CUT: "cut off", LATE: "no answer"}.get(status, str(status))
 
@@ -127,21 +123,21 @@ def figures(outcome: Outcome, rate: float, begin_s: float, end_s: float, slo_s: 
             word(status): text for status, text in outcome.wrong.items() if any(s.status == status for s in samples)
         },
         mean_ms=sum(took) / len(took) if took else 0.0,
-        p50_ms=percentile(took, 0.5),
-        p90_ms=percentile(took, 0.9),
-        p99_ms=percentile(took, 0.99),
-        p999_ms=percentile(took, 0.999),
+        p50_ms=percentile(took, 50),
+        p90_ms=percentile(took, 90),
+        p99_ms=percentile(took, 99),
+        p999_ms=percentile(took, 99.9),
         max_ms=took[-1] if took else 0.0,
-        first_p50_ms=percentile(firsts, 0.5),
-        first_p99_ms=percentile(firsts, 0.99),
-        lag_p90_ms=percentile(lags, 0.9),
-        lag_p99_ms=percentile(lags, 0.99),
+        first_p50_ms=percentile(firsts, 50),
+        first_p99_ms=percentile(firsts, 99),
+        lag_p90_ms=percentile(lags, 90),
+        lag_p99_ms=percentile(lags, 99),
         waited=outcome.waited,
         connections=outcome.connections,
         throughput=len(came) / seconds,
         goodput=_good(came, slo_s) / seconds,
         bytes_s=sum(one.nbytes for one in came) / seconds,
-        curve_ms=[percentile(took, step / STEPS) for step in range(STEPS + 1)] if took else [],
+        curve_ms=[percentile(took, 100 * step / STEPS) for step in range(STEPS + 1)] if took else [],
     )
 
 

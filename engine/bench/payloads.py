@@ -108,11 +108,7 @@ def routes(document: Mapping[str, Any]) -> list[str]:
 def document_of(target: Target, fields: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """What the service says of itself; empty where it says nothing. Raises ConfigError for a certificate that is not to
     be trusted."""
-    connection = (
-        http.client.HTTPSConnection(target.host, target.port, timeout=ASK_S, context=target.tls_context())
-        if target.tls
-        else http.client.HTTPConnection(target.host, target.port, timeout=ASK_S)
-    )
+    connection = target.connection(ASK_S)
     try:
         connection.request("GET", DOCUMENT, headers=dict(fields))
         answer = connection.getresponse()

@@ -84,11 +84,7 @@ def _running(deployment: Deployment) -> Target | None:
 
 def is_ready(target: Target) -> bool:
     """Whether whoever answers there says that it is."""
-    connection = (
-        http.client.HTTPSConnection(target.host, target.port, timeout=ASK_S, context=target.tls_context())
-        if target.tls
-        else http.client.HTTPConnection(target.host, target.port, timeout=ASK_S)
-    )
+    connection = target.connection(ASK_S)
     try:
         connection.request("GET", "/readyz")
         return connection.getresponse().status == 200

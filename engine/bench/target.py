@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import socket
 import ssl
 from dataclasses import dataclass
@@ -51,6 +52,12 @@ class Target:
                 else:
                     return family, address
         raise ConfigError([f"{self.base}: nobody answers there: {problem}; is the service up?"])
+
+    def connection(self, timeout_s: float) -> http.client.HTTPConnection:
+        """For a question beside the measurement; not made yet."""
+        if not self.tls:
+            return http.client.HTTPConnection(self.host, self.port, timeout=timeout_s)
+        return http.client.HTTPSConnection(self.host, self.port, timeout=timeout_s, context=self.tls_context())
 
     def tls_context(self) -> ssl.SSLContext:
         context = ssl.create_default_context()

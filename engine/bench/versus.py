@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import exp, log, sqrt
+from statistics import median
 from typing import Final
 
 from engine.bench.figures import Figures
@@ -66,9 +67,7 @@ def verdicts(first: Sequence[Figures], second: Sequence[Figures]) -> list[Verdic
         if not min(ones) or not min(others):
             continue
         ratio, low, high = interval([log(b / a) for a, b in zip(ones, others, strict=True)])
-        found.append(
-            Verdict(name, unit, _median(ones), _median(others), exp(ratio), exp(low), exp(high), more_is_better)
-        )
+        found.append(Verdict(name, unit, median(ones), median(others), exp(ratio), exp(low), exp(high), more_is_better))
     return found
 
 
@@ -81,9 +80,3 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     deviation = sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
     around = (T95[count - 2] if count - 2 < len(T95) else 1.96) * deviation / sqrt(count)
     return mean, mean - around, mean + around
-
-
-def _median(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2

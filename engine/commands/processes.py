@@ -25,9 +25,7 @@ def broker(options: argparse.Namespace, deployment: Deployment) -> int:
     die_with_parent(options.parent)
     cell = options.cell - 1
     entitle(f"broker-{cell + 1}" if cell else "broker", deployment.engine.name)
-    log.setup(
-        f"broker {cell + 1}" if cell else "broker", level=deployment.engine.log_level, form=deployment.engine.log_format
-    )
+    set_up_log(f"broker {cell + 1}" if cell else "broker", deployment)
     notify = Notifier(options.status_fd)
     from engine.broker import serve
 
@@ -95,9 +93,7 @@ def worker(options: argparse.Namespace, deployment: Deployment) -> int:
 
     die_with_parent(options.parent)
     entitle(f"{stage}-{options.slot}", deployment.engine.name)
-    log.setup(
-        "worker", level=deployment.engine.log_level, form=deployment.engine.log_format, stage=stage, worker=options.slot
-    )
+    set_up_log("worker", deployment, stage=stage, worker=options.slot)
     _see_to_run_dir(options, deployment)
     from stages.runtime import serve
 
