@@ -370,7 +370,7 @@ class Line:
             return None
         try:
             return cls(json.loads(data))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):  # the last: lists in lists without end
             return None
 
     def readable(self, *, colour: bool) -> str:

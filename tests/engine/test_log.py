@@ -415,3 +415,7 @@ def test_a_line_of_a_file_is_shown_as_on_a_terminal(process, origin, extra):
 @pytest.mark.parametrize("text", ["", "x", "{", '{"time": 1', '{"time": 1}', '{"time": [], "process": 3}', "\xff"])
 def test_what_is_no_line_of_ours_is_not_taken_for_one(text):
     assert log.Line.of(text.encode("latin-1")) is None
+
+
+def test_a_printed_line_that_no_reader_of_json_gets_through_is_none_of_ours():
+    assert log.Line.of(b'{"time":' + b"[" * 100_000) is None
