@@ -284,7 +284,16 @@ def test_what_will_take_long_is_handed_over_before_it_comes(field: str) -> None:
     assert bench.handed == [begun]
 
 
-def test_a_client_that_leaves_while_its_answer_is_packed_is_counted_once() -> None:
+def test_a_client_that_leaves_while_its_answer_is_packed_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = threading.Event()
+    pack = compression.pack
+
+    def pack_when_it_left(coding: str, body: bytes) -> bytes:
+        assert left.wait(10)
+        return pack(coding, body)
+
+    monkeypatch.setattr(compression, "pack", pack_when_it_left)
+
     async def scenario() -> None:
         bench = Bench(compression=True)
         bench.feed(plain(b"x" * 1_000_000, "accept-encoding: gzip"))
@@ -292,6 +301,7 @@ def test_a_client_that_leaves_while_its_answer_is_packed_is_counted_once() -> No
         assert not bench.connection.idle
         bench.connection.connection_lost(None)
         assert bench.connection.idle
+        left.set()
         await asyncio.get_running_loop().shutdown_default_executor()
         await settle()
         assert bench.transport.written == b""
