@@ -58,6 +58,10 @@ PAGE: Final = "/ui"  # where that is, and everything below; not reserved, for se
 
 PRIORITIES: Final = ("high", "normal", "low")
 
+# Whose API a route speaks.
+PLAIN, OPENAI = "plain", "openai"
+PROTOCOLS: Final = (PLAIN, OPENAI)
+
 PATHS: Final = (Form.FOLDER, Form.FILE)  # a relative one is beside the file, or on the command line where one stands
 
 
@@ -469,6 +473,12 @@ class RouteSection:
         "normal",
         "Class of this route's requests: while not everybody can be served, lower ones leave room for higher ones.",
         choices=PRIORITIES,
+    )
+    protocol: str = setting(
+        PLAIN,
+        "Whose API the route speaks, where it is a known one: openai, OpenAI's, has its form of errors and its list of "
+        "models beside it; plain, none: errors are text or problem details.",
+        choices=PROTOCOLS,
     )
 
 
