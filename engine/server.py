@@ -116,6 +116,7 @@ class Server:
 
     def __init__(self) -> None:
         self._routes: dict[str, list[Runtime]] = {}
+        self._route_keys: dict[str, dict[str, Any]] = {}  # Any: keys are of all types
         self._daemons: dict[str, Any] = {}  # subprocess.Popen, multiprocessing.Process, or alike
 
     def append_worker(
@@ -138,12 +139,16 @@ class Server:
         runtime = Runtime(worker, num, max_batch_size, max_wait_time, timeout, start_method, env, **keys)
         self.register_runtime({path: [runtime] for path in ([route] if isinstance(route, str) else route)})
 
-    def register_runtime(self, routes: Mapping[str, Sequence[Runtime]]) -> None:
+    def register_runtime(self, routes: Mapping[str, Sequence[Runtime]], **keys: Any) -> None:
         """Add stages at the end of each route: HTTP path -> its Runtimes in order.
 
-        Raises TypeError for what is no Runtime, ValueError for a path that is reserved or a Runtime that would be on
-        a route twice. Nothing is added then.
+        Keyword arguments are the further keys of these ``[[route]]``s: ``protocol``, ``slo``, ``priority`` ...
+        (docs/reference.md). A route that has its stages already may be named with none, ``[]``.
+
+        Raises TypeError for what is no Runtime or an argument that is unknown, ValueError for a path that is reserved,
+        a value that is not what its key takes, or a Runtime that would be on a route twice. Nothing is added then.
         """
+        table = {name: _route_key(name, value) for name, value in keys.items()}
         if not routes:
             raise ValueError("route: expected at least one path")
         merged = {}
@@ -159,6 +164,8 @@ class Server:
                 raise ValueError(f"{path}: the same Runtime twice on one route; make a second Runtime of the class")
             merged[path] = chain
         self._routes.update(merged)
+        for path in merged:
+            self._route_keys.setdefault(path, {}).update(table)
 
     def register_daemon(self, name: str, process: Any) -> None:
         """Let a process live and die with the deployment: started with it if need be, ended with it.
@@ -199,7 +206,8 @@ class Server:
                 {**wait, **runtime.table, "name": name, "worker": runtime.spec} for runtime, name in names.items()
             ],
             "route": [
-                {"path": path, "stages": [names[runtime] for runtime in chain]} for path, chain in self._routes.items()
+                {**self._route_keys[path], "path": path, "stages": [names[runtime] for runtime in chain]}
+                for path, chain in self._routes.items()
             ],
         }
 
@@ -283,6 +291,17 @@ def _script() -> Path:
     if main.__spec__ is not None:  # python -m pkg.mod: imports start where the outermost package lies
         return path.parents[main.__spec__.name.count(".")] / path.name
     return path
+
+
+def _route_key(name: str, value: object) -> Any:  # keys are of all types
+    if name in ("path", "stages"):
+        raise TypeError(f"register_runtime: {name} is what `routes` says")
+    try:
+        return read_key("route", name, value)
+    except KeyError as error:
+        raise TypeError(f"register_runtime: {error.args[0]}") from None
+    except ValueError as error:
+        raise ValueError(f"register_runtime: {name}: {error}") from None
 
 
 def _spec(worker: type[Worker]) -> str:

@@ -5,6 +5,7 @@ Where to look:
     app        put together: exchange -> Falcon -> resources; `create` takes its collaborators
     exchange   the thin ASGI layer around Falcon: request id, metrics, and access to the connection's own `receive`
     resources  a route: admission, body, deadline, submit, answer; and /metrics
+    models     the list of models of OpenAI's API
     health     /, /healthz, /readyz
     head       what the head of a request means; pure, as are the next two
     gate       may a request come in? Counts, bounds
@@ -35,6 +36,7 @@ Where to look:
     lingering  the end of a connection, by halves
     streams    an answer that is sent while it is computed, and how it ends
     errors     ONE table of everything that can be answered instead of a result
+    protocols  whose API a path speaks, and its form of errors; pure
     media      text or problem+json, as the client asks; which headers of a worker are passed on
     idempotency  what an Idempotency-Key says of a request; pure
     requestid, timing, deadline   one header each: x-request-id, server-timing, x-request-timeout

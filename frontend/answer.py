@@ -7,8 +7,7 @@ or a form of errors, adds it here. A reply has no framing, no date and no word a
 writer's.
 
 * An answer that only says something is text, or RFC 9457 problem details for a client that names JSON in its Accept. On
-  routes under ``/v1/``, whose clients are written for OpenAI's API, it is JSON unless text is asked for by name, and
-  carries that API's ``error`` object beside.
+  routes that speak an API which has a form for errors, it has that (:mod:`frontend.protocols`).
 * An error of the service's own that brings a body (a ``content-type`` among its headers) is passed on as it is.
 * ``retry-after`` and ``retry-after-ms`` are said by whoever refuses. What a worker answers with 429 or 503 is its own
   affair, and so is when its client should come again.
@@ -18,14 +17,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import ceil
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from engine.config.schema import OPENAI
+from engine.core import sse
 from engine.core.call import Answer
 from engine.core.messages import Refused, Speaker
 from engine.core.routing import Topology
 from frontend import compression, media, timing
 from frontend.errors import Problem
 from frontend.head import Head
+from frontend.protocols import JSON, Protocols, openai_body, openai_event
+
+if TYPE_CHECKING:
+    from engine.config.schema import Deployment
 
 SERVER: Final = "stageline"
 
@@ -55,11 +60,25 @@ def common(request_id: str) -> list[tuple[str, str]]:
 class Answering:
     """Makes replies for the routes of one deployment."""
 
-    def __init__(self, topology: Topology, *, compressed: bool = False) -> None:
+    def __init__(
+        self, topology: Topology, *, compressed: bool = False, protocols: Mapping[str, str] | None = None
+    ) -> None:
         """``compressed``: the same request with another Accept-Encoding may be answered in another coding, and caches
-        must know."""
+        must know. ``protocols``: of routes, by path; of others nothing is known."""
+        self._protocols = Protocols(protocols)
+        spoken = [self._protocols.of(route.path) for route in topology.routes]
+        # How a stream of events ends that failed, by route: from a status and words.
+        self.last_events = [openai_event if protocol == OPENAI else sse.error for protocol in spoken]
         self.stages = [timing.labels(topology.stage_names(index)) for index in range(len(topology.routes))]
         self._vary = [("vary", compression.VARY)] if compressed else []
+
+    @staticmethod
+    def of(deployment: Deployment) -> Answering:
+        return Answering(
+            deployment.topology,
+            compressed=deployment.frontend.compression,
+            protocols={route.path: route.protocol for route in deployment.routes},
+        )
 
     def result(self, route: int, head: Head, answer: Answer, request_id: str, took_s: float) -> Reply:
         """What the broker's client brought: a result, or why there is none."""
@@ -77,19 +96,30 @@ class Answering:
         if own:
             mime, body = own, bytes(answer.body)
         else:
-            mime, body = media.message(head.accept, status, str(answer.body, "utf-8", "replace"), request_id, head.path)
+            said = str(answer.body, "utf-8", "replace")
+            reason = answer.refused.reason if answer.refused is not None else ""
+            mime, body = self._written(head.path, head.accept, status, said, request_id, reason)
         return Reply(status, mime, b"" if status in _BODILESS else body, headers + passed)
 
-    def problem(self, problem: Problem, head: Head | None, request_id: str) -> Reply:
-        """A refusal of this process's. ``head`` None: it could not be read."""
-        accept, path = (head.accept, head.path) if head is not None else (b"", "")
-        mime, body = media.message(accept, problem.status, problem.detail, request_id, path, problem.reason)
+    def problem(self, problem: Problem, head: Head | None, request_id: str, path: str = "") -> Reply:
+        """A refusal of this process's. ``head`` None: it could not be read, and ``path`` says where it was for, where
+        that much is known."""
+        accept, path = (head.accept, head.path) if head is not None else (b"", path)
+        mime, body = self._written(path, accept, problem.status, problem.detail, request_id, problem.reason)
         headers = [*self._vary, *problem.headers.items()]
         if problem.status in _REFUSALS:
             headers.append((timing.HEADER, timing.refused(Refused(problem.reason))))
         if problem.retry_after_s:
             headers += retry_after(problem.retry_after_s)
         return Reply(problem.status, mime, body, headers, problem.reason)
+
+    def _written(
+        self, path: str, accept: bytes, status: int, said: str, request_id: str, reason: str
+    ) -> tuple[str, bytes]:
+        """Content type and body of what only says something."""
+        if self._protocols.of(path) == OPENAI:
+            return JSON, openai_body(status, said, reason)
+        return media.message(accept, status, said, request_id)
 
     def stream(self, mime: str) -> Reply:
         """The head of an answer whose body is sent while it is computed."""

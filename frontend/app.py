@@ -10,7 +10,7 @@ import falcon.asgi
 
 from engine.config.schema import PAGE, Deployment
 from engine.core.call import BrokerClient
-from frontend import health, ui
+from frontend import health, models, ui
 from frontend.answer import Answering
 from frontend.exchange import Application, Layer
 from frontend.files import Redirect
@@ -64,6 +64,11 @@ def create(
     shared = Collaborators(client, gate, answering, frontend.body_timeout, frontend.compression, metrics.traces)
     for index, route in enumerate(topology.routes):
         app.add_route(route.path, RouteResource(index, topology.stage_names(index)[-1], shared))
+    since = models.created(deployment)
+    for path, names in models.lists(deployment).items():
+        listed = models.ModelsResource(names, deployment.engine.name, since)
+        app.add_route(path, listed)
+        app.add_route(f"{path}/{{name:path}}", listed)  # a name may have slashes
     pages = health.pages(topology, client, gate)
     app.add_route("/", health.Root(pages.pop("/"), gate if deployment.has_page else None))
     for path, page in pages.items():

@@ -41,6 +41,7 @@ BAD_SLO: Final = Problem("bad_slo", 400, "bad request: x-slo takes seconds and x
 BAD_PRIORITY: Final = Problem("bad_priority", 400, "bad request: x-priority takes high, normal or low")
 BAD_KEY: Final = Problem("bad_key", 400, "bad request: idempotency-key takes 1 to 255 printable characters")
 NOT_FOUND: Final = Problem("not_found", 404, "not found")
+NO_MODEL: Final = Problem("model_not_found", 404, "not found: there is no such model here")
 WRONG_METHOD: Final = Problem("wrong_method", 405, "method not allowed")
 TIMEOUT: Final = Problem("timeout", 408, "inference timeout")
 SLOW_HEADERS: Final = Problem("slow_headers", 408, "request timeout: the headers came too slowly")

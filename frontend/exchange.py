@@ -168,7 +168,7 @@ class Layer:
             if refusal is None:
                 await self._app(scope, receive_lazily, send_marked)
             else:
-                reply = self._answering.problem(refusal.problem, None, exchange.request_id)
+                reply = self._answering.problem(refusal.problem, head, exchange.request_id, scope["path"])
                 exchange.reason = reply.reason
                 await _send(reply, send_marked)
             took_s = now() - exchange.started

@@ -15,6 +15,7 @@ close``. There are no timers per request: :mod:`frontend.sweeper` looks over all
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.clock import now
@@ -480,15 +481,18 @@ class LeanConnection(asyncio.Protocol):
         assert plain is not None  # it has been submitted
         streaming = self._stream
         if streaming is None:
-            streaming = self._stream = _Streaming()
+            streaming = self._stream = self._streaming(plain)
         freed = streaming.stream.event(event, self._shared.hint(plain.route))
         if freed:
             self._shared.client.consumed(self._seq, freed)
         self._write_stream()
 
+    def _streaming(self, plain: Plain) -> _Streaming:
+        return _Streaming(self._shared.answering.last_events[plain.route])
+
     def _answer_stream(self, plain: Plain, answer: Answer) -> bool:
         """The end of an answer that is a stream, or would have been one; False: it is to be given whole."""
-        streaming = self._stream or _Streaming()
+        streaming = self._stream or self._streaming(plain)
         streaming.answer = answer
         streaming.stream.answered(answer, self._shared.hint(plain.route))
         if streaming.stream.flow is Flow.UNKNOWN:
@@ -585,7 +589,7 @@ class LeanConnection(asyncio.Protocol):
             else:
                 quiet = instant - self._began > HEAD_S and self._shared.hint(plain.route) is Flow.EVENTS
             if quiet:
-                streaming = self._stream = streaming or _Streaming()
+                streaming = self._stream = streaming or self._streaming(plain)
                 streaming.stream.comment()
                 self._write_stream()
 
@@ -599,8 +603,8 @@ class _Streaming:
 
     __slots__ = ("answer", "has_begun", "sent", "stream", "taken", "wrote_at")
 
-    def __init__(self) -> None:
-        self.stream = Stream()
+    def __init__(self, error: Callable[[int, str], bytes]) -> None:
+        self.stream = Stream(error)
         self.answer: Answer | None = None  # its end
         self.has_begun = False  # its head has been written
         self.sent = 0  # bytes of the body

@@ -1,8 +1,7 @@
 """How words are written down as a body, and which headers of a worker may be passed on. Pure.
 
 A client that names JSON in its Accept gets RFC 9457 problem details; everybody else, ``*/*`` included, a line of text.
-Under ``/v1/`` the clients are OpenAI's and those who speak like them: there it is JSON for all who do not prefer text
-by name, with that API's ``error`` object among the members.
+Routes that speak an API with a form of its own have that: :mod:`frontend.protocols`.
 """
 
 from __future__ import annotations
@@ -27,29 +26,17 @@ _QVALUE: Final = re.compile(r"^(?:0(?:\.\d{0,3})?|1(?:\.0{0,3})?)$")  # RFC 9110
 _encode = msgspec.json.Encoder().encode
 
 
-OPENAI: Final = "/v1/"
-
-# The ``type`` of an error as OpenAI's API names it, by status; others by their class.
-_OPENAI_TYPES: Final = {
-    401: "authentication_error",
-    403: "permission_error",
-    408: "timeout_error",
-    429: "rate_limit_error",
-}
-
-
 def is_json(mime: str) -> bool:
     """Whether a body of this type is JSON."""
     return _JSON.match(mime) is not None
 
 
-def wants_problem(accept: str, *, unasked: bool = False) -> bool:
-    """Whether an Accept header asks for JSON by name, at least as much as for text by name. ``unasked``: whether who
-    names neither gets it."""
+def wants_problem(accept: str) -> bool:
+    """Whether an Accept header asks for JSON by name, at least as much as for text by name."""
     if len(accept) > 1024:  # nobody's, and it would fill the cache
-        return unasked
+        return False
     json, text = _qualities(accept)
-    return json >= text and (json > 0 or unasked)
+    return json >= text and json > 0
 
 
 @lru_cache(maxsize=256)
@@ -70,13 +57,9 @@ def _qualities(accept: str) -> tuple[float, float]:
     return json, text
 
 
-def message(
-    accept: bytes, status: int, detail: str, request_id: str, path: str = "", reason: str = ""
-) -> tuple[str, bytes]:
-    """Content type and body of an answer that carries only words. ``path`` is the route's, ``reason`` a name for what
-    happened that programs may compare."""
-    openai = path.startswith(OPENAI)
-    if not wants_problem(accept.decode("latin-1"), unasked=openai):
+def message(accept: bytes, status: int, detail: str, request_id: str) -> tuple[str, bytes]:
+    """Content type and body of an answer that carries only words."""
+    if not wants_problem(accept.decode("latin-1")):
         return TEXT, detail.encode()
     problem: dict[str, object] = {
         "type": "about:blank",
@@ -85,9 +68,6 @@ def message(
         "detail": detail,
         "request_id": request_id,
     }
-    if openai:
-        kind = _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-        problem["error"] = {"message": detail, "type": kind, "param": None, "code": reason or None}
     return PROBLEM, _encode(problem)
 
 

@@ -17,18 +17,21 @@ import falcon.asgi
 import msgspec
 
 from engine import __version__
-from engine.config.schema import Deployment, RouteSection
+from engine.config.schema import OPENAI, PLAIN, Deployment, RouteSection
 from engine.core import about, sse
 from engine.core.about import REF_PREFIX, About, Boundary
 from engine.core.call import BrokerClient
 from engine.errors import ProtocolError, Unavailable
-from frontend import components, errors, media
+from frontend import components, errors, media, models
 from frontend.errors import Refusal
+from frontend.protocols import JSON
 
 log = logging.getLogger("stageline.frontend")
 
 OPENAPI: Final = "3.1.0"
 PROBLEM: Final = "Problem"  # the component of problem+json (RFC 9457)
+OPENAI_ERROR: Final = "ErrorResponse"  # and of OpenAI's form, as its document calls it
+MODEL: Final = "Model"
 RETRY_AFTER: Final = {
     "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 0}},
     "retry-after-ms": {"description": "The same in milliseconds.", "schema": {"type": "integer", "minimum": 1}},
@@ -80,6 +83,43 @@ _PROBLEM_SCHEMA: Final[Json] = {
 }
 
 
+_OPENAI_SCHEMA: Final[Json] = {
+    "title": OPENAI_ERROR,
+    "type": "object",
+    "properties": {
+        "error": {
+            "type": "object",
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+            "required": ["message", "type", "param", "code"],
+        }
+    },
+    "required": ["error"],
+}
+_MODEL_SCHEMA: Final[Json] = {
+    "title": MODEL,
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "object": {"type": "string", "enum": ["model"]},
+        "created": {"type": "integer"},
+        "owned_by": {"type": "string"},
+    },
+    "required": ["id", "object", "created", "owned_by"],
+}
+_BY_PROTOCOL: Final[dict[str, Json]] = {
+    PLAIN: {
+        "text/plain": {"schema": {"type": "string"}},
+        media.PROBLEM: {"schema": {"$ref": REF_PREFIX + PROBLEM}},
+    },
+    OPENAI: {JSON: {"schema": {"$ref": REF_PREFIX + OPENAI_ERROR}}},
+}
+
+
 def document(deployment: Deployment, abouts: Mapping[str, About]) -> Json:
     """The document; ``abouts`` by the stages' names, as far as they are known."""
     sides: dict[tuple[str, str], Boundary] = {}
@@ -88,7 +128,13 @@ def document(deployment: Deployment, abouts: Mapping[str, About]) -> Json:
             said = abouts.get(stage)
             if said is not None:
                 sides[route.path, direction] = said.request if direction == "Input" else said.response
-    named, schemas = components.merge(sides, reserved={PROBLEM})
+    lists = models.lists(deployment)
+    ours: dict[str, Json] = {PROBLEM: _PROBLEM_SCHEMA}
+    if any(route.protocol == OPENAI for route in deployment.routes):
+        ours[OPENAI_ERROR] = _OPENAI_SCHEMA
+    if lists:
+        ours[MODEL] = _MODEL_SCHEMA
+    named, schemas = components.merge(sides, reserved=set(ours))
     identifiers = _operation_ids(route.path for route in deployment.routes)
     paths: dict[str, Json] = {}
     for route in deployment.routes:
@@ -100,9 +146,11 @@ def document(deployment: Deployment, abouts: Mapping[str, About]) -> Json:
                 **_words(route, abouts, request, response),
                 "parameters": [IDEMPOTENCY_KEY],
                 **_request_body(request),
-                "responses": {"200": _success(response), **_failures(deployment)},
+                "responses": {"200": _success(response), **_failures(deployment, route.protocol)},
             }
         }
+    for path in lists:
+        paths.update(_models(path))
     paths.update((path, {"get": operation}) for path, operation in _service().items())
     return {
         "openapi": OPENAPI,
@@ -111,7 +159,7 @@ def document(deployment: Deployment, abouts: Mapping[str, About]) -> Json:
             "version": deployment.frontend.version or __version__,
         },
         "paths": paths,
-        "components": {"schemas": {**schemas, PROBLEM: _PROBLEM_SCHEMA}},
+        "components": {"schemas": {**schemas, **ours}},
     }
 
 
@@ -176,12 +224,9 @@ def _success(side: Boundary | None) -> Json:
     return answer
 
 
-def _failures(deployment: Deployment) -> dict[str, Json]:
+def _failures(deployment: Deployment, protocol: str) -> dict[str, Json]:
     limit = deployment.frontend.max_request_size
-    content = {
-        "text/plain": {"schema": {"type": "string"}},
-        media.PROBLEM: {"schema": {"$ref": REF_PREFIX + PROBLEM}},
-    }
+    content = _BY_PROTOCOL[protocol]
     answers: dict[str, Json] = {}
     for status, text in _FAILURES.items():
         answer: Json = {"description": f"{text} At most {limit} bytes are taken." if status == 413 else text}
@@ -189,6 +234,36 @@ def _failures(deployment: Deployment) -> dict[str, Json]:
             answer["headers"] = RETRY_AFTER
         answers[str(status)] = {**answer, "content": content}
     return answers
+
+
+def _models(path: str) -> dict[str, Json]:
+    """The paths of a list of models."""
+    model: Json = {"$ref": REF_PREFIX + MODEL}
+    listed: Json = {
+        "type": "object",
+        "properties": {"object": {"type": "string", "enum": ["list"]}, "data": {"type": "array", "items": model}},
+        "required": ["object", "data"],
+    }
+    name: Json = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+    identifier = "get_" + re.sub(r"[^A-Za-z0-9]+", "_", path).strip("_")
+    shared: Json = {"tags": ["routes"]}
+
+    def answers(schema: Json) -> Json:
+        return {"200": {"description": "What there is.", "content": {JSON: {"schema": schema}}}}
+
+    missing: Json = {"404": {"description": "There is no such model.", "content": _BY_PROTOCOL[OPENAI]}}
+    return {
+        path: {"get": {"operationId": identifier, "summary": "The models", **shared, "responses": answers(listed)}},
+        f"{path}/{{model}}": {
+            "get": {
+                "operationId": f"{identifier}_one",
+                "summary": "One of them",
+                **shared,
+                "parameters": [name],
+                "responses": {**answers(model), **missing},
+            }
+        },
+    }
 
 
 def _operation_ids(paths: Iterable[str]) -> dict[str, str]:

@@ -78,7 +78,7 @@ class RouteResource:
         if exchange.trace is not None:
             told = meta.traced(told, exchange.trace.told)
         about = meta.pack(exchange.request_id, told)
-        waiting = Waiting(exchange, shared.client, shared.gate, self._stage)
+        waiting = Waiting(exchange, shared.client, shared.gate, self._stage, shared.answering.last_events[self._route])
         exchange.at_end.append(waiting.end)
         waiting.submit(self._route, data, timeout_s=body.left_s, meta=about, key=key, qos=terms.qos)
         del data  # the broker's client has it while it may be needed again

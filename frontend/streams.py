@@ -18,6 +18,7 @@ right either way: when to show a waiting client that it was let in, and in which
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from engine.core import sse
@@ -33,9 +34,11 @@ GRANT: Final = STREAM_WINDOW // 4  # bytes; reported together
 class Stream:
     """See the module. Events and the answer go in as they come; bytes to write come out of :meth:`take`."""
 
-    __slots__ = ("_held", "_out", "answer", "flow", "is_cut", "mime")
+    __slots__ = ("_error", "_held", "_out", "answer", "flow", "is_cut", "mime")
 
-    def __init__(self) -> None:
+    def __init__(self, error: Callable[[int, str], bytes] = sse.error) -> None:
+        """``error``: the event that ends it when the request fails, from a status and words."""
+        self._error = error
         self.flow = Flow.UNKNOWN  # while the answer may still be given whole
         self.mime = ""
         self.answer: Answer | None = None
@@ -63,7 +66,7 @@ class Stream:
             self._begin(Flow.EVENTS, sse.MIME)
         if self.flow is Flow.EVENTS:
             if answer.status != 200:
-                self._out.append((sse.error(self.status, str(answer.body, "utf-8", "replace")), 0))
+                self._out.append((self._error(self.status, str(answer.body, "utf-8", "replace")), 0))
             elif answer.body:  # of a stage that answers at once by now: the stream was begun on an old hint
                 self._out.append((sse.event(bytes(answer.body)), 0))
         elif self.flow is Flow.CHUNKS:

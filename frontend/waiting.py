@@ -8,10 +8,12 @@ client is bounded by the worker's window, which opens as the client takes what i
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
 from engine.clock import now
+from engine.core import sse
 from engine.core.call import Answer, BrokerClient, Call, StreamEvent
 from engine.core.liveness import ANSWER_GRACE_S
 from engine.core.messages import Flow, Qos, Speaker
@@ -36,9 +38,16 @@ class Begun(Enum):
 class Waiting:
     """One request; Falcon iterates over it if its answer is a stream. Call :meth:`end` when it is over, however."""
 
-    def __init__(self, exchange: Exchange, client: BrokerClient, gate: Gate, stage: str) -> None:
-        """``stage``: the last one of the route."""
-        self.stream = Stream()
+    def __init__(
+        self,
+        exchange: Exchange,
+        client: BrokerClient,
+        gate: Gate,
+        stage: str,
+        error: Callable[[int, str], bytes] = sse.error,
+    ) -> None:
+        """``stage``: the last one of the route; ``error``: the last event of a stream that fails."""
+        self.stream = Stream(error)
         self._exchange = exchange
         self._client = client
         self._gate = gate

@@ -164,6 +164,7 @@ _CLASS: Final = re.compile(r"(?:[^\W\d]\w*(?:\.[^\W\d]\w*)*|.*\.py):[^\W\d]\w*(?
 _PREFIX: Final = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")  # Prometheus data model: metric names
 _CUDA: Final = re.compile(r"cpu|cuda(:[0-9]{1,4})?")
 _HTTP_PATH: Final = re.compile(r"/[!-~]{0,1023}")
+_MODEL: Final = re.compile(r"[!-~]([ -~]{0,254}[!-~])?")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 SIZES_MOST: Final = 64  # of batch_sizes: each is computed twice before the worker is ready
 _BIND: Final = 'tcp://HOST:PORT with a port from 1 to 65000, like "tcp://127.0.0.1:7000"'
@@ -186,6 +187,7 @@ _EXPECTED: Final[Mapping[Form, str]] = {
     Form.ARGS: "a table of strings, numbers, booleans, lists and tables",
     Form.PROCESSES: '"auto" or an integer from 1 to 256',
     Form.DIGEST: "64 hexadecimal digits in small letters, as sha256sum prints them",
+    Form.MODELS: "a name, or a list of names, of at most 256 printable characters each",
     Form.WEAR: 'a time, a number of batches or a size of memory, like "12 h", "100000 batches", "12 h, 8 GiB"',
     Form.SIZES: f"a list of at most {SIZES_MOST} integers from 1 to 65536, like [1, 8, 32]",
     Form.WARM_UP: '"auto", "examples", or a time like "30 s" or a number of seconds',
@@ -223,6 +225,17 @@ def _stages(value: object) -> tuple[str, ...]:
     if twice := sorted({name for name in value if value.count(name) > 1}):
         raise _bad(Form.STAGES, value, f"{', '.join(twice)} more than once")
     return tuple(value)
+
+
+def _models(value: object) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)):
+        raise _bad(Form.MODELS, value)
+    if not all(isinstance(name, str) and _MODEL.fullmatch(name) for name in names):
+        raise _bad(Form.MODELS, value)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise _bad(Form.MODELS, value, f"{', '.join(twice)} more than once")
+    return tuple(names)
 
 
 def _address(value: object) -> str:
@@ -409,6 +422,7 @@ _FORMS: Final[Mapping[Form, Callable[[object], Any]]] = {
     Form.ADDRESS: _address,
     Form.BIND: _bind,
     Form.BROKER: _broker,
+    Form.MODELS: _models,
     Form.FOLDER: _file_path(Form.FOLDER),
     Form.FILE: _file_path(Form.FILE),
     Form.PREFIX: _matching(Form.PREFIX, _PREFIX),

@@ -50,6 +50,7 @@ class Form(Enum):
     WARM_UP = "warm-up"
     PROCESSES = "number of processes"
     DIGEST = "SHA-256 digest"
+    MODELS = "names of models"
 
 
 # Who sees the page about the deployment.
@@ -479,6 +480,12 @@ class RouteSection:
         "Whose API the route speaks, where it is a known one: openai, OpenAI's, has its form of errors and its list of "
         "models beside it; plain, none: errors are text or problem details.",
         choices=PROTOCOLS,
+    )
+    model: tuple[str, ...] = setting(
+        (),
+        "What the list of models of its API calls what this route serves, one name or a list; default: the "
+        "deployment's name.",
+        form=Form.MODELS,
     )
 
 

@@ -11,4 +11,5 @@ if __name__ == "__main__":
     env = {"TOKENIZERS_PARALLELISM": "false"}
     server.append_worker(Tokenize, num=2, max_batch_size=32, device="cpu", env=env, route=ROUTE)
     server.append_worker(Encode, max_batch_size=64, max_batch_cost=8192, max_wait_time=10, route=ROUTE)
+    server.register_runtime({ROUTE: []}, protocol="openai", model="all-MiniLM-L6-v2")
     server.run()

@@ -67,7 +67,7 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
         access = AccessLog(frontend.access_log, self._stdout()) if frontend.access_log != OFF else None
         self.metrics = FrontendMetrics(deployment.engine.namespace, paths, frontend.timeout, access)
         self.gate = Gate(frontend)
-        self.answering = Answering(deployment.topology, compressed=frontend.compression)
+        self.answering = Answering.of(deployment)
 
     def _stdout(self) -> Output:
         """One for all that are made in turn. Raises StartError when it is closed."""

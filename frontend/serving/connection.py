@@ -398,6 +398,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
             self.worker.app.metrics.count("", problem.status, reason=problem.reason)
         app = self.worker.app
         request_id = app.new_id()
-        reply = app.answering.problem(problem, None, request_id)
+        path = self._current_request.path if self._current_request is not None else ""
+        reply = app.answering.problem(problem, None, request_id, path or "")
         reply = reply._replace(headers=[*reply.headers, *extra_headers])
         self._safe_write(whole(reply, request_id, formatdate(usegmt=True).encode(), connection="close"))

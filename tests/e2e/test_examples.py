@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from harness import EXAMPLES, Deployed, deployed, environment
 from load import crowd
-from openai import OpenAI, UnprocessableEntityError
+from openai import NotFoundError, OpenAI, UnprocessableEntityError
 
 pytestmark = pytest.mark.unmeasured
 
@@ -253,6 +253,15 @@ def test_errors_are_errors_of_the_openai_client(openai: OpenAI, embedding: Deplo
         openai.embeddings.create(model="m", input="")
     assert "empty" in caught.value.message  # as its users see it
     assert caught.value.type == "invalid_request_error"
+    assert isinstance(caught.value.body, dict)
+    assert caught.value.body["message"] == "request validation error: input: an empty text"
+    (model,) = openai.models.list().data
+    assert openai.models.retrieve(model.id) == model
+    assert (model.id, model.owned_by) == ("all-MiniLM-L6-v2", "embedding")
+    with pytest.raises(NotFoundError, match="there is no such model here"):
+        openai.models.retrieve("gpt-9/large")
+    with pytest.raises(NotFoundError, match="not found"):
+        openai.chat.completions.create(model=model.id, messages=[])
     with embedding.client() as client:
         assert client.post("/v1/embeddings", content=b"{").status_code == 400
 

@@ -186,6 +186,20 @@ def test_a_route_holds_a_runtime_once():
         server.register_runtime({"/a": [Encode]})
 
 
+def test_a_route_may_have_keys_of_its_own():
+    server = Server()
+    server.append_worker(Encode, route="/v1/embeddings")
+    server.register_runtime({"/v1/embeddings": []}, protocol="openai", model="mini")
+    with pytest.raises(TypeError, match="register_runtime: unknown key protocl; did you mean protocol"):
+        server.register_runtime({"/v1/embeddings": []}, protocl="openai")
+    with pytest.raises(ValueError, match="register_runtime: protocol: expected"):
+        server.register_runtime({"/v1/embeddings": []}, protocol="open-ai")
+    with pytest.raises(TypeError, match="path is what `routes` says"):
+        server.register_runtime({"/v1/embeddings": []}, path="/x")
+    (route,) = server.deployment().routes
+    assert (route.protocol, route.model, route.stages) == ("openai", ("mini",), ("encode",))
+
+
 def test_daemons_are_processes_with_names_of_their_own():
     server = Server()
     with pytest.raises(TypeError, match=r"expected a Popen or a multiprocessing\.Process"):

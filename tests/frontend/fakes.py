@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.clock import now
-from engine.config.schema import Deployment, EngineSection, FrontendSection, RouteSection, StageSection
+from engine.config.schema import PLAIN, Deployment, EngineSection, FrontendSection, RouteSection, StageSection
 from engine.core import meta
 from engine.core.about import pack_all as pack_abouts
 from engine.core.call import Answer, Call, StreamEvent
@@ -34,8 +34,10 @@ READY = View(
 )
 
 
-def deployment(frontend: FrontendSection | None = None, *, grace: float = 5.0) -> Deployment:
-    """Two stages; ``/inference`` through both, ``/second`` through the second."""
+def deployment(
+    frontend: FrontendSection | None = None, *, grace: float = 5.0, protocol: str = PLAIN, model: tuple[str, ...] = ()
+) -> Deployment:
+    """Two stages; ``/inference`` through both, ``/second`` through the second, which speak ``protocol``."""
     return Deployment(
         file=Path("/nowhere/stages.toml"),
         engine=EngineSection(name="fake", grace=grace),
@@ -45,8 +47,8 @@ def deployment(frontend: FrontendSection | None = None, *, grace: float = 5.0) -
             StageSection(name="second stage", worker="service:Second"),
         ),
         routes=(
-            RouteSection(path="/inference", stages=("first", "second stage")),
-            RouteSection(path="/second", stages=("second stage",)),
+            RouteSection(path="/inference", stages=("first", "second stage"), protocol=protocol, model=model),
+            RouteSection(path="/second", stages=("second stage",), protocol=protocol),
         ),
     )
 
@@ -162,13 +164,15 @@ class Service:
 
     client: FakeClient = field(default_factory=FakeClient)
     frontend: FrontendSection = field(default_factory=lambda: FrontendSection(address="127.0.0.1", port=0))
+    protocol: str = PLAIN
+    model: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        whole = deployment(self.frontend)
+        whole = deployment(self.frontend, protocol=self.protocol, model=self.model)
         paths = [route.path for route in whole.routes]
         self.metrics = FrontendMetrics(whole.engine.namespace, paths, self.frontend.timeout)
         self.gate = Gate(self.frontend)
-        answering = Answering(whole.topology, compressed=self.frontend.compression)
+        answering = Answering.of(whole)
         self.app: Application = create(whole, self.client, self.metrics, self.gate, answering, name=NAME)
 
     def view(self, **changes: Any) -> None:

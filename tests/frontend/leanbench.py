@@ -8,7 +8,7 @@ from typing import Any
 
 from fakes import READY, FakeClient, deployment
 
-from engine.config.schema import FrontendSection
+from engine.config.schema import PLAIN, FrontendSection
 from engine.core.call import Answer, StreamEvent
 from engine.core.messages import Flow, StageState
 from frontend.answer import Answering
@@ -64,14 +64,14 @@ class FakeTransport:
 class Bench:
     """A connection with everything around it faked."""
 
-    def __init__(self, **frontend: Any) -> None:
+    def __init__(self, *, protocol: str = PLAIN, **frontend: Any) -> None:
         section = FrontendSection(**frontend)
         self.client = FakeClient()
         self.gate = Gate(section)
         self.metrics = FrontendMetrics("engine", ["/inference", "/second"], 3.0)
         self.handed: list[bytes] = []
-        whole = deployment(section)
-        answering = Answering(whole.topology, compressed=section.compression)
+        whole = deployment(section, protocol=protocol)
+        answering = Answering.of(whole)
         self.shared = Shared(whole, self.client, self.gate, self.metrics, answering, self._take)
         self.shared.linger = lambda transport: transport.close()  # type: ignore[method-assign]
         self.transport = FakeTransport()

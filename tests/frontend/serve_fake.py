@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fakes import FakeClient, Held, Submitted, deployment, echo
 
 from engine import log
-from engine.config.schema import Deployment, FrontendSection
+from engine.config.schema import PLAIN, Deployment, FrontendSection
 from engine.core.call import Answer, Call
 from engine.metrics import Family
 from engine.process import Notifier
@@ -126,6 +126,7 @@ def main() -> int:
     grace = options.pop("grace", 5.0)
     tells = options.pop("tells", False)
     forgets = options.pop("forgets", False)
+    protocol = options.pop("protocol", PLAIN)
     _term_at = options.pop("term_at", "")
     os.write(_once_end, b".")
     os.register_at_fork(after_in_child=lambda: _maybe_term("fork"))
@@ -135,7 +136,7 @@ def main() -> int:
         _maybe_term("load")  # the handlers are installed, the event loop does not run yet
         return ScriptedClient(events, tells=tells, forgets=forgets)
 
-    return serve(deployment(section, grace=grace), Notifier(status), connect=connect)
+    return serve(deployment(section, grace=grace, protocol=protocol), Notifier(status), connect=connect)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from fakes import deployment
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from engine.config.schema import OPENAI, PLAIN
 from engine.core.call import Answer
 from engine.core.messages import Refused, Speaker
 from engine.core.wire import pack_step
@@ -21,7 +22,7 @@ from frontend.writer import Writer
 TOPOLOGY = deployment().topology
 HEAD = Head("/inference", b"", [])
 JSON = Head("/inference", b"", [], accept=b"application/json")
-OPENAI = Head("/v1/embeddings", b"", [], accept=b"application/json")
+SECOND = Head("/second", b"", [], accept=b"text/plain")
 DOOR, STAGE = int(Speaker.DOOR), int(Speaker.STAGE)
 ONE = Answering(TOPOLOGY)
 
@@ -71,15 +72,33 @@ def test_an_error_of_the_services_own_brings_its_body() -> None:
     assert odd.mime == "application/octet-stream"
 
 
-def test_words_for_who_asks_for_json_and_for_openais_clients() -> None:
-    for head, has_error in ((JSON, False), (OPENAI, True)):
-        reply = ONE.result(0, head, Answer(422, b"request validation error: x"), "id", 0.0)
-        document = json.loads(reply.body)
-        assert reply.mime == media.PROBLEM
-        assert document["detail"] == "request validation error: x"
-        assert ("error" in document) is has_error
-    refusal = ONE.problem(errors.CAPACITY, OPENAI, "id")
-    assert json.loads(refusal.body)["error"]["code"] == "capacity"
+def test_words_for_who_asks_for_json() -> None:
+    reply = ONE.result(0, JSON, Answer(422, b"request validation error: x"), "id", 0.0)
+    assert reply.mime == media.PROBLEM
+    assert json.loads(reply.body)["detail"] == "request validation error: x"
+
+
+def test_on_a_route_that_speaks_openais_api_every_error_has_its_form_whatever_is_accepted() -> None:
+    one = Answering(TOPOLOGY, protocols={"/inference": PLAIN, "/second": OPENAI})
+    failed = one.result(1, SECOND, Answer(422, b"request validation error: x", headers={"X-A": "b"}), "id", 0.0)
+    assert (failed.status, failed.mime) == (422, "application/json")
+    assert json.loads(failed.body)["error"] == {
+        "message": "request validation error: x", "type": "invalid_request_error", "param": None, "code": None,
+    }  # fmt: skip
+    assert ("x-a", "b") in failed.headers
+    refused = Answer(429, b"too many", speaker=int(Speaker.FORECAST), refused=Refused("predicted", 5, 2), retry_ms=40)
+    late = one.result(1, SECOND, refused, "id", 0.0)
+    assert json.loads(late.body)["error"]["code"] == "predicted"
+    assert ("retry-after-ms", "40") in late.headers
+    full = one.problem(errors.CAPACITY, SECOND, "id")
+    assert json.loads(full.body)["error"]["code"] == "capacity"
+    assert ("retry-after-ms", "1000") in full.headers
+    unread = one.problem(errors.TWICE, None, "id", "/second")
+    assert json.loads(unread.body)["error"]["code"] == "field_twice"
+    assert one.problem(errors.TWICE, None, "id").mime == media.TEXT
+    assert one.result(0, HEAD, Answer(422, b"x"), "id", 0.0).mime == media.TEXT
+    own = one.result(1, SECOND, Answer(418, b"{}", headers={"content-type": "application/x"}), "id", 0.0)
+    assert (own.mime, own.body) == ("application/x", b"{}")
 
 
 def test_a_problem() -> None:

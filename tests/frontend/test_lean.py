@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from leanbench import FAILED, Bench, StreamBench, head, plain, run, settle
 
 from engine.clock import now
-from engine.config.schema import FrontendSection
+from engine.config.schema import OPENAI, FrontendSection
 from engine.core import meta, sse
 from engine.core.call import Answer, StreamEvent
 from engine.core.messages import EVENT_COST, STREAM_WINDOW, Flow, Speaker
@@ -22,6 +22,7 @@ from frontend.idempotency import INLINE_MAX
 from frontend.lean import JOIN_MAX, LeanConnection
 from frontend.pace import LEAST_RATE, STALL_S
 from frontend.plain import More, Plain, Reader
+from frontend.protocols import openai_event
 from frontend.streams import HEAD_S, KEEPALIVE_S
 from frontend.sweeper import SWEEP_MOST, SWEEP_S, Sweeper
 
@@ -666,6 +667,13 @@ def test_a_failure_of_a_stream_is_its_last_event_also_as_the_first() -> None:
         assert bench.body == (b"".join(map(sse.event, events)) + sse.error(422, "request validation error: no"), True)
         (codes,) = [one for one in bench.metrics.families() if one.name == "engine_throughput"]
         assert [sample.labels["code"] for sample in codes.samples] == ["422"]
+
+
+def test_on_a_route_that_speaks_openais_api_a_stream_ends_as_its_clients_expect() -> None:
+    bench = StreamBench(protocol=OPENAI)
+    bench.send(b"{}")
+    bench.end(FAILED)
+    assert bench.body == (sse.event(b"{}") + openai_event(422, "request validation error: no"), True)
 
 
 def test_a_refusal_by_the_broker_is_a_plain_answer_and_a_workers_own_is_not() -> None:

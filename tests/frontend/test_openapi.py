@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from openapi_spec_validator import validate
 
-from engine.config.schema import RouteSection
+from engine.config.schema import OPENAI, RouteSection
 from engine.core import about
 from engine.core.about import About, Boundary, Component
 from engine.errors import Unavailable
@@ -52,6 +52,17 @@ def test_a_route_is_its_first_stages_request_and_its_last_stages_answer() -> Non
     assert operation["responses"]["200"]["content"] == {"application/json": {"schema": ref("Answer")}}
     assert found["components"]["schemas"]["Question"] == TEXT
     assert found["components"]["schemas"]["Answer"] == NUMBER
+
+
+def test_a_route_that_speaks_openais_api_shows_its_errors_and_its_models() -> None:
+    found = document(deployment(protocol=OPENAI), {})
+    validate(found)
+    responses = found["paths"]["/inference"]["post"]["responses"]
+    for status in ("400", "422", "429", "503"):
+        assert responses[status]["content"] == {"application/json": {"schema": ref("ErrorResponse")}}
+    assert found["paths"]["/models"]["get"]["operationId"] == "get_models"
+    assert "get" in found["paths"]["/models/{model}"]
+    assert "ErrorResponse" not in document(deployment(), {})["components"]["schemas"]
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,12 @@ from dataclasses import replace
 import pytest
 from fakes import READY
 
+from engine.config.schema import OPENAI, PLAIN
 from engine.core.messages import Refused, StageState
 from engine.core.reasons import CODES
 from engine.core.wire import pack_step
 from frontend import deadline, errors, health, media, requestid, timing
+from frontend.protocols import Protocols, openai_body, openai_event
 
 # --- media -----------------------------------------------------------------------------------------------------------
 
@@ -78,35 +80,58 @@ def test_a_mime_type_is_passed_on_only_when_it_is_one(mime: str, written: str) -
     assert media.content_type(mime) == written
 
 
+# --- whose API a path speaks -----------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
-    ("accept", "problem"),
-    [("", True), ("*/*", True), ("application/json", True), ("text/plain", False), ("text/plain;q=0", True)],
+    ("path", "spoken"),
+    [
+        ("/v1/embeddings", OPENAI),
+        ("/v1/other", PLAIN),
+        ("/v1/chat/completions", OPENAI),  # beside one that speaks it
+        ("/v1", OPENAI),
+        ("/plain/x", PLAIN),
+        ("/nothing", PLAIN),
+        ("/metrics", PLAIN),
+        ("/", PLAIN),
+        ("", PLAIN),
+        ("no path", PLAIN),
+    ],
 )
-def test_where_nobody_asks_it_may_still_be_json(accept: str, problem: bool) -> None:
-    assert media.wants_problem(accept, unasked=True) is problem
+def test_whose_api_a_path_speaks(path: str, spoken: str) -> None:
+    protocols = Protocols({"/v1/embeddings": OPENAI, "/v1/other": PLAIN, "/plain": PLAIN})
+    assert protocols.of(path) == spoken
 
 
-def test_errors_under_v1_carry_openais_object_beside_the_problem() -> None:
-    mime, body = media.message(b"application/json", 429, "too many requests", "id", "/v1/embeddings", "capacity")
-    document = json.loads(body)
-    assert mime == media.PROBLEM
-    assert (document["status"], document["detail"], document["request_id"]) == (429, "too many requests", "id")
-    assert document["error"] == {
-        "message": "too many requests",
-        "type": "rate_limit_error",
-        "param": None,
-        "code": "capacity",
+@pytest.mark.parametrize(
+    ("path", "spoken"), [("/nothing", OPENAI), ("", OPENAI), ("/", PLAIN), ("/readyz", PLAIN), ("/openapi/x", PLAIN)]
+)
+def test_where_all_routes_speak_one_api_so_does_what_is_none(path: str, spoken: str) -> None:
+    assert Protocols({"/v1/embeddings": OPENAI, "/chat": OPENAI}).of(path) == spoken
+    assert Protocols().of(path) == PLAIN
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "invalid_request_error"),
+        (401, "authentication_error"),
+        (408, "timeout_error"),
+        (429, "rate_limit_error"),
+        (502, "server_error"),
+    ],
+)
+def test_an_error_as_openais_api_has_it(status: int, kind: str) -> None:
+    assert json.loads(openai_body(status, "no", "why")) == {
+        "error": {"message": "no", "type": kind, "param": None, "code": "why"}
     }
-    assert media.message(b"text/plain", 429, "no", "id", "/v1/x") == (media.TEXT, b"no")
-    assert "error" not in json.loads(media.message(b"application/json", 429, "no", "id", "/inference")[1])
+    assert json.loads(openai_body(status, "no"))["error"]["code"] is None
 
 
-@pytest.mark.parametrize(
-    ("status", "kind"), [(400, "invalid_request_error"), (401, "authentication_error"), (502, "server_error")]
-)
-def test_the_kind_of_an_error_as_openais_api_names_it(status: int, kind: str) -> None:
-    error = json.loads(media.message(b"", status, "no", "id", "/v1/x")[1])["error"]
-    assert (error["type"], error["code"]) == (kind, None)
+def test_a_stream_that_fails_ends_in_an_event_that_openais_clients_understand() -> None:
+    name, data = openai_event(500, "it\nbroke").decode().strip().split("\n")
+    assert name == "event: error"
+    assert json.loads(data.removeprefix("data: "))["error"]["message"] == "it\nbroke"
 
 
 # --- request id ------------------------------------------------------------------------------------------------------

@@ -52,6 +52,24 @@ def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         ]
 
 
+@pytest.fixture(scope="module")
+def openais(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Running]]:
+    """The same, whose routes speak OpenAI's API."""
+    options = {
+        "max_request_size": 1000,
+        "max_header_size": 4096,
+        "header_timeout": 0.3,
+        "body_timeout": 0.3,
+        "tells": True,
+        "protocol": "openai",
+    }
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(frontend(tmp_path_factory.mktemp(server), server=server, **options))
+            for server in SERVERS
+        ]
+
+
 @dataclass(frozen=True)
 class Seen:
     """Of one connection: its answers as (status, headers, body), and whether it was open and in step at the end."""
@@ -367,6 +385,18 @@ def test_the_same_bytes_mean_the_same(servers: list[Running], name: str) -> None
     seen = same(servers, data, [len(data) // 3, len(data) // 2, len(data) - 1])
     assert status is None or [answer[0] for answer in seen.answers] == [status]
     assert seen.is_open is is_open
+
+
+@pytest.mark.parametrize("name", [*CASES, *CLASSES])
+def test_every_refusal_of_a_route_that_speaks_openais_api_has_its_form(openais: list[Running], name: str) -> None:
+    data = CASES[name][0] if name in CASES else CLASSES[name][0]
+    is_page = name in ("a page", "a page with a body", "a WebSocket handshake", "an absolute target without a path")
+    for status, headers, body in same(openais, data, [len(data) // 2]).answers:
+        if status != 200 and not is_page:
+            said = json.loads(str(body))["error"]
+            assert dict(headers)["content-type"] == "application/json"
+            assert list(said) == ["code", "message", "param", "type"]
+            assert said["message"]
 
 
 def test_what_the_service_sees_is_without_what_was_dropped(servers: list[Running]) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from fakes import READY, Exchange, FakeClient, Response, Service, echo, run, unavailable
 
-from engine.config.schema import FrontendSection
+from engine.config.schema import OPENAI, PLAIN, FrontendSection
 from engine.core import sse
 from engine.core.call import Answer, StreamEvent
 from engine.core.messages import EVENT_COST, STREAM_WINDOW, Flow, Speaker
 from engine.core.wire import pack_step
 from frontend import streams, waiting
+from frontend.protocols import openai_event
 
 TRAIL = pack_step(1, 2, 3) * 2
 END = Answer(200, b"", "text/event-stream", TRAIL)
@@ -28,13 +29,14 @@ class Rig:
 
     flow: Flow = Flow.EVENTS
     mime: str = "text/event-stream"
+    protocol: str = PLAIN
     frontend: FrontendSection = field(default_factory=lambda: FrontendSection(address="127.0.0.1", port=0))
 
     def __post_init__(self) -> None:
         first, last = READY.stages
         self.client = FakeClient(reply=lambda _: None)
         self.client.current = replace(READY, stages=(first, replace_flow(last, self.flow, self.mime)))
-        self.service = Service(self.client, self.frontend)
+        self.service = Service(self.client, self.frontend, self.protocol)
         self.exchange = Exchange(self.service.app, "POST", "/inference", [b"1"])
 
     def send(self, *texts: bytes, flow: Flow | None = None) -> None:
@@ -113,6 +115,12 @@ def test_a_failure_is_the_last_event_also_as_the_first(events: tuple[bytes, ...]
     assert response.status == 200
     assert response.body == b"".join(map(sse.event, events)) + sse.error(422, "request validation error: no")
     assert b"SSE inference error: 422: Unprocessable Content: request validation error: no" in response.body
+
+
+def test_on_a_route_that_speaks_openais_api_a_failure_is_an_event_that_its_clients_understand() -> None:
+    rig = Rig(protocol=OPENAI)
+    response = rig.play(lambda: rig.send(b"{}"), lambda: rig.answer(FAILED))
+    assert response.body == sse.event(b"{}") + openai_event(422, "request validation error: no")
 
 
 @pytest.mark.parametrize("status", [429, 503])

@@ -147,7 +147,7 @@ def test_a_route_of_the_service_there_is_the_services() -> None:
     for path in ("/ui", "/ui/data", "/ui/other"):
         own = replace(whole, routes=(RouteSection(path=path, stages=("first",)), *whole.routes))
         client, gate = FakeClient(), Gate(section)
-        app = create(own, client, FrontendMetrics("e", [path], 3.0), gate, Answering(own.topology), name="f")
+        app = create(own, client, FrontendMetrics("e", [path], 3.0), gate, Answering.of(own), name="f")
 
         def call(method: str, path: str, *headers: tuple[str, str], app: Any = app) -> int:
             exchange = Exchange(app, method, path, [b"x"], headers=headers)
@@ -158,9 +158,7 @@ def test_a_route_of_the_service_there_is_the_services() -> None:
         assert call("GET", "/", BROWSER) == 200
         assert call("GET", "/ui/page.js") == 404
     beside = replace(whole, routes=(RouteSection(path="/uics", stages=("first",)),))
-    app = create(
-        beside, FakeClient(), FrontendMetrics("e", [], 3.0), Gate(section), Answering(beside.topology), name="f"
-    )
+    app = create(beside, FakeClient(), FrontendMetrics("e", [], 3.0), Gate(section), Answering.of(beside), name="f")
     assert asyncio.run(Exchange(app, "GET", "/ui/page.js").response()).status == 200
 
 
