@@ -35,10 +35,12 @@ def listen(address: str, port: int) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     trouble: OSError | None = None
     for family, sockaddr in dict.fromkeys((entry[0], entry[4]) for entry in found):
-        host = sockaddr[0]
+        host = str(sockaddr[0])
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections in TIME_WAIT do not hold the port
+            if family == socket.AF_INET6 and is_wildcard(host):
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # all addresses, whatever the system's rule
             sock.bind((host, port, *sockaddr[2:]))
             sock.listen(BACKLOG)
         except OSError as error:
@@ -92,6 +94,17 @@ def take_no_more(sock: socket.socket) -> None:
 def _close(sockets: Sequence[socket.socket]) -> None:
     for sock in sockets:
         sock.close()
+
+
+def where(address: str, sockets: Sequence[socket.socket]) -> str:
+    """At what it listens, in words, where :func:`url` does not say that: all addresses of some kind, several, or
+    another one than its name lets people think ("" for none of these). A host's own name is often a loopback address
+    there, at which nobody else reaches it."""
+    hosts = [str(sock.getsockname()[0]) for sock in sockets]
+    for host in hosts:
+        if is_wildcard(host):
+            return f"all addresses, {bracket(host)}" if ":" in host else f"all IPv4 addresses, {host}"
+    return "" if hosts == [address] else " and ".join(hosts)
 
 
 def url(address: str, sock: socket.socket, *, secure: bool = False) -> str:

@@ -18,7 +18,7 @@ from engine.log import get_logger
 from engine.metrics import Family
 from engine.process import Notifier, counted, stay_around
 from frontend import compression, tls
-from frontend.listening import PortInUse, listen, url
+from frontend.listening import PortInUse, listen, url, where
 from frontend.serving import names
 from frontend.serving.options import has_http2
 
@@ -70,12 +70,13 @@ def _serve(deployment: Deployment, notify: Notifier, connect: Connect, reread: C
     secure = tls.context(frontend.certfile, frontend.keyfile, http2=has_http2())
     sockets = listen(frontend.address, frontend.port)
     address = url(frontend.address, sockets[0], secure=secure is not None)
+    at = where(frontend.address, sockets)
     turns = _Turns(frontend.processes)
 
     def booted() -> None:
         if turns.last():
-            log.info("listening", extra={"url": address, "workers": frontend.processes})
-            notify.send("ready", url=address)
+            log.info("listening", extra={"url": address, "on": at, "workers": frontend.processes})
+            notify.send("ready", url=address, on=at)
 
     app = application.Application(
         deployment, sockets, connect, booted, url=address, secure=secure, reread=reread, tell=notify.send

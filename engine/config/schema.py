@@ -213,7 +213,13 @@ class EngineSection:
 class FrontendSection:
     """``[frontend]``: the HTTP side."""
 
-    address: str = setting("0.0.0.0", "Host name, IPv4 or IPv6 address to listen on.", flag=True, form=Form.ADDRESS)
+    address: str = setting(
+        "0.0.0.0",
+        "Host name, IPv4 or IPv6 address to listen on; 0.0.0.0: all IPv4 addresses of the machine, [::]: the IPv6 ones "
+        "as well, 127.0.0.1: this machine alone.",
+        flag=True,
+        form=Form.ADDRESS,
+    )
     port: int = setting(8000, "TCP port to listen on; 0 takes a free one.", least=0, most=65535, flag=True)
     workers: int | str = setting(
         "auto",

@@ -241,7 +241,7 @@ def run_workers(
                 commands or family.command_line(changes.snapshot),
                 environments,
                 daemons={},
-                on_url=lambda url: None,
+                on_url=lambda url, on: None,
                 on_serving=lambda: None,
                 changes=changes,
             )
@@ -291,10 +291,11 @@ class _Listening:
         self._parts = parts
         self._folder = folder
         self._url = ""
+        self._on = ""  # and where it listens besides
         self._trial: str | None = None
 
-    def handle_url(self, url: str) -> None:
-        first, self._url = not self._url, url
+    def handle_url(self, url: str, on: str) -> None:
+        first, self._url, self._on = not self._url, url, on
         port = urlsplit(url).port
         deployment = self._changes.deployment
         if first and port and deployment.frontend.port == 0:
@@ -312,7 +313,7 @@ class _Listening:
         if not self._parts.has(FRONTEND):
             self._say(part_banner(deployment, self._parts))
             return
-        self._say(banner(deployment, self._url or _configured(deployment), self._trial))
+        self._say(banner(deployment, self._url or _configured(deployment), self._trial, self._on))
 
     def handle_stopping(self, within_s: float, *, ends: bool) -> None:
         """``ends``: with it this process does."""

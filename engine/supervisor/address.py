@@ -86,13 +86,14 @@ def shown(url: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{host}:{parts.port}" if parts.port else host))
 
 
-def banner(deployment: Deployment, url: str, trial: str | None = None) -> str:
+def banner(deployment: Deployment, url: str, trial: str | None = None, on: str = "") -> str:
     """The last lines of a start: where it listens, a request to try, and how to look at it.
 
-    ``trial`` is what the first stage proposes, a command line with ``{url}`` in it.
+    ``trial`` is what the first stage proposes, a command line with ``{url}`` in it; ``on``, the frontend's word for
+    where it listens besides what the URL says.
     """
-    url, every = shown(url), is_wildcard(deployment.frontend.address)
-    where = f"{url} (listening on all addresses, {deployment.frontend.address})" if every else url
+    url = shown(url)
+    where = f"{url} (listening on {on})" if on else url
     lines = [
         f"{deployment.engine.name} is ready: {where}  (stop with Ctrl-C)",
         f"try: {_example(deployment, url, trial)}",

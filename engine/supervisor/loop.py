@@ -59,7 +59,7 @@ class Loop:
         environments: Mapping[Child, Mapping[str, str]],
         *,
         daemons: Mapping[Child, Daemon],
-        on_url: Callable[[str], None],
+        on_url: Callable[[str, str], None],
         on_serving: Callable[[], None],
         on_trial: Callable[[str], None] = lambda trial: None,
         on_stopping: Callable[[float], None] = lambda within_s: None,
@@ -255,7 +255,7 @@ class Loop:
             self._hear_demand(child, demand or {})
             return
         if child.kind is Kind.FRONTEND and isinstance(event, life.Ready) and "url" in told:
-            self._on_url(str(told["url"]))
+            self._on_url(str(told["url"]), str(told.get("on", "")))
         if child.kind is Kind.WORKER and isinstance(event, life.Ready) and "trial" in told:
             self._on_trial(str(told["trial"]))
         if isinstance(event, life.Ready) and child in self._untold:

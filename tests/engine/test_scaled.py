@@ -44,7 +44,7 @@ class Scaled:
             lambda child, status_fd: [],
             self.environments,
             daemons={},
-            on_url=lambda url: None,
+            on_url=lambda url, on: None,
             on_serving=lambda: None,
             changes=self.changes,
             scaler=self.scaler,

@@ -172,6 +172,15 @@ def test_it_starts_in_order_says_where_it_listens_and_leaves_nothing(start: Call
     assert not trial.run_dir.exists()
 
 
+def test_it_says_where_it_listens_besides(start: Callable[..., Trial], folder: Path) -> None:
+    tell(folder, "frontend", "url", "http://127.0.0.1:4321")
+    tell(folder, "frontend", "on", "all IPv4 addresses, 0.0.0.0")
+    trial = start()
+    ready = "tried is ready: http://127.0.0.1:4321 (listening on all IPv4 addresses, 0.0.0.0)  (stop with Ctrl-C)"
+    assert trial.wait_ready().splitlines()[0] == ready
+    assert trial.stop() == ExitCode.OK
+
+
 def test_the_request_to_try_comes_from_the_folder_of_the_file(start: Callable[..., Trial], folder: Path) -> None:
     (folder / "example.curl").write_text("curl {url}/v1 -d 'x'\n")
     tell(folder, "frontend", "url", "http://[::]:4321")

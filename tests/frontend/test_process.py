@@ -18,7 +18,7 @@ from running import Raw, Running, frontend, launched, post, wait_until
 
 from engine.errors import StartError
 from engine.exitcodes import ExitCode
-from frontend.listening import PortInUse, listen, url
+from frontend.listening import PortInUse, listen, url, where
 
 
 @pytest.fixture(params=["lean", "asgi"])
@@ -54,14 +54,47 @@ def test_names_and_addresses_of_both_families_are_listened_on(address: str, star
         return
     sockets = listen(address, 0)
     try:
-        where = url(address, sockets[0])
-        assert where.startswith(start)
+        found = url(address, sockets[0])
+        assert found.startswith(start)
         assert len({sock.getsockname()[1] for sock in sockets}) == 1
-        port = int(where.rpartition(":")[2])
-        socket.create_connection((where[7:].rpartition(":")[0].strip("[]"), port), timeout=5).close()
+        port = int(found.rpartition(":")[2])
+        socket.create_connection((found[7:].rpartition(":")[0].strip("[]"), port), timeout=5).close()
     finally:
         for sock in sockets:
             sock.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("0.0.0.0", "all IPv4 addresses, 0.0.0.0"),
+        ("0", "all IPv4 addresses, 0.0.0.0"),
+        ("::", "all addresses, [::]"),
+        ("127.0.0.1", ""),
+        ("127.1", "127.0.0.1"),
+        ("::1", ""),
+    ],
+)
+def test_where_it_listens_is_said_where_the_url_does_not(address: str, said: str) -> None:
+    if ":" in address and not _has_ipv6():
+        return
+    sockets = listen(address, 0)
+    try:
+        assert where(address, sockets) == said
+        if said.startswith("all addresses"):  # whatever the system's rule: both families
+            socket.create_connection(("127.0.0.1", sockets[0].getsockname()[1]), timeout=5).close()
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+def test_the_addresses_of_a_name_are_said() -> None:
+    found = [listen("127.0.0.1", 0), listen("127.0.0.2", 0)]
+    try:
+        assert where("service", [sock for sockets in found for sock in sockets]) == "127.0.0.1 and 127.0.0.2"
+    finally:
+        for sockets in found:
+            sockets[0].close()
 
 
 def _has_ipv6() -> bool:

@@ -61,7 +61,7 @@ while told("waits") and not stopping:
 signal.signal(signal.SIGHUP, lambda number, frame: journal("rereads"))  # as late as it can be
 if not told("hangs"):
     notify.send("warming", done=1, of=1)
-    fields = {"url": (folder / f"{name}.url").read_text()} if told("url") else {}
+    fields = {key: (folder / f"{name}.{key}").read_text() for key in ("url", "on") if told(key)}
     journal("ready")
     notify.send("ready", **fields)
 if told("dies"):
