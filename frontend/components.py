@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from engine.core.about import Boundary, Component, Schema, refs, rewritten, with_refs
 
@@ -53,7 +54,7 @@ def merge(
     merged: dict[Place, Boundary] = {}
     for place, side in sides.items():
         local = {one: names[key] for one, key in keys[place].items()}
-        merged[place] = Boundary(side.mime, _renamed(side.schema, local), example=side.example)
+        merged[place] = replace(side, schema=_renamed(side.schema, local), components={})
         for one, component in side.components.items():
             schemas[local[one]] = _renamed(component.schema, local)
     return merged, schemas

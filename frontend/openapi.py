@@ -221,6 +221,9 @@ def _success(side: Boundary | None) -> Json:
         answer = {"description": "The result.", "headers": REPLAYED}
     if side is not None and side.schema is not None:
         answer["content"] = {media.content_type(side.mime): {"schema": side.schema}}
+    if side is not None and side.stream:
+        answer["description"] = "The result, or a stream of server-sent events: as the request asks for it."
+        answer.setdefault("content", {media.content_type(side.mime): {}})[side.stream] = {"schema": {"type": "string"}}
     return answer
 
 

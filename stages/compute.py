@@ -107,7 +107,9 @@ class Codec:
         self._own_decode = _is_own(worker, "deserialize_ipc")
         self._own_encode = _is_own(worker, "serialize_ipc")
         self._is_open = worker._is_open  # then all goes by the object's methods, which know how
-        self._whole = flow_of(worker) is Flow.WHOLE
+        self._flow = flow_of(worker)
+        self._whole = self._flow is Flow.WHOLE
+        self.has_begun: Callable[[ItemIn], bool] = never  # whether the answer of this item is a stream, where it may be
         self._device = worker.device
         self._unpacks = not self._own_decode and not self._is_open
         self._packs = not self._own_encode and not self._is_open
@@ -171,8 +173,8 @@ class Codec:
     def encode(self, item: ItemIn, result: Any) -> Payload:
         """The payload for whoever comes next. Raises whatever the user's code raises, or EncodingError."""
         if item.last:
-            if not self._whole:  # the answer has been sent, and what forward returned was never meant for it
-                return b""
+            if not self._whole and (self._flow is not Flow.UNKNOWN or self.has_begun(item)):
+                return b""  # the answer has been sent, and what forward returned was never meant for it
             if not self._own_serialize:
                 return self.bounded(plainjson.encode(result))
             return self.bounded(_as_bytes(self._worker.serialize(result), "serialize"))

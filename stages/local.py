@@ -21,7 +21,7 @@ from stages.build import load_offline, most_between
 from stages.compute import Codec, run_batch
 from stages.context import ItemIn
 from stages.dryrun import check
-from stages.stream import Sink, SSEWorker, StreamWorker, flow_of
+from stages.stream import Sink, SSEWorker, StreamWorker, flow_of, whole_mime_of
 
 __all__ = ["Pipeline", "Reply", "check"]
 
@@ -90,6 +90,8 @@ class Pipeline:
             worker = self.workers[stage]
             if isinstance(worker, SSEWorker | StreamWorker):
                 worker._sink = _into(sent)
+            before = len(sent)
+            self._codecs[stage].has_begun = lambda _item, before=before: len(sent) > before  # type: ignore[misc]
             computed = run_batch(
                 worker,
                 [item],
@@ -103,12 +105,12 @@ class Pipeline:
                 break
         last = self.workers[stages[-1]]
         flow, ok = flow_of(last), outcome.status == Status.OK
-        if flow is Flow.EVENTS:
+        if flow is Flow.EVENTS or (flow is Flow.UNKNOWN and len(sent) > before):
             end = b"" if ok else sse.error(outcome.status, _joined(payload).decode())
             return Reply(int(Status.OK), b"".join(map(sse.event, sent)) + end, last.resp_mime_type)
         if not ok:
             return Reply(outcome.status, _joined(payload), "text/plain")
-        return Reply(int(Status.OK), b"".join(sent) if flow is Flow.CHUNKS else _joined(payload), last.resp_mime_type)
+        return Reply(int(Status.OK), b"".join(sent) if flow is Flow.CHUNKS else _joined(payload), whole_mime_of(last))
 
     def close(self) -> None:
         """Call every worker's ``teardown``; its exceptions are logged."""

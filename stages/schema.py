@@ -24,7 +24,7 @@ from engine.core.messages import Flow
 from engine.log import get_logger
 from stages import models
 from stages.base import Worker
-from stages.stream import flow_of
+from stages.stream import flow_of, whole_mime_of
 
 ABOUT_MAX: Final = 1 << 20  # bytes; more is a generated monster that no page can show
 EXAMPLE_MAX: Final = 64 << 10  # bytes; of a larger one nothing is learned by reading it
@@ -100,7 +100,8 @@ def describe(worker: Worker, *, first: bool, last: bool, example: bytes | None =
 
 
 def _bare(about: About) -> bytes:
-    return pack(About(Boundary(about.request.mime), Boundary(about.response.mime), about.doc[:10_000]))
+    answer = about.response
+    return pack(About(Boundary(about.request.mime), Boundary(answer.mime, stream=answer.stream), about.doc[:10_000]))
 
 
 def _request(worker: Worker, example: bytes | None) -> Boundary:
@@ -112,6 +113,8 @@ def _answer(worker: Worker) -> Boundary:
     flow = flow_of(worker)
     if flow is Flow.WHOLE:
         return _boundary(worker, worker.resp_mime_type, response_type, "serialization")
+    if flow is Flow.UNKNOWN:
+        return replace(_boundary(worker, whole_mime_of(worker), response_type, "serialization"), stream=sse.MIME)
     # What forward returns or yields is not the body; that it is declared says that the class speaks of its types.
     mime = sse.MIME if flow is Flow.EVENTS else worker.resp_mime_type
     function = inspect.unwrap(getattr(worker.forward, "__func__", worker.forward))

@@ -27,11 +27,16 @@ class SSEWorker(Worker):
     As the last stage of a route it makes the route's answers ``text/event-stream``: its results are dropped, its errors
     become an event named ``error``. Before the last stage it may report progress, and its results go on as any other's.
 
+    ``whole_mime_type`` is for routes whose clients choose, by a word in the request, whether they want a stream: with
+    it a request for which no event was sent is answered whole, in that type, by its result (or its error, with its
+    status); so the first event should come soon. None: every answer is a stream.
+
     When batching, an exception *raised* by ``forward`` ends every stream of the batch that has sent an event, since
     such a request cannot be computed again; put the exception into the results instead, and it ends its own alone.
     """
 
     resp_mime_type: str = sse.MIME
+    whole_mime_type: str | None = None
 
     _sink: Sink | None = None
 
@@ -97,10 +102,22 @@ class StreamWorker(Worker):
 
 
 def flow_of(worker: Worker) -> Flow:
-    """How this worker gives its answers."""
+    """How this worker gives its answers; UNKNOWN: each as its request asks for it."""
     if isinstance(worker, StreamWorker):
         return Flow.CHUNKS
-    return Flow.EVENTS if isinstance(worker, SSEWorker) else Flow.WHOLE
+    if isinstance(worker, SSEWorker):
+        return Flow.EVENTS if worker.whole_mime_type is None else Flow.UNKNOWN
+    return Flow.WHOLE
+
+
+def stream_flow_of(worker: Worker) -> Flow:
+    """How it gives those that are streams."""
+    return Flow.EVENTS if isinstance(worker, SSEWorker) else flow_of(worker)
+
+
+def whole_mime_of(worker: Worker) -> str:
+    """The type of what it gives whole."""
+    return (isinstance(worker, SSEWorker) and worker.whole_mime_type) or worker.resp_mime_type
 
 
 def entry(worker: Worker) -> Callable[[Any], Any]:

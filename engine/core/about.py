@@ -33,12 +33,14 @@ class Component(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class Boundary(msgspec.Struct, frozen=True, omit_defaults=True):
     """One side of a stage: what it takes, or what it gives. ``schema`` None: its class declares no type. ``example``: a
-    body that it is sure to take; empty where there is none."""
+    body that it is sure to take; empty where there is none. ``stream``: in what it may be given instead, as it comes;
+    empty where it may not."""
 
     mime: str
     schema: Schema | None = None
     components: dict[str, Component] = {}
     example: bytes = b""
+    stream: str = ""
 
 
 class About(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -116,7 +116,7 @@ class Flow(IntEnum):
     WHOLE = 0  # at once, when forward has returned
     EVENTS = 1  # server-sent events, while forward runs; its result is dropped
     CHUNKS = 2  # pieces of the body, while forward runs
-    UNKNOWN = 3  # none of its workers has been ready yet
+    UNKNOWN = 3  # none of its workers has been ready yet, or they do so as each request asks for it
 
 
 class Speaker(IntEnum):

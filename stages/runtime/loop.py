@@ -40,6 +40,7 @@ from stages.runtime.shared import Dismissed, Joined, Shared, ToMain, Turned
 from stages.runtime.streams import Streams
 from stages.runtime.trust import Step, Trust
 from stages.shm import SharedMemory
+from stages.stream import whole_mime_of
 from stages.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -105,6 +106,8 @@ class Loop:
         self._outlets = outlets
         self._shared = shared
         self._streams = streams
+        self._codec.has_begun = streams.has_begun
+        self._mime = whole_mime_of(worker)
         self._watchdog = watchdog
         self._memory = memory or SharedMemory()
         self._welcome: Welcome | None = None
@@ -309,7 +312,7 @@ class Loop:
             Origin(self._plan.stage, taken.welcome.worker),
             message,
             outcomes,
-            mime=self._worker.resp_mime_type,
+            mime=self._mime,
             batch_us=(began_ns - taken.since_ns) // 1000,
             compute_us=self._compute_ns // 1000,
             costs=taken.run.costs,

@@ -50,7 +50,7 @@ from stages.runtime.wear import Wear
 from stages.runtime.window import Windows
 from stages.schema import describe
 from stages.shm import SharedMemory
-from stages.stream import check_place, flow_of
+from stages.stream import check_place, flow_of, whole_mime_of
 from stages.trial import example_body, trial
 from stages.warming import WarmUp, nbytes_of, values_of, warm_up
 from stages.watchdog import Watchdog
@@ -289,7 +289,7 @@ def _load(
             by_bytes = {nbytes_of(value): cost for value, cost in zip(values, costs, strict=True)}
     lately = Lately({size: round(seconds * 1e6) for size, seconds in times_s.items()})
     warm = Warm(
-        worker.resp_mime_type,
+        whole_mime_of(worker),
         took_ms,
         int(flow_of(worker)),
         about,

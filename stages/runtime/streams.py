@@ -23,7 +23,7 @@ from stages.runtime.outlets import Outlets
 from stages.runtime.parcels import Origin
 from stages.runtime.shared import Numbers
 from stages.runtime.window import Windows
-from stages.stream import SSEWorker, StreamWorker, flow_of
+from stages.stream import SSEWorker, StreamWorker, stream_flow_of
 from stages.watchdog import Watchdog
 
 # How long an event waits for the client of its stream to read on, before that stream is given up: meanwhile it holds
@@ -50,7 +50,7 @@ class Streams:
         self.origin = Origin(-1, -1)
         self.batch = 0  # the number of what is computed
         self._worker = worker
-        self._flow = flow_of(worker)
+        self._flow = stream_flow_of(worker)
         self._outlets = outlets
         self._cancelled = cancelled
         self._windows = windows

@@ -21,6 +21,7 @@ from harness import EXAMPLES, Deployed, deployed, environment, wait_for
 pytestmark = pytest.mark.unmeasured
 
 NAMES = (
+    "chat",
     "compression",
     "custom-metrics",
     "echo",
@@ -104,6 +105,32 @@ def running(request: pytest.FixtureRequest) -> Iterator[Deployed]:
 
 def uses(name: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("running", [name], indirect=True)
+
+
+# --- chat ------------------------------------------------------------------------------------------------------------
+
+
+@uses("chat")
+def test_a_chat_is_a_stream_or_whole_as_its_client_asks(running: Deployed) -> None:
+    told = run_client(running, "chat")
+    assert "models: by-heart\n> What is a batch?\nA batch is a list of requests that a model computes at once" in told
+    assert "80 of 80 answers are the same as a stream and whole" in told
+    asked = {"model": "by-heart", "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 2}
+    with running.client() as client:
+        whole = client.post("/v1/chat/completions", json=asked).json()
+        assert (whole["object"], whole["usage"]["completion_tokens"]) == ("chat.completion", 2)
+        assert whole["choices"][0]["finish_reason"] == "length"
+        told = client.post(
+            "/v1/chat/completions", json={**asked, "stream": True, "stream_options": {"include_usage": True}}
+        ).text
+        *chunks, done = [line.removeprefix("data: ") for line in told.split("\n\n") if line.startswith("data: ")]
+        assert done == "[DONE]"
+        said = [json.loads(chunk) for chunk in chunks]
+        assert "".join(one["choices"][0]["delta"].get("content", "") for one in said[:-1]) == "Hello!"
+        assert said[-1]["usage"] == whole["usage"]
+        refused = client.post("/v1/chat/completions", json={**asked, "model": "other", "stream": True})
+        assert refused.status_code == 422
+        assert "this service has 'by-heart'" in refused.json()["error"]["message"]
 
 
 # --- multi-route -----------------------------------------------------------------------------------------------------

@@ -77,6 +77,28 @@ def test_the_first_event_leaves_before_forward_returns(client: httpx.Client, tmp
         assert list(lines) == []
 
 
+def test_where_either_may_be_each_request_is_answered_as_it_asks(client: httpx.Client, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    with begun(client, "/either", events=["now"], do="wait", gate=str(gate)) as lines:
+        assert next(lines) == "data: now"
+        gate.touch()
+        assert list(lines) == []  # what forward returned is dropped
+    late = client.post("/either", json={"events": [], "pause": 0.3})  # longer than a stream's head is kept back
+    assert (late.status_code, late.headers["content-type"], late.json()) == (200, "application/json", {"whole": []})
+    failed = client.post("/either", json={"events": [], "do": "fail"})
+    assert (failed.status_code, failed.text.split(":")[-1]) == (422, " not that")
+    told = client.post("/either", json={"events": ["one"], "do": "fail", "pause": 0.3})
+    assert told.headers["content-type"] == "text/event-stream"
+    assert (
+        without_comments(told.text)
+        == f"data: one\n\n{ERROR}422: Unprocessable Content: request validation error: not that\n\n"
+    )
+    tries = [client.post("/either", json={"events": []}, headers={"idempotency-key": f"k-{tmp_path}"}) for _ in "12"]
+    assert [one.headers.get("idempotent-replayed") for one in tries] == [None, "true"]  # whole answers are kept
+    document = client.get("/openapi/metadata.json").json()["paths"]["/either"]["post"]["responses"]["200"]
+    assert set(document["content"]) == {"application/json", "text/event-stream"}
+
+
 @pytest.mark.parametrize(
     ("do", "events", "end"),
     [

@@ -23,7 +23,7 @@ from stages.runtime.parcels import Origin
 from stages.runtime.shared import Numbers
 from stages.runtime.streams import Streams
 from stages.runtime.window import Windows
-from stages.stream import PIECE_MAX, check_place, flow_of
+from stages.stream import PIECE_MAX, check_place, flow_of, stream_flow_of, whole_mime_of
 from stages.warming import WarmUp, warm_up
 from stages.watchdog import Watchdog
 
@@ -125,6 +125,30 @@ def test_a_lone_stream_that_fails_is_told_its_own_error() -> None:
     assert (outcome.status, outcome.payload) == (422, b"request validation error: because of one fail")
 
 
+class Either(Echo):
+    whole_mime_type = "application/json"
+
+    def forward(self, data: Any) -> Any:
+        super().forward([text.removeprefix("whole") for text in data])
+        return [ValidationError("bad") if text == "bad" else {"said": text} for text in data]
+
+
+def test_where_a_request_may_be_answered_whole_its_result_is_the_answer_unless_it_was_a_stream() -> None:
+    worker = made(Either, max_batch_size=4)
+    sent = into(worker)
+    codec = Codec(worker)
+    codec.has_begun = lambda one: one.uid in {uid for uid, _ in sent}
+    items = [item(1, "one"), item(2, "whole"), item(3, "bad"), item(4, "")]
+    computed = run_batch(worker, items, max_batch_size=4, codec=codec)
+    assert sent == [(1, b"one")]
+    assert [(one.status, one.payload) for one in computed.outcomes] == [
+        (200, b""),
+        (200, b'{"said":"whole"}'),
+        (422, b"request validation error: bad"),
+        (200, b'{"said":""}'),
+    ]
+
+
 # --- pieces ---
 
 
@@ -203,7 +227,10 @@ def test_where_a_stream_worker_may_stand() -> None:
 
 
 def test_flows() -> None:
-    assert [flow_of(one) for one in (Worker(), Echo(), Count())] == [Flow.WHOLE, Flow.EVENTS, Flow.CHUNKS]
+    kinds: list[Worker] = [Worker(), Echo(), Count(), Either()]
+    assert [flow_of(one) for one in kinds] == [Flow.WHOLE, Flow.EVENTS, Flow.CHUNKS, Flow.UNKNOWN]
+    assert [stream_flow_of(one) for one in kinds] == [Flow.WHOLE, Flow.EVENTS, Flow.CHUNKS, Flow.EVENTS]
+    assert [whole_mime_of(one) for one in kinds[::3]] == ["application/json"] * 2
 
 
 # --- a whole route ---
@@ -216,6 +243,15 @@ class Tell(SSEWorker):
         self.send_stream_event("a\\nb")
         if data == "fail":
             raise ValidationError("no")
+
+class Either(SSEWorker):
+    whole_mime_type = "application/json"
+    def forward(self, data):
+        if data == "fail":
+            raise ValidationError("no")
+        if data == "stream":
+            self.send_stream_event("a")
+        return {"whole": data}
 
 class Count(StreamWorker):
     resp_mime_type = "text/plain"
@@ -232,9 +268,15 @@ worker = "streamed:Tell"
 [[stage]]
 name = "count"
 worker = "streamed:Count"
+[[stage]]
+name = "either"
+worker = "streamed:Either"
 [[route]]
 path = "/tell"
 stages = ["tell"]
+[[route]]
+path = "/either"
+stages = ["either"]
 [[route]]
 path = "/count"
 stages = ["count"]
@@ -251,6 +293,9 @@ def test_a_local_pipeline_answers_as_a_client_would_see_it(tmp_path: Path) -> No
         assert failed.body.endswith(
             b"event: error\ndata: SSE inference error: 422: Unprocessable Content: request validation error: no\n\n"
         )
+        assert pipeline.call("/either", b'"x"') == (200, b'{"whole":"x"}', "application/json")
+        assert pipeline.call("/either", b'"stream"') == (200, b"data: a\n\n", "text/event-stream")
+        assert pipeline.call("/either", b'"fail"')[:2] == (422, b"request validation error: no")
         assert pipeline.call("/count", b"1") == (200, b"one two", "text/plain")
         assert pipeline.call("/count", b'"fail"')[:2] == (422, b"request validation error: no")
 

@@ -50,6 +50,17 @@ class Tell(SSEWorker):
         return object()  # nothing that JSON knows: results of streams are dropped
 
 
+class Either(Tell):
+    """As Tell, or its result as a whole answer where there is nothing to send; after ``pause`` seconds."""
+
+    whole_mime_type = "application/json"
+
+    def forward(self, data: dict[str, Any]) -> Any:
+        time.sleep(data.get("pause", 0))
+        super().forward(data)
+        return {"whole": data["events"]}
+
+
 class Crowd(SSEWorker):
     """A batch: each stream is told its place and the size of the batch, and then sent ``flood`` events of 16 KiB."""
 
