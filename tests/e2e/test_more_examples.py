@@ -36,6 +36,7 @@ NAMES = (
     "stable-diffusion",
     "text-classification",
     "validation",
+    "voice-activity",
 )
 
 DESCRIBE = """
@@ -279,6 +280,25 @@ def test_texts_are_sorted_as_a_person_would(running: Deployed) -> None:
         assert answer["scores"]["shipping"] > 0.9
         assert sum(answer["scores"].values()) == pytest.approx(1, abs=1e-3)
         assert client.post("/inference", json={"text": " "}).status_code == 422
+
+
+# --- voice activity --------------------------------------------------------------------------------------------------
+
+
+@uses("voice-activity")
+def test_speech_is_found_alone_and_in_a_batch(running: Deployed) -> None:
+    told = run_client(running, "voice-activity").splitlines()
+    assert len([line for line in told if "somebody speaks" in line]) == 2
+    assert told[-1] == "48 of 48 cuts end with the same words at the same time"
+    speech = (EXAMPLES / "voice-activity" / "speech.wav").read_bytes()
+    with running.client() as client:
+        answers = [client.post("/inference", content=body) for body in (b"", b"RIFF", speech[:40])]
+        assert [answer.status_code for answer in answers] == [422] * 3
+        assert "it ends too soon" in answers[1].text
+        long = bytearray(speech)
+        long[40:44] = (2**31).to_bytes(4, "little")  # the header announces hours of sound
+        assert client.post("/inference", content=bytes(long)).status_code in (200, 422)
+        assert client.post("/inference", content=speech[:20_000]).json()["seconds"] > 1
 
 
 # --- image classification --------------------------------------------------------------------------------------------
