@@ -27,6 +27,7 @@ The code, from the bottom up; a module imports only what stands above it:
     simulation/         those machines with workers that compute by a table, in time that is only counted
     ports               at which ports a deployment listens: `engine ports`
     keyfile             the key file: read, watched, made
+    apikeyfile          the file of API keys: read, and written by `engine api-keys`
     curve               sockets that let in who has the deployment's secret: ZeroMQ's encryption
     transport           endpoints and sockets: the only module that knows ZeroMQ's other options
     broker/             the broker process: threads around core

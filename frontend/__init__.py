@@ -9,6 +9,8 @@ Where to look:
     health     /, /healthz, /readyz
     head       what the head of a request means; pure, as are the next two
     gate       may a request come in? Counts, bounds
+    apikeys    the API keys by which clients come in
+    board      what all processes know of the limits of these
     answer     what a request is answered with, for every way out
     handlers   the same as Falcon's responses
     waiting    a request that Falcon serves, from the broker's hands to its answer

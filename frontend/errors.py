@@ -40,6 +40,18 @@ BAD_TIMEOUT: Final = Problem(
 BAD_SLO: Final = Problem("bad_slo", 400, "bad request: x-slo takes seconds and x-slo-ms milliseconds, above 0")
 BAD_PRIORITY: Final = Problem("bad_priority", 400, "bad request: x-priority takes high, normal or low")
 BAD_KEY: Final = Problem("bad_key", 400, "bad request: idempotency-key takes 1 to 255 printable characters")
+NO_API_KEY: Final = Problem(
+    "missing_api_key",
+    401,
+    "unauthorized: an API key is needed, as `authorization: Bearer KEY`",
+    headers={"www-authenticate": "Bearer"},
+)
+WRONG_API_KEY: Final = Problem(
+    "invalid_api_key",
+    401,
+    "unauthorized: this API key is not known",
+    headers={"www-authenticate": 'Bearer error="invalid_token"'},
+)
 NOT_FOUND: Final = Problem("not_found", 404, "not found")
 NO_MODEL: Final = Problem("model_not_found", 404, "not found: there is no such model here")
 WRONG_METHOD: Final = Problem("wrong_method", 405, "method not allowed")
@@ -55,6 +67,13 @@ FRAGMENTED: Final = Problem("fragmented", 400, "bad request: the body has too ma
 CAPACITY: Final = Problem("capacity", 429, wording.AT_CAPACITY, retry_after_s=1)
 CAPACITY_BYTES: Final = Problem("capacity_bytes", 429, "too many requests: too many bytes are waiting", retry_after_s=1)
 ONLOOKERS: Final = Problem("onlookers", 429, "too many requests: too many look at this page", retry_after_s=1)
+KEY_RATE: Final = Problem("rate_limit_exceeded", 429, "too many requests: more than the rate of this API key")
+KEY_CONCURRENCY: Final = Problem(
+    "concurrency_limit_exceeded",
+    429,
+    "too many requests: as many of this API key are served as may be",
+    retry_after_s=1,
+)
 HEADERS_TOO_LARGE: Final = Problem("headers_too_large", 431, "request headers too large")
 CLIENT_GONE: Final = Problem("client_gone", 499, "client closed the connection")  # nginx's number; nobody reads it
 INTERNAL: Final = Problem("internal", 500, "internal error")

@@ -127,8 +127,14 @@ class Layer:
             scope["path"] = head.path
         except Refusal as error:
             refusal = error
+        is_old = scope["http_version"] == "1.0"
         exchange = Exchange(head, (head and head.request_id) or self._new_id(), receive, scope.get(CUT))
-        exchange.is_old = scope["http_version"] == "1.0"
+        exchange.is_old = is_old
+        if head is not None and self._gate.asks_key(head, scope.get("client"), is_old=is_old):
+            try:
+                exchange.at_end.append(self._gate.come_in(head, exchange.started))
+            except Refusal as error:
+                refusal = error
         exchange.client = client_of(scope.get("client"))
         # Twice: as the connection has it, and as the application does.
         weight = REQUEST_COST + 2 * sum([len(name) + len(value) for name, value in fields])

@@ -10,11 +10,12 @@ Whoever adds a condition on requests (a key, a quota, a class of service) adds i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from ipaddress import IPv6Address
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from engine.config.schema import EVERYBODY, LOCAL, FrontendSection
+from engine.config.schema import EVERYBODY, LOCAL, PAGE, FrontendSection
 from engine.core.link import View
 from engine.core.messages import Qos
 from frontend import compression, deadline, errors, idempotency, onlookers, qos
@@ -23,9 +24,13 @@ from frontend.head import Head
 from frontend.partial import Partial
 from frontend.unsent import Unsent
 
+if TYPE_CHECKING:
+    from frontend.apikeys import Keys
+
 BEHIND_MAX: Final = 64 * 1024  # bytes that came behind a request that is served; above it the client is not read
 BEHIND_ALL: Final = 32 << 20  # the same of all clients of a process; above it no more is kept
 HEADS_ALL: Final = 32 << 20  # bytes of heads of a process, besides what serving `capacity` requests takes
+OPEN: Final = frozenset({"/", "/healthz", "/readyz"})  # whoever asks: probes have no key, and these tell no secrets
 REQUEST_COST: Final = 16 * 1024  # bytes that serving one takes that is not plain: its task, the frames of its calls
 
 
@@ -53,12 +58,15 @@ class Gate:
     is: whoever sends slowly, or nothing, keeps nobody else out.
     """
 
-    def __init__(self, frontend: FrontendSection) -> None:
+    def __init__(self, frontend: FrontendSection, *, has_page: bool = True) -> None:
+        """``has_page``: no route of the service is where its live page would be."""
+        self._local_pages = ("/openapi", PAGE) if has_page else ("/openapi",)
         self.pending = 0
         self.held = 0
         self.behind = 0
         self.heads = 0
         self.draining = False
+        self.keys: Keys | None = None  # who may ask; None: everybody
         self.closing = False  # every answer is the last of its connection; so they are while it drains
         self.max_request_size = frontend.max_request_size
         self._timeout_s = frontend.timeout
@@ -81,8 +89,26 @@ class Gate:
         ASGI has it; ``is_old``: over HTTP/1.0."""
         return self._ui == EVERYBODY or (self._ui == LOCAL and onlookers.is_local(head, peer, is_old=is_old))
 
+    def asks_key(self, head: Head, peer: object, *, is_old: bool) -> bool:
+        """Whether who asks so has to have an API key: pages about the service are for this machine as well. ``peer``
+        and ``is_old`` as of :meth:`shows`."""
+        if self.keys is None or head.path in OPEN:
+            return False
+        path = head.path
+        is_page = path == "/metrics" or any(path == page or path.startswith(f"{page}/") for page in self._local_pages)
+        return not (is_page and onlookers.is_local(head, peer, is_old=is_old))
+
+    def come_in(self, head: Head, instant: float) -> Callable[[], None]:
+        """Count a request of its API key, until what this gives is called. Raises Refusal: 401 or 429."""
+        keys = self.keys
+        assert keys is not None
+        key = keys.enter(head.token, instant)
+        return lambda: keys.leave(key)
+
     def terms(self, head: Head) -> Terms:
-        """What the head of a request asks for, where it may be had. Raises Refusal: 400, 413, 415 or 501."""
+        """What the head of a request asks for, where it may be had. Raises Refusal: 400, 401, 413, 415 or 501."""
+        if self.keys is not None and head.path not in OPEN and (problem := self.keys.refusal(head.token)) is not None:
+            raise Refusal(problem)
         asks = head.timeout or head.timeout_ms or head.content_encoding or head.transfer_encoding
         asks = asks or head.token or head.slo or head.slo_ms or head.priority
         if not asks and head.idempotency_key is None and (head.length or 0) <= self.max_request_size:

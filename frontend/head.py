@@ -149,8 +149,12 @@ def length_of(value: bytes) -> int | None:
     return int(value) if value.isdigit() and len(value) <= 18 else None
 
 
-def told(head: Head, *, undone: bool) -> list[tuple[bytes, bytes]]:
-    """What the service is told of a request's headers: nothing of a coding of its body that has been ``undone``."""
+def told(head: Head, *, undone: bool, keyed: bool = False) -> list[tuple[bytes, bytes]]:
+    """What the service is told of a request's headers: nothing of a coding of its body that has been ``undone``, nor of
+    the API key by which it came in, where there are such (``keyed``)."""
+    if keyed:
+        dropped = _KEY_AND_CODING if undone else _KEY
+        return [pair for pair in head.fields if pair[0] not in dropped]
     return [pair for pair in head.fields if pair[0] != b"content-encoding"] if undone else head.fields
 
 
@@ -171,6 +175,8 @@ def sends_little(fields: Fields, most: int) -> bool:
     return sends
 
 
+_KEY: Final = frozenset({b"authorization", b"x-api-key"})
+_KEY_AND_CODING: Final = _KEY | {b"content-encoding"}
 _LISTS: Final = frozenset(
     {b"accept", b"accept-encoding", b"connection", b"content-encoding", b"transfer-encoding", b"upgrade"}
 )

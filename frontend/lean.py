@@ -27,7 +27,7 @@ from engine.errors import Unavailable
 from frontend import chunked, compression, errors, unpacking
 from frontend.accesslog import peer
 from frontend.answer import Reply
-from frontend.errors import Problem
+from frontend.errors import Problem, Refusal
 from frontend.idempotency import INLINE_MAX as DIGEST_MAX
 from frontend.idempotency import key_of
 from frontend.inbox import Inbox
@@ -39,6 +39,7 @@ from frontend.timing import header as server_timing
 from frontend.writer import connection_of, say
 
 if TYPE_CHECKING:
+    from frontend.apikeys import Key
     from frontend.shared import Shared
     from frontend.tracing import Trace
 
@@ -57,6 +58,7 @@ class LeanConnection(asyncio.Protocol):
         "_head_bytes",
         "_id",
         "_inbox",
+        "_key",
         "_plain",
         "_seq",
         "_serving",
@@ -83,6 +85,7 @@ class LeanConnection(asyncio.Protocol):
         self._size = 0  # and as they are counted at the gate, while the broker owes something
         self._stream: _Streaming | None = None  # the answer, while it is sent in pieces
         self._id = ""
+        self._key: Key | None = None  # the API key by which it came in
         self._trace: Trace | None = None  # of the request that is served, if it is sampled
         self._began = 0.0
         self._choked = False  # the client does not read its answers
@@ -265,6 +268,8 @@ class LeanConnection(asyncio.Protocol):
             return
         asks = is_new and more is not None and more.expects
         is_refused = asks and self._shared.gate.refusal(self._shared.client.view()) is not None
+        if is_new and (keys := self._shared.gate.keys) is not None and keys.refusal(plain.head.token) is not None:
+            is_refused = True  # a key that was good when this head came first
         if is_refused or not inbox.begin(data, size, end):
             self._hand_over(data)  # it says so before the body comes
             return
@@ -296,7 +301,13 @@ class LeanConnection(asyncio.Protocol):
         if shared.traces is not None and (trace := shared.traces.begin(plain.head, instant, request_id)) is not None:
             self._trace = trace
             told = meta.traced(told, trace.told)
+        if gate.keys is not None:
+            try:
+                self._key = gate.keys.enter(plain.head.token, instant)
+            except Refusal as refusal:
+                return self._refuse(plain, refusal.problem, request_id)
         if not gate.enter(size) and (problem := gate.refusal(shared.client.view())) is not None:
+            self._leave_key()
             return self._refuse(plain, problem, request_id)
         about = meta.pack(request_id, told)
         try:
@@ -305,6 +316,7 @@ class LeanConnection(asyncio.Protocol):
             self._seq = shared.client.call(call, instant)
         except Unavailable as error:
             gate.leave(size)
+            self._leave_key()
             return self._refuse(plain, errors.unavailable(error), request_id)
         self._serving = True
         self._size = size
@@ -352,6 +364,13 @@ class LeanConnection(asyncio.Protocol):
             self._shared.client.withdraw(self._seq)
             self._seq = 0
             self._shared.gate.leave(self._size)
+            self._leave_key()
+
+    def _leave_key(self) -> None:
+        """The request that came in by it is over."""
+        key, self._key = self._key, None
+        if key is not None and (keys := self._shared.gate.keys) is not None:
+            keys.leave(key)
 
     # --- answers -----------------------------------------------------------------------------------------------------
 
@@ -361,6 +380,8 @@ class LeanConnection(asyncio.Protocol):
         assert plain is not None  # it has been submitted
         self._seq = 0
         shared.gate.leave(self._size)
+        if self._key is not None:
+            self._leave_key()
         if transport is None:
             return
         if answer is None:

@@ -15,6 +15,7 @@ from engine.metrics import Family, counter, gauge, histogram, lost_lines_family
 from frontend.accesslog import AccessLog
 
 if TYPE_CHECKING:
+    from frontend.apikeys import Keys
     from frontend.tracing import Traces
 
 OTHER: Final = "other"
@@ -29,6 +30,7 @@ class FrontendMetrics:
         """``access``: where each of them is told; None: nowhere."""
         self._namespace = namespace
         self.access = access
+        self.keys: Keys | None = None  # by which clients come in
         self.traces: Traces | None = None  # who makes a span of each; None: nobody
         buckets = duration_buckets(timeout_s)
         self._durations = {path: Histogram(buckets) for path in endpoints}
@@ -100,6 +102,11 @@ class FrontendMetrics:
                 f"{prefix}_rejections",
                 "requests refused by a frontend, by reason",
                 [({"reason": reason}, n) for reason, n in self._rejections.items()],
+            ),
+            counter(
+                f"{prefix}_api_key_requests",
+                "requests of each API key, by what became of them: admitted, or the limit that refused them",
+                self.keys.outcomes() if self.keys is not None else [],
             ),
             counter(
                 f"{prefix}_connections_dropped",

@@ -32,6 +32,7 @@ OPENAPI: Final = "3.1.0"
 PROBLEM: Final = "Problem"  # the component of problem+json (RFC 9457)
 OPENAI_ERROR: Final = "ErrorResponse"  # and of OpenAI's form, as its document calls it
 MODEL: Final = "Model"
+API_KEY: Final = "apiKey"
 RETRY_AFTER: Final = {
     "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 0}},
     "retry-after-ms": {"description": "The same in milliseconds.", "schema": {"type": "integer", "minimum": 1}},
@@ -111,6 +112,11 @@ _MODEL_SCHEMA: Final[Json] = {
     },
     "required": ["id", "object", "created", "owned_by"],
 }
+_KEYS: Final[Json] = {API_KEY: {"type": "http", "scheme": "bearer"}}
+_REFUSED_KEY: Final[Json] = {
+    "description": "There is no API key, or none that is known.",
+    "headers": {"WWW-Authenticate": {"description": "How to send one.", "schema": {"type": "string"}}},
+}
 _BY_PROTOCOL: Final[dict[str, Json]] = {
     PLAIN: {
         "text/plain": {"schema": {"type": "string"}},
@@ -152,6 +158,12 @@ def document(deployment: Deployment, abouts: Mapping[str, About]) -> Json:
     for path in lists:
         paths.update(_models(path))
     paths.update((path, {"get": operation}) for path, operation in _service().items())
+    if is_keyed := bool(deployment.frontend.api_keys):
+        for operations in paths.values():
+            for operation in operations.values():
+                if "routes" in operation["tags"]:
+                    operation["security"] = [{API_KEY: []}]
+                    operation["responses"]["401"] = _REFUSED_KEY
     return {
         "openapi": OPENAPI,
         "info": {
@@ -159,7 +171,7 @@ def document(deployment: Deployment, abouts: Mapping[str, About]) -> Json:
             "version": deployment.frontend.version or __version__,
         },
         "paths": paths,
-        "components": {"schemas": {**schemas, **ours}},
+        "components": {"schemas": {**schemas, **ours}, **({"securitySchemes": _KEYS} if is_keyed else {})},
     }
 
 

@@ -94,9 +94,17 @@ class Reader:
     """Turns head bytes into :class:`Plain`, or None for what is not plain. One for all connections of a process."""
 
     def __init__(
-        self, topology: Topology, terms: Callable[[Head], Terms], pages: Collection[str] = (), *, compressed: bool
+        self,
+        topology: Topology,
+        terms: Callable[[Head], Terms],
+        pages: Collection[str] = (),
+        *,
+        compressed: bool,
+        keyed: bool = False,
     ) -> None:
-        """``terms`` is the gate's; ``compressed``: answers may be, where a client says so."""
+        """``terms`` is the gate's; ``compressed``: answers may be, where a client says so; ``keyed``: requests come
+        in by API keys, of which services are not told."""
+        self._keyed = keyed
         self._routes = {route.path.encode(): index for index, route in enumerate(topology.routes)}
         self._terms = terms
         self._pages = {path.encode() for path in pages}
@@ -112,7 +120,7 @@ class Reader:
         shape = shape or self._shape
         if shape is not None and (found := shape.read(head)) is not None:
             try:
-                return _plain(shape.route, found, self._terms(found), shape.more), shape
+                return _plain(shape.route, found, self._terms(found), shape.more, keyed=self._keyed), shape
             except Refusal:
                 return None, shape
         return self.read(head), self._shape
@@ -133,7 +141,7 @@ class Reader:
             return None  # refused there, before its body is read
         if request.path == "/" and b"text/html" in found.accept.lower():
             return None  # of a browser, which may be led elsewhere
-        plain = _plain(request.route, found, terms, more)
+        plain = _plain(request.route, found, terms, more, keyed=self._keyed)
         self._shape = self._shapes.of(plain, first, lines, fields)
         return plain
 
@@ -193,8 +201,8 @@ class Reader:
         return found
 
 
-def _plain(route: int, head: Head, terms: Terms, more: More | None) -> Plain:
-    about = meta.pack_head(head.query, heads.told(head, undone=bool(terms.coding)))
+def _plain(route: int, head: Head, terms: Terms, more: More | None, *, keyed: bool) -> Plain:
+    about = meta.pack_head(head.query, heads.told(head, undone=bool(terms.coding), keyed=keyed))
     return Plain(route, head, head.length or 0, terms.timeout_s, about, more, terms.qos)
 
 

@@ -74,7 +74,9 @@ class RouteResource:
         data = await body.read()
         self._check_gate()  # a slow upload may end in another world than it began in
         key = await self._key(head, data)
-        told = meta.pack_head(head.query, heads.told(head, undone=bool(terms.coding)))
+        told = meta.pack_head(
+            head.query, heads.told(head, undone=bool(terms.coding), keyed=shared.gate.keys is not None)
+        )
         if exchange.trace is not None:
             told = meta.traced(told, exchange.trace.told)
         about = meta.pack(exchange.request_id, told)

@@ -50,7 +50,9 @@ class Shared:
         self.answering = answering
         self.hand_over = hand_over
         self.pages = health.pages(topology, client, gate)
-        self.reader = Reader(topology, gate.terms, self.pages, compressed=frontend.compression)
+        self.reader = Reader(
+            topology, gate.terms, self.pages, compressed=frontend.compression, keyed=gate.keys is not None
+        )
         self.writer = Writer(topology, answering, compressed=frontend.compression)
         self.body_timeout_s = frontend.body_timeout
         self.is_tls = bool(frontend.certfile)

@@ -28,7 +28,8 @@ LAYERS: Final = (
         "engine.simulation", "engine.sink", "engine.specs",
     )),
     ("client, transport", (
-        "engine.addresses", "engine.cells", "engine.client", "engine.joined", "engine.curve", "engine.keyfile",
+        "engine.addresses", "engine.apikeyfile", "engine.cells", "engine.client", "engine.joined", "engine.curve",
+        "engine.keyfile",
         "engine.transport", "engine.memory", "engine.cgroups", "engine.cpus", "engine.descriptors",
         "engine.handles", "engine.nearby", "engine.oom", "engine.proc",
         "engine.process", "engine.titles", "engine.signals", "engine.mailbox", "engine.tracing", "engine.admin",

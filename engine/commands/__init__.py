@@ -9,6 +9,7 @@
     orders      reload, scale, health: of a supervisor that runs
     processes   broker, frontend, worker: by hand, and how a supervisor starts its own
     ahead       plan, ports, keys, render: before anything runs
+    apikeys     api-keys
     bench       bench
     doctor      doctor                                 version     version
     completion  completion
@@ -21,6 +22,7 @@ from __future__ import annotations
 from typing import Final
 
 from engine.commands.ahead import KEYS, PLAN, PORTS, RENDER
+from engine.commands.apikeys import API_KEYS
 from engine.commands.bench import BENCH
 from engine.commands.check import CHECK
 from engine.commands.command import Command, Plain
@@ -38,5 +40,5 @@ from engine.commands.why import WHY
 
 COMMANDS: Final[tuple[Command | Plain, ...]] = (
     INIT, UP, CHECK, DOCTOR, BROKER, FRONTEND, WORKER, STATUS, TOP, WHY, LOGS, RELOAD, SCALE, DOWN, PLAN, BENCH, PORTS,
-    KEYS, HEALTH, RENDER, COMPLETION, VERSION,
+    KEYS, API_KEYS, HEALTH, RENDER, COMPLETION, VERSION,
 )  # fmt: skip

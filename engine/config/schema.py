@@ -309,6 +309,13 @@ class FrontendSection:
         choices=(LOCAL, EVERYBODY, NOBODY),
         flag=True,
     )
+    api_keys: str = setting(
+        "",
+        "File of API keys, as `engine api-keys new` writes it: who asks without one of them is answered 401, but for "
+        "/, /healthz and /readyz, and on this machine /metrics, /openapi and /ui. Empty: everybody may ask.",
+        form=Form.FILE,
+        flag=True,
+    )
     certfile: str = setting(
         "",
         "PEM file with the certificate chain, to serve HTTPS; relative to the folder of stages.toml.",

@@ -38,6 +38,7 @@
     demand     how many workers a stage needs, and when that is worth another number of them
     scaling    the numbers of workers that follow from it, for all stages of a deployment
     keys       the secret of a deployment, and how links are made with it
+    apikeys    who may ask over HTTP, and how much
     window     how quickly counters grew lately     failures   the last ones of requests, as clients were told
     cells      several brokers of one deployment: who belongs to which, which gets a request
 

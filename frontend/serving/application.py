@@ -12,7 +12,8 @@ from typing import TypeAlias
 
 from gunicorn.app.base import BaseApplication
 
-from engine.config.schema import Deployment
+from engine.clock import now
+from engine.config.schema import Deployment, FrontendSection
 from engine.core.call import BrokerClient
 from engine.errors import StartError
 from engine.log import Output
@@ -20,7 +21,9 @@ from engine.metrics import Family
 from engine.tracing import begin
 from frontend.accesslog import OFF, AccessLog
 from frontend.answer import Answering
+from frontend.apikeys import Keys
 from frontend.app import create
+from frontend.board import Board
 from frontend.exchange import Application as ASGIApplication
 from frontend.gate import Gate
 from frontend.metrics import FrontendMetrics
@@ -56,18 +59,33 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
         self._reread = reread
         self._stopping = mmap.mmap(-1, 1)  # shared with the processes that the master forks
         self._output: Output | None = None
+        self._known: Keys | None = None
+        self._board: Board | None = None  # shared by the processes as well
         self._take(deployment)
         super().__init__()
 
     def _take(self, deployment: Deployment) -> None:
         """What worker processes that are forked from now on are made of."""
-        self.deployment = deployment
         frontend = deployment.frontend
+        keys = self._keys(frontend)
+        self.deployment = deployment
         paths = [route.path for route in deployment.routes]
         access = AccessLog(frontend.access_log, self._stdout()) if frontend.access_log != OFF else None
         self.metrics = FrontendMetrics(deployment.engine.namespace, paths, frontend.timeout, access)
-        self.gate = Gate(frontend)
+        self.gate = Gate(frontend, has_page=deployment.has_page)
+        self.gate.keys = self.metrics.keys = keys
         self.answering = Answering.of(deployment)
+
+    def _keys(self, frontend: FrontendSection) -> Keys | None:
+        """Raises StartError. A file that was good, and is not any more, does not hold up a change of the deployment."""
+        if not frontend.api_keys:
+            return None
+        if self._known is not None and self._known.path == frontend.api_keys:
+            self._known.look(now())
+            return self._known
+        self._board = self._board or Board(frontend.processes)
+        self._known = Keys(frontend.api_keys, self._board)
+        return self._known
 
     def _stdout(self) -> Output:
         """One for all that are made in turn. Raises StartError when it is closed."""
@@ -106,6 +124,8 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
     def load(self) -> ASGIApplication:
         name = f"{socket.gethostname()}:{os.getpid()}"
         self.new_id = Ids()
+        if self._board is not None:
+            self._board.sit()
         if (tracing := begin(self.deployment.engine.name, "frontend")) is not None:
             from frontend.tracing import Traces
 

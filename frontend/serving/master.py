@@ -108,7 +108,7 @@ class Master(Arbiter):  # type: ignore[misc]
         """Replace the worker processes by ones that serve what the deployment is now; the old ones drain."""
         try:
             changed = self.app.renew()
-        except ConfigError as error:  # it was checked by whoever wrote it
+        except (ConfigError, StartError) as error:  # it was checked by whoever wrote it
             self.log.error("the changed deployment cannot be read: %s", error)
             return
         if changed:

@@ -144,6 +144,8 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
     def _sweep_unsent(self) -> None:
         self.loop.call_later(SWEEP_S, self._sweep_unsent)
         gate, instant = self.app.gate, now()
+        if gate.keys is not None:
+            gate.keys.look(instant)
         gate.unsent.sweep(instant)
         if self._ebb.is_over(gate.held + gate.unsent.total, instant):
             self.app.client.give_back()

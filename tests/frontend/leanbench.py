@@ -64,10 +64,11 @@ class FakeTransport:
 class Bench:
     """A connection with everything around it faked."""
 
-    def __init__(self, *, protocol: str = PLAIN, **frontend: Any) -> None:
+    def __init__(self, *, protocol: str = PLAIN, keys: Any = None, **frontend: Any) -> None:
         section = FrontendSection(**frontend)
         self.client = FakeClient()
         self.gate = Gate(section)
+        self.gate.keys = keys
         self.metrics = FrontendMetrics("engine", ["/inference", "/second"], 3.0)
         self.handed: list[bytes] = []
         whole = deployment(section, protocol=protocol)
