@@ -31,6 +31,7 @@ NAMES = (
     "jax-jit",
     "multi-route",
     "rerank",
+    "segmentation",
     "server-sent-events",
     "shared-memory",
     "stable-diffusion",
@@ -280,6 +281,26 @@ def test_texts_are_sorted_as_a_person_would(running: Deployed) -> None:
         assert answer["scores"]["shipping"] > 0.9
         assert sum(answer["scores"].values()) == pytest.approx(1, abs=1e-3)
         assert client.post("/inference", json={"text": " "}).status_code == 422
+
+
+# --- segmentation ----------------------------------------------------------------------------------------------------
+
+
+@uses("segmentation")
+def test_a_thing_is_marked_and_its_mask_travels_small(running: Deployed) -> None:
+    marked, packed = run_client(running, "segmentation").splitlines()
+    assert int(marked.split()[0]) >= 36, marked
+    assert packed.startswith("40 of 40 masks are the same in gzip")
+    told_in_readme("segmentation", "in gzip it is about 1 kB")
+    assert int(packed.split(": ")[1].split()[0].replace(",", "")) < 3000
+    with running.client() as client:
+        for asked, status in (
+            ({"image": b"no image", "points": [{"x": 1, "y": 1}]}, 400),
+            ({"image": b"", "points": []}, 422),
+            ({"image": b"", "points": [{"x": 1, "y": 1, "inside": False}]}, 422),
+            ({"image": b""}, 422),
+        ):
+            assert client.post("/inference", content=msgpack.packb(asked)).status_code == status
 
 
 # --- voice activity --------------------------------------------------------------------------------------------------
