@@ -47,6 +47,7 @@ ONLY_READ: Final = {
     "chat": "torch trains a model first; test_more_examples runs it and its client",
     "segmentation": "torch trains a network first; test_more_examples runs it and its client",
     "voice-activity": "torch and a model; test_more_examples runs it and its client",
+    "redis-numbin": "a server of Redis; test_more_examples runs it and its client",
     "jax-jit": "jax compiles six shapes; test_more_examples runs it and its client",
     "shared-memory": "gigabytes through eight senders; test_more_examples runs it and its client",
     "stable-diffusion": "a download of 5 GB; test_more_examples runs it with a tiny model",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
+import redis
 from harness import EXAMPLES, Deployed, deployed, environment, wait_for
 
 pytestmark = pytest.mark.unmeasured
@@ -30,6 +32,7 @@ NAMES = (
     "image-classification",
     "jax-jit",
     "multi-route",
+    "redis-numbin",
     "rerank",
     "segmentation",
     "server-sent-events",
@@ -281,6 +284,33 @@ def test_texts_are_sorted_as_a_person_would(running: Deployed) -> None:
         assert answer["scores"]["shipping"] > 0.9
         assert sum(answer["scores"].values()) == pytest.approx(1, abs=1e-3)
         assert client.post("/inference", json={"text": " "}).status_code == 422
+
+
+# --- redis and numbin ------------------------------------------------------------------------------------------------
+
+
+def test_arrays_travel_by_way_of_redis(tmp_path: Path) -> None:
+    command = shutil.which("redis-server")
+    assert command, "redis-server is needed (Debian: apt-get install redis-server)"
+    where = tmp_path / "redis.sock"
+    server = subprocess.Popen([command, "--port", "0", "--unixsocket", str(where), "--save", ""], cwd=tmp_path)
+    try:
+        wait_for("a Redis server", where.exists)
+        env = {"STAGELINE_REDIS_URL": f"unix://{where}"}
+        with deployed(EXAMPLES / "redis-numbin" / "stages.toml", env=env) as running:
+            assert run_client(running, "redis-numbin") == "100 of 100 chords were heard as they were played\n"
+            with redis.Redis(unix_socket_path=str(where)) as store:
+                kept = store.keys("stageline:chords:*")
+                assert len(kept) >= 100  # until their deadlines
+                assert all(store.pttl(key) > 0 for key in kept)
+            server.terminate()
+            server.wait(30)
+            with running.client() as client:
+                assert client.post("/inference", json={"notes": [440]}).status_code == 500
+                assert client.post("/inference", json={"notes": []}).status_code == 422
+    finally:
+        server.kill()
+        server.wait(30)
 
 
 # --- segmentation ----------------------------------------------------------------------------------------------------
