@@ -84,12 +84,14 @@ if TYPE_CHECKING:
     from engine.server import Runtime, Server
     from stages.base import Worker
     from stages.stream import SSEWorker, StreamWorker
+    from stages.ways import Done, Skip
 
     __version__: str
 
 __all__ = [
     "ClientError",
     "DecodingError",
+    "Done",
     "EncodingError",
     "EngineError",
     "EngineTimeoutError",
@@ -97,6 +99,7 @@ __all__ = [
     "SSEWorker",
     "Server",
     "ServerError",
+    "Skip",
     "StreamWorker",
     "ValidationError",
     "Worker",
@@ -111,6 +114,8 @@ _HOMES: Final = {
     "Worker": "stages.base",
     "SSEWorker": "stages.stream",
     "StreamWorker": "stages.stream",
+    "Done": "stages.ways",
+    "Skip": "stages.ways",
     "get_logger": "engine.log",
     "EngineError": "engine.errors",
     "ClientError": "engine.errors",

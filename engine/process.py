@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import itertools
 import json
 import os
 import signal
@@ -34,6 +33,7 @@ from engine.core.placement import (
     spare_share,
     thread_env,
 )
+from engine.core.routing import FINAL
 from engine.cpus import available_cpus, quota, usable_cpus
 from engine.errors import StartError
 from engine.nearby import VISIBLE_VARIABLE, near_gpus
@@ -406,8 +406,13 @@ def readers_on(
 ) -> frozenset[str]:
     """The GPUs on which the results of a worker are read, if they are read on GPUs only and this worker counts them as
     their readers do. Else none."""
+    topology = deployment.topology
+    number = topology.stages.index(stage)
     following = {
-        after for route in deployment.routes for before, after in itertools.pairwise(route.stages) if before == stage
+        topology.stages[after]
+        for route in topology.hops(number)
+        for after in topology.following(route, number)
+        if after != FINAL
     }
     gpus = count_gpus(environ)
     readers: list[tuple[str, int]] = []

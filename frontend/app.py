@@ -20,6 +20,7 @@ from frontend.metrics import FrontendMetrics
 from frontend.openapi import MetadataResource
 from frontend.resources import Collaborators, MetricsResource, RouteResource
 from frontend.swagger import SwaggerResource
+from frontend.waiting import last_stages
 
 if TYPE_CHECKING:
     from frontend.tracing import Traces
@@ -63,7 +64,7 @@ def create(
     Handlers(answering).install(app)
     shared = Collaborators(client, gate, answering, frontend.body_timeout, frontend.compression, metrics.traces)
     for index, route in enumerate(topology.routes):
-        app.add_route(route.path, RouteResource(index, topology.stage_names(index)[-1], shared))
+        app.add_route(route.path, RouteResource(index, last_stages(topology, index), shared))
     since = models.created(deployment)
     for path, names in models.lists(deployment).items():
         listed = models.ModelsResource(names, deployment.engine.name, since)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import falcon.asgi
@@ -129,11 +129,14 @@ _BY_PROTOCOL: Final[dict[str, Json]] = {
 def document(deployment: Deployment, abouts: Mapping[str, About]) -> Json:
     """The document; ``abouts`` by the stages' names, as far as they are known."""
     sides: dict[tuple[str, str], Boundary] = {}
-    for route in deployment.routes:
-        for direction, stage in (("Input", route.stages[0]), ("Output", route.stages[-1])):
-            said = abouts.get(stage)
-            if said is not None:
-                sides[route.path, direction] = said.request if direction == "Input" else said.response
+    topology = deployment.topology
+    ends = [[topology.stages[end] for end in topology.ends(number)] for number in range(len(topology.routes))]
+    for route, lasts in zip(deployment.routes, ends, strict=True):
+        if (said := abouts.get(route.stages[0])) is not None:
+            sides[route.path, "Input"] = said.request
+        for stage in lasts:
+            if (said := abouts.get(stage)) is not None:
+                sides[_end(route, stage), "Output"] = said.response
     lists = models.lists(deployment)
     ours: dict[str, Json] = {PROBLEM: _PROBLEM_SCHEMA}
     if any(route.protocol == OPENAI for route in deployment.routes):
@@ -143,16 +146,18 @@ def document(deployment: Deployment, abouts: Mapping[str, About]) -> Json:
     named, schemas = components.merge(sides, reserved=set(ours))
     identifiers = _operation_ids(route.path for route in deployment.routes)
     paths: dict[str, Json] = {}
-    for route in deployment.routes:
-        request, response = named.get((route.path, "Input")), named.get((route.path, "Output"))
+    for number, (route, lasts) in enumerate(zip(deployment.routes, ends, strict=True)):
+        request = named.get((route.path, "Input"))
+        responses = [named.get((_end(route, stage), "Output")) for stage in lasts]
+        way = topology.way(number) if topology.routes[number].after else ""
         paths[route.path] = {
             "post": {
                 "operationId": identifiers[route.path],
                 "tags": ["routes"],
-                **_words(route, abouts, request, response),
+                **_words(route, way, abouts, request, responses),
                 "parameters": [IDEMPOTENCY_KEY],
                 **_request_body(request),
-                "responses": {"200": _success(response), **_failures(deployment, route.protocol)},
+                "responses": {"200": _success(responses), **_failures(deployment, route.protocol)},
             }
         }
     for path in lists:
@@ -179,7 +184,11 @@ def document(deployment: Deployment, abouts: Mapping[str, About]) -> Json:
 
 
 def _words(
-    route: RouteSection, abouts: Mapping[str, About], request: Boundary | None, response: Boundary | None
+    route: RouteSection,
+    way: str,
+    abouts: Mapping[str, About],
+    request: Boundary | None,
+    responses: Sequence[Boundary | None],
 ) -> Json:
     """Summary and description: the first stage's docstring, what the stages are, and what no schema says."""
     docs = {stage: _split(abouts[stage].doc) if stage in abouts else ("", "") for stage in route.stages}
@@ -189,7 +198,9 @@ def _words(
         steps = (f"{n}. `{stage}`" + (f": {docs[stage][0]}" if docs[stage][0] else "")
                  for n, stage in enumerate(route.stages, 1))  # fmt: skip
         parts.append("Stages:\n\n" + "\n".join(steps))
-    for side, verb in ((request, "Takes"), (response, "Answers")):
+    if way:
+        parts.append(f"Not every request passes all of them: {way}.")
+    for side, verb in ((request, "Takes"), *((response, "Answers") for response in _unlike(responses))):
         if side is None:
             parts.append(f"{verb} what is not known yet: its worker has not started.")
         elif side.schema is None:
@@ -226,16 +237,35 @@ def _example(side: Boundary) -> Json:
     return {"examples": {"body": {"externalValue": f"data:{mime};base64,{data}"}}}
 
 
-def _success(side: Boundary | None) -> Json:
-    if side is not None and side.mime.startswith(sse.MIME):
+def _end(route: RouteSection, stage: str) -> str:
+    """A route by what one of its last stages answers."""
+    return f"{route.path} {stage}"
+
+
+def _unlike(sides: Sequence[Boundary | None]) -> list[Boundary | None]:
+    """Each that is not the same as one before it."""
+    return [side for place, side in enumerate(sides) if side not in sides[:place]]
+
+
+def _success(sides: Sequence[Boundary | None]) -> Json:
+    """``sides``: of all stages with which the route may end."""
+    if all(side is not None and side.mime.startswith(sse.MIME) for side in sides):
         answer: Json = {"description": "A stream of server-sent events."}
     else:
         answer = {"description": "The result.", "headers": REPLAYED}
-    if side is not None and side.schema is not None:
-        answer["content"] = {media.content_type(side.mime): {"schema": side.schema}}
-    if side is not None and side.stream:
-        answer["description"] = "The result, or a stream of server-sent events: as the request asks for it."
-        answer.setdefault("content", {media.content_type(side.mime): {}})[side.stream] = {"schema": {"type": "string"}}
+    schemas: dict[str, list[Any]] = {}
+    for side in _unlike(sides):
+        if side is not None and side.schema is not None:
+            schemas.setdefault(media.content_type(side.mime), []).append(side.schema)
+    if schemas:
+        answer["content"] = {
+            mime: {"schema": found[0] if len(found) == 1 else {"anyOf": found}} for mime, found in schemas.items()
+        }
+    for side in sides:
+        if side is not None and side.stream:
+            answer["description"] = "The result, or a stream of server-sent events: as the request asks for it."
+            content = answer.setdefault("content", {media.content_type(side.mime): {}})
+            content[side.stream] = {"schema": {"type": "string"}}
     return answer
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,10 +54,10 @@ class Collaborators:
 class RouteResource:
     """``POST path``: the service."""
 
-    def __init__(self, route: int, stage: str, shared: Collaborators) -> None:
-        """``stage``: the name of the route's last stage."""
+    def __init__(self, route: int, stages: Sequence[str], shared: Collaborators) -> None:
+        """``stages``: the names of those with which the route may end."""
         self._route = route
-        self._stage = stage
+        self._stages = stages
         self._shared = shared
 
     async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
@@ -80,7 +81,7 @@ class RouteResource:
         if exchange.trace is not None:
             told = meta.traced(told, exchange.trace.told)
         about = meta.pack(exchange.request_id, told)
-        waiting = Waiting(exchange, shared.client, shared.gate, self._stage, shared.answering.last_events[self._route])
+        waiting = Waiting(exchange, shared.client, shared.gate, self._stages, shared.answering.last_events[self._route])
         exchange.at_end.append(waiting.end)
         waiting.submit(self._route, data, timeout_s=body.left_s, meta=about, key=key, qos=terms.qos)
         del data  # the broker's client has it while it may be needed again

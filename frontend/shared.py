@@ -14,7 +14,7 @@ from frontend.errors import Problem
 from frontend.lingering import Lingering
 from frontend.plain import Plain, Reader
 from frontend.requestid import Ids
-from frontend.waiting import hint
+from frontend.waiting import hint, last_stages
 from frontend.writer import Writer, connection_of
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Shared:
         self.lingering: set[Lingering] = set()  # connections whose last answer has been written
         self.changed: Callable[[], None] = lambda: None  # told when a connection ends or falls idle
         self.new_id = Ids()
-        self._last_stages = [topology.stage_names(index)[-1] for index in range(len(topology.routes))]
+        self._last_stages = [last_stages(topology, index) for index in range(len(topology.routes))]
         self.tick()
 
     def linger(self, transport: asyncio.Transport) -> None:

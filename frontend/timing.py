@@ -26,11 +26,12 @@ def labels(stages: Sequence[str]) -> tuple[str, ...]:
 def header(trail: bytes, stages: Sequence[str], total_s: float) -> str:
     """The header's value, in milliseconds: for each hop the time in the queue and why it ended, from leaving it until
     ``forward`` began, and in ``forward``; then the whole. A trail that stops early (a failed stage) gives what there
-    is."""
+    is, and a stage that a request did not pass has nothing in it."""
     parts = [
         f"{name}-queue;dur={queue / 1000:.2f}{REASONS[code]}, "
         f"{name}-batch;dur={batch / 1000:.2f}, {name};dur={compute / 1000:.2f}"
         for name, (queue, batch, compute), code in zip(stages, unpack_trail(trail), codes_of(trail), strict=False)
+        if queue or batch or compute or code
     ]
     parts.append(f"total;dur={total_s * 1000:.2f}")
     return ", ".join(parts)

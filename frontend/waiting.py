@@ -8,7 +8,7 @@ client is bounded by the worker's window, which opens as the client takes what i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Final
 
@@ -17,6 +17,7 @@ from engine.core import sse
 from engine.core.call import Answer, BrokerClient, Call, StreamEvent
 from engine.core.liveness import ANSWER_GRACE_S
 from engine.core.messages import Flow, Qos, Speaker
+from engine.core.routing import Topology
 from engine.errors import Unavailable
 from frontend import errors
 from frontend.errors import Problem, Refusal
@@ -43,15 +44,15 @@ class Waiting:
         exchange: Exchange,
         client: BrokerClient,
         gate: Gate,
-        stage: str,
+        stages: Sequence[str],
         error: Callable[[int, str], bytes] = sse.error,
     ) -> None:
-        """``stage``: the last one of the route; ``error``: the last event of a stream that fails."""
+        """``stages``: those with which the route may end; ``error``: the last event of a stream that fails."""
         self.stream = Stream(error)
         self._exchange = exchange
         self._client = client
         self._gate = gate
-        self._stage = stage
+        self._stages = stages
         self._seq = 0  # while the broker owes an answer
         self._limit_at = 0.0
         self._writing = 0  # of the window: handed out, and not written yet
@@ -170,7 +171,7 @@ class Waiting:
     # --- inside ------------------------------------------------------------------------------------------------------
 
     def _hint(self) -> Flow:
-        return hint(self._client, self._stage)
+        return hint(self._client, self._stages)
 
     def _settle(self) -> None:
         self._seq = 0
@@ -216,7 +217,13 @@ class Waiting:
         self._exchange.cut(at_once=True)  # the watch sees the connection end
 
 
-def hint(client: BrokerClient, stage: str) -> Flow:
-    """How the stage gives its answers, as the broker said last; UNKNOWN before its first word of a worker of it."""
-    state = client.stage(stage)
-    return Flow.UNKNOWN if state is None else Flow(state.flow)
+def last_stages(topology: Topology, route: int) -> tuple[str, ...]:
+    """The names of those with which a route may end."""
+    return tuple(topology.stages[stage] for stage in topology.ends(route))
+
+
+def hint(client: BrokerClient, stages: Sequence[str]) -> Flow:
+    """How these give their answers, as the broker said last; UNKNOWN before its first word of a worker of them, and
+    where they differ."""
+    flows = {Flow.UNKNOWN if (state := client.stage(one)) is None else Flow(state.flow) for one in stages}
+    return flows.pop() if len(flows) == 1 else Flow.UNKNOWN

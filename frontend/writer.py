@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from engine.core.reasons import CODE, STEP
 from engine.core.routing import Topology
 from engine.core.sse import phrase
+from engine.core.wire import unpack_trail
 from frontend import compression, media, timing
 from frontend.answer import SERVER, Answering, Reply, common
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from frontend.plain import More, Plain
 
 FORMS_MOST: Final = 1024  # that are kept
+NOT_PASSED: Final = 8  # beyond all codes: the request did not pass this stage
 
 _MILLI: Final = (1000).__rtruediv__  # microseconds to milliseconds, as frontend.timing does: to the last digit
 
@@ -73,7 +75,10 @@ class Writer:
         if answer.status != 200 or len(trail) != steps.size or answer.headers:
             reply = self._answering.result(plain.route, plain.head, answer, request_id, took_s)
             return reply.status, len(reply.body), sized(reply, request_id, self.date), reply.body
-        key = plain.route, answer.mime, trail[::STEP].translate(CODE)  # codes_of, without a call
+        codes = trail[::STEP].translate(CODE)  # codes_of, without a call
+        if 0 in codes:
+            codes = _passed(trail, codes)
+        key = plain.route, answer.mime, codes
         form = self._results.get(key) or self._form(key)
         size = body.nbytes if type(body) is memoryview else len(body)
         times = map(_MILLI, steps.unpack(trail))
@@ -98,14 +103,22 @@ class Writer:
         route, mime, codes = key
         names = [name.replace("%", "%%") for name in self._answering.stages[route]]
         times = [
-            f"{name}-queue;dur=%.2f{timing.REASONS[code]}, {name}-batch;dur=%.2f, {name};dur=%.2f"
+            f"{name}-queue;dur=%.2f{timing.REASONS[code]}, {name}-batch;dur=%.2f, {name};dur=%.2f, "
+            if code != NOT_PASSED
+            else "%.0a%.0a%.0a"  # its times, of no length
             for name, code in zip(names, codes, strict=True)
         ]
         form = (
             f"HTTP/1.1 200 OK\r\ncontent-type: {media.content_type(mime).replace('%', '%%')}\r\n"
-            f"content-length: %d\r\n{self._vary}server-timing: {', '.join(times)}, total;dur=%.2f\r\n"
+            f"content-length: %d\r\n{self._vary}server-timing: {''.join(times)}total;dur=%.2f\r\n"
             f"server: {SERVER}\r\nx-request-id: %b\r\ndate: %b\r\n\r\n"
         ).encode("latin-1")
         if len(self._results) < FORMS_MOST:  # a worker may change its mime type as it likes
             self._results[key] = form
         return form
+
+
+def _passed(trail: bytes, codes: bytes) -> bytes:
+    """The codes with NOT_PASSED for stages that the request has not passed."""
+    passed = [any(step) for step in unpack_trail(trail)]
+    return bytes([code if is_passed else NOT_PASSED for code, is_passed in zip(codes, passed, strict=True)])

@@ -8,6 +8,7 @@
 ``mixin``           other formats than JSON and pickle, checked types, Redis between stages
 ``schema``          types out of ``forward``'s annotations, and a stage's description for OpenAPI
 ``models``          pydantic, where a service uses it
+``ways``            where results go that do not simply go on: Done, Skip, the branches of a route
 ``context``         what ``Worker.context(i)`` tells about one request
 ``compute``         one batch in, one outcome per item out: no sockets, no processes (the rules of failure live here)
 ``ipc``             how a value travels from one stage to the next: pickle 5 with its large buffers out of band
@@ -34,8 +35,8 @@
 ==================  ==================================================================================================
 
 Imports go downwards: ``runtime`` and ``local`` -> ``warming`` -> ``build`` -> ``compute``, ``watchdog`` -> ``stream``
--> ``base`` -> ``context``, ``ipc``. Only ``runtime`` knows sockets. torch is looked at only when user code has imported
-it.
+-> ``base`` -> ``context``, ``ipc`` -> ``ways``. Only ``runtime`` knows sockets. torch is looked at only when user
+code has imported it.
 """
 
 from stages.base import Worker

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from engine.config import Deployment, StageSection
+from engine.core.routing import FINAL, Topology
 from engine.core.wire import payload_size
 from engine.errors import EncodingError, StartError
 from engine.loader import load_class
@@ -20,6 +21,7 @@ from stages.contract import check_class
 from stages.mixin.typed import check_types
 from stages.sizes import copied, filled_up, padded
 from stages.stream import check_place, entry
+from stages.ways import Done, Skip, plain, unwrapped
 
 
 def create(
@@ -95,23 +97,36 @@ def is_first(deployment: Deployment, stage: str) -> bool:
 
 def lasts(deployment: Deployment, stage: str) -> frozenset[bool]:
     """The kinds of receiver that results of the stage have on its routes: True, the client; False, another stage."""
-    return frozenset(route.stages[-1] == stage for route in deployment.routes if stage in route.stages)
+    return frozenset(target == FINAL for targets in _nexts(deployment, stage) for target in targets)
 
 
 def is_last(deployment: Deployment, stage: str) -> bool:
     """Whether no route goes on after this stage."""
-    return all(route.stages[-1] == stage for route in deployment.routes if stage in route.stages)
+    return all(targets == (FINAL,) for targets in _nexts(deployment, stage))
+
+
+def _nexts(deployment: Deployment, stage: str) -> list[tuple[int, ...]]:
+    """By route what comes after this stage."""
+    topology = deployment.topology
+    number = topology.stages.index(stage)
+    return [topology.following(route, number) for route in topology.hops(number)]
 
 
 def most_between(deployment: Deployment, stage: str) -> int:
     """Bytes of a value that every stage after this one may have waiting; what none follows passes nothing on."""
-    following = {
-        after
-        for route in deployment.routes
-        for before, after in zip(route.stages, route.stages[1:], strict=False)
-        if before == stage
-    }
-    return min((deployment.stage(name).max_queue_bytes for name in following), default=sys.maxsize)
+    return _least_room(deployment, stage, Topology.following)
+
+
+def most_afar(deployment: Deployment, stage: str) -> int:
+    """The same of all stages to which it may send something."""
+    return _least_room(deployment, stage, Topology.later)
+
+
+def _least_room(deployment: Deployment, stage: str, of: Callable[[Topology, int, int], Collection[int]]) -> int:
+    topology = deployment.topology
+    number = topology.stages.index(stage)
+    found = {one for route in topology.hops(number) for one in of(topology, route, number)} - {FINAL}
+    return min((deployment.stages[one].max_queue_bytes for one in found), default=sys.maxsize)
 
 
 @contextmanager
@@ -157,7 +172,8 @@ def handed_on(former: Worker, worker: Worker, results: Sequence[Any]) -> list[An
     """What ``former`` has returned as it arrives at ``worker``, the next stage of a route."""
     send, receive = Codec(former), Codec(worker)
     return [
-        receive.decode(ItemIn(0, send.encode(ItemIn(0, b"", last=False), result), first=False)) for result in results
+        receive.decode(ItemIn(0, send.encode(ItemIn(0, b"", last=False), result), first=False))
+        for result in plain(results)
     ]
 
 
@@ -197,13 +213,13 @@ def encoded_size(worker: Worker, results: Sequence[Any], lasts: Collection[bool]
     """
     codec = Codec(worker)
     largest = 0
-    for last in sorted(lasts):
-        given = ItemIn(0, b"", last=last)
-        if not own and codec.encodes_by_own(given):
-            continue
-        for result in results:
+    for result in results:
+        for last in sorted({True} if isinstance(result, Done) else {False} if isinstance(result, Skip) else lasts):
+            given = ItemIn(0, b"", last=last)
+            if not own and codec.encodes_by_own(given):
+                continue
             try:
-                largest = max(largest, payload_size(codec.encode(given, result)))
+                largest = max(largest, payload_size(codec.encode(given, unwrapped(result))))
             except EncodingError as error:
                 if codec.encodes_by_own(given):
                     raise

@@ -20,6 +20,8 @@
 * What reaches the time limit is left to whoever sent the batch (``gives_back``): others find the item that hangs.
   Without anybody who would, all that was in that call is answered as timed out.
 * What has sent events is not computed again, and its result is dropped.
+* Where a result says itself where it goes (:mod:`stages.ways`), or a field of it does, that is kept beside its outcome
+  (``Run.targets``); what names no way that there is fails that item.
 
 No sockets and no clock here. Time limits come in as ``call``, which may raise EngineTimeoutError out of
 ``forward``, and as ``expired``, which says whether an item is still worth computing.
@@ -37,6 +39,7 @@ from typing import Any, Final
 import msgspec
 
 from engine.core.messages import OWN_HEADERS_MOST, Flow, Status
+from engine.core.routing import FINAL, NOWHERE
 from engine.core.wire import Payload, are_bytes, payload_size, payload_sizes
 from engine.errors import EncodingError, EngineError, EngineTimeoutError, WorkerBroken
 from engine.log import get_logger
@@ -49,6 +52,7 @@ from stages.shm import FOREIGN, Lease
 from stages.sizes import filled_up, padded
 from stages.stream import entry, flow_of
 from stages.verdict import CHAIN_MAX, Verdict, verdict
+from stages.ways import Done, Skip, WrongWay
 
 OK: Final = int(Status.OK)  # a member of an enumeration costs a call
 TEXT_MAX: Final = 8192  # characters of an error message; more is a dump, not a message
@@ -71,6 +75,10 @@ TOO_SLOW: Final = Outcome(int(Status.TIMEOUT), b"the client reads too slowly")
 SPOILED: Final = Outcome(int(Status.FAILED), b"internal error: forward failed after it had begun to stream")
 TIMED_OUT: Final = Outcome(int(Status.TIMEOUT), TIMEOUT_TEXT)
 INTERNAL: Final = Outcome(int(Status.FAILED), INTERNAL_TEXT)
+ASTRAY: Final = Outcome(
+    int(Status.FAILED), b"internal error: the service sent this request where its route does not lead"
+)
+APART: Final = (BaseException, Done, Skip)  # results that are not simply encoded
 
 Call = Callable[[Callable[[Any], Any], Any], Any]  # call(function, argument) -> function(argument), perhaps timed
 
@@ -95,9 +103,18 @@ class Codec:
     shared memory too. Which methods are the user's own is decided when it is made: after the warm-up.
     """
 
-    def __init__(self, worker: Worker, *, most: int = sys.maxsize, most_between: int = sys.maxsize) -> None:
-        """``most``: bytes of an answer that is given whole; ``most_between``: of a value for the next stage."""
+    def __init__(
+        self,
+        worker: Worker,
+        *,
+        most: int = sys.maxsize,
+        most_between: int = sys.maxsize,
+        most_afar: int = sys.maxsize,
+    ) -> None:
+        """``most``: bytes of an answer that is given whole; ``most_between``: of a value for the next stage;
+        ``most_afar``: for any later one."""
         self.most = most
+        self._most_afar = most_afar
         self._most_between = most_between
         self.put: ipc.Put | None = None  # where large parts of results go; None: beside the others
         self.put_tensor: PutTensor | None = None  # where tensors on a GPU go; None: to the CPU, and beside the others
@@ -108,7 +125,7 @@ class Codec:
         self._own_encode = _is_own(worker, "serialize_ipc")
         self._is_open = worker._is_open  # then all goes by the object's methods, which know how
         self._flow = flow_of(worker)
-        self._whole = self._flow is Flow.WHOLE
+        self._is_whole = self._flow is Flow.WHOLE
         self.has_begun: Callable[[ItemIn], bool] = never  # whether the answer of this item is a stream, where it may be
         self._device = worker.device
         self._unpacks = not self._own_decode and not self._is_open
@@ -159,13 +176,13 @@ class Codec:
     def encode_all(self, items: Sequence[ItemIn], results: Sequence[Any]) -> Sequence[Payload] | None:
         """The same of :meth:`encode`."""
         places = {item.last for item in items}
-        if len(places) > 1 or any(issubclass(kind, BaseException) for kind in set(map(type, results))):
+        if len(places) > 1 or any(issubclass(kind, APART) for kind in set(map(type, results))):
             return None
         if not places.pop():
             if not self._packs or (packed := ipc.pack_all(results, self.put)) is None:
                 return None
             return packed if max(payload_sizes(packed)) <= self._most_between else None
-        if self._own_serialize or not self._whole:
+        if self._own_serialize or not self._is_whole:
             return None
         answers = plainjson.encode_all(results)
         return answers if answers is not None and max(map(len, answers)) <= self.most else None
@@ -173,27 +190,39 @@ class Codec:
     def encode(self, item: ItemIn, result: Any) -> Payload:
         """The payload for whoever comes next. Raises whatever the user's code raises, or EncodingError."""
         if item.last:
-            if not self._whole and (self._flow is not Flow.UNKNOWN or self.has_begun(item)):
-                return b""  # the answer has been sent, and what forward returned was never meant for it
-            if not self._own_serialize:
-                return self.bounded(plainjson.encode(result))
-            return self.bounded(_as_bytes(self._worker.serialize(result), "serialize"))
+            if self.streams(item):  # the answer has been sent, and what forward returned was never meant for it
+                return b""
+            return self.encode_answer(result)
+        return self.encode_between(result)
+
+    def streams(self, item: ItemIn) -> bool:
+        """Whether what the stage answers to this item is a stream."""
+        return not self._is_whole and (self._flow is not Flow.UNKNOWN or self.has_begun(item))
+
+    def encode_answer(self, result: Any) -> bytes:
+        """A result as the body of the answer. Raises as :meth:`encode`."""
+        if not self._own_serialize:
+            return self.bounded(plainjson.encode(result))
+        return self.bounded(_as_bytes(self._worker.serialize(result), "serialize"))
+
+    def encode_between(self, result: Any, *, afar: bool = False) -> Payload:
+        """A result for another stage. ``afar``: for one that does not come next by the file, and may compute on another
+        device. Raises as :meth:`encode`."""
         if self._own_encode or self._is_open:
             encoded = _as_bytes(self._worker.serialize_ipc(result), "serialize_ipc")
-            return self._passed((self.put(encoded) if self.put is not None else None) or encoded)
+            return self._passed((self.put(encoded) if self.put is not None else None) or encoded, afar=afar)
         try:
-            payload = ipc.pack(result, self.put, self.put_tensor)
+            payload = ipc.pack(result, self.put, self.put_tensor if not afar else None)
         except (pickle.PicklingError, TypeError, AttributeError, ValueError, RecursionError) as error:
             # What pickle says names modules and addresses: that is for the log.
             raise EncodingError("the result cannot be passed on to the next stage") from error
-        return self._passed(payload)
+        return self._passed(payload, afar=afar)
 
-    def _passed(self, payload: Payload) -> Payload:
+    def _passed(self, payload: Payload, *, afar: bool) -> Payload:
         """The value for the next stage, if that may ever have so much waiting. Raises EncodingError."""
-        if (size := payload_size(payload)) > self._most_between:
-            raise EncodingError(
-                f"the result has {size} bytes, and max_queue_bytes of the next stage is {self._most_between}"
-            )
+        most, which = (self._most_afar, "a later") if afar else (self._most_between, "the next")
+        if (size := payload_size(payload)) > most:
+            raise EncodingError(f"the result has {size} bytes, and max_queue_bytes of {which} stage is {most}")
         return payload
 
     def bounded(self, answer: bytes) -> bytes:
@@ -298,6 +327,7 @@ class Computed:
 
     outcomes: list[Outcome]
     calls: int
+    targets: Mapping[int, int] = field(default_factory=dict)  # by position: where to, of those that do not simply go on
 
 
 def run_batch(
@@ -332,6 +362,7 @@ def run_batch(
         lease=lease,
         passing=passing,
         sizes=sizes,
+        forked=any(item.way is not None and item.way.fork is not None for item in items),
     )
     return run.compute()
 
@@ -354,6 +385,7 @@ class Run:
     most: int = sys.maxsize  # values that forward gets at once
     sizes: Sequence[int] = ()  # how many those may be (stages.sizes)
     coster: Coster | None = None  # who is asked what values cost
+    forked: bool = False  # some of the items are on a route that branches behind this stage
     gives_back: bool = False  # what takes too long is left unanswered, for its sender to try otherwise
     ahead: bool = False  # decoded already
     outcomes: list[Outcome | None] = field(default_factory=list)
@@ -364,6 +396,7 @@ class Run:
     padding: int = 0  # values that were given beside the items
     failed: Callable[[int, BaseException], object] | None = None  # told who failed, by position, and of what
     costs: dict[int, float] = field(default_factory=dict)  # by position, of items whose cost is known
+    targets: dict[int, int] = field(default_factory=dict)  # by position: where to, of results that do not simply go on
     misfits: int = 0  # calls that returned something else than their results
     struck: dict[tuple[str, str, str], tuple[BaseException, list[str]]] = field(default_factory=dict)
 
@@ -391,7 +424,7 @@ class Run:
         finally:
             self.worker._items = ()
             self.live = []
-        return Computed([outcome or INTERNAL for outcome in self.outcomes], self.calls)
+        return Computed([outcome or INTERNAL for outcome in self.outcomes], self.calls, self.targets)
 
     def end(self) -> None:
         """After :meth:`compute`, or in its place; before the results are sent. Raises what :meth:`Lease.end` raises."""
@@ -545,20 +578,74 @@ class Run:
             for (position, item, _), result in zip(part, results, strict=True):
                 self.encode(position, item, result)
             return
+        if self.forked:
+            self.part_ways(part, results, answers)
+            return
         outcomes = self.outcomes
         for (position, _, _), answer in zip(part, answers, strict=True):
             outcomes[position] = Outcome(OK, answer)
+
+    def part_ways(
+        self, part: Sequence[tuple[int, ItemIn, Any]], results: Sequence[Any], answers: Sequence[Payload]
+    ) -> None:
+        """Results that are encoded, as what comes next takes them: each to the branch that is its own."""
+        for (position, item, _), result, answer in zip(part, results, answers, strict=True):
+            target = NOWHERE
+            try:
+                if item.way is not None and item.way.fork is not None:
+                    target = item.way.of_value(result)
+                    self.targets[position] = target
+            except self.passing:
+                raise
+            except BaseException:  # told below
+                target = FINAL
+            if target == FINAL:  # no stage takes it: as an answer, or in vain, it is another thing
+                self.encode(position, item, result)
+            else:
+                self.outcomes[position] = Outcome(OK, answer)
+
+    def send(self, item: ItemIn, result: Any) -> tuple[int | None, Payload]:
+        """Where a result goes that says so itself, or by its field, and what it is there; None: it simply goes on.
+        Raises WrongWay, or what encoding it raises."""
+        way, codec = item.way, self.codec
+        self.worker._items = (item,)
+        if isinstance(result, Done):
+            if item.last or way is None:
+                return None, codec.encode(item, result.result)
+            way.be_told("Done")
+            if codec.streams(item):
+                raise WrongWay(f"stage {way.stage} returned Done, and sends events: only the last stage of a route may")
+            return FINAL, codec.encode_answer(result.result)
+        if way is None:
+            raise WrongWay("there is no route here, and so no stage to skip to")
+        if isinstance(result, Skip):
+            target = way.of_skip(result)
+            return target, codec.encode_between(result.value, afar=target != way.after)
+        target = way.of_value(result)
+        if target == FINAL and not item.last:
+            return target, codec.encode_answer(result)
+        return target, codec.encode(item, result)
 
     def encode(self, position: int, item: ItemIn, result: Any) -> None:
         if self.codec.encodes_by_own(item):
             self.worker._items = (item,)
         try:
+            forks = item.way is not None and item.way.fork is not None
+            if isinstance(result, (Done, Skip)) or (forks and not isinstance(result, BaseException)):
+                target, payload = self.send(item, result)
+                if target is not None:
+                    self.targets[position] = target
+                self.outcomes[position] = Outcome(OK, payload)
+                return
             if not isinstance(result, BaseException):
                 self.outcomes[position] = Outcome(OK, self.codec.encode(item, result))
                 return
             where, failure = "forward", result
         except self.passing:
             raise
+        except WrongWay as error:
+            self.fail(position, error, "forward", ASTRAY)
+            return
         except BaseException as error:
             where, failure = "serialize", error
         self.fail(position, failure, where)
@@ -589,7 +676,7 @@ class Run:
             who = {"request_id": request_ids[0]} if len(request_ids) == 1 else {"request_ids": request_ids}
             if isinstance(error, EngineTimeoutError):
                 _log.warning("%s timed out", where, extra=who)
-            elif isinstance(error, WrongResults):
+            elif isinstance(error, (WrongResults, WrongWay)):
                 _log.error("%s", text, extra=who)
             elif isinstance(error, EngineError):
                 cause = error.__cause__  # of a format's own: what it could not write, say

@@ -16,6 +16,7 @@ import msgspec
 
 from engine.core.meta import Pairs, head_of, request_id_of
 from engine.core.wire import Payload
+from stages.ways import Way
 
 PADDING: Final = -1  # uid of what a batch is padded with: nobody's, but otherwise like the item that is repeated
 NO_DEADLINE: Final = 0  # of ItemIn.deadline_ns; the monotonic clock never shows 0 in a running process
@@ -25,7 +26,8 @@ class ItemIn(msgspec.Struct, frozen=True):
     """One request's payload at one stage, as the worker gets it.
 
     ``first``: the payload is the body of an HTTP request; ``last``: the result is the body of its answer.
-    ``deadline_ns`` is an instant of this process's monotonic clock.
+    ``deadline_ns`` is an instant of this process's monotonic clock. ``way``: its route as this stage sees it; None: it
+    goes nowhere else.
     """
 
     uid: int
@@ -35,6 +37,7 @@ class ItemIn(msgspec.Struct, frozen=True):
     meta: bytes = b""
     attempt: int = 1
     deadline_ns: int = NO_DEADLINE
+    way: Way | None = None
 
     @property
     def request_id(self) -> str:

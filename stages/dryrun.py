@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from stages.base import Worker
 from stages.build import encoded_size, examples, forward_example, fresh, handed_on, lasts, load_offline
 from stages.costing import coster_of
 from stages.warming import WarmUp, ranges, values_of, warm_up
+from stages.ways import Done, Skip, goes_to
 
 NOT_EXERCISED: Final = "not exercised"
 REPEATS: Final = 5  # further calls the median is taken of
@@ -173,16 +174,28 @@ def _fed(
     outputs: dict[int, list[Any]],
     findings: Sequence[Finding],
 ) -> list[Any]:
-    """The results of the stage before, as they arrive here, made into examples for this stage."""
-    for route in topology.routes:
-        hop = route.stages.index(number) if number in route.stages else 0
-        if hop == 0 or (former := route.stages[hop - 1]) not in outputs:
+    """The results of a stage before, as they arrive here, made into examples for this stage."""
+    for former, results in coming(number, topology, outputs):
+        if not results:
             continue
         findings[number].fed_by = workers[former].stage
-        values = handed_on(workers[former], workers[number], outputs[former])
+        values = handed_on(workers[former], workers[number], results)
         most = workers[number].max_batch_size
         return [values[:most]] if most > 1 else values[:1]
     return []
+
+
+def coming(number: int, topology: Topology, outputs: Mapping[int, Sequence[Any]]) -> Iterator[tuple[int, list[Any]]]:
+    """Stages before this one, with those of their results that go on to it; the nearest first."""
+    for route in topology.hops(number):
+        for former in reversed(topology.routes[route].stages[: topology.hop(route, number)]):
+            results = [one for one in outputs.get(former, ()) if goes_to(topology, route, former, one) == number]
+            if results:
+                yield former, results
+    for route in topology.hops(number):  # none of them takes this branch: it is tried with what takes others
+        for former in reversed(topology.routes[route].stages[: topology.hop(route, number)]):
+            if number in topology.following(route, former):
+                yield former, [one for one in outputs.get(former, ()) if not isinstance(one, (Done, Skip))]
 
 
 def _measure(worker: Worker, inputs: Sequence[Any], finding: Finding, spec: StageSection, plan: WarmUp) -> list[Any]:

@@ -14,14 +14,16 @@ from engine.config import Deployment
 from engine.core import sse
 from engine.core.messages import Flow, Status
 from engine.core.meta import pack, pack_head
+from engine.core.routing import FINAL
 from engine.core.wire import Payload
 from engine.log import get_logger
 from stages.base import Worker
-from stages.build import load_offline, most_between
+from stages.build import load_offline, most_afar, most_between
 from stages.compute import Codec, run_batch
 from stages.context import ItemIn
 from stages.dryrun import check
 from stages.stream import Sink, SSEWorker, StreamWorker, flow_of, whole_mime_of
+from stages.ways import way_of
 
 __all__ = ["Pipeline", "Reply", "check"]
 
@@ -60,6 +62,7 @@ class Pipeline:
                 worker,
                 most=deployment.frontend.max_response_size,
                 most_between=most_between(deployment, spec.name),
+                most_afar=most_afar(deployment, spec.name),
             )
             for worker, spec in zip(self.workers, deployment.stages, strict=True)
         ]
@@ -74,19 +77,15 @@ class Pipeline:
         request_id: str = "local",
     ) -> Reply:
         """One request through the stages of the route ``path``. KeyError when there is no such route."""
-        stages = self._topology.routes[self._routes[path]].stages
+        route = self._routes[path]
+        stage = self._topology.routes[route].stages[0]
         pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
         meta = pack(request_id, pack_head(query.encode("latin-1"), pairs))
         payload: Payload = body
         sent: list[bytes] = []
-        for hop, stage in enumerate(stages):
-            item = ItemIn(
-                uid=0,
-                payload=payload,
-                first=hop == 0,
-                last=hop == len(stages) - 1,
-                meta=meta,
-            )
+        while True:
+            way = way_of(self._topology, route, stage)
+            item = ItemIn(uid=0, payload=payload, first=way.first, last=way.last, meta=meta, way=way)
             worker = self.workers[stage]
             if isinstance(worker, SSEWorker | StreamWorker):
                 worker._sink = _into(sent)
@@ -101,9 +100,13 @@ class Pipeline:
             )
             outcome = computed.outcomes[0]
             payload = outcome.payload
-            if outcome.status != Status.OK:
+            target = computed.targets.get(0, way.after)
+            if outcome.status != Status.OK or target == FINAL:
                 break
-        last = self.workers[stages[-1]]
+            stage = target
+        # What has failed on its way to a stream, or was answered before it, ends in the words of that.
+        ends = [self.workers[end] for end in self._topology.ends(route)]
+        last = self.workers[stage] if outcome.status == Status.OK or len(ends) > 1 else ends[0]
         flow, ok = flow_of(last), outcome.status == Status.OK
         if flow is Flow.EVENTS or (flow is Flow.UNKNOWN and len(sent) > before):
             end = b"" if ok else sse.error(outcome.status, _joined(payload).decode())

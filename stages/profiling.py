@@ -54,11 +54,16 @@ def profile_stage(deployment: Deployment, name: str, say: Say = lambda line: Non
 
 def _fed(deployment: Deployment, spec: StageSection, worker: Worker, say: Say) -> list[Any]:
     """Examples made of what a stage before it returns; none where that has none either."""
-    for route in deployment.routes:
-        hop = route.stages.index(spec.name) if spec.name in route.stages else 0
-        if not hop:
-            continue
-        section = deployment.stage(route.stages[hop - 1])
+    topology = deployment.topology
+    number = topology.stages.index(spec.name)
+    formers = [
+        former
+        for route in topology.hops(number)
+        for former in topology.routes[route].stages
+        if number in topology.following(route, former)
+    ]
+    for former_number in dict.fromkeys(formers):
+        section = deployment.stages[former_number]
         say(f"{spec.name}: it has no example; loading {section.name}, whose results it is given")
         former = load_offline(deployment, section)
         try:

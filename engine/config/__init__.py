@@ -5,6 +5,7 @@
     forms      one value of one key: is it right, and what does the program see
     flags      the command-line flags and environment variables of the keys that have them
     script     the command line of a script that describes its deployment by calls: Mosec's
+    ways       the stages of a route, and how it branches
     build      data -> Deployment, with every problem in one ConfigError
     mistakes   where in a file a problem is, and the usual reason
     load       files: stages.toml, and the JSON snapshot that child processes read

@@ -21,6 +21,7 @@ from difflib import get_close_matches
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from engine.config import ways
 from engine.config.endpoints import file_of, is_wildcard
 from engine.config.schema import RESERVED_PATHS, Form, Key, Unit
 from engine.config.units import UnitError, format_size, parse_size, parse_time, warm_up_s, wear_limits
@@ -218,13 +219,12 @@ def _path(value: object) -> str:
 
 
 def _stages(value: object) -> tuple[str, ...]:
-    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+    if not isinstance(value, (list, tuple)):
         raise _bad(Form.STAGES, value)
-    if not value:
-        raise _bad(Form.STAGES, value, "at least one")
-    if twice := sorted({name for name in value if value.count(name) > 1}):
-        raise _bad(Form.STAGES, value, f"{', '.join(twice)} more than once")
-    return tuple(value)
+    try:
+        return ways.read(value)
+    except ways.NoWay as error:
+        raise _bad(Form.STAGES, value, str(error)) from None
 
 
 def _models(value: object) -> tuple[str, ...]:

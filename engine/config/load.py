@@ -18,6 +18,7 @@ from typing import Any, Final
 from engine.config.build import build, default_run_dir, name_from, rebuild
 from engine.config.mistakes import is_python, not_toml, numbered
 from engine.config.schema import Deployment
+from engine.config.ways import plain
 from engine.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -74,7 +75,7 @@ def dump(deployment: Deployment) -> bytes:
         "engine": asdict(deployment.engine),
         "frontend": asdict(deployment.frontend),
         "stage": [asdict(stage) for stage in deployment.stages],
-        "route": [asdict(route) for route in deployment.routes],
+        "route": [{**asdict(route), "stages": plain(route.stages)} for route in deployment.routes],
         "client": [asdict(client) for client in deployment.clients],
     }
     return json.dumps(data, indent=1).encode() + b"\n"

@@ -13,6 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final, get_type_hints
 
+from engine.config.ways import after
 from engine.core.routing import Route, Topology
 
 
@@ -478,7 +479,9 @@ class RouteSection:
 
     path: str = setting(doc="HTTP path, beginning with a slash.", form=Form.PATH)
     stages: tuple[str, ...] = setting(
-        doc="Names of the stages, in order; a stage may serve several routes.", form=Form.STAGES
+        doc="The stages, in order; a stage may serve several routes. A table stands for one of several stages, by a "
+        "field of the result before it.",
+        form=Form.STAGES,
     )
     slo: float = setting(
         0.0, "Goal of this route's requests; 0: the frontend's.", unit=Unit.SECONDS, least=0, most=86400
@@ -539,7 +542,10 @@ class Deployment:
     @property
     def topology(self) -> Topology:
         index = {stage.name: position for position, stage in enumerate(self.stages)}
-        routes = tuple(Route(route.path, tuple(index[name] for name in route.stages)) for route in self.routes)
+        routes = tuple(
+            Route(route.path, tuple(index[name] for name in route.stages), after(route.stages, index))
+            for route in self.routes
+        )
         return Topology(tuple(index), routes)
 
     @property

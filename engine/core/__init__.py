@@ -40,6 +40,7 @@
     keys       the secret of a deployment, and how links are made with it
     apikeys    who may ask over HTTP, and how much
     window     how quickly counters grew lately     failures   the last ones of requests, as clients were told
+    onward     where results of a stage go lately, and what they still need there
     cells      several brokers of one deployment: who belongs to which, which gets a request
 
 Machines (``stage``, ``front``) take events and ``now`` and append *actions* to a list; the parts in

@@ -60,7 +60,7 @@ class Settle(msgspec.Struct, frozen=True):
     have arrived, if it is one, and ``after_s`` what a request still needs from there on, in seconds. ``good``: some of
     them were computed rightly; ``failed``: of how many the worker says that it could not; ``skipped``: of some it says
     nothing, and they are somebody else's to answer. ``costs``: what they cost, by their place in ``uids``, as far as it
-    says so."""
+    says so. ``ended``: so many are answers, although the stage is the last of no route."""
 
     stage: int
     worker: int
@@ -74,6 +74,7 @@ class Settle(msgspec.Struct, frozen=True):
     failed: int = 0
     skipped: bool = False
     costs: Mapping[int, float] = {}
+    ended: int = 0
 
 
 class Kill(msgspec.Struct, frozen=True):
@@ -112,11 +113,13 @@ class News(msgspec.Struct, frozen=True):
 
 class Foresee(msgspec.Struct, frozen=True):
     """What the stage expects has changed: of its next seconds, or of how long one request takes there that is alone, in
-    seconds. Of use to whoever is judged next; it need wake nobody."""
+    seconds. ``goes``: what part of its results goes to which stage, or FINAL, where that is not always the same. Of use
+    to whoever is judged next; it need wake nobody."""
 
     stage: int
     outlook: Outlook | None  # None: nobody who comes waits for long
     alone_s: float = 0.0  # 0: nobody knows
+    goes: Mapping[int, float] = {}
 
 
 # --- of the front ----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from engine.core import wording
@@ -23,7 +23,7 @@ from engine.core.fairness import Client, Priority, Shares
 from engine.core.goals import Goals
 from engine.core.messages import Flow, Speaker, StageState, Status
 from engine.core.predict import Outlook
-from engine.core.routing import Topology
+from engine.core.routing import FINAL, Topology
 
 Rejection: TypeAlias = tuple[str, Status, str, Speaker]  # metric label, status, text, whose word it is
 
@@ -59,6 +59,9 @@ class StageView:
     outlook: Outlook | None = None  # None: nobody waits there for long, or nothing is known
     handed: int = 0  # items it was given from here
     closed_until: float = 0.0
+    goes: Mapping[int, float] = field(
+        default_factory=dict
+    )  # what part of its results goes to which stage, if they vary
 
 
 class Admission:
@@ -75,6 +78,7 @@ class Admission:
         self.priorities = [Priority.NORMAL] * len(topology.routes)
         self.is_pressed = False  # some stage has an outlook
         self._routes = topology.routes
+        self._topology = topology
         # By route: its stages, each with the share of routes through the one before that go on to it.
         self._ways = [
             [
@@ -83,6 +87,15 @@ class Admission:
             ]
             for route in topology.routes
         ]
+        self._straight = self._ways.copy()  # as most go
+        # Those of each route that not every request of it has to pass.
+        self._optional = [
+            frozenset(stage for stage, part in topology.visits(number).items() if part < 1.0)
+            for number in range(len(topology.routes))
+        ]
+        for number, route in enumerate(topology.routes):
+            if route.after:
+                self._straighten(number)
         self._rate = 0.0  # requests that left in a second, lately
         self._measured_at = 0.0
         self._left = 0  # requests that had left then
@@ -91,6 +104,22 @@ class Admission:
     def _share(self, former: int, stage: int) -> float:
         through = [route.stages for route in self._routes if former in route.stages]
         return sum([stage in stages for stages in through]) / len(through)
+
+    def _straighten(self, route: int) -> None:
+        """The way that most requests of a route take, as far as is known: what a request meets beside it, it is told
+        there."""
+        topology = self._topology
+        way: list[tuple[int, float]] = []
+        stage, share = self._routes[route].stages[0], 0.0
+        while stage != FINAL:
+            way.append((stage, share))
+            goes = self.stages[stage].goes
+            following = topology.following(route, stage)
+            may_be = {one: goes[one] for one in (*topology.later(route, stage), FINAL) if one in goes}
+            former, stage = stage, max(may_be, key=may_be.__getitem__) if may_be else following[0]
+            if stage != FINAL:
+                share = may_be.get(stage) or self._share(former, stage) / len(following)
+        self._straight[route] = way
 
     def change(self, slos_s: Sequence[float], priorities: Sequence[Priority], clients: Mapping[bytes, Client]) -> None:
         """Of each route the goal and the class, and the clients that the file names, from now on."""
@@ -110,7 +139,13 @@ class Admission:
 
     def foresee(self, foresee: Foresee) -> bool:
         """What a stage expects. Whether some goal has come within reach by this, or out of it."""
-        self.stages[foresee.stage].outlook = foresee.outlook
+        view = self.stages[foresee.stage]
+        view.outlook = foresee.outlook
+        if foresee.goes is not view.goes:
+            view.goes = foresee.goes
+            for number, route in enumerate(self._routes):
+                if foresee.stage in route.stages:
+                    self._straighten(number)
         self.is_pressed = any(view.outlook is not None for view in self.stages)
         return self.goals.hear(foresee.stage, foresee.alone_s)
 
@@ -128,7 +163,7 @@ class Admission:
                 return "absent", Status.UNAVAILABLE, wording.absent(view.state.name), Speaker.STAGE
             if view.closed_until > now:
                 return "broken", Status.UNAVAILABLE, wording.broken(view.state.name), Speaker.STAGE
-            if view.full:
+            if view.full and stage not in self._optional[route]:
                 return "stage_full", Status.OVERLOADED, wording.full(view.state.name), Speaker.STAGE
         return None
 
@@ -138,7 +173,7 @@ class Admission:
         coming = 0.0  # items on their way to the next stage of the route, before this one
         done_at = now
         is_free = True
-        for stage, share in self._ways[route]:
+        for stage, share in self._straight[route]:
             view = self.stages[stage]
             outlook = view.outlook
             if outlook is None or not outlook.frees:
@@ -167,7 +202,7 @@ class Admission:
 
     def computing_s(self, route: int) -> float:
         """How long a request is computed on its way, where others wait."""
-        outlooks = [self.stages[stage].outlook for stage, _ in self._ways[route]]
+        outlooks = [self.stages[stage].outlook for stage, _ in self._straight[route]]
         return sum([outlook.whole_s for outlook in outlooks if outlook is not None])
 
     def retry_s(

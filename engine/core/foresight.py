@@ -20,6 +20,7 @@ from engine.core.costs import counted
 from engine.core.crew import UNEVEN, Crew
 from engine.core.items import Item
 from engine.core.member import Member
+from engine.core.onward import Onward
 from engine.core.predict import Outlook, Times
 from engine.core.released import Released
 from engine.core.returns import Returns
@@ -76,8 +77,6 @@ class Foresight:
     """See the module. Seconds. Not thread-safe."""
 
     def __init__(self, stage: int, topology: Topology, queue: BatchQueue, crew: Crew, stats: StageStats) -> None:
-        self._stage = stage
-        self._topology = topology
         self.queue = queue
         self._cost = queue.policy.max_batch_cost
         self._crew = crew
@@ -93,9 +92,10 @@ class Foresight:
         self.look_at = 0.0  # when the front is to be told again
         self.released_at = -inf  # when the last batch left
         self.taken = 0  # items that came from the front
-        self._later = [0.0] * len(topology.routes)  # by route: what an item needs after this stage
+        self.onward = Onward(stage, topology)
+        self._later = self.onward.later_s  # by route: what an item needs after this stage
         self.later_s = 0.0  # the most of these
-        self._told_after: dict[int, float] = {}  # the same by the stage that comes next
+        self._told_goes: Mapping[int, float] = {}  # as the front knows it
         self._rate = 0.0  # items per second
         self._measured_at = 0.0
         self._counted = 0
@@ -132,15 +132,9 @@ class Foresight:
             self.is_long = self.is_uneven = False  # until something is known of them
 
     def hear_after(self, settle: Settle) -> None:
-        """What items still need after this stage, if they go on to that one."""
-        after_s = settle.after_s
-        if abs(after_s - self._told_after.get(settle.sender, 0.0)) <= 0.05 * after_s:
-            return
-        self._told_after[settle.sender] = after_s
-        for number, route in enumerate(self._topology.routes):
-            if self._stage in route.stages and self._topology.next_stage(number, self._stage) == settle.sender:
-                self._later[number] = after_s
-        self.later_s = max(self._later)
+        """What items still need after this stage, if they go on to that one, or to none."""
+        if self.onward.note(settle.sender, settle.ended or len(settle.uids), settle.after_s):
+            self.later_s = max(self._later)
 
     def seed(self, times_us: Mapping[int, int]) -> None:
         """How long batches took in a worker's warm-up."""
@@ -401,6 +395,9 @@ class Foresight:
         alone_s = self.times.predict_mean(counted(self.queue.each), slowness)
         if abs(alone_s - self.alone_s) > max(TOLD_ANEW * self.alone_s, ALONE_S):
             self.alone_s = alone_s
+            return True
+        if self.onward.goes is not self._told_goes:
+            self._told_goes = self.onward.goes
             return True
         return self._foresaw != before
 

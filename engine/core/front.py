@@ -73,8 +73,9 @@ from engine.core.messages import (
     StreamEvents,
     Submit,
 )
+from engine.core.onward import is_inner
 from engine.core.quarantine import Quarantine
-from engine.core.routing import FINAL, Topology
+from engine.core.routing import Topology
 from engine.core.stats import FrontStats
 from engine.core.trace import Refusals
 from engine.core.window import Counts, Marks, Window
@@ -133,13 +134,15 @@ class Judged(NamedTuple):
 
 class Way(NamedTuple):
     """What is the same for all requests of a parcel on one route: why none is admitted, the first stage and those who
-    go there, when an answer is wanted by the route's goal (inf: it has none), and by when all are done for sure."""
+    go there, when an answer is wanted by the route's goal (inf: it has none), by when all are done for sure, and
+    whether several stages could take a result (:attr:`engine.core.items.Request.claims`)."""
 
     rejection: Rejection | None
     first: StageView
     items: list[Item]
     goal_at: float
     surely_at: float
+    is_open: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -216,8 +219,16 @@ class FrontMachine:
         self._sessions = 0
         self._deadlines: list[tuple[float, int]] = []
         self._answers = AnswerBook()
-        # By stage: its hop on each route that passes it, and the same of those that end there.
-        self._standings = [(topology.hops(stage), topology.hops(stage, FINAL)) for stage in range(len(topology.stages))]
+        # By stage: its hop on each route that passes it, and whether what ends there has left its route early.
+        self._standings = [(topology.hops(stage), is_inner(topology, stage)) for stage in range(len(topology.stages))]
+        numbers_of = range(len(topology.routes))
+        self._is_open = [topology.is_open(route) for route in numbers_of]
+        self._ends = [topology.ends(route) for route in numbers_of]
+        # By route and hop: where something of a request may be that is there, or was a moment ago.
+        self._places = [
+            [(stage, *topology.later(number, stage)) for stage in route.stages]
+            for number, route in enumerate(topology.routes)
+        ]
 
     def change(self, spec: FrontSpec) -> None:
         """By these bounds, goals, classes and clients from now on."""
@@ -238,7 +249,7 @@ class FrontMachine:
         if frontend is None:
             self._sessions += 1
             session = (self.epoch << SESSION_SHIFT) + self._sessions
-            known = replace(who, stages=[], routes={})  # its table has served its purpose, and may be large
+            known = replace(who, stages=[], routes={}, shapes={})  # its table has served its purpose, and may be large
             frontend = self.frontends[peer] = Frontend(peer, session, known, now, self._free_slot())
         frontend.heard = now
         routes = [(route.path, list(route.stages)) for route in self.topology.routes]
@@ -293,7 +304,7 @@ class FrontMachine:
                 unread.extend(refs_of(payload))
                 continue  # sent again by a frontend that was not sure: it is being computed
             way = ways.get(route) or ways.setdefault(route, self._way(route, admitted, coming, now))
-            rejection, first, items, goal_at, surely_at = way
+            rejection, first, items, goal_at, surely_at, is_open = way
             size = len(payload) if type(payload) is bytes else payload_size(payload)
             deadline = now + budget_us / MICROS
             if keys and seq in keys and self._is_settled(frontend, seq, keys[seq], deadline, now):
@@ -321,6 +332,8 @@ class FrontMachine:
                 self.keys.begin(keys[seq], request, (peer, seq))
             else:
                 request = Request(uid, peer, seq, route, deadline, due, rank, meta, size)
+            if is_open:
+                request.claims = {}
             ledger[uid] = known[seq] = request
             self.nbytes += size
             heappush(self._deadlines, (deadline, uid))
@@ -389,11 +402,11 @@ class FrontMachine:
         door = self.door
         rejection = door.blocked(route, now)
         if rejection is not None:
-            return Way(rejection, self.stages[0], [], inf, 0.0)
+            return Way(rejection, self.stages[0], [], inf, 0.0, False)
         number = self.topology.routes[route].stages[0]
         goal_at = door.goals.due(route, 0.0, now, inf) if door.goals.is_set else inf
         surely_at = door.surely_done_at(route, coming, now) if door.is_pressed else 0.0
-        return Way(None, self.stages[number], admitted.setdefault(number, []), goal_at, surely_at)
+        return Way(None, self.stages[number], admitted.setdefault(number, []), goal_at, surely_at, self._is_open[route])
 
     def _is_poison(self, route: int, size: int, payload: Payload, now: float) -> bool:
         return self.quarantine.holds(route, size, lambda: joined(self._read(payload)), now)
@@ -517,21 +530,20 @@ class FrontMachine:
             self.actions.append(Drop(stage, uids))
 
     def _stages_of(self, request: Request) -> tuple[int, ...]:
-        """Where something of a request that was just closed may be: where it is, and the stage after that. On another
-        thread this one may be accepting a result: it found the request open and has not advanced its hop yet. Whatever
-        it puts into its queue then, it reads this letter afterwards."""
-        return self.topology.routes[request.route].stages[request.hop :][:2]
+        """Where something of a request that was just closed may be: where it is, and the stages to which it may go from
+        there. On another thread one of these may be accepting a result: it found the request open and has not advanced
+        its hop yet. Whatever it puts into its queue then, it reads this letter afterwards."""
+        return self._places[request.route][request.hop]
 
     def _stage_of(self, request: Request) -> int:
-        stages = self.topology.routes[request.route].stages
-        return stages[min(request.hop, len(stages) - 1)]
+        return self._places[request.route][request.hop][0]
 
     # --- from workers and stages -------------------------------------------------------------------------------------
 
     def results(self, results: Results, payloads: Sequence[Payload], now: float) -> None:
         """Final results, failures and skips of one batch of a stage there is. Those of items that the worker holds are
         settled, and answered if they are still wanted; all others are duplicates, late, or made up."""
-        ledger, (hops, ends), headers = self.ledger, self._standings[results.stage], results.headers
+        ledger, (hops, is_early), headers = self.ledger, self._standings[results.stage], results.headers
         held = self.crews[results.stage].held(results.worker, results.batch)
         counts = self.stats.goals if self.door.goals.is_set else None
         if not held:
@@ -548,13 +560,9 @@ class FrontMachine:
             if not status:
                 continue  # skipped
             item = held.get(uid)
-            # A result counts only from the stage where the request is, and is no answer unless that is its last one; a
-            # replayed copy may lag a hop behind.
-            if (
-                item is None
-                or (request := item.request).closed
-                or (ends if status == OK else hops).get(request.route, -1) != request.hop
-            ):
+            # A result counts only from the stage where the request is; a replayed copy may lag a hop behind. It may be
+            # the answer wherever that is: any stage can end its requests early.
+            if item is None or (request := item.request).closed or hops.get(request.route, -1) != request.hop:
                 self.stats.duplicates += 1
                 continue
             if request.stream_hop == request.hop and request.streamer != results.worker:
@@ -582,6 +590,8 @@ class FrontMachine:
         if self.foretold.waiting:
             self.foretold.came(results.uids, ledger, now)
         settle = Settle(results.stage, results.worker, results.batch, results.uids, now, results.compute_us)
+        if is_early and good:
+            settle = replace(settle, ended=good)
         if results.costs:
             settle = replace(settle, costs=results.costs)
         if good < len(statuses):
@@ -646,8 +656,10 @@ class FrontMachine:
         """Whether a stage before the last reports progress in an answer that is known to be no stream of events. While
         it is not known, because the last stage has not been heard of or is changing, they are passed on. What comes
         from the last stage is the answer, whatever was heard of it."""
-        last = self.topology.routes[request.route].stages[-1]
-        return events.stage != last and self.stages[last].state.flow in (Flow.WHOLE, Flow.CHUNKS)
+        ends = self._ends[request.route]
+        return events.stage not in ends and all(
+            self.stages[last].state.flow in (Flow.WHOLE, Flow.CHUNKS) for last in ends
+        )
 
     def _is_streamed_by(self, request: Request, events: StreamEvents, now: float) -> bool:
         """Whether events of this worker belong to the request; if they may, it is the one from now on."""
@@ -777,8 +789,9 @@ class FrontMachine:
 
     def _is_stream(self, request: Request) -> bool:
         """Whether the answer comes in pieces, which only one reader can be given."""
-        last = self.topology.routes[request.route].stages[-1]
-        return request.stream_hop >= 0 or self.stages[last].state.flow in (Flow.EVENTS, Flow.CHUNKS)
+        return request.stream_hop >= 0 or any(
+            self.stages[last].state.flow in (Flow.EVENTS, Flow.CHUNKS) for last in self._ends[request.route]
+        )
 
     def _is_left(self, peer: bytes, seq: int, request: Request) -> bool:
         """One who waits for the answer to a key has gone. Whether nobody can have any more of it."""

@@ -25,6 +25,7 @@ class Goals:
 
     def __init__(self, topology: Topology, slos_s: Sequence[float] = ()) -> None:
         self._routes = [route.stages for route in topology.routes]
+        self._topology = topology
         self._alone_s = [0.0] * len(topology.stages)
         self.least_s = [0.0] * len(self._routes)  # what one request takes alone, by route; 0: nothing is known yet
         self.change(slos_s)
@@ -41,7 +42,7 @@ class Goals:
         self._alone_s[stage] = alone_s
         for route, stages in enumerate(self._routes):
             if stage in stages:
-                self.least_s[route] = sum([self._alone_s[one] for one in stages])
+                self.least_s[route] = self._topology.least(route, self._alone_s)
         before = self.unmet
         self._judge()
         return self.unmet != before

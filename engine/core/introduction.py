@@ -26,8 +26,9 @@ from engine.errors import ProtocolError
 
 # Which forms of engine.core.messages this version reads and writes. The newest is raised when a peer of the previous
 # one could misread a message; the oldest when a form is given up.
+# 3: results may go to any later stage of their route, and be its answer from any; routes may branch.
 OLDEST: Final = 2
-NEWEST: Final = 2
+NEWEST: Final = 3
 
 FRAME_MAX: Final = 1 << 20  # bytes; a deployment of a thousand routes of ten stages each fits
 OPENING: Final = b'{"stageline":'
@@ -50,7 +51,8 @@ class Introduction(_Words, frozen=True, tag="introduction"):
     """Who speaks. ``instance`` is drawn at random once per process: two processes never share it, whatever their hosts,
     pids and slots. ``host`` is equal for two processes only if one can watch the other's ``pid``.
 
-    ``stages`` and ``routes`` (path -> names of its stages, in order) are those of the peer's own file. A worker names
+    ``stages`` and ``routes`` (path -> names of its stages, in order) are those of the peer's own file, and ``shapes``
+    says of each route that branches how it does, in words that are compared and not understood. A worker names
     its ``stage`` and ``slot`` (1..num, the same over restarts), a frontend the ``name`` that logs and metrics call it.
     """
 
@@ -65,6 +67,7 @@ class Introduction(_Words, frozen=True, tag="introduction"):
     name: Name = ""
     stage: Name = ""
     slot: Slot = 0
+    shapes: dict[Path, str] = {}
 
 
 class Stranger(_Words, frozen=True, tag="stranger"):
@@ -132,6 +135,7 @@ def introduce(
         name=name,
         stage=stage,
         slot=slot,
+        shapes=topology.shapes(),
     )
 
 
@@ -180,6 +184,13 @@ def refuse_worker(who: Introduction, topology: Topology, deployment: str, stage:
             f"route {_quoted(path)} passes stage {stage} by {_listed(ours.get(path))} at the broker and by "
             f"{_listed(theirs.get(path))} in the worker's file: start both from the same stages.toml"
         )
+    shapes = topology.shapes()
+    for path in ours:
+        if (told := who.shapes.get(path)) != shapes.get(path):
+            return Refusal(
+                f"route {_quoted(path)} branches at the broker as {_shape(shapes.get(path))} and in the worker's file "
+                f"as {_shape(told)}: start both from the same stages.toml"
+            )
     return None
 
 
@@ -200,6 +211,10 @@ def _refuse(who: Introduction, deployment: str) -> Refusal | None:
 
 def _quoted(text: str) -> str:
     return f'"{text[:100]}"'
+
+
+def _shape(shape: str | None) -> str:
+    return _quoted(shape) if shape else "a chain"
 
 
 def _listed(names: Sequence[str] | None) -> str:

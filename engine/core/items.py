@@ -2,11 +2,13 @@
 
 Ownership. The front makes a :class:`Request`, keeps it in the ledger until it is answered, and alone sets ``closed``,
 ``stream_hop`` and ``streamer``. Stages only read it, with two exceptions: the stage that has an item sets ``is_begun``,
-and the stage that accepts a result advances ``hop``. Only the stage that follows hop *k* may move it to *k + 1*, so no
-two ever write it at the same hop, and a second copy of the same result (a worker that died after sending was replayed)
-finds ``hop`` already advanced and is dropped. Reading ``closed`` a moment too early is harmless: the item is computed
-once in vain, and its answer is dropped. So is reading ``stream_hop``: a replay that should not have been is found out
-by its ``streamer`` (:meth:`engine.core.front.FrontMachine.events`).
+and the stage that accepts a result advances ``hop`` to its own. A second copy of the same result (a worker that died
+after sending was replayed) finds ``hop`` already advanced and is dropped. Where only one stage can follow hop *k*, no
+two ever write it there. Where several can, because the route branches or its stages may skip some, two copies may go to
+two stages, which look at the same time: so each has to be the first in ``claims``, by one operation that the
+interpreter makes whole (:meth:`engine.core.stage.StageMachine.accept`). Reading ``closed`` a moment too
+early is harmless: the item is computed once in vain, and its answer is dropped. So is reading ``stream_hop``: a replay
+that should not have been is found out by its ``streamer`` (:meth:`engine.core.front.FrontMachine.events`).
 
 On threads of their own (``[engine] threads``) the parts share these values as follows, also on interpreters without a
 lock. A result leads to its request by the books of the stage that holds the item (:meth:`engine.core.crew.Crew.held`):
@@ -48,10 +50,11 @@ class Request(msgspec.Struct, eq=False, gc=False):
     meta: bytes
     size: int  # bytes of its body, for the admission's books
     closed: bool = False  # answered, expired or cancelled: nothing more is computed for it
-    hop: int = 0  # stages of its route that have accepted it, less one
+    hop: int = 0  # where on its route it is: the position of the stage that accepted it last
     stream_hop: int = -1  # where on its route events of it were last sent from; -1: none were
     streamer: int = -1  # the worker there that sent them
     is_begun: bool = False  # it was computed in vain: its worker died, or the time limit was reached
+    claims: dict[int, int] | None = None  # hop -> the one after it; None: on its route only one can be
 
 
 class Item(msgspec.Struct, eq=False, gc=False):

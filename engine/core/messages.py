@@ -13,8 +13,8 @@ itself, in words of their own (:mod:`engine.core.introduction`):
     control  worker -> broker     Ready, WorkerBeat, Leave, Bye
              broker -> worker     Welcome, Pulse, Dismiss, Revoke, CancelItems, Granted
     lane     broker -> worker     Batch
-    intake   worker -> broker     Results (input of the next stage)
-    egress   worker -> broker     Results (final, failed or skipped), StreamEvents
+    intake   worker -> broker     Results (input of that stage: the next one, or a later one to which they were sent)
+    egress   worker -> broker     Results (final, which any stage may say, failed or skipped), StreamEvents
     admin    anyone -> broker     Ask
              broker -> asker      Report
 
@@ -36,6 +36,7 @@ import msgspec
 from engine.core.introduction import Name, Path
 from engine.core.meta import ID_MAX
 from engine.core.quarantine import FINGERPRINT_BYTES
+from engine.core.routing import Fork
 
 STREAM_WINDOW: Final = 1 << 20  # bytes of one stream on their way from a worker to its client
 KEY_SIZE: Final = 32  # bytes of what a frontend says of an Idempotency-Key (engine.core.idempotency)
@@ -307,7 +308,7 @@ class Welcome(Message, frozen=True, tag=11):
     ``lane`` is the endpoint to connect a PULL socket to, over tcp how far its port is behind that of the front.
     ``same_host``: monotonic clocks may be compared. ``memory`` is the arena that this worker may fill; none on another
     host, or when sharing is off. ``stages`` and ``routes`` as in :class:`FrontendWelcome`, of which this worker is of
-    stage number ``stage``.
+    stage number ``stage``. ``after``: of the routes that branch, by number, what comes after each of their stages.
     """
 
     protocol: int
@@ -319,6 +320,7 @@ class Welcome(Message, frozen=True, tag=11):
     stage: Id
     stages: list[Name]
     routes: list[tuple[Path, list[Id]]]
+    after: dict[int, list[int | Fork]] = {}
 
 
 class Ready(Message, frozen=True, tag=13):

@@ -117,7 +117,8 @@ class StageMachine:
         self.topology = topology
         self.epoch = epoch
         self.crews: Sequence[Crew] = ()  # of all stages, set before the first result: who holds what
-        # Of each stage: its hop on each route on which this one comes next.
+        self._hops = topology.hops(index)  # of this one on each route
+        # Of each stage: its hop on each route on which it may send something here.
         self._hops_before = [topology.hops(stage, index) for stage in range(len(topology.stages))]
         self.queue = queue_for(spec.policy)
         # A batch in advance could be replayed while it is computed: not where that is forbidden.
@@ -179,7 +180,7 @@ class StageMachine:
         """Results of the previous stage: those of items that its worker holds are settled, and taken if somebody waits
         for them; all others are duplicates, late, or made up."""
         held = self.crews[results.stage].held(results.worker, results.batch)
-        hops = self._hops_before[results.stage]
+        before, hops = self._hops_before[results.stage], self._hops
         taken: list[Item] = []
         for uid, status, trail, payload, size in zip(
             results.uids, results.statuses, results.trails, payloads, payload_sizes(payloads), strict=True
@@ -189,12 +190,17 @@ class StageMachine:
                 item is None
                 or (request := item.request).closed
                 or status != OK
-                or hops.get(request.route, -1) != request.hop
+                or (former := before.get(request.route, -1)) != request.hop
             ):
                 self.stats.dropped += 1
                 self._ends.release(refs_of(payload))
                 continue
-            hop = request.hop = request.hop + 1
+            hop, claims = hops[request.route], request.claims
+            if claims is not None and claims.setdefault(former, hop) != hop:  # another stage has, on its own thread
+                self.stats.dropped += 1
+                self._ends.release(refs_of(payload))
+                continue
+            request.hop = hop
             taken.append(Item(request, payload, size, now, 1, trail, hop))
         if self.foresight.is_long:
             self.foresight.returns.come(len(taken), now)
@@ -294,6 +300,7 @@ class StageMachine:
             stage=self.index,
             stages=list(self.topology.stages),
             routes=routes,
+            after=self.topology.told_after(),
         )
 
     def ready(self, ready: Ready, now: float) -> None:
@@ -440,7 +447,7 @@ class StageMachine:
             return
         held, foresight = batch.items, self.foresight
         had = len(held)
-        if settle.after_s:
+        if settle.after_s or settle.ended:
             foresight.hear_after(settle)
         if worker.flow != WHOLE:
             self.crew.settle(worker, batch, settle.uids)
@@ -635,7 +642,7 @@ class StageMachine:
         if (self.queue.nbytes >= self.spec.max_queue_bytes) is not self._was_full:
             self._tell(now)
         if now >= foresight.look_at and foresight.times.known and foresight.has_news(len(fate.apart), now):
-            self.actions.append(Foresee(self.index, foresight.foresaw, foresight.alone_s))
+            self.actions.append(Foresee(self.index, foresight.foresaw, foresight.alone_s, foresight.onward.goes))
         wake = min(wake, crew.next_late(self.spec.timeout_s, fate.pace.patience_s, now))
         for due in self._limits:
             if due:

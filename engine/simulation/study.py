@@ -44,13 +44,13 @@ class Service:
         """By route: what one request takes that is alone."""
         alone = [self.profile.of(stage.name).curve(1) + 2 * self.profile.hop_s for stage in self.stages]
         return tuple(
-            [sum([alone[stage] for stage in route.stages]) + self.profile.edge_s for route in self.topology.routes]
+            [self.topology.least(number, alone) + self.profile.edge_s for number in range(len(self.topology.routes))]
         )
 
     def visits(self, stage: int) -> float:
         """The share of all requests that come to a stage."""
-        routes = zip(self.topology.routes, self.shares, strict=True)
-        return sum(share for route, share in routes if stage in route.stages) / sum(self.shares)
+        shares = enumerate(self.shares)
+        return sum([share * self.topology.visits(route).get(stage, 0.0) for route, share in shares]) / sum(self.shares)
 
     def capacity(self, stage: int) -> float:
         """Requests of all routes per second that one worker of a stage carries, with the batches that suit it best; inf

@@ -326,7 +326,8 @@ class World:
     def _results(self, hand: Hand, batch: Batch, costs: list[float], due: list[bool], took: float) -> None:
         targets: dict[int, list[int]] = {}
         for index, route in enumerate(batch.routes):
-            target = self.topology.next_stage(route, hand.stage) if due[index] else FINAL
+            following = self.topology.following(route, hand.stage) if due[index] else (FINAL,)
+            target = following[0] if len(following) == 1 else self.rng.choice(following)
             targets.setdefault(target, []).append(index)
         compute_us = int(took * MICROS)
         for target, indexes in targets.items():

@@ -16,7 +16,7 @@ INTRO: Final = """\
 
 What a service imports from `engine`, from `engine.mixin`, and in tests from `engine.testing`. What is not named here is
 not promised ([what stays compatible](CHANGELOG.md#what-stays-compatible)). How it is used stands in
-[typed payloads](typed-payloads.md), [streaming](streaming.md), [failures](failures.md) and
+[typed payloads](typed-payloads.md), [streaming](streaming.md), [branching](branching.md), [failures](failures.md) and
 [testing](testing.md).
 """
 
@@ -24,6 +24,9 @@ not promised ([what stays compatible](CHANGELOG.md#what-stays-compatible)). How 
 PARTS: Final = (
     ("Workers", "", ("engine", (
         ("stages.base", "Worker"), ("stages.stream", "SSEWorker"), ("stages.stream", "StreamWorker"),
+    ))),
+    ("Where a result goes", "What stands in a result's place ([branching](branching.md)).", ("engine", (
+        ("stages.ways", "Done"), ("stages.ways", "Skip"),
     ))),
     ("About a request", "What `Worker.context(i)` gives; it is not made by services.", ("", (
         ("stages.context", "Context"),

@@ -66,9 +66,9 @@ class Taken:
 
 class Loop:
     """Serves one warm worker. ``run`` returns when the worker may go. ``replays``: what it leaves unanswered is
-    computed by others. ``most``, ``most_between``: see :class:`stages.compute.Codec`. ``memory``: shared with others.
-    ``fit``: what a device's memory takes, as far as the warm-up has shown. ``restore`` puts back what user code may
-    have taken from us, signals for instance."""
+    computed by others. ``most``, ``most_between``, ``most_afar``: see :class:`stages.compute.Codec`. ``memory``: shared
+    with others. ``fit``: what a device's memory takes, as far as the warm-up has shown. ``restore`` puts back what user
+    code may have taken from us, signals for instance."""
 
     def __init__(
         self,
@@ -78,6 +78,7 @@ class Loop:
         replays: bool,
         most: int = sys.maxsize,
         most_between: int = sys.maxsize,
+        most_afar: int = sys.maxsize,
         outlets: Outlets,
         shared: Shared,
         streams: Streams,
@@ -92,7 +93,7 @@ class Loop:
         self._restore = restore
         self._traces = traces
         self._spans: Spans | None = None  # of the batch that is computed, if any of its requests is sampled
-        self._codec = Codec(worker, most=most, most_between=most_between)
+        self._codec = Codec(worker, most=most, most_between=most_between, most_afar=most_afar)
         self._coster = coster_of(worker)
         self._isolate = isolate
         self._replays = replays
@@ -181,7 +182,8 @@ class Loop:
             assert endpoints is not None  # the control thread has seen to that
             try:
                 lane = endpoints.told_lane(welcome.lane)
-                self._plan = Plan(Topology.of(welcome.stages, welcome.routes), welcome.stage)
+                topology = Topology.of(welcome.stages, welcome.routes, welcome.after)
+                self._plan = Plan(topology, welcome.stage, protocol=welcome.protocol)
             except (ValueError, ProtocolError) as error:
                 get_logger().error("the broker's welcome makes no sense: %s", error)
                 self._code = ExitCode.FAILED
@@ -252,6 +254,7 @@ class Loop:
             most=self.fit.most,
             sizes=self._worker._sizes,
             coster=self._coster,
+            forked=self._plan.is_forked,
             gives_back=self._replays,
         )
         return Taken(message, run, welcome, since_ns, received_ns)
@@ -316,6 +319,7 @@ class Loop:
             batch_us=(began_ns - taken.since_ns) // 1000,
             compute_us=self._compute_ns // 1000,
             costs=taken.run.costs,
+            targets=taken.run.targets,
         ):
             self._outlets.send(target, wire.encode(results, encoded))
         self._sent.append(message.batch)

@@ -55,19 +55,22 @@ class Outlets:
             for sock in self._pushes.values():
                 sock.close(linger=LINGER_MS)
             self._pushes.clear()
-        for target in {*targets} - self._pushes.keys():
-            endpoint = endpoints.egress if target == FINAL else endpoints.intake(target)
-            self._pushes[target] = transport.push(self._ctx, endpoint)
-            self._waiting.setdefault(target, deque())
-            if endpoints.is_tcp:
-                self._made += 1
-                transport.tell_losses(self._pushes[target], name := f"results-{self._made}")
-                self._opened(name)
+        for target in {*targets, *self._waiting} - self._pushes.keys():
+            self._open(target, endpoints)
         self._lane = transport.lane_end(self._ctx, lane)
         self._poller.register(self._lane, transport.READABLE)
         if forget:
             for waiting in self._waiting.values():
                 waiting.clear()
+
+    def _open(self, target: int, endpoints: transport.Endpoints) -> None:
+        endpoint = endpoints.egress if target == FINAL else endpoints.intake(target)
+        self._pushes[target] = transport.push(self._ctx, endpoint)
+        self._waiting.setdefault(target, deque())
+        if endpoints.is_tcp:
+            self._made += 1
+            transport.tell_losses(self._pushes[target], name := f"results-{self._made}")
+            self._opened(name)
 
     def receive(self) -> list[Buffer] | None:
         """The next parcel of the lane, if there is one now."""
@@ -82,7 +85,11 @@ class Outlets:
         return recall not in dict(poller.poll())
 
     def send(self, target: int, frames: list[Buffer]) -> None:
-        """Send a parcel, or keep it until it can be sent. Its frames must not be changed afterwards."""
+        """Send a parcel, or keep it until it can be sent. Its frames must not be changed afterwards. To a stage that
+        does not come next by the file, the way is made with the first one."""
+        if target not in self._pushes:
+            assert self._endpoints is not None  # a batch came from there
+            self._open(target, self._endpoints)
         waiting = self._waiting[target]
         if waiting or not transport.send(self._pushes[target], frames):
             waiting.append(frames)

@@ -14,12 +14,14 @@ from typing import Final, TypeAlias
 
 from engine.core.messages import Batch, Results
 from engine.core.routing import FINAL, Topology
-from engine.core.wire import HEAD_ITEMS, WITH_HEADERS, Payload, pack_steps
+from engine.core.wire import HEAD_ITEMS, STEP_BYTES, WITH_HEADERS, Payload, pack_steps
 from engine.errors import ProtocolError
 from stages.compute import OK, Outcome
 from stages.context import ItemIn
+from stages.ways import KNOWN_SINCE, Way, way_of
 
 NO_COSTS: Final[Mapping[int, float]] = {}
+NO_TARGETS: Final[Mapping[int, int]] = {}
 
 Parcel: TypeAlias = tuple[int, Results, list[Payload]]  # where to: a stage, or FINAL
 
@@ -35,19 +37,30 @@ class Origin:
 class Plan:
     """Where items of each route come from and go to, for one stage. All numbers are the broker's."""
 
-    def __init__(self, topology: Topology, stage: int) -> None:
+    def __init__(self, topology: Topology, stage: int, *, protocol: int = KNOWN_SINCE) -> None:
+        """``protocol``: the broker's."""
         self.stage = stage
-        self.first: dict[int, bool] = {}
-        self.following: dict[int, int] = {}
-        for number, route in enumerate(topology.routes):
-            if stage in route.stages:
-                self.first[number] = route.stages[0] == stage
-                self.following[number] = topology.next_stage(number, stage)
-
-    @property
-    def targets(self) -> frozenset[int]:
-        """Every place results can go to; the egress always, for failures."""
-        return frozenset(self.following.values()) | {FINAL}
+        is_told = protocol >= KNOWN_SINCE
+        self.ways: dict[int, Way] = {
+            route: way_of(topology, route, stage, is_told=is_told) for route in topology.hops(stage)
+        }
+        self._items_of = {route: (way.first, way.last, way) for route, way in self.ways.items()}
+        self.is_forked = any(way.fork is not None for way in self.ways.values())
+        self.following = {route: way.after for route, way in self.ways.items()}
+        # Where results can go by the file; the egress always, for failures.
+        self.targets = frozenset(one for route in self.ways for one in topology.following(route, stage)) | {FINAL}
+        # What a trail has for the stages between here and where results go, by route and target, as far as there are
+        # any: so each step stands where its stage does.
+        self._gaps: dict[tuple[int, int], bytes] = {}
+        for route in self.ways:
+            here, end = topology.hop(route, stage), len(topology.routes[route].stages)
+            for target in (*topology.later(route, stage), FINAL):
+                left_out = (end if target == FINAL else topology.hop(route, target)) - here - 1
+                if left_out:
+                    self._gaps[route, target] = bytes(left_out * STEP_BYTES)
+        self._straight = frozenset(
+            route for route, way in self.ways.items() if way.fork is None and (route, way.after) not in self._gaps
+        )
 
     def items(self, batch: Batch, payloads: Sequence[Payload], since_ns: int) -> list[ItemIn]:
         """The batch's items; their budgets count from ``since_ns``. ProtocolError if a route does not pass here."""
@@ -56,16 +69,17 @@ class Plan:
                 ItemIn(
                     uid=uid,
                     payload=payload,
-                    first=self.first[route],
-                    last=self.following[route] == FINAL,
+                    first=first,
+                    last=last,
                     meta=meta,
                     attempt=attempt,
                     deadline_ns=since_ns + budget_us * 1000,
+                    way=way,
                 )
-                for uid, payload, route, meta, attempt, budget_us in zip(
+                for uid, payload, (first, last, way), meta, attempt, budget_us in zip(
                     batch.uids,
                     payloads,
-                    batch.routes,
+                    map(self._items_of.__getitem__, batch.routes),
                     batch.metas,
                     batch.attempts,
                     batch.budgets_us,
@@ -85,11 +99,12 @@ class Plan:
         batch_us: int = 0,
         compute_us: int = 0,
         costs: Mapping[int, float] = NO_COSTS,
+        targets: Mapping[int, int] = NO_TARGETS,
     ) -> list[Parcel]:
         """The outcomes by where they go: the next stage, or FINAL; several parcels where one would be too large.
 
         ``compute_us`` goes into each item's trail, and as a total into one of the parcels. ``costs``: of those items
-        whose cost is known, by position.
+        whose cost is known, by position. ``targets``: likewise, of those that do not simply go on.
         """
 
         def made(target: int, uids: list[int], statuses: list[int], trails: list[bytes], compute_us: int) -> Results:
@@ -109,11 +124,18 @@ class Plan:
         steps = pack_steps(batch.queues_us, batch_us, compute_us)
         count = len(outcomes)
         payloads = [outcome.payload for outcome in outcomes if outcome.status == OK and not outcome.headers]
-        if 0 < len(payloads) == count <= WITH_HEADERS and count == batch.routes.count(batch.routes[0]):
-            target = self.following[batch.routes[0]]  # of all of them: nearly always
+        route = batch.routes[0] if batch.routes else -1
+        if (
+            0 < len(payloads) == count <= WITH_HEADERS
+            and count == batch.routes.count(route)
+            and not targets
+            and route in self._straight
+        ):
+            target = self.following[route]  # of all of them: nearly always
             results = made(target, batch.uids, [OK] * count, [*map(add, batch.trails, steps)], compute_us)
             results.costs.update(costs)
             return [(target, results, payloads)]
+        gaps = self._gaps
         parcels: dict[int, Parcel] = {}
         full: list[Parcel] = []
         most = HEAD_ITEMS
@@ -121,7 +143,12 @@ class Plan:
             most = WITH_HEADERS
         # One loop: a comprehension per column is a call per column, which a small batch pays for nothing.
         for position, outcome in enumerate(outcomes):
-            target = self.following[batch.routes[position]] if outcome.status == OK else FINAL
+            route = batch.routes[position]
+            trail = batch.trails[position] + steps[position]
+            target = FINAL
+            if outcome.status == OK:
+                target = targets.get(position, self.following[route]) if targets else self.following[route]
+                trail += gaps.get((route, target), b"")
             parcel = parcels.get(target)
             if parcel is None or len(parcel[2]) == most:
                 if parcel is not None:
@@ -135,7 +162,7 @@ class Plan:
                 results.costs[len(results.uids)] = costs[position]
             results.uids.append(batch.uids[position])
             results.statuses.append(outcome.status)
-            results.trails.append(batch.trails[position] + steps[position])
+            results.trails.append(trail)
             payloads.append(outcome.payload)
         return [*full, *parcels.values()]
 

@@ -33,7 +33,7 @@ from engine.signals import STOPPING, Signals
 from engine.tracing import begin
 from stages import blame, buffers
 from stages.base import Worker
-from stages.build import create, examples, is_first, is_last, lasts, most_between
+from stages.build import create, examples, is_first, is_last, lasts, most_afar, most_between
 from stages.costing import by_cost, coster_of
 from stages.mixin.typed import check_types
 from stages.near import Lender, Reader
@@ -169,6 +169,7 @@ def _serve(
             replays=spec.idempotent,
             most=deployment.frontend.max_response_size,
             most_between=most_between(deployment, stage),
+            most_afar=most_afar(deployment, stage),
             outlets=outlets,
             shared=shared,
             streams=streams,
@@ -246,7 +247,7 @@ def _load(
     about = describe(
         worker,
         first=first,
-        last=any(route.stages[-1] == stage for route in deployment.routes),
+        last=True in lasts(deployment, stage),
         example=example_body(worker) if first else None,
     )
     warming = time.perf_counter()

@@ -29,7 +29,7 @@ TABLE = Topology(("a", "b", "c"), (Route("/ab", (0, 1)), Route("/c", (2,)), Rout
 # The words as they are on the wire, now and for every later version: what is here may be added to, never changed.
 GOLDEN = {
     b'{"stageline":"introduction","kind":"worker","protocols":[2,2],"deployment":"d","instance":"i","stages":["a","b"],'
-    b'"routes":{"/r":["a","b"]},"host":"h","pid":7,"name":"","stage":"a","slot":3}': Introduction(
+    b'"routes":{"/r":["a","b"]},"host":"h","pid":7,"name":"","stage":"a","slot":3,"shapes":{}}': Introduction(
         "worker", (2, 2), "d", "i", ["a", "b"], {"/r": ["a", "b"]}, "h", 7, "", "a", 3
     ),
     b'{"stageline":"stranger","untaken":[1,2],"stage":-1}': Stranger([1, 2]),
@@ -41,6 +41,12 @@ GOLDEN = {
 def test_the_words_are_frozen(frame: bytes, words: introduction.FrozenWords) -> None:
     assert wire.encode(words) == [frame]
     assert wire.decode([frame]) == (words, [])
+
+
+def test_words_of_an_earlier_version_are_read_as_they_were_meant() -> None:
+    for frame, words in GOLDEN.items():
+        former = frame.replace(b',"shapes":{}', b"")
+        assert wire.decode([former]) == (words, [])
 
 
 def test_words_of_a_later_version_are_read_and_what_is_missing_takes_its_default() -> None:

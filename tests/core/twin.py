@@ -13,7 +13,7 @@ what may be read: a block that was released too early is missing when its reader
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -141,6 +141,8 @@ class Twin:
         self.given: dict[tuple[int, str], int] = {}  # stage, request id -> how often a worker was given it
         self._pids = 100
         self.notes: list[str] = []  # for the log
+        # Where workers send the result of a request (by its id): None: by the file, and where that branches the first.
+        self.goes: Callable[[str, int, int], int | None] = lambda request_id, route, stage: None
 
     def _begin(self, *, epoch: int) -> None:
         self.front = FrontMachine(self._front_spec, self.topology, epoch, deployment=DEPLOYMENT)
@@ -293,7 +295,10 @@ class Twin:
         for index, request_id in enumerate(request_ids):
             status = (statuses or {}).get(request_id, int(Status.OK))
             self.computed[request_id] = self.computed.get(request_id, 0) + 1
-            target = self.topology.next_stage(batch.routes[index], worker.stage) if status == Status.OK else FINAL
+            target = FINAL
+            if status == Status.OK:
+                route, chosen = batch.routes[index], self.goes(request_id, batch.routes[index], worker.stage)
+                target = self.topology.following(route, worker.stage)[0] if chosen is None else chosen
             targets.setdefault(target, []).append(index)
         for target, indexes in targets.items():
             results = Results(

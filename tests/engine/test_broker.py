@@ -149,7 +149,7 @@ class Worker:
         return message, payloads
 
     def answer(self, batch: Batch, payloads: list[wire.Payload], mark: bytes = b"!") -> None:
-        target = self.topology.next_stage(batch.routes[0], self.stage)
+        target = self.topology.following(batch.routes[0], self.stage)[0]
         results = Results(
             self.stage,
             self.key,

@@ -97,7 +97,7 @@ class Played(Worker):
     def _push(self, batch: Batch, payloads: list[wire.Payload], guilty: int) -> None:
         targets: dict[int, list[int]] = {}
         for index, (uid, route) in enumerate(zip(batch.uids, batch.routes, strict=True)):
-            target = FINAL if uid == guilty else self.topology.next_stage(route, self.stage)
+            target = FINAL if uid == guilty else self.topology.following(route, self.stage)[0]
             targets.setdefault(target, []).append(index)
         for target, indexes in targets.items():
             results = Results(

@@ -10,6 +10,7 @@ import pytest
 from openapi_spec_validator import validate
 
 from engine.config.schema import OPENAI, RouteSection
+from engine.config.ways import read
 from engine.core import about
 from engine.core.about import About, Boundary, Component
 from engine.errors import Unavailable
@@ -306,3 +307,21 @@ def test_looking_at_the_pages_is_not_counted_as_traffic() -> None:
     assert not [
         family for family in service.metrics.families() if family.name.endswith("_throughput") and family.samples
     ]
+
+
+def test_a_route_with_several_ends_answers_what_any_of_them_does() -> None:
+    branched = replace(
+        SERVICE,
+        routes=(
+            RouteSection(
+                "/branches", stages=read(["first", {"by": "kind", "of": {"a": "second stage"}, "default": []}])
+            ),
+        ),
+    )
+    found = document(branched, {"first": About(FIRST.request, boundary("Echo", TEXT)), "second stage": SECOND})
+    validate(found)
+    operation = found["paths"]["/branches"]["post"]
+    assert operation["responses"]["200"]["content"] == {
+        "application/json": {"schema": {"anyOf": [ref("Echo"), ref("Answer")]}}
+    }
+    assert "first -> kind? a second stage, else the answer; second stage -> the answer" in operation["description"]
