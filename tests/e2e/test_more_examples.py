@@ -11,14 +11,16 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgpack
 import numpy as np
 import pytest
 import redis
-from harness import EXAMPLES, Deployed, deployed, environment, wait_for
+from harness import ENGINE, EXAMPLES, Deployed, Running, deployed, environment, free_ports, wait_for
 
 pytestmark = pytest.mark.unmeasured
 
@@ -39,6 +41,7 @@ NAMES = (
     "shared-memory",
     "stable-diffusion",
     "text-classification",
+    "two-hosts",
     "validation",
     "voice-activity",
 )
@@ -87,14 +90,15 @@ def test_every_example_is_here_and_in_the_index() -> None:
     folders = {folder.name for folder in EXAMPLES.iterdir() if (folder / "stages.toml").is_file()}
     assert folders == set(NAMES)
     for name in NAMES:
-        for file in ("service.py", "server.py", "client.py", "README.md"):
+        for file in ("service.py", "client.py", "README.md"):
             assert (EXAMPLES / name / file).is_file(), f"{name}/{file}"
-        assert f"scripts/up examples/{name}" in (EXAMPLES / name / "README.md").read_text() or name == "embedding"
+        readme = (EXAMPLES / name / "README.md").read_text()
+        assert f"scripts/up examples/{name}" in readme or name in ("embedding", "two-hosts")
     index = (EXAMPLES.parent / "docs" / "examples.md").read_text()
     assert all(f"(../examples/{name}/README.md)" in index for name in NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "two-hosts"])  # which no script describes
 def test_the_script_describes_the_same_service_as_the_file(name: str) -> None:
     script, file = map(json.loads, python("-c", DESCRIBE, str(EXAMPLES / name)).splitlines())
     assert script == file
@@ -284,6 +288,50 @@ def test_texts_are_sorted_as_a_person_would(running: Deployed) -> None:
         assert answer["scores"]["shipping"] > 0.9
         assert sum(answer["scores"].values()) == pytest.approx(1, abs=1e-3)
         assert client.post("/inference", json={"text": " "}).status_code == 422
+
+
+# --- two hosts -------------------------------------------------------------------------------------------------------
+
+
+def test_two_hosts_share_a_stage_and_one_of_them_may_go(folder: Path) -> None:
+    for file in (EXAMPLES / "two-hosts").glob("*.*"):
+        shutil.copy(file, folder)
+    toml = folder / "stages.toml"
+    first = free_ports(1 + 7 + 8)
+    text = toml.read_text().replace("0.0.0.0:7000", f"127.0.0.1:{first + 1}").replace(":7000", f":{first + 1}")
+    text = text.replace("port = 8000", f'address = "127.0.0.1"\nport = {first}')
+    toml.write_text(text.replace("[engine]\n", "[engine]\nlanes = 8\n"))
+    subprocess.run([ENGINE, "keys", "new", str(folder / "deployment.key")], check=True, env=environment("keys"))
+    with ExitStack() as stack:
+        hosts = []
+        for name, only in (("one", "broker,frontend,clean,weigh"), ("two", "weigh")):
+            flags = ["up", str(toml), "--only", only, "--run-dir", str(folder / name)]
+            hosts.append(Running(flags, folder=folder, env={"HOST_NAME": name}))
+            stack.callback(hosts[-1].kill)
+        url = f"http://127.0.0.1:{first}"
+
+        def shares() -> dict[str, str]:
+            told = python(str(folder / "client.py"), url, "1.5").splitlines()
+            right, of = told[0].split()[0], told[0].split()[2]
+            assert right == of, told
+            return dict(line.strip().split(": ") for line in told[1:])
+
+        def ready() -> bool:
+            with suppress(httpx.HTTPError):
+                return httpx.get(f"{url}/readyz", trust_env=False, timeout=5).status_code == 200
+            return False
+
+        wait_for("one", ready, within_s=60)
+        wait_for("two", lambda: "weigh ready" in hosts[1].out, within_s=60)
+        assert set(shares()) == {"one", "two"}
+        with ThreadPoolExecutor(1) as pool:
+            during = pool.submit(shares)
+            for process in hosts[1].processes("worker"):
+                process.kill()
+            during.result()  # all of them right
+        assert hosts[1].terminate() == 0
+        assert shares() == {"one": "100%"}
+        assert hosts[0].terminate() == 0
 
 
 # --- redis and numbin ------------------------------------------------------------------------------------------------
