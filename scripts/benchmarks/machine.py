@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks import nginx
-from benchmarks.systems import PEERS, ROOT
+from benchmarks.systems import ROOT, peers_python
 
 OURS = ("pyzmq", "gunicorn", "falcon", "msgspec", "uvloop", "numpy", "torch", "sentence-transformers")
 THEIRS = ("mosec", "litserve", "msgspec", "numpy", "uvloop")
@@ -48,8 +48,11 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue  # torch, where no case needed it
-    code = f"from importlib.metadata import version\nfor n in {THEIRS!r}: print(n, version(n))"
-    told = subprocess.run([PEERS / "bin" / "python", "-c", code], capture_output=True, text=True, check=True)
+    code = (
+        "from importlib.metadata import distributions\n"
+        f"for d in distributions():\n  if d.name in {THEIRS!r}: print(d.name, d.version)"
+    )
+    told = subprocess.run([peers_python(), "-c", code], capture_output=True, text=True, check=True)
     peers = dict(line.split() for line in told.stdout.splitlines())
     found |= {name if name in ("mosec", "litserve") else f"{name} (peers)": value for name, value in peers.items()}
     clients = {"wrk": (["wrk", "-v"], r"wrk (\S+)"), "nginx": ([nginx.binary() or "nginx", "-v"], r"nginx/(\S+)")}
@@ -81,4 +84,8 @@ def commit() -> str:
         ["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False, cwd=ROOT
     )
     commit = told.stdout.strip()
-    return version("stageline") + (f" ({commit})" if commit else "")
+    try:
+        number = version("stageline")
+    except PackageNotFoundError:  # run from the checkout
+        number = "not installed"
+    return number + (f" ({commit})" if commit else "")

@@ -100,7 +100,7 @@ def command(system: str, service: plan.Service, port: int, folder: Path) -> list
         # Short: the path of a unix socket has at most 107 bytes.
         run_dir = str(folder / "run")
         return [sys.executable, "-m", "engine.cli", "up", str(file), "--port", str(port), "--run-dir", run_dir]
-    python = str(PEERS / "bin" / "python")
+    python = peers_python()
     if system == "mosec":
         return [
             python, str(ADAPTERS / "mosec_service.py"),
@@ -112,10 +112,18 @@ def command(system: str, service: plan.Service, port: int, folder: Path) -> list
     raise ValueError(f"system: expected one of {', '.join(SYSTEMS)}, got {system!r}")
 
 
+def peers_python() -> str:
+    """The Python of the systems beside ours: of the environment that scripts/bench makes for them, or where there is
+    none (``python -m benchmarks`` on a machine that reaches no index) the one that runs, with what it finds."""
+    own = PEERS / "bin" / "python"
+    return str(own) if own.exists() else sys.executable
+
+
 def environment(service: plan.Service, folder: Path, threads: int, root: Path = ROOT) -> dict[str, str]:
     """Variables for the adapters and the work."""
     return {
-        "PYTHONPATH": f"{SCRIPTS}:{root}",  # this checkout, whichever one is installed
+        # This checkout, whichever one is installed; and where else packages are found.
+        "PYTHONPATH": ":".join([str(SCRIPTS), str(root), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
