@@ -1,4 +1,4 @@
-"""gzip and zstd: which coding a body has, which one an answer gets, and how it gets it. Pure.
+"""gzip, zstd and deflate: which coding a body has, which one an answer gets, and how it gets it. Pure.
 
 What is large is compressed in a thread, by who calls this: the event loop serves all the others meanwhile. Bodies of
 requests are undone in :mod:`frontend.unpacking`, in a thread by slices (:mod:`frontend.body`).
@@ -24,10 +24,10 @@ INLINE_MAX: Final = 64 * 1024  # bytes; this takes gzip about a millisecond, a t
 GZIP_LEVEL: Final = 5
 ZSTD_LEVEL: Final = 3
 
-ACCEPTED: Final = "gzip, zstd"
+ACCEPTED: Final = "gzip, zstd, deflate"
 VARY: Final = "accept-encoding"
 
-_GZIP: Final = 31  # zlib's window bits for a gzip frame
+_FRAMES: Final = {"gzip": 31, "deflate": 15}  # zlib's window bits; deflate means its own frame (RFC 9110, 8.4.1.2)
 _QVALUE: Final = re.compile(r"^(?:0(?:\.\d{0,3})?|1(?:\.0{0,3})?)$")  # RFC 9110, section 12.4.2
 _PACKED: Final = re.compile(
     r"^(?:audio/|video/|font/woff|image/(?!svg|bmp|x-)|application/(?:gzip|zip|zstd|x-7z-compressed|x-xz|x-bzip2)\b)"
@@ -49,11 +49,12 @@ def require() -> None:
 
 
 def coding_of(content_encoding: bytes) -> str | None:
-    """The one coding of a request's body: ``gzip``, ``zstd``, "" for none; None when it is another, or several."""
+    """The one coding of a request's body: ``gzip``, ``zstd``, ``deflate``, "" for none; None when it is another, or
+    several."""
     name = content_encoding.strip().lower()
     if name in (b"", b"identity"):
         return ""
-    return {b"gzip": "gzip", b"x-gzip": "gzip", b"zstd": "zstd"}.get(name)
+    return {b"gzip": "gzip", b"x-gzip": "gzip", b"zstd": "zstd", b"deflate": "deflate"}.get(name)
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
@@ -62,7 +63,8 @@ def coding_of(content_encoding: bytes) -> str | None:
 def choose(accept_encoding: bytes) -> tuple[str, bool]:
     """The coding of an answer ("" for none) and whether it must have one, whatever its size (``identity;q=0``).
 
-    Of two that the client likes as well, zstd, which is faster. A client that accepts nothing gets the plain answer.
+    Of several that the client likes as well, zstd, which is faster, then gzip, which means the same to all. A client
+    that accepts nothing gets the plain answer.
     """
     if not accept_encoding or len(accept_encoding) > 1024:  # longer ones are nobody's and would fill the cache
         return "", False
@@ -82,7 +84,8 @@ def _choose(accept: str) -> tuple[str, bool]:
         if name:
             wanted["gzip" if name == "x-gzip" else name] = quality
     others = wanted.get("*", 0.0)
-    best, coding = max((wanted.get(name, others), name) for name in ("gzip", "zstd"))
+    # By their names, where all else is equal: which is the order that is wanted.
+    best, coding = max((wanted.get(name, others), name) for name in ("deflate", "gzip", "zstd"))
     plain = wanted.get("identity", 0.0 if wanted.get("*") == 0 else None)
     if best <= 0 or (plain is not None and plain > best):
         return "", False
@@ -96,8 +99,8 @@ def is_worth(mime: str, size: int, *, forced: bool) -> bool:
 
 def pack(coding: str, body: bytes) -> bytes:
     """The body in this coding; above INLINE_MAX to be called in a thread."""
-    if coding == "gzip":
-        packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, _GZIP)
+    if coding in _FRAMES:
+        packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, _FRAMES[coding])
         return packer.compress(body) + packer.flush()
     packed: bytes = zstd().compress(body, ZSTD_LEVEL)
     return packed

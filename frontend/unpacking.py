@@ -1,4 +1,4 @@
-"""Undoing gzip and zstd, a step at a time: what comes out is bounded, and so is the work. Pure.
+"""Undoing gzip, zstd and deflate, a step at a time: what comes out is bounded, and so is the work. Pure.
 
 A body is any number of members (gzip) or frames (zstd), one after the other, and its sender chooses everything about
 them. So:
@@ -27,6 +27,7 @@ MEMBERS: Final = 16  # besides
 
 ZSTD_WINDOW_LOG: Final = 23  # 8 MiB, the most that a receiver must have (RFC 9659)
 _GZIP: Final = 31  # zlib's window bits for a gzip frame
+_ZLIB: Final = 15  # and for its own, which is what "deflate" means (RFC 9110, section 8.4.1.2)
 
 
 class Corrupt(Exception):
@@ -45,11 +46,11 @@ class Unpacking:
     """One body on its way out of its coding. Each step may raise Corrupt, TooLarge and Fragmented; then it is over."""
 
     def __init__(self, coding: str, data: bytes, limit: int) -> None:
-        """``coding`` is ``gzip`` or ``zstd``; at most ``limit`` bytes may come out."""
+        """``coding`` is ``gzip``, ``zstd`` or ``deflate``; at most ``limit`` bytes may come out."""
         self.size = 0  # bytes that have come out
         self.copied = 0  # bytes behind a member that were copied with it: for tests
         self.done = False
-        self._member: type[_GzipMember | _ZstdFrame] = _GzipMember if coding == "gzip" else _ZstdFrame
+        self._member = _MEMBERS[coding]
         self._data = memoryview(data)
         self._limit = limit
         self._at = 0
@@ -110,9 +111,10 @@ def at_once(coding: str, data: bytes, limit: int) -> bytes | None:
 
 class _GzipMember:
     wants = True  # it keeps nothing of what it was given
+    bits = _GZIP
 
     def __init__(self) -> None:
-        self._inflate = zlib.decompressobj(_GZIP)
+        self._inflate = zlib.decompressobj(self.bits)
 
     @property
     def ended(self) -> bool:
@@ -126,6 +128,10 @@ class _GzipMember:
         except zlib.error as error:
             raise Corrupt from error
         return piece, len(inflate.unused_data) if inflate.eof else len(inflate.unconsumed_tail)
+
+
+class _ZlibStream(_GzipMember):
+    bits = _ZLIB
 
 
 class _ZstdFrame:
@@ -151,6 +157,13 @@ class _ZstdFrame:
         except self._module.ZstdError as error:
             raise Corrupt from error
         return piece, len(self._frame.unused_data) if self._frame.eof else 0
+
+
+_MEMBERS: Final[dict[str, type[_GzipMember | _ZstdFrame]]] = {
+    "gzip": _GzipMember,
+    "zstd": _ZstdFrame,
+    "deflate": _ZlibStream,
+}
 
 
 def zstd() -> Any:  # two modules with the same names

@@ -30,7 +30,7 @@ from frontend.gate import Gate, Terms
 from frontend.unpacking import Corrupt, TooLarge, Unpacking
 
 zstd: Any = unpacking.zstd()
-PACK = {"gzip": gzip.compress, "zstd": zstd.compress}
+PACK = {"gzip": gzip.compress, "zstd": zstd.compress, "deflate": zlib.compress}
 LARGE = b'{"a": 1}' * 1000
 
 
@@ -61,6 +61,7 @@ def post(body: bytes, *headers: tuple[str, str], made: Service | None = None) ->
         (b"x-gzip", "gzip", False),
         (b"zstd", "zstd", False),
         (b"gzip, deflate, br", "gzip", False),
+        (b"deflate", "deflate", False),
         (b"gzip, deflate, br, zstd", "zstd", False),
         (b"GZIP;Q=1", "gzip", False),
         (b"gzip;q=1.0, zstd;q=0.9", "gzip", False),
@@ -90,10 +91,10 @@ def test_the_coding_is_what_the_client_likes_best(accept: bytes, coding: str, fo
 @given(st.binary(max_size=200))
 def test_any_accept_encoding_is_understood_somehow(accept: bytes) -> None:
     coding, _ = choose(accept)
-    assert coding in ("", "gzip", "zstd")
+    assert coding in ("", "gzip", "zstd", "deflate")
 
 
-@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+@pytest.mark.parametrize("coding", ["gzip", "zstd", "deflate"])
 @pytest.mark.parametrize("size", [2_000, 1_000_000])
 def test_large_answers_are_compressed(coding: str, size: int) -> None:
     body = b"ab" * (size // 2)
@@ -156,7 +157,7 @@ def test_a_large_answer_is_compressed_beside_the_event_loop(monkeypatch: pytest.
 # --- bodies of requests ---
 
 
-@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+@pytest.mark.parametrize("coding", ["gzip", "zstd", "deflate"])
 @pytest.mark.parametrize("size", [0, 1, 100_000, 3_000_000])
 def test_a_compressed_body_arrives_as_what_it_was(coding: str, size: int) -> None:
     made = service()
@@ -168,12 +169,12 @@ def test_a_compressed_body_arrives_as_what_it_was(coding: str, size: int) -> Non
     assert made.gate.held == 0
 
 
-@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+@pytest.mark.parametrize("coding", ["gzip", "zstd", "deflate"])
 def test_several_members_or_frames_are_one_body(coding: str) -> None:
     assert decompress(coding, PACK[coding](b"one, ") + PACK[coding](b"two"), 100) == b"one, two"
 
 
-@given(st.sampled_from(["gzip", "zstd"]), st.binary(max_size=5000))
+@given(st.sampled_from(["gzip", "zstd", "deflate"]), st.binary(max_size=5000))
 def test_there_and_back(coding: str, body: bytes) -> None:
     packed = compression.pack(coding, body)
     assert decompress(coding, packed, len(body)) == body
@@ -190,11 +191,11 @@ CORRUPT = {
 }
 
 
-@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+@pytest.mark.parametrize("coding", ["gzip", "zstd", "deflate"])
 @pytest.mark.parametrize("how", CORRUPT)
 def test_what_is_corrupt_is_400(coding: str, how: str) -> None:
     options = {zstd.CompressionParameter.checksum_flag: 1}
-    pack = PACK["gzip"] if coding == "gzip" else lambda body: zstd.compress(body, options=options)
+    pack = PACK[coding] if coding != "zstd" else lambda body: zstd.compress(body, options=options)
     broken = CORRUPT[how](pack(bytes(range(256)) * 40))
     with pytest.raises(Corrupt):
         decompress(coding, broken, 1 << 20)
@@ -205,7 +206,7 @@ def test_what_is_corrupt_is_400(coding: str, how: str) -> None:
     assert made.gate.held == 0
 
 
-@given(st.sampled_from(["gzip", "zstd"]), st.binary(max_size=300), st.integers(0, 299))
+@given(st.sampled_from(["gzip", "zstd", "deflate"]), st.binary(max_size=300), st.integers(0, 299))
 def test_any_bytes_are_a_body_or_corrupt(coding: str, noise: bytes, at: int) -> None:
     whole = PACK[coding](b"some text " * 30)
     for data in (noise, whole[:at] + noise, whole[:at] + whole[at + 1 :]):
@@ -215,10 +216,10 @@ def test_any_bytes_are_a_body_or_corrupt(coding: str, noise: bytes, at: int) -> 
             continue
 
 
-@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+@pytest.mark.parametrize("coding", ["gzip", "zstd", "deflate"])
 def test_a_bomb_is_413_and_costs_no_more_than_the_limit(coding: str) -> None:
-    if coding == "gzip":
-        packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    if coding != "zstd":
+        packer = zlib.compressobj(9, zlib.DEFLATED, 31 if coding == "gzip" else 15)
         bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(500)) + packer.flush()
     else:
         made = zstd.ZstdCompressor()
@@ -237,7 +238,7 @@ def test_a_bomb_is_413_and_costs_no_more_than_the_limit(coding: str) -> None:
     assert small.gate.held == 0
 
 
-@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+@pytest.mark.parametrize("coding", ["gzip", "zstd", "deflate"])
 @pytest.mark.parametrize("size", [1000, 300_000])
 def test_the_limit_is_of_the_body_as_it_was(coding: str, size: int) -> None:
     body = b"x" * size
@@ -249,7 +250,7 @@ def test_the_limit_is_of_the_body_as_it_was(coding: str, size: int) -> None:
 # --- many small ones -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+@pytest.mark.parametrize("coding", ["gzip", "zstd", "deflate"])
 def test_a_body_of_tiny_members_is_400(coding: str) -> None:
     made = service()
     answer = post(PACK[coding](b"") * 10_000, ("content-encoding", coding), made=made)
@@ -257,14 +258,14 @@ def test_a_body_of_tiny_members_is_400(coding: str) -> None:
     assert made.gate.held == 0
 
 
-@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+@pytest.mark.parametrize("coding", ["gzip", "zstd", "deflate"])
 def test_a_body_may_have_as_many_members_as_its_size_needs(coding: str) -> None:
     pieces = [random.Random(number).randbytes(2000) for number in range(300)]
     assert decompress(coding, b"".join(map(PACK[coding], pieces)), 1 << 20) == b"".join(pieces)
     assert decompress(coding, PACK[coding](b"") * 15 + PACK[coding](b"x"), 10) == b"x"
 
 
-@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+@pytest.mark.parametrize("coding", ["gzip", "zstd", "deflate"])
 def test_what_lies_behind_a_member_is_not_copied_with_it(coding: str) -> None:
     def copied(count: int) -> int:
         work = Unpacking(coding, PACK[coding](random.Random(1).randbytes(1100)) * count, 1 << 30)
@@ -275,7 +276,7 @@ def test_what_lies_behind_a_member_is_not_copied_with_it(coding: str) -> None:
     assert copied(400) <= 2.1 * copied(200)
 
 
-@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+@pytest.mark.parametrize("coding", ["gzip", "zstd", "deflate"])
 def test_a_step_takes_in_and_gives_out_so_much_at_most(coding: str) -> None:
     for body in (bytes(8 << 20), random.Random(1).randbytes(1 << 20)):
         work = Unpacking(coding, PACK[coding](body), len(body))
@@ -288,7 +289,7 @@ def test_a_step_takes_in_and_gives_out_so_much_at_most(coding: str) -> None:
         assert steps >= len(body) / unpacking.STEP_OUT
 
 
-@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+@pytest.mark.parametrize("coding", ["gzip", "zstd", "deflate"])
 def test_a_body_that_takes_longer_than_its_request_has_is_408(coding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     turns = 0
 
@@ -365,10 +366,10 @@ def test_a_zstd_frame_that_wants_much_memory_is_refused() -> None:
         decompress("zstd", greedy, 1 << 20)
 
 
-@pytest.mark.parametrize("coding", ["br", "deflate", "gzip, zstd", "gzip, gzip", "zip"])
+@pytest.mark.parametrize("coding", ["br", "compress", "gzip, zstd", "gzip, gzip", "zip"])
 def test_other_codings_are_415_and_the_answer_names_ours(coding: str) -> None:
     answer = post(b"1", ("content-encoding", coding))
-    assert (answer.status, answer.headers["accept-encoding"]) == (415, "gzip, zstd")
+    assert (answer.status, answer.headers["accept-encoding"]) == (415, "gzip, zstd, deflate")
 
 
 def test_two_fields_of_codings_are_two_codings() -> None:
