@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from engine.server import Runtime, Server
     from stages.base import Worker
     from stages.stream import SSEWorker, StreamWorker
+    from stages.tensors import Tensor
     from stages.ways import Done, Skip
 
     __version__: str
@@ -101,6 +102,7 @@ __all__ = [
     "ServerError",
     "Skip",
     "StreamWorker",
+    "Tensor",
     "ValidationError",
     "Worker",
     "WorkerBroken",
@@ -114,6 +116,7 @@ _HOMES: Final = {
     "Worker": "stages.base",
     "SSEWorker": "stages.stream",
     "StreamWorker": "stages.stream",
+    "Tensor": "stages.tensors",
     "Done": "stages.ways",
     "Skip": "stages.ways",
     "get_logger": "engine.log",

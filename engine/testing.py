@@ -138,7 +138,7 @@ class Local:
         where, _, query = (path or self.deployment.routes[0].path).partition("?")
         sent = {name.lower(): value for name, value in (headers or {}).items()}
         reply = self.pipeline.call(where, _data(body), query=query, headers=list(sent.items()))
-        return Answer(reply.status, reply.body, {"content-type": reply.mime})
+        return Answer(reply.status, reply.body, {"content-type": reply.mime, **getattr(reply, "headers", {})})
 
 
 @contextmanager

@@ -5,6 +5,9 @@ Where to look:
     app        put together: exchange -> Falcon -> resources; `create` takes its collaborators
     exchange   the thin ASGI layer around Falcon: request id, metrics, and access to the connection's own `receive`
     resources  a route: admission, body, deadline, submit, answer; and /metrics
+    asking     what a request of the Open Inference Protocol asks for; pure
+    oip        that protocol's pages
+    inference  the same in the OpenAPI document; pure
     models     the list of models of OpenAI's API
     health     /, /healthz, /readyz
     head       what the head of a request means; pure, as are the next two
@@ -30,8 +33,8 @@ Where to look:
     swagger    Swagger UI
     ui         the live page of the deployment, and what it shows
     onlookers  who sees that page, and how often the broker is asked for them
-    compression  gzip and zstd: which one, and answers
-    unpacking  bodies out of either, by bounded steps; pure
+    compression  gzip, zstd and deflate: which one, and answers
+    unpacking  bodies out of them, by bounded steps; pure
     pace       how slow a client may be, sending or reading; pure
     partial    what has begun to come and is not whole, of all connections; pure
     unsent     answers that are written and not read: how much, for how long

@@ -8,7 +8,8 @@ writer's.
 
 * An answer that only says something is text, or RFC 9457 problem details for a client that names JSON in its Accept. On
   routes that speak an API which has a form for errors, it has that (:mod:`frontend.protocols`).
-* An error of the service's own that brings a body (a ``content-type`` among its headers) is passed on as it is.
+* An error of the service's own that brings a body (a ``content-type`` among its headers) is passed on as it is, where
+  clients of the route's protocol can read that. A result that brings a content type has that.
 * ``retry-after`` and ``retry-after-ms`` are said by whoever refuses. What a worker answers with 429 or 503 is its own
   affair, and so is when its client should come again.
 """
@@ -19,8 +20,8 @@ from collections.abc import Mapping
 from math import ceil
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from engine.config.schema import OPENAI
-from engine.core import sse
+from engine.config.schema import OIP, OPENAI
+from engine.core import oip, sse
 from engine.core.call import Answer
 from engine.core.messages import Refused, Speaker
 from engine.core.routing import Topology
@@ -88,12 +89,14 @@ class Answering:
         headers = [*self._vary, (timing.HEADER, times)]
         passed = media.passable(answer.headers) if answer.headers else []
         if answer.status == 200:
-            return Reply(200, media.content_type(answer.mime), bytes(answer.body), headers + passed)
+            mime = (answer.headers and own_type(answer.headers)) or media.content_type(answer.mime)
+            return Reply(200, mime, bytes(answer.body), headers + passed)
         status = answer.status if 300 <= answer.status <= 599 else 500
         if status in (429, 503) and answer.speaker != _WORKER:
             headers += retry_after(answer.retry_ms / 1000 or UNKNOWN_S)
         own = own_type(answer.headers)
-        if own:
+        protocol = self._protocols.of(head.path)
+        if own and (protocol != OIP or oip.is_error(answer.body)):
             mime, body = own, bytes(answer.body)
         else:
             said = str(answer.body, "utf-8", "replace")
@@ -117,8 +120,11 @@ class Answering:
         self, path: str, accept: bytes, status: int, said: str, request_id: str, reason: str
     ) -> tuple[str, bytes]:
         """Content type and body of what only says something."""
-        if self._protocols.of(path) == OPENAI:
+        protocol = self._protocols.of(path)
+        if protocol == OPENAI:
             return JSON, openai_body(status, said, reason)
+        if protocol == OIP:
+            return JSON, oip.error(said)
         return media.message(accept, status, said, request_id)
 
     def stream(self, mime: str) -> Reply:

@@ -10,7 +10,7 @@ import falcon.asgi
 
 from engine.config.schema import PAGE, Deployment
 from engine.core.call import BrokerClient
-from frontend import health, models, ui
+from frontend import asking, health, models, oip, ui
 from frontend.answer import Answering
 from frontend.exchange import Application, Layer
 from frontend.files import Redirect
@@ -63,14 +63,18 @@ def create(
     app = falcon.asgi.App(middleware=[_Lifespan(client, metrics.traces)])
     Handlers(answering).install(app)
     shared = Collaborators(client, gate, answering, frontend.body_timeout, frontend.compression, metrics.traces)
+    served = asking.models(deployment.routes)
     for index, route in enumerate(topology.routes):
-        app.add_route(route.path, RouteResource(index, last_stages(topology, index), shared))
+        model = served.get(route.path, "")
+        app.add_route(route.path, RouteResource(index, last_stages(topology, index), shared, model))
     since = models.created(deployment)
     for path, names in models.lists(deployment).items():
         listed = models.ModelsResource(names, deployment.engine.name, since)
         app.add_route(path, listed)
         app.add_route(f"{path}/{{name:path}}", listed)  # a name may have slashes
-    pages = health.pages(topology, client, gate)
+    speaking = oip.Models(deployment, client, metrics, gate, name=name)
+    oip.install(app, speaking)
+    pages = health.pages(topology, client, gate, speaks_oip=bool(speaking.routes))
     app.add_route("/", health.Root(pages.pop("/"), gate if deployment.has_page else None))
     for path, page in pages.items():
         app.add_route(path, health.Resource(page))
@@ -86,4 +90,4 @@ def create(
         app.add_route(f"{PAGE}/", files)
         app.add_route(f"{PAGE}/data", ui.DataResource(client, gate))
         app.add_route(f"{PAGE}/{{name}}", files)
-    return Layer(app, metrics, answering, gate)  # type: ignore[arg-type]  # Falcon's narrower names for the same callables
+    return Layer(app, metrics, answering, gate, asking.aliases(deployment.routes))  # type: ignore[arg-type]  # Falcon's narrower names for the same callables

@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from msgspec import structs
 
 from engine.clock import Deadline, now
 from frontend import head as heads
@@ -108,7 +111,16 @@ class Exchange:
 class Layer:
     """The ASGI application around ``app``."""
 
-    def __init__(self, app: Application, metrics: FrontendMetrics, answering: Answering, gate: Gate) -> None:
+    def __init__(
+        self,
+        app: Application,
+        metrics: FrontendMetrics,
+        answering: Answering,
+        gate: Gate,
+        aliases: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """``aliases``: other paths of routes; what comes there is the route's, in its metrics too."""
+        self._aliases = aliases
         self._app = app
         self._gate = gate
         self._metrics = metrics
@@ -124,6 +136,8 @@ class Layer:
         head: Head | None = None
         try:
             head = heads.read(scope["method"], scope["http_version"], scope["path"], scope["query_string"], fields)
+            if head.path in self._aliases:
+                head = structs.replace(head, path=self._aliases[head.path])
             scope["path"] = head.path
         except Refusal as error:
             refusal = error

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 BEHIND_MAX: Final = 64 * 1024  # bytes that came behind a request that is served; above it the client is not read
 BEHIND_ALL: Final = 32 << 20  # the same of all clients of a process; above it no more is kept
 HEADS_ALL: Final = 32 << 20  # bytes of heads of a process, besides what serving `capacity` requests takes
-OPEN: Final = frozenset({"/", "/healthz", "/readyz"})  # whoever asks: probes have no key, and these tell no secrets
+# Whoever asks: probes have no key, and these tell no secrets.
+OPEN: Final = frozenset({"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
 REQUEST_COST: Final = 16 * 1024  # bytes that serving one takes that is not plain: its task, the frames of its calls
 
 

@@ -51,8 +51,10 @@ def readiness(view: View, stages: Sequence[str], draining: bool) -> tuple[int, d
     return (200 if ready else 503), document
 
 
-def pages(topology: Topology, client: BrokerClient, gate: Gate) -> dict[str, Callable[[], Reply]]:
-    """What these paths answer at the moment."""
+def pages(
+    topology: Topology, client: BrokerClient, gate: Gate, *, speaks_oip: bool = False
+) -> dict[str, Callable[[], Reply]]:
+    """What these paths answer at the moment; with those of the Open Inference Protocol, where some route speaks it."""
     used = sorted({stage for route in topology.routes for stage in route.stages})
     stages = [topology.stages[stage] for stage in used]
 
@@ -60,10 +62,18 @@ def pages(topology: Topology, client: BrokerClient, gate: Gate) -> dict[str, Cal
         view = client.view()
         return _reply(*liveness(gate.draining or (view.connected and view.draining)))
 
+    def ready() -> Reply:
+        status, document = readiness(client.view(), stages, gate.draining)
+        if status == 200:
+            return _reply(200, {"ready": True})
+        return _reply(status, {"ready": False, "error": f"service unavailable: {document['status']}"})
+
+    protocols = {"/v2/health/live": lambda: _reply(200, {"live": True}), "/v2/health/ready": ready}
     return {
         "/": root,  # 503 while draining, so that a balancer sends nothing more
         "/healthz": lambda: _reply(*liveness(False)),  # 200 as long as this process answers at all
         "/readyz": lambda: _reply(*readiness(client.view(), stages, gate.draining)),
+        **(protocols if speaks_oip else {}),
     }
 
 

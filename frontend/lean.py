@@ -24,7 +24,7 @@ from engine.core.call import Answer, Call, StreamEvent
 from engine.core.liveness import ANSWER_GRACE_S
 from engine.core.messages import Flow, Speaker
 from engine.errors import Unavailable
-from frontend import chunked, compression, errors, unpacking
+from frontend import asking, chunked, compression, errors, unpacking
 from frontend.accesslog import peer
 from frontend.answer import Reply
 from frontend.errors import Problem, Refusal
@@ -231,7 +231,7 @@ class LeanConnection(asyncio.Protocol):
         """The same, where more is asked for than an answer; ``size`` is that of its head. What of that is not easily
         done is handed over."""
         slow = (more.coding and plain.length > unpacking.INLINE_IN) or (more.digests and plain.length > DIGEST_MAX)
-        if slow:
+        if slow or (more.model and asking.is_long(plain.head, plain.length)):
             self._hand_over(data)  # what takes long is done in threads there
             return False
         end = size + plain.length
@@ -249,7 +249,8 @@ class LeanConnection(asyncio.Protocol):
             raw = b"".join([view[begin:stop] for begin, stop in pieces])
         most = self._shared.gate.max_request_size
         body = unpacking.at_once(more.coding, raw, most) if more.coding else raw
-        if body is None or len(raw) > most or (more.digests and len(body) > DIGEST_MAX):
+        is_long = body is not None and more.model and asking.is_long(plain.head, len(body))  # in chunks, or a coding
+        if body is None or is_long or len(raw) > most or (more.digests and len(body) > DIGEST_MAX):
             self._hand_over(data)  # the same, and the client is told there what is wrong
             return False
         self._inbox.take(data, end, end)
@@ -309,10 +310,19 @@ class LeanConnection(asyncio.Protocol):
         if not gate.enter(size) and (problem := gate.refusal(shared.client.view())) is not None:
             self._leave_key()
             return self._refuse(plain, problem, request_id)
+        timeout_s, qos = plain.timeout_s, plain.qos
+        if plain.more is not None and plain.more.model:
+            try:
+                asked, wants = asking.read(plain.more.model, plain.head, body)
+            except Refusal as refusal:
+                gate.leave(size)
+                return self._refuse(plain, refusal.problem, request_id)
+            told = meta.asking(told, asked)
+            timeout_s, qos = asking.within(wants, timeout_s), asking.standing(wants, qos)
         about = meta.pack(request_id, told)
         try:
             key = b"" if plain.head.idempotency_key is None else key_of(plain.head, body)
-            call = Call(plain.route, body, instant + plain.timeout_s, about, self, key, plain.qos)
+            call = Call(plain.route, body, instant + timeout_s, about, self, key, qos)
             self._seq = shared.client.call(call, instant)
         except Unavailable as error:
             gate.leave(size)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from engine.config.schema import PAGE, RESERVED_PATHS
+from engine.core import oip
 from engine.core.stats import Histogram, Label, duration_buckets
 from engine.metrics import Family, counter, gauge, histogram, lost_lines_family
 from frontend.accesslog import AccessLog
@@ -119,4 +120,4 @@ class FrontendMetrics:
 
 
 def _is_about_service(path: str) -> bool:
-    return path in RESERVED_PATHS or path == PAGE or path.startswith(("/openapi/", f"{PAGE}/"))
+    return path in RESERVED_PATHS or path == PAGE or path.startswith(("/openapi/", f"{PAGE}/")) or oip.is_about(path)

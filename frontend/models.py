@@ -13,7 +13,8 @@ from typing import Any, Final
 import falcon.asgi
 import msgspec
 
-from engine.config.schema import OPENAI, Deployment
+from engine.config.schema import OIP, OPENAI, Deployment
+from engine.core import oip
 from frontend import errors
 from frontend.errors import Refusal
 
@@ -32,7 +33,9 @@ def lists(deployment: Deployment) -> dict[str, tuple[str, ...]]:
             names = route.model or (deployment.engine.name,)
             found.setdefault(f"{base}/models", {}).update(dict.fromkeys(names))
     taken = {route.path for route in deployment.routes}
-    return {path: tuple(names) for path, names in found.items() if path not in taken}
+    speaks_oip = any(route.protocol == OIP for route in deployment.routes)  # whose models are at the same path
+    free = [path for path in found if path not in taken and not (speaks_oip and oip.is_about(path))]
+    return {path: tuple(found[path]) for path in free}
 
 
 def created(deployment: Deployment) -> int:

@@ -17,12 +17,12 @@ import falcon.asgi
 import msgspec
 
 from engine import __version__
-from engine.config.schema import OPENAI, PLAIN, Deployment, RouteSection
+from engine.config.schema import OIP, OPENAI, PLAIN, Deployment, RouteSection
 from engine.core import about, sse
 from engine.core.about import REF_PREFIX, About, Boundary
 from engine.core.call import BrokerClient
 from engine.errors import ProtocolError, Unavailable
-from frontend import components, errors, media, models
+from frontend import components, errors, inference, media, models
 from frontend.errors import Refusal
 from frontend.protocols import JSON
 
@@ -123,6 +123,7 @@ _BY_PROTOCOL: Final[dict[str, Json]] = {
         media.PROBLEM: {"schema": {"$ref": REF_PREFIX + PROBLEM}},
     },
     OPENAI: {JSON: {"schema": {"$ref": REF_PREFIX + OPENAI_ERROR}}},
+    OIP: inference.ERROR,
 }
 
 
@@ -132,6 +133,8 @@ def document(deployment: Deployment, abouts: Mapping[str, About]) -> Json:
     topology = deployment.topology
     ends = [[topology.stages[end] for end in topology.ends(number)] for number in range(len(topology.routes))]
     for route, lasts in zip(deployment.routes, ends, strict=True):
+        if route.protocol == OIP:  # which has types of its own
+            continue
         if (said := abouts.get(route.stages[0])) is not None:
             sides[route.path, "Input"] = said.request
         for stage in lasts:
@@ -143,13 +146,18 @@ def document(deployment: Deployment, abouts: Mapping[str, About]) -> Json:
         ours[OPENAI_ERROR] = _OPENAI_SCHEMA
     if lists:
         ours[MODEL] = _MODEL_SCHEMA
+    if any(route.protocol == OIP for route in deployment.routes):
+        ours.update(inference.SCHEMAS)
     named, schemas = components.merge(sides, reserved=set(ours))
     identifiers = _operation_ids(route.path for route in deployment.routes)
     paths: dict[str, Json] = {}
     for number, (route, lasts) in enumerate(zip(deployment.routes, ends, strict=True)):
+        way = topology.way(number) if topology.routes[number].after else ""
+        if route.protocol == OIP:
+            paths.update(_inference(deployment, route, way, abouts, identifiers[route.path], lasts))
+            continue
         request = named.get((route.path, "Input"))
         responses = [named.get((_end(route, stage), "Output")) for stage in lasts]
-        way = topology.way(number) if topology.routes[number].after else ""
         paths[route.path] = {
             "post": {
                 "operationId": identifiers[route.path],
@@ -162,6 +170,8 @@ def document(deployment: Deployment, abouts: Mapping[str, About]) -> Json:
         }
     for path in lists:
         paths.update(_models(path))
+    if any(route.protocol == OIP for route in deployment.routes):
+        paths.update(inference.pages())
     paths.update((path, {"get": operation}) for path, operation in _service().items())
     if is_keyed := bool(deployment.frontend.api_keys):
         for operations in paths.values():
@@ -190,7 +200,18 @@ def _words(
     request: Boundary | None,
     responses: Sequence[Boundary | None],
 ) -> Json:
-    """Summary and description: the first stage's docstring, what the stages are, and what no schema says."""
+    """Summary and description: what the stages are, and what no schema says."""
+    summary, parts = _about(route, way, abouts)
+    for side, verb in ((request, "Takes"), *((response, "Answers") for response in _unlike(responses))):
+        if side is None:
+            parts.append(f"{verb} what is not known yet: its worker has not started.")
+        elif side.schema is None:
+            parts.append(f"{verb} `{side.mime}`; its worker declares no type.")
+    return {"summary": summary, "description": "\n\n".join(parts)}
+
+
+def _about(route: RouteSection, way: str, abouts: Mapping[str, About]) -> tuple[str, list[str]]:
+    """The first stage's docstring, in one line and the rest, and what the stages are."""
     docs = {stage: _split(abouts[stage].doc) if stage in abouts else ("", "") for stage in route.stages}
     summary, rest = docs[route.stages[0]]
     parts = [rest] if rest else []
@@ -200,12 +221,35 @@ def _words(
         parts.append("Stages:\n\n" + "\n".join(steps))
     if way:
         parts.append(f"Not every request passes all of them: {way}.")
-    for side, verb in ((request, "Takes"), *((response, "Answers") for response in _unlike(responses))):
-        if side is None:
-            parts.append(f"{verb} what is not known yet: its worker has not started.")
-        elif side.schema is None:
-            parts.append(f"{verb} `{side.mime}`; its worker declares no type.")
-    return {"summary": summary or " -> ".join(route.stages), "description": "\n\n".join(parts)}
+    return summary or " -> ".join(route.stages), parts
+
+
+def _inference(
+    deployment: Deployment,
+    route: RouteSection,
+    way: str,
+    abouts: Mapping[str, About],
+    identifier: str,
+    lasts: Sequence[str],
+) -> dict[str, Json]:
+    """A route that speaks the Open Inference Protocol: what tensors it has stands in words, and in its model's page."""
+    first = abouts.get(route.stages[0])
+    inputs = first.request.tensors if first is not None else None
+    outputs = inference.outputs_of(abouts, lasts)
+    summary, parts = _about(route, way, abouts)
+    operation = {
+        "operationId": identifier,
+        "tags": ["routes"],
+        "summary": summary,
+        "description": "\n\n".join([*parts, inference.words(inputs, outputs)]),
+        "parameters": [inference.LENGTH, IDEMPOTENCY_KEY],
+        "requestBody": inference.request(inputs),
+        "responses": {"200": inference.ANSWER, **_failures(deployment, OIP)},
+    }
+    return {
+        route.path: {"post": operation},
+        route.path.removesuffix("/infer"): inference.metadata(identifier),
+    }
 
 
 def _split(doc: str) -> tuple[str, str]:

@@ -11,7 +11,8 @@ over what is not plain.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import msgspec
@@ -72,6 +73,7 @@ class More(msgspec.Struct, frozen=True):
     packs_all: bool = False  # or where it is not, too
     page: str = ""  # the health page that is looked at
     is_look: bool = False  # at the head of the answer only
+    model: str = ""  # of the Open Inference Protocol, that is asked
 
 
 _NOTHING_MORE: Final = More()
@@ -101,11 +103,15 @@ class Reader:
         *,
         compressed: bool,
         keyed: bool = False,
+        models: Mapping[str, str] = MappingProxyType({}),
+        aliases: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """``terms`` is the gate's; ``compressed``: answers may be, where a client says so; ``keyed``: requests come
-        in by API keys, of which services are not told."""
+        in by API keys, of which services are not told; ``models`` and ``aliases``: see :mod:`frontend.asking`."""
         self._keyed = keyed
         self._routes = {route.path.encode(): index for index, route in enumerate(topology.routes)}
+        self._models = models
+        self._aliases = {path.encode(): route.encode() for path, route in aliases.items()}
         self._terms = terms
         self._pages = {path.encode() for path in pages}
         self._compressed = compressed
@@ -149,7 +155,8 @@ class Reader:
         asks = head.transfer_encoding or head.expect or terms.coding or (self._compressed and head.accept_encoding)
         connection = head.connection.lower()
         digests = head.idempotency_key is not None
-        if request.is_usual and not asks and not digests and connection in (b"", b"keep-alive"):
+        model = self._models.get(head.path, "")
+        if request.is_usual and not asks and not digests and not model and connection in (b"", b"keep-alive"):
             return None
         packing, packs_all = compression.choose(head.accept_encoding) if self._compressed else ("", False)
         is_old = request.version == "1.0"
@@ -164,6 +171,7 @@ class Reader:
             packs_all=packs_all,
             page="" if request.method == "POST" else head.path,
             is_look=request.method == "HEAD",
+            model=model,
         )
         # Of lists, one member: more of them may be more than was looked at.
         is_listed = b"," in connection or b"," in head.transfer_encoding
@@ -180,6 +188,7 @@ class Reader:
             raise _Odd
         method, target, version = match.groups()
         path, _, query = target.partition(b"?")
+        path = self._aliases.get(path, path)
         if b"#" in query or path not in (self._routes if method == b"POST" else self._pages):
             raise _Odd
         is_usual = method == b"POST" and version == b"1.1"

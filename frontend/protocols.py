@@ -6,7 +6,8 @@ if it comes in the form that it knows. So do bytes of which no path can be read,
 
 OpenAI's form is an object ``error`` with ``message``, ``type``, ``param`` and ``code``, all four always there, whatever
 the client accepts: https://platform.openai.com/docs/guides/error-codes, and the schema ``ErrorResponse`` of its OpenAPI
-document. ``code`` is a name for what happened that programs may compare, where there is one.
+document. ``code`` is a name for what happened that programs may compare, where there is one. That of the Open Inference
+Protocol is an object whose one member ``error`` is text (:mod:`engine.core.oip`).
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any, Final
 
 import msgspec
 
-from engine.config.schema import OPENAI, PAGE, PLAIN, RESERVED_PATHS
-from engine.core import sse
+from engine.config.schema import OIP, OPENAI, PAGE, PLAIN, RESERVED_PATHS
+from engine.core import oip, sse
 
 JSON: Final = "application/json"
 
@@ -39,6 +40,7 @@ class Protocols:
     def __init__(self, routes: Mapping[str, str] | None = None) -> None:
         self._routes = dict(routes or {})
         spoken = set(self._routes.values())
+        self._speaks_oip = OIP in spoken
         self._others = spoken.pop() if len(spoken) == 1 else PLAIN  # where nothing else is known
         self._beside: dict[str, set[str]] = {}  # what is spoken below the first segment of a path
         for path, protocol in self._routes.items():
@@ -49,6 +51,8 @@ class Protocols:
         known = self._routes.get(path)
         if known is not None:
             return known
+        if self._speaks_oip and oip.is_about(path):
+            return OIP
         segment = path.split("/", 2)[1] if path.startswith("/") else ""
         beside = self._beside.get(segment)
         if beside is not None:

@@ -16,11 +16,11 @@ import falcon.asgi
 
 from engine import metrictext
 from engine.clock import now
-from engine.core import meta
+from engine.core import meta, oip
 from engine.core.call import BrokerClient
 from engine.errors import ProtocolError, Unavailable
 from engine.metrics import exposition, unpack_sources
-from frontend import compression, errors
+from frontend import asking, compression, errors
 from frontend import head as heads
 from frontend.answer import Answering
 from frontend.body import Body
@@ -54,9 +54,11 @@ class Collaborators:
 class RouteResource:
     """``POST path``: the service."""
 
-    def __init__(self, route: int, stages: Sequence[str], shared: Collaborators) -> None:
-        """``stages``: the names of those with which the route may end."""
+    def __init__(self, route: int, stages: Sequence[str], shared: Collaborators, model: str = "") -> None:
+        """``stages``: the names of those with which the route may end; ``model``: what it serves, where it speaks the
+        Open Inference Protocol."""
         self._route = route
+        self._model = model
         self._stages = stages
         self._shared = shared
 
@@ -80,10 +82,15 @@ class RouteResource:
         )
         if exchange.trace is not None:
             told = meta.traced(told, exchange.trace.told)
+        timeout_s, qos = body.left_s, terms.qos
+        if self._model:
+            asked, wants = await self._asked(head, data)
+            told = meta.asking(told, asked)
+            timeout_s, qos = asking.within(wants, timeout_s), asking.standing(wants, qos)
         about = meta.pack(exchange.request_id, told)
         waiting = Waiting(exchange, shared.client, shared.gate, self._stages, shared.answering.last_events[self._route])
         exchange.at_end.append(waiting.end)
-        waiting.submit(self._route, data, timeout_s=body.left_s, meta=about, key=key, qos=terms.qos)
+        waiting.submit(self._route, data, timeout_s=timeout_s, meta=about, key=key, qos=qos)
         del data  # the broker's client has it while it may be needed again
         begun = await waiting.begin()
         if begun is Begun.GONE:
@@ -99,6 +106,12 @@ class RouteResource:
             fill(resp, reply)
             if shared.compression:
                 await _compress(head, resp)
+
+    async def _asked(self, head: Head, body: bytes) -> tuple[oip.Asked, oip.Terms]:
+        """What the request asks for; a long one is read beside the event loop."""
+        if not asking.is_long(head, len(body)):
+            return asking.read(self._model, head, body)
+        return await asyncio.get_running_loop().run_in_executor(None, asking.read, self._model, head, body)
 
     async def _key(self, head: Head, body: bytes) -> bytes:
         """Of the request, if it has one; of a large body beside the event loop."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from engine.core.call import Answer
 from engine.core.messages import Flow
-from frontend import chunked, health
+from frontend import asking, chunked, health
 from frontend.errors import Problem
 from frontend.lingering import Lingering
 from frontend.plain import Plain, Reader
@@ -49,9 +49,16 @@ class Shared:
         self.traces = metrics.traces
         self.answering = answering
         self.hand_over = hand_over
-        self.pages = health.pages(topology, client, gate)
+        models = asking.models(deployment.routes)
+        self.pages = health.pages(topology, client, gate, speaks_oip=bool(models))
         self.reader = Reader(
-            topology, gate.terms, self.pages, compressed=frontend.compression, keyed=gate.keys is not None
+            topology,
+            gate.terms,
+            self.pages,
+            compressed=frontend.compression,
+            keyed=gate.keys is not None,
+            models=models,
+            aliases=asking.aliases(deployment.routes),
         )
         self.writer = Writer(topology, answering, compressed=frontend.compression)
         self.body_timeout_s = frontend.body_timeout

@@ -13,6 +13,8 @@
 ``compute``         one batch in, one outcome per item out: no sockets, no processes (the rules of failure live here)
 ``ipc``             how a value travels from one stage to the next: pickle 5 with its large buffers out of band
 ``columns``         the same of small arrays, as their bytes: a whole batch of them in a few calls
+``tensors``         arrays as the Open Inference Protocol has them, and back
+``oip``             what a class takes and gives to clients of that protocol
 ``openipc``         the same where others could reach the link: MessagePack and arrays, never pickle
 ``buffers``         what pickle would copy, or hand on as less than it was: large ``bytes``, tensors, read-only arrays
 ``shm``             shared memory as a worker uses it; what user code gets is its own

@@ -8,11 +8,15 @@ offline.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Container, Sequence
-from typing import Any
+from collections.abc import Container, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from stages import buffers, openipc, plainjson
 from stages.context import Context, ItemIn
+from stages.tensors import Tensor
+
+if TYPE_CHECKING:
+    from stages.oip import Tensors
 
 
 class Worker:
@@ -32,6 +36,10 @@ class Worker:
     """Content type of the answer, when this is the last stage of a route."""
     req_mime_type: str = "application/json"
     """Content type of the request, when this is the first stage of a route; documentation."""
+    input_tensors: Mapping[str, Tensor] = {}
+    """What clients of the Open Inference Protocol have to send, where the annotation of ``forward`` does not say it."""
+    output_tensors: Mapping[str, Tensor] = {}
+    """The same of what they are sent."""
 
     worker_id: int = 1
     """1 to the stage's number of workers, kept when the worker is restarted."""
@@ -48,6 +56,9 @@ class Worker:
 
     # Others could reach what connects the stages, so nothing is unpickled; set before the warm-up.
     _is_open: bool = False
+    # How requests and answers of the Open Inference Protocol are read and written, where a route speaks it; set before
+    # the warm-up.
+    _tensors: Tensors | None = None
     # What context(i) speaks about: set around every call into user code.
     _items: Sequence[ItemIn] = ()
     _gone: Container[int] = ()
@@ -80,6 +91,17 @@ class Worker:
     def serialize(self, data: Any) -> bytes:
         """A result as the body of the answer: JSON. Raises EncodingError, which names the type that JSON lacks."""
         return plainjson.encode(data)
+
+    def deserialize_tensors(self, tensors: dict[str, Any]) -> Any:
+        """The inputs of a request of the Open Inference Protocol, numpy arrays by name, as the value ``forward`` gets.
+
+        Needed only where the annotation of ``forward`` names no fields that are tensors; with ``input_tensors``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what tensors are to it")
+
+    def serialize_tensors(self, data: Any) -> Mapping[str, Any]:
+        """A result as the outputs of the Open Inference Protocol: arrays, lists, texts or numbers by name; likewise."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its results are as tensors")
 
     def serialize_ipc(self, data: Any) -> bytes:
         """A result as bytes for the next stage: pickle; MessagePack where others could reach the link (``bind``).

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from engine.config import Deployment, StageSection
+from engine.config.schema import OIP
+from engine.core.oip import Asked
 from engine.core.routing import FINAL, Topology
 from engine.core.wire import payload_size
 from engine.errors import EncodingError, StartError
@@ -85,8 +87,9 @@ def load_offline(deployment: Deployment, spec: StageSection) -> Worker:
         )
     worker._is_open = deployment.engine.is_open
     check_place(worker, is_last=is_last(deployment, spec.name))
-    if is_first(deployment, spec.name):
+    if reads_bodies(deployment, spec.name):
         check_types(worker)
+    speak(deployment, worker)
     return worker
 
 
@@ -95,9 +98,35 @@ def is_first(deployment: Deployment, stage: str) -> bool:
     return any(route.stages[0] == stage for route in deployment.routes)
 
 
+def reads_bodies(deployment: Deployment, stage: str) -> bool:
+    """Whether some route begins with this stage, and it is the one that says what its bodies are."""
+    return any(route.stages[0] == stage and route.protocol != OIP for route in deployment.routes)
+
+
+def speak(deployment: Deployment, worker: Worker) -> None:
+    """Have a worker read and write tensors, where it is on a route that speaks the Open Inference Protocol. Raises
+    StartError where its class does not say what they are."""
+    topology = deployment.topology
+    number = topology.stages.index(worker.stage)
+    routes = [route for route in topology.hops(number) if deployment.routes[route].protocol == OIP]
+    if routes:
+        from stages.oip import Tensors  # numpy's, which is no requirement of others
+
+        first = any(topology.routes[route].stages[0] == number for route in routes)
+        last = any(FINAL in topology.following(route, number) for route in routes)
+        worker._tensors = Tensors(worker, first=first, last=last)
+
+
 def lasts(deployment: Deployment, stage: str) -> frozenset[bool]:
-    """The kinds of receiver that results of the stage have on its routes: True, the client; False, another stage."""
-    return frozenset(target == FINAL for targets in _nexts(deployment, stage) for target in targets)
+    """The kinds of receiver that results of the stage have on its routes: True, the client, where the stage writes the
+    answer's body; False, another stage."""
+    topology, number = deployment.topology, deployment.topology.stages.index(stage)
+    return frozenset(
+        target == FINAL
+        for route in topology.hops(number)
+        for target in topology.following(route, number)
+        if target != FINAL or deployment.routes[route].protocol != OIP  # whose answers are tensors
+    )
 
 
 def is_last(deployment: Deployment, stage: str) -> bool:
@@ -228,4 +257,16 @@ def encoded_size(worker: Worker, results: Sequence[Any], lasts: Collection[bool]
                     f"{type(worker).__qualname__}.forward of stage {worker.stage} returned for its example what "
                     f"{'an answer' if last else 'the next stage'} cannot be made of: {text}"
                 ) from error
+    tensors = worker._tensors
+    # Where only some results are answers, which those are is not known here.
+    if tensors is not None and tensors.last and False not in lasts and (own or not tensors.own_encode):
+        for result in plain(results):
+            try:
+                answer, _ = tensors.encode(result, Asked("", 0, binary=True))
+            except EncodingError as error:
+                raise StartError(
+                    f"{type(worker).__qualname__}.forward of stage {worker.stage} returned for its example what no "
+                    f"outputs can be made of: {error}"
+                ) from error
+            largest = max(largest, len(answer))
     return largest

@@ -39,6 +39,7 @@ from typing import Any, Final
 import msgspec
 
 from engine.core.messages import OWN_HEADERS_MOST, Flow, Status
+from engine.core.meta import asked_of
 from engine.core.routing import FINAL, NOWHERE
 from engine.core.wire import Payload, are_bytes, payload_size, payload_sizes
 from engine.errors import EncodingError, EngineError, EngineTimeoutError, WorkerBroken
@@ -101,6 +102,8 @@ class Codec:
     A class that does not override ``serialize_ipc`` (or ``deserialize_ipc``) is served by :mod:`stages.ipc`
     directly, which keeps large buffers apart; one that does gets and gives plain ``bytes``, large ones by way of
     shared memory too. Which methods are the user's own is decided when it is made: after the warm-up.
+
+    Requests that speak the Open Inference Protocol, of which their meta tells, are :mod:`stages.oip`'s.
     """
 
     def __init__(
@@ -115,6 +118,7 @@ class Codec:
         ``most_afar``: for any later one."""
         self.most = most
         self._most_afar = most_afar
+        self._tensors = worker._tensors  # None where no route of the worker's speaks that protocol
         self._most_between = most_between
         self.put: ipc.Put | None = None  # where large parts of results go; None: beside the others
         self.put_tensor: PutTensor | None = None  # where tensors on a GPU go; None: to the CPU, and beside the others
@@ -134,16 +138,22 @@ class Codec:
     def decodes_by_own(self, item: ItemIn) -> bool:
         """Whether decoding it runs code of the user's, which may ask for its context or count on its thread (what a
         pickle of the former stage names is not taken for that)."""
+        if self._tensors is not None and item.first and asked_of(item.meta) is not None:
+            return self._tensors.own_decode
         return self._own_deserialize if item.first else self._own_decode
 
     def encodes_by_own(self, item: ItemIn) -> bool:
         """The same for encoding its result."""
+        if self._tensors is not None and item.last and asked_of(item.meta) is not None:
+            return self._tensors.own_encode
         return self._own_serialize if item.last else self._own_encode
 
     def decode(self, item: ItemIn, lease: Lease = FOREIGN, *, last: bool = False) -> Any:
         """The value for ``forward``, in memory of its own; the payload stays what it is unless this is the ``last``
         time that it is decoded. Raises whatever the user's code raises."""
         if item.first:
+            if self._tensors is not None and (asked := asked_of(item.meta)) is not None:
+                return self._tensors.decode(lease.whole(item.payload), asked)
             if not self._own_deserialize and type(item.payload) is bytes:
                 return plainjson.decode(item.payload)  # what Worker's own does, without the way there
             return self._worker.deserialize(lease.own_bytes(item.payload, last=last))
@@ -169,7 +179,7 @@ class Codec:
                 return None
             buffers.receive_on(self._device)
             return ipc.unpack_all(payloads)
-        if self._own_deserialize or not are_bytes(payloads):
+        if self._own_deserialize or not are_bytes(payloads) or self._are_tensors(items):
             return None
         return plainjson.decode_all(payloads)  # type: ignore[arg-type]  # bytes
 
@@ -182,7 +192,7 @@ class Codec:
             if not self._packs or (packed := ipc.pack_all(results, self.put)) is None:
                 return None
             return packed if max(payload_sizes(packed)) <= self._most_between else None
-        if self._own_serialize or not self._is_whole:
+        if self._own_serialize or not self._is_whole or self._are_tensors(items):
             return None
         answers = plainjson.encode_all(results)
         return answers if answers is not None and max(map(len, answers)) <= self.most else None
@@ -217,6 +227,21 @@ class Codec:
             # What pickle says names modules and addresses: that is for the log.
             raise EncodingError("the result cannot be passed on to the next stage") from error
         return self._passed(payload, afar=afar)
+
+    def _are_tensors(self, items: Sequence[ItemIn]) -> bool:
+        """Whether some of them are."""
+        return self._tensors is not None and any(asked_of(item.meta) is not None for item in items)
+
+    def outcome(self, item: ItemIn, result: Any) -> Outcome:
+        """A result for whoever comes next, with what is told beside it. Raises what :meth:`encode` raises."""
+        return self.answer(item, result) if item.last else Outcome(OK, self.encode_between(result))
+
+    def answer(self, item: ItemIn, result: Any) -> Outcome:
+        """The same of a result that is the answer, wherever the route would have gone on."""
+        if self._tensors is not None and (asked := asked_of(item.meta)) is not None:
+            answer, headers = self._tensors.encode(result, asked)
+            return Outcome(OK, self.bounded(answer), headers)
+        return Outcome(OK, b"" if self.streams(item) else self.encode_answer(result))
 
     def _passed(self, payload: Payload, *, afar: bool) -> Payload:
         """The value for the next stage, if that may ever have so much waiting. Raises EncodingError."""
@@ -604,27 +629,27 @@ class Run:
             else:
                 self.outcomes[position] = Outcome(OK, answer)
 
-    def send(self, item: ItemIn, result: Any) -> tuple[int | None, Payload]:
+    def send(self, item: ItemIn, result: Any) -> tuple[int | None, Outcome]:
         """Where a result goes that says so itself, or by its field, and what it is there; None: it simply goes on.
         Raises WrongWay, or what encoding it raises."""
         way, codec = item.way, self.codec
         self.worker._items = (item,)
         if isinstance(result, Done):
             if item.last or way is None:
-                return None, codec.encode(item, result.result)
+                return None, codec.outcome(item, result.result)
             way.be_told("Done")
             if codec.streams(item):
                 raise WrongWay(f"stage {way.stage} returned Done, and sends events: only the last stage of a route may")
-            return FINAL, codec.encode_answer(result.result)
+            return FINAL, codec.answer(item, result.result)
         if way is None:
             raise WrongWay("there is no route here, and so no stage to skip to")
         if isinstance(result, Skip):
             target = way.of_skip(result)
-            return target, codec.encode_between(result.value, afar=target != way.after)
+            return target, Outcome(OK, codec.encode_between(result.value, afar=target != way.after))
         target = way.of_value(result)
         if target == FINAL and not item.last:
-            return target, codec.encode_answer(result)
-        return target, codec.encode(item, result)
+            return target, codec.answer(item, result)
+        return target, codec.outcome(item, result)
 
     def encode(self, position: int, item: ItemIn, result: Any) -> None:
         if self.codec.encodes_by_own(item):
@@ -632,13 +657,12 @@ class Run:
         try:
             forks = item.way is not None and item.way.fork is not None
             if isinstance(result, (Done, Skip)) or (forks and not isinstance(result, BaseException)):
-                target, payload = self.send(item, result)
+                target, self.outcomes[position] = self.send(item, result)
                 if target is not None:
                     self.targets[position] = target
-                self.outcomes[position] = Outcome(OK, payload)
                 return
             if not isinstance(result, BaseException):
-                self.outcomes[position] = Outcome(OK, self.codec.encode(item, result))
+                self.outcomes[position] = self.codec.outcome(item, result)
                 return
             where, failure = "forward", result
         except self.passing:

@@ -6,14 +6,15 @@ processes bring: isolation of environments, time limits, restarts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple
 
 from engine.config import Deployment
-from engine.core import sse
+from engine.config.schema import OIP
+from engine.core import oip, sse
 from engine.core.messages import Flow, Status
-from engine.core.meta import pack, pack_head
+from engine.core.meta import asking, pack, pack_head
 from engine.core.routing import FINAL
 from engine.core.wire import Payload
 from engine.log import get_logger
@@ -39,6 +40,12 @@ class Reply(NamedTuple):
     mime: str
 
 
+class Told(Reply):
+    """A reply with headers beside the usual."""
+
+    headers: Mapping[str, str] = {}
+
+
 class Pipeline:
     """One worker of every stage, in this process. Not thread-safe, like the workers.
 
@@ -49,6 +56,7 @@ class Pipeline:
     def __init__(self, deployment: Deployment) -> None:
         self._topology = deployment.topology
         self._routes = {route.path: number for number, route in enumerate(deployment.routes)}
+        self._protocols = {route.path: route.protocol for route in deployment.routes}
         self._specs = deployment.stages
         self.workers: list[Worker] = []
         try:
@@ -80,7 +88,15 @@ class Pipeline:
         route = self._routes[path]
         stage = self._topology.routes[route].stages[0]
         pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-        meta = pack(request_id, pack_head(query.encode("latin-1"), pairs))
+        head = pack_head(query.encode("latin-1"), pairs)
+        model = oip.model_of(path) if self._protocols[path] == OIP else None
+        if model is not None:
+            length = next((value for name, value in pairs if name.lower() == oip.LENGTH.encode()), None)
+            try:
+                head = asking(head, oip.read(model, body, length)[0])
+            except oip.Malformed as error:
+                return Reply(400, oip.error(f"bad request: {error}"), "application/json")
+        meta = pack(request_id, head)
         payload: Payload = body
         sent: list[bytes] = []
         while True:
@@ -112,7 +128,14 @@ class Pipeline:
             end = b"" if ok else sse.error(outcome.status, _joined(payload).decode())
             return Reply(int(Status.OK), b"".join(map(sse.event, sent)) + end, last.resp_mime_type)
         if not ok:
+            if model is not None:
+                return Reply(outcome.status, oip.error(_joined(payload).decode()), "application/json")
             return Reply(outcome.status, _joined(payload), "text/plain")
+        if model is not None:
+            told = dict(outcome.headers or {})
+            reply = Told(int(Status.OK), _joined(payload), told.pop("content-type"))
+            reply.headers = told
+            return reply
         return Reply(int(Status.OK), b"".join(sent) if flow is Flow.CHUNKS else _joined(payload), whole_mime_of(last))
 
     def close(self) -> None:

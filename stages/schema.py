@@ -84,8 +84,8 @@ def describe(worker: Worker, *, first: bool, last: bool, example: bytes | None =
     Never fails: what cannot be described is left out, with a warning where it would have been shown.
     """
     about = About(
-        request=_request(worker, example) if first else Boundary(""),
-        response=_answer(worker) if last else Boundary(""),
+        request=_tensors(_request(worker, example) if first else Boundary(""), worker, first=True),
+        response=_tensors(_answer(worker) if last else Boundary(""), worker, first=False),
         doc=inspect.cleandoc(type(worker).__doc__ or ""),
     )
     try:
@@ -100,8 +100,22 @@ def describe(worker: Worker, *, first: bool, last: bool, example: bytes | None =
 
 
 def _bare(about: About) -> bytes:
-    answer = about.response
-    return pack(About(Boundary(about.request.mime), Boundary(answer.mime, stream=answer.stream), about.doc[:10_000]))
+    request, response = about.request, about.response
+    return pack(
+        About(
+            Boundary(request.mime, tensors=request.tensors),
+            Boundary(response.mime, stream=response.stream, tensors=response.tensors),
+            about.doc[:10_000],
+        )
+    )
+
+
+def _tensors(side: Boundary, worker: Worker, *, first: bool) -> Boundary:
+    """With what it is to the Open Inference Protocol, where a route of the stage's speaks that."""
+    known = worker._tensors
+    if known is None:
+        return side
+    return replace(side, tensors=(known.inputs if first else known.outputs).described())
 
 
 def _request(worker: Worker, example: bytes | None) -> Boundary:

@@ -72,6 +72,12 @@ class Lease:
                 return memoryview(loan.block)[: part.length]
         return memoryview(bytearray(self.view(part)))
 
+    def whole(self, payload: Payload) -> Buffer:
+        """All parts of a payload, one after the other, to be read and not kept."""
+        if type(payload) is tuple:
+            return b"".join([self.view(part) for part in payload])
+        return self.view(payload)  # type: ignore[arg-type]  # not a tuple here
+
     def own_bytes(self, payload: Payload, *, last: bool) -> bytes:
         """All parts of a payload, one after the other, for user code, which may write even there: torch and C code do
         not ask whether they may."""

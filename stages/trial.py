@@ -37,6 +37,21 @@ def trial(worker: Worker) -> str | None:
     return f"echo {base64.b64encode(body).decode()} | base64 -d | curl {URL}{header} --data-binary @-"
 
 
+def tensors_trial(worker: Worker) -> str | None:
+    """The same for a route that speaks the Open Inference Protocol."""
+    body = tensors_body(worker)
+    return None if body is None or len(body) > BODY_MAX else f"curl {URL} -d {shlex.quote(body.decode())}"
+
+
+def tensors_body(worker: Worker) -> bytes | None:
+    """A request of that protocol like the stage's first example; None where that is not certain."""
+    try:
+        value = next(iter(_values(worker)))
+    except BaseException:  # no example; what the user's class says of it
+        return None
+    return worker._tensors.example_body(value) if worker._tensors is not None else None
+
+
 def example_body(worker: Worker) -> bytes | None:
     """A body that the stage reads as its first example; None where that is not certain."""
     if _is_own(worker, "deserialize"):

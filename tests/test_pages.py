@@ -138,7 +138,11 @@ MOVED: Final = {  # a request and its answer, as they were before the move
     "Triton": (
         "/v2/models/square/infer",
         {"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [3.0]}]},
-        {"model_name": "square", "outputs": [{"name": "y", "shape": [1], "datatype": "FP32", "data": [9.0]}]},
+        {
+            "model_name": "square",
+            "model_version": "1",
+            "outputs": [{"name": "y", "shape": [1], "datatype": "FP32", "data": [9.0]}],
+        },
     ),
 }
 

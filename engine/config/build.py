@@ -21,6 +21,7 @@ from engine.config.flags import Override, overrides
 from engine.config.forms import BadValue, expectation, from_data, from_text, nearest, shown
 from engine.config.schema import (
     DEFAULT_ROUTE,
+    OIP,
     PATHS,
     SECTIONS,
     ClientSection,
@@ -35,6 +36,7 @@ from engine.config.schema import (
     types,
 )
 from engine.config.units import warm_up_s
+from engine.core import oip
 from engine.errors import ConfigError
 
 Values = dict[str, Any]  # keys of one table that could be read, with their values
@@ -253,6 +255,7 @@ class _Reader:
             path = values.get("path")
             if path is not None and seen.setdefault(path, index) != index:
                 self._problem(f"{where}.path", f"route[{seen[path]}] has this path already")
+            self._check_protocol(where, values, any(other.get("protocol") == OIP for _, other in routes))
             for name in values.get("stages", ()):
                 used.add(name)
                 if name not in names:
@@ -262,6 +265,25 @@ class _Reader:
         for name in dict.fromkeys(names):
             if name not in used:
                 self._problem("route", f"no route passes through stage {shown(name)}; name it in one, or remove it")
+
+    def _check_protocol(self, where: str, values: Values, speaks_oip: bool) -> None:
+        path = values.get("path")
+        if path is None:
+            return
+        is_oip = values.get("protocol") == OIP
+        if is_oip and oip.model_of(path) is None:
+            self._problem(
+                f"{where}.path",
+                f'expected /v2/models/NAME/infer, as protocol = "oip" has it (NAME: letters, digits, . _ and -, not '
+                f'"stats"), got {shown(path)}',
+            )
+        elif is_oip and values.get("model"):
+            self._problem(
+                f"{where}.model",
+                f'with protocol = "oip" the path names the model, got {", ".join(map(shown, values["model"]))}',
+            )
+        elif not is_oip and speaks_oip and oip.is_about(path):
+            self._problem(f"{where}.path", f'{shown(path)} is a path of the routes with protocol = "oip"')
 
     def _check_goals(self, frontend: Values, routes: Sequence[tuple[str, Values]]) -> None:
         timeout = frontend.get("timeout")

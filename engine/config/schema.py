@@ -61,8 +61,8 @@ PAGE: Final = "/ui"  # where that is, and everything below; not reserved, for se
 PRIORITIES: Final = ("high", "normal", "low")
 
 # Whose API a route speaks.
-PLAIN, OPENAI = "plain", "openai"
-PROTOCOLS: Final = (PLAIN, OPENAI)
+PLAIN, OPENAI, OIP = "plain", "openai", "oip"
+PROTOCOLS: Final = (PLAIN, OPENAI, OIP)
 
 PATHS: Final = (Form.FOLDER, Form.FILE)  # a relative one is beside the file, or on the command line where one stands
 
@@ -494,7 +494,8 @@ class RouteSection:
     protocol: str = setting(
         PLAIN,
         "Whose API the route speaks, where it is a known one: openai, OpenAI's, has its form of errors and its list of "
-        "models beside it; plain, none: errors are text or problem details.",
+        "models beside it; oip, the Open Inference Protocol (KServe's and Triton's), has models by name, tensors, and "
+        "pages about them; plain, none: errors are text or problem details.",
         choices=PROTOCOLS,
     )
     model: tuple[str, ...] = setting(

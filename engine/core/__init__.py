@@ -42,6 +42,7 @@
     window     how quickly counters grew lately     failures   the last ones of requests, as clients were told
     onward     where results of a stage go lately, and what they still need there
     cells      several brokers of one deployment: who belongs to which, which gets a request
+    oip        the Open Inference Protocol, without its tensors
 
 Machines (``stage``, ``front``) take events and ``now`` and append *actions* to a list; the parts in
 :mod:`engine.broker` carry the actions out.

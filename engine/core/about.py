@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from engine.core.oip import Tensor
 from engine.core.wire import UNREADABLE
 from engine.errors import ProtocolError
 
@@ -34,13 +35,15 @@ class Component(msgspec.Struct, frozen=True, omit_defaults=True):
 class Boundary(msgspec.Struct, frozen=True, omit_defaults=True):
     """One side of a stage: what it takes, or what it gives. ``schema`` None: its class declares no type. ``example``: a
     body that it is sure to take; empty where there is none. ``stream``: in what it may be given instead, as it comes;
-    empty where it may not."""
+    empty where it may not. ``tensors``: what it is to the Open Inference Protocol, on a route that speaks that; None
+    where any are taken."""
 
     mime: str
     schema: Schema | None = None
     components: dict[str, Component] = {}
     example: bytes = b""
     stream: str = ""
+    tensors: list[Tensor] | None = None
 
 
 class About(msgspec.Struct, frozen=True, omit_defaults=True):

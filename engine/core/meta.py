@@ -5,6 +5,9 @@ files, this one and where it is asked for. The part that a client repeats with e
 is packed once and put behind what is each request's own.
 
     length of the id (one byte) | request id (ASCII) | head (msgpack), or nothing
+
+How many fields a head has stands in its first byte: what few requests have is looked for there, and costs the others
+nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
+from engine.core.oip import Asked
 from engine.errors import ProtocolError
 
 ID_MAX: Final = 128  # characters of a request id
@@ -36,11 +40,13 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     query: bytes = b""
     headers: Pairs = []
     trace: Traced | None = None  # of a request that is sampled
+    asked: Asked | None = None  # of one that speaks the Open Inference Protocol
 
 
 _decoder = msgspec.msgpack.Decoder(Head)
 _NOTHING: Final = Head()
 _UNTRACED: Final = 0x92  # how a head begins that :func:`pack_head` made: an array of two
+_ASKING: Final = 0x94  # and one that :func:`asking` did
 _EMPTY: Final = _encoder.encode((b"", []))
 _LENGTHS: Final = [bytes([length]) for length in range(ID_MAX + 1)]
 
@@ -53,6 +59,19 @@ def pack_head(query: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
 def traced(head: bytes, trace: Traced) -> bytes:
     """What :func:`pack_head` gave, or nothing, of a request that is sampled: packed once for many, this is for one."""
     return b"\x93" + (head or _EMPTY)[1:] + _encoder.encode(trace)
+
+
+def asking(head: bytes, asked: Asked) -> bytes:
+    """What :func:`pack_head` or :func:`traced` gave, or nothing, of one that speaks the Open Inference Protocol."""
+    head = head or _EMPTY
+    untraced = b"\xc0" if head[0] == _UNTRACED else b""
+    return b"".join((bytes([_ASKING]), head[1:], untraced, _encoder.encode(asked)))
+
+
+def asked_of(meta: bytes) -> Asked | None:
+    """What such a request asks for; None for others, at the cost of a look at one byte. Raises ProtocolError."""
+    place = 1 + meta[0] if meta else 0
+    return None if len(meta) <= place or meta[place] < _ASKING else head_of(meta).asked
 
 
 def traced_of(meta: bytes) -> Traced | None:

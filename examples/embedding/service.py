@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from tokenizers import Tokenizer
 
-from engine import DecodingError, ValidationError, Worker
+from engine import ClientError, DecodingError, Tensor, ValidationError, Worker
 
 MODEL: Final = "all-MiniLM-L6-v2"
 WIDTH: Final = 384  # numbers of one vector
@@ -66,6 +66,7 @@ class Tokenize(Worker):
     """Validates a request and turns its texts into token ids, without padding: only the encoder knows its batch."""
 
     example = [Request(input=["warm up", "the tokenizer"])]
+    input_tensors = {"text": Tensor("BYTES", [-1])}  # for clients of the Open Inference Protocol
 
     def __init__(self) -> None:
         self.tokenizer = Tokenizer.from_file(str(model_folder() / "tokenizer.json"))
@@ -82,6 +83,12 @@ class Tokenize(Worker):
             raise ValidationError(str(error)) from error
         except msgspec.DecodeError as error:
             raise DecodingError(str(error)) from error
+
+    def deserialize_tensors(self, tensors: dict[str, Any]) -> Request:
+        try:
+            return Request(input=[text.decode() for text in tensors["text"]])
+        except UnicodeDecodeError as error:
+            raise ClientError("text: not UTF-8") from error
 
     def forward(self, data: list[Request]) -> list[Tokens | ValidationError]:
         return [self._tokens(request) for request in data]
@@ -134,6 +141,8 @@ class Encode(Worker):
         Tokens(np.full(MAX_TOKENS, 7592, np.int32), np.array([MAX_TOKENS], np.int32), base64=True),
     ]
 
+    output_tensors = {"embedding": Tensor("FP32", [-1, WIDTH])}
+
     def __init__(self) -> None:
         import torch
         from transformers import AutoModel
@@ -178,6 +187,9 @@ class Encode(Worker):
             unit = torch.nn.functional.normalize(mean, dim=1)
             result: np.ndarray[Any, np.dtype[np.float32]] = unit.float().cpu().numpy()
         return result
+
+    def serialize_tensors(self, data: Embeddings) -> dict[str, Any]:
+        return {"embedding": data.vectors}
 
     def serialize(self, data: Embeddings) -> bytes:
         import orjson

@@ -24,6 +24,7 @@ not promised ([what stays compatible](CHANGELOG.md#what-stays-compatible)). How 
 PARTS: Final = (
     ("Workers", "", ("engine", (
         ("stages.base", "Worker"), ("stages.stream", "SSEWorker"), ("stages.stream", "StreamWorker"),
+        ("stages.tensors", "Tensor"),
     ))),
     ("Where a result goes", "What stands in a result's place ([branching](branching.md)).", ("engine", (
         ("stages.ways", "Done"), ("stages.ways", "Skip"),

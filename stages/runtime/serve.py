@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from engine import transport
 from engine.clock import now
 from engine.config import Deployment
+from engine.config.schema import OIP
 from engine.config.units import warm_up_s, wear_limits
 from engine.core.cells import cell_of
 from engine.core.introduction import WORKER, introduce
@@ -33,7 +34,7 @@ from engine.signals import STOPPING, Signals
 from engine.tracing import begin
 from stages import blame, buffers
 from stages.base import Worker
-from stages.build import create, examples, is_first, is_last, lasts, most_afar, most_between
+from stages.build import create, examples, is_first, is_last, lasts, most_afar, most_between, reads_bodies, speak
 from stages.costing import by_cost, coster_of
 from stages.mixin.typed import check_types
 from stages.near import Lender, Reader
@@ -51,7 +52,7 @@ from stages.runtime.window import Windows
 from stages.schema import describe
 from stages.shm import SharedMemory
 from stages.stream import check_place, flow_of, whole_mime_of
-from stages.trial import example_body, trial
+from stages.trial import example_body, tensors_trial, trial
 from stages.warming import WarmUp, nbytes_of, values_of, warm_up
 from stages.watchdog import Watchdog
 
@@ -241,14 +242,15 @@ def _load(
     )
     worker._is_open = deployment.engine.is_open
     check_place(worker, is_last=is_last(deployment, stage))
-    first = is_first(deployment, stage)
-    if first:
+    reads = reads_bodies(deployment, stage)
+    if reads:
         check_types(worker)
+    speak(deployment, worker)
     about = describe(
         worker,
-        first=first,
+        first=reads,
         last=True in lasts(deployment, stage),
-        example=example_body(worker) if first else None,
+        example=example_body(worker) if reads else None,
     )
     warming = time.perf_counter()
     plan = WarmUp(spec.max_batch_size, spec.batch_sizes)
@@ -286,7 +288,7 @@ def _load(
         values = values_of(worker, found)
         costs = coster.examples(values)
         times_s = by_cost(times_s, costs)
-        if costs and not first:  # a body is longer than what is made of it
+        if costs and not is_first(deployment, stage):  # a body is longer than what is made of it
             by_bytes = {nbytes_of(value): cost for value, cost in zip(values, costs, strict=True)}
     lately = Lately({size: round(seconds * 1e6) for size, seconds in times_s.items()})
     warm = Warm(
@@ -309,7 +311,7 @@ def _to_try(deployment: Deployment, stage: str, slot: int, worker: Worker) -> di
     """What the first worker of all tells besides: a request for the last line of the start."""
     if slot > 1 or stage != deployment.routes[0].stages[0]:
         return {}
-    line = trial(worker)
+    line = tensors_trial(worker) if deployment.routes[0].protocol == OIP else trial(worker)
     return {} if line is None else {"trial": line}
 
 

@@ -25,6 +25,7 @@ from harness import MARK, Deployed, short_folder, write_service
 
 from engine import cli
 from engine.config import load, script
+from engine.config.schema import OIP
 from engine.errors import ConfigError
 
 pytestmark = pytest.mark.unmeasured
@@ -166,8 +167,9 @@ def test_what_a_command_names_is_there(command: Command) -> None:
 @pytest.mark.parametrize("command", [one for one in ALL if f"{URL}/" in one.text and one.example], ids=str)
 def test_a_url_is_a_route_of_the_example(command: Command) -> None:
     deployment = load(command.page.with_name("stages.toml"), environ={})
+    models = [route.path.removesuffix("/infer") for route in deployment.routes if route.protocol == OIP]
     for path in re.findall(rf"{re.escape(URL)}(/[\w./-]*)", command.text):
-        assert path in {*(route.path for route in deployment.routes), "/metrics"}
+        assert path in {*(route.path for route in deployment.routes), *models, "/metrics"}
 
 
 INLINE: Final = [

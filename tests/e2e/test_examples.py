@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import subprocess
 import sys
@@ -26,6 +27,7 @@ TEXTS = (
     "Größe, naïveté, 東京, 🙂",
     "word " * 400,  # more than the model reads
 )
+MODEL = "all-MiniLM-L6-v2"
 DISTANCE = 1e-5  # cosine, between what is served and what is computed offline
 
 
@@ -167,6 +169,34 @@ def test_vectors_agree_with_offline_ones_in_order(openai: OpenAI, offline: np.nd
     assert distances(vectors, offline).max() < DISTANCE
     assert answer.model == "all-MiniLM-L6-v2"
     assert answer.usage.prompt_tokens == answer.usage.total_tokens > 256
+
+
+@pytest.mark.parametrize("binary", [True, False], ids=["binary", "json"])
+def test_the_same_vectors_as_tensors(embedding: Deployed, offline: np.ndarray[Any, Any], binary: bool) -> None:
+    """By Triton's client, from the same stages."""
+    pytest.importorskip("tritonclient.http.aio", reason="the extra dev brings tritonclient")
+    import tritonclient.http.aio as triton
+
+    def given(*texts: str) -> Any:
+        array = np.array([text.encode() for text in texts], dtype=object)
+        return triton.InferInput("text", [len(texts)], "BYTES").set_data_from_numpy(array, binary_data=binary)
+
+    async def ask() -> tuple[Any, list[Any]]:
+        wanted = [triton.InferRequestedOutput("embedding", binary_data=binary)]
+        async with triton.InferenceServerClient(embedding.url.removeprefix("http://"), conn_limit=100) as client:
+            metadata = await client.get_model_metadata(MODEL)
+            assert metadata["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
+            assert metadata["outputs"] == [{"name": "embedding", "datatype": "FP32", "shape": [-1, 384]}]
+            with pytest.raises(Exception, match="request validation error: input: an empty text"):
+                await client.infer(MODEL, [given("")])
+            one = await client.infer(MODEL, [given(*TEXTS)], outputs=wanted)
+            many = await asyncio.gather(*(client.infer(MODEL, [given(TEXTS[1])], outputs=wanted) for _ in range(100)))
+        return one.as_numpy("embedding"), [answer.as_numpy("embedding") for answer in many]
+
+    one, many = asyncio.run(ask())
+    assert one.dtype == np.float32
+    assert distances(one, offline).max() < DISTANCE
+    assert max(distances(vectors, offline[1:2]).max() for vectors in many) < DISTANCE
 
 
 def test_the_client_as_it_comes(openai: OpenAI, offline: np.ndarray[Any, Any]) -> None:

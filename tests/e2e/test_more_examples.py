@@ -34,6 +34,7 @@ NAMES = (
     "image-classification",
     "jax-jit",
     "multi-route",
+    "oip",
     "redis-numbin",
     "rerank",
     "segmentation",

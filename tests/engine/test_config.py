@@ -318,6 +318,22 @@ STAGE = 'stages.toml: stage[0] "encode".'
             'stages.toml: route[1] "/a".path: route[0] has this path already',
         ),
         (
+            MINIMAL + '[[route]]\npath = "/v2/models/stats/infer"\nstages = ["encode"]\nprotocol = "oip"',
+            'stages.toml: route[0] "/v2/models/stats/infer".path: expected /v2/models/NAME/infer, as protocol = "oip" '
+            'has it (NAME: letters, digits, . _ and -, not "stats"), got "/v2/models/stats/infer"',
+        ),
+        (
+            MINIMAL
+            + '[[route]]\npath = "/v2/models/m/infer"\nstages = ["encode"]\nprotocol = "oip"\n'
+            + '[[route]]\npath = "/v2/health/live"\nstages = ["encode"]',
+            'stages.toml: route[1] "/v2/health/live".path: "/v2/health/live" is a path of the routes with '
+            'protocol = "oip"',
+        ),
+        (
+            MINIMAL + '[[route]]\npath = "/v2/models/m/infer"\nstages = ["encode"]\nprotocol = "oip"\nmodel = "x"',
+            'stages.toml: route[0] "/v2/models/m/infer".model: with protocol = "oip" the path names the model, got "x"',
+        ),
+        (
             MINIMAL + '[[stage]]\nname = "spare"\nworker = "m:C"\n[[route]]\npath = "/a"\nstages = ["encode"]\n',
             'stages.toml: route: no route passes through stage "spare"; name it in one, or remove it',
         ),

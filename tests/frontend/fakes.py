@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from engine.clock import now
-from engine.config.schema import PLAIN, Deployment, EngineSection, FrontendSection, RouteSection, StageSection
+from engine.config.schema import OIP, PLAIN, Deployment, EngineSection, FrontendSection, RouteSection, StageSection
 from engine.core import meta
 from engine.core.about import pack_all as pack_abouts
 from engine.core.call import Answer, Call, StreamEvent
 from engine.core.link import View
-from engine.core.messages import StageState
+from engine.core.messages import Qos, StageState
+from engine.core.oip import Asked
 from engine.core.reasons import CODES
 from engine.core.wire import pack_step
 from engine.errors import Unavailable
@@ -37,7 +38,11 @@ READY = View(
 def deployment(
     frontend: FrontendSection | None = None, *, grace: float = 5.0, protocol: str = PLAIN, model: tuple[str, ...] = ()
 ) -> Deployment:
-    """Two stages; ``/inference`` through both, ``/second`` through the second, which speak ``protocol``."""
+    """Two stages; ``/inference`` through both, ``/second`` through the second, which speak ``protocol``; of the Open
+    Inference Protocol models of these names."""
+    paths = ("/inference", "/second")
+    if protocol == OIP:
+        paths = ("/v2/models/inference/infer", "/v2/models/second/infer")
     return Deployment(
         file=Path("/nowhere/stages.toml"),
         engine=EngineSection(name="fake", grace=grace),
@@ -47,8 +52,8 @@ def deployment(
             StageSection(name="second stage", worker="service:Second"),
         ),
         routes=(
-            RouteSection(path="/inference", stages=("first", "second stage"), protocol=protocol, model=model),
-            RouteSection(path="/second", stages=("second stage",), protocol=protocol),
+            RouteSection(path=paths[0], stages=("first", "second stage"), protocol=protocol, model=model),
+            RouteSection(path=paths[1], stages=("second stage",), protocol=protocol),
         ),
     )
 
@@ -61,6 +66,8 @@ class Submitted:
     request_id: str
     query: bytes
     headers: list[tuple[bytes, bytes]]
+    asked: Asked | None = None
+    qos: Qos | None = None
 
 
 @dataclass(eq=False)
@@ -96,7 +103,9 @@ class FakeClient:
         head = meta.head_of(call.meta)
         timeout_s = round(call.deadline - now(), 2)
         request_id = meta.request_id_of(call.meta)
-        item = Submitted(call.route, bytes(call.body), timeout_s, request_id, head.query, head.headers)
+        item = Submitted(
+            call.route, bytes(call.body), timeout_s, request_id, head.query, head.headers, head.asked, call.qos
+        )
         self.submitted.append(item)
         reply = self.reply(item)
         if isinstance(reply, Exception):

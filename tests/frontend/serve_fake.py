@@ -21,6 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import msgspec
 from fakes import FakeClient, Held, Submitted, deployment, echo
 
 from engine import log
@@ -41,6 +42,7 @@ def tell(item: Submitted) -> Answer:
         "fields": fields,
         "body": item.body.decode("latin-1"),
         "timeout_s": item.timeout_s,
+        **({} if item.asked is None else {"asked": msgspec.to_builtins(item.asked)}),
         "id": item.request_id if item.request_id in offered else "new",
     }
     return Answer(200, json.dumps(told).encode())

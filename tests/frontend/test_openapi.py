@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from openapi_spec_validator import validate
 
-from engine.config.schema import OPENAI, RouteSection
+from engine.config.schema import OIP, OPENAI, RouteSection
 from engine.config.ways import read
 from engine.core import about
 from engine.core.about import About, Boundary, Component
+from engine.core.oip import Tensor
 from engine.errors import Unavailable
 from frontend import components
 from frontend.openapi import document
@@ -53,6 +54,30 @@ def test_a_route_is_its_first_stages_request_and_its_last_stages_answer() -> Non
     assert operation["responses"]["200"]["content"] == {"application/json": {"schema": ref("Answer")}}
     assert found["components"]["schemas"]["Question"] == TEXT
     assert found["components"]["schemas"]["Answer"] == NUMBER
+
+
+def test_a_model_shows_its_tensors_and_the_pages_beside_it() -> None:
+    takes = [Tensor("x", "FP32", [-1, 2]), Tensor("t", "BYTES", [1], optional=True)]
+    first = About(Boundary("", tensors=takes), Boundary(""), "Look at it.")
+    second = About(Boundary(""), Boundary("", tensors=[Tensor("y", "BOOL", [-1])]))
+    found = document(deployment(protocol=OIP), {"first": first, "second stage": second})
+    validate(found)
+    operation = found["paths"]["/v2/models/inference/infer"]["post"]
+    assert operation["summary"] == "Look at it."
+    assert "Takes:\n\n- `x`: FP32 [-1, 2]\n- `t`: BYTES [1], or nothing" in operation["description"]
+    assert "Gives:\n\n- `y`: BOOL [-1]" in operation["description"]
+    body = operation["requestBody"]["content"]["application/json"]
+    assert body["schema"] == ref("InferenceRequest")
+    assert body["example"] == {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 1]}]}
+    assert operation["responses"]["429"]["content"] == {"application/json": {"schema": ref("InferenceError")}}
+    assert {"/v2", "/v2/health/ready", "/v2/models/inference", "/v2/models/stats"} <= found["paths"].keys()
+    unknown = document(deployment(protocol=OIP), {})
+    validate(unknown)
+    assert (
+        "example"
+        not in unknown["paths"]["/v2/models/second/infer"]["post"]["requestBody"]["content"]["application/json"]
+    )
+    assert "/v2" not in made()["paths"]
 
 
 def test_a_route_that_speaks_openais_api_shows_its_errors_and_its_models() -> None:
