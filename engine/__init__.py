@@ -26,6 +26,7 @@ The code, from the bottom up; a module imports only what stands above it:
     specs               what the machines of core need to know of a deployment, out of its file
     simulation/         those machines with workers that compute by a table, in time that is only counted
     ports               at which ports a deployment listens: `engine ports`
+    graph               its stages and routes as a drawing: `engine graph`
     keyfile             the key file: read, watched, made
     apikeyfile          the file of API keys: read, and written by `engine api-keys`
     curve               sockets that let in who has the deployment's secret: ZeroMQ's encryption

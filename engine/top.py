@@ -150,12 +150,21 @@ class Top:
                 (rate(route.get("answers_s", 0.0)), ""),
                 (time_ms(route.get("p50_ms", 0.0)), ""),
                 (time_ms(route.get("p99_ms", 0.0)), ""),
-                (" > ".join(route.get("stages", ())), "quiet"),
+                (_through(route), "quiet"),
             ]
             for route in self._told.get("routes", ())
             if not chosen or chosen in route.get("stages", ())
         ]
         return _table(("ROUTE", "ANSWERS/S", "p50", "p99", "THROUGH"), rows)
+
+
+def _through(route: Mapping[str, Any]) -> str:
+    """The stages of a route in order; of one that branches each step that has a condition."""
+    edges = route.get("edges") or ()
+    if not edges:
+        return " > ".join(route.get("stages", ()))
+    forks = [f"{before} > {after or 'the answer'} if {when}" for before, after, when in edges if when]
+    return "; ".join(forks)
 
 
 def _stages(told: Mapping[str, Any], chosen: int) -> list[Line]:

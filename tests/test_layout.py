@@ -40,8 +40,8 @@ LAYERS: Final = (
     ("cli", (
         "engine.cli", "engine.commands", "engine.bench", "engine.doctor", "engine.bootstrap", "engine.planning",
         "engine.server", "engine.status", "engine.mixin", "engine.onray", "engine.ports", "engine.render", "engine.why",
-        "engine.logs", "engine.top", "engine.worker", "engine.runtime", "engine.templates", "engine.testing",
-        "engine.__main__",
+        "engine.graph", "engine.logs", "engine.top", "engine.worker", "engine.runtime", "engine.templates",
+        "engine.testing", "engine.__main__",
     )),
 )  # fmt: skip
 

@@ -107,7 +107,8 @@ def _latency(seconds: Sequence[float]) -> Latency:
 
 class RouteStatus(msgspec.Struct, frozen=True):
     """A route, and what its clients were answered, by status, since the frontends began; of the last seconds how many
-    answers a second, and how long they took from the request's head on."""
+    answers a second, and how long they took from the request's head on. ``edges``: of a route that branches, the steps
+    that there are (:meth:`engine.core.routing.Topology.edges`); without them it is a chain."""
 
     path: str
     stages: list[str]
@@ -115,6 +116,7 @@ class RouteStatus(msgspec.Struct, frozen=True):
     answers_s: float = 0.0
     p50_ms: float = 0.0
     p99_ms: float = 0.0
+    edges: list[tuple[str, str, str]] = []
 
 
 class _Light(msgspec.Struct, frozen=True, array_like=True):
@@ -215,6 +217,7 @@ def routes(machine: FrontMachine, namespace: str, retired: Sequence[Family], now
                 round(sum(counts.values()) / over_s, 2) if over_s else 0.0,
                 round(p50 * 1000, 3),
                 round(p99 * 1000, 3),
+                machine.topology.edges(number) if route.after else [],
             )
         )
     return found

@@ -8,7 +8,7 @@
     top         top                                    watching    what of a terminal those need that look again
     orders      reload, scale, health: of a supervisor that runs
     processes   broker, frontend, worker: by hand, and how a supervisor starts its own
-    ahead       plan, ports, keys, render: before anything runs
+    ahead       plan, graph, ports, keys, render: before anything runs
     apikeys     api-keys
     bench       bench
     doctor      doctor                                 version     version
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from engine.commands.ahead import KEYS, PLAN, PORTS, RENDER
+from engine.commands.ahead import GRAPH, KEYS, PLAN, PORTS, RENDER
 from engine.commands.apikeys import API_KEYS
 from engine.commands.bench import BENCH
 from engine.commands.check import CHECK
@@ -39,6 +39,6 @@ from engine.commands.version import VERSION
 from engine.commands.why import WHY
 
 COMMANDS: Final[tuple[Command | Plain, ...]] = (
-    INIT, UP, CHECK, DOCTOR, BROKER, FRONTEND, WORKER, STATUS, TOP, WHY, LOGS, RELOAD, SCALE, DOWN, PLAN, BENCH, PORTS,
-    KEYS, API_KEYS, HEALTH, RENDER, COMPLETION, VERSION,
+    INIT, UP, CHECK, DOCTOR, BROKER, FRONTEND, WORKER, STATUS, TOP, WHY, LOGS, RELOAD, SCALE, DOWN, PLAN, BENCH, GRAPH,
+    PORTS, KEYS, API_KEYS, HEALTH, RENDER, COMPLETION, VERSION,
 )  # fmt: skip

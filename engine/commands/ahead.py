@@ -1,5 +1,5 @@
-"""``engine plan``, ``engine ports``, ``engine keys`` and ``engine render``: what is asked for and written before a
-deployment runs."""
+"""``engine plan``, ``engine graph``, ``engine ports``, ``engine keys`` and ``engine render``: what is asked for and
+written before a deployment runs."""
 
 from __future__ import annotations
 
@@ -22,6 +22,13 @@ def plan(options: argparse.Namespace, deployment: Deployment) -> int:
 
     set_up_log("plan", deployment)
     return command.run(options, deployment)
+
+
+def graph(options: argparse.Namespace, deployment: Deployment) -> int:
+    from engine import graph
+
+    print(graph.as_json(deployment) if options.json else graph.mermaid(deployment), end="\n" if options.json else "")
+    return ExitCode.OK
 
 
 def ports(options: argparse.Namespace, deployment: Deployment) -> int:
@@ -58,6 +65,10 @@ def render(options: argparse.Namespace, deployment: Deployment) -> int:
     return ExitCode.OK
 
 
+def _graph_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--json", action="store_true", help="print stages and steps as JSON")
+
+
 def _ports_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--json", action="store_true", help="print them as JSON")
 
@@ -85,6 +96,14 @@ PLAN: Final = Command(
     plan_flags.EXAMPLES,
     keys=HERE,
     arguments=plan_flags.add_arguments,
+)
+GRAPH: Final = Command(
+    "graph",
+    "draw stages and routes, as text for Mermaid",
+    graph,
+    "engine graph stages.toml",
+    keys=EVERYWHERE,
+    arguments=_graph_arguments,
 )
 PORTS: Final = Command(
     "ports",

@@ -111,6 +111,24 @@ class Topology:
     def _name(self, target: int) -> str:
         return "the answer" if target == FINAL else self.stages[target]
 
+    def edges(self, route: int) -> list[tuple[str, str, str]]:
+        """Every step that a request may take by the file: from which stage to which ("": to the answer), and when, if
+        not always."""
+        found = []
+        for stage, after in self._after[route].items():
+            if not isinstance(after, Fork):
+                found.append((self.stages[stage], self._edge_end(after), ""))
+                continue
+            for target in after.targets:
+                texts = [text for text, one in after.of if one == target]
+                when = [f"{after.by} = {', '.join(texts)}"] if texts else []
+                when += ["else"] if target == after.default else []
+                found.append((self.stages[stage], self._edge_end(target), " or ".join(when)))
+        return found
+
+    def _edge_end(self, target: int) -> str:
+        return "" if target == FINAL else self.stages[target]
+
     @cached_property
     def _after(self) -> tuple[dict[int, After], ...]:
         return tuple(dict(zip(route.stages, route.ways, strict=True)) for route in self.routes)

@@ -110,6 +110,8 @@ def test_no_death_costs_an_answer_or_sends_one_the_wrong_way(service: Deployed) 
     def is_whole() -> bool:
         return all(stage["ready"] == stage["wanted"] for stage in service.status()["stages"])
 
+    (route,) = service.status()["routes"]
+    assert ["pre", "german", "way = de"] in route["edges"]
     with Ways(f"{service.url}/say", threads=16) as load:
         load.flow(100)
         for stage in ("pre", "english", "german", "post", "pre"):

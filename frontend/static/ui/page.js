@@ -116,6 +116,12 @@ function status(cell, answers) {
     });
 }
 
+/** The stages of a route in order; of one that branches each step, with what it takes. */
+function through(route) {
+  if (!route.edges?.length) return route.stages.join(" → ");
+  return route.edges.map(([from, to, when]) => `${from} → ${to || "answer"}${when ? ` (${when})` : ""}`).join(", ");
+}
+
 function showRoutes(routes, now) {
   const columns = [
     ["route", "whole", (route, cell) => {
@@ -124,7 +130,7 @@ function showRoutes(routes, now) {
       swatch.style.setProperty("--swatch", colour(routes.indexOf(route)));
       cell.append(make("span", swatch, make("span.mono", route.path)));
     }],
-    ["through", "whole", (route) => route.stages.join(" → ")],
+    ["through", "whole", through],
     ["answers/s", "n", (route) => rate(route.answers_s)],
     ["p50", "n", (route) => time(route.p50_ms)],
     ["p99", "n", (route) => time(route.p99_ms)],

@@ -23,14 +23,17 @@ export function presence(stage) {
   return [`${stage.ready} of ${stage.wanted} ready`, kind];
 }
 
+/** The steps of a route, as [from, to]; to "": to the answer. A chain has one after each stage. */
+const steps = (route) => route.edges?.length ? route.edges : route.stages.map((name, at) => [name, route.stages[at + 1] ?? ""]);
+
 /** How far from the frontends each stage stands: behind all that come before it on any route. */
 function depths(stages, routes) {
   const depth = Object.fromEntries(stages.map((stage, index) => [stage.name, routes.length ? 1 : index + 1]));
   for (let turn = 0; turn < stages.length; turn += 1) {
     for (const route of routes) {
-      route.stages.forEach((name, index) => {
-        if (index && name in depth) depth[name] = Math.max(depth[name], (depth[route.stages[index - 1]] ?? 0) + 1);
-      });
+      for (const [from, to] of steps(route)) {
+        if (to in depth) depth[to] = Math.max(depth[to], (depth[from] ?? 0) + 1);
+      }
       if (Math.max(...Object.values(depth)) > stages.length) return Object.fromEntries(stages.map((s, i) => [s.name, i + 1]));
     }
   }
@@ -79,12 +82,13 @@ export class Picture {
     const lines = [];
     this.routes.forEach((route, index) => {
       const shift = (index - (this.routes.length - 1) / 2) * 9;
-      const stops = route.stages.map(place);
-      if (!front || !stops.length || stops.some((stop) => !stop)) return;
+      const stops = Object.fromEntries(route.stages.map((name) => [name, place(name)]));
+      if (!front || !route.stages.length || Object.values(stops).some((stop) => !stop)) return;
+      const ways = steps(route);
       const width = Math.min(1.5 + 1.2 * Math.log10(1 + (route.answers_s ?? 0)), 6).toFixed(1);
       let path = "", tips = "";
-      [front, ...stops.slice(0, -1)].forEach((from, at) => {
-        const to = stops[at];
+      const pairs = ways.filter(([, to]) => to).map(([from, to]) => [stops[from], stops[to]]);
+      for (const [from, to] of [[front, stops[route.stages[0]]], ...pairs]) {
         if (upright) {
           const middle = (from.bottom + to.top) / 2;
           path += `M${from.x + shift} ${from.bottom}C${from.x + shift} ${middle} ${to.x + shift} ${middle} ${to.x + shift} ${to.top - 6}`;
@@ -94,13 +98,17 @@ export class Picture {
           path += `M${from.right} ${from.y + shift}C${from.right + bend} ${from.y + shift} ${to.left - bend} ${to.y + shift} ${to.left - 6} ${to.y + shift}`;
           tips += `M${to.left - 8} ${to.y + shift - 5}v10l8 -5Z`;
         }
-      });
+      }
       lines.push({ key: `${route.path} forth`, path, width, index }, { key: `${route.path} tips`, path: tips, index, tips });
       if (!upright) {
-        const last = stops.at(-1), floor = box.height - 8 - 12 * index, r = 8, x = last.right + 12 + 7 * index;
-        lines.push({ key: `${route.path} back`, width, index, back: true, path:
-          `M${last.right} ${last.y + shift}H${x - r}Q${x} ${last.y + shift} ${x} ${last.y + shift + r}V${floor - r}` +
-          `Q${x} ${floor} ${x - r} ${floor}H${front.x + shift + r}Q${front.x + shift} ${floor} ${front.x + shift} ${floor - r}V${front.bottom}` });
+        const floor = box.height - 8 - 12 * index, r = 8;
+        const ends = [...new Set(ways.filter(([, to]) => !to).map(([from]) => from))].map((name) => stops[name]);
+        const back = ends.map((last) => {
+          const x = last.right + 12 + 7 * index;
+          return `M${last.right} ${last.y + shift}H${x - r}Q${x} ${last.y + shift} ${x} ${last.y + shift + r}V${floor - r}` +
+            `Q${x} ${floor} ${x - r} ${floor}H${front.x + shift + r}Q${front.x + shift} ${floor} ${front.x + shift} ${floor - r}V${front.bottom}`;
+        });
+        lines.push({ key: `${route.path} back`, width, index, back: true, path: back.join("") });
       }
     });
     keyed(this.lines, lines, (line) => line.key, () => svg("path", { "stroke-linecap": "round" }), (element, line) => {
