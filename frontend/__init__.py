@@ -12,6 +12,7 @@ Where to look:
     health     /, /healthz, /readyz
     head       what the head of a request means; pure, as are the next two
     gate       may a request come in? Counts, bounds
+    cors       whose pages may ask from a browser; pure
     apikeys    the API keys by which clients come in
     board      what all processes know of the limits of these
     answer     what a request is answered with, for every way out

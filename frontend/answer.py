@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from math import ceil
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from engine.config.schema import OIP, OPENAI
+from engine.config.schema import ANY_ORIGIN, OIP, OPENAI
 from engine.core import oip, sse
 from engine.core.call import Answer
 from engine.core.messages import Refused, Speaker
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 SERVER: Final = "stageline"
 
+ORIGIN: Final = "origin"  # the page that asks, where not all may
 UNKNOWN_S: Final = 1.0  # when to come again, where nobody knows
 
 _REFUSALS: Final = frozenset({408, 429, 503})  # for want of room or time, whose reason is told like the broker's
@@ -62,16 +63,25 @@ class Answering:
     """Makes replies for the routes of one deployment."""
 
     def __init__(
-        self, topology: Topology, *, compressed: bool = False, protocols: Mapping[str, str] | None = None
+        self,
+        topology: Topology,
+        *,
+        compressed: bool = False,
+        protocols: Mapping[str, str] | None = None,
+        vary: str = "",
     ) -> None:
         """``compressed``: the same request with another Accept-Encoding may be answered in another coding, and caches
-        must know. ``protocols``: of routes, by path; of others nothing is known."""
+        must know. ``protocols``: of routes, by path; of others nothing is known. ``vary``: what else
+        answers depend on."""
         self._protocols = Protocols(protocols)
         spoken = [self._protocols.of(route.path) for route in topology.routes]
         # How a stream of events ends that failed, by route: from a status and words.
         self.last_events = [openai_event if protocol == OPENAI else sse.error for protocol in spoken]
         self.stages = [timing.labels(topology.stage_names(index)) for index in range(len(topology.routes))]
-        self._vary = [("vary", compression.VARY)] if compressed else []
+        #: What answers depend on, for caches.
+        self.vary = ", ".join(filter(None, (compression.VARY if compressed else "", vary)))
+        self._vary = [("vary", self.vary)] if self.vary else []
+        self._stream_vary = [("vary", vary)] if vary else []  # they are never compressed
 
     @staticmethod
     def of(deployment: Deployment) -> Answering:
@@ -79,6 +89,7 @@ class Answering:
             deployment.topology,
             compressed=deployment.frontend.compression,
             protocols={route.path: route.protocol for route in deployment.routes},
+            vary=ORIGIN if deployment.frontend.cors and ANY_ORIGIN not in deployment.frontend.cors else "",
         )
 
     def result(self, route: int, head: Head, answer: Answer, request_id: str, took_s: float) -> Reply:
@@ -130,7 +141,8 @@ class Answering:
     def stream(self, mime: str) -> Reply:
         """The head of an answer whose body is sent while it is computed."""
         # nginx would collect it otherwise.
-        return Reply(200, media.content_type(mime), b"", [("cache-control", "no-cache"), ("x-accel-buffering", "no")])
+        headers = [*self._stream_vary, ("cache-control", "no-cache"), ("x-accel-buffering", "no")]
+        return Reply(200, media.content_type(mime), b"", headers)
 
 
 def retry_after(seconds: float) -> list[tuple[str, str]]:

@@ -12,6 +12,7 @@ from engine.config.schema import PAGE, Deployment
 from engine.core.call import BrokerClient
 from frontend import asking, health, models, oip, ui
 from frontend.answer import Answering
+from frontend.cors import Cors
 from frontend.exchange import Application, Layer
 from frontend.files import Redirect
 from frontend.gate import Gate
@@ -90,4 +91,6 @@ def create(
         app.add_route(f"{PAGE}/", files)
         app.add_route(f"{PAGE}/data", ui.DataResource(client, gate))
         app.add_route(f"{PAGE}/{{name}}", files)
-    return Layer(app, metrics, answering, gate, asking.aliases(deployment.routes))  # type: ignore[arg-type]  # Falcon's narrower names for the same callables
+    aliases = asking.aliases(deployment.routes)
+    cors = Cors(frontend.cors) if frontend.cors else None
+    return Layer(app, metrics, answering, gate, aliases, cors)  # type: ignore[arg-type]  # Falcon's narrower names for the same callables

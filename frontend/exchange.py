@@ -21,6 +21,7 @@ from engine.clock import Deadline, now
 from frontend import head as heads
 from frontend.accesslog import peer
 from frontend.answer import Answering, Reply, common
+from frontend.cors import Cors, varied
 from frontend.errors import CLIENT_GONE, Refusal
 from frontend.gate import REQUEST_COST, Gate, client_of
 from frontend.head import Head
@@ -118,6 +119,7 @@ class Layer:
         answering: Answering,
         gate: Gate,
         aliases: Mapping[str, str] = MappingProxyType({}),
+        cors: Cors | None = None,
     ) -> None:
         """``aliases``: other paths of routes; what comes there is the route's, in its metrics too."""
         self._aliases = aliases
@@ -125,6 +127,7 @@ class Layer:
         self._gate = gate
         self._metrics = metrics
         self._answering = answering
+        self._cors = cors
         self._new_id = Ids()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,9 +145,11 @@ class Layer:
         except Refusal as error:
             refusal = error
         is_old = scope["http_version"] == "1.0"
+        cors = None if head is None or self._gate.is_page(head.path) else self._cors
+        preflight = cors.preflight(scope["method"], head) if cors is not None and head is not None else None
         exchange = Exchange(head, (head and head.request_id) or self._new_id(), receive, scope.get(CUT))
         exchange.is_old = is_old
-        if head is not None and self._gate.asks_key(head, scope.get("client"), is_old=is_old):
+        if head is not None and preflight is None and self._gate.asks_key(head, scope.get("client"), is_old=is_old):
             try:
                 exchange.at_end.append(self._gate.come_in(head, exchange.started))
             except Refusal as error:
@@ -155,6 +160,8 @@ class Layer:
         exchange.fits = self._gate.open(weight, exchange.client)
         scope[_KEY] = exchange
         extra = [(name.encode(), value.encode()) for name, value in common(exchange.request_id)]
+        if cors is not None and head is not None and preflight is None:
+            extra += [(name.encode(), value.encode()) for name, value in cors.lines(head)]
         sent, timing, access = 0, "", self._metrics.access
 
         async def send_marked(event: Event) -> None:
@@ -166,6 +173,8 @@ class Layer:
                 if exchange.fits and not exchange.body_ended and heads.sends_little(fields, SMALL_BODY):
                     await _finish_body(exchange)
                 event["headers"] = [*event["headers"], *extra]
+                if cors is not None and preflight is None:
+                    event["headers"] = varied(event["headers"], cors.vary)
                 if exchange.trace is not None:
                     event["headers"].append((TIMING, exchange.trace.timing.encode()))
                 if access is not None:
@@ -185,7 +194,9 @@ class Layer:
             return await receive()
 
         try:
-            if refusal is None:
+            if preflight is not None:
+                await _send(preflight, send_marked)
+            elif refusal is None:
                 await self._app(scope, receive_lazily, send_marked)
             else:
                 reply = self._answering.problem(refusal.problem, head, exchange.request_id, scope["path"])

@@ -90,14 +90,16 @@ class Gate:
         ASGI has it; ``is_old``: over HTTP/1.0."""
         return self._ui == EVERYBODY or (self._ui == LOCAL and onlookers.is_local(head, peer, is_old=is_old))
 
+    def is_page(self, path: str) -> bool:
+        """Whether it is about the service, other than its health."""
+        return path == "/metrics" or any(path == page or path.startswith(f"{page}/") for page in self._local_pages)
+
     def asks_key(self, head: Head, peer: object, *, is_old: bool) -> bool:
         """Whether who asks so has to have an API key: pages about the service are for this machine as well. ``peer``
         and ``is_old`` as of :meth:`shows`."""
         if self.keys is None or head.path in OPEN:
             return False
-        path = head.path
-        is_page = path == "/metrics" or any(path == page or path.startswith(f"{page}/") for page in self._local_pages)
-        return not (is_page and onlookers.is_local(head, peer, is_old=is_old))
+        return not (self.is_page(head.path) and onlookers.is_local(head, peer, is_old=is_old))
 
     def come_in(self, head: Head, instant: float) -> Callable[[], None]:
         """Count a request of its API key, until what this gives is called. Raises Refusal: 401 or 429."""

@@ -35,6 +35,7 @@ SINGLE: Final = frozenset(
         b"expect",
         b"host",
         b"idempotency-key",
+        b"origin",
         b"traceparent",
         b"x-api-key",
         b"x-priority",
@@ -68,6 +69,7 @@ class Head(msgspec.Struct, frozen=True):
     slo_ms: bytes = b""
     priority: bytes = b""
     token: bytes = b""  # what its client authenticates with, as it came
+    origin: bytes = b""  # of the page that asks, from a browser
     request_id: str = ""  # the client's own, if it is sane
     idempotency_key: bytes | None = None  # as it came
 
@@ -139,6 +141,7 @@ def understand(method: str, version: str, path: str, query: bytes, fields: Seque
         slo_ms=single.get(b"x-slo-ms", b""),
         priority=single.get(b"x-priority", b""),
         token=single.get(b"authorization") or single.get(b"x-api-key", b""),
+        origin=single.get(b"origin", b""),
         request_id=requestid.sane(single.get(b"x-request-id", b"")),
         idempotency_key=single.get(b"idempotency-key"),
     )

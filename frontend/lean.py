@@ -285,7 +285,7 @@ class LeanConnection(asyncio.Protocol):
         reply, request_id = shared.pages[more.page](), plain.head.request_id or shared.new_id()
         close = self.closing or shared.gate.is_closing
         write = shared.writer.look if more.is_look else shared.writer.reply
-        self._transport.write(write(reply, request_id, connection=connection_of(more, close=close)))
+        self._transport.write(shared.said(plain, write(reply, request_id, connection=connection_of(more, close=close))))
         self.since = now()
         if close:
             self._finish()
@@ -415,6 +415,8 @@ class LeanConnection(asyncio.Protocol):
         is_last = self.closing or shared.gate.is_closing
         if is_last or more is not None:
             head = say(head, connection_of(more, close=is_last))
+        if shared.cors is not None:
+            head = shared.said(plain, head)
         if len(body) < JOIN_MAX:
             transport.write(head + body)
         else:
@@ -502,7 +504,8 @@ class LeanConnection(asyncio.Protocol):
         close = self.closing or shared.gate.is_closing
         if self._trace is not None:
             reply = self._trace.told_in(reply)
-        transport.write(shared.writer.reply(reply, self._id, connection=connection_of(plain.more, close=close)))
+        written = shared.writer.reply(reply, self._id, connection=connection_of(plain.more, close=close))
+        transport.write(shared.said(plain, written))
         self._count(plain, reply.status, instant, len(reply.body), answer)
         self._done(instant, is_last=close)
 
@@ -557,7 +560,8 @@ class LeanConnection(asyncio.Protocol):
             said = connection_of(plain.more, close=self.closing)
             if self._trace is not None:
                 reply = self._trace.told_in(reply)
-            transport.write(self._shared.writer.begin(reply, self._id, is_chunked=not is_old, connection=said))
+            begin = self._shared.writer.begin(reply, self._id, is_chunked=not is_old, connection=said)
+            transport.write(self._shared.said(plain, begin))
         while not self._choked:
             data, cost = stream.take()
             if not data:

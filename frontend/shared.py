@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from engine.core.call import Answer
 from engine.core.messages import Flow
 from frontend import asking, chunked, health
+from frontend.cors import Cors
 from frontend.errors import Problem
 from frontend.lingering import Lingering
 from frontend.plain import Plain, Reader
@@ -60,7 +61,8 @@ class Shared:
             models=models,
             aliases=asking.aliases(deployment.routes),
         )
-        self.writer = Writer(topology, answering, compressed=frontend.compression)
+        self.writer = Writer(topology, answering)
+        self.cors = Cors(frontend.cors) if frontend.cors else None
         self.body_timeout_s = frontend.body_timeout
         self.is_tls = bool(frontend.certfile)
         self.header_timeout_s = frontend.header_timeout
@@ -104,4 +106,8 @@ class Shared:
         """A refusal as bytes, counted."""
         self.metrics.count(plain.head.path, problem.status, reason=problem.reason, request_bytes=came)
         reply = self.answering.problem(problem, plain.head, request_id)
-        return self.writer.reply(reply, request_id, connection=connection_of(plain.more, close=close))
+        return self.said(plain, self.writer.reply(reply, request_id, connection=connection_of(plain.more, close=close)))
+
+    def said(self, plain: Plain, answer: bytes) -> bytes:
+        """An answer, or its head, with what a browser has to be told of who may read it."""
+        return answer if self.cors is None else self.cors.said(answer, plain.head)

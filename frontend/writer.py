@@ -9,7 +9,7 @@ from engine.core.reasons import CODE, STEP
 from engine.core.routing import Topology
 from engine.core.sse import phrase
 from engine.core.wire import unpack_trail
-from frontend import compression, media, timing
+from frontend import media, timing
 from frontend.answer import SERVER, Answering, Reply, common
 
 if TYPE_CHECKING:
@@ -59,10 +59,10 @@ def whole(reply: Reply, request_id: str, date: bytes, *, connection: str = "") -
 class Writer:
     """Replies as the bytes of HTTP/1.1. One for all connections of a process; ``date`` is kept current by its owner."""
 
-    def __init__(self, topology: Topology, answering: Answering, *, compressed: bool) -> None:
+    def __init__(self, topology: Topology, answering: Answering) -> None:
         self.date = b""
         self._answering = answering
-        self._vary = f"vary: {compression.VARY}\r\n" if compressed else ""
+        self._vary = f"vary: {answering.vary}\r\n" if answering.vary else ""
         self._steps = [struct.Struct(f"<{3 * len(route.stages)}I") for route in topology.routes]
         self._results: dict[tuple[int, str, bytes], bytes] = {}
 

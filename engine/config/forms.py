@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from engine.config import ways
 from engine.config.endpoints import file_of, is_wildcard
-from engine.config.schema import RESERVED_PATHS, Form, Key, Unit
+from engine.config.schema import ANY_ORIGIN, RESERVED_PATHS, Form, Key, Unit
 from engine.config.units import UnitError, format_size, parse_size, parse_time, warm_up_s, wear_limits
 
 
@@ -166,6 +166,8 @@ _PREFIX: Final = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")  # Prometheus data mode
 _CUDA: Final = re.compile(r"cpu|cuda(:[0-9]{1,4})?")
 _HTTP_PATH: Final = re.compile(r"/[!-~]{0,1023}")
 _MODEL: Final = re.compile(r"[!-~]([ -~]{0,254}[!-~])?")
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[0-9]{1,5})?")
+_DEFAULT_PORT: Final = re.compile(r"(?<=^http)(://.*):80$|(?<=^https)(://.*):443$")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 SIZES_MOST: Final = 64  # of batch_sizes: each is computed twice before the worker is ready
 _BIND: Final = 'tcp://HOST:PORT with a port from 1 to 65000, like "tcp://127.0.0.1:7000"'
@@ -189,6 +191,7 @@ _EXPECTED: Final[Mapping[Form, str]] = {
     Form.PROCESSES: '"auto" or an integer from 1 to 256',
     Form.DIGEST: "64 hexadecimal digits in small letters, as sha256sum prints them",
     Form.MODELS: "a name, or a list of names, of at most 256 printable characters each",
+    Form.ORIGINS: '"*", or an origin like "https://app.example:8443", without a path, or a list of such',
     Form.WEAR: 'a time, a number of batches or a size of memory, like "12 h", "100000 batches", "12 h, 8 GiB"',
     Form.SIZES: f"a list of at most {SIZES_MOST} integers from 1 to 65536, like [1, 8, 32]",
     Form.WARM_UP: '"auto", "examples", or a time like "30 s" or a number of seconds',
@@ -225,6 +228,20 @@ def _stages(value: object) -> tuple[str, ...]:
         return ways.read(value)
     except ways.NoWay as error:
         raise _bad(Form.STAGES, value, str(error)) from None
+
+
+def _origins(value: object) -> tuple[str, ...]:
+    origins = [part.strip() for part in value.split(",")] if isinstance(value, str) and value else value or ()
+    if not isinstance(origins, (list, tuple)) or not all(isinstance(origin, str) for origin in origins):
+        raise _bad(Form.ORIGINS, value)
+    found: dict[str, None] = {}
+    for origin in origins:
+        # As a browser writes it: in small letters, without the port that goes without saying.
+        written = _DEFAULT_PORT.sub(r"\1\2", origin.lower())
+        if origin != ANY_ORIGIN and not _ORIGIN.fullmatch(written):
+            raise _bad(Form.ORIGINS, value)
+        found[written] = None
+    return tuple(found)
 
 
 def _models(value: object) -> tuple[str, ...]:
@@ -423,6 +440,7 @@ _FORMS: Final[Mapping[Form, Callable[[object], Any]]] = {
     Form.BIND: _bind,
     Form.BROKER: _broker,
     Form.MODELS: _models,
+    Form.ORIGINS: _origins,
     Form.FOLDER: _file_path(Form.FOLDER),
     Form.FILE: _file_path(Form.FILE),
     Form.PREFIX: _matching(Form.PREFIX, _PREFIX),

@@ -52,7 +52,10 @@ class Form(Enum):
     PROCESSES = "number of processes"
     DIGEST = "SHA-256 digest"
     MODELS = "names of models"
+    ORIGINS = "origins"
 
+
+ANY_ORIGIN: Final = "*"
 
 # Who sees the page about the deployment.
 LOCAL, EVERYBODY, NOBODY = "local", "all", "off"
@@ -315,6 +318,13 @@ class FrontendSection:
         "File of API keys, as `engine api-keys new` writes it: who asks without one of them is answered 401, but for "
         "/, /healthz and /readyz, and on this machine /metrics, /openapi and /ui. Empty: everybody may ask.",
         form=Form.FILE,
+        flag=True,
+    )
+    cors: tuple[str, ...] = setting(
+        (),
+        'Whose pages may ask from a browser and read the answers: an origin or a list of them, or "*" for all. What '
+        "tells about the service (/metrics, /openapi, /ui) stays closed to them.",
+        form=Form.ORIGINS,
         flag=True,
     )
     certfile: str = setting(

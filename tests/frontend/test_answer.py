@@ -134,7 +134,7 @@ def test_the_quick_form_of_a_result_is_the_same(
     compressed: bool,
 ) -> None:
     answering = Answering(TOPOLOGY, compressed=compressed)
-    writer = Writer(TOPOLOGY, answering, compressed=compressed)
+    writer = Writer(TOPOLOGY, answering)
     writer.date = b"Thu, 01 Jan 1970 00:00:00 GMT"
     trail = b"".join(pack_step(*step) for step in steps[: len(TOPOLOGY.routes[route].stages)])
     answer = Answer(200, body, mime, trail)
