@@ -1,4 +1,4 @@
-"""Finding the user's class: ``module:Class`` beside the deployment's file or installed, or ``script.py:Class``.
+"""Finding the user's class or function: ``module:Class`` beside the file or installed, or ``script.py:Class``.
 
 Errors keep two cases apart that Python mixes up. A module that is not there is a mistake in naming it, told in one line
 with what was looked for. An exception inside a module that is there (a missing dependency of its own included) is the
@@ -11,11 +11,12 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from engine import names
 from engine.errors import StartError
@@ -31,9 +32,29 @@ def load_class(spec: str, folder: Path) -> type:
     own name and not as ``__main__``, so its ``if __name__ == "__main__"`` guard holds. Raises StartError when module
     or class cannot be found or is no class; exceptions of the module itself pass through.
     """
+    return _class(*_found(spec, folder, "module:Class"), spec)
+
+
+def load_function(spec: str, folder: Path) -> Callable[..., Any]:  # what it takes and gives is its caller's business
+    """The same of a function, or whatever else can be called: ``module:function``."""
+    module, name = _found(spec, folder, "module:function")
+    found: object = module
+    for part in name.split("."):
+        holder, found = found, getattr(found, part, None)
+        if found is None:
+            names_there = [key for key, value in vars(holder).items() if callable(value) and not key.startswith("_")]
+            near = get_close_matches(part, names_there, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise StartError(f'cannot load "{spec}": {module.__file__} has no {name}{hint}')
+    if not callable(found):
+        raise StartError(f'cannot load "{spec}": {name} is no function but {type(found).__name__}')
+    return found
+
+
+def _found(spec: str, folder: Path, expected: str) -> tuple[ModuleType, str]:
     where, colon, name = spec.rpartition(":")
     if not colon or not where or not name:
-        raise StartError(f'cannot load "{spec}": expected "module:Class"')
+        raise StartError(f'cannot load "{spec}": expected "{expected}"')
     place = str(folder)
     if sys.path[:1] != [place]:
         sys.path.insert(0, place)
@@ -47,7 +68,7 @@ def load_class(spec: str, folder: Path) -> type:
         raise
     finally:
         _importing.pop()
-    return _class(module, name, spec)
+    return module, name
 
 
 def stand_in(argv: Sequence[str], path: Sequence[str]) -> None:

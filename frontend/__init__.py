@@ -43,6 +43,7 @@ Where to look:
     streams    an answer that is sent while it is computed, and how it ends
     errors     ONE table of everything that can be answered instead of a result
     protocols  whose API a path speaks, and its form of errors; pure
+    hook       a form of errors of the service's own
     media      text or problem+json, as the client asks; which headers of a worker are passed on
     idempotency  what an Idempotency-Key says of a request; pure
     requestid, timing, deadline   one header each: x-request-id, server-timing, x-request-timeout

@@ -32,6 +32,7 @@ from frontend.protocols import JSON, Protocols, openai_body, openai_event
 
 if TYPE_CHECKING:
     from engine.config.schema import Deployment
+    from frontend.hook import Hook
 
 SERVER: Final = "stageline"
 
@@ -73,6 +74,8 @@ class Answering:
         """``compressed``: the same request with another Accept-Encoding may be answered in another coding, and caches
         must know. ``protocols``: of routes, by path; of others nothing is known. ``vary``: what else
         answers depend on."""
+        self.hook: Hook | None = None  # the service's own form of errors
+        self._paths = {route.path for route in topology.routes}
         self._protocols = Protocols(protocols)
         spoken = [self._protocols.of(route.path) for route in topology.routes]
         # How a stream of events ends that failed, by route: from a status and words.
@@ -131,6 +134,11 @@ class Answering:
         self, path: str, accept: bytes, status: int, said: str, request_id: str, reason: str
     ) -> tuple[str, bytes]:
         """Content type and body of what only says something."""
+        if self.hook is not None:
+            route = path if path in self._paths else ""
+            own = self.hook.written(status, said, request_id, reason, route)
+            if own is not None:
+                return own
         protocol = self._protocols.of(path)
         if protocol == OPENAI:
             return JSON, openai_body(status, said, reason)

@@ -61,14 +61,18 @@ def message(accept: bytes, status: int, detail: str, request_id: str) -> tuple[s
     """Content type and body of an answer that carries only words."""
     if not wants_problem(accept.decode("latin-1")):
         return TEXT, detail.encode()
-    problem: dict[str, object] = {
+    return PROBLEM, _encode(problem(status, detail, request_id))
+
+
+def problem(status: int, detail: str, request_id: str) -> dict[str, object]:
+    """Problem details (RFC 9457)."""
+    return {
         "type": "about:blank",
         "title": phrase(status),
         "status": status,
         "detail": detail,
         "request_id": request_id,
     }
-    return PROBLEM, _encode(problem)
 
 
 # --- headers that come from a worker -----------------------------------------------------------------------------

@@ -53,6 +53,7 @@ class Form(Enum):
     DIGEST = "SHA-256 digest"
     MODELS = "names of models"
     ORIGINS = "origins"
+    FUNCTION = "module:function"
 
 
 ANY_ORIGIN: Final = "*"
@@ -312,6 +313,12 @@ class FrontendSection:
         "all, whoever reaches the port; off, nobody. A file with a route there has no page.",
         choices=(LOCAL, EVERYBODY, NOBODY),
         flag=True,
+    )
+    errors: str = setting(
+        "",
+        "module:function that writes the bodies of errors, the module found beside the file or installed: "
+        "(status, problem, route) -> (body, content type), or None for the usual one.",
+        form=Form.FUNCTION,
     )
     api_keys: str = setting(
         "",

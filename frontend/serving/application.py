@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import mmap
 import os
 import socket
@@ -16,6 +17,7 @@ from engine.clock import now
 from engine.config.schema import Deployment, FrontendSection
 from engine.core.call import BrokerClient
 from engine.errors import StartError
+from engine.loader import load_function, stand_in
 from engine.log import Output
 from engine.metrics import Family
 from engine.tracing import begin
@@ -26,10 +28,13 @@ from frontend.app import create
 from frontend.board import Board
 from frontend.exchange import Application as ASGIApplication
 from frontend.gate import Gate
+from frontend.hook import Hook
 from frontend.metrics import FrontendMetrics
 from frontend.requestid import Ids
 from frontend.serving.options import options
 from frontend.shared import Shared
+
+log = logging.getLogger("stageline.frontend")
 
 # A client for this deployment, by the name of its process, what that counts, and at which address it is asked.
 Connect: TypeAlias = Callable[[Deployment, str, Callable[[], list[Family]], str], BrokerClient]
@@ -50,14 +55,16 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
         reread: Callable[[], Deployment] | None = None,
         tell: Callable[[str], object] = lambda event: None,
     ) -> None:
-        self.booted = booted
+        self._booted = booted
         self._bind = [f"fd://{sock.fileno()}" for sock in sockets]
         self.tell = tell  # the supervisor: the master's "beat" and "stopping"
         self._url = url
         self._secure = secure
         self._connect = connect
         self._reread = reread
-        self._stopping = mmap.mmap(-1, 1)  # shared with the processes that the master forks
+        self._stopping = mmap.mmap(
+            -1, 2
+        )  # whether it is, and whether it has served; shared with the processes that the master forks
         self._output: Output | None = None
         self._known: Keys | None = None
         self._board: Board | None = None  # shared by the processes as well
@@ -104,6 +111,11 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
         self._take(self._reread())
         return True
 
+    def booted(self) -> None:
+        """In a worker process that serves."""
+        self._stopping[1] = 1
+        self._booted()
+
     @property
     def is_stopping(self) -> bool:
         """All of the frontend is, and not one worker process."""
@@ -130,8 +142,25 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
             from frontend.tracing import Traces
 
             self.metrics.traces = Traces(tracing)
+        self.answering.hook = self._hook()
         self.client = self._connect(self.deployment, name, self.metrics.families, self._url)
         return create(self.deployment, self.client, self.metrics, self.gate, self.answering, name=name)
+
+    def _hook(self) -> Hook | None:
+        """What fails to load ends the start. Once it has been good, though, as for a process that replaces another, or
+        after a change of the deployment, the service matters more than how its errors look."""
+        spec = self.deployment.frontend.errors
+        if not spec:
+            return None
+        stand_in(self.deployment.argv, self.deployment.path)
+        try:
+            return Hook(load_function(spec, self.deployment.file.parent))
+        except Exception as error:  # user code
+            if self._stopping[1]:
+                log.error("the function of [frontend] errors cannot be loaded, and is passed over", exc_info=error)
+                return None
+            log.error("cannot start: [frontend] errors: %s", error)
+            raise
 
     def lean(self, hand_over: Callable[[asyncio.Transport, bytes], asyncio.Protocol]) -> Shared:
         """What lean connections share, in a worker process, after :meth:`load`."""
