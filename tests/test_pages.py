@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -190,7 +190,13 @@ def test_the_tests_on_the_page_on_testing_pass(tmp_path: Path) -> None:
 
 
 def test_errors_are_what_their_page_says(tmp_path: Path) -> None:
-    embed, lookup = blocks("errors.md", "python")
+    embed, lookup, form = blocks("errors.md", "python")
+    made: dict[str, Any] = {}
+    exec(form, made)  # our own page
+    problem = {"reason": "capacity", "detail": "too many requests", "request_id": "1", "status": 429}
+    said = {"code": "capacity", "message": "too many requests", "id": "1"}
+    assert made["error_body"](429, problem, "/api/x") == (said, "application/json")
+    assert made["error_body"](429, problem, "/other") is None
     (tmp_path / "erring.py").write_text(embed + lookup)
     routes = "".join(
         f'[[stage]]\nname = "{name}"\nworker = "erring:{name}"\nmax_batch_size = {size}\n'
