@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from engine.config.schema import ANY_ORIGIN
+from engine.core.oip import LENGTH
 from frontend.answer import ORIGIN, Reply
 from frontend.head import Head
 
@@ -22,7 +23,7 @@ _ANY: Final = ANY_ORIGIN.encode()
 MAX_AGE_S: Final = 7200  # more Chromium does not keep
 EXPOSED: Final = ", ".join(
     ("idempotent-replayed", "retry-after", "retry-after-ms", "server-timing", "www-authenticate", "x-request-id",
-     "x-should-retry")
+     "x-should-retry", LENGTH)
 )  # fmt: skip
 
 _METHODS: Final = frozenset({b"DELETE", b"GET", b"HEAD", b"PATCH", b"POST", b"PUT"})

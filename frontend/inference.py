@@ -9,9 +9,11 @@ from typing import Any, Final
 from engine.core import oip
 from engine.core.about import REF_PREFIX, About
 from engine.core.oip import Tensor
+from frontend.gate import OPEN
 
 Json = dict[str, Any]  # Any: documents, whose shape the OpenAPI specification says
 
+TAG: Final = "models"
 SHOWN: Final = 64  # elements of an input in an example
 
 _REQUEST, _RESPONSE, _ERROR = "InferenceRequest", "InferenceResponse", "InferenceError"
@@ -121,7 +123,7 @@ def metadata(identifier: str) -> Json:
         "get": {
             "operationId": f"{identifier}_metadata",
             "summary": "What the model takes and gives",
-            "tags": ["models"],
+            "tags": [TAG],
             "responses": {"200": found, "503": {"description": "That is not known yet.", "content": ERROR}},
         }
     }
@@ -143,7 +145,7 @@ def pages() -> dict[str, Json]:
             method: {
                 "operationId": f"inference_{name}",
                 "summary": summary,
-                "tags": ["models"],
+                "tags": ["about the service" if path in OPEN else TAG],
                 "responses": {"200": answered, "503": refused},
             }
         }

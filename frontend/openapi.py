@@ -176,7 +176,7 @@ def document(deployment: Deployment, abouts: Mapping[str, About]) -> Json:
     if is_keyed := bool(deployment.frontend.api_keys):
         for operations in paths.values():
             for operation in operations.values():
-                if "routes" in operation["tags"]:
+                if not {"routes", inference.TAG}.isdisjoint(operation["tags"]):
                     operation["security"] = [{API_KEY: []}]
                     operation["responses"]["401"] = _REFUSED_KEY
     return {

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from engine.core.meta import Pairs, head_of, request_id_of
+from engine.core.meta import Pairs, asked_of, head_of, request_id_of
 from engine.core.wire import Payload
 from stages.ways import Way
 
@@ -123,6 +123,13 @@ class Context:
         if self._query is None:
             self._query = dict(parse_qsl(self.query_string, keep_blank_values=True))
         return self._query
+
+    @property
+    def parameters(self) -> Mapping[str, str | int | float | bool | None]:
+        """Parameters of a request of the Open Inference Protocol, but for those that the protocol has a meaning for;
+        none of others."""
+        asked = asked_of(self._item.meta)
+        return {} if asked is None else asked.parameters
 
     @property
     def query_string(self) -> str:

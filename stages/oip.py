@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import UnionType
-from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -316,7 +316,7 @@ def _inputs(worker: Worker, where: str, *, own: bool) -> Side:
             name: Field(name, declared[name].tensor if name in declared else one.tensor, one.convert, one.optional)
             for name, one in found.items()
         }
-    return Side(found, dict if is_typeddict(kind) else _maker(kind))
+    return Side(found, dict if _is_typed_dict(kind) else _maker(kind))
 
 
 def _outputs(worker: Worker, where: str, *, own: bool) -> Side:
@@ -369,7 +369,7 @@ def _names(kind: type) -> list[str]:
 def _fields(kind: Any) -> dict[str, Field]:
     """The fields of a type that has some. Raises TypeError for another, or where one of them is no tensor."""
     if not isinstance(kind, type) or not (
-        is_typeddict(kind) or is_dataclass(kind) or issubclass(kind, msgspec.Struct) or models.is_model(kind)
+        _is_typed_dict(kind) or is_dataclass(kind) or issubclass(kind, msgspec.Struct) or models.is_model(kind)
     ):
         raise TypeError("it has no fields")
     optional = _defaults(kind)
@@ -382,9 +382,14 @@ def _fields(kind: Any) -> dict[str, Field]:
     }
 
 
+def _is_typed_dict(kind: Any) -> bool:
+    """Of typing or of typing_extensions, which before Python 3.11 are two."""
+    return isinstance(kind, type) and issubclass(kind, dict) and hasattr(kind, "__total__")
+
+
 def _defaults(kind: Any) -> frozenset[str]:
     """Fields that may be left out."""
-    if is_typeddict(kind):
+    if _is_typed_dict(kind):
         return frozenset(kind.__optional_keys__)
     if is_dataclass(kind):
         return frozenset(
@@ -399,7 +404,10 @@ def _field(name: str, hint: Any, *, optional: bool = False) -> Field:
     """One field. Raises TypeError where its type is none of a tensor's."""
     tensor = None
     origin = get_origin(hint)
-    if getattr(origin, "__name__", "") in ("NotRequired", "Required", "ReadOnly"):
+    # Of a TypedDict, whose own word on that does not know of annotations that are text.
+    qualifier = getattr(origin, "__name__", "") or getattr(origin, "_name", "")
+    if qualifier in ("NotRequired", "Required", "ReadOnly"):
+        optional = qualifier == "NotRequired" or (qualifier == "ReadOnly" and optional)
         return _field(name, get_args(hint)[0], optional=optional)
     if origin is Annotated:
         tensor = next((one for one in get_args(hint)[1:] if isinstance(one, Tensor)), None)

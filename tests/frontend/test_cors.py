@@ -38,6 +38,7 @@ def test_a_page_that_may_ask_reads_the_answer_and_errors_too() -> None:
     answer = call(one)
     assert (answer.status, answer.headers[ALLOW], answer.headers["vary"]) == (200, PAGE, "origin")
     assert "x-request-id" in answer.headers["access-control-expose-headers"]
+    assert "inference-header-content-length" in answer.headers["access-control-expose-headers"]
     one.client.reply = lambda item: unavailable()
     assert (call(one).status, call(one).headers[ALLOW]) == (503, PAGE)
     assert (call(one, path="/nothing").status, call(one, path="/nothing").headers[ALLOW]) == (404, PAGE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,12 +13,18 @@ import msgspec
 import numpy as np
 import pydantic
 import pytest
+from hypothesis import given as given_hypothesis
+from hypothesis import strategies as st
 from numpy.typing import NDArray
+from typing_extensions import NotRequired
+from typing_extensions import TypedDict as OtherTypedDict
 
 from engine import ClientError, SSEWorker, Tensor, Worker, testing
+from engine.core import oip
 from engine.core.oip import Asked
 from engine.errors import EncodingError, StartError, ValidationError
 from stages.oip import Tensors
+from stages.tensors import DATATYPES
 
 FP32 = Annotated[np.ndarray, Tensor("FP32", [-1, 2])]
 
@@ -80,6 +87,19 @@ def test_a_typed_dict_says_all() -> None:
     assert value["a"].tolist() == [[1, 2]]
     assert value["b"].dtype == np.int64
     assert [one.name for one in known.outputs.described() or []] == ["sum"]
+
+
+class Other(OtherTypedDict):
+    x: NDArray[np.float32]
+    y: NotRequired[list[int]]
+
+
+def test_what_may_be_left_out() -> None:
+    def forward(self: Worker, data: Other) -> Any: ...
+
+    known = made(forward)
+    assert [(one.name, one.optional) for one in known.inputs.described() or []] == [("x", False), ("y", True)]
+    assert list(known.decode(*request(given("x", [1])))) == ["x"]
 
 
 def test_of_a_batch_it_is_the_type_of_one() -> None:
@@ -282,6 +302,56 @@ def test_text_that_is_none_is_the_clients_affair() -> None:
         made(forward).decode(body, asked)
 
 
+# --- whatever a client says ---------------------------------------------------------------------------------------
+
+words = st.sampled_from(["a", "b", "text", "more", "k", "x", ""])
+shapes = st.one_of(
+    st.lists(st.integers(-2, 4), max_size=4),
+    st.sampled_from(
+        [[1], [0], [1, 2], [0, 2**31 - 1], [2**62, 2**62], [2**64], [1] * 40, [True], ["1"], [1.5], None, 3]
+    ),
+)
+numbers = st.one_of(st.integers(), st.floats(), st.booleans(), st.none(), st.text(max_size=3))
+data = st.recursive(numbers, lambda inner: st.lists(inner, max_size=3), max_leaves=8)
+sizes = st.one_of(st.integers(-2, 40), st.sampled_from([True, "4", 4.0, None, 2**63]))
+given_inputs = st.lists(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "name": words,
+            "shape": shapes,
+            "datatype": st.sampled_from([*DATATYPES, "FP8", ""]),
+            "data": data,
+            "parameters": st.one_of(st.none(), st.fixed_dictionaries({}, optional={"binary_data_size": sizes})),
+        },
+    ),
+    max_size=4,
+)
+
+
+@given_hypothesis(given_inputs, st.binary(max_size=80), st.integers(-3, 3), st.sampled_from(["arrays", "words", "any"]))
+def test_whatever_is_sent_is_a_value_or_the_clients_mistake(
+    inputs: list[Any], behind: bytes, off: int, which: str
+) -> None:
+    head = json.dumps({"inputs": inputs}).encode()
+    known = {"arrays": ARRAYS, "words": WORDS, "any": ANY}[which]
+    try:
+        asked, _ = oip.read("m", head + behind, str(max(len(head) + off, 0)).encode())
+        value = known.decode(head + behind, asked)
+    except (oip.Malformed, ClientError):
+        return
+    with contextlib.suppress(ClientError, EncodingError):
+        known.encode(value, asked)
+
+
+def _arrays(self: Worker, data: Arrays) -> Any: ...
+def _words(self: Worker, data: Words) -> Any: ...
+def _any(self: Worker, data: Any) -> Any: ...
+
+
+ARRAYS, WORDS, ANY = made(_arrays), made(_words), made(_any)
+
+
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
@@ -351,8 +421,8 @@ class Double(Worker):
     example = [{"x": np.ones((1, 2), np.float32)}]
 
     def forward(self, data: list[Pair]) -> list[Pair]:
-        for value in data:
-            value["x"] *= 2
+        for i, value in enumerate(data):
+            value["x"] *= self.context(i).parameters.get("times", 2)
             if value["x"].sum() > 1000:
                 raise ValueError("too much")
         return data
@@ -411,6 +481,7 @@ def test_a_route_of_two_stages_in_this_process(service: testing.Local) -> None:
     assert answer.headers["content-type"] == "application/octet-stream"
     length = int(answer.headers["inference-header-content-length"])
     assert np.frombuffer(answer.body[length:], "<f4").tolist() == [3, 5]
+    assert service.post({"inputs": [x], "parameters": {"times": 10}}).json()["outputs"][0]["data"] == [11.0, 21.0]
     assert service.post({"inputs": []}).json() == {"error": "bad request: the input 'x' is missing"}
     assert service.post(b"{").status == 400
     failed = service.post({"inputs": [{**x, "data": [1e6, 0]}]})
