@@ -20,7 +20,7 @@ from engine.core.introduction import (
     refuse_worker,
     route_numbers,
 )
-from engine.core.routing import Route, Topology
+from engine.core.routing import FINAL, Fork, Route, Topology
 from engine.errors import ProtocolError
 from tests.core.twin import DEPLOYMENT, frontend_words, worker_words
 
@@ -129,6 +129,24 @@ def test_a_worker_that_does_not_belong_is_refused_in_words(change: dict[str, obj
     refusal = refuse_worker(who, TABLE, DEPLOYMENT, "a")
     assert isinstance(refusal, Refusal)
     assert word in refusal.reason
+
+
+def test_a_worker_that_takes_a_route_that_branches_for_a_chain_is_refused_in_words() -> None:
+    """One of an older release, say, whose file has the same stages in the same order."""
+    fork = Fork("lang", (("en", 1), ("de", 2)))
+    branched = Topology(("a", "b", "c"), (Route("/abc", (0, 1, 2), (fork, FINAL, FINAL)), Route("/c", (2,))))
+    chain = Topology(("a", "b", "c"), (Route("/abc", (0, 1, 2)), Route("/c", (2,))))
+    for ours, theirs in ((branched, chain), (chain, branched)):
+        refusal = refuse_worker(worker_words(theirs, "b"), ours, DEPLOYMENT, "b")
+        assert isinstance(refusal, Refusal)
+        assert "a chain" in refusal.reason
+        assert "lang? en b, de c" in refusal.reason
+    assert refuse_worker(worker_words(branched, "b"), branched, DEPLOYMENT, "b") is None
+    other = Topology(("a", "b", "c"), (Route("/abc", (0, 1, 2), (Fork("x", fork.of), FINAL, FINAL)), Route("/c", (2,))))
+    assert isinstance(refuse_worker(worker_words(other, "a"), branched, DEPLOYMENT, "a"), Refusal)
+    # A frontend hands in requests and nothing more: it may know the stages alone.
+    assert refuse_frontend(frontend_words(chain), branched, DEPLOYMENT) is None
+    assert route_numbers(chain, branched) == [0, 1]
 
 
 @pytest.mark.parametrize("protocols", [(0, OLDEST), (NEWEST, NEWEST + 3), (OLDEST, NEWEST)])

@@ -126,7 +126,10 @@ def test_no_death_costs_an_answer_or_sends_one_the_wrong_way(service: Deployed) 
         wait_for("everybody to join it", is_whole)
         load.flow(100)
     assert load.wrong == []
-    assert all(stage["queued"] == stage["in_flight"] == 0 for stage in service.status()["stages"])
+    wait_for(
+        "nothing to be left",
+        lambda: all(stage["queued"] == stage["in_flight"] == 0 for stage in service.status()["stages"]),
+    )
     lost = [record for record in service.records() if "Skip(to='pots')" in record["message"]]
     assert lost
     assert "did you mean post?" in lost[0]["message"]
