@@ -115,7 +115,7 @@ class Server:
     """
 
     def __init__(self) -> None:
-        self._routes: dict[str, list[Runtime]] = {}
+        self._routes: dict[str, list[Runtime | Mapping[str, Any]]] = {}
         self._route_keys: dict[str, dict[str, Any]] = {}  # Any: keys are of all types
         self._daemons: dict[str, Any] = {}  # subprocess.Popen, multiprocessing.Process, or alike
 
@@ -139,8 +139,11 @@ class Server:
         runtime = Runtime(worker, num, max_batch_size, max_wait_time, timeout, start_method, env, **keys)
         self.register_runtime({path: [runtime] for path in ([route] if isinstance(route, str) else route)})
 
-    def register_runtime(self, routes: Mapping[str, Sequence[Runtime]], **keys: Any) -> None:
+    def register_runtime(self, routes: Mapping[str, Sequence[Runtime | Mapping[str, Any]]], **keys: Any) -> None:
         """Add stages at the end of each route: HTTP path -> its Runtimes in order.
+
+        A table in their place chooses one of several by a field of the result before it, as in a file and with
+        Runtimes for names: ``{"by": "lang", "of": {"en": english, "de": german}, "default": english}``.
 
         Keyword arguments are the further keys of these ``[[route]]``s: ``protocol``, ``slo``, ``priority`` ...
         (docs/reference.md). A route that has its stages already may be named with none, ``[]``.
@@ -157,10 +160,11 @@ class Server:
                 read_key("route", "path", path)
             except ValueError as error:
                 raise ValueError(f"route: {error}") from None
-            if strangers := [item for item in runtimes if not isinstance(item, Runtime)]:
+            if strangers := [one for item in runtimes for one in _held(item) if not isinstance(one, Runtime)]:
                 raise TypeError(f"{path}: expected Runtime objects, got {strangers[0]!r}")
             chain = [*self._routes.get(path, []), *runtimes]
-            if len(set(map(id, chain))) != len(chain):
+            each = [id(one) for step in chain for one in dict.fromkeys(_held(step))]  # branches may share theirs
+            if len(set(each)) != len(each):
                 raise ValueError(f"{path}: the same Runtime twice on one route; make a second Runtime of the class")
             merged[path] = chain
         self._routes.update(merged)
@@ -206,7 +210,7 @@ class Server:
                 {**wait, **runtime.table, "name": name, "worker": runtime.spec} for runtime, name in names.items()
             ],
             "route": [
-                {**self._route_keys[path], "path": path, "stages": [names[runtime] for runtime in chain]}
+                {**self._route_keys[path], "path": path, "stages": [_named(step, names) for step in chain]}
                 for path, chain in self._routes.items()
             ],
         }
@@ -267,7 +271,9 @@ class Server:
 
     def _names(self) -> dict[Runtime, str]:
         """Each Runtime once, in the order it came, with its stage's name: its own, or its class's in lower case."""
-        runtimes = dict.fromkeys(runtime for chain in self._routes.values() for runtime in chain)
+        runtimes = dict.fromkeys(
+            runtime for chain in self._routes.values() for step in chain for runtime in _held(step)
+        )
         taken = {runtime.table["name"] for runtime in runtimes if "name" in runtime.table}
         names = {}
         for runtime in runtimes:
@@ -279,6 +285,29 @@ class Server:
             taken.add(name)
             names[runtime] = name
         return names
+
+
+def _held(step: object) -> list[Any]:
+    """The Runtimes of one step of a route, or what stands there instead: itself, or those of its branches."""
+    if not isinstance(step, Mapping):
+        return [step]
+    of = step.get("of")
+    branches = [*of.values()] if isinstance(of, Mapping) else []
+    branches += [step["default"]] if "default" in step else []
+    return [one for branch in branches for one in (branch if isinstance(branch, (list, tuple)) else [branch])]
+
+
+def _named(step: Runtime | Mapping[str, Any], names: Mapping[Runtime, str]) -> Any:
+    """A step as a file has it. What is wrong with it is told as of a file."""
+    if isinstance(step, Runtime):
+        return names[step]
+
+    def branch(held: Any) -> Any:
+        return [names[one] for one in held] if isinstance(held, (list, tuple)) else names[held]
+
+    of = step.get("of")
+    named = {**step, "of": {text: branch(held) for text, held in of.items()} if isinstance(of, Mapping) else of}
+    return {**named, "default": branch(step["default"])} if "default" in step else named
 
 
 def _script() -> Path:

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.unmeasured
 
 NAMES = (
     "chat",
+    "branches",
     "compression",
     "custom-metrics",
     "echo",
@@ -585,6 +586,28 @@ def test_a_bad_request_ends_in_an_error_event(running: Deployed) -> None:
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.text.startswith("event: error\n")
     assert "request validation error: start: expected at least two words" in answer.text
+
+
+# --- branches --------------------------------------------------------------------------------------------------------
+
+
+@uses("branches")
+def test_each_kind_of_question_passes_the_stages_that_it_needs(running: Deployed) -> None:
+    told = run_client(running, "branches").splitlines()
+    assert told[2::3] == [
+        "  50 by sort",
+        "  50 by sort > orders > letter",
+        "  50 by sort > letter",
+        "  50 by sort > advice > letter",
+    ]
+    assert told[4] == "  Dear customer, your order is on its way."
+    with running.client() as client:
+        assert client.post("/ask", json={"text": " "}).status_code == 422
+
+
+def test_the_drawing_of_the_branches_is_that_of_their_file() -> None:
+    drawn = python("-m", "engine", "graph", str(EXAMPLES / "branches"))
+    told_in_readme("branches", f"```mermaid\n{drawn}```\n")
 
 
 # --- compression -----------------------------------------------------------------------------------------------------

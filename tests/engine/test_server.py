@@ -186,6 +186,23 @@ def test_a_route_holds_a_runtime_once():
         server.register_runtime({"/a": [Encode]})
 
 
+def test_a_route_may_branch():
+    pre, english, german, post = Runtime(Encode), Runtime(Decode), Runtime(Encode, name="german"), Runtime(Decode)
+    server = Server()
+    choice = {"by": "lang", "of": {"en": english, "de": [german]}, "default": english}
+    server.register_runtime({"/say": [pre, choice, post]})
+    deployment = server.deployment()
+    assert tuple(deployment.routes[0].stages) == ("encode", "decode", "german", "decode-2")
+    assert "encode -> lang? en decode, de german, else decode" in deployment.topology.way(0)
+    with pytest.raises(ValueError, match="the same Runtime twice on one route"):
+        server.register_runtime({"/say": [english]})
+    with pytest.raises(TypeError, match="/a: expected Runtime objects, got 'english'"):
+        server.register_runtime({"/a": [pre, {"by": "lang", "of": {"en": "english"}}]})
+    server.register_runtime({"/a": [pre, {"by": "lang", "off": {"en": english}}]})
+    with pytest.raises(ConfigError, match="not 'off'"):
+        server.deployment()
+
+
 def test_a_route_may_have_keys_of_its_own():
     server = Server()
     server.append_worker(Encode, route="/v1/embeddings")
