@@ -22,6 +22,7 @@ class Onward:
     """See the module. ``later_s``: by route, what is still needed after this stage."""
 
     __slots__ = (
+        "_by_file",
         "_following",
         "_needs_s",
         "_noted",
@@ -40,6 +41,7 @@ class Onward:
         routes = [number for number, route in enumerate(topology.routes) if stage in route.stages]
         # By route: what comes next by the file, and where else something may go.
         self._following = {route: topology.following(route, stage) for route in routes}
+        self._by_file = frozenset(one for following in self._following.values() for one in following)
         self._targets = {route: {*topology.later(route, stage), *self._following[route]} for route in routes}
         for route in routes:
             if is_inner(topology, stage):
@@ -58,7 +60,7 @@ class Onward:
         if is_new:
             self._needs_s[target] = needs_s
         if not self.is_open:
-            if any(target in following for following in self._following.values()):
+            if target in self._by_file:
                 if is_new:
                     self._learn()
                 return is_new
