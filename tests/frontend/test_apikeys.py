@@ -22,7 +22,7 @@ from running import PATIENCE_S, Running, frontend, post
 from test_same import SERVERS, Seen, look, request
 
 from engine import apikeyfile
-from engine.config.schema import OPENAI, FrontendSection
+from engine.config.schema import OIP, OPENAI, FrontendSection
 from engine.core.apikeys import Limits, digest_of
 from engine.core.call import Answer
 from frontend import errors
@@ -94,6 +94,23 @@ def test_who_has_a_key_is_served_and_the_service_does_not_see_it(site: Site) -> 
     for item in one.client.submitted:
         assert (b"x-a", b"b") in item.headers
         assert not any(site.token.encode() in value for _, value in item.headers)
+
+
+def test_of_models_only_whether_they_are_ready_is_told_to_all(site: Site) -> None:
+    one = site.service(protocol=OIP)
+    for path in ("/v2/health/live", "/v2/health/ready"):
+        assert one.call("GET", path).status == 200
+    for method, path in (
+        ("GET", "/v2"),
+        ("GET", "/v2/models/inference/ready"),
+        ("GET", "/v2/models/stats"),
+        ("POST", "/v2/repository/index"),
+        ("POST", "/v2/models/inference/infer"),
+        ("POST", "/v2/models/inference/versions/1/infer"),
+    ):
+        answer = one.call(method, path, b'{"inputs": []}')
+        assert (answer.status, list(json.loads(answer.body))) == (401, ["error"])
+        assert one.call(method, path, b'{"inputs": []}', headers=bearer(site.token)).status != 401
 
 
 @pytest.mark.parametrize(
