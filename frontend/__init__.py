@@ -41,6 +41,7 @@ Where to look:
     unsent     answers that are written and not read: how much, for how long
     lingering  the end of a connection, by halves
     streams    an answer that is sent while it is computed, and how it ends
+    jobs       requests whose answers are fetched later
     errors     ONE table of everything that can be answered instead of a result
     protocols  whose API a path speaks, and its form of errors; pure
     hook       a form of errors of the service's own

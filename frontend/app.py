@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import falcon.asgi
 
-from engine.config.schema import PAGE, Deployment
+from engine.config.schema import JOBS, PAGE, Deployment
 from engine.core.call import BrokerClient
 from frontend import asking, health, models, oip, ui
 from frontend.answer import Answering
@@ -17,6 +17,8 @@ from frontend.exchange import Application, Layer
 from frontend.files import Redirect
 from frontend.gate import Gate
 from frontend.handlers import Handlers
+from frontend.jobs.resources import JobResource, Jobs, ResultResource
+from frontend.jobs.runner import Runner
 from frontend.metrics import FrontendMetrics
 from frontend.openapi import MetadataResource
 from frontend.resources import Collaborators, MetricsResource, RouteResource
@@ -31,17 +33,37 @@ class _Lifespan:
     """Starts the client in the event loop that will use it, and closes it after the last answer; then the last spans
     are sent."""
 
-    def __init__(self, client: BrokerClient, traces: Traces | None) -> None:
+    def __init__(self, client: BrokerClient, traces: Traces | None, runner: Runner | None) -> None:
         self._client = client
         self._traces = traces
+        self._runner = runner
 
     async def process_startup(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:
         await self._client.start()
+        if self._runner is not None:
+            await self._runner.start()
 
     async def process_shutdown(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:
+        if self._runner is not None:
+            await self._runner.close()
         await self._client.close()
         if self._traces is not None:
             await asyncio.get_running_loop().run_in_executor(None, self._traces.close)
+
+
+def _runner(deployment: Deployment, client: BrokerClient, gate: Gate, answering: Answering) -> Runner:
+    frontend, topology = deployment.frontend, deployment.topology
+    once = {stage.name for stage in deployment.stages if not stage.idempotent}
+    return Runner(
+        frontend.jobs,
+        client,
+        gate,
+        [route.path for route in topology.routes],
+        answering.last_events,
+        once={route.path for index, route in enumerate(topology.routes) if once & set(topology.stage_names(index))},
+        kept_s=frontend.jobs_kept,
+        most=frontend.max_response_size,
+    )
 
 
 def create(
@@ -61,13 +83,19 @@ def create(
     frontend = deployment.frontend
     topology = deployment.topology
     metrics.pending = lambda: gate.pending
-    app = falcon.asgi.App(middleware=[_Lifespan(client, metrics.traces)])
+    runner = _runner(deployment, client, gate, answering) if frontend.jobs else None
+    metrics.jobs = runner
+    jobs = Jobs(runner, frontend, topology) if runner is not None else None
+    app = falcon.asgi.App(middleware=[_Lifespan(client, metrics.traces, runner)])
     Handlers(answering).install(app)
-    shared = Collaborators(client, gate, answering, frontend.body_timeout, frontend.compression, metrics.traces)
+    shared = Collaborators(client, gate, answering, frontend.body_timeout, frontend.compression, metrics.traces, jobs)
     served = asking.models(deployment.routes)
     for index, route in enumerate(topology.routes):
         model = served.get(route.path, "")
         app.add_route(route.path, RouteResource(index, last_stages(topology, index), shared, model))
+    if jobs is not None:
+        app.add_route(f"{JOBS}/{{id}}", JobResource(jobs))
+        app.add_route(f"{JOBS}/{{id}}/result", ResultResource(jobs, answering))
     since = models.created(deployment)
     for path, names in models.lists(deployment).items():
         listed = models.ModelsResource(names, deployment.engine.name, since)

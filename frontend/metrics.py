@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
-from engine.config.schema import PAGE, RESERVED_PATHS
+from engine.config.schema import JOBS, PAGE, RESERVED_PATHS
 from engine.core import oip
 from engine.core.stats import Histogram, Label, duration_buckets
 from engine.metrics import Family, counter, gauge, histogram, lost_lines_family
@@ -17,6 +17,7 @@ from frontend.accesslog import AccessLog
 
 if TYPE_CHECKING:
     from frontend.apikeys import Keys
+    from frontend.jobs.runner import Runner
     from frontend.tracing import Traces
 
 OTHER: Final = "other"
@@ -40,6 +41,7 @@ class FrontendMetrics:
         self._request_bytes = 0
         self._response_bytes = 0
         self.pending: Callable[[], int] = lambda: 0
+        self.jobs: Runner | None = None
         self.dropped: Callable[[], tuple[int, int]] = lambda: (0, 0)  # connections, for want of descriptors
 
     def count(
@@ -104,6 +106,16 @@ class FrontendMetrics:
                 "requests refused by a frontend, by reason",
                 [({"reason": reason}, n) for reason, n in self._rejections.items()],
             ),
+            gauge(
+                f"{prefix}_jobs_running",
+                "jobs that this process has computed now",
+                self.jobs.running if self.jobs is not None else 0,
+            ),
+            counter(
+                f"{prefix}_jobs",
+                "jobs that are over, by how they ended: done, or failed",
+                [({"state": word}, n) for word, n in self.jobs.finished.items()] if self.jobs is not None else [],
+            ),
             counter(
                 f"{prefix}_api_key_requests",
                 "requests of each API key, by what became of them: admitted, or the limit that refused them",
@@ -120,4 +132,5 @@ class FrontendMetrics:
 
 
 def _is_about_service(path: str) -> bool:
-    return path in RESERVED_PATHS or path == PAGE or path.startswith(("/openapi/", f"{PAGE}/")) or oip.is_about(path)
+    is_below = path.startswith(("/openapi/", f"{PAGE}/", f"{JOBS}/"))
+    return is_below or path in RESERVED_PATHS or path == PAGE or oip.is_about(path)

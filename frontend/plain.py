@@ -42,6 +42,7 @@ _ASKING: Final[dict[bytes, frozenset[bytes]]] = {
     b"connection": frozenset({b"keep-alive", b"close"}),
     b"expect": frozenset({b"100-continue"}),
     b"http2-settings": frozenset(),
+    b"prefer": frozenset(),
     b"te": frozenset(),
     b"trailer": frozenset(),
     b"transfer-encoding": frozenset({b"chunked"}),

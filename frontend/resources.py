@@ -30,6 +30,7 @@ from frontend.gate import Gate
 from frontend.handlers import fill
 from frontend.head import Head
 from frontend.idempotency import INLINE_MAX, key_of
+from frontend.jobs.resources import Jobs, wants_job
 from frontend.metrics import FrontendMetrics
 from frontend.waiting import Begun, Waiting
 
@@ -49,6 +50,7 @@ class Collaborators:
     body_timeout_s: float
     compression: bool = False
     traces: Traces | None = None
+    jobs: Jobs | None = None
 
 
 class RouteResource:
@@ -68,14 +70,19 @@ class RouteResource:
         assert head is not None
         if shared.traces is not None:
             exchange.trace = shared.traces.begin(head, exchange.started, exchange.request_id)
-        self._check_gate()
+        jobs = shared.jobs if shared.jobs is not None and wants_job(head) else None
+        if jobs is None:
+            self._check_gate()
+        elif shared.gate.draining:
+            raise Refusal(errors.DRAINING)
         if not exchange.fits:
             raise Refusal(errors.CAPACITY_BYTES)
         terms = shared.gate.terms(head)
         body = Body(exchange, head, shared.gate, terms, pause_s=shared.body_timeout_s)
         exchange.at_end.append(body.release)
         data = await body.read()
-        self._check_gate()  # a slow upload may end in another world than it began in
+        if jobs is None:
+            self._check_gate()  # a slow upload may end in another world than it began in
         key = await self._key(head, data)
         told = meta.pack_head(
             head.query, heads.told(head, undone=bool(terms.coding), keyed=shared.gate.keys is not None)
@@ -88,6 +95,9 @@ class RouteResource:
             told = meta.asking(told, asked)
             timeout_s, qos = asking.within(wants, timeout_s), asking.standing(wants, qos)
         about = meta.pack(exchange.request_id, told)
+        if jobs is not None:
+            await jobs.take(head, self._route, data, about, key, resp)
+            return
         waiting = Waiting(exchange, shared.client, shared.gate, self._stages, shared.answering.last_events[self._route])
         exchange.at_end.append(waiting.end)
         waiting.submit(self._route, data, timeout_s=timeout_s, meta=about, key=key, qos=qos)

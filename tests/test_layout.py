@@ -70,7 +70,13 @@ WALL_CLOCK: Final = re.compile(
 )
 
 # They show when something was, to be found in other logs or in traces, or look at when a certificate ends.
-WALL_CLOCK_READERS: Final = ("engine.why", "frontend.accesslog", "engine.doctor.place", "engine.tracing")
+WALL_CLOCK_READERS: Final = (
+    "engine.why",
+    "frontend.accesslog",
+    "frontend.jobs.runner",
+    "engine.doctor.place",
+    "engine.tracing",
+)
 
 HEAVY: Final = (
     "zmq", "falcon", "gunicorn", "torch", "numpy", "uvloop", "prometheus_client", "opentelemetry",

@@ -21,6 +21,7 @@ from engine.config.flags import Override, overrides
 from engine.config.forms import BadValue, expectation, from_data, from_text, nearest, shown
 from engine.config.schema import (
     DEFAULT_ROUTE,
+    JOBS,
     OIP,
     PATHS,
     SECTIONS,
@@ -109,6 +110,7 @@ class _Reader:
             self._problem("stage", "expected at least one [[stage]] table")
         self._check_stages(stages)
         self._check_routes(routes, [values["name"] for _, values in stages if "name" in values])
+        self._check_jobs(frontend, routes)
         self._check_goals(frontend, routes)
         self._check_clients(clients)
         self._check_ports(engine, len(stages))
@@ -284,6 +286,13 @@ class _Reader:
             )
         elif not is_oip and speaks_oip and oip.is_about(path):
             self._problem(f"{where}.path", f'{shown(path)} is a path of the routes with protocol = "oip"')
+
+    def _check_jobs(self, frontend: Values, routes: Sequence[tuple[str, Values]]) -> None:
+        for where, values in routes:
+            if frontend.get("jobs") and f"{values.get('path', '')}/".startswith(f"{JOBS}/"):
+                self._problem(
+                    f"{where}.path", f"{JOBS} is where jobs are asked for; name another, or no [frontend] jobs"
+                )
 
     def _check_goals(self, frontend: Values, routes: Sequence[tuple[str, Values]]) -> None:
         timeout = frontend.get("timeout")

@@ -60,6 +60,7 @@ ANY_ORIGIN: Final = "*"
 
 # Who sees the page about the deployment.
 LOCAL, EVERYBODY, NOBODY = "local", "all", "off"
+JOBS: Final = "/jobs"  # where jobs are asked for, where there are any
 PAGE: Final = "/ui"  # where that is, and everything below; not reserved, for services may have routes there
 
 PRIORITIES: Final = ("high", "normal", "low")
@@ -333,6 +334,22 @@ class FrontendSection:
         "tells about the service (/metrics, /openapi, /ui) stays closed to them.",
         form=Form.ORIGINS,
         flag=True,
+    )
+    jobs: str = setting(
+        "",
+        "File (SQLite) of jobs: requests that say `prefer: respond-async` are answered 202 at once, and their answers "
+        "are fetched at /jobs. Empty: there are none.",
+        form=Form.FILE,
+        flag=True,
+    )
+    jobs_timeout: float = setting(
+        3600.0, "Time for a job from its request to its answer.", unit=Unit.SECONDS, least=1, most=30 * 86400
+    )
+    jobs_kept: float = setting(
+        3600.0, "How long the answer of a job is kept.", unit=Unit.SECONDS, least=1, most=30 * 86400
+    )
+    jobs_bytes: int = setting(
+        1 << 30, "Most that the file of jobs holds; past it they are refused with 429.", unit=Unit.BYTES, least=1 << 20
     )
     certfile: str = setting(
         "",

@@ -7,6 +7,7 @@ import logging
 import mmap
 import os
 import socket
+import sqlite3
 import ssl
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -29,6 +30,7 @@ from frontend.board import Board
 from frontend.exchange import Application as ASGIApplication
 from frontend.gate import Gate
 from frontend.hook import Hook
+from frontend.jobs.store import Store
 from frontend.metrics import FrontendMetrics
 from frontend.requestid import Ids
 from frontend.serving.options import options
@@ -38,6 +40,14 @@ log = logging.getLogger("stageline.frontend")
 
 # A client for this deployment, by the name of its process, what that counts, and at which address it is asked.
 Connect: TypeAlias = Callable[[Deployment, str, Callable[[], list[Family]], str], BrokerClient]
+
+
+def _try(jobs: str) -> None:
+    """Raises StartError where the file of jobs cannot be used. Nothing of it is kept open over a fork."""
+    try:
+        Store(jobs, kept_s=0).close()
+    except (OSError, sqlite3.Error) as error:
+        raise StartError(f"[frontend] jobs: {jobs}: {error}") from error
 
 
 class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
@@ -81,6 +91,8 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
         self.metrics = FrontendMetrics(deployment.engine.namespace, paths, frontend.timeout, access)
         self.gate = Gate(frontend, has_page=deployment.has_page)
         self.gate.keys = self.metrics.keys = keys
+        if frontend.jobs:
+            _try(frontend.jobs)
         self.answering = Answering.of(deployment)
 
     def _keys(self, frontend: FrontendSection) -> Keys | None:
