@@ -24,6 +24,7 @@ from engine.core.call import BrokerClient
 from engine.errors import ProtocolError, Unavailable
 from frontend import components, errors, inference, media, models
 from frontend.errors import Refusal
+from frontend.jobs import described
 from frontend.protocols import JSON
 
 log = logging.getLogger("stageline.frontend")
@@ -144,6 +145,8 @@ def document(deployment: Deployment, abouts: Mapping[str, About]) -> Json:
     ours: dict[str, Json] = {PROBLEM: _PROBLEM_SCHEMA}
     if any(route.protocol == OPENAI for route in deployment.routes):
         ours[OPENAI_ERROR] = _OPENAI_SCHEMA
+    if deployment.frontend.jobs:
+        ours[described.JOB] = described.SCHEMA
     if lists:
         ours[MODEL] = _MODEL_SCHEMA
     if any(route.protocol == OIP for route in deployment.routes):
@@ -168,6 +171,15 @@ def document(deployment: Deployment, abouts: Mapping[str, About]) -> Json:
                 "responses": {"200": _success(responses), **_failures(deployment, route.protocol)},
             }
         }
+    if deployment.frontend.jobs:
+        job = {JSON: {"schema": {"$ref": REF_PREFIX + described.JOB}}}
+        for operations in list(paths.values()):
+            if (post := operations.get("post")) is None:
+                continue
+            post["parameters"] = [*post.get("parameters", []), described.PREFER]
+            post["responses"] = {**post["responses"], "202": described.accepted(job)}
+        missing = {"description": "There is no such job, or not any more.", "content": _BY_PROTOCOL[PLAIN]}
+        paths.update(described.paths(job, missing))
     for path in lists:
         paths.update(_models(path))
     if any(route.protocol == OIP for route in deployment.routes):

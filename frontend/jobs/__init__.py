@@ -5,6 +5,7 @@ Where to look:
     rules      what becomes of a job: after an answer, and where its process has gone; pure
     store      the file (SQLite), which all processes of the frontend share
     runner     takes jobs that wait and has them computed, like any request
+    described  how the OpenAPI document shows them; pure
     resources  202 for who prefers that, and /jobs
 
 A job is given to the broker like any request, of the lowest class. The process that has done so holds a *lease* on it,

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from openapi_spec_validator import validate
 
-from engine.config.schema import OIP, OPENAI, RouteSection
+from engine.config.schema import OIP, OPENAI, FrontendSection, RouteSection
 from engine.config.ways import read
 from engine.core import about
 from engine.core.about import About, Boundary, Component
 from engine.core.oip import Tensor
 from engine.errors import Unavailable
 from frontend import components
+from frontend.jobs import described
 from frontend.openapi import document
 
 from .fakes import FakeClient, Service, deployment
@@ -78,6 +79,19 @@ def test_a_model_shows_its_tensors_and_the_pages_beside_it() -> None:
         not in unknown["paths"]["/v2/models/second/infer"]["post"]["requestBody"]["content"]["application/json"]
     )
     assert "/v2" not in made()["paths"]
+
+
+def test_where_there_are_jobs_every_route_may_be_one_and_they_are_shown() -> None:
+    for protocol in (OPENAI, OIP):
+        whole = deployment(FrontendSection(address="127.0.0.1", port=0, jobs="jobs.db"), protocol=protocol)
+        found = document(whole, {"first": FIRST, "second stage": SECOND})
+        validate(found)
+        posts = [operations["post"] for operations in found["paths"].values() if "post" in operations]
+        kept = [post for post in posts if "202" in post["responses"]]
+        assert len(kept) == 2
+        assert all(described.PREFER in post["parameters"] for post in kept)
+        assert {"/jobs/{id}", "/jobs/{id}/result"} <= set(found["paths"])
+    assert not any(path.startswith("/jobs") for path in made(first=FIRST)["paths"])
 
 
 def test_a_route_that_speaks_openais_api_shows_its_errors_and_its_models() -> None:
