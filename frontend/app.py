@@ -63,6 +63,7 @@ def _runner(deployment: Deployment, client: BrokerClient, gate: Gate, answering:
         once={route.path for index, route in enumerate(topology.routes) if once & set(topology.stage_names(index))},
         kept_s=frontend.jobs_kept,
         most=frontend.max_response_size,
+        tells=bool(frontend.webhooks),
     )
 
 

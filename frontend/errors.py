@@ -56,6 +56,9 @@ NOT_FOUND: Final = Problem("not_found", 404, "not found")
 NO_JOB: Final = Problem("job_not_found", 404, "not found: there is no such job, or not any more")
 NO_RESULT: Final = Problem("job_cancelled", 410, "gone: the job was cancelled")
 KEY_REUSED: Final = Problem("key_reused", 422, wording.KEY_REUSED)
+BAD_WEBHOOK: Final = Problem(
+    "bad_webhook", 400, "bad request: x-webhook-url is not where this service may be told to call"
+)
 NO_JOBS: Final = Problem("jobs_file", 503, "service unavailable: jobs cannot be kept", retry_after_s=10)
 JOBS_FULL: Final = Problem("jobs_bytes", 429, "too many requests: the file of jobs is full", retry_after_s=10)
 NO_MODEL: Final = Problem("model_not_found", 404, "not found: there is no such model here")

@@ -117,6 +117,11 @@ class FrontendMetrics:
                 [({"state": word}, n) for word, n in self.jobs.finished.items()] if self.jobs is not None else [],
             ),
             counter(
+                f"{prefix}_webhooks",
+                "messages that a job is over, by whether they were taken in the end",
+                [({"state": word}, n) for word, n in self.jobs.hooks.items()] if self.jobs is not None else [],
+            ),
+            counter(
                 f"{prefix}_api_key_requests",
                 "requests of each API key, by what became of them: admitted, or the limit that refused them",
                 self.keys.outcomes() if self.keys is not None else [],

@@ -288,6 +288,8 @@ class _Reader:
             self._problem(f"{where}.path", f'{shown(path)} is a path of the routes with protocol = "oip"')
 
     def _check_jobs(self, frontend: Values, routes: Sequence[tuple[str, Values]]) -> None:
+        if frontend.get("webhooks") and not frontend.get("jobs"):
+            self._problem("frontend.webhooks", "they tell of jobs, and there are none without [frontend] jobs")
         for where, values in routes:
             if frontend.get("jobs") and f"{values.get('path', '')}/".startswith(f"{JOBS}/"):
                 self._problem(

@@ -166,6 +166,7 @@ _PREFIX: Final = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")  # Prometheus data mode
 _CUDA: Final = re.compile(r"cpu|cuda(:[0-9]{1,4})?")
 _HTTP_PATH: Final = re.compile(r"/[!-~]{0,1023}")
 _MODEL: Final = re.compile(r"[!-~]([ -~]{0,254}[!-~])?")
+_WEBHOOK: Final = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[^\s?#\x00-\x20]*)?")
 _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[0-9]{1,5})?")
 _DEFAULT_PORT: Final = re.compile(r"(?<=^http)(://.*):80$|(?<=^https)(://.*):443$")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -193,6 +194,7 @@ _EXPECTED: Final[Mapping[Form, str]] = {
     Form.MODELS: "a name, or a list of names, of at most 256 printable characters each",
     Form.FUNCTION: '"module:function"',
     Form.ORIGINS: '"*", or an origin like "https://app.example:8443", without a path, or a list of such',
+    Form.WEBHOOKS: 'a URL like "https://example.com/hooks/", or a list of such, without a query',
     Form.WEAR: 'a time, a number of batches or a size of memory, like "12 h", "100000 batches", "12 h, 8 GiB"',
     Form.SIZES: f"a list of at most {SIZES_MOST} integers from 1 to 65536, like [1, 8, 32]",
     Form.WARM_UP: '"auto", "examples", or a time like "30 s" or a number of seconds',
@@ -243,6 +245,13 @@ def _origins(value: object) -> tuple[str, ...]:
             raise _bad(Form.ORIGINS, value)
         found[written] = None
     return tuple(found)
+
+
+def _webhooks(value: object) -> tuple[str, ...]:
+    urls = (value,) if isinstance(value, str) else value
+    if not isinstance(urls, (list, tuple)) or not all(isinstance(url, str) and _WEBHOOK.fullmatch(url) for url in urls):
+        raise _bad(Form.WEBHOOKS, value)
+    return tuple(urls)
 
 
 def _models(value: object) -> tuple[str, ...]:
@@ -443,6 +452,7 @@ _FORMS: Final[Mapping[Form, Callable[[object], Any]]] = {
     Form.MODELS: _models,
     Form.FUNCTION: _matching(Form.FUNCTION, _CLASS, empty=True),
     Form.ORIGINS: _origins,
+    Form.WEBHOOKS: _webhooks,
     Form.FOLDER: _file_path(Form.FOLDER),
     Form.FILE: _file_path(Form.FILE),
     Form.PREFIX: _matching(Form.PREFIX, _PREFIX),

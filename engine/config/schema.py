@@ -53,6 +53,7 @@ class Form(Enum):
     DIGEST = "SHA-256 digest"
     MODELS = "names of models"
     ORIGINS = "origins"
+    WEBHOOKS = "webhooks"
     FUNCTION = "module:function"
 
 
@@ -350,6 +351,12 @@ class FrontendSection:
     )
     jobs_bytes: int = setting(
         1 << 30, "Most that the file of jobs holds; past it they are refused with 429.", unit=Unit.BYTES, least=1 << 20
+    )
+    webhooks: tuple[str, ...] = setting(
+        (),
+        "Where the client of a job may have it told, by `x-webhook-url`, that it is over: these URLs and what is below "
+        "them. Empty: nowhere.",
+        form=Form.WEBHOOKS,
     )
     certfile: str = setting(
         "",

@@ -1,11 +1,13 @@
-"""Jobs in the OpenAPI document: how one is asked for, and the paths where it is found. Pure."""
+"""A job as JSON; and in the OpenAPI document how one is asked for, and the paths where it is found. Pure."""
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Any, Final
 
 from engine.config.schema import JOBS
 from frontend.jobs.rules import State
+from frontend.jobs.store import Job
 
 JOB: Final = "Job"  # the component
 
@@ -35,6 +37,17 @@ PREFER: Final[Json] = {
     "description": "`respond-async` asks for a job: 202 at once, and the answer is fetched later.",
     "schema": {"type": "string"},
 }
+
+
+def told(job: Job) -> Json:
+    """A job as its client sees it."""
+    said: Json = {"id": job.id, "status": job.state.word, "url": f"{JOBS}/{job.id}", "route": job.route}
+    for name in ("created", "started", "ended", "expires"):
+        if (at := getattr(job, name)) is not None:
+            said[name] = datetime.fromtimestamp(at, timezone.utc).isoformat(timespec="milliseconds")
+    if job.state in (State.DONE, State.FAILED):
+        said["result"] = f"{JOBS}/{job.id}/result"
+    return said
 
 
 def accepted(content: Json) -> Json:

@@ -17,8 +17,7 @@ import re
 import secrets
 import sqlite3
 from collections.abc import Callable
-from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import falcon.asgi
 import msgspec
@@ -33,6 +32,7 @@ from frontend.errors import Refusal
 from frontend.exchange import Exchange
 from frontend.handlers import fill
 from frontend.head import Head
+from frontend.jobs import described, hooks
 from frontend.jobs.rules import State
 from frontend.jobs.runner import Runner
 from frontend.jobs.store import Job, Store
@@ -78,6 +78,7 @@ class Jobs:
         self.routes = [route.path for route in topology.routes]
         self._timeout_s = frontend.jobs_timeout
         self._bytes = frontend.jobs_bytes
+        self._webhooks = frontend.webhooks
 
     async def ask(self, what: Callable[[Store], T]) -> T:
         """Something of the file. Raises Refusal: 503."""
@@ -105,9 +106,12 @@ class Jobs:
             instant,
             instant + timeout_s,
         )
+        hook = next((value.decode("latin-1") for name, value in head.fields if name == b"x-webhook-url"), "")
+        if hook and not hooks.is_allowed(hook, self._webhooks):
+            raise Refusal(errors.BAD_WEBHOOK)
         if await self.ask(lambda store: store.used()) + len(body) > self._bytes:
             raise Refusal(errors.JOBS_FULL)
-        found = await self.ask(lambda store: store.add(job, body, meta, key=whole or None))
+        found = await self.ask(lambda store: store.add(job, body, meta, key=whole or None, hook=hook))
         if found.what != job.what:
             raise Refusal(errors.KEY_REUSED)
         self.runner.wake()
@@ -136,16 +140,8 @@ class Jobs:
 
 
 def _show(job: Job, resp: falcon.asgi.Response) -> None:
-    told: dict[str, Any] = {"id": job.id, "status": job.state.word, "url": f"{JOBS}/{job.id}", "route": job.route}
-    for name in ("created", "started", "ended", "expires"):
-        if (at := getattr(job, name)) is not None:
-            told[name] = (
-                datetime.fromtimestamp(at, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            )
-    if job.state in (State.DONE, State.FAILED):
-        told["result"] = f"{JOBS}/{job.id}/result"
     resp.content_type = "application/json"
-    resp.data = msgspec.json.encode(told)
+    resp.data = msgspec.json.encode(described.told(job))
     resp.set_header("cache-control", "no-store")
 
 

@@ -15,6 +15,8 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
+import msgspec
+
 from engine.clock import now
 from engine.core.call import Answer, BrokerClient, Call, StreamEvent
 from engine.core.fairness import Priority
@@ -22,14 +24,16 @@ from engine.core.liveness import ANSWER_GRACE_S
 from engine.core.messages import EVENT_COST, Flow, Qos, Speaker
 from engine.errors import Unavailable
 from frontend.gate import Gate
+from frontend.jobs import described, hooks
 from frontend.jobs.rules import LATE, RENEW_S, TOO_LARGE, asks_again
-from frontend.jobs.store import Store, Taken
+from frontend.jobs.store import Hook, Store, Taken
 from frontend.streams import Stream
 
 log = logging.getLogger("stageline.frontend")
 
 T = TypeVar("T")
 
+TELLING: Final = 4  # messages of a process at once
 AT_ONCE: Final = 64  # jobs of a process that are computed together: enough for batches, and few to be asked again for
 LOOK_S: Final = 0.5  # for jobs that another process was given, or had
 SWEEP_S: Final = 10.0
@@ -97,12 +101,15 @@ class Runner:
         once: Collection[str],
         kept_s: float,
         most: int,
+        tells: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """``routes``: their paths, by number, and ``errors`` how their streams end that fail; ``once``: those on which
-        nothing may be computed twice; ``most``: bytes of an answer."""
+        nothing may be computed twice; ``most``: bytes of an answer; ``tells``: there may be
+        webhooks."""
         self.owner = secrets.token_hex(8)
         self.finished: dict[str, int] = {}  # by the word of their state
+        self.hooks: dict[str, int] = {}  # by whether they were told
         self.clock = clock
         self._path = path
         self._client = client
@@ -113,6 +120,9 @@ class Runner:
         self._kept_s = kept_s
         self._most = most
         self._thread = ThreadPoolExecutor(1, "jobs")
+        self._tellers = ThreadPoolExecutor(TELLING, "webhooks") if tells else None
+        self._telling = 0
+        self._secret = b""
         self._store: Store | None = None
         self._running: dict[str, Running] = {}
         self._refused: dict[str, int] = {}  # how often in a row
@@ -129,6 +139,8 @@ class Runner:
         """Raises sqlite3.Error or OSError when the file cannot be used."""
         loop = asyncio.get_running_loop()
         self._store = await loop.run_in_executor(self._thread, lambda: Store(self._path, kept_s=self._kept_s))
+        if self._tellers is not None:
+            self._secret = await loop.run_in_executor(self._thread, hooks.secret_of, self._path)
         self._task = loop.create_task(self._run())
 
     async def close(self) -> None:
@@ -150,6 +162,8 @@ class Runner:
             except sqlite3.Error as error:
                 log.error("the file of jobs: %s", error)
         self._thread.shutdown()
+        if self._tellers is not None:
+            self._tellers.shutdown(wait=False, cancel_futures=True)  # what is not told now another one tells
 
     async def ask(self, what: Callable[[Store], T]) -> T:
         """Something of the file, from its thread."""
@@ -177,6 +191,7 @@ class Runner:
                 if instant >= sweep_at:
                     sweep_at = instant + SWEEP_S
                     await self.ask(lambda store: store.sweep(self.clock()))
+                await self._tell()
                 full = await self._take()
             except sqlite3.Error as error:
                 log.error("the file of jobs: %s", error)
@@ -205,6 +220,36 @@ class Runner:
         for job in taken:
             self._submit(job)
         return len(taken) == room
+
+    async def _tell(self) -> None:
+        """Have those told who wait for a job that is over."""
+        if self._tellers is None or self._telling >= TELLING or self._closing:
+            return
+        instant = self.clock()
+        until = instant + 3 * hooks.LIMIT_S
+        for hook in await self.ask(lambda store: store.hooks(TELLING - self._telling, instant, until)):
+            self._telling += 1
+            self._keep(self._told(hook))
+
+    async def _told(self, hook: Hook) -> None:
+        body = msgspec.json.encode(described.told(hook.job))
+        headers = hooks.signed(self._secret, hook.job.id, int(self.clock()), body)
+        loop = asyncio.get_running_loop()
+        try:
+            failed = await loop.run_in_executor(self._tellers, hooks.send, hook.url, body, headers)
+        finally:
+            self._telling -= 1
+        again_s = hooks.again_s(hook.tries) if failed else None
+        if failed:
+            rest = "no more" if again_s is None else f"again in {again_s:g} s"
+            log.warning(
+                "a webhook was not taken: %s", failed, extra={"job": hook.job.id, "url": hook.url, "next": rest}
+            )
+        word = "" if again_s is not None else "not told" if failed else "told"
+        if word:
+            self.hooks[word] = self.hooks.get(word, 0) + 1
+        due = None if again_s is None else self.clock() + again_s
+        await self.ask(lambda store: store.told(hook.job.id, due))
 
     def _submit(self, job: Taken) -> None:
         route = self._routes.get(job.route)

@@ -36,6 +36,7 @@ CREATE TABLE IF NOT EXISTS jobs (
 CREATE INDEX IF NOT EXISTS by_state ON jobs (state, until);
 CREATE INDEX IF NOT EXISTS by_end ON jobs (expires);
 CREATE TABLE IF NOT EXISTS asked (id TEXT PRIMARY KEY, body BLOB NOT NULL, meta BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS hooks (id TEXT PRIMARY KEY, url TEXT NOT NULL, due REAL, tries INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS answered (id TEXT PRIMARY KEY, answer BLOB NOT NULL);
 PRAGMA user_version = {VERSION};
 COMMIT;
@@ -67,6 +68,14 @@ class Taken(NamedTuple):
     body: bytes
     meta: bytes
     expires: float
+
+
+class Hook(NamedTuple):
+    """Somebody who is told of a job, for the so manieth time."""
+
+    job: Job
+    url: str
+    tries: int
 
 
 class Kept(msgspec.Struct, array_like=True):
@@ -138,8 +147,10 @@ class Store:
         meta: bytes,
         *,
         key: bytes | None = None,
+        hook: str = "",
     ) -> Job:
-        """A new job, which is given back; with a ``key`` the one that there is with it."""
+        """A new job, which is given back; with a ``key`` the one that there is with it. ``hook``: who is told
+        that it is over."""
         with self._write() as db:
             if key is not None and (found := self._one("key = ?", key)) is not None:
                 return found
@@ -149,6 +160,8 @@ class Store:
                 (job.id, job.route, job.whose, key, job.what, job.state, job.created, job.expires),
             )
             db.execute("INSERT INTO asked VALUES (?, ?, ?)", (job.id, body, meta))
+            if hook:
+                db.execute("INSERT INTO hooks (id, url) VALUES (?, ?)", (job.id, hook))
         return job
 
     def find(self, id: str) -> Job | None:
@@ -234,6 +247,27 @@ class Store:
             self._end(db, id, answer, now)
         return True
 
+    def hooks(self, most: int, now: float, until: float) -> list[Hook]:
+        """Who is to be told now; nobody else tells them before ``until``."""
+        where = "SELECT id, url, tries FROM hooks WHERE due <= ? LIMIT ?"
+        if not self._db.execute(where, (now, 1)).fetchall():
+            return []
+        with self._write() as db:
+            rows = db.execute(where, (now, most)).fetchall()
+            db.executemany(
+                "UPDATE hooks SET due = ?, tries = tries + 1 WHERE id = ?", [(until, row[0]) for row in rows]
+            )
+            found = [(self._one("id = ?", id), url, tries + 1) for id, url, tries in rows]
+        return [Hook(job, url, tries) for job, url, tries in found if job is not None]
+
+    def told(self, id: str, due: float | None) -> None:
+        """Who waits for this job knows; or is to be told again when it is ``due``."""
+        with self._write() as db:
+            if due is None:
+                db.execute("DELETE FROM hooks WHERE id = ?", (id,))
+            else:
+                db.execute("UPDATE hooks SET due = ? WHERE id = ?", (due, id))
+
     def sweep(self, now: float) -> int:
         """Forget what is over and has been kept; give up what was not done in its time. How many."""
         with self._write() as db:
@@ -255,8 +289,9 @@ class Store:
             (after(answer), now, now + self._kept_s, id),
         )
         db.execute("DELETE FROM asked WHERE id = ?", (id,))
+        db.execute("UPDATE hooks SET due = ? WHERE id = ?", (now, id))
         db.execute("INSERT OR REPLACE INTO answered VALUES (?, ?)", (id, _pack(Kept.of(answer))))
 
     def _drop(self, db: sqlite3.Connection, ids: Sequence[str]) -> None:
-        for table in ("asked", "answered"):
+        for table in ("asked", "answered", "hooks"):
             db.executemany(f"DELETE FROM {table} WHERE id = ?", [(id,) for id in ids])

@@ -30,6 +30,7 @@ from frontend.board import Board
 from frontend.exchange import Application as ASGIApplication
 from frontend.gate import Gate
 from frontend.hook import Hook
+from frontend.jobs.hooks import secret_of
 from frontend.jobs.store import Store
 from frontend.metrics import FrontendMetrics
 from frontend.requestid import Ids
@@ -42,11 +43,13 @@ log = logging.getLogger("stageline.frontend")
 Connect: TypeAlias = Callable[[Deployment, str, Callable[[], list[Family]], str], BrokerClient]
 
 
-def _try(jobs: str) -> None:
+def _try(jobs: str, *, has_secret: bool) -> None:
     """Raises StartError where the file of jobs cannot be used. Nothing of it is kept open over a fork."""
     try:
         Store(jobs, kept_s=0).close()
-    except (OSError, sqlite3.Error) as error:
+        if has_secret:
+            secret_of(jobs)
+    except (OSError, ValueError, sqlite3.Error) as error:
         raise StartError(f"[frontend] jobs: {jobs}: {error}") from error
 
 
@@ -92,7 +95,7 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
         self.gate = Gate(frontend, has_page=deployment.has_page)
         self.gate.keys = self.metrics.keys = keys
         if frontend.jobs:
-            _try(frontend.jobs)
+            _try(frontend.jobs, has_secret=bool(frontend.webhooks))
         self.answering = Answering.of(deployment)
 
     def _keys(self, frontend: FrontendSection) -> Keys | None:

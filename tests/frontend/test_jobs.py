@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from engine.config.schema import FrontendSection
 from engine.core.call import Answer, StreamEvent
 from engine.core.messages import Flow, Speaker
 from engine.errors import ConfigError
-from frontend.jobs import rules, runner
+from frontend.jobs import hooks, rules, runner
 from frontend.jobs.rules import LEASE_S, State
 from frontend.jobs.runner import Runner
 from frontend.jobs.store import Job, Store
@@ -416,3 +419,128 @@ def test_a_route_where_jobs_are_is_refused(tmp_path: Path) -> None:
         config.load(file)
     file.write_text(text.replace("/jobs/a", "/jobsa"))
     assert config.load(file).frontend.jobs == str(tmp_path / "jobs.db")
+
+
+# --- webhooks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "allowed"),
+    [
+        ("https://a.example/hooks/x", True),
+        ("https://a.example/hooks", True),
+        ("https://A.example/hooks/x?y=1", True),
+        ("https://a.example/hooksx", False),
+        ("https://a.example/hooks/../admin", False),
+        ("https://a.example/hooks/%2e%2E/admin", False),
+        ("https://a.example.evil/hooks/x", False),
+        ("https://a.example@evil/hooks/x", False),
+        ("https://evil/https://a.example/hooks/", False),
+        ("http://a.example/hooks/x", False),
+        ("https://a.example:444/hooks/x", False),
+        ("https://a.example:x/hooks/x", False),
+        ("https://a.example\\@evil/hooks/x", False),
+        ("https://a.example/hooks/ x", False),
+        ("file:///etc/passwd", False),
+        ("http://[::1]:9000/any", True),
+        ("", False),
+    ],
+)
+def test_where_a_webhook_may_go(url: str, allowed: bool) -> None:
+    assert hooks.is_allowed(url, ("https://a.example/hooks/", "http://[::1]:9000")) is allowed
+
+
+def test_a_message_is_signed_as_the_standard_has_it() -> None:
+    secret = base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")  # the standard's own example
+    told = hooks.signed(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
+    assert told["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+    assert [hooks.again_s(tries) for tries in range(1, 7)] == [*hooks.LATER_S, None]
+
+
+class Hooked:
+    """A server that is told; answers by the next of ``statuses``, then 200."""
+
+    def __init__(self, *statuses: int) -> None:
+        self.told: list[tuple[dict[str, str], bytes]] = []
+        left = list(statuses)
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                outer.told.append(({name.lower(): value for name, value in self.headers.items()}, body))
+                self.send_response(left.pop(0) if left else 200)
+                self.send_header("location", "/elsewhere")
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = HTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+def test_who_asked_for_it_is_told_until_it_is_taken(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "LOOK_S", 0.02)
+    monkeypatch.setattr(hooks, "LATER_S", (0.01, 0.01))
+    there = Hooked(503, 302)
+    process = Process(path, webhooks=(f"{there.url}/hooks/",))
+
+    async def scenario() -> None:
+        id = await process.made(b'"x"', ("x-webhook-url", f"{there.url}/hooks/done"))
+        while not process.runner.hooks:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert process.runner.hooks == {"told": 1}
+        assert len(there.told) == 3
+        headers, body = there.told[-1]
+        assert json.loads(body) == json.loads((await process.ask("GET", f"/jobs/{id}")).body)
+        secret = hooks.secret_of(str(path))
+        at = int(headers["webhook-timestamp"])
+        assert headers["webhook-id"] == id
+        assert headers["webhook-signature"] == hooks.signed(secret, id, at, body)["webhook-signature"]
+        refused = await process.ask("POST", ROUTE, b"1", ASYNC, ("x-webhook-url", f"{there.url}/elsewhere"))
+        assert refused.status == 400
+
+    try:
+        started(process)(scenario)
+    finally:
+        there.close()
+    assert path.with_name("jobs.db.secret").stat().st_mode & 0o777 == 0o600
+
+
+def test_nobody_is_told_for_ever(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "LOOK_S", 0.02)
+    monkeypatch.setattr(hooks, "LATER_S", (0.01, 0.01))
+    nowhere = "http://127.0.0.1:1/"  # nobody listens
+    process = Process(path, webhooks=(nowhere,))
+
+    async def scenario() -> None:
+        await process.made(b'"x"', ("x-webhook-url", nowhere))
+        while not process.runner.hooks:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert process.runner.hooks == {"not told": 1}
+
+    started(process)(scenario)
+
+
+@pytest.mark.parametrize("url", ["ftp://a/", "https://", "https://a/?x", "a", "https://u@a/"])
+def test_a_place_for_webhooks_that_is_none_is_refused(tmp_path: Path, url: str) -> None:
+    file = tmp_path / "stages.toml"
+    file.write_text(f'[frontend]\nwebhooks = "{url}"\n[[stage]]\nname = "a"\nworker = "a:A"\n')
+    with pytest.raises(ConfigError, match="a URL like"):
+        config.load(file)
+
+
+def test_webhooks_without_jobs_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "stages.toml"
+    file.write_text('[frontend]\nwebhooks = "https://a/"\n[[stage]]\nname = "a"\nworker = "a:A"\n')
+    with pytest.raises(ConfigError, match="there are none without"):
+        config.load(file)
