@@ -44,6 +44,7 @@ ONLY_READ: Final = {
     "rerank": "the same model; test_more_examples runs it and its client",
     "text-classification": "the same model; test_more_examples runs it and its client",
     "image-classification": "torch fits a network first; test_more_examples runs it and its client",
+    "ocr": "networks of 31 MB; test_more_examples runs it and its client",
     "gpu-assignment": "torch in seven processes; test_more_examples runs it and its client",
     "chat": "torch trains a model first; test_more_examples runs it and its client",
     "segmentation": "torch trains a network first; test_more_examples runs it and its client",

@@ -35,6 +35,7 @@ NAMES = (
     "image-classification",
     "jax-jit",
     "multi-route",
+    "ocr",
     "oip",
     "redis-numbin",
     "rerank",
@@ -400,6 +401,25 @@ def test_speech_is_found_alone_and_in_a_batch(running: Deployed) -> None:
         long[40:44] = (2**31).to_bytes(4, "little")  # the header announces hours of sound
         assert client.post("/inference", content=bytes(long)).status_code in (200, 422)
         assert client.post("/inference", content=speech[:20_000]).json()["seconds"] > 1
+
+
+# --- OCR -------------------------------------------------------------------------------------------------------------
+
+
+@uses("ocr")
+def test_pages_are_read_together_and_a_bad_one_fails_alone(running: Deployed) -> None:
+    from PIL import Image
+
+    assert run_client(running, "ocr").splitlines()[-1] == "20 of 20 lines are as they were drawn"
+    blank, large = io.BytesIO(), io.BytesIO()
+    Image.new("L", (320, 200), 255).save(blank, "PNG")
+    Image.new("1", (7000, 7000)).save(large, "PNG")  # 6 KB that would be 147 MB of pixels
+    bodies = [b"", b"GIF89a...", blank.getvalue()[:60], large.getvalue(), blank.getvalue()]
+    with running.client() as client, ThreadPoolExecutor(len(bodies)) as pool:
+        answers = list(pool.map(lambda body: client.post("/inference", content=body), bodies))
+    assert [answer.status_code for answer in answers] == [400, 400, 400, 422, 200]
+    assert "7000 x 7000" in answers[3].text
+    assert answers[4].json() == {"text": "", "lines": [], "width": 320, "height": 200}
 
 
 # --- image classification --------------------------------------------------------------------------------------------
