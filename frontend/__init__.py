@@ -12,6 +12,7 @@ Where to look:
     health     /, /healthz, /readyz
     head       what the head of a request means; pure, as are the next two
     gate       may a request come in? Counts, bounds
+    endpoints  functions of the service's own that answer a path
     cors       whose pages may ask from a browser; pure
     apikeys    the API keys by which clients come in
     board      what all processes know of the limits of these

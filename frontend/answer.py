@@ -75,7 +75,7 @@ class Answering:
         must know. ``protocols``: of routes, by path; of others nothing is known. ``vary``: what else
         answers depend on."""
         self.hook: Hook | None = None  # the service's own form of errors
-        self._paths = {route.path for route in topology.routes}
+        self._paths = frozenset(route.path for route in topology.routes)  # that it may be told
         self._protocols = Protocols(protocols)
         spoken = [self._protocols.of(route.path) for route in topology.routes]
         # How a stream of events ends that failed, by route: from a status and words.
@@ -88,12 +88,14 @@ class Answering:
 
     @staticmethod
     def of(deployment: Deployment) -> Answering:
-        return Answering(
+        made = Answering(
             deployment.topology,
             compressed=deployment.frontend.compression,
             protocols={route.path: route.protocol for route in deployment.routes},
             vary=ORIGIN if deployment.frontend.cors and ANY_ORIGIN not in deployment.frontend.cors else "",
         )
+        made._paths = frozenset(deployment.paths)
+        return made
 
     def result(self, route: int, head: Head, answer: Answer, request_id: str, took_s: float) -> Reply:
         """What the broker's client brought: a result, or why there is none."""
@@ -124,7 +126,7 @@ class Answering:
         accept, path = (head.accept, head.path) if head is not None else (b"", path)
         mime, body = self._written(path, accept, problem.status, problem.detail, request_id, problem.reason)
         headers = [*self._vary, *problem.headers.items()]
-        if problem.status in _REFUSALS:
+        if problem.status in _REFUSALS and problem.reason:
             headers.append((timing.HEADER, timing.refused(Refused(problem.reason))))
         if problem.retry_after_s:
             headers += retry_after(problem.retry_after_s)

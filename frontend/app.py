@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import falcon.asgi
@@ -13,6 +14,7 @@ from engine.core.call import BrokerClient
 from frontend import asking, health, models, oip, ui
 from frontend.answer import Answering
 from frontend.cors import Cors
+from frontend.endpoints import Endpoint, Handler, Places
 from frontend.exchange import Application, Layer
 from frontend.files import Redirect
 from frontend.gate import Gate
@@ -33,7 +35,8 @@ class _Lifespan:
     """Starts the client in the event loop that will use it, and closes it after the last answer; then the last spans
     are sent."""
 
-    def __init__(self, client: BrokerClient, traces: Traces | None, runner: Runner | None) -> None:
+    def __init__(self, client: BrokerClient, traces: Traces | None, runner: Runner | None, places: Places) -> None:
+        self._places = places
         self._client = client
         self._traces = traces
         self._runner = runner
@@ -47,6 +50,7 @@ class _Lifespan:
         if self._runner is not None:
             await self._runner.close()
         await self._client.close()
+        self._places.close()
         if self._traces is not None:
             await asyncio.get_running_loop().run_in_executor(None, self._traces.close)
 
@@ -67,6 +71,10 @@ def _runner(deployment: Deployment, client: BrokerClient, gate: Gate, answering:
     )
 
 
+class Nothing:
+    """A resource that has what endpoints add to it."""
+
+
 def create(
     deployment: Deployment,
     client: BrokerClient,
@@ -75,11 +83,12 @@ def create(
     answering: Answering,
     *,
     name: str,
+    handlers: Mapping[str, Handler] = MappingProxyType({}),
 ) -> Application:
     """The ASGI application of one frontend process.
 
     ``client`` is made and not started: the ASGI lifespan starts and closes it. ``gate`` is shared with whoever decides
-    to drain; ``name`` is this process's name at the broker.
+    to drain; ``name`` is this process's name at the broker; ``handlers`` are the functions of endpoints, by path.
     """
     frontend = deployment.frontend
     topology = deployment.topology
@@ -87,13 +96,26 @@ def create(
     runner = _runner(deployment, client, gate, answering) if frontend.jobs else None
     metrics.jobs = runner
     jobs = Jobs(runner, frontend, topology) if runner is not None else None
-    app = falcon.asgi.App(middleware=[_Lifespan(client, metrics.traces, runner)])
+    places = Places()
+    app = falcon.asgi.App(middleware=[_Lifespan(client, metrics.traces, runner, places)])
     Handlers(answering).install(app)
     shared = Collaborators(client, gate, answering, frontend.body_timeout, frontend.compression, metrics.traces, jobs)
+    resources: dict[str, object] = {}
+
+    def draining() -> bool:
+        view = client.view()
+        return gate.draining or (view.connected and view.draining)
+
     served = asking.models(deployment.routes)
     for index, route in enumerate(topology.routes):
         model = served.get(route.path, "")
-        app.add_route(route.path, RouteResource(index, last_stages(topology, index), shared, model))
+        resources[route.path] = RouteResource(index, last_stages(topology, index), shared, model)
+    for own in deployment.endpoints:
+        resource = resources.setdefault(own.path, Nothing())
+        endpoint = Endpoint(handlers[own.path], gate, places, draining=draining, pause_s=frontend.body_timeout)
+        endpoint.on(resource, own.methods)
+    for path, resource in resources.items():
+        app.add_route(path, resource)
     if jobs is not None:
         app.add_route(f"{JOBS}/{{id}}", JobResource(jobs))
         app.add_route(f"{JOBS}/{{id}}/result", ResultResource(jobs, answering))

@@ -32,7 +32,7 @@ def lists(deployment: Deployment) -> dict[str, tuple[str, ...]]:
             base = version[0] if version else route.path.rpartition("/")[0]
             names = route.model or (deployment.engine.name,)
             found.setdefault(f"{base}/models", {}).update(dict.fromkeys(names))
-    taken = {route.path for route in deployment.routes}
+    taken = set(deployment.paths)
     speaks_oip = any(route.protocol == OIP for route in deployment.routes)  # whose models are at the same path
     free = [path for path in found if path not in taken and not (speaks_oip and oip.is_about(path))]
     return {path: tuple(found[path]) for path in free}

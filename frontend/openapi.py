@@ -180,6 +180,17 @@ def document(deployment: Deployment, abouts: Mapping[str, About]) -> Json:
             post["responses"] = {**post["responses"], "202": described.accepted(job)}
         missing = {"description": "There is no such job, or not any more.", "content": _BY_PROTOCOL[PLAIN]}
         paths.update(described.paths(job, missing))
+    for own in deployment.endpoints:
+        for method in own.methods:
+            paths.setdefault(own.path, {})[method.lower()] = {
+                "operationId": f"{method.lower()}{identifier_of(own.path)}",
+                "summary": own.handler.rpartition(":")[2].replace("_", " "),
+                "tags": ["endpoints"],
+                "responses": {
+                    "200": {"description": "The result."},
+                    "default": {"description": "It failed.", "content": _BY_PROTOCOL[PLAIN]},
+                },
+            }
     for path in lists:
         paths.update(_models(path))
     if any(route.protocol == OIP for route in deployment.routes):
@@ -188,7 +199,7 @@ def document(deployment: Deployment, abouts: Mapping[str, About]) -> Json:
     if is_keyed := bool(deployment.frontend.api_keys):
         for operations in paths.values():
             for operation in operations.values():
-                if not {"routes", inference.TAG}.isdisjoint(operation["tags"]):
+                if not {"routes", "endpoints", inference.TAG}.isdisjoint(operation["tags"]):
                     operation["security"] = [{API_KEY: []}]
                     operation["responses"]["401"] = _REFUSED_KEY
     return {
@@ -335,6 +346,10 @@ def _failures(deployment: Deployment, protocol: str) -> dict[str, Json]:
             answer["headers"] = RETRY_AFTER
         answers[str(status)] = {**answer, "content": content}
     return answers
+
+
+def identifier_of(path: str) -> str:
+    return "_" + (re.sub(r"[^A-Za-z0-9]+", "_", path).strip("_") or "root")
 
 
 def _models(path: str) -> dict[str, Json]:

@@ -13,9 +13,11 @@ from typing import Any, Final
 import pytest
 
 import engine
+import engine.config
 import engine.mixin
 import engine.testing
 from frontend import head, media
+from frontend.endpoints import Request
 from pages import metrics, source, worker
 
 if sys.version_info >= (3, 11):
@@ -187,6 +189,20 @@ def test_the_tests_on_the_page_on_testing_pass(tmp_path: Path) -> None:
         cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_endpoints_are_what_their_page_says(tmp_path: Path) -> None:
+    (toml,), (code,) = blocks("endpoints.md", "toml"), blocks("endpoints.md", "python")
+    stage = '[[stage]]\nname = "a"\nworker = "m:A"\n[[route]]\npath = "/v1/labels"\nstages = ["a"]\n'
+    (tmp_path / "stages.toml").write_text(stage + toml)
+    (own,) = engine.config.load(tmp_path / "stages.toml").endpoints
+    assert own.methods == ("GET",)
+    made: dict[str, Any] = {}
+    exec(code, made)
+    handler = made[own.handler.partition(":")[2]]
+    assert handler(Request("GET", own.path, "prefix=c", {}, b"", "1")) == ["cat"]
+    with pytest.raises(engine.ClientError):
+        handler(Request("GET", own.path, f"prefix={'c' * 21}", {}, b"", "1"))
 
 
 def test_errors_are_what_their_page_says(tmp_path: Path) -> None:

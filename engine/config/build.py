@@ -27,6 +27,7 @@ from engine.config.schema import (
     SECTIONS,
     ClientSection,
     Deployment,
+    EndpointSection,
     EngineSection,
     FrontendSection,
     RouteSection,
@@ -46,7 +47,7 @@ _ELSEWHERE: Final = {
     "host": "address", "workers": "num", "replicas": "num", "min_replicas": "min", "max_replicas": "max",
     "class": "worker", "module": "worker", "gpu": "device",
 }  # fmt: skip
-_ARRAYS: Final = ("stage", "route", "client")  # the sections written [[...]]
+_ARRAYS: Final = ("stage", "route", "client", "endpoint")  # the sections written [[...]]
 
 
 def build(
@@ -105,6 +106,7 @@ class _Reader:
             (where, self._table("stage", _with_size(raw), where)) for where, raw in self._array(data, "stage", "name")
         ]
         routes = [(where, self._table("route", raw, where)) for where, raw in self._array(data, "route", "path")]
+        own = [(where, self._table("endpoint", raw, where)) for where, raw in self._array(data, "endpoint", "path")]
         clients = [(where, self._table("client", raw, where)) for where, raw in self._array(data, "client", "name")]
         if not stages and not self._broken(data, "stage") and "stages" not in data:  # that was told already
             self._problem("stage", "expected at least one [[stage]] table")
@@ -113,6 +115,7 @@ class _Reader:
         self._check_jobs(frontend, routes)
         self._check_goals(frontend, routes)
         self._check_clients(clients)
+        self._check_endpoints(own, routes)
         self._check_ports(engine, len(stages))
         self._check_cells(engine, stages)
         self._check_access(engine)
@@ -127,6 +130,7 @@ class _Reader:
             stages=tuple(StageSection(**values) for _, values in stages),
             routes=tuple(RouteSection(**values) for _, values in routes),
             clients=tuple(ClientSection(**values) for _, values in clients),
+            endpoints=tuple(EndpointSection(**values) for _, values in own),
         )
 
     # --- tables ---
@@ -312,6 +316,18 @@ class _Reader:
                 value = values.get(name)
                 if value is not None and seen.setdefault(value, index) != index:
                     self._problem(f"{where}.{name}", f"client[{seen[value]}] has this one already")
+
+    def _check_endpoints(self, own: Sequence[tuple[str, Values]], routes: Sequence[tuple[str, Values]]) -> None:
+        paths = [values.get("path") for _, values in routes] or [DEFAULT_ROUTE]
+        seen: dict[str, int] = {}
+        for index, (where, values) in enumerate(own):
+            path = values.get("path")
+            if path is not None and seen.setdefault(path, index) != index:
+                self._problem(f"{where}.path", f"endpoint[{seen[path]}] has this path already")
+            if path in paths and "POST" in values.get("methods", ()):
+                self._problem(f"{where}.methods", f"POST {path} is a route's: leave it out, or take another path")
+            if not values.get("handler", "x"):
+                self._problem(f"{where}.handler", 'expected "module:function"')
 
     def _check_cells(self, engine: Values, stages: Sequence[tuple[str, Values]]) -> None:
         cells = engine.get("cells", 1)

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from engine.config import ways
 from engine.config.endpoints import file_of, is_wildcard
-from engine.config.schema import ANY_ORIGIN, RESERVED_PATHS, Form, Key, Unit
+from engine.config.schema import ANY_ORIGIN, METHODS, RESERVED_PATHS, Form, Key, Unit
 from engine.config.units import UnitError, format_size, parse_size, parse_time, warm_up_s, wear_limits
 
 
@@ -192,6 +192,7 @@ _EXPECTED: Final[Mapping[Form, str]] = {
     Form.PROCESSES: '"auto" or an integer from 1 to 256',
     Form.DIGEST: "64 hexadecimal digits in small letters, as sha256sum prints them",
     Form.MODELS: "a name, or a list of names, of at most 256 printable characters each",
+    Form.METHODS: f"one of {', '.join(METHODS)}, or a list of some",
     Form.FUNCTION: '"module:function"',
     Form.ORIGINS: '"*", or an origin like "https://app.example:8443", without a path, or a list of such',
     Form.WEBHOOKS: 'a URL like "https://example.com/hooks/", or a list of such, without a query',
@@ -231,6 +232,13 @@ def _stages(value: object) -> tuple[str, ...]:
         return ways.read(value)
     except ways.NoWay as error:
         raise _bad(Form.STAGES, value, str(error)) from None
+
+
+def _methods(value: object) -> tuple[str, ...]:
+    methods = (value,) if isinstance(value, str) else value
+    if not isinstance(methods, (list, tuple)) or not methods or not all(method in METHODS for method in methods):
+        raise _bad(Form.METHODS, value)
+    return tuple(dict.fromkeys(methods))
 
 
 def _origins(value: object) -> tuple[str, ...]:
@@ -453,6 +461,7 @@ _FORMS: Final[Mapping[Form, Callable[[object], Any]]] = {
     Form.FUNCTION: _matching(Form.FUNCTION, _CLASS, empty=True),
     Form.ORIGINS: _origins,
     Form.WEBHOOKS: _webhooks,
+    Form.METHODS: _methods,
     Form.FOLDER: _file_path(Form.FOLDER),
     Form.FILE: _file_path(Form.FILE),
     Form.PREFIX: _matching(Form.PREFIX, _PREFIX),

@@ -77,6 +77,7 @@ def dump(deployment: Deployment) -> bytes:
         "stage": [asdict(stage) for stage in deployment.stages],
         "route": [{**asdict(route), "stages": plain(route.stages)} for route in deployment.routes],
         "client": [asdict(client) for client in deployment.clients],
+        "endpoint": [asdict(endpoint) for endpoint in deployment.endpoints],
     }
     return json.dumps(data, indent=1).encode() + b"\n"
 

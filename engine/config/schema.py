@@ -55,6 +55,7 @@ class Form(Enum):
     ORIGINS = "origins"
     WEBHOOKS = "webhooks"
     FUNCTION = "module:function"
+    METHODS = "HTTP methods"
 
 
 ANY_ORIGIN: Final = "*"
@@ -563,6 +564,25 @@ class ClientSection:
     priority: str = setting("", "Class of its requests; default: the route's.", choices=("", *PRIORITIES))
 
 
+@dataclass(frozen=True)
+class EndpointSection:
+    """``[[endpoint]]``: a path that a function of the service's own answers, beside its stages."""
+
+    path: str = setting(doc="HTTP path, beginning with a slash.", form=Form.PATH)
+    handler: str = setting(
+        doc="module:function, the module found beside the file or installed: it gets the request and gives the answer. "
+        "It runs in the frontend, in a thread or, an `async def`, in the event loop.",
+        form=Form.FUNCTION,
+    )
+    methods: tuple[str, ...] = setting(
+        ("GET",),
+        "HTTP methods that it answers; a route may have the same path, and POST.",
+        form=Form.METHODS,
+    )
+
+
+METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
+
 DEFAULT_ROUTE: Final = "/inference"
 RESERVED_PATHS: Final = ("/", "/healthz", "/readyz", "/metrics", "/openapi")  # and everything below /openapi
 
@@ -577,6 +597,7 @@ class Deployment:
     stages: tuple[StageSection, ...]
     routes: tuple[RouteSection, ...]
     clients: tuple[ClientSection, ...] = ()
+    endpoints: tuple[EndpointSection, ...] = ()
     # Of the script that describes it, if one does: its modules may look at both when a worker imports them.
     argv: tuple[str, ...] = ()
     path: tuple[str, ...] = ()
@@ -591,9 +612,14 @@ class Deployment:
         return Topology(tuple(index), routes)
 
     @property
+    def paths(self) -> tuple[str, ...]:
+        """Those of the service's own: of routes and endpoints, each once."""
+        return tuple(dict.fromkeys([*(route.path for route in self.routes), *(own.path for own in self.endpoints)]))
+
+    @property
     def has_page(self) -> bool:
         """Somebody may see the live page: it is not turned off, and no route of the service is where it would be."""
-        taken = any(f"{route.path}/".startswith(f"{PAGE}/") for route in self.routes)
+        taken = any(f"{path}/".startswith(f"{PAGE}/") for path in self.paths)
         return self.frontend.ui != NOBODY and not taken
 
     def stage(self, name: str) -> StageSection:
@@ -606,6 +632,7 @@ SECTIONS: Final = {
     "stage": StageSection,
     "route": RouteSection,
     "client": ClientSection,
+    "endpoint": EndpointSection,
 }
 
 

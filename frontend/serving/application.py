@@ -27,6 +27,7 @@ from frontend.answer import Answering
 from frontend.apikeys import Keys
 from frontend.app import create
 from frontend.board import Board
+from frontend.endpoints import Handler, Request
 from frontend.exchange import Application as ASGIApplication
 from frontend.gate import Gate
 from frontend.hook import Hook
@@ -89,7 +90,7 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
         frontend = deployment.frontend
         keys = self._keys(frontend)
         self.deployment = deployment
-        paths = [route.path for route in deployment.routes]
+        paths = deployment.paths
         access = AccessLog(frontend.access_log, self._stdout()) if frontend.access_log != OFF else None
         self.metrics = FrontendMetrics(deployment.engine.namespace, paths, frontend.timeout, access)
         self.gate = Gate(frontend, has_page=deployment.has_page)
@@ -158,8 +159,11 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
 
             self.metrics.traces = Traces(tracing)
         self.answering.hook = self._hook()
+        handlers = {own.path: self._handler(own.handler) for own in self.deployment.endpoints}
         self.client = self._connect(self.deployment, name, self.metrics.families, self._url)
-        return create(self.deployment, self.client, self.metrics, self.gate, self.answering, name=name)
+        return create(
+            self.deployment, self.client, self.metrics, self.gate, self.answering, name=name, handlers=handlers
+        )
 
     def _hook(self) -> Hook | None:
         """What fails to load ends the start. Once it has been good, though, as for a process that replaces another, or
@@ -176,6 +180,22 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
                 return None
             log.error("cannot start: [frontend] errors: %s", error)
             raise
+
+    def _handler(self, spec: str) -> Handler:
+        """The same of an endpoint; one that cannot be loaded any more answers 500."""
+        stand_in(self.deployment.argv, self.deployment.path)
+        try:
+            return load_function(spec, self.deployment.file.parent)
+        except Exception as error:  # user code
+            reason = error
+            log.error("%s of an endpoint cannot be loaded: %s", spec, error, exc_info=error)
+            if not self._stopping[1]:
+                raise
+
+        def broken(request: Request) -> object:
+            raise RuntimeError(f"{spec} cannot be loaded") from reason
+
+        return broken
 
     def lean(self, hand_over: Callable[[asyncio.Transport, bytes], asyncio.Protocol]) -> Shared:
         """What lean connections share, in a worker process, after :meth:`load`."""

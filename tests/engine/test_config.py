@@ -248,7 +248,8 @@ STAGE = 'stages.toml: stage[0] "encode".'
         ("[stages]\n" + MINIMAL, "stages.toml: stages: unknown section; did you mean [[stage]]?"),
         (
             "[zzz]\n" + MINIMAL,
-            "stages.toml: zzz: unknown section; sections are [engine], [frontend], [[stage]], [[route]], [[client]]",
+            "stages.toml: zzz: unknown section; sections are [engine], [frontend], [[stage]], [[route]], [[client]], "
+            "[[endpoint]]",
         ),
         ("[engine]\nport = 1\n" + MINIMAL, "stages.toml: engine.port: unknown key; it belongs to [frontend]"),
         (
@@ -825,3 +826,41 @@ def test_importing_the_configuration_stays_light():
     code = "import sys, engine, engine.config, engine.log, engine.loader; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"zmq", "falcon", "torch", "gunicorn", "stages", "frontend"} & set(loaded)
+
+
+# --- endpoints -------------------------------------------------------------------------------------------------------
+
+ONE_STAGE = '[[stage]]\nname = "a"\nworker = "m:A"\n'
+
+
+def test_an_endpoint_is_read_and_kept_in_the_snapshot(tmp_path):
+    file = tmp_path / "stages.toml"
+    file.write_text(f'{ONE_STAGE}[[endpoint]]\npath = "/labels"\nhandler = "m:labels"\nmethods = "PUT"\n')
+    found = load(file)
+    assert [(one.path, one.handler, one.methods) for one in found.endpoints] == [("/labels", "m:labels", ("PUT",))]
+    snapshot = tmp_path / "snapshot.json"
+    snapshot.write_bytes(dump(found))
+    assert load(snapshot).endpoints == found.endpoints
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ('path = "/x"', 'endpoint[0] "/x".handler: missing; expected "module:function"'),
+        ('path = "/x"\nhandler = ""', 'handler: expected "module:function"'),
+        ('path = "/x"\nhandler = "m:f"\nmethods = ["BREW"]', "methods: expected one of GET, POST"),
+        ('path = "/x"\nhandler = "m:f"\nmethods = []', "methods: expected one of GET, POST"),
+        ('path = "/metrics"\nhandler = "m:f"', "path: expected a path"),
+        ('path = "/inference"\nhandler = "m:f"\nmethods = ["GET", "POST"]', "methods: POST /inference is a route's"),
+        (
+            'path = "/x"\nhandler = "m:f"\n[[endpoint]]\npath = "/x"\nhandler = "m:g"',
+            "endpoint[0] has this path already",
+        ),
+    ],
+)
+def test_an_endpoint_that_is_wrong_is_refused(tmp_path, table, said):
+    file = tmp_path / "stages.toml"
+    file.write_text(f"{ONE_STAGE}[[endpoint]]\n{table}\n")
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert said in str(caught.value)

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from engine.clock import now
-from engine.config.schema import OIP, PLAIN, Deployment, EngineSection, FrontendSection, RouteSection, StageSection
+from engine.config.schema import (
+    OIP,
+    PLAIN,
+    Deployment,
+    EndpointSection,
+    EngineSection,
+    FrontendSection,
+    RouteSection,
+    StageSection,
+)
 from engine.core import meta
 from engine.core.about import pack_all as pack_abouts
 from engine.core.call import Answer, Call, StreamEvent
@@ -175,14 +184,20 @@ class Service:
     frontend: FrontendSection = field(default_factory=lambda: FrontendSection(address="127.0.0.1", port=0))
     protocol: str = PLAIN
     model: tuple[str, ...] = ()
+    endpoints: dict[str, tuple[tuple[str, ...], Any]] = field(default_factory=dict)  # path -> methods, handler
 
     def __post_init__(self) -> None:
         whole = deployment(self.frontend, protocol=self.protocol, model=self.model)
-        paths = [route.path for route in whole.routes]
+        own = tuple(EndpointSection(path, "x:y", methods) for path, (methods, _) in self.endpoints.items())
+        whole = replace(whole, endpoints=own)
+        handlers = {path: handler for path, (_, handler) in self.endpoints.items()}
+        paths = whole.paths
         self.metrics = FrontendMetrics(whole.engine.namespace, paths, self.frontend.timeout)
         self.gate = Gate(self.frontend)
         answering = Answering.of(whole)
-        self.app: Application = create(whole, self.client, self.metrics, self.gate, answering, name=NAME)
+        self.app: Application = create(
+            whole, self.client, self.metrics, self.gate, answering, name=NAME, handlers=handlers
+        )
 
     def view(self, **changes: Any) -> None:
         self.client.current = replace(self.client.current, **changes)
