@@ -4,7 +4,7 @@ from service import Score, Tokenize
 
 from engine import Server
 
-ROUTES = ["/v1/rerank", "/v2/rerank"]
+ROUTES = ["/v1/rerank", "/v2/rerank", "/rerank"]
 
 if __name__ == "__main__":
     server = Server()

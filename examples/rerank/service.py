@@ -40,12 +40,16 @@ class Document(msgspec.Struct):
 
 
 class Request(msgspec.Struct):
-    """The body of POST /v1/rerank and /v2/rerank. Other fields of either API are accepted and have no effect."""
+    """The body of POST /v1/rerank, /v2/rerank and /rerank: what Cohere's, Jina's and TEI's clients send, which tell
+    themselves apart by what they call the documents. Other fields of these APIs are accepted and have no effect."""
 
     query: str
-    documents: list[str | Document]
+    documents: list[str | Document] | None = None  # Cohere's and Jina's, with the two after it
     top_n: int | None = None
     return_documents: bool = False
+    texts: list[str] | None = None  # TEI's, with the two after it
+    raw_scores: bool = False
+    return_text: bool = False
     model: str = MODEL
 
 
@@ -57,6 +61,8 @@ class Tokens:
     documents: list[Ids]
     top_n: int
     texts: list[str]  # of the documents; empty unless they are to be returned
+    tei: bool = False  # how it asked, and how it is answered
+    raw: bool = False  # scores as the model has them, from -1
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class Ranking:
     ranked: list[tuple[int, float]]
     texts: list[str]
     tokens: int
+    tei: bool
 
 
 class Tokenize(TypedJSONMixin, Worker):
@@ -77,16 +84,21 @@ class Tokenize(TypedJSONMixin, Worker):
         self.tokenizer.enable_truncation(MAX_TOKENS)
 
     def forward(self, data: Request) -> Tokens:
-        texts = [document if isinstance(document, str) else document.text for document in data.documents]
+        tei = data.texts is not None
+        if tei == (data.documents is not None):
+            raise ValidationError("expected either documents or texts")
+        given = data.texts if data.texts is not None else data.documents or []
+        texts = [document if isinstance(document, str) else document.text for document in given]
         if not data.query:
             raise ValidationError("query: an empty text")
         if not 0 < len(texts) <= MAX_DOCUMENTS:
-            raise ValidationError(f"documents: {len(texts)}, expected 1 to {MAX_DOCUMENTS}")
+            raise ValidationError(f"{'texts' if tei else 'documents'}: {len(texts)}, expected 1 to {MAX_DOCUMENTS}")
         top_n = len(texts) if data.top_n is None else data.top_n
         if top_n < 1:
             raise ValidationError(f"top_n: {top_n}, expected at least 1")
         query, *documents = [tuple(row.ids) for row in self.tokenizer.encode_batch_fast([data.query, *texts])]
-        return Tokens(query, documents, top_n, texts if data.return_documents else [])
+        returned = data.return_text if tei else data.return_documents
+        return Tokens(query, documents, top_n, texts if returned else [], tei, tei and data.raw_scores)
 
 
 class Score(Worker):
@@ -121,8 +133,9 @@ class Score(Worker):
         scores = np.stack([vectors[ids] for ids in item.documents]) @ vectors[item.query]
         best = np.argsort(-scores, kind="stable")[: item.top_n]
         # A cosine below zero says no more than zero does: not alike.
-        ranked = [(int(index), float(np.clip(scores[index], 0, 1))) for index in best]
-        return Ranking(ranked, item.texts, len(item.query) + sum(map(len, item.documents)))
+        shown = scores if item.raw else np.clip(scores, 0, 1)
+        ranked = [(int(index), float(shown[index])) for index in best]
+        return Ranking(ranked, item.texts, len(item.query) + sum(map(len, item.documents)), item.tei)
 
     def _vectors(self, rows: list[Ids]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Unit vectors, float32 [rows, 384]: BERT, then the mean over each text's tokens."""
@@ -141,6 +154,14 @@ class Score(Worker):
         return unit
 
     def serialize(self, data: Ranking) -> bytes:
+        """A bare list for TEI's clients; for all others one answer with what each of their APIs promises."""
+        if data.tei:
+            return msgspec.json.encode(
+                [
+                    {"index": index, "score": score, **({"text": data.texts[index]} if data.texts else {})}
+                    for index, score in data.ranked
+                ]
+            )
         results: list[dict[str, Any]] = [{"index": index, "relevance_score": score} for index, score in data.ranked]
         if data.texts:
             for result in results:
@@ -148,9 +169,10 @@ class Score(Worker):
         return msgspec.json.encode(
             {
                 "id": str(uuid.uuid4()),
+                "object": "list",  # Jina's
                 "model": MODEL,
                 "results": results,
-                "usage": {"total_tokens": data.tokens},  # Jina's
+                "usage": {"total_tokens": data.tokens, "prompt_tokens": data.tokens},  # Jina's
                 "meta": {"billed_units": {"search_units": 1}},  # Cohere's
             }
         )

@@ -217,6 +217,10 @@ def test_scores_fall_and_indexes_name_the_documents(running: Deployed, path: str
         ({"documents": [{"title": "a"}]}, 422, "text"),
         ({"documents": [1]}, 422, "documents"),
         ({"top_n": 0}, 422, "top_n"),
+        ({"documents": None}, 422, "either documents or texts"),
+        ({"texts": ["a dog"]}, 422, "either documents or texts"),
+        ({"documents": None, "texts": []}, 422, "texts: 0"),
+        ({"documents": None, "texts": [{"text": "a"}]}, 422, "texts"),
     ],
 )
 def test_what_is_no_rerank_request_is_told(running: Deployed, change: dict[str, Any], status: int, reason: str) -> None:
@@ -225,6 +229,20 @@ def test_what_is_no_rerank_request_is_told(running: Deployed, change: dict[str, 
         answer = client.post("/v1/rerank", json=body)
     assert answer.status_code == status
     assert reason in answer.text
+
+
+@uses("rerank")
+def test_each_client_is_answered_in_its_own_dialect(running: Deployed) -> None:
+    texts = ["a parked car", "a cat on a mat", "no, no, no"]
+    with running.client() as client:
+        ours = client.post("/v1/rerank", json={"query": "a pet", "documents": texts, "return_documents": True}).json()
+        body = {"query": "a pet", "texts": texts, "truncate": True}
+        tei = client.post("/rerank", json=body).json()
+        raw = client.post("/rerank", json={**body, "raw_scores": True, "return_text": True}).json()
+    assert (ours["object"], ours["usage"]["prompt_tokens"]) == ("list", ours["usage"]["total_tokens"])
+    assert tei == [{"index": one["index"], "score": one["relevance_score"]} for one in ours["results"]]
+    assert [one["text"] for one in raw] == [one["document"]["text"] for one in ours["results"]]
+    assert [max(0, one["score"]) for one in raw] == [one["score"] for one in tei]
 
 
 # --- custom metrics --------------------------------------------------------------------------------------------------
