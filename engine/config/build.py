@@ -112,7 +112,7 @@ class _Reader:
             self._problem("stage", "expected at least one [[stage]] table")
         self._check_stages(stages)
         self._check_routes(routes, [values["name"] for _, values in stages if "name" in values])
-        self._check_jobs(frontend, routes)
+        self._check_jobs(frontend, [*routes, *own])
         self._check_goals(frontend, routes)
         self._check_clients(clients)
         self._check_endpoints(own, routes)

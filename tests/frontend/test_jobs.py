@@ -417,6 +417,10 @@ def test_a_route_where_jobs_are_is_refused(tmp_path: Path) -> None:
     file.write_text(text)
     with pytest.raises(ConfigError, match="/jobs is where jobs are asked for"):
         config.load(file)
+    own = '[[endpoint]]\npath = "/jobs/own"\nhandler = "a:f"\n'
+    file.write_text(text.replace("/jobs/a", "/a") + own)
+    with pytest.raises(ConfigError, match="/jobs is where jobs are asked for"):
+        config.load(file)
     file.write_text(text.replace("/jobs/a", "/jobsa"))
     assert config.load(file).frontend.jobs == str(tmp_path / "jobs.db")
 
