@@ -6,6 +6,7 @@
 ``plainjson``       JSON, as lenient as the standard library's
 ``bases``           what a subclass of a plain type is to a format
 ``mixin``           other formats than JSON and pickle, checked types, Redis between stages
+``form``            forms and uploads out of the bytes of a request
 ``schema``          types out of ``forward``'s annotations, and a stage's description for OpenAPI
 ``models``          pydantic, where a service uses it
 ``ways``            where results go that do not simply go on: Done, Skip, the branches of a route

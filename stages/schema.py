@@ -11,7 +11,7 @@ import inspect
 import logging
 import re
 import types
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import reduce
 from operator import or_
 from typing import Any, Final, Union, get_args, get_origin, get_type_hints
@@ -24,6 +24,7 @@ from engine.core.messages import Flow
 from engine.log import get_logger
 from stages import models
 from stages.base import Worker
+from stages.form import MULTIPART, File
 from stages.stream import flow_of, whole_mime_of
 
 ABOUT_MAX: Final = 1 << 20  # bytes; more is a generated monster that no page can show
@@ -153,6 +154,8 @@ def _boundary(worker: Worker, mime: str, type_of: Any, mode: models.Mode) -> Bou
         level = logging.INFO if isinstance(error, TypeError) else logging.WARNING
         get_logger().log(level, "no schema of the %s of %s: %s", side, type(worker).__name__, text)
         return Boundary(mime)
+    if mime == MULTIPART:
+        schema, named = _with_files(schema, named)
     if _MSGPACK.match(mime):
         schema, named = _binary(schema), {name: _binary(one) for name, one in named.items()}
     return _named_by_module(mime, schema, named, kind)
@@ -163,6 +166,18 @@ def _raw(kind: Any, mime: str) -> Schema | None:
     if kind is str or (mime.startswith("text/") and kind is bytes):
         return {"type": "string"}
     return {"type": "string", "format": "binary"} if kind in (bytes, bytearray, memoryview) else None
+
+
+def _with_files(schema: Schema, named: Mapping[str, Schema]) -> tuple[Schema, dict[str, Schema]]:
+    """A form, in which a file is its bytes."""
+    (file,) = models.schemas(File, "validation")[1].values()
+    files = {name for name, one in named.items() if one == file}
+
+    def change(node: Schema) -> Schema:
+        is_file = str(node.get("$ref", "")).rpartition("/")[2] in files
+        return {"type": "string", "format": "binary"} if is_file else node
+
+    return rewritten(schema, change), {name: rewritten(one, change) for name, one in named.items() if name not in files}
 
 
 def _binary(schema: Schema) -> Schema:

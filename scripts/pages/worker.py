@@ -43,7 +43,8 @@ PARTS: Final = (
     ))),
     ("Formats", "Mixins stand before the class: `class Encode(MsgpackMixin, Worker)`.", ("engine.mixin", (
         ("stages.mixin.msgpack", "MsgpackMixin"), ("stages.mixin.typed", "TypedJSONMixin"),
-        ("stages.mixin.typed", "TypedMsgPackMixin"), ("stages.mixin.numbin", "NumBinIPCMixin"),
+        ("stages.mixin.typed", "TypedMsgPackMixin"), ("stages.mixin.form", "FormMixin"), ("stages.form", "File"),
+        ("stages.mixin.numbin", "NumBinIPCMixin"),
         ("stages.mixin.redis", "RedisShmIPCMixin"),
     ))),
     ("For tests", "", ("engine.testing", (

@@ -2,6 +2,7 @@
 
     msgpack    MsgpackMixin: requests and answers in MessagePack, unchecked
     typed      TypedMsgPackMixin, TypedJSONMixin: requests checked against the annotation of ``forward``
+    form       FormMixin: uploads and other forms, likewise checked
     numbin     NumBinIPCMixin: arrays between stages in NumBin
     redis      RedisShmIPCMixin: values between stages by way of a Redis server
 
@@ -12,12 +13,21 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+from stages.mixin.form import File, FormMixin
 from stages.mixin.msgpack import MsgpackMixin
 from stages.mixin.numbin import NumBinIPCMixin
 from stages.mixin.redis import RedisShmIPCMixin
 from stages.mixin.typed import TypedJSONMixin, TypedMsgPackMixin
 
-__all__ = ["MsgpackMixin", "NumBinIPCMixin", "RedisShmIPCMixin", "TypedJSONMixin", "TypedMsgPackMixin"]
+__all__ = [
+    "File",
+    "FormMixin",
+    "MsgpackMixin",
+    "NumBinIPCMixin",
+    "RedisShmIPCMixin",
+    "TypedJSONMixin",
+    "TypedMsgPackMixin",
+]
 
 
 def __getattr__(name: str) -> NoReturn:
