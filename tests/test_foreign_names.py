@@ -40,6 +40,7 @@ INTENDED: Final[dict[str, set[str]]] = {
     "engine.curve.Context": {"_socket_class"},
     "engine.curve.Socket": {"close", "rcvhwm"},
     "engine.log._Stderr": {"emit"},
+    "frontend.jobs.hooks._Stay": {"redirect_request"},
     "engine.log._Ours": {"callHandlers", "disabled", "isEnabledFor"},
     "engine.log.JSONFormatter": {"format"},
     "engine.log.ReadableFormatter": {"format"},
