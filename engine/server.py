@@ -97,12 +97,7 @@ class Runtime:
     def _read(self, name: str, value: object) -> Any:  # keys are of all types
         if name == "worker":
             raise TypeError(f"{self.worker.__name__}: worker was given twice")
-        try:
-            return read_key("stage", name, value)
-        except KeyError as error:
-            raise TypeError(f"{self.worker.__name__}: {error.args[0]}") from None
-        except ValueError as error:
-            raise ValueError(f"{self.worker.__name__}: {name}: {error}") from None
+        return _key("stage", name, value, self.worker.__name__)
 
     def __repr__(self) -> str:
         return f"Runtime({self.spec}, num={self.table['num']})"
@@ -325,12 +320,17 @@ def _script() -> Path:
 def _route_key(name: str, value: object) -> Any:  # keys are of all types
     if name in ("path", "stages"):
         raise TypeError(f"register_runtime: {name} is what `routes` says")
+    return _key("route", name, value, "register_runtime")
+
+
+def _key(section: str, name: str, value: object, where: str) -> Any:
+    """A key as the file would have it. Raises TypeError for one that there is not, ValueError for a wrong value."""
     try:
-        return read_key("route", name, value)
+        return read_key(section, name, value)
     except KeyError as error:
-        raise TypeError(f"register_runtime: {error.args[0]}") from None
+        raise TypeError(f"{where}: {error.args[0]}") from None
     except ValueError as error:
-        raise ValueError(f"register_runtime: {name}: {error}") from None
+        raise ValueError(f"{where}: {name}: {error}") from None
 
 
 def _spec(worker: type[Worker]) -> str:

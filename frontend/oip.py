@@ -251,10 +251,14 @@ class Model:
             document = configuration(model, *await models.tensors(route))
         else:
             document = metadata(model, *await models.tensors(route))
-        resp.content_type, resp.data = "application/json", _encode(document)
-        resp.set_header("cache-control", "no-cache")
+        _show(resp, document)
 
     on_head = on_get
+
+
+def _show(resp: falcon.asgi.Response, document: Json) -> None:
+    resp.content_type, resp.data = "application/json", _encode(document)
+    resp.set_header("cache-control", "no-cache")
 
 
 class Statistics:
@@ -265,8 +269,7 @@ class Statistics:
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         document = await self._models.statistics(self._models.routes)
-        resp.content_type, resp.data = "application/json", _encode(document)
-        resp.set_header("cache-control", "no-cache")
+        _show(resp, document)
 
     on_head = on_get
 

@@ -118,9 +118,7 @@ class Jobs:
         resp.status = "202"
         resp.set_header("preference-applied", "respond-async")
         resp.set_header("location", f"{JOBS}/{found.id}")
-        for name, value in retry_after(1.0):
-            resp.set_header(name, value)
-        _show(found, resp)
+        _show_soon(found, resp)
 
     async def find(self, head: Head, id: str) -> Job:
         """Raises Refusal: 404."""
@@ -143,6 +141,13 @@ def _show(job: Job, resp: falcon.asgi.Response) -> None:
     resp.content_type = "application/json"
     resp.data = msgspec.json.encode(described.told(job))
     resp.set_header("cache-control", "no-store")
+
+
+def _show_soon(job: Job, resp: falcon.asgi.Response) -> None:
+    """A job that is not over, and when to look again."""
+    for name, value in retry_after(1.0):
+        resp.set_header(name, value)
+    _show(job, resp)
 
 
 class JobResource:
@@ -192,6 +197,4 @@ class ResultResource:
             raise Refusal(errors.NO_RESULT)
         else:
             resp.status = "202"
-            for name, value in retry_after(1.0):
-                resp.set_header(name, value)
-            _show(job, resp)
+            _show_soon(job, resp)

@@ -53,6 +53,7 @@ class Running:
         """``error``: how a stream of events ends that failed; ``most``: bytes of an answer."""
         self.job = job
         self.seq = 0
+        self.limit: asyncio.TimerHandle | None = None  # when it is late
         self._client = client
         self._most = most
         self._done = done
@@ -125,7 +126,6 @@ class Runner:
         self._secret = b""
         self._store: Store | None = None
         self._running: dict[str, Running] = {}
-        self._refused: dict[str, int] = {}  # how often in a row
         self._wake = asyncio.Event()
         self._closing = False
         self._task: asyncio.Task[None] | None = None
@@ -151,9 +151,8 @@ class Runner:
             await asyncio.gather(self._task, return_exceptions=True)
         await asyncio.gather(*self._ending, return_exceptions=True)
         left = list(self._running)
-        for running in self._running.values():
-            self._client.withdraw(running.seq)
-        self._running.clear()
+        for id in left:
+            self.forget(id)
         if self._store is not None:
             try:
                 if left:
@@ -173,8 +172,15 @@ class Runner:
 
     def forget(self, id: str) -> None:
         """Nobody wants this job any more; where another process has it, that hears of it by its lease."""
-        if (running := self._running.pop(id, None)) is not None:
+        if (running := self._pop(id)) is not None:
             self._client.withdraw(running.seq)
+
+    def _pop(self, id: str) -> Running | None:
+        """It is not computed here any more. Its time limit would hold on to its body."""
+        running = self._running.pop(id, None)
+        if running is not None and running.limit is not None:
+            running.limit.cancel()
+        return running
 
     def wake(self) -> None:
         """There is a new job."""
@@ -183,6 +189,7 @@ class Runner:
     async def _run(self) -> None:
         renew_at = sweep_at = 0.0
         while not self._closing:
+            self._wake.clear()  # before looking: what comes meanwhile is looked for at once
             try:
                 instant = now()
                 if instant >= renew_at:
@@ -192,12 +199,9 @@ class Runner:
                     sweep_at = instant + SWEEP_S
                     await self.ask(lambda store: store.sweep(self.clock()))
                 await self._tell()
-                full = await self._take()
+                await self._take()
             except sqlite3.Error as error:
                 log.error("the file of jobs: %s", error)
-                full = False
-            if not full:
-                self._wake.clear()
             try:
                 await asyncio.wait_for(self._wake.wait(), LOOK_S)
             except asyncio.TimeoutError:
@@ -208,18 +212,15 @@ class Runner:
         if not own:
             return
         for id in await self.ask(lambda store: store.renew(self.owner, own, self.clock())):
-            if (running := self._running.pop(id, None)) is not None:
-                self._client.withdraw(running.seq)  # nobody wants it, or another process has it
+            self.forget(id)  # or another process has it
 
-    async def _take(self) -> bool:
-        """Have jobs computed, as many as there is room for; whether there may be more, and room."""
+    async def _take(self) -> None:
+        """Have jobs computed, as many as there is room for."""
         room = AT_ONCE - len(self._running)
         if room <= 0 or not self._client.is_joined or self._closing or self._gate.draining:
-            return False
-        taken = await self.ask(lambda store: store.take(self.owner, room, self.clock(), once=self._once))
-        for job in taken:
+            return
+        for job in await self.ask(lambda store: store.take(self.owner, room, self.clock(), once=self._once)):
             self._submit(job)
-        return len(taken) == room
 
     async def _tell(self) -> None:
         """Have those told who wait for a job that is over."""
@@ -267,7 +268,7 @@ class Runner:
             self._again(job, error.retry_after_s or 1.0)
             return
         self._running[job.id] = running
-        asyncio.get_running_loop().call_later(left_s + ANSWER_GRACE_S, self._overdue, running)
+        running.limit = asyncio.get_running_loop().call_later(left_s + ANSWER_GRACE_S, self._overdue, running)
 
     def _overdue(self, running: Running) -> None:
         if self._running.get(running.job.id) is running:
@@ -280,18 +281,16 @@ class Runner:
             return
         if answer is None:  # the client is closed; what is not done is given back
             return
-        del self._running[job.id]
-        again_s = asks_again(answer, self._refused.get(job.id, 0))
+        self._pop(job.id)
+        again_s = asks_again(answer, job.refused)
         if again_s is not None:
             self._again(job, again_s)
         else:
-            self._refused.pop(job.id, None)
             self._end(job, answer)
 
     def _again(self, job: Taken, seconds: float) -> None:
-        self._refused[job.id] = self._refused.get(job.id, 0) + 1
         until = self.clock() + seconds
-        self._keep(self.ask(lambda store: store.give_back(self.owner, [job.id], until)))
+        self._keep(self.ask(lambda store: store.give_back(self.owner, [job.id], until, refused=True)))
 
     def _end(self, job: Taken, answer: Answer) -> None:
         async def end() -> None:

@@ -31,7 +31,8 @@ BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY, route TEXT NOT NULL, whose BLOB NOT NULL, key BLOB UNIQUE, what BLOB NOT NULL,
     state INTEGER NOT NULL, created REAL NOT NULL, started REAL, ended REAL, expires REAL NOT NULL,
-    owner TEXT NOT NULL DEFAULT '', until REAL NOT NULL DEFAULT 0, tries INTEGER NOT NULL DEFAULT 0
+    owner TEXT NOT NULL DEFAULT '', until REAL NOT NULL DEFAULT 0, tries INTEGER NOT NULL DEFAULT 0,
+    refused INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS by_state ON jobs (state, until);
 CREATE INDEX IF NOT EXISTS by_end ON jobs (expires);
@@ -60,7 +61,7 @@ class Job(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """A job that this process has computed now."""
+    """A job that this process has computed now. ``refused``: how often in a row it was."""
 
     id: str
     route: str
@@ -68,6 +69,7 @@ class Taken(NamedTuple):
     body: bytes
     meta: bytes
     expires: float
+    refused: int
 
 
 class Hook(NamedTuple):
@@ -199,11 +201,11 @@ class Store:
         taken = []
         with self._write() as db:
             rows = db.execute(
-                "SELECT id, route, whose, state, tries, expires FROM jobs "
+                "SELECT id, route, whose, state, tries, expires, refused FROM jobs "
                 "WHERE state <= ? AND until <= ? ORDER BY created LIMIT ?",
                 (State.RUNNING, now, most),
             ).fetchall()
-            for id, route, whose, state, tries, expires in rows:
+            for id, route, whose, state, tries, expires, refused in rows:
                 over = LATE if expires <= now else None
                 if over is None and state == State.RUNNING:
                     over = taken_over(tries, idempotent=route not in once)
@@ -211,11 +213,11 @@ class Store:
                     self._end(db, id, over, now)
                     continue
                 db.execute(
-                    "UPDATE jobs SET state = ?, owner = ?, until = ?, tries = tries + ?, started = ? WHERE id = ?",
-                    (State.RUNNING, owner, now + LEASE_S, 1, now, id),
+                    "UPDATE jobs SET state = ?, owner = ?, until = ?, tries = tries + 1, started = ? WHERE id = ?",
+                    (State.RUNNING, owner, now + LEASE_S, now, id),
                 )
                 body, meta = db.execute("SELECT body, meta FROM asked WHERE id = ?", (id,)).fetchone()
-                taken.append(Taken(id, route, whose, body, meta, expires))
+                taken.append(Taken(id, route, whose, body, meta, expires, refused))
         return taken
 
     def renew(self, owner: str, ids: Sequence[str], now: float) -> list[str]:
@@ -231,12 +233,14 @@ class Store:
             }
         return [id for id in ids if id not in own]
 
-    def give_back(self, owner: str, ids: Sequence[str], until: float) -> None:
-        """These were not computed, and are not to be taken before ``until``."""
+    def give_back(self, owner: str, ids: Sequence[str], until: float, *, refused: bool = False) -> None:
+        """These were not computed, as they were ``refused`` or for another reason, and are not to be taken before
+        ``until``."""
         with self._write() as db:
             db.executemany(
-                "UPDATE jobs SET state = ?, owner = '', until = ?, tries = tries - 1 WHERE id = ? AND owner = ?",
-                [(State.WAITING, until, id, owner) for id in ids],
+                "UPDATE jobs SET state = ?, owner = '', until = ?, tries = tries - 1, refused = refused + ? "
+                "WHERE id = ? AND owner = ?",
+                [(State.WAITING, until, refused, id, owner) for id in ids],
             )
 
     def end(self, owner: str, id: str, answer: Answer, now: float) -> bool:

@@ -18,7 +18,7 @@ from engine.core.messages import Flow, Results, Status
 from engine.core.onward import LOOK_EVERY, Onward, is_inner
 from engine.core.predict import Outlook
 from engine.core.routing import FINAL, Fork, Route, Topology
-from tests.core.test_twin import SPEC, STEPS, bury, happen
+from tests.core.test_twin import SPEC, bury, history
 from tests.core.twin import Twin, ids_of
 
 PRE, EN, DE, POST = range(4)
@@ -89,24 +89,7 @@ def test_one_answer_by_a_way_that_there_is_whatever_happens(data: st.DataObject)
         return chosen(request_id, route, stage, counted[0] if fickle else 0)
 
     one.goes = goes
-    submitted: dict[int, int] = {}
-    cancelled: set[int] = set()
-    for _ in range(data.draw(st.integers(1, 60))):
-        step = data.draw(st.sampled_from(STEPS))
-        if step == "submit":
-            n, route = data.draw(st.integers(1, 7)), data.draw(st.integers(0, 3))
-            first = len(submitted) + 1
-            one.submit(n, first=first, route=route, budget_s=data.draw(st.sampled_from([0.5, 5.0, 50.0])))
-            submitted.update(dict.fromkeys(range(first, first + n), route))
-        elif step == "cancel" and submitted:
-            seq = data.draw(st.sampled_from(sorted(submitted)))
-            if (b"f", seq) not in one.answers:
-                cancelled.add(seq)
-                one.front.cancel(b"f", [seq])
-                one.run()
-        else:
-            happen(one, data, step, stages=4, error=422, dies_late=True)
-        bury(one)
+    submitted, cancelled = history(one, data, routes=4, stages=4)
     drain(one)
     assert one.is_empty()
     for seq, route in submitted.items():

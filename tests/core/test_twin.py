@@ -81,24 +81,7 @@ def test_exactly_one_answer_whatever_happens(data: st.DataObject) -> None:
     )
     for stage in (0, 1, 2):
         twin.worker(stage)
-    submitted: dict[int, int] = {}
-    cancelled: set[int] = set()
-    for _ in range(data.draw(st.integers(1, 60))):
-        step = data.draw(st.sampled_from(STEPS))
-        if step == "submit":
-            n, route = data.draw(st.integers(1, 7)), data.draw(st.integers(0, 2))
-            first = len(submitted) + 1
-            twin.submit(n, first=first, route=route, budget_s=data.draw(st.sampled_from([0.5, 5.0, 50.0])))
-            submitted.update(dict.fromkeys(range(first, first + n), route))
-        elif step == "cancel" and submitted:
-            seq = data.draw(st.sampled_from(sorted(submitted)))
-            if (b"f", seq) not in twin.answers:
-                cancelled.add(seq)
-                twin.front.cancel(b"f", [seq])
-                twin.run()
-        else:
-            happen(twin, data, step, stages=3, error=422, dies_late=True)
-        bury(twin)
+    submitted, cancelled = history(twin, data, routes=3, stages=3)
     # The faults end: every stage has a worker, and all that is under way is finished.
     for _ in range(200):
         bury(twin)
@@ -236,6 +219,30 @@ def test_exactly_one_answer_over_real_links_whatever_becomes_of_broker_and_conne
                 assert answer.headers == {HEADER: "true"}
         if ONCE_ONLY[route]:
             assert twin.given.get((1, f"r{number}"), 0) <= 1, "a once-only stage was given it twice"
+
+
+def history(twin: Twin, data: st.DataObject, *, routes: int, stages: int) -> tuple[dict[int, int], set[int]]:
+    """Requests by ``routes``, some of them called off, among faults of all kinds; of each request its route, and those
+    that were called off."""
+    submitted: dict[int, int] = {}
+    cancelled: set[int] = set()
+    for _ in range(data.draw(st.integers(1, 60))):
+        step = data.draw(st.sampled_from(STEPS))
+        if step == "submit":
+            n, route = data.draw(st.integers(1, 7)), data.draw(st.integers(0, routes - 1))
+            first = len(submitted) + 1
+            twin.submit(n, first=first, route=route, budget_s=data.draw(st.sampled_from([0.5, 5.0, 50.0])))
+            submitted.update(dict.fromkeys(range(first, first + n), route))
+        elif step == "cancel" and submitted:
+            seq = data.draw(st.sampled_from(sorted(submitted)))
+            if (b"f", seq) not in twin.answers:
+                cancelled.add(seq)
+                twin.front.cancel(b"f", [seq])
+                twin.run()
+        else:
+            happen(twin, data, step, stages=stages, error=422, dies_late=True)
+        bury(twin)
+    return submitted, cancelled
 
 
 def bury(twin: Twin) -> None:

@@ -142,6 +142,14 @@ def test_what_was_given_back_waits_and_counts_no_try(store: Store) -> None:
         assert take(store, "a", number + 0.4) == []
 
 
+def test_how_often_it_was_refused_whoever_has_it_next_knows(store: Store) -> None:
+    store.add(job("a"), b"", b"")
+    for number in range(3):
+        (taken,) = store.take(f"{number}", 1, number, once=())
+        assert taken.refused == number
+        store.give_back(f"{number}", ["a"], number, refused=True)
+
+
 def test_a_key_finds_the_job_that_there_is(store: Store) -> None:
     first = store.add(job("a", what=b"x"), b"1", b"", key=b"k")
     assert store.add(job("b", what=b"y"), b"2", b"", key=b"k") == first
@@ -395,6 +403,47 @@ def test_a_job_of_a_process_that_was_killed_is_taken_over(path: Path, monkeypatc
         assert (await alive.ask("GET", f"/jobs/{id}/result")).body == b'"x"'
 
     started(dead, alive)(scenario)
+
+
+def test_nothing_holds_on_to_a_job_that_is_over(path: Path) -> None:
+    process = Process(path, FakeClient(lambda item: None))
+
+    async def scenario() -> None:
+        id = await process.made()
+        await asked(process)
+        (running,) = process.runner._running.values()
+        assert running.limit is not None
+        assert not running.limit.cancelled()
+        process.service.client.waiting[0].set_result(OK)
+        assert running.limit.cancelled()
+        assert (await process.over(id))["status"] == "done"
+
+    started(process)(scenario)
+
+
+def test_a_job_that_comes_while_others_are_looked_for_does_not_wait(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "LOOK_S", 1000.0)
+    process = Process(path)
+    looked = asyncio.Event()
+    take, times = process.runner._take, 0
+
+    async def look() -> None:
+        nonlocal times
+        await take()
+        times += 1
+        if times == 1:
+            process.runner.wake()  # as for a job that came a moment too late to be seen
+        else:
+            looked.set()
+
+    monkeypatch.setattr(process.runner, "_take", look)
+
+    async def scenario() -> None:
+        await looked.wait()
+
+    started(process)(scenario)
 
 
 def test_without_the_header_or_the_file_there_are_no_jobs(path: Path) -> None:
