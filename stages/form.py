@@ -4,9 +4,7 @@
 
 from __future__ import annotations
 
-from email.message import Message
 from typing import Any, Final
-from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -27,6 +25,8 @@ class File(msgspec.Struct, frozen=True):
 
 def form_of(body: bytes, content_type: str) -> dict[str, list[str | File]]:
     """The fields of a form, each with all its values in order. Raises DecodingError."""
+    from email.message import Message  # here and below: every worker loads this module, and few have forms
+
     kind = Message()
     kind["content-type"] = content_type
     if kind.get_content_type() == URLENCODED:
@@ -38,6 +38,8 @@ def form_of(body: bytes, content_type: str) -> dict[str, list[str | File]]:
 
 
 def _urlencoded(body: bytes) -> dict[str, list[str | File]]:
+    from urllib.parse import parse_qsl
+
     found: dict[str, list[str | File]] = {}
     try:
         text = body.decode("ascii")
