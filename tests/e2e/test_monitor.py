@@ -1,20 +1,27 @@
-"""The monitoring example is true: what its dashboard asks for is on the page of a running deployment."""
+"""The monitoring example is true: what its dashboard asks for is on the page of a running deployment.
+
+Prometheus, where it is installed, answers every query of the dashboard and evaluates every alarm.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
+import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
-from harness import EXAMPLES, deployed, wait_for
+from harness import EXAMPLES, Deployed, deployed, short_folder, wait_for
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_families
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -48,8 +55,14 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
-    with deployed(EXAMPLES / "echo" / "stages.toml") as running, running.client() as client:
+def running() -> Iterator[Deployed]:
+    with deployed(EXAMPLES / "echo" / "stages.toml") as example:
+        yield example
+
+
+@pytest.fixture(scope="module")
+def page(running: Deployed) -> Iterator[Page]:
+    with running.client() as client:
 
         def send(number: int) -> int:
             return client.post("/inference", json={"text": "hi"} if number % 10 else {"no": "text"}).status_code
@@ -189,6 +202,132 @@ def test_prometheus_reads_its_configuration_and_alarms() -> None:
     )
     assert told.returncode == 0, told.stdout + told.stderr
     assert f"{len(RULES)} rules found" in told.stdout
+
+
+class Prometheus:
+    """One that scrapes a deployment as the example says, but at its address and every second; beside some traffic."""
+
+    def __init__(self, running: Deployed, folder: Path) -> None:
+        shutil.copy(MONITOR / "alerts.yml", folder)
+        text = (MONITOR / "prometheus.yml").read_text()
+        changes = {
+            "127.0.0.1:8000": running.url.removeprefix("http://"),
+            "scrape_interval: 5s": "scrape_interval: 1s",
+            "scrape_timeout: 4s": "scrape_timeout: 1s",
+            "evaluation_interval: 5s": "evaluation_interval: 1s",
+        }
+        for old, new in changes.items():
+            assert text.count(old) == 1, old
+            text = text.replace(old, new)
+        (folder / "prometheus.yml").write_text(text)
+        (command,) = (
+            service["command"]
+            for name, service in yaml.safe_load((MONITOR / "compose.yml").read_text())["services"].items()
+            if name == "prometheus"
+        )
+        features = [word for word in command if word.startswith("--enable-feature")]
+        self._log = folder / "log"
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    "prometheus",
+                    f"--config.file={folder / 'prometheus.yml'}",
+                    f"--storage.tsdb.path={folder / 'data'}",
+                    "--web.listen-address=127.0.0.1:0",
+                    *features,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self._running = running
+        self._stopping = threading.Event()
+        self._traffic = threading.Thread(target=self._send, name="traffic")
+        self._traffic.start()
+
+    def _send(self) -> None:
+        with self._running.client() as client:
+            while not self._stopping.wait(0.05):
+                for body in ({"text": "hi"}, {"no": "text"}):
+                    client.post("/inference", json=body)
+                client.get("/nowhere")
+
+    def url(self) -> str:
+        listens = re.search(r'Listening on"? .*?address="?(127\.0\.0\.1:\d+)', self._log.read_text())
+        assert self.process.poll() is None, self._log.read_text()
+        return f"http://{listens[1]}" if listens else ""
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._traffic.join(10)
+        self.process.send_signal(signal.SIGKILL)  # what it has stored goes with its folder
+        self.process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def prometheus(running: Deployed, page: Page) -> Iterator[httpx.Client]:
+    assert page  # whose requests are counted, so that no others may come before it is read
+    with short_folder() as folder:
+        one = Prometheus(running, folder)
+        try:
+            with httpx.Client(base_url=wait_for("Prometheus listens", one.url, within_s=60)) as client:
+                wait_for("it is ready", lambda: client.get("/-/ready").status_code == 200, within_s=60)
+                yield client
+        finally:
+            one.stop()
+
+
+def asked(prometheus: httpx.Client, path: str, **parameters: str) -> Any:
+    answer = prometheus.get(f"/api/v1/{path}", params=parameters)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["data"]
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not installed")
+def test_prometheus_answers_every_query_with_numbers(prometheus: httpx.Client) -> None:
+    def numbers(expr: str) -> bool:
+        found = asked(prometheus, "query", query=expr)["result"]
+        return bool(found) and any(not math.isnan(float(one["value"][1])) for one in found)
+
+    for panel in DASHBOARD["panels"]:
+        for target in panel.get("targets", []):
+            expr = target["expr"].replace("$job", "echo").replace("$__rate_interval", "20s")
+            if any(name in expr for name in UNSEEN):
+                assert asked(prometheus, "query", query=expr)["result"] == [], "it is seen"
+            else:
+                wait_for(f"{panel['title']}: {expr}", lambda expr=expr: numbers(expr), within_s=30)  # type: ignore[misc]
+    (query,) = (item["query"]["query"] for item in DASHBOARD["templating"]["list"] if item["type"] == "query")
+    name = re.fullmatch(r"label_values\((\w+), job\)", query)[1]  # type: ignore[index]
+    assert asked(prometheus, "label/job/values", **{"match[]": name}) == ["echo"]
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not installed")
+def test_a_latency_leads_to_a_request(prometheus: httpx.Client) -> None:
+    def exemplars() -> set[str]:
+        found = asked(
+            prometheus,
+            "query_exemplars",
+            query="engine_request_duration_second_bucket",
+            start="0",
+            end="9999999999",
+        )
+        return {label for series in found for one in series["exemplars"] for label in one["labels"]}
+
+    assert wait_for("an exemplar is stored", exemplars, within_s=30) == {"request_id"}
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not installed")
+def test_prometheus_evaluates_every_alarm_and_a_healthy_service_raises_none(prometheus: httpx.Client) -> None:
+    def evaluated() -> Any:
+        (group,) = asked(prometheus, "rules")["groups"]
+        return group["rules"] if all(rule["health"] != "unknown" for rule in group["rules"]) else None
+
+    rules = wait_for("every alarm is evaluated", evaluated, within_s=30)
+    assert {rule["name"] for rule in rules} == {rule["alert"] for rule in RULES}
+    assert {(rule["name"], rule["health"], rule.get("lastError")) for rule in rules} == {
+        (rule["alert"], "ok", None) for rule in RULES
+    }
+    assert {rule["name"] for rule in rules if rule["state"] == "firing"} == set()
 
 
 def test_what_compose_mounts_is_there_and_listens_to_this_host_alone() -> None:
