@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import shlex
 import sys
 from pathlib import Path
@@ -58,13 +59,20 @@ def _told(options: argparse.Namespace, folder: Path, files: list[str]) -> str:
     steps = [f"{engine} check --strict", f"{engine} up --reload"]
     if any(not line.startswith("#") for line in (folder / "requirements.txt").read_text().splitlines()):
         steps.insert(0, f"{python} -m pip install -r requirements.txt")
+    beside = [f"{python} client.py", f"{python} -m pytest"]
+    if importlib.util.find_spec("pytest") is None:
+        beside.insert(1, f"{python} -m pip install pytest")
     if folder.resolve() != Path.cwd():
-        steps.insert(0, f"cd {shlex.quote(str(folder))}")
-    lines = "\n".join(f"  {step}" for step in steps)
-    return (
-        f"{options.kind} service in {folder.resolve()}: {', '.join(files)}\n"
-        f"next:\n{lines}\n"
-        f"and in another terminal:\n  {python} client.py\n  {python} -m pytest"
+        for terminal in (steps, beside):
+            terminal.insert(0, f"cd {shlex.quote(str(folder))}")
+    return "\n".join(
+        [
+            f"{options.kind} service in {folder.resolve()}: {', '.join(files)}",
+            "next:",
+            *(f"  {step}" for step in steps),
+            "and in another terminal:",
+            *(f"  {step}" for step in beside),
+        ]
     )
 
 

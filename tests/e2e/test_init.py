@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from harness import ENGINE, environment, up
 
+from engine.cli import main
 from engine.commands.init import KINDS, files_of
 from engine.exitcodes import ExitCode
 
@@ -54,6 +55,25 @@ def test_a_service_of_each_kind_passes_its_check_its_test_and_serves_its_client(
     assert again.returncode == ExitCode.START
     assert "service.py" in again.stderr
     assert "nothing was written" in again.stderr
+
+
+def test_who_has_no_pytest_is_told_to_install_it_in_the_terminal_that_runs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as ended:
+        main(["init", str(tmp_path / "mine")])
+    assert ended.value.code == ExitCode.OK
+    first, _, second = (lines(part) for part in capsys.readouterr().out.partition("in another terminal:"))
+    assert f"cd {tmp_path / 'mine'}" in first
+    python = sys.executable
+    assert second == [
+        "",
+        f"cd {tmp_path / 'mine'}",
+        f"{python} client.py",
+        f"{python} -m pip install pytest",
+        f"{python} -m pytest",
+    ]
 
 
 def test_one_file_that_is_there_is_enough_to_write_nothing(tmp_path: Path) -> None:
