@@ -138,7 +138,9 @@ class Server:
         """Add stages at the end of each route: HTTP path -> its Runtimes in order.
 
         A table in their place chooses one of several by a field of the result before it, as in a file and with
-        Runtimes for names: ``{"by": "lang", "of": {"en": english, "de": german}, "default": english}``.
+        Runtimes for names: ``{"by": "lang", "of": {"en": english, "de": german}, "default": english}``. So do those by
+        which a request goes on in parts: ``{"each": "crops", "through": [classify]}``, ``{"all": {"boxes": detect,
+        "text": [ocr, spell]}}``.
 
         Keyword arguments are the further keys of these ``[[route]]``s: ``protocol``, ``slo``, ``priority`` ...
         (docs/reference.md). A route that has its stages already may be named with none, ``[]``.
@@ -158,7 +160,7 @@ class Server:
             if strangers := [one for item in runtimes for one in _held(item) if not isinstance(one, Runtime)]:
                 raise TypeError(f"{path}: expected Runtime objects, got {strangers[0]!r}")
             chain = [*self._routes.get(path, []), *runtimes]
-            each = [id(one) for step in chain for one in dict.fromkeys(_held(step))]  # branches may share theirs
+            each = [id(one) for one in _held(chain)]
             if len(set(each)) != len(each):
                 raise ValueError(f"{path}: the same Runtime twice on one route; make a second Runtime of the class")
             merged[path] = chain
@@ -266,9 +268,7 @@ class Server:
 
     def _names(self) -> dict[Runtime, str]:
         """Each Runtime once, in the order it came, with its stage's name: its own, or its class's in lower case."""
-        runtimes = dict.fromkeys(
-            runtime for chain in self._routes.values() for step in chain for runtime in _held(step)
-        )
+        runtimes = dict.fromkeys(runtime for chain in self._routes.values() for runtime in _held(chain))
         taken = {runtime.table["name"] for runtime in runtimes if "name" in runtime.table}
         names = {}
         for runtime in runtimes:
@@ -283,26 +283,32 @@ class Server:
 
 
 def _held(step: object) -> list[Any]:
-    """The Runtimes of one step of a route, or what stands there instead: itself, or those of its branches."""
+    """The Runtimes of one step of a route, or what stands in their places: itself, or those of its branches. Those of a
+    choice each once, for its branches may share theirs."""
+    if isinstance(step, (list, tuple)):
+        return [held for one in step for held in _held(one)]
     if not isinstance(step, Mapping):
         return [step]
-    of = step.get("of")
-    branches = [*of.values()] if isinstance(of, Mapping) else []
-    branches += [step["default"]] if "default" in step else []
-    return [one for branch in branches for one in (branch if isinstance(branch, (list, tuple)) else [branch])]
+    parts = [step[key] for key in ("through", "default") if key in step]
+    parts += [one for key in ("of", "all") if isinstance(of := step.get(key), Mapping) for one in of.values()]
+    found = _held(parts)
+    return [*{id(one): one for one in found}.values()] if "of" in step else found
 
 
-def _named(step: Runtime | Mapping[str, Any], names: Mapping[Runtime, str]) -> Any:
+def _named(step: Any, names: Mapping[Runtime, str]) -> Any:
     """A step as a file has it. What is wrong with it is told as of a file."""
-    if isinstance(step, Runtime):
+    if isinstance(step, (list, tuple)):
+        return [_named(one, names) for one in step]
+    if not isinstance(step, Mapping):
         return names[step]
-
-    def branch(held: Any) -> Any:
-        return [names[one] for one in held] if isinstance(held, (list, tuple)) else names[held]
-
-    of = step.get("of")
-    named = {**step, "of": {text: branch(held) for text, held in of.items()} if isinstance(of, Mapping) else of}
-    return {**named, "default": branch(step["default"])} if "default" in step else named
+    named = dict(step)
+    for key in ("through", "default"):
+        if key in named:
+            named[key] = _named(named[key], names)
+    for key in ("of", "all"):
+        if isinstance(of := named.get(key), Mapping):
+            named[key] = {text: _named(one, names) for text, one in of.items()}
+    return named
 
 
 def _script() -> Path:

@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final, get_type_hints
 
-from engine.config.ways import after
+from engine.config.ways import after, splits
 from engine.core.routing import Route, Topology
 
 
@@ -521,8 +521,12 @@ class RouteSection:
 
     path: str = setting(doc="HTTP path, beginning with a slash.", form=Form.PATH)
     stages: tuple[str, ...] = setting(
-        doc="The stages, in order; a stage may serve several routes. A table stands for one of several stages, by a "
-        "field of the result before it.",
+        doc="The stages, in order; a stage may serve several routes. A table among them says where a route branches: "
+        "`{ by = FIELD, of = { TEXT = STAGES }, default = STAGES }`, one of several, by a field of the result before; "
+        "`{ each = FIELD, through = STAGES, most = N }`, stages that each element of the list in a field passes by "
+        "itself, before the stage behind the table gets all of them together; `{ all = { NAME = STAGES } }`, several "
+        'branches side by side, likewise. With `failed = "hole"` an element or branch that fails is None there; '
+        '`"request"`, the default: its request fails.',
         form=Form.STAGES,
     )
     slo: float = setting(
@@ -606,7 +610,12 @@ class Deployment:
     def topology(self) -> Topology:
         index = {stage.name: position for position, stage in enumerate(self.stages)}
         routes = tuple(
-            Route(route.path, tuple(index[name] for name in route.stages), after(route.stages, index))
+            Route(
+                route.path,
+                tuple(index[name] for name in route.stages),
+                after(route.stages, index),
+                splits(route.stages, index),
+            )
             for route in self.routes
         )
         return Topology(tuple(index), routes)

@@ -4,21 +4,33 @@ A list of stages is a chain. A table in it stands for one of several stages, by 
 
     stages = ["detect", { by = "lang", of = { en = "english", de = "german" }, default = "english" }, "post"]
 
-A branch is a stage, or a list of several, or of none: then what stands behind the table comes next. However a route
-branches, its stages also stand in one line, which is what everybody sees who only asks which they are.
+A branch is a stage, or a list of several, or of none: then what stands behind the table comes next. Or it stands for a
+region of stages that a request passes in parts, one for each element of a list, or one for each of several branches,
+between the stage that they are made behind and the one that gets all of them together::
+
+    stages = ["detect", { each = "crops", through = ["classify"], failed = "hole", most = 256 }, "format"]
+    stages = ["load", { all = { boxes = "detect", text = ["ocr", "spell"] } }, "merge"]
+
+A region is written as a route is, tables and all. However a route branches, its stages also stand in one line, which is
+what everybody sees who only asks which they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any, Final, TypeAlias
 
-from engine.core.routing import FINAL, NOWHERE, After, Fork
+from engine.core.routing import FINAL, JOIN, NOWHERE, PARTS_MOST, After, Fork, Split
 
 BRANCHES_MOST: Final = 256
-TEXT_MOST: Final = 256  # characters of a field's name, or of what stands there
+TEXT_MOST: Final = 256  # characters of a field's name, or of what stands there, or of a branch's name
+NESTED_MOST: Final = 8  # regions within regions
+
+FAILED: Final = ("request", "hole")  # what a part that fails takes with it: its request, or only its place
+_KEYS: Final = {"by": ("of", "default"), "each": ("through", "failed", "most"), "all": ("failed",)}
 
 
 class NoWay(ValueError):
@@ -40,7 +52,33 @@ class Choice:
             yield self.default
 
 
-Step: TypeAlias = str | Choice
+@dataclass(frozen=True)
+class Each:
+    """Every element of the list in ``field`` of the result ("": of the list that it is) by itself through a region."""
+
+    field: str
+    through: tuple[Step, ...]
+    holes: bool = False
+    most: int = PARTS_MOST
+
+    @property
+    def regions(self) -> tuple[tuple[Step, ...], ...]:
+        return (self.through,)
+
+
+@dataclass(frozen=True)
+class All:
+    """The result through each of several branches, side by side."""
+
+    of: tuple[tuple[str, tuple[Step, ...]], ...]
+    holes: bool = False
+
+    @property
+    def regions(self) -> tuple[tuple[Step, ...], ...]:
+        return tuple(branch for _, branch in self.of)
+
+
+Step: TypeAlias = str | Choice | Each | All
 
 
 class Stages(tuple[str, ...]):
@@ -66,16 +104,22 @@ class Stages(tuple[str, ...]):
 
 def plain(stages: Sequence[str]) -> list[Any]:
     """As a file has it, in the types of JSON."""
-    return [
-        step
-        if isinstance(step, str)
-        else {
-            "by": step.by,
-            "of": {text: list(branch) for text, branch in step.of},
-            **({} if step.default is None else {"default": list(step.default)}),
-        }
-        for step in _steps_of(stages)
-    ]
+    return _plain(_steps_of(stages))
+
+
+def _plain(steps: Iterable[Step]) -> list[Any]:
+    return [step if isinstance(step, str) else _table(step) for step in steps]
+
+
+def _table(step: Choice | Each | All) -> dict[str, Any]:
+    if isinstance(step, Choice):
+        default = {} if step.default is None else {"default": list(step.default)}
+        return {"by": step.by, "of": {text: list(branch) for text, branch in step.of}, **default}
+    failed = {"failed": "hole"} if step.holes else {}
+    if isinstance(step, Each):
+        most = {} if step.most == PARTS_MOST else {"most": step.most}
+        return {"each": step.field, "through": _plain(step.through), **failed, **most}
+    return {"all": {name: _plain(branch) for name, branch in step.of}, **failed}
 
 
 def after(stages: Sequence[str], numbers: Mapping[str, int]) -> tuple[After, ...]:
@@ -83,52 +127,180 @@ def after(stages: Sequence[str], numbers: Mapping[str, int]) -> tuple[After, ...
     steps = _steps_of(stages)
     if all(isinstance(step, str) for step in steps):
         return ()
-    found: dict[str, After] = {}
-    coming: After = FINAL  # behind the step that is looked at
-    for step in reversed(steps):
-        if isinstance(step, str):
-            found[step] = coming
-            coming = numbers[step]
-            continue
+    told = _Told(numbers)
+    told.of(steps, FINAL)
+    return tuple(told.after[name] for name in stages)
+
+
+def splits(stages: Sequence[str], numbers: Mapping[str, int]) -> dict[int, Split]:
+    """Where a request goes on in parts: behind which stages, by their numbers."""
+    told = _Told(numbers)
+    told.of(_steps_of(stages), FINAL)
+    return told.splits
+
+
+class _Told:
+    """What is written, said of each stage."""
+
+    def __init__(self, numbers: Mapping[str, int]) -> None:
+        self._numbers = numbers
+        self.after: dict[str, After] = {}
+        self.splits: dict[int, Split] = {}
+
+    def of(self, steps: Sequence[Step], end: int) -> After:
+        """``end``: what comes behind the last one. Where they begin, which is a stage, unless there are none."""
+        coming: After = end
+        for place in reversed(range(len(steps))):
+            step = steps[place]
+            if isinstance(step, str):
+                self.after[step] = coming
+                coming = self._numbers[step]
+            elif isinstance(step, Choice):
+                coming = self._fork(step, coming)
+            else:
+                self._split(step, steps[place - 1] if place else None, coming)
+        return coming
+
+    def _fork(self, step: Choice, coming: After) -> Fork:
         targets: dict[tuple[str, ...], int] = {}
         for branch in step.branches:
             for name, then in pairwise(branch):
-                found[name] = numbers[then]
+                self.after[name] = self._numbers[then]
             if branch:
-                found[branch[-1]] = coming
+                self.after[branch[-1]] = coming
             elif isinstance(coming, Fork):
                 raise NoWay("a branch of no stage cannot lead to another choice")
-            targets[branch] = numbers[branch[0]] if branch else coming  # type: ignore[assignment]  # no Fork
+            targets[branch] = self._numbers[branch[0]] if branch else coming  # type: ignore[assignment]  # no Fork
         default = NOWHERE if step.default is None else targets[step.default]
-        coming = Fork(step.by, tuple((text, targets[branch]) for text, branch in step.of), default)
-    return tuple(found[name] for name in stages)
+        return Fork(step.by, tuple((text, targets[branch]) for text, branch in step.of), default)
+
+    def _split(self, step: Each | All, before: Step | None, gather: After) -> None:
+        if not isinstance(before, str):
+            raise NoWay(
+                f"the parts of {_called(step)} are made of the result of one stage: write it right before the table"
+            )
+        if isinstance(gather, Fork) or gather < 0:
+            raise NoWay(f"the parts of {_called(step)} come together at one stage: write it right behind the table")
+        heads = []
+        for region in step.regions:
+            head = self.of(region, JOIN)
+            assert isinstance(head, int)  # read() lets no other begin one
+            heads.append(head)
+        if isinstance(step, Each):
+            split = Split(tuple(heads), gather, (), step.field, step.holes, step.most)
+        else:
+            split = Split(tuple(heads), gather, tuple(name for name, _ in step.of), "", step.holes)
+        self.splits[self._numbers[before]] = split
 
 
 def read(value: Sequence[object]) -> Stages:
     """Out of a list as it stands in a file. Raises NoWay."""
     if not value:
         raise NoWay("at least one")
-    steps: list[Step] = []
-    for one in value:
-        if not isinstance(one, (str, Mapping)):
-            raise NoWay("a stage is named by a string, and a table chooses among several")
-        if not steps and not isinstance(one, str):
-            raise NoWay("a choice is made by the result of the stage before it: begin with a stage")
-        steps.append(one if isinstance(one, str) else _choice(one))
-    seen: set[str] = set()
-    for step in steps:
-        here = [step] if isinstance(step, str) else list(_names([step]))
-        if twice := sorted(seen.intersection(here)):
-            raise NoWay(f"{', '.join(twice)} more than once")
-        seen.update(here)
+    steps = _steps(value, NESTED_MOST)
+    names = list(_names(steps))
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise NoWay(f"{', '.join(twice)} more than once")
     stages = Stages(steps)
-    after(stages, dict.fromkeys(stages, 0))
+    after(stages, {name: number for number, name in enumerate(stages)})
     return stages
 
 
+def _steps(value: Sequence[object], room: int) -> tuple[Step, ...]:
+    """``room``: so many regions may be within each other here."""
+    steps: list[Step] = []
+    for one in value:
+        if not isinstance(one, (str, Mapping)):
+            raise NoWay('a stage is named by a string, and a table has "by", "each" or "all"')
+        step = one if isinstance(one, str) else _read_table(one, room)
+        if not steps and not isinstance(step, str):
+            what = "a choice is made by" if isinstance(step, Choice) else f"the parts of {_called(step)} are made of"
+            raise NoWay(f"{what} the result of the stage before it: begin with a stage")
+        steps.append(step)
+    return tuple(steps)
+
+
+def _read_table(table: Mapping[Any, object], room: int) -> Choice | Each | All:
+    kinds = [kind for kind in _KEYS if kind in table]
+    if len(kinds) > 1:
+        raise NoWay(f'a table has one of "by", "each" and "all", not {_quoted(kinds)}')
+    if not kinds and "of" not in table:
+        near = next((f"; did you mean {near}?" for key in table for near in _near(key, [*_KEYS])), "")
+        raise NoWay(
+            'a table has "by", for one of several stages, "each", for every element of a list, or "all", for several '
+            f"side by side{near}"
+        )
+    kind = kinds[0] if kinds else "by"
+    known = [kind, *_KEYS[kind]]
+    if unknown := [key for key in table if key not in known]:
+        what = {"by": "a choice", "each": 'a table with "each"', "all": 'a table with "all"'}[kind]
+        near = next((f"; did you mean {near}?" for near in _near(unknown[0], known)), "")
+        raise NoWay(f"{what} has {_quoted(known)}, not {unknown[0]!r}{near}")
+    if kind == "by":
+        return _choice(table)
+    if not room:
+        raise NoWay(f'"each" and "all" stand within each other at most {NESTED_MOST} times')
+    return _each(table, room - 1) if kind == "each" else _all(table, room - 1)
+
+
+def _each(table: Mapping[Any, object], room: int) -> Each:
+    field, most = table["each"], table.get("most", PARTS_MOST)
+    if not isinstance(field, str) or len(field) > TEXT_MOST:
+        raise NoWay('"each" says which field of the result is the list: each = "crops"; "" if the result itself is')
+    called = f'"each" of "{field}"'
+    if "through" not in table:
+        raise NoWay(f'{called} says through which stages its elements go: through = ["classify"]')
+    if not isinstance(most, int) or isinstance(most, bool) or not 0 < most <= PARTS_MOST:
+        raise NoWay(f"{called} takes so many elements of a list: most is an integer from 1 to {PARTS_MOST}")
+    return Each(field, _region(f"through of {called}", table["through"], room), _holes(called, table), most)
+
+
+def _all(table: Mapping[Any, object], room: int) -> All:
+    of = table["all"]
+    if not isinstance(of, Mapping) or not 2 <= len(of) <= BRANCHES_MOST:
+        raise NoWay(
+            f'"all" has from 2 to {BRANCHES_MOST} branches by name: '
+            'all = { boxes = "detect", text = ["ocr", "spell"] }'
+        )
+    if not all(_is_text(name) and name for name in of):
+        raise NoWay(f'a branch of "all" has a name of 1 to {TEXT_MOST} characters')
+    branches = tuple((str(name), _region(f'branch "{name}" of "all"', branch, room)) for name, branch in of.items())
+    return All(branches, _holes('"all"', table))
+
+
+def _region(where: str, value: object, room: int) -> tuple[Step, ...]:
+    written = (value,) if isinstance(value, str) else value
+    if not isinstance(written, (list, tuple)) or not written:
+        raise NoWay(f"{where} is a stage, or a list of at least one")
+    try:
+        return _steps(written, room)
+    except NoWay as error:
+        raise NoWay(f"{where}: {error}") from None
+
+
+def _holes(called: str, table: Mapping[Any, object]) -> bool:
+    failed = table.get("failed", FAILED[0])
+    if failed not in FAILED:
+        raise NoWay(
+            f'{called} says what a part that fails takes with it: failed = "request", or "hole": None in its place'
+        )
+    return failed == "hole"
+
+
+def _called(step: Each | All) -> str:
+    return f'"each" of "{step.field}"' if isinstance(step, Each) else '"all"'
+
+
+def _quoted(words: Sequence[str]) -> str:
+    *most, last = [f'"{word}"' for word in words]
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _near(word: object, known: Sequence[str]) -> list[str]:
+    return get_close_matches(word, known, n=1, cutoff=0.6) if isinstance(word, str) else []
+
+
 def _choice(table: Mapping[Any, object]) -> Choice:
-    if unknown := [key for key in table if key not in ("by", "of", "default")]:
-        raise NoWay(f'a choice has "by", "of" and "default", not {unknown[0]!r}')
     by, of = table.get("by"), table.get("of")
     if not isinstance(by, str) or not 0 < len(by) <= TEXT_MOST:
         raise NoWay('a choice says by which field of the result it is made: by = "lang"')
@@ -156,12 +328,15 @@ def _is_text(text: object) -> bool:
 
 
 def _names(steps: Iterable[Step]) -> Iterator[str]:
+    """In one line; of a choice each once, for its branches may be the same."""
     for step in steps:
         if isinstance(step, str):
             yield step
+        elif isinstance(step, Choice):
+            yield from dict.fromkeys(name for branch in step.branches for name in branch)
         else:
-            for branch in step.branches:
-                yield from branch
+            for region in step.regions:
+                yield from _names(region)
 
 
 def _steps_of(stages: object) -> tuple[Step, ...]:

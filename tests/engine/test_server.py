@@ -203,6 +203,27 @@ def test_a_route_may_branch():
         server.deployment()
 
 
+def test_a_request_may_go_on_in_parts():
+    detect, crop, side, words, spell, merge = (Runtime(Encode, name=name) for name in "abcdef")
+    server = Server()
+    parts = {"each": "crops", "through": [crop, {"by": "lang", "of": {"en": side}, "default": []}], "failed": "hole"}
+    server.register_runtime({"/page": [detect, parts, merge]})
+    server.register_runtime({"/both": [detect, {"all": {"boxes": crop, "text": [words, spell]}}, merge]})
+    deployment = server.deployment()
+    assert tuple(deployment.routes[0].stages) == ("a", "b", "c", "f")
+    assert deployment.topology.way(0).startswith("a -> each of crops, at most 4096: b, holes, then f; b -> lang? en c")
+    assert tuple(deployment.routes[1].stages) == ("a", "b", "d", "e", "f")
+    assert deployment.topology.way(1).startswith("a -> all of boxes b, text d, then f; b -> together; d -> e")
+    for twice in ({"all": {"x": crop, "y": [words, crop]}}, {"each": "", "through": [crop, detect]}):
+        with pytest.raises(ValueError, match="/a: the same Runtime twice on one route"):
+            server.register_runtime({"/a": [detect, twice, merge]})
+    with pytest.raises(TypeError, match="/a: expected Runtime objects, got 'crop'"):
+        server.register_runtime({"/a": [detect, {"each": "crops", "through": ["crop"]}, merge]})
+    server.register_runtime({"/a": [detect, {"each": "crops", "trough": [crop]}, merge]})
+    with pytest.raises(ConfigError, match="did you mean through"):
+        server.deployment()
+
+
 def test_a_route_may_have_keys_of_its_own():
     server = Server()
     server.append_worker(Encode, route="/v1/embeddings")
