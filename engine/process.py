@@ -33,7 +33,6 @@ from engine.core.placement import (
     spare_share,
     thread_env,
 )
-from engine.core.routing import FINAL
 from engine.cpus import available_cpus, quota, usable_cpus
 from engine.errors import StartError
 from engine.nearby import VISIBLE_VARIABLE, near_gpus
@@ -409,10 +408,7 @@ def readers_on(
     topology = deployment.topology
     number = topology.stages.index(stage)
     following = {
-        topology.stages[after]
-        for route in topology.hops(number)
-        for after in topology.following(route, number)
-        if after != FINAL
+        topology.stages[reader] for route in topology.hops(number) for reader in topology.readers(route, number)
     }
     gpus = count_gpus(environ)
     readers: list[tuple[str, int]] = []

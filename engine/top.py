@@ -159,11 +159,11 @@ class Top:
 
 
 def _through(route: Mapping[str, Any]) -> str:
-    """The stages of a route in order; of one that branches each step that has a condition."""
+    """The stages of a route in order; of one that branches each step that not every request takes, or not whole."""
     edges = route.get("edges") or ()
     if not edges:
         return " > ".join(route.get("stages", ()))
-    forks = [f"{before} > {after or 'the answer'} if {when}" for before, after, when in edges if when]
+    forks = [f"{before} > {after or 'the answer'} ({when})" for before, after, when in edges if when]
     return "; ".join(forks)
 
 

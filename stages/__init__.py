@@ -27,6 +27,7 @@
 ``trial``           the first stage's example as a request to try
 ``sizes``           padding to the sizes of batches that are allowed
 ``build``           making a worker object and calling it on its examples, the same way in a process and in a dry run
+``feeding``         what a stage without an example is given: what those before it return, as it would arrive
 ``warming``         what is computed before a worker is ready: examples, then other sizes of batches
 ``device``          how much memory is in use, of the machine and of its GPUs, and whether these still answer
 ``verdict``         what an exception says about its process: nothing, that memory is short, that it is of no more use

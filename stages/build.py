@@ -143,18 +143,18 @@ def _nexts(deployment: Deployment, stage: str) -> list[tuple[int, ...]]:
 
 def most_between(deployment: Deployment, stage: str) -> int:
     """Bytes of a value that every stage after this one may have waiting; what none follows passes nothing on."""
-    return _least_room(deployment, stage, Topology.following)
+    return _least_room(deployment, stage, Topology.readers)
 
 
 def most_afar(deployment: Deployment, stage: str) -> int:
     """The same of all stages to which it may send something."""
-    return _least_room(deployment, stage, Topology.later)
+    return _least_room(deployment, stage, Topology.readers, Topology.later)
 
 
-def _least_room(deployment: Deployment, stage: str, of: Callable[[Topology, int, int], Collection[int]]) -> int:
+def _least_room(deployment: Deployment, stage: str, *of: Callable[[Topology, int, int], Collection[int]]) -> int:
     topology = deployment.topology
     number = topology.stages.index(stage)
-    found = {one for route in topology.hops(number) for one in of(topology, route, number)} - {FINAL}
+    found = {one for route in topology.hops(number) for which in of for one in which(topology, route, number)}
     return min((deployment.stages[one].max_queue_bytes for one in found), default=sys.maxsize)
 
 

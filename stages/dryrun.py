@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -24,10 +24,10 @@ from engine.core.routing import Topology
 from engine.exitcodes import ExitCode
 from stages import blame, device
 from stages.base import Worker
-from stages.build import encoded_size, examples, forward_example, fresh, handed_on, lasts, load_offline
+from stages.build import encoded_size, examples, forward_example, fresh, lasts, load_offline
 from stages.costing import coster_of
+from stages.feeding import check_splits, coming
 from stages.warming import WarmUp, ranges, values_of, warm_up
-from stages.ways import Done, Skip, goes_to
 
 NOT_EXERCISED: Final = "not exercised"
 REPEATS: Final = 5  # further calls the median is taken of
@@ -157,6 +157,7 @@ def _exercise(
             plan.doing = "computing its example"
         results = _measure(worker, inputs, finding, spec, plan)
         finding.result_bytes = encoded_size(worker, results, lasts(deployment, spec.name))
+        check_splits(deployment.topology, number, results)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # as above
@@ -175,27 +176,13 @@ def _fed(
     findings: Sequence[Finding],
 ) -> list[Any]:
     """The results of a stage before, as they arrive here, made into examples for this stage."""
-    for former, results in coming(number, topology, outputs):
-        if not results:
+    for former, values in coming(number, topology, workers, outputs):
+        if not values:
             continue
         findings[number].fed_by = workers[former].stage
-        values = handed_on(workers[former], workers[number], results)
         most = workers[number].max_batch_size
         return [values[:most]] if most > 1 else values[:1]
     return []
-
-
-def coming(number: int, topology: Topology, outputs: Mapping[int, Sequence[Any]]) -> Iterator[tuple[int, list[Any]]]:
-    """Stages before this one, with those of their results that go on to it; the nearest first."""
-    for route in topology.hops(number):
-        for former in reversed(topology.routes[route].stages[: topology.hop(route, number)]):
-            results = [one for one in outputs.get(former, ()) if goes_to(topology, route, former, one) == number]
-            if results:
-                yield former, results
-    for route in topology.hops(number):  # none of them takes this branch: it is tried with what takes others
-        for former in reversed(topology.routes[route].stages[: topology.hop(route, number)]):
-            if number in topology.following(route, former):
-                yield former, [one for one in outputs.get(former, ()) if not isinstance(one, (Done, Skip))]
 
 
 def _measure(worker: Worker, inputs: Sequence[Any], finding: Finding, spec: StageSection, plan: WarmUp) -> list[Any]:

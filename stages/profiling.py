@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 from engine.config import Deployment, StageSection
+from engine.core.routing import JOIN, Split
 from engine.errors import StartError
 from engine.simulation.profile import StageProfile, sizes
 from stages.base import Worker
 from stages.build import examples, forward_example, fresh, handed_on, load_offline
 from stages.compute import give_room
+from stages.feeding import elements, ends, frames, gathered, is_joined, whole
 from stages.sizes import copied
 from stages.verdict import Verdict, verdict
 from stages.warming import VALUES_MOST, nbytes_of, values_of
@@ -56,24 +59,55 @@ def _fed(deployment: Deployment, spec: StageSection, worker: Worker, say: Say) -
     """Examples made of what a stage before it returns; none where that has none either."""
     topology = deployment.topology
     number = topology.stages.index(spec.name)
-    formers = [
-        former
-        for route in topology.hops(number)
-        for former in topology.routes[route].stages
-        if number in topology.following(route, former)
-    ]
-    for former_number in dict.fromkeys(formers):
-        section = deployment.stages[former_number]
-        say(f"{spec.name}: it has no example; loading {section.name}, whose results it is given")
-        former = load_offline(deployment, section)
-        try:
-            inputs = examples(former) or _fed(deployment, section, former, say)
-            if inputs:
-                values = handed_on(former, worker, forward_example(former, fresh(former, inputs[0])))
-                return [values] if worker.max_batch_size > 1 else values[:1]
-        finally:
-            former.teardown()
+    formers: dict[tuple[int, Split | None], int] = {}  # of the stages before, by which route its results come here
+    for route in topology.hops(number):
+        for former in topology.routes[route].stages:
+            if number in topology.readers(route, former) and JOIN not in topology.following(route, former):
+                formers.setdefault((former, topology.split(route, former)), route)
+    for (former, split), route in formers.items():
+        together: list[tuple[Any, int]] = []
+        with _computed(deployment, former, spec, say) as (other, results):
+            if split is None:
+                values = handed_on(other, worker, results)
+            elif number in split.heads:
+                values = elements(split, other, worker, whole(results))
+            else:
+                values = []
+                together = frames(split, other, worker, whole(results))
+        if split is not None and together:
+            pools = [_joined(deployment, route, head, spec, worker, say) for head in split.heads]
+            values = gathered(split, together, pools)
+        if values:
+            return [values] if worker.max_batch_size > 1 else values[:1]
     return []
+
+
+def _joined(
+    deployment: Deployment, route: int, head: int, spec: StageSection, worker: Worker, say: Say
+) -> Sequence[Any]:
+    """Results of parts that begin at ``head``, as they arrive at the stage that gathers them."""
+    topology = deployment.topology
+    for end in ends(topology, route, head):
+        with _computed(deployment, end, spec, say) as (other, results):
+            joined = [one for one in results if is_joined(topology, route, end, one)]
+            if values := handed_on(other, worker, joined):
+                return values
+    return ()
+
+
+@contextmanager
+def _computed(
+    deployment: Deployment, number: int, spec: StageSection, say: Say
+) -> Iterator[tuple[Worker, Sequence[Any]]]:
+    """A stage before, while it is loaded, and what it returns for its example; nothing where it has none either."""
+    section = deployment.stages[number]
+    say(f"{spec.name}: it has no example; loading {section.name}, whose results it is given")
+    former = load_offline(deployment, section)
+    try:
+        inputs = examples(former) or _fed(deployment, section, former, say)
+        yield former, forward_example(former, fresh(former, inputs[0])) if inputs else ()
+    finally:
+        former.teardown()
 
 
 def _measured(worker: Worker, spec: StageSection, values: Sequence[Any], say: Say) -> StageProfile:

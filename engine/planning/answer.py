@@ -117,6 +117,13 @@ def _notes_on_workers(deployment: Deployment, service: Service, best: Figures) -
             )
 
 
+def check_parts(deployment: Deployment) -> None:
+    """Raises ConfigError for a file that says how requests go on in parts: of how many each, it does not say."""
+    for route, _, _ in deployment.topology.splits():
+        path = deployment.routes[route].path
+        raise ConfigError([f"route {path}: requests go on in parts there (each, all), which no plan knows of yet"])
+
+
 def slos_of(options: argparse.Namespace, deployment: Deployment) -> tuple[float, ...]:
     """The goal of each route: of all the same, or as the file has them. SystemExit where there is none."""
     own = front_spec(deployment).slos_s

@@ -8,7 +8,7 @@ import sys
 from engine.config import Deployment
 from engine.errors import Unavailable
 from engine.exitcodes import ExitCode
-from engine.planning.answer import arrivals_of, kept_of, plan_of, service_of, shares_of, slos_of
+from engine.planning.answer import arrivals_of, check_parts, kept_of, plan_of, service_of, shares_of, slos_of
 from engine.planning.files import write
 from engine.planning.flags import see_to_words
 from engine.planning.profiles import measure, profile_of
@@ -21,6 +21,7 @@ def run(options: argparse.Namespace, deployment: Deployment) -> int:
     measured."""
     if options.measure is not None:
         return measure(deployment, options.measure, options.result_fd)
+    check_parts(deployment)
     try:
         return compare(options, deployment) if options.check else _plan(options, deployment)
     except Unavailable as error:

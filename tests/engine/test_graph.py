@@ -41,6 +41,24 @@ def test_a_branch_says_when_it_is_taken() -> None:
     assert "  s3 --> answer\n" in text
 
 
+PARTS = ["a", {"each": "crops", "through": "b"}, "c", {"all": {"x": "d", "y": ["e", "f"]}}, "g"]
+
+
+def test_parts_say_of_what_they_are_and_come_together() -> None:
+    text = mermaid(made(("/r", PARTS), names="abcdefg"))
+    assert '  s0 -- "each of crops" --> s1\n' in text
+    assert "  s1 --> s2\n" in text
+    assert "s0 --> s2" not in text
+    assert '  s2 -- "x" --> s3\n' in text
+    assert '  s2 -- "y" --> s4\n' in text
+    assert "  s3 --> s6\n" in text
+    assert "  s4 --> s5\n  s5 --> s6\n  s6 --> answer\n" in text
+    (route,) = json.loads(as_json(made(("/r", PARTS), names="abcdefg")))["routes"]
+    assert route["stages"] == list("abcdefg")
+    assert {"from": "a", "to": "b", "when": "each of crops"} in route["steps"]
+    assert {"from": "f", "to": "g", "when": None} in route["steps"]
+
+
 def test_a_shared_stage_is_drawn_once_and_steps_that_differ_say_whose_they_are() -> None:
     text = mermaid(made(("/one", ["a", FORK, "d"]), ("/two", ["a", "d"])))
     assert text.count('["a<br/>') == 1

@@ -153,6 +153,17 @@ def test_a_profile_that_lacks_a_stage_is_told_so(file: Path, capsys: pytest.Capt
     assert "the profile has no stage second (it has: first)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [("--rate", "10", "--slo", "1s"), ("--check", "--slo", "1s")])
+def test_requests_in_parts_are_no_planning_matter_yet(
+    file: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = '["first", { each = "", through = "second" }, "third"]'
+    third = '[[stage]]\nname = "third"\nworker = "service:Second"\n'
+    file.write_text(f'{FILE}{third}[[route]]\npath = "/parts"\nstages = {stages}\n')
+    assert plan(file, *words) == ExitCode.CONFIG
+    assert "route /parts: requests go on in parts there (each, all), which no plan knows" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [("--running", "--rate", "4", "--slo", "1s"), ("--check", "--slo", "1s")])
 def test_nobody_that_runs_is_told_so(
     file: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -332,6 +332,19 @@ def test_a_worker_knows_on_which_gpus_its_results_are_read(
     assert process.readers_on(deployment, "b", 1, environ) == set(), "nobody comes after it"
 
 
+def test_what_goes_on_in_parts_is_read_in_the_region_and_behind_it(tmp_path: Path) -> None:
+    devices = {"a": "cuda:0", "b": "cuda:1", "c": "cuda:2"}
+    data = {
+        "stage": [{"name": name, "worker": "s:A", "device": device} for name, device in devices.items()],
+        "route": [{"path": "/parts", "stages": ["a", {"each": "f", "through": "b"}, "c"]}],
+    }
+    deployment = build_deployment(data, file=tmp_path / "stages.toml", label="stages.toml", flags={}, environ={})
+    environ = {"CUDA_VISIBLE_DEVICES": "0,1,2"}
+    assert process.readers_on(deployment, "a", 1, environ) == {"cuda:1", "cuda:2"}
+    assert process.readers_on(deployment, "b", 1, environ) == {"cuda:2"}
+    assert process.readers_on(deployment, "c", 1, environ) == set()
+
+
 def test_a_worker_whose_own_variables_hide_its_gpu_is_refused(tmp_path: Path) -> None:
     deployment = make(tmp_path, device="cuda:0", env={"CUDA_VISIBLE_DEVICES": ""})
     with pytest.raises(StartError, match="there is no GPU that CUDA_VISIBLE_DEVICES= shows"):

@@ -248,6 +248,16 @@ def topped(**changes: Any) -> Top:
 OTHER: dict[str, Any] = STAGE | {"name": "other", "ready": 8, "workers": [WORKER | {"slot": 2}], "deaths": 0}
 
 
+def test_a_route_that_branches_says_which_steps_not_everybody_takes() -> None:
+    edges = [["a", "b", "each of crops"], ["b", "c", ""], ["c", "d", "lang = en"], ["c", "", "else"], ["d", "", ""]]
+    routes = [{"path": "/page", "stages": ["a", "b", "c", "d"], "edges": edges}]
+    seen = topped(routes=routes)
+    while "THROUGH" not in "\n".join(drawn(seen, columns=120)):
+        assert seen.pressed("right")
+    (line,) = [line for line in drawn(seen, columns=120) if "/page" in line]
+    assert line.rstrip().endswith("a > b (each of crops); c > d (lang = en); c > the answer (else)")
+
+
 def test_top_has_the_whole_its_stages_and_their_workers_in_80_columns_and_24_rows() -> None:
     lines = drawn(topped(stages=[STAGE, OTHER]))
     assert len(lines) == 24
