@@ -47,7 +47,7 @@ def given_s(deployment: Deployment, stage: str) -> float:
 
 def front_spec(deployment: Deployment) -> FrontSpec:
     """The bounds of a broker's door, the goals and classes of routes, and who is who."""
-    frontend, cells = deployment.frontend, deployment.engine.brokers
+    frontend, cells, topology = deployment.frontend, deployment.engine.brokers, deployment.topology
     return FrontSpec(
         bound(frontend.capacity, cells),
         bound(frontend.capacity_bytes, cells),
@@ -55,6 +55,7 @@ def front_spec(deployment: Deployment) -> FrontSpec:
         slos_s=tuple([route.slo or frontend.slo for route in deployment.routes]),
         priorities=tuple([Priority[route.priority.upper()] for route in deployment.routes]),
         clients={bytes.fromhex(one.token_sha256)[:CLIENT_SIZE]: _client(one) for one in deployment.clients},
+        gathering={one.gather: deployment.stages[one.gather].max_queue_bytes for _, _, one in topology.splits()},
     )
 
 

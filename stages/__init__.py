@@ -10,6 +10,7 @@
 ``schema``          types out of ``forward``'s annotations, and a stage's description for OpenAPI
 ``models``          pydantic, where a service uses it
 ``ways``            where results go that do not simply go on: Done, Skip, the branches of a route
+``spread``          results that go on in parts, and values whose parts have come together
 ``context``         what ``Worker.context(i)`` tells about one request
 ``compute``         one batch in, one outcome per item out: no sockets, no processes (the rules of failure live here)
 ``ipc``             how a value travels from one stage to the next: pickle 5 with its large buffers out of band

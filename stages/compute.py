@@ -22,6 +22,8 @@
 * What has sent events is not computed again, and its result is dropped.
 * Where a result says itself where it goes (:mod:`stages.ways`), or a field of it does, that is kept beside its outcome
   (``Run.targets``); what names no way that there is fails that item.
+* Where requests go on in parts (:mod:`stages.spread`), each part is encoded by itself, and its value decoded by itself
+  where they have come together.
 
 No sockets and no clock here. Time limits come in as ``call``, which may raise EngineTimeoutError out of
 ``forward``, and as ``expired``, which says whether an item is still worth computing.
@@ -38,9 +40,10 @@ from typing import Any, Final
 
 import msgspec
 
+from engine.core import gathered
 from engine.core.messages import OWN_HEADERS_MOST, Flow, Status
 from engine.core.meta import asked_of
-from engine.core.routing import FINAL, NOWHERE
+from engine.core.routing import FINAL, JOIN, NOWHERE, Split
 from engine.core.wire import Payload, are_bytes, payload_size, payload_sizes
 from engine.errors import EncodingError, EngineError, EngineTimeoutError, WorkerBroken
 from engine.log import get_logger
@@ -51,6 +54,7 @@ from stages.costing import Coster
 from stages.near import PutTensor
 from stages.shm import FOREIGN, Lease
 from stages.sizes import filled_up, padded
+from stages.spread import parted, together
 from stages.stream import entry, flow_of
 from stages.verdict import CHAIN_MAX, Verdict, verdict
 from stages.ways import Done, Skip, WrongWay
@@ -63,11 +67,13 @@ TIMEOUT_TEXT: Final = b"inference timeout"
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What became of one item: a :class:`Status` or HTTP status, and the result or the message its client may see."""
+    """What became of one item: a :class:`Status` or HTTP status, and the result or the message its client may see. Of
+    one that goes on in ``parts``, these, and what is left without them."""
 
     status: int
     payload: Payload = b""
     headers: dict[str, str] | None = None
+    parts: tuple[Payload, ...] | None = None
 
 
 SKIPPED: Final = Outcome(int(Status.SKIPPED))
@@ -158,13 +164,23 @@ class Codec:
                 return plainjson.decode(item.payload)  # what Worker's own does, without the way there
             return self._worker.deserialize(lease.own_bytes(item.payload, last=last))
         buffers.receive_on(self._device)
+        split = item.way.gathers if item.way is not None else None
+        if split is not None and gathered.is_packed(item.payload):  # else it was sent past the parts
+            frame, slots = gathered.unpack(item.payload)
+            results = [None if one is None else self._decode_between(one, lease, last=last) for one in slots]
+            rest = self._decode_between(frame, lease, last=last) if split.field else None
+            return together(split, rest, results)
+        return self._decode_between(item.payload, lease, last=last)
+
+    def _decode_between(self, payload: Payload, lease: Lease, *, last: bool) -> Any:
+        """A value that another stage has sent."""
         if self._is_open:
-            if type(item.payload) is tuple:
+            if type(payload) is tuple:
                 raise ValueError("a payload of several parts over tcp")
-            return self._worker.deserialize_ipc(lease.own_bytes(item.payload, last=last))
+            return self._worker.deserialize_ipc(lease.own_bytes(payload, last=last))
         if self._own_decode:
-            return self._worker.deserialize_ipc(ipc.plain(item.payload, lease, last=last))
-        return ipc.unpack(item.payload, lease, last=last)
+            return self._worker.deserialize_ipc(ipc.plain(payload, lease, last=last))
+        return ipc.unpack(payload, lease, last=last)
 
     def decode_all(self, items: Sequence[ItemIn]) -> list[Any] | None:
         """The values of several items as :meth:`decode` gives them one by one, with little done for each: what a batch
@@ -227,6 +243,20 @@ class Codec:
             # What pickle says names modules and addresses: that is for the log.
             raise EncodingError("the result cannot be passed on to the next stage") from error
         return self._passed(payload, afar=afar)
+
+    def apart(self, split: Split, result: Any) -> Outcome:
+        """A result that goes on in parts. Raises what :func:`stages.spread.parted` and encoding them raise."""
+        frame, parts = parted(split, result)
+        payload: Payload = b"" if frame is None else self.encode_between(frame)
+        payloads = ipc.pack_all(parts, self.put) if self._packs and len(parts) > 1 and not split.names else None
+        if payloads is None:
+            payloads = [self.encode_between(part) for part in parts]
+        if (size := payload_size(payload) + sum(payload_sizes(payloads))) > self._most_between:
+            raise EncodingError(
+                f"the result has {size} bytes in {len(parts)} parts, and max_queue_bytes of the stages that take them "
+                f"is {self._most_between}"
+            )
+        return Outcome(OK, payload, parts=tuple(payloads))
 
     def _are_tensors(self, items: Sequence[ItemIn]) -> bool:
         """Whether some of them are."""
@@ -388,6 +418,8 @@ def run_batch(
         passing=passing,
         sizes=sizes,
         forked=any(item.way is not None and item.way.fork is not None for item in items),
+        splits=any(item.way is not None and item.way.split is not None for item in items),
+        gathers=any(item.way is not None and item.way.gathers is not None for item in items),
     )
     return run.compute()
 
@@ -411,6 +443,8 @@ class Run:
     sizes: Sequence[int] = ()  # how many those may be (stages.sizes)
     coster: Coster | None = None  # who is asked what values cost
     forked: bool = False  # some of the items are on a route that branches behind this stage
+    splits: bool = False  # ... that goes on in parts there
+    gathers: bool = False  # ... whose parts come together here
     gives_back: bool = False  # what takes too long is left unanswered, for its sender to try otherwise
     ahead: bool = False  # decoded already
     outcomes: list[Outcome | None] = field(default_factory=list)
@@ -467,7 +501,8 @@ class Run:
                     self.outcomes[position] = SKIPPED
             live = [one for one in live if one[1].uid not in gone]
         try:
-            values = self.codec.decode_all([item for _, item in live]) if len(live) > 1 else None
+            is_alike = len(live) > 1 and not self.gathers
+            values = self.codec.decode_all([item for _, item in live]) if is_alike else None
         except self.passing:
             raise
         except BaseException:  # of one of them: it is found below
@@ -594,7 +629,8 @@ class Run:
 
     def encode_all(self, part: Sequence[tuple[int, ItemIn, Any]], results: Sequence[Any]) -> None:
         try:
-            answers = self.codec.encode_all([item for _, item, _ in part], results) if len(part) > 1 else None
+            is_alike = len(part) > 1 and not self.splits
+            answers = self.codec.encode_all([item for _, item, _ in part], results) if is_alike else None
         except self.passing:
             raise
         except BaseException:  # of one of them, which may bring code of its own: it is found below
@@ -638,6 +674,8 @@ class Run:
             if item.last or way is None:
                 return None, codec.outcome(item, result.result)
             way.be_told("Done")
+            if way.in_parts:
+                return JOIN, Outcome(OK, codec.encode_between(result.result))
             if codec.streams(item):
                 raise WrongWay(f"stage {way.stage} returned Done, and sends events: only the last stage of a route may")
             return FINAL, codec.answer(item, result.result)
@@ -645,7 +683,12 @@ class Run:
             raise WrongWay("there is no route here, and so no stage to skip to")
         if isinstance(result, Skip):
             target = way.of_skip(result)
-            return target, Outcome(OK, codec.encode_between(result.value, afar=target != way.after))
+            payload = codec.encode_between(result.value, afar=target != way.after)
+            if target in way.receivers and gathered.is_packed(payload):
+                raise EncodingError("the result begins as no value may that is sent past the parts of requests")
+            return target, Outcome(OK, payload)
+        if way.split is not None:
+            return JOIN, codec.apart(way.split, result)
         target = way.of_value(result)
         if target == FINAL and not item.last:
             return target, codec.answer(item, result)
@@ -655,7 +698,7 @@ class Run:
         if self.codec.encodes_by_own(item):
             self.worker._items = (item,)
         try:
-            forks = item.way is not None and item.way.fork is not None
+            forks = item.way is not None and (item.way.fork is not None or item.way.split is not None)
             if isinstance(result, (Done, Skip)) or (forks and not isinstance(result, BaseException)):
                 target, self.outcomes[position] = self.send(item, result)
                 if target is not None:

@@ -7,7 +7,6 @@ region gets all together, with what the region returned for its own examples in 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from copy import copy
 from itertools import cycle
 from typing import Any
 
@@ -15,6 +14,7 @@ from engine.core.routing import JOIN, Split, Topology
 from engine.errors import StartError, ValidationError
 from stages.base import Worker
 from stages.build import handed_on
+from stages.spread import parted, together
 from stages.ways import Done, Skip, WrongWay, goes_to
 
 
@@ -128,33 +128,3 @@ def gathered(split: Split, found: Sequence[tuple[Any, int]], pools: Sequence[Seq
         results = [next(turns[number if split.names else 0]) for number in range(count)]
         values.append(together(split, frame, results))
     return values
-
-
-def parted(split: Split, value: Any) -> tuple[Any, list[Any]]:
-    """What is beside the parts, and these. Raises WrongWay for a value that is not what the file says."""
-    if split.names:
-        return None, [value] * len(split.names)
-    found = value
-    if split.field:
-        found = value.get(split.field) if isinstance(value, Mapping) else getattr(value, split.field, None)
-    what = f'in "{split.field}"' if split.field else "as its result"
-    if not isinstance(found, (list, tuple)):
-        raise WrongWay(f"its route goes on with each of a list {what}, and found a {type(found).__name__} there")
-    if len(found) > split.most:
-        raise WrongWay(f"its route goes on with at most {split.most} of a list {what}, and found {len(found)}")
-    return (_with(split, value, []) if split.field else None), [*found]
-
-
-def together(split: Split, frame: Any, results: Sequence[Any]) -> Any:
-    """The value for the stage behind, of what is beside the parts and their results."""
-    if split.names:
-        return dict(zip(split.names, results, strict=True))
-    return _with(split, frame, [*results]) if split.field else [*results]
-
-
-def _with(split: Split, value: Any, parts: list[Any]) -> Any:
-    if isinstance(value, Mapping):
-        return {**value, split.field: parts}
-    made = copy(value)
-    object.__setattr__(made, split.field, parts)  # a frozen dataclass's, too
-    return made

@@ -12,15 +12,14 @@ from typing import NamedTuple
 
 from engine.config import Deployment
 from engine.config.schema import OIP
-from engine.core import oip, sse
+from engine.core import gathered, oip, sse
 from engine.core.messages import Flow, Status
 from engine.core.meta import asking, pack, pack_head
-from engine.core.routing import FINAL
 from engine.core.wire import Payload
 from engine.log import get_logger
 from stages.base import Worker
 from stages.build import load_offline, most_afar, most_between
-from stages.compute import Codec, run_batch
+from stages.compute import Codec, Outcome, run_batch
 from stages.context import ItemIn
 from stages.dryrun import check
 from stages.stream import Sink, SSEWorker, StreamWorker, flow_of, whole_mime_of
@@ -97,29 +96,9 @@ class Pipeline:
             except oip.Malformed as error:
                 return Reply(400, oip.error(f"bad request: {error}"), "application/json")
         meta = pack(request_id, head)
-        payload: Payload = body
         sent: list[bytes] = []
-        while True:
-            way = way_of(self._topology, route, stage)
-            item = ItemIn(uid=0, payload=payload, first=way.first, last=way.last, meta=meta, way=way)
-            worker = self.workers[stage]
-            if isinstance(worker, SSEWorker | StreamWorker):
-                worker._sink = _into(sent)
-            before = len(sent)
-            self._codecs[stage].has_begun = lambda _item, before=before: len(sent) > before  # type: ignore[misc]
-            computed = run_batch(
-                worker,
-                [item],
-                max_batch_size=self._specs[stage].max_batch_size,
-                codec=self._codecs[stage],
-                sizes=self._specs[stage].batch_sizes,
-            )
-            outcome = computed.outcomes[0]
-            payload = outcome.payload
-            target = computed.targets.get(0, way.after)
-            if outcome.status != Status.OK or target == FINAL:
-                break
-            stage = target
+        stage, outcome, before = self._through(route, stage, body, meta, sent)
+        payload = outcome.payload
         # What has failed on its way to a stream, or was answered before it, ends in the words of that.
         ends = [self.workers[end] for end in self._topology.ends(route)]
         last = self.workers[stage] if outcome.status == Status.OK or len(ends) > 1 else ends[0]
@@ -137,6 +116,43 @@ class Pipeline:
             reply.headers = told
             return reply
         return Reply(int(Status.OK), b"".join(sent) if flow is Flow.CHUNKS else _joined(payload), whole_mime_of(last))
+
+    def _through(
+        self, route: int, stage: int, payload: Payload, meta: bytes, sent: list[bytes]
+    ) -> tuple[int, Outcome, int]:
+        """From ``stage`` on as far as a route leads, or a part of a request on it: where it ended, what with, and how
+        many events there were before that stage's."""
+        while True:
+            way = way_of(self._topology, route, stage)
+            item = ItemIn(uid=0, payload=payload, first=way.first, last=way.last, meta=meta, way=way)
+            worker = self.workers[stage]
+            events = sent if not way.in_parts else []  # as in a deployment nobody gets those of parts
+            if isinstance(worker, SSEWorker | StreamWorker):
+                worker._sink = _into(events)
+            before = len(events)
+            self._codecs[stage].has_begun = lambda _item, events=events, before=before: len(events) > before  # type: ignore[misc]
+            computed = run_batch(
+                worker,
+                [item],
+                max_batch_size=self._specs[stage].max_batch_size,
+                codec=self._codecs[stage],
+                sizes=self._specs[stage].batch_sizes,
+            )
+            outcome = computed.outcomes[0]
+            target = computed.targets.get(0, way.after)
+            if outcome.status == Status.OK and way.split is not None and outcome.parts is not None:
+                slots: list[Payload | None] = []
+                heads = way.split.heads if way.split.names else way.split.heads * len(outcome.parts)
+                for head, part in zip(heads, outcome.parts, strict=True):
+                    ended, found, _ = self._through(route, head, part, meta, [])
+                    if found.status != Status.OK and not way.split.holes:
+                        return ended, found, before
+                    slots.append(found.payload if found.status == Status.OK else None)
+                payload, stage = gathered.pack(outcome.payload, slots), way.split.gather
+            elif outcome.status != Status.OK or target < 0:
+                return stage, outcome, before
+            else:
+                payload, stage = outcome.payload, target
 
     def close(self) -> None:
         """Call every worker's ``teardown``; its exceptions are logged."""

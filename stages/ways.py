@@ -13,7 +13,7 @@ from operator import index
 from typing import Any, Final
 
 from engine.config.forms import nearest
-from engine.core.routing import FINAL, NOWHERE, Fork, Topology
+from engine.core.routing import FINAL, JOIN, NOWHERE, Fork, Split, Topology
 
 # The protocol from which on a broker takes results that do not come from the stage before, or the last one.
 KNOWN_SINCE: Final = 3
@@ -24,7 +24,8 @@ class Done:
     """In place of a result: the answer, at once. No stage behind this one sees the request.
 
     ``result`` is encoded by this stage's ``serialize``, as that of a route's last stage is, and its type is this
-    stage's ``resp_mime_type``.
+    stage's ``resp_mime_type``. For a part of a request it is what becomes of this part: no stage behind this one sees
+    it but the one that gathers.
     """
 
     result: Any
@@ -45,9 +46,10 @@ class WrongWay(Exception):
 
 @dataclass(frozen=True)
 class Way:
-    """``first``: the route begins here; ``after``: the stage that comes next, or FINAL; with a ``fork`` that says, and
-    ``branches`` are what it has by text. ``later``: the stages that it could go to, by name. ``is_told``: the broker
-    takes results from out of the order."""
+    """``first``: the route begins here; ``after``: the stage that comes next, FINAL or JOIN; with a ``fork`` that says,
+    and ``branches`` are what it has by text. ``later``: the stages that it could go to, by name; ``receivers``: those
+    of them that gather. ``is_told``: the broker takes results from out of the order. ``split``: how results go on in
+    parts; ``in_parts``: what comes here is a part; ``gathers``: whose parts have come together in what does."""
 
     path: str
     stage: str
@@ -58,6 +60,10 @@ class Way:
     later: Mapping[str, int] = field(default_factory=dict)
     is_told: bool = True
     last: bool = False  # the route ends here
+    split: Split | None = None
+    in_parts: bool = False
+    gathers: Split | None = None
+    receivers: frozenset[int] = frozenset()
 
     def of_skip(self, skip: Skip) -> int:
         """The stage that a Skip names. Raises WrongWay."""
@@ -107,6 +113,10 @@ def way_of(topology: Topology, route: int, stage: int, *, is_told: bool = True) 
         later={topology.stages[one]: one for one in topology.later(route, stage)},
         is_told=is_told,
         last=after == FINAL,
+        split=topology.split(route, stage),
+        in_parts=topology.region(route, stage) is not None,
+        gathers=topology.gathered(route, stage),
+        receivers=frozenset(one for one in topology.later(route, stage) if topology.gathered(route, one) is not None),
     )
 
 
@@ -137,11 +147,14 @@ def unwrapped(result: Any) -> Any:
 
 
 def goes_to(topology: Topology, route: int, stage: int, result: Any) -> int:
-    """The stage to which a result of ``stage`` goes, or FINAL; NOWHERE for what names none."""
+    """The stage to which a result of ``stage`` goes as it is, or FINAL; JOIN, of a part that is done, and of one that
+    is split; NOWHERE for what names none."""
     way = way_of(topology, route, stage)
     try:
         if isinstance(result, Done):
-            return FINAL
+            return JOIN if way.in_parts else FINAL
+        if way.split is not None and not isinstance(result, Skip):
+            return JOIN
         return way.of_skip(result) if isinstance(result, Skip) else way.of_value(result)
     except WrongWay:
         return NOWHERE

@@ -19,7 +19,7 @@ from engine.broker.complaints import FAILED, Complaints
 from engine.broker.letters import Distrust, ToStage
 from engine.broker.poll import Inlet, Poll, Source
 from engine.clock import now
-from engine.core.messages import Results, StreamEvents
+from engine.core.messages import Parts, Results, StreamEvents
 from engine.core.wire import AnyWords
 from engine.mailbox import Bell, Mailbox
 
@@ -81,7 +81,7 @@ class Part(ABC, Generic[Letter]):
         self.complaints.note(
             FAILED, "a worker is given up: its message cannot be handled", trace=True, kind=type(message).__name__
         )
-        if isinstance(message, Results | StreamEvents) and message.stage < len(self.stages):
+        if isinstance(message, Results | Parts | StreamEvents) and message.stage < len(self.stages):
             self._post(self.stages[message.stage], Distrust(message.worker))
 
     def _inlet(self, poll: Poll, sock: transport.Socket) -> Inlet:

@@ -307,7 +307,7 @@ def status(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deploy
         "uptime_s": deployed.broker.uptime_s,
         "threads": deployed.broker.threads,
         "draining": machine.door.draining,
-        "admitted": len(machine.ledger),
+        "admitted": machine.inside,
         "capacity": machine.spec.capacity,
         "admitted_bytes": machine.nbytes,
         "goals": _goal_status(machine),
@@ -587,6 +587,27 @@ def _goals(machine: FrontMachine, namespace: str) -> list[Family]:
     ]
 
 
+def _in_parts(machine: FrontMachine, namespace: str) -> list[Family]:
+    """Where there are routes on which requests go on in parts."""
+    if not any(route.splits for route in machine.topology.routes):
+        return []
+    stats, names = machine.stats, machine.topology.stages
+    waiting = f"{namespace}_gathering_bytes"
+    gathers = sorted({split.gather for _, _, split in machine.topology.splits()})
+    return [
+        counter(f"{namespace}_split", "Requests that went on in parts.", [({}, stats.split)]),
+        counter(f"{namespace}_parts", "Parts of requests.", [({}, stats.parts)]),
+        counter(f"{namespace}_holes", "Parts that failed, and were left out.", [({}, stats.holes)]),
+        gauge(f"{namespace}_remaining_parts", "Parts under way.", len(machine.gatherings)),
+        Family(
+            waiting,
+            "gauge",
+            "Bytes of parts that are done and wait for others, by the stage that gathers them.",
+            [Sample(waiting, {"stage": names[one]}, machine.gatherings.nbytes.get(one, 0)) for one in gathers],
+        ),
+    ]
+
+
 def metrics(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deployed) -> bytes:
     """All the broker knows, as packed :class:`engine.metrics.Sources`."""
     stages = [part for part in parts if isinstance(part, StageFamilies)]
@@ -625,7 +646,7 @@ def metrics(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deplo
         ),
         gauge(f"{namespace}_idempotency_kept", "Answers that are kept for such requests.", len(machine.keys)),
         gauge(f"{namespace}_idempotency_kept_bytes", "Bytes that these take.", machine.keys.nbytes),
-        gauge(f"{namespace}_remaining_task", "Requests admitted and not answered yet.", len(machine.ledger)),
+        gauge(f"{namespace}_remaining_task", "Requests admitted and not answered yet.", machine.inside),
         gauge(f"{namespace}_remaining_bytes", "Bytes of their bodies.", machine.nbytes),
         gauge(f"{namespace}_draining", "1 while nothing new is admitted.", int(machine.door.draining)),
         gauge(f"{namespace}_shared_memory_arenas", "Processes that have shared memory to fill.", shared[0]),
@@ -640,6 +661,7 @@ def metrics(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deplo
             "Looks of the broker, one a second, at which it had no descriptor left.",
             [({}, stats.descriptors_spent)],
         ),
+        *_in_parts(machine, namespace),
         _messages_dropped(namespace, stats.messages_dropped, {}),
         counter(
             f"{namespace}_connections_refused",

@@ -26,7 +26,7 @@ from engine.clock import Deadline
 from engine.config import Deployment
 from engine.core.front import EPOCHS
 from engine.core.placement import broker_threads
-from engine.core.wire import egress_frame, front_frame
+from engine.core.wire import egress_frame, front_frame, intake_frame
 from engine.cpus import usable_cpus
 from engine.errors import StartError
 from engine.keyfile import Keyring, keyring_of
@@ -55,6 +55,19 @@ def _listening(deployment: Deployment, cell: int) -> Endpoints:
         return numbered(found)
     except (OSError, ValueError) as error:
         raise StartError(f"cannot listen at {found.base}: {found.host}: {error}") from error
+
+
+def _largest_result(deployment: Deployment) -> int:
+    """The most bytes of a frame that a worker sends to the door: an answer's, and of requests that go on in parts what
+    waits for the stages that take them."""
+    topology = deployment.topology
+    takers = {one for route, stage, _ in topology.splits() for one in topology.readers(route, stage)}
+    return max(
+        [
+            egress_frame(deployment.frontend.max_response_size),
+            *[intake_frame(deployment.stages[one].max_queue_bytes) for one in takers],
+        ]
+    )
 
 
 def _scaled(deployment: Deployment) -> list[int]:
@@ -97,7 +110,7 @@ class Broker:
             threads=self.threads,
             parent=parent,
             largest=front_frame(deployment.frontend.max_request_size),
-            largest_result=egress_frame(deployment.frontend.max_response_size),
+            largest_result=_largest_result(deployment),
         )
         self.stages = [
             StagePart(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Final, TypeAlias
 
 from engine.core import wording
@@ -41,6 +42,7 @@ KEY_IN_USE: Final[Rejection] = "key_in_use", Status.CONFLICT, wording.KEY_IN_USE
 MEASURE_S: Final = 0.25  # over which it is counted how many requests leave
 RETRY_MOST_S: Final = 10.0  # beyond that nothing is known
 RETRY_UNKNOWN_S: Final = 1.0  # where nothing has left lately
+PARTS_SMOOTHING: Final = 0.05  # weight of the newest request in the running mean of how many parts they have
 
 
 def at_capacity(count: int) -> Rejection:
@@ -64,6 +66,9 @@ class StageView:
     )  # what part of its results goes to which stage, if they vary
 
 
+Leg: TypeAlias = tuple[int, float, int]  # a stage, the share of those before it that come, other items of a request
+
+
 class Admission:
     """See the module."""
 
@@ -79,14 +84,17 @@ class Admission:
         self.is_pressed = False  # some stage has an outlook
         self._routes = topology.routes
         self._topology = topology
-        # By route: its stages, each with the share of routes through the one before that go on to it.
-        self._ways = [
+        # By route: its stages, each with the share of routes through the one before that go on to it, and how many
+        # items beside its own a request has there.
+        self._ways: list[list[Leg]] = [
             [
-                (stage, self._share(route.stages[hop - 1], stage) if hop else 0.0)
+                (stage, self._share(route.stages[hop - 1], stage) if hop else 0.0, 0)
                 for hop, stage in enumerate(route.stages)
             ]
             for route in topology.routes
         ]
+        self._in_parts = [bool(route.splits) for route in topology.routes]
+        self._parts: dict[tuple[int, int], float] = {}  # by route and stage: how many parts a request has behind it
         self._straight = self._ways.copy()  # as most go
         # Those of each route that not every request of it has to pass.
         self._optional = [
@@ -108,18 +116,37 @@ class Admission:
     def _straighten(self, route: int) -> None:
         """The way that most requests of a route take, as far as is known: what a request meets beside it, it is told
         there."""
+        way: list[Leg] = []
+        self._follow(route, self._routes[route].stages[0], 0.0, 1.0, way)
+        self._straight[route] = way
+
+    def _follow(self, route: int, stage: int, share: float, items: float, way: list[Leg]) -> None:
+        """Add the way from a stage on: ``share`` of what is at the stage before comes to it, and a request has so many
+        items there."""
         topology = self._topology
-        way: list[tuple[int, float]] = []
-        stage, share = self._routes[route].stages[0], 0.0
-        while stage != FINAL:
-            way.append((stage, share))
+        while stage >= 0:
+            way.append((stage, share, int(items + 0.5) - 1))
             goes = self.stages[stage].goes
             following = topology.following(route, stage)
             may_be = {one: goes[one] for one in (*topology.later(route, stage), FINAL) if one in goes}
             former, stage = stage, max(may_be, key=may_be.__getitem__) if may_be else following[0]
-            if stage != FINAL:
+            if stage >= 0:
                 share = may_be.get(stage) or self._share(former, stage) / len(following)
-        self._straight[route] = way
+            split = topology.split(route, former)
+            if split is not None and stage == split.gather:
+                # Of branches, that which takes the longest alone.
+                head = max(split.heads, key=self.goals.rest_s[route].__getitem__)
+                parts = 1.0 if split.names else max(self._parts.get((route, former), 1.0), 1.0)
+                self._follow(route, head, share * parts, items * parts, way)
+                share = 1.0 / parts
+
+    def spread(self, route: int, stage: int, parts: int) -> None:
+        """A request went on in so many parts behind this stage."""
+        known = self._parts.get((route, stage))
+        told = parts if known is None else known + (parts - known) * PARTS_SMOOTHING
+        self._parts[route, stage] = told
+        if known is None or int(told + 0.5) != int(known + 0.5):
+            self._straighten(route)
 
     def change(self, slos_s: Sequence[float], priorities: Sequence[Priority], clients: Mapping[bytes, Client]) -> None:
         """Of each route the goal and the class, and the clients that the file names, from now on."""
@@ -147,7 +174,11 @@ class Admission:
                 if foresee.stage in route.stages:
                     self._straighten(number)
         self.is_pressed = any(view.outlook is not None for view in self.stages)
-        return self.goals.hear(foresee.stage, foresee.alone_s)
+        has_changed = self.goals.hear(foresee.stage, foresee.alone_s)
+        for number, route in enumerate(self._routes):
+            if self._in_parts[number] and foresee.stage in route.stages:
+                self._straighten(number)
+        return has_changed
 
     # --- refusing ----------------------------------------------------------------------------------------------------
 
@@ -173,13 +204,13 @@ class Admission:
         coming = 0.0  # items on their way to the next stage of the route, before this one
         done_at = now
         is_free = True
-        for stage, share in self._straight[route]:
+        for stage, share, others in self._straight[route]:
             view = self.stages[stage]
             outlook = view.outlook
             if outlook is None or not outlook.frees:
                 continue
             waiting = outlook.queued + view.handed - outlook.taken + coming * share
-            ahead = int((waiting * outlook.before(rank) if outlook.ranks else waiting) + overtaking)
+            ahead = int((waiting * outlook.before(rank) if outlook.ranks else waiting) + overtaking) + others
             is_free = is_free and not ahead and outlook.is_free(now)
             done_at = max(outlook.finish(ahead, now), done_at + outlook.alone_s)
             coming = waiting + outlook.in_flight
@@ -188,9 +219,11 @@ class Admission:
     def surely_done_at(self, route: int, coming: int, now: float) -> float:
         """When the last of ``coming`` requests that are let in now, one after the other, would be done at the latest,
         whatever their ranks. One look at this saves one at each, where nobody is near to being late."""
+        if self._in_parts[route]:
+            return inf  # nobody knows in how many
         done_at = now
         before = coming
-        for stage, _ in self._ways[route]:
+        for stage, _, _ in self._ways[route]:
             view = self.stages[stage]
             outlook = view.outlook
             if outlook is None or not outlook.frees:
@@ -202,7 +235,7 @@ class Admission:
 
     def computing_s(self, route: int) -> float:
         """How long a request is computed on its way, where others wait."""
-        outlooks = [self.stages[stage].outlook for stage, _ in self._straight[route]]
+        outlooks = [self.stages[stage].outlook for stage, _, _ in self._straight[route]]
         return sum([outlook.whole_s for outlook in outlooks if outlook is not None])
 
     def retry_s(

@@ -12,7 +12,9 @@ frontend, from :meth:`FrontMachine.take_answers`. Rules held here:
   half of another, but the failure that it was;
 * when a frontend dies or its client leaves, the request is closed and its items are dropped wherever they are;
 * a request with an Idempotency-Key (:mod:`engine.core.idempotency`) is computed for KEYED, a frontend that nobody is,
-  and its answer then shared among the tries that wait for it. So it outlives them.
+  and its answer then shared among the tries that wait for it. So it outlives them;
+* a request that goes on in parts is taken apart and put together here (:mod:`engine.core.parts`): its parts are
+  requests for PARTS, which is nobody either.
 """
 
 from __future__ import annotations
@@ -43,10 +45,10 @@ from engine.core.admission import (
     StageView,
     at_capacity,
 )
-from engine.core.answers import AnswerBook
+from engine.core.answers import AnswerBook, Column
 from engine.core.arena import Ref
 from engine.core.crew import Crew
-from engine.core.ends import EXPIRED, HOPELESS
+from engine.core.ends import EXPIRED, FULL, HOPELESS, STUCK
 from engine.core.failures import Failures
 from engine.core.fairness import Client, Priority, unpressed
 from engine.core.foretold import EVERY, Foretold
@@ -64,26 +66,32 @@ from engine.core.messages import (
     Flow,
     FrontendBeat,
     FrontendWelcome,
+    Parts,
     Poison,
     Qos,
     Refused,
     Results,
+    Role,
     Speaker,
     Status,
     StreamEvents,
     Submit,
 )
 from engine.core.onward import is_inner
+from engine.core.parts import PARTS, Gathering, Gatherings
 from engine.core.quarantine import Quarantine
-from engine.core.routing import Topology
+from engine.core.routing import JOIN, Topology
 from engine.core.stats import FrontStats
 from engine.core.trace import Refusals
 from engine.core.window import Counts, Marks, Window
-from engine.core.wire import HEAD_ITEMS, MICROS, Payload, joined, payload_size, refs_of
+from engine.core.wire import HEAD_ITEMS, MICROS, STEP_BYTES, Payload, joined, payload_size, refs_of
 
 OK: Final = int(Status.OK)  # comparing with a member of an enumeration costs a call
 SKIPPED: Final = int(Status.SKIPPED)
 FAILED: Final = int(Status.FAILED)
+DONE: Final = int(Role.DONE)
+FRAME: Final = int(Role.FRAME)
+PART: Final = int(Role.PART)
 
 EPOCH_SHIFT: Final = 40  # bits of a uid below the epoch: a year at 30,000 requests/s
 EPOCHS: Final = 1 << 22
@@ -102,6 +110,7 @@ DEADLINES_SLACK: Final = 1024
 OVER: Final = Refused(EXPIRED)
 MISSED: Final = (HOPELESS, EXPIRED)  # why requests are refused that were to be in time
 REPLAYED: Final = {HEADER: "true"}
+UNDECIDED: Final = frozenset({"", STUCK})  # why a part fails, where it is the part's own fault, as far as known
 KEYED: Final = b""  # who asks for requests with a key, and is answered: tries come and go
 
 
@@ -109,7 +118,8 @@ KEYED: Final = b""  # who asks for requests with a key, and is answered: tries c
 class FrontSpec:
     """Bounds of the admission: requests and bytes of request bodies; and of the answers that are kept for further tries
     of their requests. Of each route its goal in seconds (0 or left out: none) and its class; by the digest of what they
-    authenticate with, the clients that the file names."""
+    authenticate with, the clients that the file names. ``gathering``: bytes that may wait to be gathered, by stage,
+    before no more requests begin to go on in parts."""
 
     capacity: int
     capacity_bytes: int
@@ -117,6 +127,7 @@ class FrontSpec:
     slos_s: tuple[float, ...] = ()
     priorities: tuple[Priority, ...] = ()
     clients: Mapping[bytes, Client] = field(default_factory=dict)
+    gathering: Mapping[int, int] = field(default_factory=dict)
 
 
 class Judged(NamedTuple):
@@ -214,6 +225,7 @@ class FrontMachine:
         self.window = Window()  # of :meth:`counts`
         self.foretold = Foretold()
         self.keys = Keys()
+        self.gatherings = Gatherings()
         self.again: dict[bytes, list[int]] = {}  # by frontend: what it is to submit again
         self._uid = epoch << EPOCH_SHIFT
         self._sessions = 0
@@ -286,7 +298,8 @@ class FrontMachine:
         unread: list[Ref] = []  # shared memory of what is not admitted
         keys, qos = submit.keys, submit.qos
         has_poison, door = bool(self.quarantine), self.door
-        is_crowded = (len(ledger) + len(payloads)) * 2 >= spec.capacity or self.nbytes * 2 >= spec.capacity_bytes
+        capacity = spec.capacity + len(self.gatherings)  # parts take nobody's place
+        is_crowded = (self.inside + len(payloads)) * 2 >= spec.capacity or self.nbytes * 2 >= spec.capacity_bytes
         is_pressed = door.is_pressed
         # Each is judged where they may differ; else those who might be late.
         is_judged = is_crowded or door.has_classes or bool(qos) or (is_pressed and now < door.shares.apart_until)
@@ -313,7 +326,7 @@ class FrontMachine:
             due = rank = deadline if deadline < goal_at else goal_at
             judged: Judged | None = None
             if rejection is None:
-                if budget_us <= 0 or len(ledger) >= spec.capacity or self.nbytes + size > spec.capacity_bytes:
+                if budget_us <= 0 or len(ledger) >= capacity or self.nbytes + size > spec.capacity_bytes:
                     rejection = self._rejection(budget_us, size)
                 if has_poison and rejection is None and self._is_poison(route, size, payload, now):
                     rejection = POISON
@@ -373,7 +386,7 @@ class FrontMachine:
             rejection = PREDICTED
         elif part < 1.0 and (
             done_at > now + part * (due - now)
-            or len(self.ledger) >= part * spec.capacity
+            or self.inside >= part * spec.capacity
             or self.nbytes + size > part * spec.capacity_bytes
         ):
             rejection = SHARE if standing.over else PRIORITY
@@ -415,8 +428,8 @@ class FrontMachine:
         """Why one request is not admitted; None when it is."""
         if budget_us <= 0:
             return NO_TIME
-        if len(self.ledger) >= self.spec.capacity:
-            return at_capacity(len(self.ledger))
+        if self.inside >= self.spec.capacity:
+            return at_capacity(self.inside)
         if self.nbytes + size > self.spec.capacity_bytes and self.ledger:
             return BODIES_FILL
         return None
@@ -445,7 +458,7 @@ class FrontMachine:
             now,
             reason,
             route=route,
-            waiting=len(self.ledger),
+            waiting=self.inside,
             needs_s=needs_s,
             had_s=had_s,
             retry_s=retry_s,
@@ -457,7 +470,12 @@ class FrontMachine:
     @property
     def _left(self) -> int:
         """Requests that have left so far."""
-        return self.stats.admitted - len(self.ledger)
+        return self.stats.admitted - self.inside
+
+    @property
+    def inside(self) -> int:
+        """Requests that are admitted and not answered; those in parts count once."""
+        return len(self.ledger) - len(self.gatherings)
 
     def refuse_like(self, poison: Poison, now: float) -> bool:
         """A request has killed workers: refuse such ones for a while. False: they are refused already, or there is no
@@ -578,7 +596,7 @@ class FrontMachine:
             del ledger[uid]
             self.nbytes -= request.size
             known.pop(request.seq, None)
-            if counts is not None and request.due < request.deadline:
+            if counts is not None and request.due < request.deadline and peer is not PARTS:
                 counts[request.route, now <= request.due] += 1
             if headers and index in headers:
                 column.headers[len(column.seqs)] = _modest(headers[index])
@@ -616,6 +634,210 @@ class FrontMachine:
             own = any(name.lower() == "content-type" for name in results.headers.get(index, ()))
             text = OWN_BODY if own or type(payload) is not bytes else payload[:MESSAGE_MOST].decode("utf-8", "replace")
             self.failures.add(now, results.stage, request.route, status, text, request.meta)
+
+    # --- requests in parts -------------------------------------------------------------------------------------------
+
+    def parts(self, message: Parts, payloads: Sequence[Payload], now: float) -> None:
+        """Requests that go on in parts, and parts that are done, of one batch of a stage there is. What is not held by
+        the worker, not wanted or not understood is dropped, as results are."""
+        held = self.crews[message.stage].held(message.worker, message.batch)
+        uids, roles = message.uids, message.roles
+        coming: dict[int, list[Item]] = {}
+        unread: list[Ref] = []
+        entries: list[int] = []  # those that are no parts
+        after_s, sender = 0.0, JOIN
+        end = 0
+        while end < len(uids):
+            at, end = end, end + 1
+            while end < len(uids) and roles[end] == PART and uids[end] == uids[at]:
+                end += 1
+            entries.append(at)
+            item, role, is_taken = held.get(uids[at]), roles[at], False
+            if item is not None and role == FRAME:
+                is_taken = self._take_apart(item, message, payloads[at:end], message.trails[at], coming, now)
+            elif item is not None and role == DONE and end == at + 1:
+                is_taken = self._take_part(item, message, payloads[at], message.trails[at], coming, now)
+            if item is not None and is_taken:
+                sender, after_s = self._still(item.request.route, message.stage)
+                continue
+            self.stats.duplicates += 1
+            for payload in payloads[at:end]:
+                unread.extend(refs_of(payload))
+        self._admit(coming)
+        if unread:
+            self.actions.append(Release(unread))
+        if held:
+            costs = {place: message.costs[at] for place, at in enumerate(entries) if at in message.costs}
+            settled = [uids[at] for at in entries]
+            self.actions.append(
+                Settle(
+                    message.stage,
+                    message.worker,
+                    message.batch,
+                    settled,
+                    now,
+                    message.compute_us,
+                    sender,
+                    after_s,
+                    costs=costs,
+                )
+            )
+
+    def _still(self, route: int, stage: int) -> tuple[int, float]:
+        """Where, by the table, requests are next that this stage took apart, or whose part it did; and what they need
+        from there on, of what is left of their parts and behind them, at the least."""
+        topology, rest_s = self.topology, self.door.goals.rest_s[route]
+        split = topology.split(route, stage)
+        if split is not None:
+            return split.gather, max([rest_s[head] for head in split.heads]) + rest_s[split.gather]
+        return JOIN, rest_s[topology.gather(route, stage)]
+
+    def _is_at(self, request: Request, stage: int, worker: int, now: float) -> bool:
+        """Whether a result of this worker counts for a request that it holds: it is there, and it is open."""
+        if request.closed or self._standings[stage][0].get(request.route, -1) != request.hop:
+            return False
+        if request.stream_hop == request.hop and request.streamer != worker:
+            self._tear(request, now)
+            return False
+        return True
+
+    def _take_apart(
+        self,
+        item: Item,
+        message: Parts,
+        payloads: Sequence[Payload],
+        trail: bytes,
+        coming: dict[int, list[Item]],
+        now: float,
+    ) -> bool:
+        """A request goes on in parts: ``payloads`` are its frame and these. Whether anything of them is kept."""
+        whole = item.request
+        route, hop = whole.route, whole.hop
+        split = self.topology.split(route, message.stage)
+        frame, *parts = payloads
+        if split is None or len(parts) > split.most or (split.names and len(parts) != len(split.names)):
+            return False
+        if not self._is_at(whole, message.stage, message.worker, now):
+            return False
+        heads = split.heads if split.names else split.heads * len(parts)
+        first = self.topology.hop(route, split.heads[0])
+        if whole.claims is None or whole.claims.setdefault(hop, first) != first:  # it was sent past them, elsewhere
+            return False
+        # A stage may have one gathering whatever its size, as it may have one item.
+        nbytes, most = self.gatherings.nbytes.get(split.gather, 0), self.spec.gathering.get(split.gather, inf)
+        if nbytes and nbytes + sum(map(payload_size, payloads)) > most:
+            self._refuse_parts(whole, split.gather, nbytes, now)
+            return False
+        whole.hop = first
+        made: list[Request] = []
+        for head, payload in zip(heads, parts, strict=True):
+            self._uid = uid = self._uid + 1
+            part = Request(uid, PARTS, uid, route, whole.deadline, whole.due, whole.rank, whole.meta, 0)
+            part.hop, part.claims = self.topology.hop(route, head), {}
+            self.ledger[uid] = part
+            made.append(part)
+            padded = trail.ljust(part.hop * STEP_BYTES, b"\0")
+            coming.setdefault(head, []).append(Item(part, payload, payload_size(payload), now, 1, padded, part.hop))
+        self.stats.split += 1
+        self.stats.parts += len(made)
+        self.door.spread(route, message.stage, len(made))
+        gathering = self.gatherings.begin(whole, split, frame, trail, made)
+        if gathering is not None:
+            self._gather(gathering, coming, now)
+        return True
+
+    def _refuse_parts(self, whole: Request, gather: int, nbytes: int, now: float) -> None:
+        """The stage that would gather them holds all it may."""
+        text = wording.full_in_bytes(self.topology.stages[gather], nbytes)
+        retry_s = self.door.retry_s(Status.OVERLOADED, whole.route, 0.0, self._left, now)
+        self.trace.add(now, FULL, stage=gather, route=whole.route, retry_s=retry_s, meta=whole.meta)
+        self._close(whole)
+        self._answers.say(
+            whole.frontend,
+            whole.seq,
+            Status.OVERLOADED,
+            text,
+            Speaker.STAGE,
+            retry_s=retry_s,
+            refused=Refused(FULL),
+        )
+
+    def _take_part(
+        self, item: Item, message: Parts, payload: Payload, trail: bytes, coming: dict[int, list[Item]], now: float
+    ) -> bool:
+        """A part is done. Whether what came of it is kept."""
+        part = item.request
+        if part.frontend != PARTS or not self._is_at(part, message.stage, message.worker, now):
+            return False
+        part.closed = True
+        del self.ledger[part.uid]
+        gathering = self.gatherings.done(part.uid, payload, trail)
+        if gathering is not None:
+            self._gather(gathering, coming, now)
+        return True
+
+    def _gather(self, gathering: Gathering, coming: dict[int, list[Item]], now: float) -> None:
+        """All of a request is there: it goes on as one."""
+        whole, gather = gathering.whole, gathering.split.gather
+        whole.hop = self.topology.hop(whole.route, gather)
+        payload = gathering.payload()
+        trail = gathering.trail_to(whole.hop)
+        coming.setdefault(gather, []).append(Item(whole, payload, payload_size(payload), now, 1, trail, whole.hop))
+
+    def _admit(self, coming: Mapping[int, list[Item]]) -> None:
+        """Items for stages that get them from here."""
+        for stage, items in coming.items():
+            self.stages[stage].handed += len(items)
+            self.actions.append(Admit(stage, items))
+
+    def _call_off(self, whole: Request) -> None:
+        """A request has ended whose parts are under way."""
+        where: defaultdict[int, list[int]] = defaultdict(list)
+        parts, refs = self.gatherings.end(whole)
+        for part in parts:
+            if part.uid in self.ledger:  # else its answer is about to be heard
+                self._close(part)
+                for stage in self._stages_of(part):
+                    where[stage].append(part.uid)
+        self.actions.extend(Drop(stage, uids) for stage, uids in where.items())
+        if refs:
+            self.actions.append(Release(refs))
+
+    def _hear_parts(self, column: Column, now: float) -> None:
+        """Parts that came to an end otherwise than by being done."""
+        coming: dict[int, list[Item]] = {}
+        for index, uid in enumerate(column.seqs):
+            gathering = self.gatherings.whose(uid)
+            if gathering is None:
+                continue  # the whole has ended
+            speaker = column.speakers.get(index, int(Speaker.WORKER))
+            refused = column.refusals.get(index)
+            is_own = speaker == Speaker.WORKER or (
+                speaker == Speaker.STAGE and (refused.reason if refused is not None else "") in UNDECIDED
+            )
+            if gathering.split.holes and is_own:
+                self.stats.holes += 1
+                if (whole_one := self.gatherings.failed(uid)) is not None:
+                    self._gather(whole_one, coming, now)
+                continue
+            whole = gathering.whole
+            if refused is not None and refused.reason in MISSED:
+                self.foretold.missed(whole.uid)
+            self._close(whole)
+            self._answers.column(whole.frontend).add(
+                whole.seq,
+                column.statuses[index],
+                column.payloads[index],
+                mime=column.mimes[index],
+                trail=column.trails[index],
+                speaker=speaker,
+                retry_ms=column.retries_ms.get(index, 0),
+                headers=column.headers.get(index),
+                refused=refused,
+            )
+        self._admit(coming)
+
+    # --- events, and what stages give up -----------------------------------------------------------------------------
 
     def events(
         self, events: StreamEvents, payloads: Sequence[Payload], now: float
@@ -657,8 +879,8 @@ class FrontMachine:
         it is not known, because the last stage has not been heard of or is changing, they are passed on. What comes
         from the last stage is the answer, whatever was heard of it."""
         ends = self._ends[request.route]
-        return events.stage not in ends and all(
-            self.stages[last].state.flow in (Flow.WHOLE, Flow.CHUNKS) for last in ends
+        return request.frontend == PARTS or (  # which are many, and would all speak at once
+            events.stage not in ends and all(self.stages[last].state.flow in (Flow.WHOLE, Flow.CHUNKS) for last in ends)
         )
 
     def _is_streamed_by(self, request: Request, events: StreamEvents, now: float) -> bool:
@@ -777,7 +999,7 @@ class FrontMachine:
             rejection = KEY_IN_USE
         elif deadline <= now:
             rejection = NO_TIME
-        elif (count := len(self.ledger) + self.keys.waiting) >= self.spec.capacity:
+        elif (count := self.inside + self.keys.waiting) >= self.spec.capacity:
             rejection = at_capacity(count)
         else:
             self.stats.joined += 1
@@ -870,7 +1092,10 @@ class FrontMachine:
     # --- answers -----------------------------------------------------------------------------------------------------
 
     def take_answers(self, now: float) -> list[tuple[bytes, Answers, list[Payload]]]:
-        """All answers since the last call, one parcel per frontend; several where one would have too large a header."""
+        """All answers since the last call, one parcel per frontend; several where one would have too large a header.
+        What became of parts is heard here, of which further actions may come."""
+        while PARTS in self._answers.columns:
+            self._hear_parts(self._answers.columns.pop(PARTS), now)
         if KEYED in self._answers.columns:
             self._share_answers(now)
         return self._answers.take() if self._answers.columns else []
@@ -886,7 +1111,7 @@ class FrontMachine:
 
     @property
     def headroom(self) -> int:
-        return max(0, self.spec.capacity - len(self.ledger))
+        return max(0, self.spec.capacity - self.inside)
 
     def _close(self, request: Request) -> None:
         request.closed = True
@@ -897,6 +1122,8 @@ class FrontMachine:
         frontend = self.frontends.get(request.frontend)
         if frontend is not None:
             frontend.requests.pop(request.seq, None)
+        if request.uid in self.gatherings.wholes:
+            self._call_off(request)
 
 
 def _refused(reason: str, needs_s: float, had_s: float) -> Refused:

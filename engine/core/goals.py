@@ -28,6 +28,8 @@ class Goals:
         self._topology = topology
         self._alone_s = [0.0] * len(topology.stages)
         self.least_s = [0.0] * len(self._routes)  # what one request takes alone, by route; 0: nothing is known yet
+        # By route and stage: the same from there on (:meth:`engine.core.routing.Topology.least_from`).
+        self.rest_s = [topology.least_from(route, self._alone_s) for route in range(len(self._routes))]
         self.change(slos_s)
 
     def change(self, slos_s: Sequence[float]) -> None:
@@ -42,7 +44,8 @@ class Goals:
         self._alone_s[stage] = alone_s
         for route, stages in enumerate(self._routes):
             if stage in stages:
-                self.least_s[route] = self._topology.least(route, self._alone_s)
+                self.rest_s[route] = self._topology.least_from(route, self._alone_s)
+                self.least_s[route] = self.rest_s[route][stages[0]]
         before = self.unmet
         self._judge()
         return self.unmet != before

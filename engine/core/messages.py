@@ -14,7 +14,7 @@ itself, in words of their own (:mod:`engine.core.introduction`):
              broker -> worker     Welcome, Pulse, Dismiss, Revoke, CancelItems, Granted
     lane     broker -> worker     Batch
     intake   worker -> broker     Results (input of that stage: the next one, or a later one to which they were sent)
-    egress   worker -> broker     Results (final, which any stage may say, failed or skipped), StreamEvents
+    egress   worker -> broker     Results (final, which any stage may say, failed or skipped), Parts, StreamEvents
     admin    anyone -> broker     Ask
              broker -> asker      Report
 
@@ -36,7 +36,7 @@ import msgspec
 from engine.core.introduction import Name, Path
 from engine.core.meta import ID_MAX
 from engine.core.quarantine import FINGERPRINT_BYTES
-from engine.core.routing import Fork
+from engine.core.routing import Fork, Split
 
 STREAM_WINDOW: Final = 1 << 20  # bytes of one stream on their way from a worker to its client
 KEY_SIZE: Final = 32  # bytes of what a frontend says of an Idempotency-Key (engine.core.idempotency)
@@ -70,6 +70,7 @@ StageNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 RouteNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 Code: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=999)]  # of Status, or an HTTP status
 Mime: TypeAlias = Annotated[str, msgspec.Meta(max_length=1024)]
+RoleCode: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2)]  # of Role
 FlowCode: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=3)]  # of Flow
 SpeakerCode: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=3)]  # of Speaker
 Key: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=KEY_SIZE, max_length=KEY_SIZE)]
@@ -128,6 +129,14 @@ class Speaker(IntEnum):
     STAGE = 1  # the broker, of one stage: it is full, its workers died, its time limit has passed
     DOOR = 2  # the broker, of the whole deployment: it is full or draining; and of the request: its time is over
     FORECAST = 3  # the broker, of this request alone: it would not be answered in its time
+
+
+class Role(IntEnum):
+    """What an entry of Parts is."""
+
+    DONE = 0  # what became of a part
+    FRAME = 1  # of a request that goes on in parts: what is left of it, without them
+    PART = 2  # one of these; its entry stands behind the frame's
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=False):
@@ -321,6 +330,7 @@ class Welcome(Message, frozen=True, tag=11):
     stages: list[Name]
     routes: list[tuple[Path, list[Id]]]
     after: dict[int, list[int | Fork]] = {}
+    splits: dict[int, dict[int, Split]] = {}
 
 
 class Ready(Message, frozen=True, tag=13):
@@ -454,6 +464,24 @@ class Results(Message, frozen=True, tag=31):
     costs: CostsIn = {}
 
 
+class Parts(Message, frozen=True, tag=33):
+    """Results of one batch that are neither answers nor another stage's input as they are: of requests that go on in
+    parts, and of parts that are done. A request's frame and parts have an entry each, one behind the other, all with
+    its uid; they are never in several parcels. ``costs`` is sparse, by the position of entries that are no parts; all
+    else as in :class:`Results`."""
+
+    stage: StageNumber
+    worker: Id
+    batch: Id
+    uids: IdsIn
+    roles: Annotated[list[RoleCode], _ITEM_COLUMN]
+    trails: BlobsIn
+    compute_us: Micros = 0
+    layout: Layout = []
+    refs: Refs = {}
+    costs: CostsIn = {}
+
+
 class StreamEvents(Message, frozen=True, tag=32):
     """Events of items that are still being computed, of one batch. They count only if it names the ``batch``."""
 
@@ -510,6 +538,7 @@ AnyMessage: TypeAlias = (
     | Bye
     | Batch
     | Results
+    | Parts
     | StreamEvents
     | Ask
     | Report

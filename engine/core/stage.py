@@ -301,6 +301,7 @@ class StageMachine:
             stages=list(self.topology.stages),
             routes=routes,
             after=self.topology.told_after(),
+            splits=self.topology.told_splits(),
         )
 
     def ready(self, ready: Ready, now: float) -> None:

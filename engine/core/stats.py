@@ -144,6 +144,9 @@ class FrontStats:
     goals: Counter[tuple[int, bool]] = field(default_factory=Counter)  # answers by route, and whether in its goal
     joined: int = 0  # tries of a request that was being computed for another try
     replayed: int = 0  # tries that were answered from memory
+    split: int = 0  # requests that went on in parts
+    parts: int = 0  # these
+    holes: int = 0  # of these: such as failed, and were left out
     untold: int = 0  # reports that could not be made
     descriptors_spent: int = 0  # looks at which none was left
     messages_dropped: dict[str, int] = field(default_factory=dict)  # by reason (engine.broker.complaints)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from engine.clock import now
 from engine.core import wire
 from engine.core.messages import Batch, Welcome
-from engine.core.routing import Topology
+from engine.core.routing import FINAL, JOIN, Topology
 from engine.errors import ProtocolError, WorkerBroken
 from engine.exitcodes import ExitCode
 from engine.log import TRACEBACK, get_logger
@@ -182,7 +182,7 @@ class Loop:
             assert endpoints is not None  # the control thread has seen to that
             try:
                 lane = endpoints.told_lane(welcome.lane)
-                topology = Topology.of(welcome.stages, welcome.routes, welcome.after)
+                topology = Topology.of(welcome.stages, welcome.routes, welcome.after, welcome.splits)
                 self._plan = Plan(topology, welcome.stage, protocol=welcome.protocol)
             except (ValueError, ProtocolError) as error:
                 get_logger().error("the broker's welcome makes no sense: %s", error)
@@ -255,6 +255,8 @@ class Loop:
             sizes=self._worker._sizes,
             coster=self._coster,
             forked=self._plan.is_forked,
+            splits=self._plan.splits,
+            gathers=self._plan.gathers,
             gives_back=self._replays,
         )
         return Taken(message, run, welcome, since_ns, received_ns)
@@ -309,7 +311,7 @@ class Loop:
         taken.run.end()
         outcomes = self._streams.end(message.uids, outcomes)
         self._shared.cancelled.discard(message.uids)
-        self._memory.keep(outcome.payload for outcome in outcomes)
+        self._memory.keep(payload for outcome in outcomes for payload in (outcome.payload, *(outcome.parts or ())))
         began_ns = self._forward_ns or taken.received_ns
         for target, results, encoded in self._plan.results(
             Origin(self._plan.stage, taken.welcome.worker),
@@ -321,7 +323,7 @@ class Loop:
             costs=taken.run.costs,
             targets=taken.run.targets,
         ):
-            self._outlets.send(target, wire.encode(results, encoded))
+            self._outlets.send(FINAL if target == JOIN else target, wire.encode(results, encoded))
         self._sent.append(message.batch)
         if self._outlets.flush():
             held = self._shared.held.numbers

@@ -1,8 +1,8 @@
 """From a Batch to items, and from their outcomes to Results. Pure: no sockets, no clock.
 
-Every item of a batch appears in exactly one Results of it: that is what frees the batch at the broker. Results go
-where their items go next - the next stage's intake, or the egress for what is final, failed or skipped - and name
-stage, worker and batch, so that the one who gets them can tell this stage's books.
+Every item of a batch appears in exactly one Results or Parts of it: that is what frees the batch at the broker. Results
+go where their items go next - the next stage's intake, or the egress for what is final, failed or skipped - and Parts
+to the egress too. All name stage, worker and batch, so that the one who gets them can tell this stage's books.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from operator import add
 from typing import Final, TypeAlias
 
-from engine.core.messages import Batch, Results
-from engine.core.routing import FINAL, Topology
+from engine.core.messages import Batch, Parts, Results, Role
+from engine.core.routing import FINAL, JOIN, Topology
 from engine.core.wire import HEAD_ITEMS, STEP_BYTES, WITH_HEADERS, Payload, pack_steps
 from engine.errors import ProtocolError
 from stages.compute import OK, Outcome
@@ -23,7 +23,11 @@ from stages.ways import KNOWN_SINCE, Way, way_of
 NO_COSTS: Final[Mapping[int, float]] = {}
 NO_TARGETS: Final[Mapping[int, int]] = {}
 
-Parcel: TypeAlias = tuple[int, Results, list[Payload]]  # where to: a stage, or FINAL
+DONE: Final = int(Role.DONE)
+FRAME: Final = int(Role.FRAME)
+PART: Final = int(Role.PART)
+
+Parcel: TypeAlias = tuple[int, Results | Parts, list[Payload]]  # where to: a stage, FINAL, or JOIN
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,12 @@ class Plan:
         }
         self._items_of = {route: (way.first, way.last, way) for route, way in self.ways.items()}
         self.is_forked = any(way.fork is not None for way in self.ways.values())
+        self.splits = any(way.split is not None for way in self.ways.values())
+        self.gathers = any(way.gathers is not None for way in self.ways.values())
         self.following = {route: way.after for route, way in self.ways.items()}
         # Where results can go by the file; the egress always, for failures.
-        self.targets = frozenset(one for route in self.ways for one in topology.following(route, stage)) | {FINAL}
+        following = {one for route in self.ways for one in topology.following(route, stage)}
+        self.targets = frozenset({*following, FINAL} - {JOIN})
         # What a trail has for the stages between here and where results go, by route and target, as far as there are
         # any: so each step stands where its stage does.
         self._gaps: dict[tuple[int, int], bytes] = {}
@@ -59,7 +66,9 @@ class Plan:
                 if left_out:
                     self._gaps[route, target] = bytes(left_out * STEP_BYTES)
         self._straight = frozenset(
-            route for route, way in self.ways.items() if way.fork is None and (route, way.after) not in self._gaps
+            route
+            for route, way in self.ways.items()
+            if way.fork is None and way.after != JOIN and (route, way.after) not in self._gaps
         )
 
     def items(self, batch: Batch, payloads: Sequence[Payload], since_ns: int) -> list[ItemIn]:
@@ -136,7 +145,8 @@ class Plan:
             results.costs.update(costs)
             return [(target, results, payloads)]
         gaps = self._gaps
-        parcels: dict[int, Parcel] = {}
+        parcels: dict[int, tuple[int, Results, list[Payload]]] = {}
+        in_parts: tuple[int, Parts, list[Payload]] | None = None
         full: list[Parcel] = []
         most = HEAD_ITEMS
         if len(outcomes) > WITH_HEADERS and any(outcome.headers for outcome in outcomes):
@@ -149,12 +159,27 @@ class Plan:
             if outcome.status == OK:
                 target = targets.get(position, self.following[route]) if targets else self.following[route]
                 trail += gaps.get((route, target), b"")
+            told_us = 0 if full or parcels or in_parts else compute_us  # which is told once
+            if target == JOIN:
+                if in_parts is None or len(in_parts[2]) >= HEAD_ITEMS:  # what belongs together stays so
+                    if in_parts is not None:
+                        full.append(in_parts)
+                    parts = Parts(origin.stage, origin.worker, batch.batch, [], [], [], told_us, costs={})
+                    in_parts = JOIN, parts, []
+                _, parts, payloads = in_parts
+                if position in costs:
+                    parts.costs[len(parts.uids)] = costs[position]
+                others = outcome.parts or ()
+                parts.uids.extend([batch.uids[position]] * (1 + len(others)))
+                parts.roles.extend([DONE if outcome.parts is None else FRAME, *[PART] * len(others)])
+                parts.trails.extend([trail, *[b""] * len(others)])
+                payloads += [outcome.payload, *others]
+                continue
             parcel = parcels.get(target)
             if parcel is None or len(parcel[2]) == most:
                 if parcel is not None:
                     full.append(parcel)
-                results = made(target, [], [], [], 0 if parcels else compute_us)  # which is told once
-                parcel = parcels[target] = (target, results, [])
+                parcel = parcels[target] = (target, made(target, [], [], [], told_us), [])
             _, results, payloads = parcel
             if outcome.headers:
                 results.headers[len(results.uids)] = outcome.headers
@@ -164,7 +189,7 @@ class Plan:
             results.statuses.append(outcome.status)
             results.trails.append(trail)
             payloads.append(outcome.payload)
-        return [*full, *parcels.values()]
+        return [*full, *parcels.values(), *((in_parts,) if in_parts is not None else ())]
 
 
 NOWHERE: Final = Plan(Topology((), ()), -1)

@@ -98,7 +98,7 @@ def sample(kind: Any, n: int, name: str = "") -> Any:
             return {}
         return {sample(keys, n): sample(values, n)}
     if origin is tuple:
-        return tuple(sample(one, n) for one in get_args(kind))
+        return tuple(sample(one, n) for one in get_args(kind) if one is not Ellipsis)
     if origin is not None or type(None) in get_args(kind):  # a union with None
         return sample(next(one for one in get_args(kind) if one is not type(None)), n)
     if kind is bool:

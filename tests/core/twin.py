@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
-from engine.core import introduction, meta
+from engine.core import gathered, introduction, meta
 from engine.core.actions import (
     Admit,
     Dispatch,
@@ -49,14 +49,16 @@ from engine.core.messages import (
     FrontendPulse,
     Granted,
     Message,
+    Parts,
     Poison,
     Ready,
     Results,
     Revoke,
+    Role,
     Status,
     Submit,
 )
-from engine.core.routing import FINAL, Route, Topology
+from engine.core.routing import FINAL, JOIN, Route, Topology
 from engine.core.stage import StageMachine, StageSpec
 from engine.core.wire import AnyWords, Payload, decode, encode, micros, refs_of
 from engine.errors import ProtocolError
@@ -124,7 +126,7 @@ class Twin:
     ) -> None:
         self.now = 1000.0
         self.memory = Memory() if shared else None
-        self.transit: list[tuple[Results, list[Payload], int]] = []  # results that have left and not arrived
+        self.transit: list[tuple[Results | Parts, list[Payload], int]] = []  # results that have left and not arrived
         self._frontends: dict[bytes, int] = {}  # peer -> arena
         self.topology = topology
         self.links: dict[str, FakeFrontend] = {}
@@ -143,6 +145,8 @@ class Twin:
         self.notes: list[str] = []  # for the log
         # Where workers send the result of a request (by its id): None: by the file, and where that branches the first.
         self.goes: Callable[[str, int, int], int | None] = lambda request_id, route, stage: None
+        # How many elements the list has on which a request (by its id) goes on.
+        self.elements: Callable[[str], int] = lambda request_id: 2
 
     def _begin(self, *, epoch: int) -> None:
         self.front = FrontMachine(self._front_spec, self.topology, epoch, deployment=DEPLOYMENT)
@@ -299,21 +303,27 @@ class Twin:
             if status == Status.OK:
                 route, chosen = batch.routes[index], self.goes(request_id, batch.routes[index], worker.stage)
                 target = self.topology.following(route, worker.stage)[0] if chosen is None else chosen
+                if chosen is None and self.topology.split(route, worker.stage) is not None:
+                    target = JOIN
             targets.setdefault(target, []).append(index)
         for target, indexes in targets.items():
-            results = Results(
-                worker.stage,
-                worker.key,
-                batch.batch,
-                [batch.uids[i] for i in indexes],
-                [(statuses or {}).get(request_ids[i], 200) for i in indexes],
-                [batch.trails[i] for i in indexes],
-                "application/json",
-                compute_us // len(targets),
-            )
             plain = [self.read(payloads[i]) + b"+%d" % worker.stage for i in indexes]
+            results: Results | Parts
+            if target == JOIN:
+                results, plain = self._in_parts(worker, batch, indexes, plain, compute_us // len(targets))
+            else:
+                results = Results(
+                    worker.stage,
+                    worker.key,
+                    batch.batch,
+                    [batch.uids[i] for i in indexes],
+                    [(statuses or {}).get(request_ids[i], 200) for i in indexes],
+                    [batch.trails[i] for i in indexes],
+                    "application/json",
+                    compute_us // len(targets),
+                )
             for _ in range(0 if lost else 2 if twice else 1):
-                out: list[Payload] = list(plain)
+                out: list[Payload] = [*plain]
                 if self.memory is not None and target != FINAL:  # the second copy is another computation's
                     out = [self.memory.put(worker.arena, one) for one in plain]
                 if late:
@@ -323,8 +333,28 @@ class Twin:
         self.run()
         return batch
 
+    def _in_parts(
+        self, worker: FakeWorker, batch: Batch, indexes: list[int], values: list[bytes], compute_us: int
+    ) -> tuple[Parts, list[bytes]]:
+        """Parts that are done, and requests that go on in parts: each is its value and a letter."""
+        message = Parts(worker.stage, worker.key, batch.batch, [], [], [], compute_us)
+        payloads: list[bytes] = []
+        for index, value in zip(indexes, values, strict=True):
+            split = self.topology.split(batch.routes[index], worker.stage)
+            count = 0 if split is None else len(split.names) or self.elements(ids_of(batch)[index])
+            parts = [value + b"%c" % (97 + number) for number in range(count)]
+            message.uids.extend([batch.uids[index]] * (1 + count))
+            message.roles.extend([Role.DONE if split is None else Role.FRAME, *[Role.PART] * count])
+            message.trails.extend([batch.trails[index], *[b""] * count])
+            payloads += [value, *parts]
+        return message, payloads
+
     def read(self, payload: Payload) -> bytes:
-        """What a worker finds in a payload."""
+        """What a worker finds in a payload; of a request that was in parts what became of each, "-" for nothing."""
+        if gathered.is_packed(payload):
+            frame, slots = gathered.unpack(payload)
+            told = [b"-" if slot is None else self.read(slot) for slot in slots]
+            return self.read(frame) + b"(%b)" % b",".join(told)
         if self.memory is not None:
             return self.memory.read(payload)
         return bytes(payload)  # type: ignore[arg-type]  # no parts and no references here
@@ -336,6 +366,15 @@ class Twin:
             self.deliver(results, payloads, target)
         self.run()
 
+    def deliver_failure(self, worker: FakeWorker, index: int, status: int) -> None:
+        """One item of the batch that a worker has fails; the others are computed yet."""
+        batch, payloads = worker.lane[0]
+        told = Results(worker.stage, worker.key, batch.batch, [batch.uids[index]], [status], [b""])
+        for column in (batch.uids, batch.routes, batch.metas, batch.trails, payloads):
+            del column[index]
+        self.deliver(told, [b"bad"], FINAL)
+        self.run()
+
     def skip(self, worker: FakeWorker, position: int = 0) -> None:
         """The worker found the batch revoked."""
         batch, _ = worker.lane.pop(position)
@@ -343,15 +382,17 @@ class Twin:
         self.deliver(Results(worker.stage, worker.key, batch.batch, batch.uids, [0] * n, [b""] * n), [b""] * n, FINAL)
         self.run()
 
-    def deliver(self, results: Results, payloads: Sequence[Payload], target: int) -> None:
+    def deliver(self, results: Results | Parts, payloads: Sequence[Payload], target: int) -> None:
         decoded, got = decode(encode(results, payloads))
-        assert isinstance(decoded, Results)
+        assert isinstance(decoded, Results | Parts)
         if self.memory is not None:
             try:
                 self.memory.books.arrive([ref for payload in got for ref in refs_of(payload)])
             except ProtocolError:
                 return  # its producer is gone, and what it computed is computed again
-        if target == FINAL:
+        if isinstance(decoded, Parts):
+            self.front.parts(decoded, got, self.now)
+        elif target == FINAL:
             self.front.results(decoded, got, self.now)
         else:
             self.stages[target].accept(decoded, got, self.now)
@@ -389,11 +430,12 @@ class Twin:
                 for action in actions:
                     acted = True
                     self._carry_out(machine.index, action)
+            taken = self.front.take_answers(self.now)
             front_actions, self.front.actions = self.front.actions, []
             for front_action in front_actions:
                 acted = True
                 self._carry_out(-1, front_action)
-            for peer, answers, payloads in self.front.take_answers(self.now):
+            for peer, answers, payloads in taken:
                 if any(link.knows(peer) for link in self.links.values()):
                     self.tell(peer, answers, payloads)
                     continue
@@ -464,6 +506,9 @@ class Twin:
             not self.front.ledger
             and self.front.nbytes == 0
             and self.front.keys.in_flight == self.front.keys.waiting == 0
+            and not self.front.gatherings.wholes
+            and not len(self.front.gatherings)
+            and not self.front.gatherings.nbytes
             and all(not len(machine.queue) and machine.queue.nbytes == 0 for machine in self.stages)
             and all(not machine.fate.apart for machine in self.stages)
             and all(not worker.batches for machine in self.stages for worker in machine.workers.values())
@@ -543,7 +588,7 @@ class FakeFrontend:
         if memory is not None and self.twin.front.knows(self.peer):  # a broker that does not gave it no arena
             if self.arena is None:
                 self.arena = memory.open()
-            bodies = [call.body if call.was_sent else memory.put(self.arena, call.body) for call in calls]
+            bodies = [call.body if call.was_sent else memory.put(self.arena, bytes(call.body)) for call in calls]
         budgets = [micros(call.deadline - self.twin.now) for call in calls]
         submit = Submit([call.seq for call in calls], submission.routes, budgets, [call.meta for call in calls])
         submit.keys.update({call.seq: call.key for call in calls if call.key})

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
 from engine.config import Deployment, build
-from engine.core.routing import Split
 from stages.build import is_last, lasts, most_afar, most_between
 from stages.dryrun import Finding, run
-from stages.feeding import parted, together
 from stages.profiling import profile_stage
-from stages.ways import WrongWay
 
 SERVICE = """
 from engine import Done, Skip, Worker
@@ -118,9 +111,9 @@ def test_a_check_takes_what_goes_past_the_region(tmp_path: Path) -> None:
 def test_an_example_whose_result_cannot_be_split_fails_its_stage(tmp_path: Path) -> None:
     findings, _ = checked(pages(tmp_path, detect="Late"))
     assert findings["detect"].status == "failed"
-    assert 'with each of a list in "crops", and found a int there' in str(findings["detect"].error)
+    assert '"crops" of its result is a int' in str(findings["detect"].error)
     findings, _ = checked(pages(tmp_path, detect="Long"))
-    assert 'with at most 8 of a list in "crops", and found 9' in str(findings["detect"].error)
+    assert '"crops" has 9 elements, and at most 8 are taken' in str(findings["detect"].error)
 
 
 def test_a_region_and_the_stage_behind_are_measured_with_parts(tmp_path: Path) -> None:
@@ -149,36 +142,3 @@ def test_who_reads_a_result_is_who_it_has_to_fit(tmp_path: Path) -> None:
     assert most_between(of, "detect") == 20 << 20
     assert [is_last(of, stage) for stage in ("detect", "classify", "format")] == [False, False, True]
     assert [lasts(of, stage) for stage in ("detect", "classify", "format")] == [{False}, {False}, {True}]
-
-
-@dataclass(frozen=True)
-class Page:
-    crops: tuple[int, ...]
-    number: int
-
-
-@pytest.mark.parametrize("value", [{"crops": [1, 2], "n": 3}, SimpleNamespace(crops=[1, 2], n=3), Page((1, 2), 3)])
-def test_parts_stand_where_they_were_taken_from(value: Any) -> None:
-    split = Split((1,), 2, (), "crops")
-    before = str(value)
-    frame, elements = parted(split, value)
-    assert elements == [1, 2]
-    whole = together(split, frame, ["a", None])
-    assert type(whole) is type(value)
-    assert (whole["crops"] if isinstance(whole, dict) else whole.crops) == ["a", None]
-    assert str(value) == before
-
-
-def test_a_list_that_is_the_result_itself_has_nothing_beside_it() -> None:
-    split = Split((1,), 2, most=2)
-    assert parted(split, (1, 2)) == (None, [1, 2])
-    assert together(split, None, ["a", "b"]) == ["a", "b"]
-    for wrong in ("ab", {"a": 1}, None, [1, 2, 3]):
-        with pytest.raises(WrongWay):
-            parted(split, wrong)
-
-
-def test_branches_each_get_it_and_are_called_by_their_names() -> None:
-    split = Split((1, 2), 3, ("x", "y"))
-    assert parted(split, 5) == (None, [5, 5])
-    assert together(split, None, [6, 7]) == {"x": 6, "y": 7}
