@@ -44,6 +44,8 @@ BROKER_S: Final = 1.0  # how long the first word of the broker is waited for
 # and the start of the loop.
 HELD: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGABRT})
 
+WHY_S: Final = 0.5  # how long a master may take to say that all stop, after this process was told to
+
 HEARTBEAT_S: Final = 1.0  # gunicorn's master kills a worker that has not beaten for its time-out, 30 s and more
 
 
@@ -128,6 +130,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
                 break
             await self._wait_changed(HEARTBEAT_S)
         self.alive = False
+        await self._hear_why()
         if self.app.is_stopping:
             await self._take_no_more()
         for server in servers:
@@ -150,6 +153,14 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         if self._ebb.is_over(gate.held + gate.unsent.total, instant):
             self.app.client.give_back()
             give_back()
+
+    async def _hear_why(self) -> None:
+        """Whether this process alone stops, or the frontend does. A signal to all processes of a service comes to this
+        one and to the master, which says so, at the same instant. Until it has had the time to, the port stays open:
+        the master closes its own, and who stands in the queue of both would be cut off."""
+        patience = Deadline(WHY_S)
+        while not self.app.is_stopping and not patience.passed and not self._quick_shutdown:
+            await self._wait_changed(0.005)
 
     async def _take_no_more(self) -> None:
         """Let nobody else in, without cutting anybody off.

@@ -344,9 +344,10 @@ def test_a_second_interrupt_does_not_wait_for_the_delay(tmp_path: Path) -> None:
         assert running.process.wait(15) == ExitCode.OK
 
 
+@pytest.mark.parametrize("first", ["master", "workers"])  # to hear of it
 @pytest.mark.parametrize("count", [1, 2])
-def test_who_stands_in_the_accept_queue_is_served(server: str, count: int, tmp_path: Path) -> None:
-    """A hundred connections made while nobody accepts, their requests sent; then the frontend is told to stop."""
+def test_who_stands_in_the_accept_queue_is_served(server: str, count: int, first: str, tmp_path: Path) -> None:
+    """A hundred connections made while nobody accepts, their requests sent; then all processes are told to stop."""
     with frontend(tmp_path, server=server, workers=count, grace=20.0) as running:
         pids = workers(running)
         for pid in pids:
@@ -366,6 +367,16 @@ def test_who_stands_in_the_accept_queue_is_served(server: str, count: int, tmp_p
                 raw.sock.close()
         assert {reply.status for reply in replies} == {200}, "who got a connection does not look elsewhere"
         assert running.process.wait(20) == ExitCode.OK
+
+
+def _has_heard(pid: int) -> bool:
+    """Whether SIGTERM waits no more for that process."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return True  # it has ended
+    pending = next(int(line.split()[1], 16) for line in lines if line.startswith("ShdPnd"))
+    return not pending >> (signal.SIGTERM - 1) & 1
 
 
 def test_one_worker_process_that_stops_leaves_the_port_to_the_others(server: str, tmp_path: Path) -> None:
