@@ -8,12 +8,13 @@ import json
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeClient, Service, run, unavailable
+from fakes import READY, FakeClient, Service, run, unavailable
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -393,8 +394,10 @@ def test_a_job_of_a_process_that_was_killed_is_taken_over(path: Path, monkeypatc
     dead, alive = Process(path, FakeClient(lambda item: None)), Process(path)
 
     async def scenario() -> None:
+        alive.service.client.current = replace(READY, stages=())  # or it might take the job first
         id = await dead.made()
         await asked(dead)
+        alive.service.client.current = READY
         dead.runner._task.cancel()  # type: ignore[union-attr]  # it says nothing any more
         alive.runner.clock = lambda: dead.runner.clock() + 1.5 * LEASE_S
         assert (await alive.over(id))["status"] == "done"
