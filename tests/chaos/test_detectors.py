@@ -16,6 +16,8 @@ from faults.scene import Scene
 from tests.chaos.conftest import LATE_S, SEED
 from tests.chaos.relay import KINDS, Relay, relay
 
+pytestmark = pytest.mark.unmeasured
+
 # Recycled all the time: what is kept of workers that have gone would show.
 SERVICE = Service(
     "detect",

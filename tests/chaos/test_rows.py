@@ -16,6 +16,8 @@ from faults.place import Stageline, stageline
 from faults.rows import MAIN, ROWS, Row
 from tests.chaos.conftest import LATE_S, SEED
 
+pytestmark = pytest.mark.unmeasured
+
 
 class Shared:
     """The deployment, made anew when a row has left it in pieces."""

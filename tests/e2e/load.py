@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +18,8 @@ import httpx
 from harness import wait_for
 
 LOAD_MOST = 20_000  # requests of one load, however long its test takes, but for one that says otherwise
+CALM_S = 0.3  # how long after the last look at its flow a load goes on at full speed
+PAUSE_S = 0.03  # between two requests of a thread from then on
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,12 @@ def _parsed(raw: bytes, took_s: float) -> Answer:
 
 
 class Load:
-    """Threads that each ask one request after the other; `wrong` tells every answer that was not right."""
+    """Threads that each ask one request after the other; `wrong` tells every answer that was not right.
+
+    As fast as they can while a test waits for their answers, and for a moment after, in which it kills or stops what
+    has them. What it waits for then is processes that start, which takes twice as long where a load has all cores: so
+    there are pauses until answers are waited for again.
+    """
 
     def __init__(self, url: str, *, threads: int = 8, act: dict[str, Any] | None = None, most: int = LOAD_MOST) -> None:
         self.answers: Counter[int] = Counter()
@@ -108,6 +116,7 @@ class Load:
         self._most = most
         self._act = act or {}
         self._stop = threading.Event()
+        self._calm_at = time.monotonic() + CALM_S
         self._lock = threading.Lock()
         self._threads = [
             threading.Thread(target=self._ask, args=(number,), name=f"load-{number}") for number in range(threads)
@@ -130,7 +139,11 @@ class Load:
     def flow(self, count: int, *, within_s: float = 30.0) -> None:
         """Wait for so many further answers."""
         wanted = self.answered + count
-        wait_for(f"{count} further answers", lambda: self.answered >= wanted, within_s=within_s)
+        self._calm_at = inf
+        try:
+            wait_for(f"{count} further answers", lambda: self.answered >= wanted, within_s=within_s)
+        finally:
+            self._calm_at = time.monotonic() + CALM_S
 
     @property
     def answered(self) -> int:
@@ -161,6 +174,8 @@ class Load:
             self.slowest_s = max(self.slowest_s, took_s)
             if problem:
                 self.wrong.append(problem)
+        if time.monotonic() > self._calm_at:
+            self._stop.wait(PAUSE_S)
 
 
 class Balanced(Load):

@@ -11,6 +11,8 @@ from harness import Running, wait_for, write_service
 
 from engine.exitcodes import ExitCode
 
+pytestmark = pytest.mark.unmeasured
+
 FILE = """
 [engine]
 name = "{name}"

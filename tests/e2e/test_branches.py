@@ -13,6 +13,8 @@ import pytest
 from harness import Deployed, deployed, wait_for, write_service
 from load import Load
 
+pytestmark = pytest.mark.unmeasured
+
 SERVICE = """
 import os
 from engine import Done, Skip, Worker

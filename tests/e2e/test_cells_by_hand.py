@@ -22,6 +22,8 @@ from engine import admin
 from engine.config import load
 from engine.errors import Unavailable
 
+pytestmark = pytest.mark.unmeasured
+
 STOPPED_S = 10.0
 WORST_S = 6.0  # two seconds on a machine with nothing else to do; requests have ten
 LANES = 6

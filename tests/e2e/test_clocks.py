@@ -11,6 +11,8 @@ import httpx
 import pytest
 from harness import Running, free_ports, wait_for, write_service
 
+pytestmark = pytest.mark.unmeasured
+
 HOUR_S = 3600.0
 LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 FILE = """

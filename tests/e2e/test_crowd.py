@@ -13,6 +13,8 @@ import pytest
 from harness import SERVICES, Deployed, deployed
 from load import crowd, right
 
+pytestmark = pytest.mark.unmeasured
+
 REQUESTS = 1000
 BAD = {
     "client_error": (400, "bad request"),

@@ -20,6 +20,8 @@ from load import Answer, Load, crowd, right
 
 from tests.control_group import control_group
 
+pytestmark = pytest.mark.unmeasured
+
 CHAIN = SERVICES / "chain.toml"
 
 

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
 from harness import ENGINE, Running, environment, wait_for
 from load import Load
 from test_by_hand import ByHand
+
+pytestmark = pytest.mark.unmeasured
 
 FIRST_LINE = "the key file has another first line"
 

@@ -9,7 +9,10 @@ from collections import Counter
 from pathlib import Path
 
 import psutil
+import pytest
 from harness import Deployed, deployed, wait_for
+
+pytestmark = pytest.mark.unmeasured
 
 MB = 1_000_000
 MIB = 1 << 20

@@ -18,6 +18,8 @@ import msgpack
 import pytest
 from harness import SERVICES, Deployed, environment, short_folder, wait_for
 
+pytestmark = pytest.mark.unmeasured
+
 PORTED = SERVICES / "ported.py"
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from harness import SERVICES, Deployed, deployed, wait_for, write_service
 
+pytestmark = pytest.mark.unmeasured
+
 FILE = """
 [engine]
 name = "near"

@@ -10,6 +10,8 @@ import pytest
 from harness import SERVICES, deployed, write_service
 from load import crowd
 
+pytestmark = pytest.mark.unmeasured
+
 CAPACITY = 4
 
 

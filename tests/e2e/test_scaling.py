@@ -53,7 +53,7 @@ def workers(running: Deployed) -> list[tuple[int, int]]:
 
 def test_none_while_nobody_asks_and_one_of_each_stage_for_who_does(running: Deployed) -> None:
     wait_for("an end of the one worker", lambda: workers(running) == [(0, 0), (0, 0)])
-    assert not running.processes("worker")
+    wait_for("an end of its process", lambda: not running.processes("worker"))
     with running.client() as client:
         assert client.get("/readyz").status_code == 200
         answer = client.post("/inference", json={"id": 1})

@@ -14,6 +14,8 @@ import httpx
 import pytest
 from harness import SERVICES, Deployed, deployed, up, wait_for, write_service
 
+pytestmark = pytest.mark.unmeasured
+
 ARRAYS = SERVICES / "arrays.toml"
 
 

@@ -15,6 +15,9 @@ TOML = """
 [engine]
 name = "traced"
 
+[frontend]
+timeout = 30.0  # one request waits for a killed worker's start, and for OpenTelemetry in it
+
 [[stage]]
 name = "first"
 worker = "service:First"

@@ -22,6 +22,8 @@ from hosts.lab import Lab
 from hosts.rows import SLACK_S
 from hosts.scene import HERE, HTTP, PORT, TEXT, Scene, Tally
 
+pytestmark = pytest.mark.unmeasured
+
 HOSTS = ("front", "one", "two")
 RATE = 40.0
 BEFORE_S, FAULT_S, AFTER_S = 0.5, 3.2, 1.0

@@ -14,6 +14,8 @@ from hosts import lab, switch
 from hosts.rows import ROWS, Row, run
 from hosts.scene import Scene, scene
 
+pytestmark = pytest.mark.unmeasured
+
 TIMEOUT_S = 15.0  # of requests: who is cut off has so long
 FAULT_S = 3.2  # longer than a vanished host goes unnoticed, by enough
 RATE = 40.0

@@ -18,6 +18,8 @@ from hosts import lab
 from hosts.lab import Lab
 from hosts.scene import ENGINE
 
+pytestmark = pytest.mark.unmeasured
+
 PAGE = Path(__file__).parents[2] / "docs" / "many-hosts.md"
 HOSTS = ("gpu-1", "gpu-2", "web-1")
 CODE = """
