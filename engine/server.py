@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -112,6 +112,8 @@ class Server:
     def __init__(self) -> None:
         self._routes: dict[str, list[Runtime | Mapping[str, Any]]] = {}
         self._route_keys: dict[str, dict[str, Any]] = {}  # Any: keys are of all types
+        self._endpoints: list[dict[str, Any]] = []
+        self._errors = ""
         self._daemons: dict[str, Any] = {}  # subprocess.Popen, multiprocessing.Process, or alike
 
     def append_worker(
@@ -168,6 +170,32 @@ class Server:
         for path in merged:
             self._route_keys.setdefault(path, {}).update(table)
 
+    def register_endpoint(
+        self, path: str, handler: Callable[..., Any], methods: str | Sequence[str] = ("GET",)
+    ) -> None:
+        """Answer a path beside the stages by a function, which gets the request and gives the answer, as an
+        ``[[endpoint]]`` of a file does (docs/endpoints.md). The frontend imports its module: the script, where it
+        stands there.
+
+        Raises TypeError for what is no function, ValueError for a path or method that cannot be, a path that has one
+        already, or a function that the frontend could not find.
+        """
+        spec = _place(handler, "endpoint", "the frontend")
+        table = {
+            "path": _key("endpoint", "path", path, "register_endpoint"),
+            "methods": _key("endpoint", "methods", methods, "register_endpoint"),
+            "handler": spec,
+        }
+        for other in self._endpoints:
+            if other["path"] == path:
+                raise ValueError(f"register_endpoint: {path} is answered by {other['handler']} already")
+        self._endpoints.append(table)
+
+    def register_errors(self, function: Callable[..., Any]) -> None:
+        """Have a function make the bodies of errors, as ``[frontend] errors`` of a file does (docs/errors.md). Raises
+        as :meth:`register_endpoint`."""
+        self._errors = _place(function, "errors", "the frontend")
+
     def register_daemon(self, name: str, process: Any) -> None:
         """Let a process live and die with the deployment: started with it if need be, ended with it.
 
@@ -210,7 +238,10 @@ class Server:
                 {**self._route_keys[path], "path": path, "stages": [_named(step, names) for step in chain]}
                 for path, chain in self._routes.items()
             ],
+            "endpoint": self._endpoints,
         }
+        if self._errors:
+            data["frontend"] = {"errors": self._errors}
 
         def described() -> Deployment:
             return build(data, file=file, label=file.name, flags=settings.flags, environ=settings.environ)
@@ -345,13 +376,20 @@ def _spec(worker: type[Worker]) -> str:
 
     if not isinstance(worker, type) or not issubclass(worker, Base):
         raise TypeError(f"worker: expected a subclass of engine.Worker, got {worker!r}")
-    name, where = worker.__qualname__, worker.__module__
-    if "<locals>" in name:
-        raise ValueError(f"{name}: defined inside a function, where a worker process cannot find it; move it out")
+    return _place(worker, "worker", "a worker process")
+
+
+def _place(thing: Any, what: str, who: str) -> str:
+    """The same of whatever has a name of its own at the top of a module. ``who`` has to find it."""
+    name, where = getattr(thing, "__qualname__", None), getattr(thing, "__module__", None)
+    if not callable(thing) or not isinstance(name, str) or not isinstance(where, str):
+        raise TypeError(f"{what}: expected a function, got {thing!r}")
+    if "<locals>" in name or "<lambda>" in name:
+        raise ValueError(f"{name}: defined inside a function, where {who} cannot find it; move it out")
     found: object = sys.modules.get(where)
     for part in name.split("."):
         found = getattr(found, part, None)
-    if found is not worker:
+    if found != thing:
         raise ValueError(f"{name}: module {where} has another object, or none, of this name")
     if where != "__main__":
         return f"{where}:{name}"
@@ -360,5 +398,5 @@ def _spec(worker: type[Worker]) -> str:
         return f"{main.__spec__.name}:{name}"
     file = getattr(main, "__file__", None)
     if file is None or not file.endswith(".py"):
-        raise ValueError(f"{name}: defined in no file that a worker process could import; write it into a .py file")
+        raise ValueError(f"{name}: defined in no file that {who} could import; write it into a .py file")
     return f"{os.path.abspath(file)}:{name}"

@@ -58,8 +58,9 @@ def line(
     request_id: str,
     timing: str,
     reason: str,
+    key: str = "",
 ) -> str:
-    """One line, without its end. ``at``: seconds of the wall clock. Pure."""
+    """One line, without its end. ``at``: seconds of the wall clock; ``key``: the name of the API key. Pure."""
     moment = datetime.fromtimestamp(at, tz=timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     durations, words = times_of(timing)
     total_ms = durations.pop("total", round(took_s * 1e3, 2))
@@ -81,10 +82,13 @@ def line(
             told["why"] = words
         if reason:
             told["reason"] = reason
+        if key:
+            told["key"] = key
         return json.dumps(told)
     fields: Mapping[str, object] = {
         **{name: f"{ms:g}" + (f"({words[name]})" if name in words else "") for name, ms in durations.items()},
         **({"reason": reason} if reason else {}),
+        **({"key": key} if key else {}),
         "id": request_id,
     }
     rest = " ".join(f"{name}={value}" for name, value in fields.items())

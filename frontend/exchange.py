@@ -235,6 +235,7 @@ class Layer:
                     request_id=exchange.request_id,
                     timing=timing,
                     reason=exchange.reason,
+                    key=self._gate.key_name(exchange.head),
                 )
 
 

@@ -108,6 +108,11 @@ class Gate:
         key = keys.enter(head.token, instant)
         return lambda: keys.leave(key)
 
+    def key_name(self, head: Head | None) -> str:
+        """The name of the API key that a request came with; "" where there is none."""
+        key = self.keys.find(head.token) if self.keys is not None and head is not None and head.token else None
+        return key.name if key is not None else ""
+
     def terms(self, head: Head) -> Terms:
         """What the head of a request asks for, where it may be had. Raises Refusal: 400, 401, 413, 415 or 501."""
         if self.keys is not None and head.path not in OPEN and (problem := self.keys.refusal(head.token)) is not None:

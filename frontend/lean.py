@@ -473,6 +473,7 @@ class LeanConnection(asyncio.Protocol):
             request_id=self._id,
             timing=timing,
             reason=reason,
+            key=shared.gate.key_name(plain.head),
         )
 
     def _pack(self, plain: Plain, more: More, answer: Answer, instant: float) -> None:

@@ -22,6 +22,7 @@ from engine.config import Deployment, StageSection
 from engine.config.units import warm_up_s
 from engine.core.routing import Topology
 from engine.exitcodes import ExitCode
+from engine.loader import load_function
 from stages import blame, device
 from stages.base import Worker
 from stages.build import encoded_size, examples, forward_example, fresh, lasts, load_offline
@@ -77,14 +78,37 @@ def check(deployment: Deployment, *, as_json: bool, strict: bool = False) -> int
     own first line on. Stages are torn down before it returns. KeyboardInterrupt passes through.
     """
     findings = run(deployment)
+    functions = load_functions(deployment)
     ok = all(finding.status == "ok" or (finding.status == NOT_EXERCISED and not strict) for finding in findings)
+    ok = ok and not any(functions.values())
     if as_json:
-        document = {"name": deployment.engine.name, "ok": ok, "stages": [asdict(finding) for finding in findings]}
+        stages = [asdict(finding) for finding in findings]
+        document = {"name": deployment.engine.name, "ok": ok, "stages": stages, "functions": functions}
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
     else:
-        sys.stdout.write(f"{table(findings)}\n{summary(findings, ok=ok)}\n")
+        told = "".join([f"{name}: {error or 'ok'}\n" for name, error in functions.items()])
+        sys.stdout.write(f"{table(findings)}{told}\n{summary(findings, ok=ok)}\n")
     sys.stdout.flush()
     return ExitCode.OK if ok else ExitCode.START
+
+
+def load_functions(deployment: Deployment) -> dict[str, str | None]:
+    """The functions that the file names for the frontend, by where it does: why it could not be loaded, or None."""
+    named = {f"[[endpoint]] {own.path}": own.handler for own in deployment.endpoints}
+    if deployment.frontend.errors:
+        named["[frontend] errors"] = deployment.frontend.errors
+    found: dict[str, str | None] = {}
+    for where, spec in named.items():
+        try:
+            load_function(spec, deployment.file.parent)
+            found[where] = None
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever user code raises when it is imported
+            found[where] = blame.line(error)
+            if trace := blame.traceback(error):
+                sys.stderr.write(f"{where} cannot be loaded:\n{trace}\n\n")
+    return found
 
 
 def run(deployment: Deployment) -> list[Finding]:

@@ -421,3 +421,42 @@ def test_importing_the_package_imports_nothing_of_it():
     done = execute("-c", code, cwd=".")
     ours = {name for name in done.stdout.split() if name.partition(".")[0] in ("engine", "stages", "frontend")}
     assert ours == {"engine", "engine.names"}
+
+
+# --- beside the stages ---------------------------------------------------------------------------------------------
+
+
+def labels(request):
+    return ["cat", request]
+
+
+def test_endpoints_and_the_bodies_of_errors_are_functions_that_the_frontend_finds():
+    server = Server()
+    server.append_worker(Encode)
+    server.register_endpoint("/v1/labels", labels)
+    server.register_endpoint("/v1/names", labels, methods=["POST", "PUT"])
+    server.register_errors(labels)
+    made = server.deployment()
+    told = [(own.path, own.handler, own.methods) for own in made.endpoints]
+    assert told == [
+        ("/v1/labels", f"{HERE}:labels", ("GET",)),
+        ("/v1/names", f"{HERE}:labels", ("POST", "PUT")),
+    ]
+    assert made.frontend.errors == f"{HERE}:labels"
+
+
+@pytest.mark.parametrize(
+    ("path", "handler", "methods", "error", "words"),
+    [
+        ("v1", labels, "GET", ValueError, "register_endpoint: path: "),
+        ("/v1", labels, "LOOK", ValueError, "register_endpoint: methods: "),
+        ("/v1", "labels", "GET", TypeError, "endpoint: expected a function, got 'labels'"),
+        ("/v1", lambda request: request, "GET", ValueError, "the frontend cannot find it"),
+        ("/twice", labels, "GET", ValueError, "/twice is answered by"),
+    ],
+)
+def test_an_endpoint_that_cannot_be_is_refused_at_once(path, handler, methods, error, words):
+    server = Server()
+    server.register_endpoint("/twice", labels)
+    with pytest.raises(error, match=words):
+        server.register_endpoint(path, handler, methods)

@@ -53,6 +53,11 @@ def test_a_line_of_json() -> None:
     }
 
 
+def test_who_came_with_a_key_is_named() -> None:
+    assert " key=batch id=abc" in line("text", 0.0, **ABOUT, key="batch")
+    assert json.loads(line("json", 0.0, **ABOUT, key="batch"))["key"] == "batch"
+
+
 def test_a_refusal_says_why() -> None:
     refused = {**ABOUT, "status": 429, "timing": 'refused;desc="late";dur=300, allowed;dur=100', "reason": "late"}
     told = json.loads(line("json", 0.0, **refused))

@@ -366,3 +366,18 @@ def test_what_the_values_of_examples_cost_is_shown_and_whose_word_it_is() -> Non
     by_bytes = Finding("s", status="ok", max_batch_cost=100)
     assert "s: its class has no cost(value): what a payload costs is its bytes" in table([by_bytes])
     assert "cost" not in table([Finding("s", status="ok")])
+
+
+def test_functions_that_the_file_names_are_loaded_too(deployment: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    own = '[[endpoint]]\npath = "/v1/%s"\nhandler = "%s"\n'
+    good, bad = own % ("good", "json:dumps"), own % ("bad", "json:dump_all")
+    whole = stage("size", "Size")
+    made = deployment(whole + good + '[frontend]\nerrors = "json:loads"\n')
+    assert check(made, as_json=False) == ExitCode.OK
+    assert "[[endpoint]] /v1/good: ok\n[frontend] errors: ok\n" in capsys.readouterr().out
+    made = deployment(whole + good + bad)
+    assert check(made, as_json=True) == ExitCode.START
+    told = json.loads(capsys.readouterr().out)
+    assert told["functions"]["[[endpoint]] /v1/good"] is None
+    assert "has no dump_all; did you mean dump" in told["functions"]["[[endpoint]] /v1/bad"]
+    assert not told["ok"]
