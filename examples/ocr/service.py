@@ -2,8 +2,9 @@
 `Assemble` (in which order they are read).
 
 The two networks are PP-OCR's, from the package `rapidocr`, which is found without being imported: what comes before and
-after the networks is small, and stands here. A page brings no line or five hundred, so `Recognise` takes the lines of
-all pages of its batch as one list and computes together those that are about equally wide.
+after the networks is small, and stands here. A page brings no line or five hundred: the route takes each of `crops` by
+itself through `Recognise`, so that stage sees lines and not pages, and its batches have those of whichever pages are
+under way.
 """
 
 from __future__ import annotations
@@ -14,18 +15,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from engine import ClientError, ValidationError, Worker
+from engine import ClientError, Tensor, ValidationError, Worker
 
 MAX_PIXELS: Final = 6000 * 6000  # of a page, refused before it is decoded: a small file can be a very large picture
 MAX_SIDE: Final = 1536  # of what lines are looked for in; the pictures of the lines are cut out of the page itself
 MIN_SIDE: Final = 64
-MAX_LINES: Final = 500  # of a page; one with more is refused
-MAX_PATCHES: Final = 3000  # of a page, before it is known which of them are lines
+MAX_PATCHES: Final = 3000  # of a page, before it is known which of them are lines; how many of those is the route's
 MULTIPLE: Final = 32  # of the sides of what the detector takes
 
 INK, LINE = 0.3, 0.5  # the chance to be text from which on a pixel is, and the mean of it from which on a line is one
@@ -42,28 +42,22 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 Corners = np.ndarray[Any, np.dtype[np.float32]]  # [4, 2]: x and y, clockwise from the one where reading begins
 
 
-@dataclass(frozen=True)
-class Page:
-    """What `Detect` found: a picture of HEIGHT pixels and the corners for each line."""
-
-    width: int
-    height: int
-    crops: list[Pixels]
-    boxes: list[Corners]
-
-
 class Read(NamedTuple):
     text: str
     score: float
 
 
+Crop = TypeVar("Crop")
+
+
 @dataclass(frozen=True)
-class Lines:
-    """What `Recognise` read, still in no order."""
+class Page(Generic[Crop]):
+    """What `Detect` found: of each line a picture of HEIGHT pixels, in whose place the route puts what was read, and
+    its corners."""
 
     width: int
     height: int
-    read: list[Read]
+    crops: list[Crop]
     boxes: list[Corners]
 
 
@@ -101,6 +95,7 @@ class Detect(Worker):
 
     req_mime_type = "image/png"
     example = drawn_page()
+    input_tensors = {"page": Tensor("UINT8", [-1])}  # the file, for clients of the Open Inference Protocol
 
     def __init__(self) -> None:
         self.session = session("det", self.device)
@@ -108,7 +103,11 @@ class Detect(Worker):
     def deserialize(self, data: bytes) -> bytes:
         return data
 
-    def forward(self, data: bytes) -> Page:
+    def deserialize_tensors(self, tensors: dict[str, Any]) -> bytes:
+        page: bytes = tensors["page"].tobytes()
+        return page
+
+    def forward(self, data: bytes) -> Page[Pixels]:
         page = decoded(data)
         scale = min(1.0, MAX_SIDE / max(page.size))
         size = [max(MIN_SIDE, round(side * scale / MULTIPLE) * MULTIPLE) for side in page.size]
@@ -147,8 +146,6 @@ def boxes_of(chances: Floats) -> list[Corners]:
         if size.min() < LEAST_SIDE or mean_within(chances, corners(center, along, across, size)) < LINE:
             continue
         boxes.append(corners(center, along, across, size + GROW * size.prod() / size.sum()))
-    if len(boxes) > MAX_LINES:
-        raise ValidationError(f"{len(boxes)} lines of text on a page, at most {MAX_LINES}")
     return boxes
 
 
@@ -242,29 +239,27 @@ def crop(page: Image.Image, box: Corners) -> Pixels:
 
 
 class Recognise(Worker):
-    example = [Page(200, HEIGHT, [np.full((HEIGHT, 200, 3), 255, np.uint8)], [np.zeros((4, 2), np.float32)])]
+    """Pictures of lines, of whatever pages, to what stands in them."""
+
+    example = [np.full((HEIGHT, 200, 3), 255, np.uint8)]
 
     def __init__(self) -> None:
         self.session = session("rec", self.device)
         known = self.session.get_modelmeta().custom_metadata_map["character"]
         self.characters = np.array(["", *known.splitlines(), " "])  # the first is the mark between two letters
 
-    def cost(self, value: Page) -> int:
-        """Columns of pixels: a page brings no line or five hundred, short ones or long ones."""
-        return sum(picture.shape[1] for picture in value.crops)
+    def cost(self, value: Pixels) -> int:
+        """Columns of pixels: lines are short or long."""
+        return int(value.shape[1])
 
-    def forward(self, data: list[Page]) -> list[Lines]:
-        read = iter(self.read([picture for page in data for picture in page.crops]))
-        return [Lines(page.width, page.height, [next(read) for _ in page.crops], page.boxes) for page in data]
-
-    def read(self, crops: Sequence[Pixels]) -> list[Read]:
-        """Lines of whatever pages, in their order: those of about one width are computed together."""
-        order = sorted(range(len(crops)), key=lambda index: crops[index].shape[1], reverse=True)
-        answers = [Read("", 0.0)] * len(crops)
+    def forward(self, data: list[Pixels]) -> list[Read]:
+        """In their order; those of about one width are computed together, so that little of it is padding."""
+        order = sorted(range(len(data)), key=lambda index: data[index].shape[1], reverse=True)
+        answers = [Read("", 0.0)] * len(data)
         while order:
-            count = max(1, COLUMNS // crops[order[0]].shape[1])
+            count = max(1, COLUMNS // data[order[0]].shape[1])
             together, order = order[:count], order[count:]
-            for index, answer in zip(together, self._read([crops[index] for index in together]), strict=True):
+            for index, answer in zip(together, self._read([data[index] for index in together]), strict=True):
                 answers[index] = answer
         return answers
 
@@ -289,11 +284,17 @@ class Recognise(Worker):
 class Assemble(Worker):
     """`{"text", "lines": [{"text", "score", "box": [[x, y] * 4]}], "width", "height"}`, in the order of reading."""
 
-    example = Lines(200, HEIGHT, [Read("a", 1.0)], [np.zeros((4, 2), np.float32)])
+    example = Page(200, HEIGHT, [Read("a", 1.0)], [np.zeros((4, 2), np.float32)])
+    output_tensors = {
+        "text": Tensor("BYTES", [1]),
+        "line": Tensor("BYTES", [-1]),
+        "score": Tensor("FP32", [-1]),
+        "box": Tensor("FP32", [-1, 4, 2]),
+    }
 
-    def forward(self, data: Lines) -> dict[str, Any]:
+    def forward(self, data: Page[Read]) -> dict[str, Any]:
         kept = [
-            (box, read) for box, read in zip(data.boxes, data.read, strict=True) if read.text and read.score >= SURE
+            (box, read) for box, read in zip(data.boxes, data.crops, strict=True) if read.text and read.score >= SURE
         ]
         rows = in_rows([box for box, _ in kept])
         lines = [
@@ -303,6 +304,15 @@ class Assemble(Worker):
         ]
         text = "\n".join(" ".join(kept[index][1].text for index in row) for row in rows)
         return {"text": text, "lines": lines, "width": data.width, "height": data.height}
+
+    def serialize_tensors(self, data: dict[str, Any]) -> dict[str, Any]:
+        lines = data["lines"]
+        return {
+            "text": [data["text"]],
+            "line": [line["text"] for line in lines],
+            "score": np.array([line["score"] for line in lines], np.float32),
+            "box": np.array([line["box"] for line in lines], np.float32).reshape(-1, 4, 2),
+        }
 
 
 def in_rows(boxes: Sequence[Corners]) -> list[list[int]]:

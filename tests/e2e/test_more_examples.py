@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import io
 import json
@@ -428,7 +429,17 @@ def test_speech_is_found_alone_and_in_a_batch(running: Deployed) -> None:
 def test_pages_are_read_together_and_a_bad_one_fails_alone(running: Deployed) -> None:
     from PIL import Image
 
+    before = running.metrics()
     assert run_client(running, "ocr").splitlines()[-1] == "20 of 20 lines are as they were drawn"
+    after = running.metrics()
+
+    def grown(name: str) -> float:
+        return sum(
+            value - before.get(key, 0.0) for key, value in after.items() if key.startswith(name) and "recognise" in key
+        )
+
+    assert grown("engine_batch_size_sum") >= 20, "lines, not pages"
+    assert grown("engine_batch_size_count") < 20
     blank, large = io.BytesIO(), io.BytesIO()
     Image.new("L", (320, 200), 255).save(blank, "PNG")
     Image.new("1", (7000, 7000)).save(large, "PNG")  # 6 KB that would be 147 MB of pixels
@@ -438,6 +449,89 @@ def test_pages_are_read_together_and_a_bad_one_fails_alone(running: Deployed) ->
     assert [answer.status_code for answer in answers] == [400, 400, 400, 422, 200]
     assert "7000 x 7000" in answers[3].text
     assert answers[4].json() == {"text": "", "lines": [], "width": 320, "height": 200}
+
+
+@uses("ocr")
+def test_a_page_of_more_lines_than_are_taken_is_refused(running: Deployed) -> None:
+    from PIL import Image, ImageDraw
+
+    page, full = Image.new("L", (1024, 1024), 255), io.BytesIO()
+    for number in range(23 * 23):
+        x, y = 8 + 44 * (number % 23), 8 + 44 * (number // 23)
+        ImageDraw.Draw(page).text((x, y), "Ab", 0, font_size=16)
+    page.save(full, "PNG")
+    with running.client() as client:
+        answer = client.post("/inference", content=full.getvalue())
+    assert (answer.status_code, answer.text) == (
+        422,
+        'request validation error: "crops" has 529 elements, and at most 500 are taken',
+    )
+
+
+@uses("ocr")
+def test_pages_are_read_for_clients_of_triton(running: Deployed) -> None:
+    """Both clients, bytes and JSON, what is wrong, gzip, and a hundred at once of which some are no pages."""
+    gevent = pytest.importorskip("gevent", reason="the extra dev brings tritonclient")
+    import tritonclient.http as triton
+    import tritonclient.http.aio as triton_aio
+    from PIL import Image, ImageDraw
+    from tritonclient.utils import InferenceServerException
+
+    image, file = Image.new("L", (160, 64), 255), io.BytesIO()
+    ImageDraw.Draw(image).text((16, 16), "page 16", 0, font_size=30)
+    image.save(file, "PNG")
+    page = np.frombuffer(file.getvalue(), np.uint8)
+    address = running.url.removeprefix("http://")
+
+    def given(data: Any = page, name: str = "page", kind: str = "UINT8", binary: bool = True) -> list[Any]:
+        return [triton.InferInput(name, list(data.shape), kind).set_data_from_numpy(data, binary_data=binary)]
+
+    def check(answer: Any) -> None:
+        assert [one if isinstance(one, str) else one.decode() for one in answer.as_numpy("text")] == ["page 16"]
+        assert answer.as_numpy("line").shape == answer.as_numpy("score").shape == (1,)
+        assert answer.as_numpy("box").shape == (1, 4, 2)
+        assert answer.as_numpy("box").dtype == answer.as_numpy("score").dtype == np.float32
+
+    with triton.InferenceServerClient(address) as client:
+        assert client.is_model_ready("ocr")
+        metadata = client.get_model_metadata("ocr")
+        assert metadata["inputs"] == [{"name": "page", "datatype": "UINT8", "shape": [-1]}]
+        assert [one["name"] for one in metadata["outputs"]] == ["text", "line", "score", "box"]
+        for binary, packed in ((True, None), (False, None), (True, "gzip"), (False, "gzip")):
+            outputs = [triton.InferRequestedOutput(one["name"], binary_data=binary) for one in metadata["outputs"]]
+            check(
+                client.infer(
+                    "ocr",
+                    given(binary=binary),
+                    outputs=outputs,
+                    request_compression_algorithm=packed,
+                    response_compression_algorithm=packed,
+                )
+            )
+        for wrong, reason in (
+            (given(name="picture"), "there is no such input: it takes 'page'"),
+            (given(page[None]), "has the shape"),
+            (given(page.astype(np.float32), kind="FP32"), "is FP32, and has to be UINT8"),
+            (given(page[:60]), "not a PNG or JPEG that can be read"),
+            (given(page[:0]), "not a PNG or JPEG that can be read"),
+        ):
+            with pytest.raises(InferenceServerException, match=reason) as caught:
+                client.infer("ocr", wrong)
+            assert caught.value.status() == "400"
+    gevent.get_hub().destroy(destroy_loop=True)
+
+    async def one(client: Any, number: int) -> bool:
+        try:
+            check(await client.infer("ocr", given(page[:60] if number % 10 == 3 else page, binary=bool(number % 2))))
+        except InferenceServerException as error:
+            return number % 10 == 3 and error.status() == "400"
+        return number % 10 != 3
+
+    async def all_of_them() -> list[bool]:
+        async with triton_aio.InferenceServerClient(address, conn_limit=100) as client:
+            return await asyncio.gather(*(one(client, number) for number in range(100)))
+
+    assert all(asyncio.run(all_of_them()))
 
 
 # --- image classification --------------------------------------------------------------------------------------------
@@ -632,15 +726,23 @@ def test_a_bad_request_ends_in_an_error_event(running: Deployed) -> None:
 @uses("branches")
 def test_each_kind_of_question_passes_the_stages_that_it_needs(running: Deployed) -> None:
     told = run_client(running, "branches").splitlines()
-    assert told[2::3] == [
+    assert told[2:12:3] == [
         "  50 by sort",
         "  50 by sort > orders > letter",
         "  50 by sort > letter",
         "  50 by sort > advice > letter",
     ]
     assert told[4] == "  Dear customer, your order is on its way."
+    assert told[12:] == [
+        "50 of 50 messages have the answers to their questions",
+        "bicycle: 900 each, 3 here",
+        "lamp: 40 each, 0 here",
+        "bell: 9 each, 120 here",
+    ]
     with running.client() as client:
         assert client.post("/ask", json={"text": " "}).status_code == 422
+        assert client.post("/messages", json={"text": "a. " * 21}).status_code == 422
+        assert client.post("/messages", json={}).json() == {"answers": []}
 
 
 def test_the_drawing_of_the_branches_is_that_of_their_file() -> None:
