@@ -231,11 +231,15 @@ class Codec:
             return self.bounded(plainjson.encode(result))
         return self.bounded(_as_bytes(self._worker.serialize(result), "serialize"))
 
-    def encode_between(self, result: Any, *, afar: bool = False) -> Payload:
+    def encode_between(self, result: Any, *, afar: bool = False, gathers: bool = False) -> Payload:
         """A result for another stage. ``afar``: for one that does not come next by the file, and may compute on another
-        device. Raises as :meth:`encode`."""
+        device. ``gathers``: for one that would take what begins with a certain mark for parts of a request that have
+        come together; only a class's own format can begin so, with what a client has sent perhaps. Raises as
+        :meth:`encode`."""
         if self._own_encode or self._is_open:
             encoded = _as_bytes(self._worker.serialize_ipc(result), "serialize_ipc")
+            if gathers and encoded.startswith(gathered.MARK):  # asked here: in shared memory nobody sees it any more
+                raise EncodingError("the result begins as no value may that is sent past the parts of requests")
             return self._passed((self.put(encoded) if self.put is not None else None) or encoded, afar=afar)
         try:
             payload = ipc.pack(result, self.put, self.put_tensor if not afar else None)
@@ -251,7 +255,9 @@ class Codec:
         payloads = ipc.pack_all(parts, self.put) if self._packs and len(parts) > 1 and not split.names else None
         if payloads is None:
             payloads = [self.encode_between(part) for part in parts]
-        if (size := payload_size(payload) + sum(payload_sizes(payloads))) > self._most_between:
+        # Of branches each stage gets one, which has been looked at.
+        size = 0 if split.names else payload_size(payload) + sum(payload_sizes(payloads))
+        if size > self._most_between:
             raise EncodingError(
                 f"the result has {size} bytes in {len(parts)} parts, and max_queue_bytes of the stages that take them "
                 f"is {self._most_between}"
@@ -683,10 +689,8 @@ class Run:
             raise WrongWay("there is no route here, and so no stage to skip to")
         if isinstance(result, Skip):
             target = way.of_skip(result)
-            payload = codec.encode_between(result.value, afar=target != way.after)
-            if target in way.receivers and gathered.is_packed(payload):
-                raise EncodingError("the result begins as no value may that is sent past the parts of requests")
-            return target, Outcome(OK, payload)
+            gathers = target in way.receivers
+            return target, Outcome(OK, codec.encode_between(result.value, afar=target != way.after, gathers=gathers))
         if way.split is not None:
             return JOIN, codec.apart(way.split, result)
         target = way.of_value(result)
@@ -739,7 +743,8 @@ class Run:
 
     def report(self) -> None:
         """Log the failures. A broken stage fails all of a batch alike: one traceback tells it."""
-        for (where, _name, text), (error, request_ids) in self.struck.items():
+        for (where, _name, text), (error, struck) in self.struck.items():
+            request_ids = [*dict.fromkeys(struck)]  # parts have their request's
             who = {"request_id": request_ids[0]} if len(request_ids) == 1 else {"request_ids": request_ids}
             if isinstance(error, EngineTimeoutError):
                 _log.warning("%s timed out", where, extra=who)

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from typing import Any, Final
+
+import msgspec
 
 from engine.core.routing import Split
 from engine.errors import ValidationError
@@ -39,15 +42,27 @@ def together(split: Split, frame: Any, results: Sequence[Any]) -> Any:
 
 
 def with_field(value: Any, name: str, found: Any) -> Any:
-    """A copy of a mapping, as a dict, or of any other object, that has something else in one of its fields."""
+    """A copy of a mapping, as a dict, or of any other object, that has something else in one of its fields. What the
+    class says of its fields - frozen, of another type - counts for whoever made the object: nobody has seen this copy
+    yet. Raises WrongWay for a field that is computed."""
     if isinstance(value, Mapping):
         return {**value, name: found}
+    if isinstance(value, tuple) and hasattr(value, "_replace"):  # a NamedTuple
+        return value._replace(**{name: found})
     made = copy.copy(value)
-    try:
-        setattr(made, name, found)
-    except (AttributeError, TypeError):  # frozen, but this copy nobody has seen yet
-        object.__setattr__(made, name, found)
-    return made
+    if name in getattr(made, "__dict__", ()):  # past what would check it, or read it as another type
+        made.__dict__[name] = found
+        return made
+    for put in (setattr, object.__setattr__, msgspec.structs.force_setattr):
+        try:
+            put(made, name, found)
+        except Exception:  # frozen, say; the class's own code may raise anything
+            continue
+        return made
+    raise WrongWay(
+        f'"{name}" of a result that goes on in parts, a {type(value).__name__}, cannot have anything else in it: '
+        "it has to be a field that is stored"
+    )
 
 
 def _field(value: Any, name: str) -> Any:
@@ -66,6 +81,7 @@ def _elements(split: Split, found: Any) -> list[Any]:
     if isinstance(found, list):
         return found
     if not isinstance(found, _NO_LISTS) and hasattr(found, "__len__") and isinstance(found, Iterable):
-        return list(found)  # of an array or a tensor, along its first dimension
+        with suppress(TypeError):  # an array of no dimensions
+            return list(found)  # of an array or a tensor, along its first dimension
     where = f'"{split.field}" of its result' if split.field else "its result"
     raise WrongWay(f"the route takes each of a list behind this stage, and {where} is a {type(found).__name__}")
