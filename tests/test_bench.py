@@ -33,6 +33,7 @@ from benchmarks import (
     goals,
     load,
     nginx,
+    pages,
     plan,
     processes,
     record,
@@ -45,7 +46,7 @@ from benchmarks import (
     wrk,
 )
 from benchmarks.__main__ import RESULTS, listing, main, measured_by
-from benchmarks.cases import CASES, accelerator, chosen, cores, echo, gpu, http, launch, slo
+from benchmarks.cases import CASES, accelerator, branches, chosen, cores, echo, gpu, http, launch, slo
 from benchmarks.offline import OFFLINE
 from benchmarks.picture import draw, file_name
 from benchmarks.result import OURS, PEER, Case, Metric, Picture, Row, Summary, Target, at, grown, worst
@@ -149,6 +150,12 @@ def test_wrk_is_called_with_whole_seconds() -> None:
 
 def test_the_body_is_a_string_of_lua() -> None:
     assert 'wrk.body = "{\\"x\\": 2}"\n' in wrk.script('{"x": 2}')
+
+
+def test_bodies_take_turns() -> None:
+    script = wrk.script("{}", bodies=('{"page": 0}', '{"page": 1}'))
+    assert 'local bodies, whole, turn = {"{\\"page\\": 0}", "{\\"page\\": 1}"}, {}, 0\n' in script
+    assert "turn = turn % #whole + 1 return whole[turn]" in script
 
 
 def test_a_head_is_of_fields_of_every_request() -> None:
@@ -387,6 +394,7 @@ def test_every_case_is_listed_once_and_belongs_to_all() -> None:
         "gap",
         "growth",
         "launch-bound",
+        "branches",
         "gpu",
         "cores",
         "http",
@@ -623,6 +631,7 @@ def test_cpu_time_is_told_by_request_and_role() -> None:
         ("/v/bin/python -c from multiprocessing.spawn import spawn_main; spawn_main()", "worker"),
         ("/v/bin/python -c from multiprocessing.resource_tracker import main;main(4)", "supervisor"),
         ("/v/bin/python /s/adapters/mosec_service.py --port 1", "supervisor"),
+        ("/v/bin/python /s/adapters/calling_service.py 1", "supervisor"),
         ("/usr/bin/wrk -t1", "other"),
     ],
 )
@@ -658,6 +667,14 @@ def test_a_service_is_a_deployment_of_ours(tmp_path: Path) -> None:
     ]
     assert [route.path for route in deployment.routes] == ["/a", "/b"]
     assert deployment.frontend.capacity == 7
+
+
+def test_a_stage_that_takes_each_of_a_list_is_one_of_ours(tmp_path: Path) -> None:
+    adapter = ROOT / "scripts" / "benchmarks" / "adapters" / "stageline_service.py"
+    file = tmp_path / "stages.toml"
+    file.write_text(plan.stages_toml(branches.services("Device", 1)[OURS], adapter))
+    way = load_config(file, environ={}).topology.way(0)
+    assert way.startswith("s0-devicefind -> each of crops, at most 4096: s1-deviceread, then s2-devicejoin")
 
 
 # --- the open-loop client --------------------------------------------------------------------------------------------
@@ -954,6 +971,70 @@ def test_devices_take_what_their_labels_say(
     worker.forward([1] * slo.BATCH)
     os.close(worker.file)
     assert slept == [pytest.approx(device.full_s)]
+
+
+def test_steps_alone_together_and_in_a_loop_come_to_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(work.RECORD_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(work.SITE_VARIABLE, sys.path[-1])
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(pages.Device, "find_s", 0)
+    find, read, join, whole, loop = (
+        getattr(pages, f"Device{name}")() for name in ("Find", "Read", "Join", "Whole", "Loop")
+    )
+    slept.clear()
+    asked = loop.batch(1)
+    found = [find.forward(value) for value in asked]
+    assert [len(page["crops"]) for page in found] == list(pages.LINES)
+    answers = [join.forward({**page, "crops": read.forward(page["crops"])}) for page in found]
+    assert [len(answer["lines"]) for answer in answers] == list(pages.LINES)
+    assert slept == pytest.approx([0.005 + 0.00025 * lines for lines in pages.LINES])
+    slept.clear()
+    assert whole.forward(asked) == answers
+    assert slept == pytest.approx([0.013] * 4 + [0.005 + 0.00025 * (sum(pages.LINES) - 4 * 32)])
+    slept.clear()
+    assert loop.forward(asked) == answers
+    assert len(slept) == len(pages.LINES) + 2  # two pages have more than a batch
+    for one in (read, whole, loop):
+        os.close(one.file)
+
+
+class Sides(Pretended):
+    """Pages of as many lines as are asked for."""
+
+    lines = 8
+
+    @contextmanager
+    def started(self, system: str, service: plan.Service, body: str) -> Iterator[systems.Running]:
+        assert all(hasattr(pages, stage.work) for stage in service.stages)
+        yield systems.Running(system, service, 0, 1, self.folder)
+
+    def answer(self, running: systems.Running, body: str) -> bytes:
+        return json.dumps({"lines": ["a"] * self.lines}).encode()
+
+    def closed(self, *given: Any, bodies: Any = (), **others: Any) -> tuple[wrk.Report, bench.Window]:
+        assert bodies == branches.BODIES
+        return super().closed(*given, **others)
+
+
+@pytest.mark.parametrize("case", branches.CASES, ids=lambda case: case.name)
+def test_branches_are_measured_beside_calls_one_worker_and_a_loop(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def loop(*_: Any) -> Iterator[Any]:
+        yield loop
+
+    loop.batches = lambda seconds: FULL  # type: ignore[attr-defined]
+    monkeypatch.setattr(branches, "offline", loop)
+    sides = Sides(repeats=2, seconds=1, folder=tmp_path, threads=1, say=lambda text: None)
+    summary = Summary(case.run(sides))
+    assert set(summary.systems) == set(branches.SYSTEMS)
+    assert all(target.measure(summary) is not None for target in case.targets)
+    assert len(table.cells(case, summary)) > 5
+    sides.lines = 7
+    with pytest.raises(RuntimeError, match="7 lines of a page of 8"):
+        list(case.run(sides))
 
 
 def test_padding_is_paid_for_by_powers_of_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

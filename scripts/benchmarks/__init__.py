@@ -8,6 +8,7 @@ From the bottom up; a module imports only what stands above it:
     table        results as text and Markdown; pure
     record       what workers wrote about their batches: read, and reduced to gaps and means
     work         the worker code, the same for every system; imports none of them
+    pages        the same for the cases about branches: pages whose lines are read by themselves
     adapters/    one thin file per system around ``work``: the only files that import Mosec or LitServe
     load         open-loop client, a process of its own
     wrk          closed-loop client: wrk's command line and its report

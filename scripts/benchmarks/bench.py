@@ -106,8 +106,9 @@ class Bench:
         seconds: float | None = None,
         head: wrk.Head = wrk.USUAL,
         path: str = "",
+        bodies: Sequence[str] = (),
     ) -> tuple[wrk.Report, Window]:
-        """Load in a closed loop, by wrk. ``path``: by default the first."""
+        """Load in a closed loop, by wrk. ``path``: by default the first; ``bodies``: in turns, instead of one."""
         with self._window(running) as close:
             report = wrk.run(
                 f"http://127.0.0.1:{running.port}{path}" if path else running.url,
@@ -116,6 +117,7 @@ class Bench:
                 seconds=seconds or self.seconds,
                 folder=self.folder,
                 head=head,
+                bodies=bodies,
             )
         return report, close()
 

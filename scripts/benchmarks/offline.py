@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from benchmarks import record, systems, work
+from benchmarks import pages, record, systems, work
 
 if TYPE_CHECKING:
     from benchmarks.bench import Bench
@@ -72,7 +72,7 @@ def offline(bench: Bench, service: Service, kind: str, size: int) -> Iterator[Of
 def main() -> None:
     """Say ``ready``, then run when told to, and say ``done``; ends with its standard input."""
     kind, size = sys.argv[1], int(sys.argv[2])
-    made = getattr(work, kind)()
+    made = getattr(pages if hasattr(pages, kind) else work, kind)()
     batch = made.batch(size)
     print("ready", flush=True)
     for line in sys.stdin:

@@ -16,12 +16,15 @@ SERVICE_VARIABLE = "BENCH_SERVICE"  # the service as JSON, for adapters that bui
 
 @dataclass(frozen=True)
 class Stage:
-    """``work`` names a class of :mod:`benchmarks.work`. ``max_wait_ms`` 0 leaves the system its default."""
+    """``work`` names a class of :mod:`benchmarks.work` or :mod:`benchmarks.pages`. ``max_wait_ms`` 0 leaves the system
+    its default. ``each``: it takes the elements of that field of what the stage before returns, one by one, and the
+    stage behind gets them together again; Stageline's alone."""
 
     work: str
     num: int = 1
     max_batch_size: int = 1
     max_wait_ms: int = 0
+    each: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,12 @@ def stages_toml(service: Service, adapter: Path) -> str:
         ]
         if stage.max_wait_ms:
             lines.append(f"max_wait_time = {stage.max_wait_ms}")
+    way = ", ".join(
+        f'{{ each = "{stage.each}", through = "{name}" }}' if stage.each else f'"{name}"'
+        for stage, name in zip(service.stages, names, strict=True)
+    )
     for index, path in enumerate(service.paths):
-        lines += ["[[route]]", f'path = "{path}"', f"stages = {json.dumps(names)}"]
+        lines += ["[[route]]", f'path = "{path}"', f"stages = [{way}]"]
         if any(service.slos_ms[index : index + 1]):
             lines.append(f"slo = {service.slos_ms[index] / 1000:g}")
     return "\n".join(lines) + "\n"

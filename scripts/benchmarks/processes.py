@@ -16,6 +16,7 @@ ROLES: Final = (
     ("engine.cli up", "supervisor"),
     ("resource_tracker", "supervisor"),
     ("multiprocessing.spawn", "worker"),
+    ("calling_service.py", "supervisor"),
     ("/bin/mosec ", "server"),
     ("mosec_service.py", "supervisor"),
     ("litserve_service.py", "server"),

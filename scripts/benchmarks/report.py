@@ -33,6 +33,7 @@ scripts/bench gpu                      # a real model on a GPU; skipped, with th
 scripts/bench cores                    # echo on many cores, by brokers; skipped on few
 scripts/bench slo --quick              # goals, overload, shares; less of it, in two minutes
 scripts/bench hosts                    # what one broker carries for workers of other hosts
+scripts/bench branches                 # pages whose lines go on in parts, beside calls, one worker, a plain loop
 scripts/bench accelerator-2 --json accelerator.json
 scripts/bench gap --json docs/benchmarks/results.json --add     # one case measured again, the others kept
 scripts/bench report                   # this page, and pictures beside the JSON, out of the JSON
@@ -48,8 +49,8 @@ of a busy machine are worth nothing.
 
 ## How it is measured
 
-- **Same code.** `scripts/benchmarks/work.py` holds the workers as plain classes; an adapter per system adds its base
-  class. Everything around them is each system's own default: JSON, and serialization between stages.
+- **Same code.** `scripts/benchmarks/work.py` and `pages.py` hold the workers as plain classes; an adapter per system
+  adds its base class. Everything around them is each system's own default: JSON, and serialization between stages.
 - **Same interpreter**, the `python3` that is found first. Builds differ: those of distributions and official images are
   optimised by a profile, one made with the defaults of a version manager is not, which costs Stageline a tenth of its
   throughput.

@@ -31,6 +31,7 @@ POLL_S: Final = 0.02
 
 SYSTEMS: Final = ("stageline", "mosec", "litserve")
 BASE: Final = "base"  # a former commit of Stageline
+CALLS: Final = "calls"  # services that call each other
 
 
 def former(commit: str, folder: Path) -> Path | None:
@@ -107,8 +108,8 @@ def command(system: str, service: plan.Service, port: int, folder: Path) -> list
             "--address", "127.0.0.1", "--port", str(port), "--path", str(folder / "run"), "--log-level", "warning",
             "--capacity", str(service.capacity), "--timeout", str(round(service.timeout_s * 1000)),
         ]  # fmt: skip
-    if system == "litserve":
-        return [python, str(ADAPTERS / "litserve_service.py"), str(port)]
+    if system in ("litserve", CALLS):
+        return [python, str(ADAPTERS / f"{'litserve' if system == 'litserve' else 'calling'}_service.py"), str(port)]
     raise ValueError(f"system: expected one of {', '.join(SYSTEMS)}, got {system!r}")
 
 

@@ -1,10 +1,11 @@
 """The work under Mosec: only the base class is added, and the service of BENCH_SERVICE built with its own calls."""
 
 import os
+from typing import Any
 
 from mosec import Runtime, Server, SSEWorker, Worker
 
-from benchmarks import plan, work
+from benchmarks import pages, plan, work
 
 
 class Echo(work.Echo, Worker):
@@ -61,6 +62,31 @@ class Launches(work.Launches, Worker):
 
 class Encode(work.Encode, Worker):
     """See benchmarks.work."""
+
+
+class Picture(Worker):
+    """A line's picture as the body of a request."""
+
+    def deserialize(self, data: bytes) -> Any:
+        import numpy as np
+
+        return np.frombuffer(data, np.uint8).reshape(pages.HEIGHT, -1, 3)
+
+
+class Read(pages.Read, Picture):
+    """See benchmarks.pages."""
+
+
+class Whole(pages.Whole, Worker):
+    """See benchmarks.pages."""
+
+
+class DeviceRead(pages.DeviceRead, Picture):
+    """See benchmarks.pages."""
+
+
+class DeviceWhole(pages.DeviceWhole, Worker):
+    """See benchmarks.pages."""
 
 
 def main() -> None:

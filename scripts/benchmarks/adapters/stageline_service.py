@@ -1,6 +1,6 @@
 """The work under Stageline: only the base class is added. `plan.stages_toml` names these classes."""
 
-from benchmarks import work
+from benchmarks import pages, work
 from engine import SSEWorker, Worker
 
 
@@ -66,3 +66,27 @@ class Launches(work.Launches, Worker):
 
 class Encode(work.Encode, Worker):
     """See benchmarks.work."""
+
+
+class Find(pages.Find, Worker):
+    """See benchmarks.pages."""
+
+
+class Read(pages.Read, Worker):
+    """See benchmarks.pages."""
+
+
+class Join(pages.Join, Worker):
+    """See benchmarks.pages."""
+
+
+class DeviceFind(pages.DeviceFind, Worker):
+    """See benchmarks.pages."""
+
+
+class DeviceRead(pages.DeviceRead, Worker):
+    """See benchmarks.pages."""
+
+
+class DeviceJoin(pages.DeviceJoin, Worker):
+    """See benchmarks.pages."""

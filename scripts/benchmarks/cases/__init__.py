@@ -7,6 +7,7 @@ from typing import Final
 
 from benchmarks.cases import (
     accelerator,
+    branches,
     cores,
     echo,
     gap,
@@ -30,6 +31,7 @@ CASES: Final[tuple[Case, ...]] = (
     tensors.CASE,
     gap.CASE,
     launch.CASE,
+    *branches.CASES,
     gpu.CASE,
     cores.CASE,
     *growth.CASES,
