@@ -269,6 +269,8 @@ class Client:
             submit.metas.append(call.meta)
             if call.key:
                 submit.keys[call.seq] = call.key
+            if call.memo:
+                submit.memos[call.seq] = call.memo
             qos = call.qos
             if call.was_sent and not call.passed_on:  # who may have been begun with has until its deadline
                 said = qos or NO_QOS

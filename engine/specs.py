@@ -10,6 +10,7 @@ from engine.core.batching import Policy
 from engine.core.cells import bound, share
 from engine.core.fairness import Client, Priority
 from engine.core.front import FrontSpec
+from engine.core.memo import CacheSpec
 from engine.core.messages import CLIENT_SIZE
 from engine.core.stage import StageSpec
 
@@ -55,6 +56,11 @@ def front_spec(deployment: Deployment) -> FrontSpec:
         slos_s=tuple([route.slo or frontend.slo for route in deployment.routes]),
         priorities=tuple([Priority[route.priority.upper()] for route in deployment.routes]),
         clients={bytes.fromhex(one.token_sha256)[:CLIENT_SIZE]: _client(one) for one in deployment.clients},
+        caches={
+            number: CacheSpec(bound(stage.cache["size"], cells), stage.cache["ttl"])
+            for number, stage in enumerate(deployment.stages)
+            if stage.cache
+        },
         gathering={one.gather: deployment.stages[one.gather].max_queue_bytes for _, _, one in topology.splits()},
     )
 

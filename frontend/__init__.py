@@ -51,6 +51,7 @@ Where to look:
     requestid, timing, deadline   one header each: x-request-id, server-timing, x-request-timeout
     qos        how a request wants to be served: x-slo, x-priority, and who asks; pure
     metrics    what this process counts
+    memo       by what the cache of a route's first stage knows a request
     accesslog  a line for each request, where that is asked for
     tracing    a span for each request that is sampled, where OpenTelemetry's variables ask for them
     broker     what the application needs of the broker's client (engine.client in production, a fake in tests)

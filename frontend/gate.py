@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Final
 from engine.config.schema import EVERYBODY, LOCAL, PAGE, FrontendSection
 from engine.core.link import View
 from engine.core.messages import Qos
+from engine.core.routing import Topology
 from frontend import compression, deadline, errors, idempotency, onlookers, qos
 from frontend.errors import Problem, Refusal
 from frontend.head import Head
+from frontend.memo import Memos
 from frontend.partial import Partial
 from frontend.unsent import Unsent
 
@@ -68,6 +70,7 @@ class Gate:
         self.heads = 0
         self.draining = False
         self.keys: Keys | None = None  # who may ask; None: everybody
+        self.memos = Memos(Topology((), ()))  # by what caches know requests
         self.closing = False  # every answer is the last of its connection; so they are while it drains
         self.max_request_size = frontend.max_request_size
         self._timeout_s = frontend.timeout

@@ -19,7 +19,7 @@ from engine.core.messages import KEY_SIZE
 from frontend.head import Head
 
 _SANE: Final = re.compile(rb"^[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?\Z")
-_MEANING: Final = frozenset({b"content-type", oip.LENGTH.encode()})  # of the body
+MEANING: Final = frozenset({b"content-type", oip.LENGTH.encode()})  # of the body
 _CREDENTIALS: Final = frozenset({b"api-key", b"authorization", b"cookie", b"x-api-key"})
 
 
@@ -38,7 +38,7 @@ def key_of(head: Head, body: bytes | memoryview) -> bytes:
     for name, value in head.fields:
         if name in _CREDENTIALS:
             whose += name, value
-        elif name in _MEANING:
+        elif name in MEANING:
             asked += name, value
     return _digest(whose) + _digest(asked, body)
 

@@ -98,9 +98,10 @@ class RouteResource:
         if jobs is not None:
             await jobs.take(head, self._route, data, about, key, resp)
             return
+        memo = await self._memo(head, data)
         waiting = Waiting(exchange, shared.client, shared.gate, self._stages, shared.answering.last_events[self._route])
         exchange.at_end.append(waiting.end)
-        waiting.submit(self._route, data, timeout_s=timeout_s, meta=about, key=key, qos=qos)
+        waiting.submit(self._route, data, timeout_s=timeout_s, meta=about, key=key, qos=qos, memo=memo)
         del data  # the broker's client has it while it may be needed again
         begun = await waiting.begin()
         if begun is Begun.GONE:
@@ -130,6 +131,15 @@ class RouteResource:
         if len(body) <= INLINE_MAX:
             return key_of(head, body)
         return await asyncio.get_running_loop().run_in_executor(None, key_of, head, body)
+
+    async def _memo(self, head: Head, body: bytes) -> bytes:
+        """The same for the cache of the route's first stage."""
+        memos = self._shared.gate.memos
+        if not memos.any or not memos.has(self._route):
+            return b""
+        if len(body) <= INLINE_MAX:
+            return memos.of(self._route, head, body)
+        return await asyncio.get_running_loop().run_in_executor(None, memos.of, self._route, head, body)
 
     def _check_gate(self) -> None:
         if (problem := self._shared.gate.refusal(self._shared.client.view())) is not None:

@@ -66,12 +66,20 @@ class Waiting:
     # --- from submission to the head of the answer -------------------------------------------------------------------
 
     def submit(
-        self, route: int, body: bytes, *, timeout_s: float, meta: bytes, key: bytes = b"", qos: Qos | None = None
+        self,
+        route: int,
+        body: bytes,
+        *,
+        timeout_s: float,
+        meta: bytes,
+        key: bytes = b"",
+        qos: Qos | None = None,
+        memo: bytes = b"",
     ) -> None:
         """Hand the request to the broker. Raises Refusal."""
         instant = now()
         try:
-            self._seq = self._client.call(Call(route, body, instant + timeout_s, meta, self, key, qos), instant)
+            self._seq = self._client.call(Call(route, body, instant + timeout_s, meta, self, key, qos, memo), instant)
         except Unavailable as error:
             raise Refusal(errors.unavailable(error)) from None
         self._gate.pending += 1

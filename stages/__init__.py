@@ -11,6 +11,7 @@
 ``models``          pydantic, where a service uses it
 ``ways``            where results go that do not simply go on: Done, Skip, the branches of a route
 ``spread``          results that go on in parts, and values whose parts have come together
+``memo``            by what the cache of the next stage knows a value
 ``context``         what ``Worker.context(i)`` tells about one request
 ``compute``         one batch in, one outcome per item out: no sockets, no processes (the rules of failure live here)
 ``ipc``             how a value travels from one stage to the next: pickle 5 with its large buffers out of band

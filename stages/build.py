@@ -34,6 +34,7 @@ def create(
     max_batch_size: int,
     batch_sizes: Sequence[int] = (),
     max_batch_cost: int = 0,
+    is_cached: bool = False,
     device: str,
     args: Mapping[str, Any],
 ) -> Worker:
@@ -41,7 +42,7 @@ def create(
 
     Raises StartError for a class that could answer no request, or whatever the user's code raises.
     """
-    check_class(cls, stage, asks_cost=max_batch_cost > 0)
+    check_class(cls, stage, asks_cost=max_batch_cost > 0, is_cached=is_cached)
     # Before __init__, which may already choose a device by worker_id.
     worker: Worker = _called(lambda: cls.__new__(cls, **args), cls, stage, args)  # type: ignore[call-overload]  # a Worker
     worker.worker_id = worker_id
@@ -82,6 +83,7 @@ def load_offline(deployment: Deployment, spec: StageSection) -> Worker:
             max_batch_size=spec.max_batch_size,
             batch_sizes=spec.batch_sizes,
             max_batch_cost=spec.max_batch_cost,
+            is_cached=bool(spec.cache),
             device=device,
             args=spec.args,
         )

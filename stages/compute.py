@@ -51,17 +51,19 @@ from stages import blame, buffers, device, ipc, plainjson
 from stages.base import Worker
 from stages.context import PADDING, ItemIn
 from stages.costing import Coster
+from stages.memo import key_of
 from stages.near import PutTensor
 from stages.shm import FOREIGN, Lease
 from stages.sizes import filled_up, padded
 from stages.spread import parted, together
 from stages.stream import entry, flow_of
 from stages.verdict import CHAIN_MAX, Verdict, verdict
-from stages.ways import Done, Skip, WrongWay
+from stages.ways import Done, Skip, WrongWay, unwrapped
 
 OK: Final = int(Status.OK)  # a member of an enumeration costs a call
 TEXT_MAX: Final = 8192  # characters of an error message; more is a dump, not a message
 BODY_MAX: Final = 1 << 20  # bytes of the body that an error brings
+NO_FIELDS: Final[Mapping[int, tuple[str, ...]]] = {}
 INTERNAL_TEXT: Final = b"inference internal error"
 TIMEOUT_TEXT: Final = b"inference timeout"
 
@@ -74,6 +76,8 @@ class Outcome(msgspec.Struct, frozen=True):
     payload: Payload = b""
     headers: dict[str, str] | None = None
     parts: tuple[Payload, ...] | None = None
+    key: bytes = b""  # by what the cache of the stage where it goes knows it
+    keys: tuple[bytes, ...] = ()  # the same of its parts
 
 
 SKIPPED: Final = Outcome(int(Status.SKIPPED))
@@ -248,7 +252,7 @@ class Codec:
             raise EncodingError("the result cannot be passed on to the next stage") from error
         return self._passed(payload, afar=afar)
 
-    def apart(self, split: Split, result: Any) -> Outcome:
+    def apart(self, split: Split, result: Any, known: Mapping[int, tuple[str, ...]] = NO_FIELDS) -> Outcome:
         """A result that goes on in parts. Raises what :func:`stages.spread.parted` and encoding them raise."""
         frame, parts = parted(split, result)
         payload: Payload = b"" if frame is None else self.encode_between(frame)
@@ -262,7 +266,14 @@ class Codec:
                 f"the result has {size} bytes in {len(parts)} parts, and max_queue_bytes of the stages that take them "
                 f"is {self._most_between}"
             )
-        return Outcome(OK, payload, parts=tuple(payloads))
+        if not known.keys() & set(split.heads):
+            return Outcome(OK, payload, parts=tuple(payloads))
+        heads = split.heads if split.names else split.heads * len(parts)
+        keys = [
+            key_of(part, packed, known[head]) if head in known else b""
+            for head, part, packed in zip(heads, parts, payloads, strict=True)
+        ]
+        return Outcome(OK, payload, parts=tuple(payloads), keys=tuple(keys))
 
     def _are_tensors(self, items: Sequence[ItemIn]) -> bool:
         """Whether some of them are."""
@@ -424,7 +435,7 @@ def run_batch(
         passing=passing,
         sizes=sizes,
         forked=any(item.way is not None and item.way.fork is not None for item in items),
-        splits=any(item.way is not None and item.way.split is not None for item in items),
+        splits=any(item.way is not None and bool(item.way.split or item.way.known) for item in items),
         gathers=any(item.way is not None and item.way.gathers is not None for item in items),
     )
     return run.compute()
@@ -449,7 +460,7 @@ class Run:
     sizes: Sequence[int] = ()  # how many those may be (stages.sizes)
     coster: Coster | None = None  # who is asked what values cost
     forked: bool = False  # some of the items are on a route that branches behind this stage
-    splits: bool = False  # ... that goes on in parts there
+    splits: bool = False  # ... that goes on in parts there, or to a stage with a cache
     gathers: bool = False  # ... whose parts come together here
     gives_back: bool = False  # what takes too long is left unanswered, for its sender to try otherwise
     ahead: bool = False  # decoded already
@@ -692,7 +703,7 @@ class Run:
             gathers = target in way.receivers
             return target, Outcome(OK, codec.encode_between(result.value, afar=target != way.after, gathers=gathers))
         if way.split is not None:
-            return JOIN, codec.apart(way.split, result)
+            return JOIN, codec.apart(way.split, result, way.known)
         target = way.of_value(result)
         if target == FINAL and not item.last:
             return target, codec.answer(item, result)
@@ -704,12 +715,13 @@ class Run:
         try:
             forks = item.way is not None and (item.way.fork is not None or item.way.split is not None)
             if isinstance(result, (Done, Skip)) or (forks and not isinstance(result, BaseException)):
-                target, self.outcomes[position] = self.send(item, result)
+                target, outcome = self.send(item, result)
                 if target is not None:
                     self.targets[position] = target
+                self.outcomes[position] = _known(item, target, unwrapped(result), outcome)
                 return
             if not isinstance(result, BaseException):
-                self.outcomes[position] = self.codec.outcome(item, result)
+                self.outcomes[position] = _known(item, None, result, self.codec.outcome(item, result))
                 return
             where, failure = "forward", result
         except self.passing:
@@ -757,6 +769,17 @@ class Run:
             else:
                 _log.error("%s failed", where, exc_info=blame.own(error), extra=who)
         self.struck.clear()  # an exception holds its frames, and they hold the batch
+
+
+def _known(item: ItemIn, target: int | None, value: Any, outcome: Outcome) -> Outcome:
+    """An outcome with the key of what it goes to, if that has a cache."""
+    way = item.way
+    if way is None or not way.known or outcome.parts is not None:
+        return outcome
+    fields = way.known.get(way.after if target is None else target)
+    if fields is None:
+        return outcome
+    return msgspec.structs.replace(outcome, key=key_of(value, outcome.payload, fields))
 
 
 def _text(error: BaseException) -> str:

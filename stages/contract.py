@@ -29,11 +29,15 @@ _CALLED: Final = {
 }
 
 
-def check_class(cls: type, stage: str, *, asks_cost: bool = False) -> None:
+def check_class(cls: type, stage: str, *, asks_cost: bool = False, is_cached: bool = False) -> None:
     """Raise StartError, in a sentence that says what to write instead, for a class that cannot work. ``asks_cost``: it
-    is asked what values cost; else a method of that name is its own affair."""
+    is asked what values cost; else a method of that name is its own affair. ``is_cached``: its results are kept."""
     if not (isinstance(cls, type) and issubclass(cls, Worker)):
         raise StartError(f"{getattr(cls, '__qualname__', cls)} of stage {stage} is not derived from engine.Worker")
+    if is_cached and issubclass(cls, SSEWorker | StreamWorker):
+        raise StartError(
+            f"{cls.__qualname__} of stage {stage} streams, and a stream cannot be kept: leave out its cache"
+        )
     if cls.forward is Worker.forward:
         raise StartError(f"{cls.__qualname__} of stage {stage} must define forward(self, data)")
     called = {**_CALLED, "cost": 1} if asks_cost else _CALLED

@@ -49,7 +49,9 @@ class Way:
     """``first``: the route begins here; ``after``: the stage that comes next, FINAL or JOIN; with a ``fork`` that says,
     and ``branches`` are what it has by text. ``later``: the stages that it could go to, by name; ``receivers``: those
     of them that gather. ``is_told``: the broker takes results from out of the order. ``split``: how results go on in
-    parts; ``in_parts``: what comes here is a part; ``gathers``: whose parts have come together in what does."""
+    parts; ``in_parts``: what comes here is a part; ``gathers``: whose parts have come together in what does.
+    ``is_cached``: this stage has a cache; ``known``: other stages that have one, and by which fields they know values.
+    """
 
     path: str
     stage: str
@@ -64,6 +66,12 @@ class Way:
     in_parts: bool = False
     gathers: Split | None = None
     receivers: frozenset[int] = frozenset()
+    is_cached: bool = False
+    known: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def by_front(self, target: int) -> bool:
+        """Whether a result that goes there goes by way of the broker's front."""
+        return target == JOIN or self.is_cached or target in self.known
 
     def of_skip(self, skip: Skip) -> int:
         """The stage that a Skip names. Raises WrongWay."""
@@ -116,6 +124,12 @@ def way_of(topology: Topology, route: int, stage: int, *, is_told: bool = True) 
         split=topology.split(route, stage),
         in_parts=topology.region(route, stage) is not None,
         gathers=topology.gathered(route, stage),
+        is_cached=topology.is_cached(route, stage),
+        known={
+            one: fields
+            for one, fields in topology.cached.items()
+            if one != stage and one in found.stages and topology.is_cached(route, one)
+        },
         receivers=frozenset(one for one in topology.later(route, stage) if topology.gathered(route, one) is not None),
     )
 

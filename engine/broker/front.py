@@ -197,7 +197,7 @@ class FrontPart(Part[ToFront]):
         if type(letter) is Fail:
             machine.fail(letter, now)
         elif type(letter) is News:
-            machine.door.heard_of(letter)
+            machine.heard_of(letter)
             self._pulse_all()
         elif type(letter) is Foresee:
             if machine.door.foresee(letter):

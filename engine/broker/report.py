@@ -608,6 +608,43 @@ def _in_parts(machine: FrontMachine, namespace: str) -> list[Family]:
     ]
 
 
+def _caches(machine: FrontMachine, namespace: str) -> list[Family]:
+    """Of the stages that have one."""
+    names = machine.topology.stages
+    tallies = [({"stage": names[stage]}, tally) for stage, tally in sorted(machine.memo.tallies.items())]
+    if not tallies:
+        return []
+
+    entries, size = f"{namespace}_cache_entries", f"{namespace}_cache_bytes"
+    return [
+        counter(
+            f"{namespace}_cache_hits",
+            "Values that a stage's cache knew the result of.",
+            [(labels, one.hits) for labels, one in tallies],
+        ),
+        counter(
+            f"{namespace}_cache_joined",
+            "Values whose result was being computed for another, and was waited for.",
+            [(labels, one.joined) for labels, one in tallies],
+        ),
+        counter(
+            f"{namespace}_cache_misses", "Values that were computed.", [(labels, one.misses) for labels, one in tallies]
+        ),
+        counter(
+            f"{namespace}_cache_evictions",
+            "Results that were let go for want of room.",
+            [(labels, one.evicted) for labels, one in tallies],
+        ),
+        Family(
+            entries,
+            "gauge",
+            "Results that are kept.",
+            [Sample(entries, labels, one.entries) for labels, one in tallies],
+        ),
+        Family(size, "gauge", "Bytes that these take.", [Sample(size, labels, one.nbytes) for labels, one in tallies]),
+    ]
+
+
 def metrics(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deployed) -> bytes:
     """All the broker knows, as packed :class:`engine.metrics.Sources`."""
     stages = [part for part in parts if isinstance(part, StageFamilies)]
@@ -662,6 +699,7 @@ def metrics(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deplo
             [({}, stats.descriptors_spent)],
         ),
         *_in_parts(machine, namespace),
+        *_caches(machine, namespace),
         _messages_dropped(namespace, stats.messages_dropped, {}),
         counter(
             f"{namespace}_connections_refused",

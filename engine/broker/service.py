@@ -26,7 +26,7 @@ from engine.clock import Deadline
 from engine.config import Deployment
 from engine.core.front import EPOCHS
 from engine.core.placement import broker_threads
-from engine.core.wire import egress_frame, front_frame, intake_frame
+from engine.core.wire import egress_frame, front_frame, parts_frame
 from engine.cpus import usable_cpus
 from engine.errors import StartError
 from engine.keyfile import Keyring, keyring_of
@@ -65,7 +65,7 @@ def _largest_result(deployment: Deployment) -> int:
     return max(
         [
             egress_frame(deployment.frontend.max_response_size),
-            *[intake_frame(deployment.stages[one].max_queue_bytes) for one in takers],
+            *[parts_frame(deployment.stages[one].max_queue_bytes) for one in takers],
         ]
     )
 

@@ -38,6 +38,7 @@ from engine.config.schema import (
     types,
 )
 from engine.config.units import warm_up_s
+from engine.config.ways import splits
 from engine.core import oip
 from engine.errors import ConfigError
 
@@ -114,6 +115,7 @@ class _Reader:
         self._check_routes(routes, [values["name"] for _, values in stages if "name" in values])
         self._check_jobs(frontend, [*routes, *own])
         self._check_goals(frontend, routes)
+        self._check_caches(stages, routes)
         self._check_clients(clients)
         self._check_endpoints(own, routes)
         self._check_ports(engine, len(stages))
@@ -271,6 +273,18 @@ class _Reader:
         for name in dict.fromkeys(names):
             if name not in used:
                 self._problem("route", f"no route passes through stage {shown(name)}; name it in one, or remove it")
+
+    def _check_caches(self, stages: Sequence[tuple[str, Values]], routes: Sequence[tuple[str, Values]]) -> None:
+        cached = {values.get("name"): where for where, values in stages if values.get("cache")}
+        for where, values in routes:
+            line: Sequence[str] = values.get("stages", ())
+            for number in splits(line, {name: place for place, name in enumerate(line)}):
+                if (name := line[number]) in cached:
+                    self._problem(
+                        f"{cached[name]}.cache",
+                        f"what {name} returns goes on in parts on {where}, and cannot be kept: give the cache to a "
+                        "stage that the parts pass",
+                    )
 
     def _check_protocol(self, where: str, values: Values, speaks_oip: bool) -> None:
         path = values.get("path")

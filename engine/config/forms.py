@@ -188,6 +188,7 @@ _EXPECTED: Final[Mapping[Form, str]] = {
     Form.DEVICE: '"auto", "cpu", "cuda", "cuda:N" or a list like ["cuda:0", "cuda:1"]',
     Form.CPUS: '"auto", "all", a list of CPU numbers like [0, 1], or one such list per worker',
     Form.ENV: "a table of strings, or a list with one such table per worker",
+    Form.CACHE: 'a table like { size = "64 MiB", ttl = "1 h", key = "text" }, of which each may be left out',
     Form.ARGS: "a table of strings, numbers, booleans, lists and tables",
     Form.PROCESSES: '"auto" or an integer from 1 to 256',
     Form.DIGEST: "64 hexadecimal digits in small letters, as sha256sum prints them",
@@ -200,6 +201,10 @@ _EXPECTED: Final[Mapping[Form, str]] = {
     Form.SIZES: f"a list of at most {SIZES_MOST} integers from 1 to 65536, like [1, 8, 32]",
     Form.WARM_UP: '"auto", "examples", or a time like "30 s" or a number of seconds',
 }
+
+
+CACHE_KEYS: Final = ("size", "ttl", "key")
+CACHE_USUAL: Final = (64 << 20, 3600.0, ())
 
 
 def _bad(form: Form, value: object, why: str = "") -> BadValue:
@@ -397,6 +402,30 @@ def _args(value: object) -> dict[str, Any]:
     return made
 
 
+def _cache(value: object) -> dict[str, Any]:
+    if isinstance(value, Mapping) and not value:
+        return {}
+    if not isinstance(value, Mapping):
+        raise _bad(Form.CACHE, value)
+    for name in value:
+        if name not in CACHE_KEYS:
+            raise _bad(Form.CACHE, value, f"{shown(name)} is none of its keys{nearest(str(name), CACHE_KEYS)}")
+    size, ttl, key = (value.get(name, usual) for name, usual in zip(CACHE_KEYS, CACHE_USUAL, strict=True))
+    try:
+        size = parse_size(size) if isinstance(size, str) else size
+        ttl = parse_time(ttl) if isinstance(ttl, str) else ttl
+    except UnitError as error:
+        raise _bad(Form.CACHE, value, str(error)) from None
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= 1 << 40:
+        raise _bad(Form.CACHE, value, 'size: expected bytes, like "64 MiB"')
+    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)) or not 0 < ttl <= 365 * 86400:
+        raise _bad(Form.CACHE, value, 'ttl: expected a time, like "1 h", or a number of seconds')
+    fields = [key] if isinstance(key, str) and key else [] if key == "" else key
+    if not isinstance(fields, (list, tuple)) or not all(isinstance(one, str) and one for one in fields):
+        raise _bad(Form.CACHE, value, "key: expected the name of a field, or a list of some")
+    return {"size": size, "ttl": float(ttl), "key": list(fields)}
+
+
 def _plain(value: object, where: str) -> Any:
     """The value in JSON's types (hence the ``Any``); it has to reach another process as it stands."""
     if value is None or isinstance(value, (str, bool, int, float)):
@@ -469,6 +498,7 @@ _FORMS: Final[Mapping[Form, Callable[[object], Any]]] = {
     Form.CPUS: _cpus,
     Form.ENV: _env,
     Form.ARGS: _args,
+    Form.CACHE: _cache,
     Form.WEAR: _in_words(Form.WEAR, wear_limits),
     Form.SIZES: _sizes,
     Form.WARM_UP: _in_words(Form.WARM_UP, warm_up_s, _seconds_too),

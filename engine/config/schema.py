@@ -46,6 +46,7 @@ class Form(Enum):
     CPUS = "cpus"
     ENV = "environment"
     ARGS = "arguments"
+    CACHE = "a table of size, ttl and key"
     WEAR = "time, batches or memory"
     SIZES = "batch sizes"
     WARM_UP = "warm-up"
@@ -504,6 +505,13 @@ class StageSection:
     )
     # Any: whatever JSON can say; the user's class gives it its types.
     args: Mapping[str, Any] = setting(dict, "Keyword arguments of the class's __init__.", form=Form.ARGS)
+    cache: Mapping[str, Any] = setting(
+        dict,
+        "Results that are kept and given to whoever asks the same: a table of `size` (bytes, 64 MiB), `ttl` (1 h) and "
+        "`key` (the field, or a list of fields, by which values are the same; left out: all of a value). Requests that "
+        "ask the same at the same time are computed once.",
+        form=Form.CACHE,
+    )
 
     @property
     def is_scaled(self) -> bool:
@@ -618,7 +626,8 @@ class Deployment:
             )
             for route in self.routes
         )
-        return Topology(tuple(index), routes)
+        cached = {index[stage.name]: tuple(stage.cache["key"]) for stage in self.stages if stage.cache}
+        return Topology(tuple(index), routes, cached)
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -42,6 +42,7 @@
     window     how quickly counters grew lately     failures   the last ones of requests, as clients were told
     onward     where results of a stage go lately, and what they still need there
     parts      requests that go on in parts           gathered   the payload of one whose parts have come together
+    memo       the caches of stages: results that are kept, computations that several wait for
     cells      several brokers of one deployment: who belongs to which, which gets a request
     oip        the Open Inference Protocol, without its tensors
 

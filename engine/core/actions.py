@@ -102,13 +102,15 @@ class Forget(msgspec.Struct, frozen=True):
 
 class News(msgspec.Struct, frozen=True):
     """Readiness or pressure changed. ``absent_at``: from then on the stage has nobody (inf while it has);
-    ``closed_until``: nothing is to come for it before, because whatever it is given fails."""
+    ``closed_until``: nothing is to come for it before, because whatever it is given fails. ``gone``: how many of
+    its workers have ended."""
 
     stage: int
     state: StageState
     absent_at: float
     full: bool
     closed_until: float = 0.0
+    gone: int = 0
 
 
 class Foresee(msgspec.Struct, frozen=True):

@@ -24,7 +24,7 @@ from engine.core.fairness import Client, Priority, Shares
 from engine.core.goals import Goals
 from engine.core.messages import Flow, Speaker, StageState, Status
 from engine.core.predict import Outlook
-from engine.core.routing import FINAL, Topology
+from engine.core.routing import FINAL, JOIN, Topology
 
 Rejection: TypeAlias = tuple[str, Status, str, Speaker]  # metric label, status, text, whose word it is
 
@@ -128,7 +128,7 @@ class Admission:
             way.append((stage, share, int(items + 0.5) - 1))
             goes = self.stages[stage].goes
             following = topology.following(route, stage)
-            may_be = {one: goes[one] for one in (*topology.later(route, stage), FINAL) if one in goes}
+            may_be = {one: goes[one] for one in (*topology.later(route, stage), FINAL, JOIN) if one in goes}
             former, stage = stage, max(may_be, key=may_be.__getitem__) if may_be else following[0]
             if stage >= 0:
                 share = may_be.get(stage) or self._share(former, stage) / len(following)

@@ -53,7 +53,8 @@ class Call(msgspec.Struct, eq=False):
 
     ``route`` is a number of this frontend's own file, ``deadline`` in this process's monotonic seconds. ``meta`` is for
     the workers (:mod:`engine.core.meta`), ``key`` for whoever sends it again (:mod:`engine.core.idempotency`), ``qos``
-    what it says of how it wants to be served, if anything. The rest is the link's (:mod:`engine.core.link`).
+    what it says of how it wants to be served, if anything; ``memo``, by what the cache of its route's first stage knows
+    it. The rest is the link's (:mod:`engine.core.link`).
     """
 
     route: int
@@ -63,6 +64,7 @@ class Call(msgspec.Struct, eq=False):
     waiter: Waiter
     key: bytes = b""  # of KEY_SIZE; empty: none
     qos: Qos | None = None
+    memo: bytes = b""  # of MEMO_KEY_SIZE; empty: none
     seq: int = 0
     is_sent: bool = False  # and not known to have been left alone: it may be computed, or have been
     was_sent: bool = False  # once at least: what stood for its body in shared memory may be gone

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from heapq import heapify, heappop, heappush
 from itertools import count as numbers
 from math import ceil, inf
@@ -30,9 +31,10 @@ from typing import Final, NamedTuple
 from msgspec.structs import replace
 
 from engine.core import wording
-from engine.core.actions import Admit, Drop, Fail, FrontAction, Grant, Release, Settle
+from engine.core.actions import Admit, Drop, Fail, FrontAction, Grant, News, Release, Settle
 from engine.core.admission import (
     BODIES_FILL,
+    DRAINING,
     KEY_IN_USE,
     KEY_REUSED,
     NO_TIME,
@@ -56,8 +58,10 @@ from engine.core.idempotency import HEADER, Kept, Keys, Waiter, is_same
 from engine.core.introduction import Introduction, Refusal, agreed, refuse_frontend
 from engine.core.items import Item, Request
 from engine.core.liveness import FRONTEND_SILENCE_S, Looks
+from engine.core.memo import SHARED, Asker, CacheSpec, Found, Memo, Place
 from engine.core.messages import (
     EVENT_COST,
+    MEMO_KEY_SIZE,
     NO_QOS,
     OWN_HEADERS_MOST,
     Again,
@@ -80,7 +84,7 @@ from engine.core.messages import (
 from engine.core.onward import is_inner
 from engine.core.parts import PARTS, Gathering, Gatherings
 from engine.core.quarantine import Quarantine
-from engine.core.routing import JOIN, Topology
+from engine.core.routing import FINAL, JOIN, Topology
 from engine.core.stats import FrontStats
 from engine.core.trace import Refusals
 from engine.core.window import Counts, Marks, Window
@@ -111,6 +115,7 @@ OVER: Final = Refused(EXPIRED)
 MISSED: Final = (HOPELESS, EXPIRED)  # why requests are refused that were to be in time
 REPLAYED: Final = {HEADER: "true"}
 UNDECIDED: Final = frozenset({"", STUCK})  # why a part fails, where it is the part's own fault, as far as known
+NOBODY: Final = frozenset({PARTS, SHARED})  # who asks for what several wait for, or only a part of one
 KEYED: Final = b""  # who asks for requests with a key, and is answered: tries come and go
 
 
@@ -119,7 +124,7 @@ class FrontSpec:
     """Bounds of the admission: requests and bytes of request bodies; and of the answers that are kept for further tries
     of their requests. Of each route its goal in seconds (0 or left out: none) and its class; by the digest of what they
     authenticate with, the clients that the file names. ``gathering``: bytes that may wait to be gathered, by stage,
-    before no more requests begin to go on in parts."""
+    before no more requests begin to go on in parts. ``caches``: of the stages that have one."""
 
     capacity: int
     capacity_bytes: int
@@ -128,6 +133,7 @@ class FrontSpec:
     priorities: tuple[Priority, ...] = ()
     clients: Mapping[bytes, Client] = field(default_factory=dict)
     gathering: Mapping[int, int] = field(default_factory=dict)
+    caches: Mapping[int, CacheSpec] = field(default_factory=dict)
 
 
 class Judged(NamedTuple):
@@ -145,8 +151,9 @@ class Judged(NamedTuple):
 
 class Way(NamedTuple):
     """What is the same for all requests of a parcel on one route: why none is admitted, the first stage and those who
-    go there, when an answer is wanted by the route's goal (inf: it has none), by when all are done for sure, and
-    whether several stages could take a result (:attr:`engine.core.items.Request.claims`)."""
+    go there, when an answer is wanted by the route's goal (inf: it has none), by when all are done for sure, whether
+    several could take a result (:attr:`engine.core.items.Request.claims`), the first stage's number, and whether it has
+    a cache."""
 
     rejection: Rejection | None
     first: StageView
@@ -154,6 +161,8 @@ class Way(NamedTuple):
     goal_at: float
     surely_at: float
     is_open: bool
+    stage: int
+    is_cached: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -226,6 +235,8 @@ class FrontMachine:
         self.foretold = Foretold()
         self.keys = Keys()
         self.gatherings = Gatherings()
+        self.memo = Memo(spec.caches)
+        self._gone: dict[int, int] = {}  # by stage: workers that have ended, as was heard last
         self.again: dict[bytes, list[int]] = {}  # by frontend: what it is to submit again
         self._uid = epoch << EPOCH_SHIFT
         self._sessions = 0
@@ -246,6 +257,7 @@ class FrontMachine:
         """By these bounds, goals, classes and clients from now on."""
         self.spec = spec
         self.door.change(spec.slos_s, spec.priorities, spec.clients)
+        self.memo.change(spec.caches)
 
     # --- from frontends ----------------------------------------------------------------------------------------------
 
@@ -296,9 +308,10 @@ class FrontMachine:
         admitted: dict[int, list[Item]] = {}
         ways: dict[int, Way] = {}  # by route, for the whole parcel
         unread: list[Ref] = []  # shared memory of what is not admitted
-        keys, qos = submit.keys, submit.qos
+        keys, qos, memos = submit.keys, submit.qos, submit.memos
+        looked_up: dict[int, list[Item]] = {}  # of those that go by way of a cache
         has_poison, door = bool(self.quarantine), self.door
-        capacity = spec.capacity + len(self.gatherings)  # parts take nobody's place
+        capacity = spec.capacity + len(self.gatherings) + len(self.memo)  # these take nobody's place
         is_crowded = (self.inside + len(payloads)) * 2 >= spec.capacity or self.nbytes * 2 >= spec.capacity_bytes
         is_pressed = door.is_pressed
         # Each is judged where they may differ; else those who might be late.
@@ -317,12 +330,20 @@ class FrontMachine:
                 unread.extend(refs_of(payload))
                 continue  # sent again by a frontend that was not sure: it is being computed
             way = ways.get(route) or ways.setdefault(route, self._way(route, admitted, coming, now))
-            rejection, first, items, goal_at, surely_at, is_open = way
+            rejection, first, items, goal_at, surely_at, is_open, first_stage, is_cached = way
             size = len(payload) if type(payload) is bytes else payload_size(payload)
             deadline = now + budget_us / MICROS
             if keys and seq in keys and self._is_settled(frontend, seq, keys[seq], deadline, now):
                 unread.extend(refs_of(payload))
                 continue
+            memo = memos.get(seq, b"") if memos and is_cached else b""
+            if memo and budget_us > 0 and rejection is not DRAINING:
+                found = self.memo.answer(Place(route, first_stage, memo), now)
+                if found is not None:  # it needs neither room nor time
+                    self.stats.admitted += 1
+                    self._answers.column(peer).add(seq, OK, found.payload, mime=found.mime, headers=found.headers)
+                    unread.extend(refs_of(payload))
+                    continue
             due = rank = deadline if deadline < goal_at else goal_at
             judged: Judged | None = None
             if rejection is None:
@@ -350,14 +371,19 @@ class FrontMachine:
             ledger[uid] = known[seq] = request
             self.nbytes += size
             heappush(self._deadlines, (deadline, uid))
-            items.append(Item(request, payload, size, now))
-            first.handed += 1
+            if memo:
+                self.stats.admitted += 1
+                self._enter(request, first_stage, payload, b"", memo, looked_up, now)
+            else:
+                items.append(Item(request, payload, size, now))
+                first.handed += 1
             if judged is not None:
                 self._note(judged, uid, now)
         for stage, items in admitted.items():
             if items:
                 self.stats.admitted += len(items)
                 self.actions.append(Admit(stage, items))
+        self._admit(looked_up)
         if unread:
             self.actions.append(Release(unread))
 
@@ -414,12 +440,17 @@ class FrontMachine:
         """For a parcel of ``coming`` requests."""
         door = self.door
         rejection = door.blocked(route, now)
-        if rejection is not None:
-            return Way(rejection, self.stages[0], [], inf, 0.0, False)
+        if rejection is not None and not 0 <= route < len(self.topology.routes):
+            return Way(rejection, self.stages[0], [], inf, 0.0, False, 0, False)
         number = self.topology.routes[route].stages[0]
+        is_cached = self.topology.is_cached(route, number) and self.memo.has(number)
+        if rejection is not None:
+            return Way(rejection, self.stages[number], [], inf, 0.0, False, number, is_cached)
         goal_at = door.goals.due(route, 0.0, now, inf) if door.goals.is_set else inf
         surely_at = door.surely_done_at(route, coming, now) if door.is_pressed else 0.0
-        return Way(None, self.stages[number], admitted.setdefault(number, []), goal_at, surely_at, self._is_open[route])
+        items = admitted.setdefault(number, [])
+        is_open = self._is_open[route]
+        return Way(None, self.stages[number], items, goal_at, surely_at, is_open, number, is_cached)
 
     def _is_poison(self, route: int, size: int, payload: Payload, now: float) -> bool:
         return self.quarantine.holds(route, size, lambda: joined(self._read(payload)), now)
@@ -475,7 +506,7 @@ class FrontMachine:
     @property
     def inside(self) -> int:
         """Requests that are admitted and not answered; those in parts count once."""
-        return len(self.ledger) - len(self.gatherings)
+        return len(self.ledger) - len(self.gatherings) - len(self.memo)
 
     def refuse_like(self, poison: Poison, now: float) -> bool:
         """A request has killed workers: refuse such ones for a while. False: they are refused already, or there is no
@@ -556,6 +587,14 @@ class FrontMachine:
     def _stage_of(self, request: Request) -> int:
         return self._places[request.route][request.hop][0]
 
+    def heard_of(self, news: News) -> None:
+        """A stage says how it stands. Who has ended may have been of a former edition, and have computed until now:
+        what is kept may be its."""
+        if news.gone != self._gone.get(news.stage, 0):
+            self._gone[news.stage] = news.gone
+            self.memo.forget(news.stage)
+        self.door.heard_of(news)
+
     # --- from workers and stages -------------------------------------------------------------------------------------
 
     def results(self, results: Results, payloads: Sequence[Payload], now: float) -> None:
@@ -596,7 +635,7 @@ class FrontMachine:
             del ledger[uid]
             self.nbytes -= request.size
             known.pop(request.seq, None)
-            if counts is not None and request.due < request.deadline and peer is not PARTS:
+            if counts is not None and request.due < request.deadline and peer not in NOBODY:
                 counts[request.route, now <= request.due] += 1
             if headers and index in headers:
                 column.headers[len(column.seqs)] = _modest(headers[index])
@@ -631,6 +670,8 @@ class FrontMachine:
             item = held.get(uid) if status >= FAILURE else None
             if item is None or (request := item.request).closed or hops.get(request.route, -1) != request.hop:
                 continue
+            if request.frontend in NOBODY:
+                continue  # it is told of whose part it is
             own = any(name.lower() == "content-type" for name in results.headers.get(index, ()))
             text = OWN_BODY if own or type(payload) is not bytes else payload[:MESSAGE_MOST].decode("utf-8", "replace")
             self.failures.add(now, results.stage, request.route, status, text, request.meta)
@@ -653,12 +694,14 @@ class FrontMachine:
                 end += 1
             entries.append(at)
             item, role, is_taken = held.get(uids[at]), roles[at], False
-            if item is not None and role == FRAME:
-                is_taken = self._take_apart(item, message, payloads[at:end], message.trails[at], coming, now)
+            if item is not None and role == DONE and end == at + 1 and self._is_by_cache(item, message.targets[at]):
+                is_taken = self._send_on(item, message, at, payloads[at], coming, now)
+            elif item is not None and role == FRAME:
+                is_taken = self._take_apart(item, message, payloads[at:end], at, coming, now)
             elif item is not None and role == DONE and end == at + 1:
                 is_taken = self._take_part(item, message, payloads[at], message.trails[at], coming, now)
             if item is not None and is_taken:
-                sender, after_s = self._still(item.request.route, message.stage)
+                sender, after_s = self._still(item.request.route, message.stage, message.targets[at])
                 continue
             self.stats.duplicates += 1
             for payload in payloads[at:end]:
@@ -683,10 +726,12 @@ class FrontMachine:
                 )
             )
 
-    def _still(self, route: int, stage: int) -> tuple[int, float]:
-        """Where, by the table, requests are next that this stage took apart, or whose part it did; and what they need
-        from there on, of what is left of their parts and behind them, at the least."""
+    def _still(self, route: int, stage: int, target: int) -> tuple[int, float]:
+        """Where, by the table, requests are next that this stage took apart, or whose part it did, or that it sent to
+        ``target``; and what they need from there on, of what is left of their parts and behind them, at the least."""
         topology, rest_s = self.topology, self.door.goals.rest_s[route]
+        if target != JOIN:
+            return target, rest_s[target]
         split = topology.split(route, stage)
         if split is not None:
             return split.gather, max([rest_s[head] for head in split.heads]) + rest_s[split.gather]
@@ -706,12 +751,13 @@ class FrontMachine:
         item: Item,
         message: Parts,
         payloads: Sequence[Payload],
-        trail: bytes,
+        at: int,
         coming: dict[int, list[Item]],
         now: float,
     ) -> bool:
-        """A request goes on in parts: ``payloads`` are its frame and these. Whether anything of them is kept."""
-        whole = item.request
+        """A request goes on in parts: ``payloads`` are its frame and these, from position ``at`` of the message on.
+        Whether anything of them is kept."""
+        whole, trail = item.request, message.trails[at]
         route, hop = whole.route, whole.hop
         split = self.topology.split(route, message.stage)
         frame, *parts = payloads
@@ -729,22 +775,25 @@ class FrontMachine:
             self._refuse_parts(whole, split.gather, nbytes, now)
             return False
         whole.hop = first
-        made: list[Request] = []
-        for head, payload in zip(heads, parts, strict=True):
-            self._uid = uid = self._uid + 1
-            part = Request(uid, PARTS, uid, route, whole.deadline, whole.due, whole.rank, whole.meta, 0)
-            part.hop, part.claims = self.topology.hop(route, head), {}
-            self.ledger[uid] = part
-            made.append(part)
-            padded = trail.ljust(part.hop * STEP_BYTES, b"\0")
-            coming.setdefault(head, []).append(Item(part, payload, payload_size(payload), now, 1, padded, part.hop))
+        made = [self._made(PARTS, whole, head) for head in heads]
         self.stats.split += 1
         self.stats.parts += len(made)
         self.door.spread(route, message.stage, len(made))
         gathering = self.gatherings.begin(whole, split, frame, trail, made)
         if gathering is not None:
             self._gather(gathering, coming, now)
+        for place, (part, head, payload) in enumerate(zip(made, heads, parts, strict=True), at + 1):
+            if not part.closed:  # as all are, if an earlier one has failed by what is known
+                self._enter(part, head, payload, trail, message.keys[place], coming, now)
         return True
+
+    def _made(self, owner: bytes, of: Request, stage: int) -> Request:
+        """A request of our own, at this stage, that has what another one has."""
+        self._uid = uid = self._uid + 1
+        made = Request(uid, owner, uid, of.route, of.deadline, of.due, of.rank, of.meta, 0)
+        made.hop, made.claims = self.topology.hop(of.route, stage), {}
+        self.ledger[uid] = made
+        return made
 
     def _refuse_parts(self, whole: Request, gather: int, nbytes: int, now: float) -> None:
         """The stage that would gather them holds all it may."""
@@ -769,11 +818,24 @@ class FrontMachine:
         part = item.request
         if part.frontend != PARTS or not self._is_at(part, message.stage, message.worker, now):
             return False
+        return self._fill(part, payload, trail, coming, now)
+
+    def _fill(self, part: Request, payload: Payload, trail: bytes, coming: dict[int, list[Item]], now: float) -> bool:
+        """This came of a part. Whether it is kept: where what waits with others' fills the room of the stage that
+        gathers, its whole is refused."""
+        gathering = self.gatherings.whose(part.uid)
+        if gathering is None:
+            return False
+        gather = gathering.split.gather
+        nbytes = self.gatherings.nbytes.get(gather, 0)
+        if nbytes > gathering.nbytes and nbytes + payload_size(payload) > self.spec.gathering.get(gather, inf):
+            self._refuse_parts(gathering.whole, gather, nbytes, now)
+            return False
         part.closed = True
         del self.ledger[part.uid]
-        gathering = self.gatherings.done(part.uid, payload, trail)
-        if gathering is not None:
-            self._gather(gathering, coming, now)
+        whole = self.gatherings.done(part.uid, payload, trail)
+        if whole is not None:
+            self._gather(whole, coming, now)
         return True
 
     def _gather(self, gathering: Gathering, coming: dict[int, list[Item]], now: float) -> None:
@@ -782,7 +844,11 @@ class FrontMachine:
         whole.hop = self.topology.hop(whole.route, gather)
         payload = gathering.payload()
         trail = gathering.trail_to(whole.hop)
-        coming.setdefault(gather, []).append(Item(whole, payload, payload_size(payload), now, 1, trail, whole.hop))
+        key = b""
+        if type(payload) is bytes and self.topology.is_cached(whole.route, gather):
+            fields = self.topology.cached[gather]
+            key = b"" if fields else blake2b(payload, digest_size=MEMO_KEY_SIZE, person=b"gathered").digest()
+        self._enter(whole, gather, payload, trail, key, coming, now)
 
     def _admit(self, coming: Mapping[int, list[Item]]) -> None:
         """Items for stages that get them from here."""
@@ -810,31 +876,157 @@ class FrontMachine:
             gathering = self.gatherings.whose(uid)
             if gathering is None:
                 continue  # the whole has ended
-            speaker = column.speakers.get(index, int(Speaker.WORKER))
-            refused = column.refusals.get(index)
-            is_own = speaker == Speaker.WORKER or (
-                speaker == Speaker.STAGE and (refused.reason if refused is not None else "") in UNDECIDED
-            )
-            if gathering.split.holes and is_own:
+            if gathering.split.holes and _is_own(column, index):
                 self.stats.holes += 1
                 if (whole_one := self.gatherings.failed(uid)) is not None:
                     self._gather(whole_one, coming, now)
                 continue
-            whole = gathering.whole
-            if refused is not None and refused.reason in MISSED:
-                self.foretold.missed(whole.uid)
-            self._close(whole)
-            self._answers.column(whole.frontend).add(
-                whole.seq,
-                column.statuses[index],
-                column.payloads[index],
-                mime=column.mimes[index],
-                trail=column.trails[index],
-                speaker=speaker,
-                retry_ms=column.retries_ms.get(index, 0),
-                headers=column.headers.get(index),
-                refused=refused,
-            )
+            self._answer_as(gathering.whole, self._stage_of(gathering.under_way[uid]), column, index, now)
+        self._admit(coming)
+
+    def _answer_as(self, request: Request, stage: int, column: Column, index: int, now: float) -> None:
+        """The answer to something of a request is its own: ``stage`` says that it has failed."""
+        refused, status, payload = column.refusals.get(index), column.statuses[index], column.payloads[index]
+        if status < FAILURE:  # no worker of ours says that it is the answer
+            status, payload = FAILED, wording.ASTRAY.encode()
+            column.statuses[index], column.payloads[index] = status, payload
+        if refused is not None and refused.reason in MISSED:
+            self.foretold.missed(request.uid)
+        if request.frontend not in NOBODY:
+            if refused is not None:
+                self.trace.add(now, refused.reason, stage=stage, route=request.route, meta=request.meta)
+            if status != Status.OVERLOADED:
+                is_text = type(payload) is bytes and "content-type" not in column.headers.get(index, ())
+                text = payload[:MESSAGE_MOST].decode("utf-8", "replace") if is_text else OWN_BODY  # type: ignore[index,union-attr]
+                self.failures.add(now, stage, request.route, status, text, request.meta)
+        self._close(request)
+        self._answers.column(request.frontend).add(
+            request.seq,
+            column.statuses[index],
+            column.payloads[index],
+            mime=column.mimes[index],
+            trail=column.trails[index],
+            speaker=column.speakers.get(index, int(Speaker.WORKER)),
+            retry_ms=column.retries_ms.get(index, 0),
+            headers=column.headers.get(index),
+            refused=refused,
+        )
+
+    # --- by way of a cache -------------------------------------------------------------------------------------------
+
+    def _is_by_cache(self, item: Item, target: int) -> bool:
+        """Whether a result is a stage's that has a cache, or is for one."""
+        return item.request.frontend == SHARED or target != JOIN
+
+    def _enter(
+        self,
+        request: Request,
+        stage: int,
+        payload: Payload,
+        trail: bytes,
+        key: bytes,
+        coming: dict[int, list[Item]],
+        now: float,
+    ) -> None:
+        """A request comes to a stage from here: it gets what is known there, waits for what is being computed, or is
+        computed itself."""
+        route = request.route
+        request.hop = hop = self.topology.hop(route, stage)
+        trail = trail.ljust(hop * STEP_BYTES, b"\0")
+        if not key or not self.memo.has(stage):
+            coming.setdefault(stage, []).append(Item(request, payload, payload_size(payload), now, 1, trail, hop))
+            return
+        place = Place(route, stage, key)
+        if (found := self.memo.get(place, now)) is not None:
+            if refs := refs_of(payload):
+                self.actions.append(Release([*refs]))
+            self._go(request, found, trail, coming, now)
+        elif not self.memo.join(place, Asker(request, payload, trail)):
+            made = self._made(SHARED, request, stage)
+            self.memo.begin(place, made.uid, Asker(request, None, trail))
+            coming.setdefault(stage, []).append(Item(made, payload, payload_size(payload), now, 1, trail, hop))
+
+    def _go(self, request: Request, found: Found, trail: bytes, coming: dict[int, list[Item]], now: float) -> None:
+        """A result is there for a request: on its way."""
+        if found.target == FINAL:
+            counts = self.stats.goals if self.door.goals.is_set else None
+            if counts is not None and request.due < request.deadline:
+                counts[request.route, now <= request.due] += 1
+            self._close(request)
+            column = self._answers.column(request.frontend)
+            column.add(request.seq, OK, found.payload, mime=found.mime, trail=trail, headers=found.headers)
+        elif found.target == JOIN:
+            self._fill(request, found.payload, trail, coming, now)
+        else:
+            if request.claims is not None:
+                request.claims[request.hop] = self.topology.hop(request.route, found.target)
+            self._enter(request, found.target, found.payload, trail, found.key, coming, now)
+
+    def _send_on(
+        self, item: Item, message: Parts, at: int, payload: Payload, coming: dict[int, list[Item]], now: float
+    ) -> bool:
+        """A result of a stage that has a cache, or for one. Whether anything of it is kept."""
+        request, target = item.request, message.targets[at]
+        route, stage = request.route, message.stage
+        if target == FINAL:
+            is_way = self.topology.is_cached(route, stage)
+        elif target == JOIN:
+            is_way = self.topology.region(route, stage) is not None
+        else:
+            is_way = target in self.topology.later(route, stage)
+        if not is_way or not self._is_at(request, stage, message.worker, now):
+            return False
+        # Answers have no references, and of several who have one each would release it.
+        if (request.frontend == SHARED or target == FINAL) and (refs := refs_of(payload)):
+            payload = self._read(payload)
+            self.actions.append(Release([*refs]))
+        found = Found(target, payload, message.mime, _modest(message.headers.get(at, {})), message.keys[at])
+        if request.frontend != SHARED:
+            hop = len(self.topology.routes[route].stages) if target == FINAL else self.topology.hop(route, target)
+            if request.claims is None or request.claims.setdefault(request.hop, hop) != hop:
+                return False
+            self._go(request, found, message.trails[at], coming, now)
+            return True
+        request.closed = True
+        del self.ledger[request.uid]
+        flight, unread = self.memo.end(request.uid)
+        self.memo.keep(flight, found, now)
+        step = message.trails[at][request.hop * STEP_BYTES :]
+        for waiter in flight.waiters.values():
+            self._go(waiter.request, found, waiter.trail + step, coming, now)
+        if unread:
+            self.actions.append(Release(unread))
+        return True
+
+    def _leave(self, request: Request) -> None:
+        """A request has ended that waited for what others may be waiting for."""
+        uid, unread = self.memo.leave(request)
+        made = self.ledger.get(uid) if uid is not None else None
+        if made is not None:
+            self._close(made)
+            self.actions.extend(Drop(stage, [made.uid]) for stage in self._stages_of(made))
+        if unread:
+            self.actions.append(Release(unread))
+
+    def _hear_shared(self, column: Column, now: float) -> None:
+        """Computations that several may wait for have failed. What a worker says of one it says to all. For want of
+        time or room only the first one's has failed: the next one may have more of it."""
+        coming: dict[int, list[Item]] = {}
+        for index, uid in enumerate(column.seqs):
+            if self.memo.flight(uid) is None:
+                continue  # nobody waits any more
+            flight, unread = self.memo.end(uid)
+            is_own = _is_own(column, index)
+            for waiter in flight.waiters.values():
+                if is_own or waiter.payload is None:
+                    self._answer_as(waiter.request, flight.place.stage, column, index, now)
+                    continue
+                for ref in refs_of(waiter.payload):
+                    unread.remove(ref)
+                place = flight.place
+                self._enter(waiter.request, place.stage, waiter.payload, waiter.trail, place.key, coming, now)
+            if unread:
+                self.actions.append(Release(unread))
         self._admit(coming)
 
     # --- events, and what stages give up -----------------------------------------------------------------------------
@@ -879,7 +1071,7 @@ class FrontMachine:
         it is not known, because the last stage has not been heard of or is changing, they are passed on. What comes
         from the last stage is the answer, whatever was heard of it."""
         ends = self._ends[request.route]
-        return request.frontend == PARTS or (  # which are many, and would all speak at once
+        return request.frontend in NOBODY or (
             events.stage not in ends and all(self.stages[last].state.flow in (Flow.WHOLE, Flow.CHUNKS) for last in ends)
         )
 
@@ -924,7 +1116,8 @@ class FrontMachine:
                 if fail.why in MISSED:
                     self.foretold.missed(uid)
                 self._close(request)
-                if status != Status.OVERLOADED:  # else it is refused
+                is_ours = request.frontend in NOBODY  # it is told of whose part it is
+                if status != Status.OVERLOADED and not is_ours:  # else it is refused
                     self.failures.add(now, fail.stage, request.route, status, fail.text, request.meta)
                 peer, seq = request.frontend, request.seq
                 retry_s = self.door.retry_s(status, request.route, 0.0, self._left, now)
@@ -932,17 +1125,18 @@ class FrontMachine:
                 if fail.why:
                     had_s = max(0.0, request.due - now)
                     refused = _refused(fail.why, fail.needs_s, had_s)
-                    self.trace.add(
-                        now,
-                        fail.why,
-                        stage=fail.stage,
-                        route=request.route,
-                        waiting=fail.waiting,
-                        needs_s=fail.needs_s,
-                        had_s=had_s,
-                        retry_s=retry_s,
-                        meta=request.meta,
-                    )
+                    if not is_ours:
+                        self.trace.add(
+                            now,
+                            fail.why,
+                            stage=fail.stage,
+                            route=request.route,
+                            waiting=fail.waiting,
+                            needs_s=fail.needs_s,
+                            had_s=had_s,
+                            retry_s=retry_s,
+                            meta=request.meta,
+                        )
                 self._answers.say(
                     peer, seq, status, fail.text, speaker, retry_s=retry_s, headers=fail.headers, refused=refused
                 )
@@ -1094,8 +1288,12 @@ class FrontMachine:
     def take_answers(self, now: float) -> list[tuple[bytes, Answers, list[Payload]]]:
         """All answers since the last call, one parcel per frontend; several where one would have too large a header.
         What became of parts is heard here, of which further actions may come."""
-        while PARTS in self._answers.columns:
-            self._hear_parts(self._answers.columns.pop(PARTS), now)
+        columns = self._answers.columns
+        while PARTS in columns or SHARED in columns:
+            if PARTS in columns:
+                self._hear_parts(columns.pop(PARTS), now)
+            if SHARED in columns:
+                self._hear_shared(columns.pop(SHARED), now)
         if KEYED in self._answers.columns:
             self._share_answers(now)
         return self._answers.take() if self._answers.columns else []
@@ -1124,11 +1322,20 @@ class FrontMachine:
             frontend.requests.pop(request.seq, None)
         if request.uid in self.gatherings.wholes:
             self._call_off(request)
+        elif self.memo.waits(request):
+            self._leave(request)
 
 
 def _refused(reason: str, needs_s: float, had_s: float) -> Refused:
     """What a client is told of its refusal. ``needs_s`` 0: it was not for want of time."""
     return Refused(reason, ceil(needs_s * 1000), int(had_s * 1000)) if needs_s else Refused(reason)
+
+
+def _is_own(column: Column, index: int) -> bool:
+    """Whether an answer is about what was asked, as far as is known; else about time or room."""
+    speaker, refused = column.speakers.get(index, int(Speaker.WORKER)), column.refusals.get(index)
+    reason = refused.reason if refused is not None else ""
+    return speaker == Speaker.WORKER or (speaker == Speaker.STAGE and reason in UNDECIDED)
 
 
 def _modest(headers: dict[str, str]) -> dict[str, str]:

@@ -36,10 +36,11 @@ import msgspec
 from engine.core.introduction import Name, Path
 from engine.core.meta import ID_MAX
 from engine.core.quarantine import FINGERPRINT_BYTES
-from engine.core.routing import Fork, Split
+from engine.core.routing import JOIN, Fork, Split
 
 STREAM_WINDOW: Final = 1 << 20  # bytes of one stream on their way from a worker to its client
 KEY_SIZE: Final = 32  # bytes of what a frontend says of an Idempotency-Key (engine.core.idempotency)
+MEMO_KEY_SIZE: Final = 16  # bytes of a digest by which a result is kept (engine.core.memo)
 CLIENT_SIZE: Final = 8  # bytes of what a frontend says of who asks
 EVENT_COST: Final = 64  # bytes that each of its events counts beyond its text: what holding it costs, roughly
 
@@ -70,6 +71,8 @@ StageNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 RouteNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 Code: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=999)]  # of Status, or an HTTP status
 Mime: TypeAlias = Annotated[str, msgspec.Meta(max_length=1024)]
+Target: TypeAlias = Annotated[int, msgspec.Meta(ge=-3, le=65_535)]  # of engine.core.routing
+MemoKey: TypeAlias = Annotated[bytes, msgspec.Meta(max_length=MEMO_KEY_SIZE)]
 RoleCode: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2)]  # of Role
 FlowCode: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=3)]  # of Flow
 SpeakerCode: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=3)]  # of Speaker
@@ -134,7 +137,7 @@ class Speaker(IntEnum):
 class Role(IntEnum):
     """What an entry of Parts is."""
 
-    DONE = 0  # what became of a part
+    DONE = 0  # what became of a part, or of what came to or goes to a stage with a cache
     FRAME = 1  # of a request that goes on in parts: what is left of it, without them
     PART = 2  # one of these; its entry stands behind the frame's
 
@@ -170,7 +173,7 @@ NO_QOS: Final = Qos()
 class Submit(Message, frozen=True, tag=1):
     """Requests for admission. ``routes`` are the broker's numbers, as its welcome told them. ``keys`` is sparse, by
     ``seq``: of requests with an Idempotency-Key, 16 bytes of whose key it is and 16 of what is asked; so is ``qos``, of
-    those that say anything of it."""
+    those that say anything of it, and ``memos``: by what the cache of the route's first stage knows them."""
 
     seqs: IdsIn
     routes: Annotated[list[RouteNumber], _ITEM_COLUMN]
@@ -180,6 +183,7 @@ class Submit(Message, frozen=True, tag=1):
     refs: Refs = {}
     keys: Annotated[dict[Id, Key], _ITEMS] = {}
     qos: Annotated[dict[Id, Qos], _ITEMS] = {}
+    memos: Annotated[dict[Id, MemoKey], _ITEMS] = {}
 
 
 class Cancel(Message, frozen=True, tag=2):
@@ -317,7 +321,9 @@ class Welcome(Message, frozen=True, tag=11):
     ``lane`` is the endpoint to connect a PULL socket to, over tcp how far its port is behind that of the front.
     ``same_host``: monotonic clocks may be compared. ``memory`` is the arena that this worker may fill; none on another
     host, or when sharing is off. ``stages`` and ``routes`` as in :class:`FrontendWelcome`, of which this worker is of
-    stage number ``stage``. ``after``: of the routes that branch, by number, what comes after each of their stages.
+    stage number ``stage``. ``after``: of the routes that branch, by number, what comes after each of their stages;
+    ``splits``: likewise, after which of them requests go on in parts; ``cached``: of the stages
+    that have a cache, by which fields.
     """
 
     protocol: int
@@ -331,6 +337,7 @@ class Welcome(Message, frozen=True, tag=11):
     routes: list[tuple[Path, list[Id]]]
     after: dict[int, list[int | Fork]] = {}
     splits: dict[int, dict[int, Split]] = {}
+    cached: dict[int, list[str]] = {}
 
 
 class Ready(Message, frozen=True, tag=13):
@@ -466,9 +473,11 @@ class Results(Message, frozen=True, tag=31):
 
 class Parts(Message, frozen=True, tag=33):
     """Results of one batch that are neither answers nor another stage's input as they are: of requests that go on in
-    parts, and of parts that are done. A request's frame and parts have an entry each, one behind the other, all with
-    its uid; they are never in several parcels. ``costs`` is sparse, by the position of entries that are no parts; all
-    else as in :class:`Results`."""
+    parts, and of parts that are done; and what comes to or from a stage with a cache. A request's frame and parts have
+    an entry each, one behind the other, all with its uid; they are never in several parcels. ``targets`` is where what
+    is done goes. ``keys``: by what the cache of the stage where it goes, or of the one where a part begins, knows it;
+    empty: it does not. ``costs`` is sparse, by the position of entries that are no parts; all else as in
+    :class:`Results`."""
 
     stage: StageNumber
     worker: Id
@@ -480,6 +489,10 @@ class Parts(Message, frozen=True, tag=33):
     layout: Layout = []
     refs: Refs = {}
     costs: CostsIn = {}
+    targets: Annotated[list[Target], msgspec.Meta(max_length=ITEMS_MOST, extra={"column": JOIN})] = []
+    keys: Annotated[list[MemoKey], msgspec.Meta(max_length=ITEMS_MOST, extra={"column": b""})] = []
+    mime: Mime = ""
+    headers: HeadersIn = {}
 
 
 class StreamEvents(Message, frozen=True, tag=32):

@@ -102,8 +102,12 @@ class Route:
 
 @dataclass(frozen=True)
 class Topology:
+    """``cached``: the stages to which values come by way of the front, and results from them, for what they would
+    compute may be known there (:mod:`engine.core.memo`); and by which fields of a value: none: all of it."""
+
     stages: tuple[str, ...]  # names
     routes: tuple[Route, ...]
+    cached: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
     @staticmethod
     def of(
@@ -111,6 +115,7 @@ class Topology:
         routes: Sequence[tuple[str, Sequence[int]]],
         after: Mapping[int, Sequence[After]] | None = None,
         splits: Mapping[int, Mapping[int, Split]] | None = None,
+        cached: Mapping[int, Sequence[str]] | None = None,
     ) -> Topology:
         """From a table as it travels. Raises ValueError for a route through a stage that is not there, or none, or that
         leads back or nowhere."""
@@ -121,7 +126,7 @@ class Topology:
             route = Route(path, tuple(numbers), tuple((after or {}).get(number, ())), (splits or {}).get(number, {}))
             check(route)
             made.append(route)
-        return Topology(tuple(stages), tuple(made))
+        return Topology(tuple(stages), tuple(made), {stage: tuple(keys) for stage, keys in (cached or {}).items()})
 
     def by_name(self) -> dict[str, list[str]]:
         """Path -> names of the stages that serve it, in order."""
@@ -134,6 +139,14 @@ class Topology:
     def told_splits(self) -> dict[int, dict[int, Split]]:
         """Of the routes on which requests go on in parts: after which stages, as it travels."""
         return {number: dict(route.splits) for number, route in enumerate(self.routes) if route.splits}
+
+    def told_cached(self) -> dict[int, list[str]]:
+        """Which stages have a cache, by which fields, as it travels."""
+        return {stage: list(fields) for stage, fields in self.cached.items()}
+
+    def is_cached(self, route: int, stage: int) -> bool:
+        """Whether what comes to ``stage`` on ``route`` may be known. Not where its result goes on in parts."""
+        return stage in self.cached and stage not in self.routes[route].splits
 
     def shapes(self) -> dict[str, str]:
         """Of the routes that are no chains: how they branch, in words that are equal only for equal ones."""
@@ -269,9 +282,12 @@ class Topology:
         return tuple(stage for stage, after in self._after[route].items() if FINAL in targets_of(after))
 
     def is_open(self, route: int) -> bool:
-        """Whether several may take the result of some stage: others to which it may send a request, or who splits it.
-        Else only one ever does."""
-        return bool(self.routes[route].splits) or any(len(later) > 1 for later in self._later[route].values())
+        """Whether several may take the result of some stage: others to which it may send a request, or the front. Else
+        only one ever does."""
+        found = self.routes[route]
+        return bool(found.splits or self.cached.keys() & set(found.stages)) or any(
+            len(later) > 1 for later in self._later[route].values()
+        )
 
     def hop(self, route: int, stage: int) -> int:
         """Position of ``stage`` on ``route``, from 0. KeyError when the route does not pass there."""

@@ -302,6 +302,7 @@ class StageMachine:
             routes=routes,
             after=self.topology.told_after(),
             splits=self.topology.told_splits(),
+            cached=self.topology.told_cached(),
         )
 
     def ready(self, ready: Ready, now: float) -> None:
@@ -833,9 +834,11 @@ class StageMachine:
         self._dying.pop(key, None)
         if death is Death.CUT:
             self.stats.cuts += 1
-        elif worker.served and not worker.dismissed:
-            self.stats.deaths[death] += 1
-            worker.lane.deaths += 1
+        elif worker.served:
+            self.stats.gone += 1
+            if not worker.dismissed:
+                self.stats.deaths[death] += 1
+                worker.lane.deaths += 1
         self.fate.forget(worker, self._newest, death, how, now)
         self.actions.append(Forget(key, worker.slot, worker.families))
         self._tell(now)
@@ -849,11 +852,15 @@ class StageMachine:
         elif self._absent_at == inf:  # until now there was somebody
             self._absent_at = now + ABSENT_S
         closed_until = self.fate.closed_until
-        told = (state.ready, state.starting, state.mime, state.flow, full, self._absent_at, closed_until, state.least)
+        gone = self.stats.gone
+        told = (
+            *(state.ready, state.starting, state.mime, state.flow, full, self._absent_at, closed_until, state.least),
+            gone,
+        )
         if told == self._told:
             return
         self._told = told
-        self.actions.append(News(self.index, state, self._absent_at, full, closed_until))
+        self.actions.append(News(self.index, state, self._absent_at, full, closed_until, gone))
 
     def state(self) -> StageState:
         """How the stage stands now. An overdue worker counts as ready: it may come back at any moment. Its flow is that

@@ -103,6 +103,7 @@ class StageStats:
     failed: int = 0
     refused: Counter[str] = field(default_factory=Counter)  # of these, by why
     deaths: Counter[Death] = field(default_factory=Counter)  # workers that vanished without leave
+    gone: int = 0  # workers that had served, and have ended
     cuts: int = 0  # connections to workers that were lost
     resent: int = 0  # batches that were lost on their way
     slow: int = 0  # batches that were taken for stuck

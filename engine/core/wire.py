@@ -84,6 +84,12 @@ def intake_frame(max_queue_bytes: int) -> int:
     return max(max_queue_bytes, _LARGE_HEAD)
 
 
+def parts_frame(max_queue_bytes: int) -> int:
+    """The same of a worker's to the door where requests go on in parts: one that has as many bytes as may wait, behind
+    others."""
+    return max_queue_bytes + _LARGE_HEAD
+
+
 def joined(payload: Payload) -> bytes | memoryview:
     """The bytes of a payload without references."""
     if isinstance(payload, tuple):

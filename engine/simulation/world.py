@@ -276,7 +276,7 @@ class World:
         if isinstance(letter, Fail):
             self.front.fail(letter, self.now)
         elif isinstance(letter, News):
-            self.front.door.heard_of(letter)
+            self.front.heard_of(letter)
         else:
             self.front.door.foresee(letter)
 

@@ -33,6 +33,7 @@ from frontend.gate import Gate
 from frontend.hook import Hook
 from frontend.jobs.hooks import secret_of
 from frontend.jobs.store import Store
+from frontend.memo import Memos
 from frontend.metrics import FrontendMetrics
 from frontend.requestid import Ids
 from frontend.serving.options import options
@@ -95,6 +96,7 @@ class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no typ
         self.metrics = FrontendMetrics(deployment.engine.namespace, paths, frontend.timeout, access)
         self.gate = Gate(frontend, has_page=deployment.has_page)
         self.gate.keys = self.metrics.keys = keys
+        self.gate.memos = Memos(deployment.topology)
         if frontend.jobs:
             _try(frontend.jobs, has_secret=bool(frontend.webhooks))
         self.answering = Answering.of(deployment)

@@ -182,7 +182,7 @@ class Loop:
             assert endpoints is not None  # the control thread has seen to that
             try:
                 lane = endpoints.told_lane(welcome.lane)
-                topology = Topology.of(welcome.stages, welcome.routes, welcome.after, welcome.splits)
+                topology = Topology.of(welcome.stages, welcome.routes, welcome.after, welcome.splits, welcome.cached)
                 self._plan = Plan(topology, welcome.stage, protocol=welcome.protocol)
             except (ValueError, ProtocolError) as error:
                 get_logger().error("the broker's welcome makes no sense: %s", error)

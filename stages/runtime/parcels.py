@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 
 from engine.core.messages import Batch, Parts, Results, Role
 from engine.core.routing import FINAL, JOIN, Topology
-from engine.core.wire import HEAD_ITEMS, STEP_BYTES, WITH_HEADERS, Payload, pack_steps
+from engine.core.wire import HEAD_ITEMS, STEP_BYTES, WITH_HEADERS, Payload, pack_steps, payload_size
 from engine.errors import ProtocolError
 from stages.compute import OK, Outcome
 from stages.context import ItemIn
@@ -26,6 +26,8 @@ NO_TARGETS: Final[Mapping[int, int]] = {}
 DONE: Final = int(Role.DONE)
 FRAME: Final = int(Role.FRAME)
 PART: Final = int(Role.PART)
+
+PARCEL_BYTES: Final = 8 << 20  # from there on what goes by way of the front goes in another parcel
 
 Parcel: TypeAlias = tuple[int, Results | Parts, list[Payload]]  # where to: a stage, FINAL, or JOIN
 
@@ -50,7 +52,7 @@ class Plan:
         }
         self._items_of = {route: (way.first, way.last, way) for route, way in self.ways.items()}
         self.is_forked = any(way.fork is not None for way in self.ways.values())
-        self.splits = any(way.split is not None for way in self.ways.values())
+        self.splits = any(way.split is not None or bool(way.known) for way in self.ways.values())
         self.gathers = any(way.gathers is not None for way in self.ways.values())
         self.following = {route: way.after for route, way in self.ways.items()}
         # Where results can go by the file; the egress always, for failures.
@@ -68,7 +70,7 @@ class Plan:
         self._straight = frozenset(
             route
             for route, way in self.ways.items()
-            if way.fork is None and way.after != JOIN and (route, way.after) not in self._gaps
+            if way.fork is None and not way.by_front(way.after) and (route, way.after) not in self._gaps
         )
 
     def items(self, batch: Batch, payloads: Sequence[Payload], since_ns: int) -> list[ItemIn]:
@@ -148,6 +150,7 @@ class Plan:
         parcels: dict[int, tuple[int, Results, list[Payload]]] = {}
         in_parts: tuple[int, Parts, list[Payload]] | None = None
         full: list[Parcel] = []
+        nbytes = 0  # of what is in ``in_parts``
         most = HEAD_ITEMS
         if len(outcomes) > WITH_HEADERS and any(outcome.headers for outcome in outcomes):
             most = WITH_HEADERS
@@ -160,20 +163,28 @@ class Plan:
                 target = targets.get(position, self.following[route]) if targets else self.following[route]
                 trail += gaps.get((route, target), b"")
             told_us = 0 if full or parcels or in_parts else compute_us  # which is told once
-            if target == JOIN:
-                if in_parts is None or len(in_parts[2]) >= HEAD_ITEMS:  # what belongs together stays so
+            if outcome.status == OK and self.ways[route].by_front(target):
+                # What belongs together stays so.
+                if in_parts is None or len(in_parts[2]) >= HEAD_ITEMS or nbytes >= PARCEL_BYTES:
                     if in_parts is not None:
                         full.append(in_parts)
-                    parts = Parts(origin.stage, origin.worker, batch.batch, [], [], [], told_us, costs={})
-                    in_parts = JOIN, parts, []
+                    parts = Parts(
+                        origin.stage, origin.worker, batch.batch, [], [], [], told_us, costs={}, mime=mime, headers={}
+                    )
+                    in_parts, nbytes = (JOIN, parts, []), 0
                 _, parts, payloads = in_parts
                 if position in costs:
                     parts.costs[len(parts.uids)] = costs[position]
+                if outcome.headers:
+                    parts.headers[len(parts.uids)] = outcome.headers
                 others = outcome.parts or ()
                 parts.uids.extend([batch.uids[position]] * (1 + len(others)))
                 parts.roles.extend([DONE if outcome.parts is None else FRAME, *[PART] * len(others)])
                 parts.trails.extend([trail, *[b""] * len(others)])
+                parts.targets.extend([target, *[JOIN] * len(others)])
+                parts.keys.extend([outcome.key, *(outcome.keys or [b""] * len(others))])
                 payloads += [outcome.payload, *others]
+                nbytes += payload_size(outcome.payload) + sum(map(payload_size, others))
                 continue
             parcel = parcels.get(target)
             if parcel is None or len(parcel[2]) == most:

@@ -237,6 +237,7 @@ def _load(
         max_batch_size=spec.max_batch_size,
         batch_sizes=spec.batch_sizes,
         max_batch_cost=spec.max_batch_cost,
+        is_cached=bool(spec.cache),
         device=device,
         args=spec.args,
     )

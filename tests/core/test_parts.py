@@ -144,6 +144,7 @@ def test_a_part_that_fails_fails_its_request_and_calls_the_others_off() -> None:
     assert ids_of(batch) == ["r3", "r3", "r3"]
     one.deliver_failure(crop, 1, 422)
     assert one.answer(3)[0] == 422
+    assert one.front.failures.counts.total() == 1  # one request has
     assert len(one.front.gatherings.wholes) == 1  # the neighbour's
     drain(one)
     assert one.answer(1) == (200, expected(1, EACH))
@@ -163,6 +164,7 @@ def test_a_part_that_fails_leaves_a_hole_where_the_route_says_so() -> None:
     drain(one)
     assert one.answer(3) == (200, b"body3+0(body3+0a+1,-,body3+0c+1)+4")
     assert one.front.stats.holes == 1
+    assert not one.front.failures.counts.total()
     assert one.is_empty()
 
 
@@ -244,6 +246,34 @@ def test_while_what_is_to_be_gathered_fills_its_room_nobody_goes_on_in_parts_the
     assert answers.count(200) >= 1
     assert answers.count(429) >= 1
     assert one.answer(5)[0] == 200
+    assert one.is_empty()
+
+
+def test_what_is_done_beside_others_fits_or_its_request_is_refused() -> None:
+    """When they begin nobody knows how large their parts become."""
+    one = twin(shared=True, front=FrontSpec(100, 1 << 20, gathering={POST: 60}))
+    one.submit(1, first=3, route=EACH)
+    one.submit(1, first=7, route=EACH)
+    drain_stage(one, PRE)
+    assert len(one.front.gatherings.wholes) == 2
+    crop = at(one, CROP)
+    while crop.lane:
+        assert one.front.gatherings.nbytes.get(POST, 0) <= 60
+        one.finish(crop)
+    drain(one)
+    answers = sorted(one.answer(seq)[0] for seq in (3, 7))
+    assert answers in ([200, 200], [200, 429])
+    assert one.is_empty()
+
+
+def test_an_answer_to_a_part_is_no_answer() -> None:
+    """A worker that takes the end of a part for that of its route."""
+    one = twin(shared=True)
+    one.submit(1, first=1, route=EACH)
+    one.finish(at(one, PRE))
+    one.deliver_failure(at(one, CROP), 0, 200)
+    at(one, CROP).lane.clear()
+    assert one.answer(1)[0] == 500
     assert one.is_empty()
 
 

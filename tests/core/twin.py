@@ -13,6 +13,7 @@ what may be read: a block that was released too early is missing when its reader
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -39,6 +40,7 @@ from engine.core.front import FrontMachine, FrontSpec
 from engine.core.introduction import FRONTEND, WORKER, Introduction, Refusal, Stranger
 from engine.core.link import Link, Submission
 from engine.core.messages import (
+    MEMO_KEY_SIZE,
     Batch,
     Cancel,
     CancelItems,
@@ -108,6 +110,11 @@ def ids_of(batch: Batch) -> list[str]:
     return [meta.request_id_of(one) for one in batch.metas]
 
 
+def memo_key(value: bytes) -> bytes:
+    """By what a cache knows a value."""
+    return hashlib.blake2b(value, digest_size=MEMO_KEY_SIZE).digest()
+
+
 @dataclass
 class FakeWorker:
     stage: int
@@ -147,9 +154,16 @@ class Twin:
         self.goes: Callable[[str, int, int], int | None] = lambda request_id, route, stage: None
         # How many elements the list has on which a request (by its id) goes on.
         self.elements: Callable[[str], int] = lambda request_id: 2
+        self.asks: Callable[[int], int] = lambda seq: seq  # the number in the body of a request
 
     def _begin(self, *, epoch: int) -> None:
-        self.front = FrontMachine(self._front_spec, self.topology, epoch, deployment=DEPLOYMENT)
+        self.front = FrontMachine(
+            self._front_spec,
+            self.topology,
+            epoch,
+            deployment=DEPLOYMENT,
+            read=lambda payload: payload if self.memory is None else self.memory.read(payload),
+        )
         self.stages = [
             StageMachine(index, spec, self.topology, epoch, deployment=DEPLOYMENT)
             for index, spec in enumerate(self._specs)
@@ -202,7 +216,9 @@ class Twin:
         message = Submit(seqs, [route] * n, [int(budget_s * 1e6)] * n, [meta.pack(f"r{seq}") for seq in seqs])
         message.keys.update(dict.fromkeys(seqs, key) if key else {})
         self.introduce(peer)
-        plain = [b"body%d" % seq for seq in seqs]
+        plain = [b"body%d" % self.asks(seq) for seq in seqs]
+        if self.topology.is_cached(route, self.topology.routes[route].stages[0]):
+            message.memos.update({seq: memo_key(body) for seq, body in zip(seqs, plain, strict=True)})
         bodies: list[Payload] = list(plain)
         if self.memory is not None:
             if peer not in self._frontends:
@@ -295,6 +311,7 @@ class Twin:
         they are on their way until :meth:`arrive`; ``compute_us``: what it says of its time, each parcel its share."""
         batch, payloads = worker.lane.pop(position)
         targets: dict[int, list[int]] = {}
+        way: dict[int, int] = {}
         request_ids = ids_of(batch)
         for index, request_id in enumerate(request_ids):
             status = (statuses or {}).get(request_id, int(Status.OK))
@@ -305,12 +322,16 @@ class Twin:
                 target = self.topology.following(route, worker.stage)[0] if chosen is None else chosen
                 if chosen is None and self.topology.split(route, worker.stage) is not None:
                     target = JOIN
+            way[index] = target
+            cached = [one for one in self.topology.cached if self.topology.is_cached(batch.routes[index], one)]
+            if status == Status.OK and (worker.stage in cached or target in cached):
+                target = JOIN  # by way of the front
             targets.setdefault(target, []).append(index)
         for target, indexes in targets.items():
             plain = [self.read(payloads[i]) + b"+%d" % worker.stage for i in indexes]
             results: Results | Parts
             if target == JOIN:
-                results, plain = self._in_parts(worker, batch, indexes, plain, compute_us // len(targets))
+                results, plain = self._in_parts(worker, batch, way, indexes, plain, compute_us // len(targets))
             else:
                 results = Results(
                     worker.stage,
@@ -334,18 +355,30 @@ class Twin:
         return batch
 
     def _in_parts(
-        self, worker: FakeWorker, batch: Batch, indexes: list[int], values: list[bytes], compute_us: int
+        self,
+        worker: FakeWorker,
+        batch: Batch,
+        way: dict[int, int],
+        indexes: list[int],
+        values: list[bytes],
+        compute_us: int,
     ) -> tuple[Parts, list[bytes]]:
         """Parts that are done, and requests that go on in parts: each is its value and a letter."""
-        message = Parts(worker.stage, worker.key, batch.batch, [], [], [], compute_us)
+        message = Parts(worker.stage, worker.key, batch.batch, [], [], [], compute_us, mime="application/json")
         payloads: list[bytes] = []
         for index, value in zip(indexes, values, strict=True):
-            split = self.topology.split(batch.routes[index], worker.stage)
+            route = self.topology.routes[batch.routes[index]]
+            split = route.splits.get(worker.stage) if way[index] == JOIN else None
             count = 0 if split is None else len(split.names) or self.elements(ids_of(batch)[index])
             parts = [value + b"%c" % (97 + number) for number in range(count)]
             message.uids.extend([batch.uids[index]] * (1 + count))
             message.roles.extend([Role.DONE if split is None else Role.FRAME, *[Role.PART] * count])
             message.trails.extend([batch.trails[index], *[b""] * count])
+            message.targets.extend([way[index], *[JOIN] * count])
+            heads = () if split is None else split.heads if split.names else split.heads * count
+            message.keys.append(memo_key(value) if way[index] in self.topology.cached else b"")
+            keys = zip(heads, parts, strict=True)
+            message.keys.extend([memo_key(part) if head in self.topology.cached else b"" for head, part in keys])
             payloads += [value, *parts]
         return message, payloads
 
@@ -471,7 +504,7 @@ class Twin:
             case Fail():
                 self.front.fail(action, self.now)
             case News():
-                self.front.door.heard_of(action)
+                self.front.heard_of(action)
             case Foresee():
                 self.front.door.foresee(action)
             case Kill():
@@ -509,6 +542,8 @@ class Twin:
             and not self.front.gatherings.wholes
             and not len(self.front.gatherings)
             and not self.front.gatherings.nbytes
+            and not len(self.front.memo)
+            and not self.front.memo.waiting
             and all(not len(machine.queue) and machine.queue.nbytes == 0 for machine in self.stages)
             and all(not machine.fate.apart for machine in self.stages)
             and all(not worker.batches for machine in self.stages for worker in machine.workers.values())

@@ -451,6 +451,14 @@ def test_a_bind_is_an_endpoint_with_host_and_port(problems, bind):
         ("batch_sizes", [8, 1, 8]),
         ("batch_sizes", [65_537]),
         ("batch_sizes", list(range(1, 66))),
+        ("cache", True),
+        ("cache", {"sise": 1}),
+        ("cache", {"size": 0}),
+        ("cache", {"size": "much"}),
+        ("cache", {"ttl": "soon"}),
+        ("cache", {"ttl": -1}),
+        ("cache", {"key": 7}),
+        ("cache", {"key": ["a", ""]}),
         ("warm_up", "never"),
         ("warm_up", "-1 s"),
         ("warm_up", True),
@@ -493,6 +501,24 @@ def test_values_that_a_stage_key_does_not_take(key, value):
 )
 def test_sizes_and_warm_up_that_contradict_other_keys(problems, text, problem):
     assert problems(f'[[stage]]\nname = "encode"\nworker = "service:Encode"\n{text}') == [STAGE + problem]
+
+
+def test_a_cache_by_default_and_as_written(read):
+    usual = {"size": 64 << 20, "ttl": 3600.0, "key": []}
+    assert read_key("stage", "cache", {"ttl": 60}) == {**usual, "ttl": 60.0}
+    written = {"size": "1 MiB", "ttl": "5 min", "key": "text"}
+    assert read_key("stage", "cache", written) == {"size": 1 << 20, "ttl": 300.0, "key": ["text"]}
+    assert read_key("stage", "cache", {}) == {}
+    made = read(f'{MINIMAL}\ncache = {{ key = ["a", "b"] }}')
+    assert made.stages[0].cache == {**usual, "key": ["a", "b"]}
+    assert made.topology.cached == {0: ("a", "b")}
+
+
+def test_what_goes_on_in_parts_cannot_be_kept(problems):
+    stages = [f'[[stage]]\nname = "{name}"\nworker = "service:Encode"\ncache = {{ ttl = 1 }}' for name in "abc"]
+    route = '[[route]]\npath = "/r"\nstages = ["a", { each = "x", through = "b" }, "c"]'
+    (problem,) = problems("\n".join([*stages, route]))
+    assert 'stage[0] "a".cache: what a returns goes on in parts on route[0] "/r", and cannot be kept' in problem
 
 
 @pytest.mark.parametrize("sizes", [[1, 8, 32], [32, 1, 8]])
