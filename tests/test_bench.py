@@ -47,7 +47,7 @@ from benchmarks import (
 )
 from benchmarks.__main__ import RESULTS, listing, main, measured_by
 from benchmarks.cases import CASES, accelerator, branches, chosen, cores, echo, gpu, http, launch, slo
-from benchmarks.offline import OFFLINE
+from benchmarks.offline import OFFLINE, offline
 from benchmarks.picture import draw, file_name
 from benchmarks.result import OURS, PEER, Case, Metric, Picture, Row, Summary, Target, at, grown, worst
 from engine.config import load as load_config
@@ -997,6 +997,13 @@ def test_steps_alone_together_and_in_a_loop_come_to_the_same(tmp_path: Path, mon
     assert len(slept) == len(pages.LINES) + 2  # two pages have more than a batch
     for one in (read, whole, loop):
         os.close(one.file)
+
+
+def test_a_plain_loop_is_started_as_often_as_there_are_repeats(tmp_path: Path) -> None:
+    service = branches.services("Device", 1)[OFFLINE]
+    for _ in range(2):
+        with offline(pretended(tmp_path), service, "DeviceLoop", 1) as loop:
+            assert len(loop.batches(0.01)) == len(pages.LINES)
 
 
 class Sides(Pretended):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,8 +54,8 @@ class Offline:
 def offline(bench: Bench, service: Service, kind: str, size: int) -> Iterator[Offline]:
     """The loop of the work called ``kind``, loaded and warm, with what the service's workers find around them."""
     bench.say("starting the offline loop")
-    records = bench.folder / "offline" / "records"
-    records.mkdir(parents=True)
+    records = Path(tempfile.mkdtemp(prefix="offline-", dir=bench.folder)) / "records"
+    records.mkdir()
     with (records.parent / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.offline", kind, str(size)],
