@@ -1010,6 +1010,7 @@ class Sides(Pretended):
     """Pages of as many lines as are asked for."""
 
     lines = 8
+    answered = 100
 
     @contextmanager
     def started(self, system: str, service: plan.Service, body: str) -> Iterator[systems.Running]:
@@ -1021,7 +1022,8 @@ class Sides(Pretended):
 
     def closed(self, *given: Any, bodies: Any = (), **others: Any) -> tuple[wrk.Report, bench.Window]:
         assert bodies == branches.BODIES
-        return super().closed(*given, **others)
+        report, window = super().closed(*given, **others)
+        return dataclasses.replace(report, requests=self.answered), window
 
 
 @pytest.mark.parametrize("case", branches.CASES, ids=lambda case: case.name)
@@ -1041,6 +1043,9 @@ def test_branches_are_measured_beside_calls_one_worker_and_a_loop(
     assert len(table.cells(case, summary)) > 5
     sides.lines = 7
     with pytest.raises(RuntimeError, match="7 lines of a page of 8"):
+        list(case.run(sides))
+    sides.lines, sides.answered = 8, branches.CONNECTIONS - 1
+    with pytest.raises(RuntimeError, match="15 pages in 1 s"):
         list(case.run(sides))
 
 

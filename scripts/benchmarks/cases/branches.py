@@ -61,6 +61,8 @@ def measured(kind: str, readers: int, settle_s: float) -> Callable[[Bench], Iter
                 check(system, bench.answer(running, BODIES[CHECKED]))
                 bench.closed(running, BODIES[0], CONNECTIONS, settle_s, bodies=BODIES)
                 report, window = bench.closed(running, BODIES[0], CONNECTIONS, bodies=BODIES)
+                if report.requests < CONNECTIONS:  # less than one for each: how many is chance, and none has no ratio
+                    raise RuntimeError(f"{system}: {report.requests} pages in {bench.seconds:g} s: give more --seconds")
                 values = {"rate": report.rate, "p50_ms": report.p50_ms, "p99_ms": report.p99_ms}
                 values["cpu_ms"] = sum(window.cpu_us.values()) / max(report.requests, 1) / 1000
                 values["broker_ms"] = window.cpu_us.get("broker", 0) / max(report.requests, 1) / 1000
