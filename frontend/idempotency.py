@@ -19,7 +19,7 @@ from engine.core.messages import KEY_SIZE
 from frontend.head import Head
 
 _SANE: Final = re.compile(rb"^[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?\Z")
-MEANING: Final = frozenset({b"content-type", oip.LENGTH.encode()})  # of the body
+_MEANING: Final = frozenset({b"content-type", oip.LENGTH.encode()})  # of the body
 _CREDENTIALS: Final = frozenset({b"api-key", b"authorization", b"cookie", b"x-api-key"})
 
 
@@ -34,13 +34,19 @@ INLINE_MAX: Final = 256 * 1024  # bytes of a body whose digest others can wait f
 def key_of(head: Head, body: bytes | memoryview) -> bytes:
     """KEY_SIZE bytes for a request with a key: whose it is, and what is asked. Takes about a millisecond per MB."""
     whose = [head.path.encode("utf-8", "surrogateescape"), head.idempotency_key or b""]
-    asked = [head.query]
     for name, value in head.fields:
         if name in _CREDENTIALS:
             whose += name, value
-        elif name in MEANING:
-            asked += name, value
-    return _digest(whose) + _digest(asked, body)
+    return _digest(whose) + asked(head, body)
+
+
+def asked(head: Head, body: bytes | memoryview) -> bytes:
+    """Half of that: a digest of what is asked, whoever does."""
+    parts = [head.query]
+    for name, value in head.fields:
+        if name in _MEANING:
+            parts += name, value
+    return _digest(parts, body)
 
 
 def _digest(parts: list[bytes], body: bytes | memoryview = b"") -> bytes:

@@ -16,7 +16,7 @@ import msgspec
 from engine.core.messages import MEMO_KEY_SIZE
 from engine.core.routing import Topology
 from frontend.head import Head
-from frontend.idempotency import MEANING
+from frontend.idempotency import asked
 
 _read: Final = msgspec.json.Decoder().decode
 _write: Final = msgspec.json.Encoder(order="deterministic").encode
@@ -41,15 +41,10 @@ class Memos:
         fields = self._fields[route]
         if fields is None:
             return b""
-        digest = blake2b(digest_size=MEMO_KEY_SIZE, person=b"fields" if fields else b"body")
-        digest.update(b"%d:" % len(head.query) + head.query)
         if not fields:
-            for name, value in head.fields:
-                if name in MEANING:
-                    digest.update(b"%d:" % len(value) + name + value)
-            digest.update(b"\n")
-            digest.update(body)
-            return digest.digest()
+            return asked(head, body)
+        digest = blake2b(digest_size=MEMO_KEY_SIZE, person=b"fields")
+        digest.update(b"%d:" % len(head.query) + head.query)
         try:
             value = _read(body)
             digest.update(_write([value[field] for field in fields]))

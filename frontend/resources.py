@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -128,22 +128,23 @@ class RouteResource:
         """Of the request, if it has one; of a large body beside the event loop."""
         if head.idempotency_key is None:
             return b""
-        if len(body) <= INLINE_MAX:
-            return key_of(head, body)
-        return await asyncio.get_running_loop().run_in_executor(None, key_of, head, body)
+        return await _beside(len(body), key_of, head, body)
 
     async def _memo(self, head: Head, body: bytes) -> bytes:
         """The same for the cache of the route's first stage."""
         memos = self._shared.gate.memos
         if not memos.any or not memos.has(self._route):
             return b""
-        if len(body) <= INLINE_MAX:
-            return memos.of(self._route, head, body)
-        return await asyncio.get_running_loop().run_in_executor(None, memos.of, self._route, head, body)
+        return await _beside(len(body), memos.of, self._route, head, body)
 
     def _check_gate(self) -> None:
         if (problem := self._shared.gate.refusal(self._shared.client.view())) is not None:
             raise Refusal(problem)
+
+
+async def _beside(size: int, digest: Callable[..., bytes], *args: object) -> bytes:
+    """A digest of a body of so many bytes: of a large one beside the event loop."""
+    return digest(*args) if size <= INLINE_MAX else await asyncio.to_thread(digest, *args)
 
 
 async def _compress(head: Head, resp: falcon.asgi.Response) -> None:

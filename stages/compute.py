@@ -40,7 +40,7 @@ from typing import Any, Final
 
 import msgspec
 
-from engine.core import gathered
+from engine.core import gathered, wording
 from engine.core.messages import OWN_HEADERS_MOST, Flow, Status
 from engine.core.meta import asked_of
 from engine.core.routing import FINAL, JOIN, NOWHERE, Split
@@ -86,9 +86,7 @@ TOO_SLOW: Final = Outcome(int(Status.TIMEOUT), b"the client reads too slowly")
 SPOILED: Final = Outcome(int(Status.FAILED), b"internal error: forward failed after it had begun to stream")
 TIMED_OUT: Final = Outcome(int(Status.TIMEOUT), TIMEOUT_TEXT)
 INTERNAL: Final = Outcome(int(Status.FAILED), INTERNAL_TEXT)
-ASTRAY: Final = Outcome(
-    int(Status.FAILED), b"internal error: the service sent this request where its route does not lead"
-)
+ASTRAY: Final = Outcome(int(Status.FAILED), wording.ASTRAY.encode())
 APART: Final = (BaseException, Done, Skip)  # results that are not simply encoded
 
 Call = Callable[[Callable[[Any], Any], Any], Any]  # call(function, argument) -> function(argument), perhaps timed

@@ -19,6 +19,7 @@ from typing import Final
 from engine.core.arena import RELEASED, UNIT, Books, Ref
 from engine.core.messages import Place
 from engine.core.wire import Part, Payload, are_bytes, refs_of
+from engine.errors import ProtocolError
 from engine.memory import name_of
 
 log: Final = logging.getLogger("stageline.broker")
@@ -58,6 +59,16 @@ class Arenas:
         if not are_bytes(payloads) and (refs := [ref for payload in payloads for ref in refs_of(payload)]):
             with self._lock:
                 self._books.arrive(refs)
+
+    def take(self, stage: int, payloads: Sequence[Payload]) -> bool:
+        """:meth:`arrive` for results of a stage. False: their worker has died meanwhile. The references end with it,
+        and the items are computed again."""
+        try:
+            self.arrive(payloads)
+        except ProtocolError as error:
+            log.warning("results dropped", extra={"stage": stage, "reason": str(error)})
+            return False
+        return True
 
     def release(self, refs: Iterable[Ref]) -> None:
         """Nobody will read these blocks again: tell their producers, end arenas that waited for it."""

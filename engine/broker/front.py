@@ -248,21 +248,13 @@ class FrontPart(Part[ToFront]):
         if isinstance(message, Results) and 0 <= message.stage < len(self.stages) and not message.refs:
             self.machine.results(message, payloads, now)
         elif isinstance(message, Parts) and message.stage < len(self.stages):
-            self._handle_parts(message, payloads, now)
+            if self._arenas.take(message.stage, payloads):
+                self.machine.parts(message, payloads, now)
         elif isinstance(message, StreamEvents) and 0 <= message.stage < len(self.stages):
             for peer, (events, bodies) in self.machine.events(message, payloads, now).items():
                 self._send(peer, events, bodies)
         else:
             self._unexpected(message)
-
-    def _handle_parts(self, message: Parts, payloads: list[Payload], now: float) -> None:
-        try:
-            self._arenas.arrive(payloads)
-        except ProtocolError as error:
-            # As where a stage accepts results: its worker has died, and the items are computed again.
-            log.warning("results dropped", extra={"stage": message.stage, "reason": str(error)})
-            return
-        self.machine.parts(message, payloads, now)
 
     def _unexpected(self, message: AnyWords) -> None:
         self.complaints.note(UNEXPECTED, "unexpected message dropped", kind=type(message).__name__)

@@ -51,7 +51,7 @@ from engine.core.messages import Bye, Leave, Message, Place, Pulse, Ready, Resul
 from engine.core.routing import Topology
 from engine.core.stage import StageMachine, StageSpec
 from engine.core.wire import AnyWords, Buffer, Payload, are_bytes, control_frame, encode, intake_frame, refs_of
-from engine.errors import ProtocolError, StartError
+from engine.errors import StartError
 from engine.mailbox import Mailbox
 from engine.transport import Endpoints
 
@@ -240,21 +240,13 @@ class StagePart(Part[ToStage]):
 
     def _handle_intake(self, message: AnyWords, payloads: list[Payload], now: float) -> None:
         if isinstance(message, Results) and message.stage < len(self.stages):
-            self._accept(message, payloads, now)
+            if self._arenas.take(message.stage, payloads):
+                self.machine.accept(message, payloads, now)
         else:
             self._unexpected(message)
 
     def _unexpected(self, message: AnyWords) -> None:
         self.complaints.note(UNEXPECTED, "unexpected message dropped", kind=type(message).__name__)
-
-    def _accept(self, results: Results, payloads: list[Payload], now: float) -> None:
-        try:
-            self._arenas.arrive(payloads)
-        except ProtocolError as error:
-            # Of a worker that has died meanwhile: the references end with it, and the items are computed again.
-            log.warning("results dropped", extra={"stage": results.stage, "reason": str(error)})
-            return
-        self.machine.accept(results, payloads, now)
 
     def close(self) -> None:
         for key in list(self._lanes):

@@ -845,9 +845,9 @@ class FrontMachine:
         payload = gathering.payload()
         trail = gathering.trail_to(whole.hop)
         key = b""
-        if type(payload) is bytes and self.topology.is_cached(whole.route, gather):
-            fields = self.topology.cached[gather]
-            key = b"" if fields else blake2b(payload, digest_size=MEMO_KEY_SIZE, person=b"gathered").digest()
+        is_cached = self.topology.is_cached(whole.route, gather) and not self.topology.cached[gather]
+        if is_cached and type(payload) is bytes:  # whose fields are not for the broker to read
+            key = blake2b(payload, digest_size=MEMO_KEY_SIZE, person=b"gathered").digest()
         self._enter(whole, gather, payload, trail, key, coming, now)
 
     def _admit(self, coming: Mapping[int, list[Item]]) -> None:
@@ -889,7 +889,6 @@ class FrontMachine:
         refused, status, payload = column.refusals.get(index), column.statuses[index], column.payloads[index]
         if status < FAILURE:  # no worker of ours says that it is the answer
             status, payload = FAILED, wording.ASTRAY.encode()
-            column.statuses[index], column.payloads[index] = status, payload
         if refused is not None and refused.reason in MISSED:
             self.foretold.missed(request.uid)
         if request.frontend not in NOBODY:
@@ -902,8 +901,8 @@ class FrontMachine:
         self._close(request)
         self._answers.column(request.frontend).add(
             request.seq,
-            column.statuses[index],
-            column.payloads[index],
+            status,
+            payload,
             mime=column.mimes[index],
             trail=column.trails[index],
             speaker=column.speakers.get(index, int(Speaker.WORKER)),

@@ -15,8 +15,9 @@ from engine.core.memo import ENTRY_BYTES, Asker, CacheSpec, Found, Memo, Place
 from engine.core.messages import KEY_SIZE, Speaker, Status
 from engine.core.routing import FINAL, JOIN, Fork, Route, Split, Topology
 from tests.core.test_branches import drain
+from tests.core.test_parts import at
 from tests.core.test_twin import SPEC, history
-from tests.core.twin import FakeWorker, Twin
+from tests.core.twin import Twin
 
 PRE, A, B, POST, KNOWN = range(5)
 FIRST, LAST, MID, ONLY, TWO, EACH, GATHER, FORK = range(8)
@@ -50,11 +51,6 @@ def twin(*, shared: bool = False, spec: CacheSpec = LARGE, capacity: int = 10_00
     for stage in range(5):
         made.worker(stage)
     return made
-
-
-def at(one: Twin, stage: int) -> FakeWorker:
-    (found,) = [worker for worker in one.workers.values() if worker.stage == stage]
-    return found
 
 
 def expected(seq: int, route: int) -> bytes:
