@@ -256,6 +256,8 @@ def _fixed(now: Deployment, then: Deployment) -> list[str]:
     found += [f"frontend.{name}" for name in _LISTENING if getattr(now.frontend, name) != getattr(then.frontend, name)]
     if [stage.name for stage in now.stages] != [stage.name for stage in then.stages]:
         found.append("its stages")
-    if now.topology != then.topology:
+    if now.topology.routes != then.topology.routes:
         found.append("its routes")
+    if now.topology.cached != then.topology.cached:
+        found.append("which stages have a cache, or its key")
     return found

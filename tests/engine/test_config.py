@@ -24,6 +24,7 @@ from engine.core.fairness import Client, Priority
 from engine.core.front import FrontSpec
 from engine.errors import ConfigError
 from engine.specs import front_spec
+from engine.supervisor.changes import _fixed
 
 MINIMAL = '[[stage]]\nname = "encode"\nworker = "service:Encode"\n'
 
@@ -512,6 +513,14 @@ def test_a_cache_by_default_and_as_written(read):
     made = read(f'{MINIMAL}\ncache = {{ key = ["a", "b"] }}')
     assert made.stages[0].cache == {**usual, "key": ["a", "b"]}
     assert made.topology.cached == {0: ("a", "b")}
+
+
+def test_a_running_deployment_is_told_which_change_of_a_cache_wants_a_restart(read):
+    made = {text: read(f"{MINIMAL}\n{text}") for text in ("", "cache = { ttl = 1 }", "cache = { ttl = 2, size = 9 }")}
+    keyed = read(f'{MINIMAL}\ncache = {{ ttl = 1, key = "a" }}')
+    none, one, other = made.values()
+    told = ["which stages have a cache, or its key"]
+    assert (_fixed(one, other), _fixed(none, one), _fixed(one, keyed)) == ([], told, told)
 
 
 def test_what_goes_on_in_parts_cannot_be_kept(problems):
