@@ -249,7 +249,7 @@ class FrontPart(Part[ToFront]):
             self.machine.results(message, payloads, now)
         elif isinstance(message, Parts) and message.stage < len(self.stages):
             if self._arenas.take(message.stage, payloads):
-                self.machine.parts(message, payloads, now)
+                self.machine.hub.parts(message, payloads, now)
         elif isinstance(message, StreamEvents) and 0 <= message.stage < len(self.stages):
             for peer, (events, bodies) in self.machine.events(message, payloads, now).items():
                 self._send(peer, events, bodies)
@@ -401,7 +401,7 @@ class FrontPart(Part[ToFront]):
     # --- actions out -------------------------------------------------------------------------------------------------
 
     def _carry_out(self) -> None:
-        actions, self.machine.actions = self.machine.actions, []
+        actions = self.machine.take_actions()
         for action in actions:
             if isinstance(action, Release):
                 self._arenas.release(action.refs)

@@ -307,9 +307,9 @@ def status(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deploy
         "uptime_s": deployed.broker.uptime_s,
         "threads": deployed.broker.threads,
         "draining": machine.door.draining,
-        "admitted": machine.inside,
+        "admitted": machine.ledger.inside,
         "capacity": machine.spec.capacity,
-        "admitted_bytes": machine.nbytes,
+        "admitted_bytes": machine.ledger.nbytes,
         "goals": _goal_status(machine),
         "refused": machine.stats.rejected | ({EXPIRED: machine.stats.expired} if machine.stats.expired else {}),
         "stages": [part if part is not None else {"name": name, "error": UNTOLD} for name, part in stages],
@@ -598,12 +598,12 @@ def _in_parts(machine: FrontMachine, namespace: str) -> list[Family]:
         counter(f"{namespace}_split", "Requests that went on in parts.", [({}, stats.split)]),
         counter(f"{namespace}_parts", "Parts of requests.", [({}, stats.parts)]),
         counter(f"{namespace}_holes", "Parts that failed, and were left out.", [({}, stats.holes)]),
-        gauge(f"{namespace}_remaining_parts", "Parts under way.", len(machine.gatherings)),
+        gauge(f"{namespace}_remaining_parts", "Parts under way.", len(machine.ledger.gatherings)),
         Family(
             waiting,
             "gauge",
             "Bytes of parts that are done and wait for others, by the stage that gathers them.",
-            [Sample(waiting, {"stage": names[one]}, machine.gatherings.nbytes.get(one, 0)) for one in gathers],
+            [Sample(waiting, {"stage": names[one]}, machine.ledger.gatherings.nbytes.get(one, 0)) for one in gathers],
         ),
     ]
 
@@ -611,7 +611,7 @@ def _in_parts(machine: FrontMachine, namespace: str) -> list[Family]:
 def _caches(machine: FrontMachine, namespace: str) -> list[Family]:
     """Of the stages that have one."""
     names = machine.topology.stages
-    tallies = [({"stage": names[stage]}, tally) for stage, tally in sorted(machine.memo.tallies.items())]
+    tallies = [({"stage": names[stage]}, tally) for stage, tally in sorted(machine.ledger.memo.tallies.items())]
     if not tallies:
         return []
 
@@ -683,8 +683,8 @@ def metrics(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deplo
         ),
         gauge(f"{namespace}_idempotency_kept", "Answers that are kept for such requests.", len(machine.keys)),
         gauge(f"{namespace}_idempotency_kept_bytes", "Bytes that these take.", machine.keys.nbytes),
-        gauge(f"{namespace}_remaining_task", "Requests admitted and not answered yet.", machine.inside),
-        gauge(f"{namespace}_remaining_bytes", "Bytes of their bodies.", machine.nbytes),
+        gauge(f"{namespace}_remaining_task", "Requests admitted and not answered yet.", machine.ledger.inside),
+        gauge(f"{namespace}_remaining_bytes", "Bytes of their bodies.", machine.ledger.nbytes),
         gauge(f"{namespace}_draining", "1 while nothing new is admitted.", int(machine.door.draining)),
         gauge(f"{namespace}_shared_memory_arenas", "Processes that have shared memory to fill.", shared[0]),
         gauge(f"{namespace}_shared_memory_bytes", "Bytes in shared memory that may still be read.", shared[1]),

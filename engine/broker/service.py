@@ -129,7 +129,7 @@ class Broker:
         ]
         self._scaled = _scaled(deployment)
         crews = [stage.machine.crew for stage in self.stages]
-        self.front.machine.crews = crews
+        self.front.machine.ledger.crews = crews
         for stage in self.stages:
             stage.machine.crews = crews
         mailboxes = [stage.mailbox for stage in self.stages]
@@ -178,7 +178,7 @@ class Broker:
     @property
     def held(self) -> int:
         """Bytes of the bodies of admitted requests, as of some moment ago: another thread counts them."""
-        return self.front.machine.nbytes
+        return self.front.machine.ledger.nbytes
 
     def waiting(self, now: float) -> dict[str, float]:
         """By stage, for how many seconds some of the requests that wait for its workers can wait still."""

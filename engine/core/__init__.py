@@ -4,7 +4,8 @@
     routing    which stage comes next                 items      what the broker keeps of a request
     batching   when does a batch leave, and why       crew       a stage's workers and what each could take
     liveness   who waits for whom how long            worker_states  a worker's life, as a table
-    stage      one stage: queue, workers, in flight   front      the ledger: answers, duplicates, deadlines
+    stage      one stage: queue, workers, in flight   front      the door: answers, duplicates, deadlines
+    ledger     what is admitted and not answered      hub        what comes back midway: parts, and caches
     admission  who is let in, and why not             answers    what frontends are to be told
     fate       items whose worker is late or dies     foresight  who can still be served in time
     ends       how items end without a result         hedging    what is suspect, and is tried again in parts

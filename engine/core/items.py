@@ -20,7 +20,7 @@ on, and handing on is a letter or a parcel, which orders what went before it. An
 which request's it is never changes.
 
 Two may look past each other: a stage finds a request open and advances its hop while the front closes it and looks
-where it is. So the front tells the next stage as well (:meth:`engine.core.front.FrontMachine._stages_of`).
+where it is. So the front tells the next stage as well (:meth:`engine.core.ledger.Ledger.stages_of`).
 
 Structs of msgspec, made in C, and without cycles, so that the garbage collector need not look at them: several are made
 for every request.

@@ -1,6 +1,6 @@
 """Results that are kept, and computations that several requests wait for: the cache of a stage. Pure.
 
-Where a stage has a ``cache``, what comes to it comes by way of the front (:mod:`engine.core.front`), with a *key*: a
+Where a stage has a ``cache``, what comes to it comes by way of the hub (:mod:`engine.core.hub`), with a *key*: a
 digest of what is asked, of the whole value or of some of its fields, made by whoever had the value in its hands. What
 is kept under the key is the result. What is being computed under it is waited for: the computation is a request of its
 own in the ledger, for SHARED, a frontend that nobody is, and outlives who asked first.

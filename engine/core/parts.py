@@ -3,7 +3,7 @@
 A part is a request of its own in the ledger, with its own uid, which nobody waits for but its *whole*: it belongs to
 PARTS, a frontend that nobody is, as a request with a key belongs to another (:mod:`engine.core.idempotency`). So
 whatever becomes of one - it is computed, replayed, refused, late or called off - becomes of it as of any request, at
-stages that know nothing of parts, and its answer comes here (:meth:`engine.core.front.FrontMachine.parts`).
+stages that know nothing of parts, and its answer comes here (:meth:`engine.core.hub.Hub.hear`).
 
 A whole whose parts are under way is nowhere itself. Its payload is the *frame*, what is left of the result without the
 parts, and is kept here with what became of those that are done. It ends as any request does, and then its parts are

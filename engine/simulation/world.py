@@ -131,9 +131,9 @@ class World:
             self.stages.append(stage)
             for number in range(spec.num + spec.spare):
                 self._hire(stage, number)
-        self.front.crews = [stage.crew for stage in self.stages]
+        self.front.ledger.crews = [stage.crew for stage in self.stages]
         for stage in self.stages:
-            stage.crews = self.front.crews
+            stage.crews = self.front.ledger.crews
         self._pass()
 
     def _words(self, kind: str, instance: str, **about: str | int) -> introduction.Introduction:
@@ -236,7 +236,7 @@ class World:
         while True:
             wake = front.expire(now)
             acted = bool(front.actions)
-            front_actions, front.actions = front.actions, []
+            front_actions = front.take_actions()
             for action in front_actions:
                 if isinstance(action, Admit):
                     self.stages[action.stage].enqueue(action.items, now)

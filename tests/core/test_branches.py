@@ -147,7 +147,7 @@ def test_of_two_stages_that_look_at_the_same_time_one_takes_it() -> None:
     """On threads of their own both have found it where it was; the other one has claimed it, and not yet moved it."""
     one = twin(shared=True)
     one.submit(1)
-    (request,) = one.front.ledger.values()
+    (request,) = one.front.ledger.requests.values()
     assert request.claims == {}
     request.claims[0] = TABLE.hop(0, DE)
     pre = next(worker for worker in one.workers.values() if worker.stage == PRE)
@@ -164,7 +164,7 @@ def test_of_two_stages_that_look_at_the_same_time_one_takes_it() -> None:
 def test_where_only_one_can_take_it_nobody_has_to_claim_it() -> None:
     one = twin()
     one.submit(1, route=2)
-    (request,) = one.front.ledger.values()
+    (request,) = one.front.ledger.requests.values()
     assert request.claims is None
 
 
@@ -281,7 +281,7 @@ def test_progress_has_a_place_while_any_end_may_be_a_stream() -> None:
     for stage in range(4):
         one.worker(stage, flow=Flow.EVENTS if stage == EN else Flow.WHOLE)
     one.submit(1, route=3)
-    request = next(iter(one.front.ledger.values()))
+    request = next(iter(one.front.ledger.requests.values()))
     assert one.front._is_stream(request)
     assert meta.request_id_of(request.meta) == "r1"
     assert ids_of(next(worker for worker in one.workers.values() if worker.lane).lane[0][0]) == ["r1"]

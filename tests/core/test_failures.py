@@ -81,7 +81,7 @@ def test_a_torn_stream_is_noted() -> None:
     twin.submit(1)
     batch = one.lane[0][0]
     twin.front.events(StreamEvents(0, one.key, batch.uids, batch=batch.batch), [b"piece"], twin.now)
-    request = next(iter(twin.front.ledger.values()))
+    request = next(iter(twin.front.ledger.requests.values()))
     request.streamer = other.key
     twin.finish(one)
     assert [(status, text) for _, status, text, _, _ in noted(twin)] == [(500, wording.TORN)]

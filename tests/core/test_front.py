@@ -9,7 +9,8 @@ import pytest
 
 from engine.core.answers import Column
 from engine.core.batching import Policy
-from engine.core.front import EPOCH_SHIFT, FrontSpec, _modest
+from engine.core.front import EPOCH_SHIFT, FrontSpec
+from engine.core.ledger import modest
 from engine.core.liveness import FRONTEND_SILENCE_S
 from engine.core.messages import (
     OWN_HEADERS_MOST,
@@ -109,8 +110,8 @@ def test_many_answers_at_once_leave_in_parcels_that_can_be_read(headers: int, si
 
 
 def test_headers_of_a_worker_that_are_more_than_it_may_send_are_left_out() -> None:
-    assert _modest({"x": "y" * (OWN_HEADERS_MOST - 1)})
-    assert not _modest({"x": "y" * OWN_HEADERS_MOST})
+    assert modest({"x": "y" * (OWN_HEADERS_MOST - 1)})
+    assert not modest({"x": "y" * OWN_HEADERS_MOST})
 
 
 def test_draining_is_503() -> None:

@@ -77,7 +77,7 @@ def test_one_answer_of_what_was_asked_whatever_happens(data: st.DataObject) -> N
         assert status in (200, 408, 422, 429, 500, 503)
         if status == 200:
             assert body == expected(seq, route)
-    for tally in one.front.memo.tallies.values():
+    for tally in one.front.ledger.memo.tallies.values():
         assert 0 <= tally.nbytes <= spec.size
         assert tally.entries * ENTRY_BYTES <= tally.nbytes
 
@@ -93,7 +93,9 @@ def test_equal_values_are_computed_once(route: int) -> None:
         assert one.answer(seq) == (200, expected(seq, route))
     assert one.is_empty()
     stages = {
-        stage: one.front.memo.tallies[stage] for stage in TABLE.routes[route].stages if TABLE.is_cached(route, stage)
+        stage: one.front.ledger.memo.tallies[stage]
+        for stage in TABLE.routes[route].stages
+        if TABLE.is_cached(route, stage)
     }
     for tally in stages.values():
         assert tally.misses == 3
@@ -109,7 +111,7 @@ def test_what_is_known_is_answered_at_once_however_full_it_is() -> None:
     one.submit(2, first=4, route=ONLY)  # others
     one.submit(1, first=6, route=ONLY)
     assert one.answer(6) == (200, b"body0+1")
-    assert one.front.inside == 2
+    assert one.front.ledger.inside == 2
     drain(one)
     assert one.is_empty()
 
@@ -154,10 +156,10 @@ def test_a_computation_outlives_who_asked_first_and_ends_with_the_last() -> None
     one.submit(1, first=6, route=ONLY)
     one.front.cancel(b"f", [3])
     one.run()
-    assert len(one.front.memo) == 1
+    assert len(one.front.ledger.memo) == 1
     one.front.cancel(b"f", [6])
     one.run()
-    assert not len(one.front.memo)
+    assert not len(one.front.ledger.memo)
     assert not one.front.ledger
     drain(one)
     assert one.is_empty()
@@ -168,10 +170,10 @@ def test_a_change_forgets_what_is_known_and_what_is_being_computed() -> None:
     one.submit(1, first=3, route=ONLY)
     one.front.change(one.front.spec)
     one.submit(1, first=6, route=ONLY)
-    assert len(one.front.memo) == 2
+    assert len(one.front.ledger.memo) == 2
     drain(one)
     assert one.answer(3) == one.answer(6) == (200, b"body0+1")
-    assert one.front.memo.tallies[A].entries == 1  # of the second
+    assert one.front.ledger.memo.tallies[A].entries == 1  # of the second
     assert one.is_empty()
 
 
@@ -180,16 +182,16 @@ def test_who_leaves_takes_what_is_known_along() -> None:
     one = twin()
     one.submit(1, first=3, route=ONLY)
     drain(one)
-    assert one.front.memo.tallies[A].entries == 1
+    assert one.front.ledger.memo.tallies[A].entries == 1
     old = at(one, A)
     one.worker(A, slot=2)
     one.stages[A].leave(old.key, one.now)
     one.run()
     one.kill(old)
-    assert one.front.memo.tallies[A].entries == 0
+    assert one.front.ledger.memo.tallies[A].entries == 0
     one.submit(1, first=6, route=ONLY)
     drain(one)
-    assert one.front.memo.tallies[A].misses == 2
+    assert one.front.ledger.memo.tallies[A].misses == 2
     assert one.is_empty()
 
 

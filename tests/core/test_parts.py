@@ -120,7 +120,7 @@ def test_parts_are_batched_with_everybodys_and_come_together_in_order(route: int
     assert [one.answer(seq) for seq in (1, 2, 3)] == [(200, expected(seq, route)) for seq in (1, 2, 3)]
     assert one.is_empty()
     assert one.front.stats.split >= 3
-    assert one.front.inside == 0
+    assert one.front.ledger.inside == 0
 
 
 def test_a_list_of_nothing_goes_on_at_once() -> None:
@@ -145,7 +145,7 @@ def test_a_part_that_fails_fails_its_request_and_calls_the_others_off() -> None:
     one.deliver_failure(crop, 1, 422)
     assert one.answer(3)[0] == 422
     assert one.front.failures.counts.total() == 1  # one request has
-    assert len(one.front.gatherings.wholes) == 1  # the neighbour's
+    assert len(one.front.ledger.gatherings.wholes) == 1  # the neighbour's
     drain(one)
     assert one.answer(1) == (200, expected(1, EACH))
     assert one.is_empty()
@@ -214,7 +214,7 @@ def test_who_leaves_takes_all_parts_along() -> None:
     one.front.cancel(b"f", [3])
     one.run()
     assert not one.front.ledger
-    assert not one.front.gatherings.wholes
+    assert not one.front.ledger.gatherings.wholes
     assert all(not len(machine.queue) for machine in one.stages)
     drain(one)
     assert one.is_empty()
@@ -227,7 +227,7 @@ def test_parts_take_nobodys_place_at_the_door() -> None:
     one.submit(3, first=3, route=EACH)  # three, none, one
     drain_stage(one, PRE)
     assert len(one.front.ledger) > 4
-    assert (one.front.inside, one.front.headroom) == (3, 1)
+    assert (one.front.ledger.inside, one.front.headroom) == (3, 1)
     one.submit(1, first=7, route=CHAIN)
     one.submit(1, first=8, route=CHAIN)
     assert one.answer(8)[0] == Status.OVERLOADED
@@ -255,10 +255,10 @@ def test_what_is_done_beside_others_fits_or_its_request_is_refused() -> None:
     one.submit(1, first=3, route=EACH)
     one.submit(1, first=7, route=EACH)
     drain_stage(one, PRE)
-    assert len(one.front.gatherings.wholes) == 2
+    assert len(one.front.ledger.gatherings.wholes) == 2
     crop = at(one, CROP)
     while crop.lane:
-        assert one.front.gatherings.nbytes.get(POST, 0) <= 60
+        assert one.front.ledger.gatherings.nbytes.get(POST, 0) <= 60
         one.finish(crop)
     drain(one)
     answers = sorted(one.answer(seq)[0] for seq in (3, 7))

@@ -40,7 +40,7 @@ def send(twin: Twin, worker: FakeWorker, uid: int, text: bytes = b"event") -> di
 def die_unnoticed(twin: Twin, worker: FakeWorker, uid: int) -> None:
     """An event of the worker is passed on while its stage, on another thread, has just looked whether there was one."""
     assert send(twin, worker, uid) == {b"f": [(1, b"event")]}
-    request = twin.front.ledger[uid]
+    request = twin.front.ledger.requests[uid]
     seen, request.stream_hop = request.stream_hop, -1
     twin.kill(worker)
     request.stream_hop = seen
@@ -129,7 +129,7 @@ def test_events_of_what_somebody_else_holds_are_dropped(who: str) -> None:
     sender = {"a worker of its stage": other, "a worker of another stage": next_one}.get(who, one)
     sender.batches[uid] = one.batches[uid] + (sender is one)
     assert send(twin, sender, uid) == {}
-    assert twin.front.ledger[uid].streamer == -1
+    assert twin.front.ledger.requests[uid].streamer == -1
     assert send(twin, one, uid) == ({} if sender is one else {b"f": [(1, b"event")]})
 
 

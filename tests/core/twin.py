@@ -168,9 +168,9 @@ class Twin:
             StageMachine(index, spec, self.topology, epoch, deployment=DEPLOYMENT)
             for index, spec in enumerate(self._specs)
         ]
-        self.front.crews = [stage.crew for stage in self.stages]
+        self.front.ledger.crews = [stage.crew for stage in self.stages]
         for machine in self.stages:
-            machine.crews = self.front.crews
+            machine.crews = self.front.ledger.crews
 
     # --- driving -----------------------------------------------------------------------------------------------------
 
@@ -424,7 +424,7 @@ class Twin:
             except ProtocolError:
                 return  # its producer is gone, and what it computed is computed again
         if isinstance(decoded, Parts):
-            self.front.parts(decoded, got, self.now)
+            self.front.hub.parts(decoded, got, self.now)
         elif target == FINAL:
             self.front.results(decoded, got, self.now)
         else:
@@ -464,7 +464,7 @@ class Twin:
                     acted = True
                     self._carry_out(machine.index, action)
             taken = self.front.take_answers(self.now)
-            front_actions, self.front.actions = self.front.actions, []
+            front_actions = self.front.take_actions()
             for front_action in front_actions:
                 acted = True
                 self._carry_out(-1, front_action)
@@ -537,13 +537,13 @@ class Twin:
         """Nothing is held anywhere."""
         return (
             not self.front.ledger
-            and self.front.nbytes == 0
+            and self.front.ledger.nbytes == 0
             and self.front.keys.in_flight == self.front.keys.waiting == 0
-            and not self.front.gatherings.wholes
-            and not len(self.front.gatherings)
-            and not self.front.gatherings.nbytes
-            and not len(self.front.memo)
-            and not self.front.memo.waiting
+            and not self.front.ledger.gatherings.wholes
+            and not len(self.front.ledger.gatherings)
+            and not self.front.ledger.gatherings.nbytes
+            and not len(self.front.ledger.memo)
+            and not self.front.ledger.memo.waiting
             and all(not len(machine.queue) and machine.queue.nbytes == 0 for machine in self.stages)
             and all(not machine.fate.apart for machine in self.stages)
             and all(not worker.batches for machine in self.stages for worker in machine.workers.values())

@@ -215,7 +215,7 @@ def test_a_frontend_whose_message_cannot_be_handled_begins_anew_and_loses_nothin
                 assert [(await answer).body for answer in answers] == [b"1st!", b"second!", b"the third!"]
                 assert not faults
                 assert not machine.ledger
-                assert machine.nbytes == 0
+                assert machine.ledger.nbytes == 0
             assert dropped(deployment) == {FAILED: 1}
             assert not broker.failed.is_set()
 

@@ -208,7 +208,7 @@ def often_interrupted() -> Iterator[None]:
 def left(broker: Broker) -> list[str]:
     """What the broker still holds."""
     front = broker.front.machine
-    held = {"ledger": len(front.ledger), "bytes": front.nbytes, "shared": broker.arenas.usage()[1]}
+    held = {"ledger": len(front.ledger), "bytes": front.ledger.nbytes, "shared": broker.arenas.usage()[1]}
     for part in broker.stages:
         machine, name = part.machine, part.machine.spec.name
         held[f"{name} queue"] = len(machine.queue) + machine.queue.nbytes + len(machine.fate.apart)
