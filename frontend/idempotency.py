@@ -10,7 +10,9 @@ their tries in some of them, and draw new ids.
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from typing import Final
 
@@ -37,16 +39,21 @@ def key_of(head: Head, body: bytes | memoryview) -> bytes:
     for name, value in head.fields:
         if name in _CREDENTIALS:
             whose += name, value
-    return _digest(whose) + asked(head, body)
+    return _digest(whose) + asked(head.query, head.fields, body)
 
 
-def asked(head: Head, body: bytes | memoryview) -> bytes:
+def asked(query: bytes, fields: Iterable[tuple[bytes, bytes]], body: bytes | memoryview) -> bytes:
     """Half of that: a digest of what is asked, whoever does."""
-    parts = [head.query]
-    for name, value in head.fields:
+    parts = [query]
+    for name, value in fields:
         if name in _MEANING:
             parts += name, value
     return _digest(parts, body)
+
+
+async def beside(size: int, digest: Callable[..., bytes], *args: object) -> bytes:
+    """A digest of a body of so many bytes: of a large one beside the event loop."""
+    return digest(*args) if size <= INLINE_MAX else await asyncio.to_thread(digest, *args)
 
 
 def _digest(parts: list[bytes], body: bytes | memoryview = b"") -> bytes:

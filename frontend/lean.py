@@ -322,7 +322,7 @@ class LeanConnection(asyncio.Protocol):
         about = meta.pack(request_id, told)
         try:
             key = b"" if plain.head.idempotency_key is None else key_of(plain.head, body)
-            memo = gate.memos.of(plain.route, plain.head, body) if gate.memos.any else b""
+            memo = gate.memos.of(plain.route, plain.head.query, plain.head.fields, body) if gate.memos.any else b""
             call = Call(plain.route, body, instant + timeout_s, about, self, key, qos, memo)
             self._seq = shared.client.call(call, instant)
         except Unavailable as error:

@@ -7,7 +7,7 @@ object that has them, and the query. What cannot be told is computed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Final
 
@@ -15,7 +15,6 @@ import msgspec
 
 from engine.core.messages import MEMO_KEY_SIZE
 from engine.core.routing import Topology
-from frontend.head import Head
 from frontend.idempotency import asked
 
 _read: Final = msgspec.json.Decoder().decode
@@ -33,18 +32,18 @@ class Memos:
         self.any = any(fields is not None for fields in self._fields)
 
     def has(self, route: int) -> bool:
-        return self._fields[route] is not None
+        return self.any and self._fields[route] is not None
 
-    def of(self, route: int, head: Head, body: bytes | memoryview) -> bytes:
+    def of(self, route: int, query: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes | memoryview) -> bytes:
         """MEMO_KEY_SIZE bytes; none where it cannot be told, or the stage has no cache. Takes about a millisecond per
         MB."""
         fields = self._fields[route]
         if fields is None:
             return b""
         if not fields:
-            return asked(head, body)
+            return asked(query, headers, body)
         digest = blake2b(digest_size=MEMO_KEY_SIZE, person=b"fields")
-        digest.update(b"%d:" % len(head.query) + head.query)
+        digest.update(b"%d:" % len(query) + query)
         try:
             value = _read(body)
             digest.update(_write([value[field] for field in fields]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ from frontend.exchange import Exchange
 from frontend.gate import Gate
 from frontend.handlers import fill
 from frontend.head import Head
-from frontend.idempotency import INLINE_MAX, key_of
+from frontend.idempotency import beside, key_of
 from frontend.jobs.resources import Jobs, wants_job
 from frontend.metrics import FrontendMetrics
 from frontend.waiting import Begun, Waiting
@@ -128,23 +128,18 @@ class RouteResource:
         """Of the request, if it has one; of a large body beside the event loop."""
         if head.idempotency_key is None:
             return b""
-        return await _beside(len(body), key_of, head, body)
+        return await beside(len(body), key_of, head, body)
 
     async def _memo(self, head: Head, body: bytes) -> bytes:
         """The same for the cache of the route's first stage."""
         memos = self._shared.gate.memos
-        if not memos.any or not memos.has(self._route):
+        if not memos.has(self._route):
             return b""
-        return await _beside(len(body), memos.of, self._route, head, body)
+        return await beside(len(body), memos.of, self._route, head.query, head.fields, body)
 
     def _check_gate(self) -> None:
         if (problem := self._shared.gate.refusal(self._shared.client.view())) is not None:
             raise Refusal(problem)
-
-
-async def _beside(size: int, digest: Callable[..., bytes], *args: object) -> bytes:
-    """A digest of a body of so many bytes: of a large one beside the event loop."""
-    return digest(*args) if size <= INLINE_MAX else await asyncio.to_thread(digest, *args)
 
 
 async def _compress(head: Head, resp: falcon.asgi.Response) -> None:

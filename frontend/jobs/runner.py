@@ -18,12 +18,14 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from engine.clock import now
+from engine.core import meta
 from engine.core.call import Answer, BrokerClient, Call, StreamEvent
 from engine.core.fairness import Priority
 from engine.core.liveness import ANSWER_GRACE_S
 from engine.core.messages import EVENT_COST, Flow, Qos, Speaker
-from engine.errors import Unavailable
+from engine.errors import ProtocolError, Unavailable
 from frontend.gate import Gate
+from frontend.idempotency import beside
 from frontend.jobs import described, hooks
 from frontend.jobs.rules import LATE, RENEW_S, TOO_LARGE, asks_again
 from frontend.jobs.store import Hook, Store, Taken
@@ -220,7 +222,18 @@ class Runner:
         if room <= 0 or not self._client.is_joined or self._closing or self._gate.draining:
             return
         for job in await self.ask(lambda store: store.take(self.owner, room, self.clock(), once=self._once)):
-            self._submit(job)
+            self._submit(job, await self._memo(job))
+
+    async def _memo(self, job: Taken) -> bytes:
+        """By what the cache of its route's first stage knows it, of today: the file may be older than that."""
+        memos, route = self._gate.memos, self._routes.get(job.route)
+        if route is None or not memos.has(route):
+            return b""
+        try:
+            asked = meta.head_of(job.meta)
+        except ProtocolError:  # the stages will say so
+            return b""
+        return await beside(len(job.body), memos.of, route, asked.query, asked.headers, job.body)
 
     async def _tell(self) -> None:
         """Have those told who wait for a job that is over."""
@@ -252,7 +265,7 @@ class Runner:
         due = None if again_s is None else self.clock() + again_s
         await self.ask(lambda store: store.told(hook.job.id, due))
 
-    def _submit(self, job: Taken) -> None:
+    def _submit(self, job: Taken, memo: bytes) -> None:
         route = self._routes.get(job.route)
         if route is None:  # the deployment has changed
             self._end(job, Answer(404, b"there is no such route any more", speaker=int(Speaker.DOOR)))
@@ -262,7 +275,7 @@ class Runner:
         instant, qos = now(), Qos(priority=int(Priority.LOW), client=job.whose)
         try:
             running.seq = self._client.call(
-                Call(route, job.body, instant + left_s, job.meta, running, qos=qos), instant
+                Call(route, job.body, instant + left_s, job.meta, running, qos=qos, memo=memo), instant
             )
         except Unavailable as error:
             self._again(job, error.retry_after_s or 1.0)

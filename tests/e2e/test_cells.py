@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from harness import SERVICES, Deployed, deployed, wait_for, write_service
@@ -100,3 +102,80 @@ def test_it_is_scaled_like_any_other(cells: Deployed) -> None:
         assert refused.returncode != 0
         assert "2 workers at least, one for each cell" in refused.stdout + refused.stderr
     assert load.wrong == []
+
+
+SERVICE = """
+from engine import Worker
+
+class Begin(Worker):
+    example = [{"n": 2}]
+    def forward(self, pages):
+        return [{**page, "crops": [{"k": k, "of": page["n"]} for k in range(page["n"])]} for page in pages]
+
+class One(Worker):
+    def forward(self, crops):
+        return [crop["k"] ** 2 for crop in crops]
+
+class End(Worker):
+    def forward(self, pages):
+        return [{"id": page["id"], "crops": page["crops"]} if "id" in page else page for page in pages]
+"""
+PARTS = """
+[engine]
+name = "cells"
+cells = 2
+[[stage]]
+name = "begin"
+worker = "service:Begin"
+num = 2
+max_batch_size = 4
+[[stage]]
+name = "one"
+worker = "service:One"
+num = 2
+max_batch_size = 8
+cache = { key = "k" }
+[[stage]]
+name = "end"
+worker = "service:End"
+num = 2
+max_batch_size = 4
+[[route]]
+path = "/page"
+stages = ["begin", { each = "crops", through = "one" }, "end"]
+"""
+
+
+class Pages(Load):
+    def _ask(self, number: int) -> None:
+        with httpx.Client(timeout=60, trust_env=False) as client:
+            count = number
+            while not self._stop.is_set():
+                count += 1
+                body = {"id": f"{number}-{count}", "n": count % 40}
+                began = time.monotonic()
+                answer = client.post(self._url, json=body)
+                expected = {"id": body["id"], "crops": [k * k for k in range(count % 40)]}
+                problem = "" if answer.status_code == 200 and answer.json() == expected else answer.text[:200]
+                self._note(answer.status_code, problem, time.monotonic() - began)
+
+
+def test_a_request_in_parts_and_a_cache_are_one_cells_and_outlive_it(folder: Path) -> None:
+    with deployed(write_service(folder, PARTS, SERVICE)) as running:
+        with Pages(f"{running.url}/page", threads=6) as load:
+            load.flow(100)
+            for broker in running.processes("broker"):
+                broker.kill()
+                wait_for(
+                    "another",
+                    lambda broker=broker: broker not in (now := running.processes("broker")) and len(now) == 2,
+                )
+                load.flow(50)
+        assert load.wrong == []
+        assert set(load.answers) == {200}
+        page = running.metrics()
+        found = {name: value for name, value in page.items() if name.startswith("engine_cache_hits_total")}
+        assert len(found) == 2  # of each cell
+        assert sum(found.values()) > 0
+        left = {name: value for name, value in page.items() if name.startswith("engine_remaining_")}
+        assert set(left.values()) == {0}

@@ -77,6 +77,7 @@ class Submitted:
     headers: list[tuple[bytes, bytes]]
     asked: Asked | None = None
     qos: Qos | None = None
+    memo: bytes = b""
 
 
 @dataclass(eq=False)
@@ -113,7 +114,15 @@ class FakeClient:
         timeout_s = round(call.deadline - now(), 2)
         request_id = meta.request_id_of(call.meta)
         item = Submitted(
-            call.route, bytes(call.body), timeout_s, request_id, head.query, head.headers, head.asked, call.qos
+            call.route,
+            bytes(call.body),
+            timeout_s,
+            request_id,
+            head.query,
+            head.headers,
+            head.asked,
+            call.qos,
+            call.memo,
         )
         self.submitted.append(item)
         reply = self.reply(item)

@@ -22,11 +22,14 @@ from engine import config
 from engine.config.schema import FrontendSection
 from engine.core.call import Answer, StreamEvent
 from engine.core.messages import Flow, Speaker
+from engine.core.routing import Route, Topology
 from engine.errors import ConfigError
+from frontend.idempotency import INLINE_MAX
 from frontend.jobs import hooks, rules, runner
 from frontend.jobs.rules import LEASE_S, State
 from frontend.jobs.runner import Runner
 from frontend.jobs.store import Job, Store
+from frontend.memo import Memos
 
 ROUTE = "/inference"
 ASYNC = ("prefer", "respond-async")
@@ -251,6 +254,28 @@ def test_a_job_is_what_the_request_would_have_been(path: Path) -> None:
         (asked,) = process.service.client.submitted
         assert (asked.body, asked.request_id) == (b'"hello"', "mine")
         assert process.runner.finished == {"done": 1}
+
+    started(process)(scenario)
+
+
+@pytest.mark.parametrize("fields", [(), ("text",)], ids=["whole", "fields"])
+@pytest.mark.parametrize("size", [1, INLINE_MAX])
+def test_the_cache_of_the_first_stage_knows_a_job_as_it_knows_a_request(
+    path: Path, fields: tuple[str, ...], size: int
+) -> None:
+    process = Process(path)
+    paths = [ROUTE, "/second"]
+    table = Topology(("first", "second stage"), tuple(Route(one, (0, 1)) for one in paths), {0: fields})
+    process.service.gate.memos = Memos(table)
+    body = json.dumps({"text": "x" * size}).encode()
+
+    async def scenario() -> None:
+        for headers in ((ASYNC,), ()):
+            answer = await process.ask("POST", ROUTE, body, ("content-type", "application/json"), *headers)
+            if headers:
+                await process.over(json.loads(answer.body)["id"])
+        job, request = process.service.client.submitted
+        assert job.memo == request.memo != b""
 
     started(process)(scenario)
 

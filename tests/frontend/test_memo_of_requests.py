@@ -28,7 +28,8 @@ MEMOS = Memos(TABLE)
 def key(route: int, body: bytes, *, query: bytes = b"", **fields: str) -> bytes:
     fields = {"host": "x", **fields}
     pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in fields.items()]
-    return MEMOS.of(route, heads.read("POST", "1.1", TABLE.routes[route].path, query, pairs), body)
+    head = heads.read("POST", "1.1", TABLE.routes[route].path, query, pairs)
+    return MEMOS.of(route, head.query, head.fields, body)
 
 
 def test_all_that_is_asked_counts_and_not_who_asks() -> None:
