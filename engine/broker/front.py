@@ -156,7 +156,7 @@ class FrontPart(Part[ToFront]):
             self._carry_out()
         for peer, answers, payloads in taken:
             self._send(peer, answers, payloads)
-        if machine.again:
+        if machine.tries.again:
             for peer, again in machine.take_again():
                 self._send(peer, again)
         return min(next_deadline, self._check_at)

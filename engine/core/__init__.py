@@ -46,6 +46,7 @@
     memo       the caches of stages: results that are kept, computations that several wait for
     cells      several brokers of one deployment: who belongs to which, which gets a request
     oip        the Open Inference Protocol, without its tensors
+    tries      requests with an Idempotency-Key, at the door
 
 Machines (``stage``, ``front``) take events and ``now`` and append *actions* to a list; the parts in
 :mod:`engine.broker` carry the actions out.

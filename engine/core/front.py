@@ -11,8 +11,7 @@ frontend, from :meth:`FrontMachine.take_answers`. Rules held here:
 * the events of a request at one hop come from one worker: a client that has read half of one computation is not given
   half of another, but the failure that it was;
 * when a frontend dies or its client leaves, the request is closed and its items are dropped wherever they are;
-* a request with an Idempotency-Key (:mod:`engine.core.idempotency`) is computed for KEYED, a frontend that nobody is,
-  and its answer then shared among the tries that wait for it. So it outlives them;
+* a request with an Idempotency-Key outlives who asked (:mod:`engine.core.tries`);
 * what comes back midway, to go on in parts or by way of a cache, is the hub's (:mod:`engine.core.hub`).
 """
 
@@ -32,8 +31,6 @@ from engine.core.actions import Admit, Drop, Fail, FrontAction, Grant, News, Rel
 from engine.core.admission import (
     BODIES_FILL,
     DRAINING,
-    KEY_IN_USE,
-    KEY_REUSED,
     NO_TIME,
     POISON,
     PREDICTED,
@@ -49,7 +46,6 @@ from engine.core.ends import EXPIRED
 from engine.core.fairness import Client, Priority, unpressed
 from engine.core.foretold import EVERY
 from engine.core.hub import MISSED, Hub
-from engine.core.idempotency import HEADER, Kept, Keys, Waiter, is_same
 from engine.core.introduction import Introduction, Refusal, agreed, refuse_frontend
 from engine.core.items import Item, Request
 from engine.core.ledger import FAILED, FAILURE, MESSAGE_MOST, NOBODY, OWN_BODY, Ledger, modest
@@ -75,6 +71,7 @@ from engine.core.messages import (
 )
 from engine.core.quarantine import Quarantine
 from engine.core.routing import Topology
+from engine.core.tries import KEYED, Tries
 from engine.core.window import Counts, Marks, Window
 from engine.core.wire import HEAD_ITEMS, MICROS, Payload, joined, payload_size, refs_of
 
@@ -93,8 +90,6 @@ GUESSES: Final = 3  # at how long one waits who is overtaken
 DEADLINES_SLACK: Final = 1024
 
 OVER: Final = Refused(EXPIRED)
-REPLAYED: Final = {HEADER: "true"}
-KEYED: Final = b""  # who asks for requests with a key, and is answered: tries come and go
 
 
 @dataclass(frozen=True)
@@ -209,9 +204,8 @@ class FrontMachine:
         self.failures = self.ledger.failures
         self.foretold = self.ledger.foretold
         self.window = Window()  # of :meth:`counts`
-        self.keys = Keys()
+        self.tries = Tries(self.ledger, spec.capacity, spec.idempotency_bytes)
         self._gone: dict[int, int] = {}  # by stage: workers that have ended, as was heard last
-        self.again: dict[bytes, list[int]] = {}  # by frontend: what it is to submit again
         self._sessions = 0
         self._deadlines: list[tuple[float, int]] = []
         numbers_of = range(len(topology.routes))
@@ -234,6 +228,7 @@ class FrontMachine:
         self.door.change(spec.slos_s, spec.priorities, spec.clients)
         self.ledger.memo.change(spec.caches)
         self.hub.gathering = spec.gathering
+        self.tries.capacity, self.tries.room = spec.capacity, spec.idempotency_bytes
 
     # --- from frontends ----------------------------------------------------------------------------------------------
 
@@ -281,7 +276,7 @@ class FrontMachine:
         frontend = self.frontends[peer]
         frontend.heard = now
         known = frontend.requests
-        ledger, spec = self.ledger, self.spec
+        ledger, tries, spec = self.ledger, self.tries, self.spec
         admitted: dict[int, list[Item]] = {}
         ways: dict[int, Way] = {}  # by route, for the whole parcel
         unread: list[Ref] = []  # shared memory of what is not admitted
@@ -309,7 +304,10 @@ class FrontMachine:
             rejection, first, items, goal_at, surely_at, is_open, first_stage, is_cached = way
             size = len(payload) if type(payload) is bytes else payload_size(payload)
             deadline = now + budget_us / MICROS
-            if keys and seq in keys and self._is_settled(frontend, seq, keys[seq], deadline, now):
+            if keys and seq in keys and (other := tries.find(keys[seq], now)) is not None:
+                rejection = tries.settle(other, peer, seq, keys[seq], deadline, now)
+                if rejection is not None:
+                    self._reject(peer, seq, -1, rejection, 0.0, now)
                 unread.extend(refs_of(payload))
                 continue
             memo = memos.get(seq, b"") if memos and is_cached else b""
@@ -341,7 +339,7 @@ class FrontMachine:
             uid = ledger.last_uid = ledger.last_uid + 1
             if keys and seq in keys:
                 request = Request(uid, KEYED, uid, route, deadline, due, rank, meta, size)
-                self.keys.begin(keys[seq], request, (peer, seq))
+                tries.keys.begin(keys[seq], request, (peer, seq))
             else:
                 request = Request(uid, peer, seq, route, deadline, due, rank, meta, size)
             if is_open:
@@ -491,7 +489,7 @@ class FrontMachine:
         known = frontend.requests
         left = [(seq, request) for seq in once if (request := known.get(seq)) is not None]
         self.ledger.drop(
-            [request for seq, request in left if request.frontend == peer or self._is_left(peer, seq, request)]
+            [request for seq, request in left if request.frontend == peer or self.tries.is_left(peer, seq, request)]
         )
 
     def beat(self, peer: bytes, beat: FrontendBeat, now: float) -> None:
@@ -515,10 +513,10 @@ class FrontMachine:
         if frontend is not None:
             left = frontend.requests.items()
             self.ledger.drop(
-                [request for seq, request in left if request.frontend == peer or self._is_left(peer, seq, request)]
+                [request for seq, request in left if request.frontend == peer or self.tries.is_left(peer, seq, request)]
             )
             self.ledger.answers.drop(peer)
-            self.again.pop(peer, None)
+            self.tries.again.pop(peer, None)
         return frontend
 
     def measure(self, now: float) -> None:
@@ -654,7 +652,7 @@ class FrontMachine:
                 continue
             peer, seq = request.frontend, request.seq
             if peer == KEYED:
-                reader = self._reader(request)
+                reader = self.tries.reader(request)
                 if reader is None:
                     continue
                 peer, seq = reader
@@ -760,121 +758,9 @@ class FrontMachine:
                     late.setdefault(stage, []).append(uid)
         for stage, uids in late.items():
             self.ledger.actions.append(Drop(stage, uids))
-        keys = self.keys
-        if now >= keys.due_at:
-            for waiter in keys.expire(now):
-                self._tell(waiter, NO_TIME)
-        return min(deadlines[0][0], keys.due_at) if deadlines else keys.due_at
-
-    # --- requests with a key -----------------------------------------------------------------------------------------
-
-    def _is_settled(self, frontend: Frontend, seq: int, key: bytes, deadline: float, now: float) -> bool:
-        """Whether a request is answered from memory, joins another try of its own, or is refused for what came with its
-        key before; else it is to be judged like any other, and computed."""
-        if KEYED in self.ledger.answers.columns:
-            self._share_answers(now)
-        found = self.keys.find(key, now)
-        if found is None:
-            return False
-        peer = frontend.peer
-        rejection: Rejection | None = None
-        if not is_same(found, key):
-            rejection = KEY_REUSED
-        elif isinstance(found, Kept):
-            self._replay(peer, seq, found)
-        elif self._is_stream(found.request):
-            rejection = KEY_IN_USE
-        elif deadline <= now:
-            rejection = NO_TIME
-        elif (count := self.ledger.inside + self.keys.waiting) >= self.spec.capacity:
-            rejection = at_capacity(count)
-        else:
-            self.stats.joined += 1
-            self.keys.join(found, (peer, seq), deadline)
-            frontend.requests[seq] = found.request
-        if rejection is not None:
-            self._reject(peer, seq, -1, rejection, 0.0, now)
-        return True
-
-    def _is_stream(self, request: Request) -> bool:
-        """Whether the answer comes in pieces, which only one reader can be given."""
-        return request.stream_hop >= 0 or any(
-            self.stages[last].state.flow in (Flow.EVENTS, Flow.CHUNKS) for last in self._ends[request.route]
-        )
-
-    def _is_left(self, peer: bytes, seq: int, request: Request) -> bool:
-        """One who waits for the answer to a key has gone. Whether nobody can have any more of it."""
-        flight = self.keys.flight(request.uid)
-        self.keys.leave(flight, (peer, seq))
-        self._forget(peer, seq)
-        if flight.waiters or request.closed or not self._is_stream(request):
-            return False
-        self.keys.end(request.uid)
-        return True
-
-    def _reader(self, request: Request) -> Waiter | None:
-        """Who reads the events of a request with a key: the first who asked. Others had joined before it was known that
-        it is a stream."""
-        flight = self.keys.flight(request.uid)
-        if not flight.waiters:
-            self.keys.end(request.uid)
-            self.ledger.drop([request])
-            return None
-        reader, *others = flight.waiters
-        for waiter in others:
-            self.keys.leave(flight, waiter)
-            self._tell(waiter, KEY_IN_USE)
-        return reader
-
-    def _share_answers(self, now: float) -> None:
-        """Give the answers to requests with a key to all who wait for them, and keep those that are to be kept."""
-        column = self.ledger.answers.columns.pop(KEYED)
-        for index, (uid, status, mime, trail, payload) in enumerate(
-            zip(column.seqs, column.statuses, column.mimes, column.trails, column.payloads, strict=True)
-        ):
-            flight = self.keys.end(uid)
-            speaker = column.speakers.get(index, int(Speaker.WORKER))
-            headers = column.headers.get(index, {})
-            body = bytes(joined(payload))
-            if speaker == Speaker.WORKER and not self._is_stream(flight.request):
-                self.keys.keep(flight, status, mime, headers, body, now, self.spec.idempotency_bytes)
-            # Not where a stage or a worker says so: it hangs, and would do so again.
-            was_late = speaker == Speaker.FORECAST or (status == Status.TIMEOUT and speaker == Speaker.DOOR)
-            until = flight.request.due if speaker == Speaker.FORECAST else flight.request.deadline
-            for (peer, seq), deadline in flight.waiters.items():
-                self._forget(peer, seq)
-                if was_late and deadline > until and (peer, seq) != flight.first:  # this one may have more time
-                    self.again.setdefault(peer, []).append(seq)
-                    continue
-                is_other = (peer, seq) != flight.first and speaker == Speaker.WORKER
-                self.ledger.answers.column(peer).add(
-                    seq,
-                    status,
-                    body,
-                    mime=mime,
-                    trail=trail,
-                    speaker=speaker,
-                    retry_ms=column.retries_ms.get(index, 0),
-                    refused=column.refusals.get(index),
-                    headers={**headers, **REPLAYED} if is_other else headers,
-                )
-
-    def _replay(self, peer: bytes, seq: int, kept: Kept) -> None:
-        """The answer that is kept."""
-        self.stats.replayed += 1
-        headers = {**kept.headers, **REPLAYED}
-        self.ledger.answers.column(peer).add(seq, kept.status, kept.body, mime=kept.mime, headers=headers)
-
-    def _tell(self, waiter: Waiter, rejection: Rejection) -> None:
-        """One who waited gets an answer of its own."""
-        reason, status, text, speaker = rejection
-        self._forget(*waiter)
-        self.ledger.answers.say(*waiter, status, text, speaker, refused=Refused(reason))
-
-    def _forget(self, peer: bytes, seq: int) -> None:
-        frontend = self.frontends.get(peer)
-        if frontend is not None:
-            frontend.requests.pop(seq, None)
+        self.tries.expire(now)
+        due_at = self.tries.keys.due_at
+        return min(deadlines[0][0], due_at) if deadlines else due_at
 
     # --- answers -----------------------------------------------------------------------------------------------------
 
@@ -882,13 +768,12 @@ class FrontMachine:
         """All answers since the last call, one parcel per frontend; several where one would have too large a header.
         What became of parts is heard here, of which further actions may come."""
         self.hub.hear(now)
-        if KEYED in self.ledger.answers.columns:
-            self._share_answers(now)
+        self.tries.hear(now)
         return self.ledger.answers.take() if self.ledger.answers.columns else []
 
     def take_again(self) -> list[tuple[bytes, Again]]:
         """Since the last call, by frontend: what it is to submit again, for the answer to another try did not come."""
-        again, self.again = self.again, {}
+        again, self.tries.again = self.tries.again, {}
         return [
             (peer, Again(seqs[start : start + HEAD_ITEMS]))
             for peer, seqs in again.items()

@@ -3,7 +3,7 @@
 A client that has not got its answer - its connection broke, its patience ended, the process it spoke to was killed -
 sends the request again with the same key. Which process of which frontend that comes to is chance, so the front of the
 broker, which all requests pass, keeps the books; a frontend only says of each what it is (*key*: 16 bytes of whose key
-it is, 16 of what is asked). Rules held here and by :class:`engine.core.front.FrontMachine`:
+it is, 16 of what is asked). Rules held here and by :class:`engine.core.tries.Tries`:
 
 * tries that come while another is computed *join* it, and get its answer when it comes;
 * what a worker answered - a result, or an error of the item's own (below 500) - is kept for HOLD_S, in a bounded number

@@ -282,6 +282,6 @@ def test_progress_has_a_place_while_any_end_may_be_a_stream() -> None:
         one.worker(stage, flow=Flow.EVENTS if stage == EN else Flow.WHOLE)
     one.submit(1, route=3)
     request = next(iter(one.front.ledger.requests.values()))
-    assert one.front._is_stream(request)
+    assert one.front.tries.is_stream(request)
     assert meta.request_id_of(request.meta) == "r1"
     assert ids_of(next(worker for worker in one.workers.values() if worker.lane).lane[0][0]) == ["r1"]

@@ -35,7 +35,7 @@ def test_tries_beside_each_other_are_one_computation() -> None:
     twin.submit(2, first=2, key=key("a"))
     twin.submit(1, peer=b"g", key=key("a"))
     assert not twin.answers
-    assert twin.front.keys.waiting == 3
+    assert twin.front.tries.keys.waiting == 3
     twin.finish(worker)
     assert not worker.lane
     assert twin.answers == {
@@ -285,7 +285,7 @@ def test_a_stream_ends_with_its_reader() -> None:
     twin.front.cancel(b"f", [1])
     twin.run()
     assert not twin.front.ledger
-    assert twin.front.keys.in_flight == 0
+    assert twin.front.tries.keys.in_flight == 0
     twin.submit(1, first=2, key=key("a"))  # is not joined to what nobody reads
     twin.skip(worker)
     twin.finish(worker)

@@ -538,7 +538,7 @@ class Twin:
         return (
             not self.front.ledger
             and self.front.ledger.nbytes == 0
-            and self.front.keys.in_flight == self.front.keys.waiting == 0
+            and self.front.tries.keys.in_flight == self.front.tries.keys.waiting == 0
             and not self.front.ledger.gatherings.wholes
             and not len(self.front.ledger.gatherings)
             and not self.front.ledger.gatherings.nbytes
