@@ -13,6 +13,7 @@ from engine.core.front import FrontSpec
 from engine.core.memo import CacheSpec
 from engine.core.messages import CLIENT_SIZE
 from engine.core.stage import StageSpec
+from engine.core.wire import APART_BYTES
 
 
 def stage_spec(stage: StageSection, engine: EngineSection, cell: int = 0, *, given_s: float = 0.0) -> StageSpec:
@@ -22,7 +23,7 @@ def stage_spec(stage: StageSection, engine: EngineSection, cell: int = 0, *, giv
         num=share(stage.num, engine.brokers, cell),
         policy=Policy(
             stage.max_batch_size,
-            stage.max_batch_bytes,
+            min(stage.max_batch_bytes, APART_BYTES),
             stage.max_wait_time / 1000,
             stage.eager,
             float(stage.max_batch_cost),

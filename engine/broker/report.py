@@ -325,7 +325,8 @@ def status(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deploy
 
 
 def _goal_status(machine: FrontMachine) -> list[dict[str, Any]]:
-    """Of the routes that have one. ``least_s``: what one request takes alone; ``within``, ``late``: results."""
+    """Of the routes that have one. ``least_s``: what one request takes alone; ``within``: results in their time;
+    ``late``: other answers."""
     goals, counts = machine.door.goals, machine.stats.goals
     return [
         {
@@ -578,7 +579,7 @@ def _goals(machine: FrontMachine, namespace: str) -> list[Family]:
         ),
         counter(
             f"{namespace}_slo_answers",
-            "Results of requests that had a goal, by whether the broker had them within it.",
+            "Answers to admitted requests that had a goal, by whether the broker had a result within it.",
             [
                 ({"endpoint": paths[route], "within": str(within).lower()}, count)
                 for (route, within), count in sorted(machine.stats.goals.items())

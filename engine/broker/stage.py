@@ -51,7 +51,7 @@ from engine.core.messages import Bye, Leave, Message, Place, Pulse, Ready, Resul
 from engine.core.routing import Topology
 from engine.core.stage import StageMachine, StageSpec
 from engine.core.wire import AnyWords, Buffer, Payload, are_bytes, control_frame, encode, intake_frame, refs_of
-from engine.errors import StartError
+from engine.errors import ProtocolError, StartError
 from engine.mailbox import Mailbox
 from engine.transport import Endpoints
 
@@ -400,7 +400,13 @@ class StagePart(Part[ToStage]):
             else:
                 payloads = self._arenas.plain(payloads)
         lane = self._lanes[action.worker]
-        lane.send(encode(batch, payloads), now)
+        try:
+            frames = encode(batch, payloads)
+        except ProtocolError as error:
+            log.error("a batch cannot be sent", extra={"stage": self.machine.spec.name, "reason": str(error)})
+            self.machine.unsent(action.worker, batch.batch, wording.TOO_MANY_PIECES, now)
+            return
+        lane.send(frames, now)
         if lane.pending:
             self._stuck.add(action.worker)
 

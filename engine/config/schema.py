@@ -423,7 +423,9 @@ class StageSection:
         "padded. The largest is max_batch_size, which need not be written then. Empty: any size.",
         form=Form.SIZES,
     )
-    max_batch_bytes: int = setting(64 << 20, "Most payload bytes of one batch.", unit=Unit.BYTES, least=1)
+    max_batch_bytes: int = setting(
+        64 << 20, "Most payload bytes of one batch; 1 GiB at the most.", unit=Unit.BYTES, least=1
+    )
     max_batch_cost: int = setting(
         0,
         "Most that a batch costs where items cost unlike much: its costliest times their number, as models pad, in "

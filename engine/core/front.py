@@ -315,6 +315,8 @@ class FrontMachine:
                 found = ledger.memo.answer(Place(route, first_stage, memo), now)
                 if found is not None:  # it needs neither room nor time
                     self.stats.admitted += 1
+                    if self.door.goals.due(route, qos.get(seq, NO_QOS).slo_us / MICROS, now, deadline) < deadline:
+                        self.stats.goals[route, True] += 1
                     ledger.answers.column(peer).add(seq, OK, found.payload, mime=found.mime, headers=found.headers)
                     unread.extend(refs_of(payload))
                     continue
@@ -706,6 +708,7 @@ class FrontMachine:
             if request is not None and self.ledger.stage_of(request) == fail.stage:
                 if fail.why in MISSED:
                     self.foretold.missed(uid)
+                self.ledger.count_goal(request, now, is_result=False)
                 self.ledger.close(request)
                 is_ours = request.frontend in NOBODY  # it is told of whose part it is
                 if status != Status.OVERLOADED and not is_ours:  # else it is refused
@@ -748,6 +751,7 @@ class FrontMachine:
             request = self.ledger.requests.get(uid)
             if request is not None:
                 self.foretold.missed(uid)
+                self.ledger.count_goal(request, now, is_result=False)
                 self.ledger.close(request)
                 self.stats.expired += 1
                 where = self.ledger.stage_of(request)

@@ -53,7 +53,7 @@ class Hub:
 
     def parts(self, message: Parts, payloads: Sequence[Payload], now: float) -> None:
         """Requests that go on in parts, and parts that are done, of one batch of a stage there is. What is not held by
-        the worker, not wanted or not understood is dropped, as results are."""
+        the worker or not wanted is dropped, as results are; what makes no sense fails its request."""
         held = self._ledger.crews[message.stage].held(message.worker, message.batch)
         uids, roles = message.uids, message.roles
         unread: list[Ref] = []
@@ -72,6 +72,8 @@ class Hub:
                 is_taken = self._take_apart(item, message, payloads[at:end], at, now)
             elif item is not None and role == DONE and end == at + 1:
                 is_taken = self._take_part(item, message, payloads[at], message.trails[at], now)
+            elif item is not None:
+                self._give_up(item.request, message, now)
             if item is not None and is_taken:
                 sender, after_s = self._still(item.request.route, message.stage, message.targets[at])
                 continue
@@ -124,7 +126,7 @@ class Hub:
         split = self._topology.split(route, message.stage)
         frame, *parts = payloads
         if split is None or len(parts) > split.most or (split.names and len(parts) != len(split.names)):
-            return False
+            return self._give_up(whole, message, now)
         if not self._ledger.is_at(whole, message.stage, message.worker, now):
             return False
         heads = split.heads if split.names else split.heads * len(parts)
@@ -149,11 +151,19 @@ class Hub:
                 self.enter(part, head, payload, trail, message.keys[place], now)
         return True
 
+    def _give_up(self, request: Request, message: Parts, now: float) -> bool:
+        """What a worker says of a request that it holds makes no sense: it is answered so, where nobody else has taken
+        it further. False: nothing of that is kept."""
+        if self._ledger.is_at(request, message.stage, message.worker, now):
+            self._ledger.give_up(request, wording.ASTRAY, now)
+        return False
+
     def _refuse_parts(self, whole: Request, gather: int, nbytes: int, now: float) -> None:
         """The stage that would gather them holds all it may."""
         text = wording.full_in_bytes(self._topology.stages[gather], nbytes)
         retry_s = self._door.retry_s(Status.OVERLOADED, whole.route, 0.0, self._ledger.left, now)
         self._ledger.trace.add(now, FULL, stage=gather, route=whole.route, retry_s=retry_s, meta=whole.meta)
+        self._ledger.count_goal(whole, now, is_result=False)
         self._ledger.close(whole)
         self._ledger.answers.say(
             whole.frontend,
@@ -168,7 +178,9 @@ class Hub:
     def _take_part(self, item: Item, message: Parts, payload: Payload, trail: bytes, now: float) -> bool:
         """A part is done. Whether what came of it is kept."""
         part = item.request
-        if part.frontend != PARTS or not self._ledger.is_at(part, message.stage, message.worker, now):
+        if part.frontend != PARTS:
+            return self._give_up(part, message, now)
+        if not self._ledger.is_at(part, message.stage, message.worker, now):
             return False
         return self._fill(part, payload, trail, now)
 
@@ -235,6 +247,7 @@ class Hub:
     def _answer_as(self, request: Request, stage: int, column: Column, index: int, now: float) -> None:
         """The answer to something of a request is its own: ``stage`` says that it has failed."""
         refused, status, payload = column.refusals.get(index), column.statuses[index], column.payloads[index]
+        speaker = column.speakers.get(index, int(Speaker.WORKER))
         if status < FAILURE:  # no worker of ours says that it is the answer
             status, payload = FAILED, wording.ASTRAY.encode()
         if refused is not None and refused.reason in MISSED:
@@ -246,6 +259,7 @@ class Hub:
                 is_text = type(payload) is bytes and "content-type" not in column.headers.get(index, ())
                 text = payload[:MESSAGE_MOST].decode("utf-8", "replace") if is_text else OWN_BODY  # type: ignore[index,union-attr]
                 self._ledger.failures.add(now, stage, request.route, status, text, request.meta)
+        self._ledger.count_goal(request, now, is_result=speaker == Speaker.WORKER)
         self._ledger.close(request)
         self._ledger.answers.column(request.frontend).add(
             request.seq,
@@ -253,7 +267,7 @@ class Hub:
             payload,
             mime=column.mimes[index],
             trail=column.trails[index],
-            speaker=column.speakers.get(index, int(Speaker.WORKER)),
+            speaker=speaker,
             retry_ms=column.retries_ms.get(index, 0),
             headers=column.headers.get(index),
             refused=refused,
@@ -295,8 +309,7 @@ class Hub:
     def _go(self, request: Request, found: Found, trail: bytes, now: float) -> None:
         """A result is there for a request: on its way."""
         if found.target == FINAL:
-            if self._door.goals.is_set:
-                self._ledger.count_goal(request, now)
+            self._ledger.count_goal(request, now)
             self._ledger.close(request)
             column = self._ledger.answers.column(request.frontend)
             column.add(request.seq, OK, found.payload, mime=found.mime, trail=trail, headers=found.headers)
@@ -317,7 +330,9 @@ class Hub:
             is_way = self._topology.region(route, stage) is not None
         else:
             is_way = target in self._topology.later(route, stage)
-        if not is_way or not self._ledger.is_at(request, stage, message.worker, now):
+        if not is_way:
+            return self._give_up(request, message, now)
+        if not self._ledger.is_at(request, stage, message.worker, now):
             return False
         # Answers have no references, and of several who have one each would release it.
         if (request.frontend == SHARED or target == FINAL) and (refs := refs_of(payload)):

@@ -22,7 +22,7 @@ from engine.core.failures import Failures
 from engine.core.foretold import Foretold
 from engine.core.items import Request
 from engine.core.memo import SHARED, CacheSpec, Memo
-from engine.core.messages import OWN_HEADERS_MOST, Status
+from engine.core.messages import OWN_HEADERS_MOST, Speaker, Status
 from engine.core.onward import is_inner
 from engine.core.parts import PARTS, Gatherings
 from engine.core.routing import Topology
@@ -130,14 +130,20 @@ class Ledger:
 
     def tear(self, request: Request, now: float) -> None:
         """A second worker sends what a client has read a half of."""
-        self.failures.add(now, self.stage_of(request), request.route, FAILED, wording.TORN, request.meta)
-        self._withdraw([request])
-        self.answers.say(request.frontend, request.seq, Status.FAILED, wording.TORN)
+        self.give_up(request, wording.TORN, now, Speaker.DOOR)
 
-    def count_goal(self, request: Request, now: float) -> None:
-        """It is answered with what was asked for: was that in time?"""
+    def give_up(self, request: Request, text: str, now: float, speaker: Speaker = Speaker.STAGE) -> None:
+        """It fails for what came of it here."""
+        if request.frontend not in NOBODY:  # else it is told of whose part it is
+            self.failures.add(now, self.stage_of(request), request.route, FAILED, text, request.meta)
+        self.count_goal(request, now, is_result=False)
+        self._withdraw([request])
+        self.answers.say(request.frontend, request.seq, Status.FAILED, text, speaker)
+
+    def count_goal(self, request: Request, now: float, *, is_result: bool = True) -> None:
+        """It is answered: with what a worker says, within its goal? What is refused or late is not."""
         if request.due < request.deadline and request.frontend not in NOBODY:
-            self.stats.goals[request.route, now <= request.due] += 1
+            self.stats.goals[request.route, is_result and now <= request.due] += 1
 
     def _withdraw(self, requests: Sequence[Request]) -> None:
         where: defaultdict[int, list[int]] = defaultdict(list)

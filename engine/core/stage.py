@@ -435,6 +435,15 @@ class StageMachine:
                 if other.host == worker.host and other.linked and not other.local and now - other.heard > LIMIT_S:
                     self.exited(other.key, now, Death.CUT)
 
+    def unsent(self, worker: int, number: int, text: str, now: float) -> None:
+        """A batch cannot be given to any worker: its items are answered."""
+        batch = self.workers[worker].batches[number]
+        items = [*batch.items.values()]
+        self._ends.fail(items, Status.FAILED, text)
+        batch.shared = False  # they have been let go
+        uids = [item.request.uid for item in items]
+        self.settled(Settle(self.index, worker, number, uids, now, 0, good=False, failed=len(uids)), now)
+
     def settled(self, settle: Settle, now: float) -> None:
         """These results have arrived at the next stage or the front: free them, and the worker's credit with the last
         one of a batch.

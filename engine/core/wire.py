@@ -45,6 +45,9 @@ HALF_HEADER: Final = HEADER_MAX // 2
 WITH_HEADERS: Final = HALF_HEADER // (4 * OWN_HEADERS_MOST)  # answers of a parcel, where some bring headers
 SMALL_FRAME: Final = 64 * 1024  # bytes of a question, or of anything else that carries no data
 FRAMES_MAX: Final = 65_536  # frames of one parcel, and references
+# Bytes of several payloads that are in no more pieces than that, for a piece that goes apart is larger than INLINE_MAX
+# or has its pickle in front of it.
+APART_BYTES: Final = FRAMES_MAX // 2 * INLINE_MAX
 
 # All that decoding bytes of a broken or hostile peer may raise (a ValidationError is a DecodeError).
 UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -131,7 +134,8 @@ def _nbytes(part: Part) -> int:
 
 def encode(message: Message | FrozenWords, payloads: Sequence[Payload] = ()) -> list[Buffer]:
     """Frames of a parcel. A message with payloads must have a ``layout`` field, which is filled in here, and one whose
-    payloads contain references a ``refs`` field (else this raises AttributeError)."""
+    payloads contain references a ``refs`` field (else this raises AttributeError). Raises ProtocolError for payloads in
+    more pieces than anybody takes."""
     if not payloads:
         if not isinstance(message, Message):
             return [*introduction.encode(message)]
@@ -174,6 +178,8 @@ def _encode_any(message: Message | FrozenWords, payloads: Sequence[Payload]) -> 
         else:
             layout.append(-1)
             large.append(payload)  # type: ignore[arg-type]
+    if len(large) >= FRAMES_MAX or (refs and sum(map(len, refs.values())) > FRAMES_MAX):
+        raise ProtocolError(f"a parcel of {len(large)} frames and {sum(map(len, refs.values()))} references")
     _set(message, "layout", layout)
     if refs:
         _set(message, "refs", refs)

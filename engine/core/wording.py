@@ -11,6 +11,7 @@ from typing import Final
 DO_NOT_RETRY: Final[Mapping[str, str]] = {"x-should-retry": "false"}  # a header that OpenAI's and other clients obey
 
 ASTRAY: Final = "internal error: the service sent this request where its route does not lead"
+TOO_MANY_PIECES: Final = "internal error: this request is in more pieces than can be sent to a worker"
 TIMEOUT: Final = "inference timeout"
 NO_ROUTE: Final = "internal error: no such route"
 DRAINING: Final = "service unavailable: draining"

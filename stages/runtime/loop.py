@@ -35,7 +35,7 @@ from stages.runtime.fit import Fit
 from stages.runtime.help import Help
 from stages.runtime.lately import Lately
 from stages.runtime.outlets import Outlets
-from stages.runtime.parcels import NOWHERE, Origin, Plan
+from stages.runtime.parcels import NOWHERE, Origin, Plan, encoded
 from stages.runtime.shared import Dismissed, Joined, Shared, ToMain, Turned
 from stages.runtime.streams import Streams
 from stages.runtime.trust import Step, Trust
@@ -311,9 +311,8 @@ class Loop:
         taken.run.end()
         outcomes = self._streams.end(message.uids, outcomes)
         self._shared.cancelled.discard(message.uids)
-        self._memory.keep(payload for outcome in outcomes for payload in (outcome.payload, *(outcome.parts or ())))
         began_ns = self._forward_ns or taken.received_ns
-        for target, results, encoded in self._plan.results(
+        parcels = self._plan.results(
             Origin(self._plan.stage, taken.welcome.worker),
             message,
             outcomes,
@@ -322,8 +321,11 @@ class Loop:
             compute_us=self._compute_ns // 1000,
             costs=taken.run.costs,
             targets=taken.run.targets,
-        ):
-            self._outlets.send(FINAL if target == JOIN else target, wire.encode(results, encoded))
+        )
+        frames = encoded(parcels)
+        self._memory.keep(payload for _, _, payloads in parcels for payload in payloads)
+        for (target, _, _), parcel in zip(parcels, frames, strict=True):
+            self._outlets.send(FINAL if target == JOIN else target, parcel)
         self._sent.append(message.batch)
         if self._outlets.flush():
             held = self._shared.held.numbers

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from operator import add
 from typing import Final, TypeAlias
 
-from engine.core.messages import Batch, Parts, Results, Role
+from msgspec.structs import replace
+
+from engine.core.messages import Batch, Parts, Results, Role, Status
 from engine.core.routing import FINAL, JOIN, Topology
-from engine.core.wire import HEAD_ITEMS, STEP_BYTES, WITH_HEADERS, Payload, pack_steps, payload_size
+from engine.core.wire import HEAD_ITEMS, STEP_BYTES, WITH_HEADERS, Buffer, Payload, encode, pack_steps, payload_size
+from engine.core.wording import TOO_MANY_PIECES
 from engine.errors import ProtocolError
+from engine.log import get_logger
 from stages.compute import OK, Outcome
 from stages.context import ItemIn
 from stages.ways import KNOWN_SINCE, Way, way_of
@@ -201,6 +205,28 @@ class Plan:
             results.trails.append(trail)
             payloads.append(outcome.payload)
         return [*full, *parcels.values(), *((in_parts,) if in_parts is not None else ())]
+
+
+def encoded(parcels: list[Parcel]) -> list[list[Buffer]]:
+    """Their frames. In the place of one that is in too many pieces for anybody another one stands afterwards, which
+    says that its items have failed."""
+    frames = []
+    for place, (_, results, payloads) in enumerate(parcels):
+        try:
+            frames.append(encode(results, payloads))
+        except ProtocolError as error:
+            get_logger().error("results cannot be sent: %s", error)
+            _, told, texts = parcels[place] = _failed(results)
+            frames.append(encode(told, texts))
+    return frames
+
+
+def _failed(results: Results | Parts) -> Parcel:
+    trails = dict(zip(reversed(results.uids), reversed(results.trails), strict=True))  # each item's own is its first
+    uids = [*trails]
+    statuses = [int(Status.FAILED)] * len(uids)
+    told = Results(results.stage, results.worker, results.batch, uids, statuses, [*trails.values()], headers={})
+    return FINAL, replace(told, compute_us=results.compute_us), [TOO_MANY_PIECES.encode()] * len(uids)
 
 
 NOWHERE: Final = Plan(Topology((), ()), -1)

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.core import wording
 from engine.core.front import FrontSpec
 from engine.core.items import Request
 from engine.core.memo import ENTRY_BYTES, Asker, CacheSpec, Found, Memo, Place
-from engine.core.messages import KEY_SIZE, Speaker, Status
+from engine.core.messages import KEY_SIZE, Parts, Role, Speaker, Status
 from engine.core.routing import FINAL, JOIN, Fork, Route, Split, Topology
 from tests.core.test_branches import drain
 from tests.core.test_parts import at
@@ -193,6 +194,36 @@ def test_who_leaves_takes_what_is_known_along() -> None:
     drain(one)
     assert one.front.ledger.memo.tallies[A].misses == 2
     assert one.is_empty()
+
+
+def test_of_what_makes_no_sense_all_who_wait_hear_at_once() -> None:
+    one = twin(shared=True)
+    one.submit(1, first=3, route=MID)
+    one.submit(1, first=6, route=MID)
+    while at(one, PRE).lane:
+        one.finish(at(one, PRE))
+    worker = at(one, A)
+    batch, _ = worker.lane[0]
+    stray = Parts(A, worker.key, batch.batch, batch.uids, [int(Role.DONE)], [b""], targets=[PRE])  # it leads back
+    one.deliver(stray, [b"x"], JOIN)
+    worker.lane.clear()
+    one.run()
+    assert one.answer(3) == one.answer(6) == (500, wording.ASTRAY.encode())
+    drain(one)
+    assert one.is_empty()
+
+
+def test_what_is_known_counts_among_the_answers_that_had_a_goal() -> None:
+    one = twin()
+    one.front.change(replace(one.front.spec, slos_s=(5.0,) * 8))
+    for first, budget_s in ((3, 10.0), (6, 10.0), (9, 2.0)):  # computed, known, and of one that has less time than that
+        one.submit(1, first=first, route=ONLY, budget_s=budget_s)
+        drain(one)
+    assert one.front.stats.goals == {(ONLY, True): 2}
+    one.submit(1, first=12, route=MID, budget_s=10.0)
+    one.submit(1, first=15, route=MID, budget_s=10.0)
+    drain(one)
+    assert one.front.stats.goals == {(ONLY, True): 2, (MID, True): 2}
 
 
 def test_tries_with_one_key_and_a_cache_are_answered_once_each() -> None:

@@ -4,16 +4,18 @@ every part in its place, and nothing is left behind; who leaves takes all parts 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.core import gathered
-from engine.core.actions import Foresee
+from engine.core import gathered, wording
+from engine.core.actions import Fail, Foresee
 from engine.core.admission import Admission
 from engine.core.arena import Ref
+from engine.core.ends import FULL
 from engine.core.front import FrontSpec
 from engine.core.messages import KEY_SIZE, Flow, Parts, Role, Speaker, Status, StreamEvents
 from engine.core.parts import PARTS
@@ -335,7 +337,7 @@ def test_events_of_parts_are_dropped_and_their_sender_may_go_on() -> None:
     [[Role.PART], [Role.PART, Role.FRAME], [Role.DONE], [Role.DONE, Role.PART], [Role.FRAME, *[Role.PART] * 6]],
     ids=lambda roles: "-".join(role.name for role in roles),
 )
-def test_what_makes_no_sense_is_dropped(roles: list[Role]) -> None:
+def test_what_makes_no_sense_fails_its_request_at_once(roles: list[Role]) -> None:
     """As a worker may say it by mistake of ours."""
     one = twin(shared=True)
     one.submit(1, route=EACH)
@@ -346,10 +348,50 @@ def test_what_makes_no_sense_is_dropped(roles: list[Role]) -> None:
     assert one.memory is not None
     one.deliver(stray, [one.memory.put(pre.arena, b"xyz") for _ in roles], JOIN)
     pre.lane.clear()  # it has answered
-    one.front.cancel(b"f", [1])
     one.run()
+    assert one.answer(1) == (500, wording.ASTRAY.encode())
     drain(one)
     assert not one.front.stats.parts
+    assert one.front.failures.counts.total() == 1
+    assert one.is_empty()
+
+
+@pytest.mark.parametrize("route", [EACH, HOLES])
+def test_a_part_of_which_nonsense_is_said_fails_as_any_that_fails(route: int) -> None:
+    one = twin()
+    one.submit(1, first=2, route=route)
+    one.finish(at(one, PRE))
+    crop = at(one, CROP)
+    batch, _ = crop.lane[0]
+    stray = Parts(CROP, crop.key, batch.batch, batch.uids[:1], [int(Role.FRAME)], [b""])
+    one.deliver(stray, [b"x"], JOIN)
+    one.run()
+    drain(one)
+    assert one.answer(2) == ((500, wording.ASTRAY.encode()) if route == EACH else (200, b"body2+0(-,body2+0b+1)+4"))
+    assert one.is_empty()
+
+
+GOALS = FrontSpec(100, 1 << 20, slos_s=(5.0,) * 6)
+
+
+def test_a_whole_counts_among_the_answers_that_had_a_goal_however_it_ends() -> None:
+    one = twin(front=GOALS)
+    for way in ("done", "fails", "refused", "late"):
+        goals = dict(one.front.stats.goals)
+        seq = 3 + 4 * len(goals) + 20 * len(way)
+        one.submit(1, first=seq, route=EACH, budget_s=10.0)
+        one.finish(at(one, PRE))
+        if way == "fails":
+            one.deliver_failure(at(one, CROP), 1, 422)
+        elif way == "refused":
+            one.front.fail(Fail(CROP, [at(one, CROP).lane[0][0].uids[1]], 429, "full", why=FULL), one.now)
+            one.run()
+        elif way == "late":
+            one.pass_time(10.1)
+        drain(one)
+        found = one.front.stats.goals - Counter(goals)
+        assert found == {(EACH, way in ("done", "fails")): 1}, way
+        assert one.answer(seq)[0] == {"done": 200, "fails": 422, "refused": 429, "late": 408}[way]
     assert one.is_empty()
 
 

@@ -26,6 +26,17 @@ payload = st.one_of(
 )
 
 
+def test_nobody_sends_what_nobody_takes() -> None:
+    piece = memoryview(bytes(wire.INLINE_MAX + 1))
+    for payload in ((piece,) * wire.FRAMES_MAX, (Ref(1, 64, 70_000),) * (wire.FRAMES_MAX + 1)):
+        message = Results(1, 1, 1, [1], [200], [b""])
+        with pytest.raises(ProtocolError):
+            wire.encode(message, [payload])
+    frames = wire.encode(Results(1, 1, 1, [1], [200], [b""]), [(piece,) * (wire.FRAMES_MAX - 1)])
+    assert len(frames) == wire.FRAMES_MAX
+    assert wire.decode(frames)
+
+
 def normal(one: wire.Payload) -> tuple[bytes | Ref, ...]:
     parts = one if isinstance(one, tuple) else (one,)
     return tuple(part if isinstance(part, Ref) else bytes(part) for part in parts)

@@ -7,16 +7,20 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import msgspec
 import pytest
 
+from engine import transport
+from engine.broker import stage as broker_stage
 from engine.client import Client
 from engine.config import Deployment
-from engine.core import wire
+from engine.core import wire, wording
 from engine.core.arena import Ref, marks_end
 from engine.core.messages import Place, Ready, Results, Welcome
+from engine.errors import ProtocolError
 from engine.memory import Store, Views
 from stages.shm import Lease
 from tests.engine.test_broker import (
@@ -58,8 +62,6 @@ class Sharer(Worker):
 
 
 def _lane(worker: Worker, welcome: Welcome) -> Any:
-    from engine import transport
-
     return transport.lane_end(worker.ctx, welcome.lane)
 
 
@@ -135,6 +137,50 @@ def test_results_by_reference_reach_a_worker_elsewhere_as_bytes(deployment: Depl
                 second.close()
 
     asyncio.run(scenario())
+
+
+def test_a_batch_in_more_pieces_than_a_worker_takes_is_answered(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        with running(deployment):
+            first = Sharer(deployment, 0).meet(maps=False)
+            second = Sharer(deployment, 1).meet(maps=False)
+            try:
+                async with client(deployment) as c:
+                    await until_async(lambda: ready(c), "readiness")
+                    answer = ask(c)
+                    batch, _ = await batch_of(first)
+                    first.push(results(first, batch), [(b"head", BODY, BODY)], 1)  # type: ignore[list-item]
+                    batch, _ = await batch_of(second)
+                    second.answer(batch, [b"done"])
+                    assert (await got(answer)).body == b"done!"
+                    answer = ask(c)
+                    batch, _ = await batch_of(first)
+                    frames = wire.encode(results(first, batch), [(b"head", BODY, BODY)])
+                    monkeypatch.setattr(broker_stage, "encode", partial(with_limit, 3))
+                    until(lambda: transport.send(first.out[1], frames), "a connection")
+                    failed = await got(answer)
+                    assert (failed.status, bytes(failed.body)) == (500, wording.TOO_MANY_PIECES.encode())
+                    monkeypatch.undo()
+                    answer = ask(c)
+                    batch, _ = await batch_of(first)
+                    first.push(results(first, batch), [b"x"], 1)
+                    batch, _ = await batch_of(second)  # it has its credit again
+                    second.answer(batch, [b"done"])
+                    assert (await got(answer)).status == 200
+            finally:
+                first.close()
+                second.close()
+
+    asyncio.run(scenario())
+
+
+def with_limit(most: int, message: Any, payloads: Any = ()) -> list[wire.Buffer]:
+    frames = wire.encode(message, payloads)
+    if len(frames) > most:
+        raise ProtocolError("so many")
+    return frames
 
 
 def results(worker: Worker, batch: Any) -> Results:

@@ -7,12 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.core import meta, wire
-from engine.core.messages import OWN_HEADERS_MOST, Batch, Status
+from engine.core.messages import OWN_HEADERS_MOST, Batch, Results, Status
 from engine.core.routing import FINAL, Route, Topology
+from engine.core.wording import TOO_MANY_PIECES
 from engine.errors import ProtocolError
 from stages.compute import SKIPPED, Outcome
 from stages.runtime import shared
-from stages.runtime.parcels import Origin, Plan
+from stages.runtime.parcels import Origin, Plan, encoded
 from stages.runtime.shared import Numbers
 
 # Stage 1 is last on /a, in the middle of /b, first on /c, alone on /d, absent from /e.
@@ -28,6 +29,21 @@ TOPOLOGY = Topology(
 )
 PLAN = Plan(TOPOLOGY, 1)
 ORIGIN = Origin(1, 5)
+
+
+def test_what_is_in_too_many_pieces_fails_and_leaves_its_neighbours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "FRAMES_MAX", 4)
+    piece = memoryview(bytes(wire.INLINE_MAX + 1))
+    outcomes = [Outcome(200, b"A"), Outcome(200, (piece,) * 4)]
+    parcels = PLAN.results(ORIGIN, batch([0, 1]), outcomes, mime="m", batch_us=50, compute_us=60)
+    frames = encoded(parcels)
+    assert [target for target, _, _ in parcels] == [FINAL, FINAL]
+    told = {}
+    for one in frames:
+        results, payloads = wire.decode(one)
+        assert isinstance(results, Results)
+        told.update(zip(results.uids, zip(results.statuses, payloads, strict=True), strict=True))
+    assert told == {0: (200, b"A"), 1: (500, TOO_MANY_PIECES.encode())}
 
 
 def batch(routes: list[int]) -> Batch:
