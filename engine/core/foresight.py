@@ -43,6 +43,7 @@ ALONE_S: Final = 0.0005  # change of how long one item takes alone with which th
 NOISE_S: Final = 0.0005  # of batches that take less it is chance which worker seems to be the slower one
 LEARN_S: Final = 0.005  # of batches that take less, one in such a time is learned from
 OTHERS_S: Final = 3 * LEARN_S  # for so long after that others have their turn
+SLACK: Final = 1.5  # of what it takes to hand a batch over: at times it takes longer than it mostly does
 SERVICE_SMOOTHING: Final = 0.2  # weight of the newest batch in the running mean of how long a batch takes
 
 
@@ -86,6 +87,7 @@ class Foresight:
         self.service_s = 0.0  # how long a batch takes, lately
         self._is_guess = False  # as a warm-up has it
         self.delay_s = 0.0  # from an item's arrival to its release, lately
+        self.handover_s = 0.0  # what a batch for an idle worker takes beside being computed, lately
         self.is_long = False  # batches are planned one by one
         self.is_uneven = False  # some workers take much longer than others
         self._compare_at = 0.0
@@ -165,6 +167,9 @@ class Foresight:
         self._learnt_of = worker if is_short and compare else None
         self.times.learn(batch.units, computed_s, worker, now, compare=compare)
         self.times.learn_overhead(took_s - computed_s)
+        if not batch.ahead and not worker.away_s:
+            handover_s = min(took_s - computed_s, computed_s)  # more is a hitch
+            self.handover_s += (handover_s - self.handover_s) * SERVICE_SMOOTHING
         self.is_long = self.service_s > LONG_S and self.times.known
         if now >= self._compare_at:
             self._compare_at = now + MEASURE_S
@@ -186,6 +191,11 @@ class Foresight:
     def free_at(self, worker: Member) -> float:
         """When a worker will have done what it has."""
         return worker.free_at if self.is_long else worker.since + self.service_s * len(worker.batches)
+
+    def next_at(self, worker: Member) -> float:
+        """When a busy worker is to be given more, at the earliest: so that it is there, and taken apart, when the
+        worker is done with what it has. Of large values that takes longer than :data:`AHEAD_S`."""
+        return worker.free_at - max(worker.ahead_s, SLACK * self.handover_s)
 
     def done_at(self, worker: Member, n: int, start: float) -> float:
         """When ``worker`` would have done a batch of ``n`` from ``start`` on, and later stages too; 0: nobody knows."""

@@ -591,7 +591,7 @@ class StageMachine:
                 now=now,
                 service_s=foresight.needs_s(worker, amount + 1) if may_wait else 0.0,
                 free_at=0.0 if is_idle else foresight.free_at(worker) - worker.away_s,
-                not_before=worker.free_at - worker.ahead_s if is_long else 0.0,
+                not_before=foresight.next_at(worker) if is_long else 0.0,
                 spaced_until=spaced_until,
                 returns_until=returns_until,
                 draining=self.draining,

@@ -96,6 +96,26 @@ def test_what_waits_behind_a_late_batch_is_revoked_and_given_to_others() -> None
     assert [twin.answer(seq)[0] for seq in range(1, 17)] == [200] * 16
 
 
+@pytest.mark.parametrize(("handover_s", "ahead_s"), [(0.0003, AHEAD_S), (0.004, 0.006)], ids=["small", "large"])
+def test_a_full_batch_leaves_as_late_as_it_can_be_handed_over(handover_s: float, ahead_s: float) -> None:
+    """What is large is on its way, and being taken apart, for longer."""
+    compute_s = 0.020
+    twin = one_stage()
+    worker = twin.worker()
+    for first in range(100, 150):  # by which that is learned
+        twin.submit(1, first=first)
+        twin.pass_time(compute_s + handover_s)
+        twin.finish(worker, compute_us=int(compute_s * 1e6))
+    (member,) = twin.stages[0].workers.values()
+    twin.submit(1)
+    twin.submit(4, first=2)
+    assert member.free_at == pytest.approx(twin.now + compute_s + handover_s, abs=1e-4)
+    twin.pass_time(member.free_at - ahead_s - twin.now - 1e-4)
+    assert len(worker.lane) == 1
+    twin.pass_time(2e-4)
+    assert [len(batch.uids) for batch, _ in worker.lane] == [1, 4]
+
+
 @pytest.mark.parametrize(
     ("times_us", "left"),
     [
