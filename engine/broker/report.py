@@ -579,7 +579,8 @@ def _goals(machine: FrontMachine, namespace: str) -> list[Family]:
         ),
         counter(
             f"{namespace}_slo_answers",
-            "Answers to admitted requests that had a goal, by whether the broker had a result within it.",
+            "Answers to admitted requests that had a goal, by whether the broker had a result within it; what was "
+            "refused later, or was too late, had not.",
             [
                 ({"endpoint": paths[route], "within": str(within).lower()}, count)
                 for (route, within), count in sorted(machine.stats.goals.items())
