@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Final
 
-from engine.commands import COMMANDS
+from engine.commands import COMMANDS, watching
 from engine.commands.command import Command, Plain
 from engine.commands.orders import SCALE
 from engine.commands.version import installed
@@ -25,7 +25,17 @@ from engine.exitcodes import ExitCode
 
 NAMES: Final = tuple(command.name for command in COMMANDS)
 
-_UP_ELSEWHERE: Final = ("run", "serve", "start")  # what other programs call it
+# What other programs call it.
+_UP_ELSEWHERE: Final = ("run", "serve", "start")
+_FLAGS_ELSEWHERE: Final = {
+    "--concurrency": "--connections",
+    "--duration": "--seconds",
+    "--host": "--address",
+    "--interval": "--every",
+    "--qps": "--rate",
+    "--rps": "--rate",
+    "--time": "--seconds",
+}
 
 _EXIT_CODES: Final = "exit codes:\n" + "\n".join(f"  {code:d}  {code.name:<12} {code.meaning}" for code in ExitCode)
 
@@ -102,6 +112,9 @@ def _parsed(arguments: list[str]) -> argparse.Namespace | None:
     if not name.startswith("-") and name not in NAMES:
         deployment = name.endswith((".toml", os.sep)) or os.path.exists(name)
         top.error(f'unknown command "{name}"' + (f"; did you mean: engine up {name}" if deployment else _near(name)))
+    for at, text in enumerate(arguments[:-1]):  # what follows is the file, not the time that may
+        if text == "--watch" and not re.match(r"[-+.\d]", arguments[at + 1]):
+            arguments = [*arguments[:at], f"--watch={watching.EVERY_S:g}", *arguments[at + 1 :]]
     options, unknown = top.parse_known_args(arguments)
     if options.command is SCALE:  # a flag between FILE and STAGE=N parts what argparse takes for one list
         options.nums += [text for text in unknown if not text.startswith("-")]
@@ -123,7 +136,10 @@ def _near_flag(flag: str, name: str, sub: argparse.ArgumentParser) -> str:
     users = [one.name for one in COMMANDS if isinstance(one, Command) and one.keys is not None and key in one.keys]
     if users:
         return f"; {flag} is a flag of up, {', '.join(users)}: engine {name} does not look at it"
-    near = get_close_matches(flag, re.findall(r"--[a-z-]+", sub.format_help()), n=1)
+    if name == "top" and flag == "--once":
+        return "; engine status shows it once"
+    flags, meant = re.findall(r"--[a-z-]+", sub.format_help()), _FLAGS_ELSEWHERE.get(flag)
+    near = [meant] if meant in flags else get_close_matches(flag, flags, n=1, cutoff=0.7)
     return in_file_only(key) or (f"; did you mean {near[0]}?" if near else "")
 
 

@@ -137,6 +137,9 @@ def test_what_is_not_understood_is_bad_usage(arguments: list[str], capsys: pytes
         (["serve"], "did you mean up?"),
         (["stages.toml"], "did you mean: engine up stages.toml"),
         (["up", "x", "--prot", "1"], "unrecognized arguments: --prot 1; did you mean --port?"),
+        (["bench", "x", "--duration", "5"], "did you mean --seconds?"),
+        (["top", "x", "--once"], "--once; engine status shows it once"),
+        (["status", "--once", "x"], "unrecognized arguments: --once\n"),
         (
             ["status", "x", "--port", "1"],
             "--port is a flag of up, doctor, frontend, ports: engine status does not look at it",
@@ -149,6 +152,14 @@ def test_what_was_meant_is_said(arguments: list[str], hint: str, capsys: pytest.
         cli.run(arguments)
     assert end.value.code == ExitCode.USAGE
     assert hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--watch", "x"], ["x", "--watch"], ["--watch", "2", "x"], ["--watch=2", "x"]])
+def test_how_often_it_is_looked_need_not_be_said(arguments: list[str]) -> None:
+    """What follows ``--watch`` is the file, where it is no number."""
+    options = cli._parsed(["status", *arguments])
+    assert options is not None
+    assert (options.watch, options.file) == (2.0, "x")
 
 
 def test_the_package_can_be_run_by_its_name() -> None:
