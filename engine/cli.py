@@ -136,7 +136,7 @@ def _near_flag(flag: str, name: str, sub: argparse.ArgumentParser) -> str:
     users = [one.name for one in COMMANDS if isinstance(one, Command) and one.keys is not None and key in one.keys]
     if users:
         return f"; {flag} is a flag of up, {', '.join(users)}: engine {name} does not look at it"
-    if name == "top" and flag == "--once":
+    if flag == "--once" and name in ("status", "top"):
         return "; engine status shows it once"
     flags, meant = re.findall(r"--[a-z-]+", sub.format_help()), _FLAGS_ELSEWHERE.get(flag)
     near = [meant] if meant in flags else get_close_matches(flag, flags, n=1, cutoff=0.7)

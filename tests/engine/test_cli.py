@@ -139,7 +139,6 @@ def test_what_is_not_understood_is_bad_usage(arguments: list[str], capsys: pytes
         (["up", "x", "--prot", "1"], "unrecognized arguments: --prot 1; did you mean --port?"),
         (["bench", "x", "--duration", "5"], "did you mean --seconds?"),
         (["top", "x", "--once"], "--once; engine status shows it once"),
-        (["status", "--once", "x"], "unrecognized arguments: --once\n"),
         (
             ["status", "x", "--port", "1"],
             "--port is a flag of up, doctor, frontend, ports: engine status does not look at it",
