@@ -51,7 +51,7 @@ from stages import blame, buffers, device, ipc, plainjson
 from stages.base import Worker
 from stages.context import PADDING, ItemIn
 from stages.costing import Coster
-from stages.memo import key_of
+from stages.memo import frame_key, key_of
 from stages.near import PutTensor
 from stages.shm import FOREIGN, Lease
 from stages.sizes import filled_up, padded
@@ -264,14 +264,15 @@ class Codec:
                 f"the result has {size} bytes in {len(parts)} parts, and max_queue_bytes of the stages that take them "
                 f"is {self._most_between}"
             )
+        key = frame_key(split, frame, payload, known[split.gather]) if split.gather in known else b""
         if not known.keys() & set(split.heads):
-            return Outcome(OK, payload, parts=tuple(payloads))
+            return Outcome(OK, payload, parts=tuple(payloads), key=key)
         heads = split.heads if split.names else split.heads * len(parts)
         keys = [
             key_of(part, packed, known[head]) if head in known else b""
             for head, part, packed in zip(heads, parts, payloads, strict=True)
         ]
-        return Outcome(OK, payload, parts=tuple(payloads), keys=tuple(keys))
+        return Outcome(OK, payload, parts=tuple(payloads), key=key, keys=tuple(keys))
 
     def _are_tensors(self, items: Sequence[ItemIn]) -> bool:
         """Whether some of them are."""
@@ -770,11 +771,14 @@ class Run:
 
 
 def _known(item: ItemIn, target: int | None, value: Any, outcome: Outcome) -> Outcome:
-    """An outcome with the key of what it goes to, if that has a cache."""
+    """An outcome with the key of what it goes to, or of what it is a part of, if that has a cache."""
     way = item.way
     if way is None or not way.known or outcome.parts is not None:
         return outcome
-    fields = way.known.get(way.after if target is None else target)
+    target = way.after if target is None else target
+    fields: Sequence[str] | None = way.known.get(target)
+    if target == JOIN and way.into in way.known:
+        fields = ()  # all of it
     if fields is None:
         return outcome
     return msgspec.structs.replace(outcome, key=key_of(value, outcome.payload, fields))

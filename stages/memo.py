@@ -13,6 +13,7 @@ from hashlib import blake2b
 from typing import Any
 
 from engine.core.messages import MEMO_KEY_SIZE
+from engine.core.routing import Split
 from engine.core.wire import Payload
 
 
@@ -27,6 +28,15 @@ def key_of(value: Any, payload: Payload, fields: Sequence[str]) -> bytes:
     except Exception:  # what a user's class raises when it is looked at, or pickled
         return b""
     return digest.digest()
+
+
+def frame_key(split: Split, frame: Any, payload: Payload, fields: Sequence[str]) -> bytes:
+    """What is said of the frame of a result that goes on in parts, for the cache of the stage that gathers: of all of
+    it, or those of its fields that are not the parts'."""
+    rest = [field for field in fields if field != split.field]
+    if frame is None or (fields and not rest):
+        return key_of(None, b"", ())
+    return key_of(frame, payload, rest)
 
 
 def _field(value: Any, name: str) -> Any:

@@ -49,8 +49,9 @@ class Way:
     """``first``: the route begins here; ``after``: the stage that comes next, FINAL or JOIN; with a ``fork`` that says,
     and ``branches`` are what it has by text. ``later``: the stages that it could go to, by name; ``receivers``: those
     of them that gather. ``is_told``: the broker takes results from out of the order. ``split``: how results go on in
-    parts; ``in_parts``: what comes here is a part; ``gathers``: whose parts have come together in what does.
-    ``is_cached``: this stage has a cache; ``known``: other stages that have one, and by which fields they know values.
+    parts; ``in_parts``: what comes here is a part, and ``into`` the stage that gathers it; ``gathers``: whose parts
+    have come together in what does. ``is_cached``: this stage has a cache; ``known``: other stages that have one, and
+    by which fields they know values.
     """
 
     path: str
@@ -68,6 +69,7 @@ class Way:
     receivers: frozenset[int] = frozenset()
     is_cached: bool = False
     known: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    into: int = NOWHERE
 
     def by_front(self, target: int) -> bool:
         """Whether a result that goes there goes by way of the broker's front."""
@@ -111,6 +113,7 @@ def way_of(topology: Topology, route: int, stage: int, *, is_told: bool = True) 
     """One route as a stage of it sees it."""
     found, after = topology.routes[route], topology.after(route, stage)
     fork = after if isinstance(after, Fork) else None
+    in_parts = topology.region(route, stage) is not None
     return Way(
         path=found.path,
         stage=topology.stages[stage],
@@ -122,7 +125,8 @@ def way_of(topology: Topology, route: int, stage: int, *, is_told: bool = True) 
         is_told=is_told,
         last=after == FINAL,
         split=topology.split(route, stage),
-        in_parts=topology.region(route, stage) is not None,
+        in_parts=in_parts,
+        into=topology.gather(route, stage) if in_parts else NOWHERE,
         gathers=topology.gathered(route, stage),
         is_cached=topology.is_cached(route, stage),
         known={

@@ -275,15 +275,30 @@ class _Reader:
                 self._problem("route", f"no route passes through stage {shown(name)}; name it in one, or remove it")
 
     def _check_caches(self, stages: Sequence[tuple[str, Values]], routes: Sequence[tuple[str, Values]]) -> None:
-        cached = {values.get("name"): where for where, values in stages if values.get("cache")}
+        caches = {values["name"]: values["cache"] for _, values in stages if values.get("cache") and "name" in values}
+        places = {values.get("name"): where for where, values in stages}
         for where, values in routes:
             line: Sequence[str] = values.get("stages", ())
-            for number in splits(line, {name: place for place, name in enumerate(line)}):
-                if (name := line[number]) in cached:
+            for number, split in splits(line, {name: place for place, name in enumerate(line)}).items():
+                if (name := line[number]) in caches:
                     self._problem(
-                        f"{cached[name]}.cache",
+                        f"{places[name]}.cache",
                         f"what {name} returns goes on in parts on {where}, and cannot be kept: give the cache to a "
                         "stage that the parts pass",
+                    )
+                gather = line[split.gather]
+                if gather not in caches or not (key := caches[gather]["key"]):
+                    continue
+                if not split.names and not split.field:
+                    self._problem(
+                        f"{places[gather]}.cache",
+                        f"{gather} gets a list on {where}, which has no fields: leave out key",
+                    )
+                elif split.names and (others := [one for one in key if one not in split.names]):
+                    self._problem(
+                        f"{places[gather]}.cache",
+                        f"expected key to be of {', '.join(split.names)}, which {gather} gets on {where}, got "
+                        f"{shown(others[0])}{nearest(others[0], split.names)}",
                     )
 
     def _check_protocol(self, where: str, values: Values, speaks_oip: bool) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from hashlib import blake2b
 from math import inf
 from typing import Final
 
@@ -23,7 +22,7 @@ from engine.core.ends import EXPIRED, FULL, HOPELESS, STUCK
 from engine.core.items import Item, Request
 from engine.core.ledger import FAILED, FAILURE, MESSAGE_MOST, NOBODY, OWN_BODY, Ledger, modest
 from engine.core.memo import SHARED, Asker, Found, Place
-from engine.core.messages import MEMO_KEY_SIZE, Parts, Refused, Role, Speaker, Status
+from engine.core.messages import Parts, Refused, Role, Speaker, Status
 from engine.core.parts import PARTS, Gathering
 from engine.core.routing import FINAL, JOIN
 from engine.core.wire import STEP_BYTES, Payload, payload_size, refs_of
@@ -71,7 +70,7 @@ class Hub:
             elif item is not None and role == FRAME:
                 is_taken = self._take_apart(item, message, payloads[at:end], at, now)
             elif item is not None and role == DONE and end == at + 1:
-                is_taken = self._take_part(item, message, payloads[at], message.trails[at], now)
+                is_taken = self._take_part(item, message, payloads[at], at, now)
             elif item is not None:
                 self._give_up(item.request, message, now)
             if item is not None and is_taken:
@@ -143,7 +142,7 @@ class Hub:
         self._ledger.stats.split += 1
         self._ledger.stats.parts += len(made)
         self._door.spread(route, message.stage, len(made))
-        gathering = self._gatherings.begin(whole, split, frame, trail, made)
+        gathering = self._gatherings.begin(whole, split, frame, trail, made, message.keys[at])
         if gathering is not None:
             self._gather(gathering, now)
         for place, (part, head, payload) in enumerate(zip(made, heads, parts, strict=True), at + 1):
@@ -175,18 +174,18 @@ class Hub:
             refused=Refused(FULL),
         )
 
-    def _take_part(self, item: Item, message: Parts, payload: Payload, trail: bytes, now: float) -> bool:
+    def _take_part(self, item: Item, message: Parts, payload: Payload, at: int, now: float) -> bool:
         """A part is done. Whether what came of it is kept."""
         part = item.request
         if part.frontend != PARTS:
             return self._give_up(part, message, now)
         if not self._ledger.is_at(part, message.stage, message.worker, now):
             return False
-        return self._fill(part, payload, trail, now)
+        return self._fill(part, payload, message.trails[at], message.keys[at], now)
 
-    def _fill(self, part: Request, payload: Payload, trail: bytes, now: float) -> bool:
-        """This came of a part. Whether it is kept: where what waits with others' fills the room of the stage that
-        gathers, its whole is refused."""
+    def _fill(self, part: Request, payload: Payload, trail: bytes, key: bytes, now: float) -> bool:
+        """This came of a part; ``key``: what is said of it for the cache of the stage that gathers. Whether it is kept:
+        where what waits with others' fills the room of that stage, its whole is refused."""
         gathering = self._gatherings.whose(part.uid)
         if gathering is None:
             return False
@@ -197,7 +196,7 @@ class Hub:
             return False
         part.closed = True
         del self._ledger.requests[part.uid]
-        whole = self._gatherings.done(part.uid, payload, trail)
+        whole = self._gatherings.done(part.uid, payload, trail, key)
         if whole is not None:
             self._gather(whole, now)
         return True
@@ -209,9 +208,8 @@ class Hub:
         payload = gathering.payload()
         trail = gathering.trail_to(whole.hop)
         key = b""
-        is_cached = self._topology.is_cached(whole.route, gather) and not self._topology.cached[gather]
-        if is_cached and type(payload) is bytes:  # whose fields are not for the broker to read
-            key = blake2b(payload, digest_size=MEMO_KEY_SIZE, person=b"gathered").digest()
+        if self._topology.is_cached(whole.route, gather):
+            key = gathering.memo_key(self._topology.cached[gather])
         self.enter(whole, gather, payload, trail, key, now)
 
     def admit(self) -> None:
@@ -314,7 +312,7 @@ class Hub:
             column = self._ledger.answers.column(request.frontend)
             column.add(request.seq, OK, found.payload, mime=found.mime, trail=trail, headers=found.headers)
         elif found.target == JOIN:
-            self._fill(request, found.payload, trail, now)
+            self._fill(request, found.payload, trail, found.key, now)
         else:
             if request.claims is not None:
                 request.claims[request.hop] = self._topology.hop(request.route, found.target)

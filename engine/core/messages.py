@@ -476,7 +476,8 @@ class Parts(Message, frozen=True, tag=33):
     parts, and of parts that are done; and what comes to or from a stage with a cache. A request's frame and parts have
     an entry each, one behind the other, all with its uid; they are never in several parcels. ``targets`` is where what
     is done goes. ``keys``: by what the cache of the stage where it goes, or of the one where a part begins, knows it;
-    empty: it does not. ``costs`` is sparse, by the position of entries that are no parts; all else as in
+    of a frame and of a part that is done what the cache of the stage that gathers makes its own of; empty: nothing is
+    told. ``costs`` is sparse, by the position of entries that are no parts; all else as in
     :class:`Results`."""
 
     stage: StageNumber

@@ -14,15 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Final
 
 from engine.core import gathered
 from engine.core.arena import Ref
 from engine.core.items import Request
+from engine.core.messages import MEMO_KEY_SIZE
 from engine.core.routing import Split
 from engine.core.wire import STEP_BYTES, Payload, payload_size, refs_of
 
 PARTS: Final = b"\0parts"  # who waits for the answers to parts; frontends are named otherwise
+HOLE: Final = bytes(MEMO_KEY_SIZE)  # as the key of a part of which nothing came
 
 
 @dataclass(slots=True, eq=False)
@@ -37,10 +40,31 @@ class Gathering:
     under_way: dict[int, Request]  # parts by uid
     trails: list[bytes]  # of parts that are done: of branches each one's, of a list's elements the last one's
     nbytes: int  # of the frame and what is in the slots
+    frame_key: bytes  # what its stage says of the frame for the cache of the one that gathers; empty: nothing
+    keys: list[bytes]  # the same of what is in the slots
 
     def payload(self) -> Payload:
         """For the stage that gathers."""
         return gathered.pack(self.frame, self.slots)
+
+    def memo_key(self, fields: Sequence[str]) -> bytes:
+        """By what a cache knows it, or these fields of it; empty: that cannot be told."""
+        if not self.frame_key:
+            return b""
+        names, wanted = self.split.names, [*range(len(self.slots))]
+        if names and fields:
+            if not {*fields}.issubset(names):
+                return b""
+            wanted = [names.index(field) for field in fields]
+        elif fields and self.split.field not in fields:
+            wanted = []
+        digest = blake2b(self.frame_key, digest_size=MEMO_KEY_SIZE, person=b"gathered")
+        for place in wanted:
+            key = self.keys[place] if self.slots[place] is not None else HOLE
+            if len(key) != MEMO_KEY_SIZE:
+                return b""
+            digest.update(key)
+        return digest.digest()
 
     def trail_to(self, hop: int) -> bytes:
         """What the whole has passed before the stage at ``hop``: at each stage what that part did which came last; of
@@ -71,20 +95,24 @@ class Gatherings:
         return len(self._of)
 
     def begin(
-        self, whole: Request, split: Split, frame: Payload, trail: bytes, parts: Sequence[Request]
+        self, whole: Request, split: Split, frame: Payload, trail: bytes, parts: Sequence[Request], key: bytes = b""
     ) -> Gathering | None:
-        """A whole goes on in these parts, in their order. All of it, if there are none."""
+        """A whole goes on in these parts, in their order. All of it, if there are none. ``key``: of the frame."""
         by_uid = {part.uid: part for part in parts}
-        found = self.wholes[whole.uid] = Gathering(whole, split, frame, trail, [None] * len(parts), by_uid, [], 0)
+        slots: list[Payload | None] = [None] * len(parts)
+        found = self.wholes[whole.uid] = Gathering(
+            whole, split, frame, trail, slots, by_uid, [], 0, key, [b""] * len(parts)
+        )
         self._of.update({uid: (found, index) for index, uid in enumerate(by_uid)})
         self._hold(found, payload_size(frame))
         return self._ended(found)
 
-    def done(self, uid: int, payload: Payload, trail: bytes) -> Gathering | None:
+    def done(self, uid: int, payload: Payload, trail: bytes, key: bytes = b"") -> Gathering | None:
         """This came of a part. All of its whole, if it was the last; else None."""
         found, index = self._of.pop(uid)
         del found.under_way[uid]
         found.slots[index] = payload
+        found.keys[index] = key
         if not found.split.names:
             found.trails.clear()
         found.trails.append(trail)

@@ -85,7 +85,7 @@ def test_one_answer_of_what_was_asked_whatever_happens(data: st.DataObject) -> N
 
 @pytest.mark.parametrize("route", range(8))
 def test_equal_values_are_computed_once(route: int) -> None:
-    one = twin(shared=route != GATHER)  # what lies in shared memory the broker does not read to know it again
+    one = twin(shared=True)
     one.submit(9, route=route)
     drain(one)
     one.submit(9, first=10, route=route)

@@ -376,7 +376,12 @@ class Twin:
             message.trails.extend([batch.trails[index], *[b""] * count])
             message.targets.extend([way[index], *[JOIN] * count])
             heads = () if split is None else split.heads if split.names else split.heads * count
-            message.keys.append(memo_key(value) if way[index] in self.topology.cached else b"")
+            goes = way[index]
+            if split is not None:
+                goes = split.gather
+            elif goes == JOIN and self.topology.region(batch.routes[index], worker.stage) is not None:
+                goes = self.topology.gather(batch.routes[index], worker.stage)
+            message.keys.append(memo_key(value) if goes in self.topology.cached else b"")
             keys = zip(heads, parts, strict=True)
             message.keys.extend([memo_key(part) if head in self.topology.cached else b"" for head, part in keys])
             payloads += [value, *parts]

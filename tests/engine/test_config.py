@@ -523,6 +523,29 @@ def test_a_running_deployment_is_told_which_change_of_a_cache_wants_a_restart(re
     assert (_fixed(one, other), _fixed(none, one), _fixed(one, keyed)) == ([], told, told)
 
 
+@pytest.mark.parametrize(
+    ("step", "key", "why"),
+    [
+        ('{ each = "x", through = "b" }', "any", ""),
+        ('{ each = "", through = "b" }', "any", 'c gets a list on route[0] "/r", which has no fields: leave out key'),
+        ('{ all = { one = "b", two = "d" } }', "two", ""),
+        (
+            '{ all = { one = "b", two = "d" } }',
+            "tow",
+            'expected key to be of one, two, which c gets on route[0] "/r", got "tow"',
+        ),
+    ],
+)
+def test_a_key_that_nothing_gathered_has_is_a_mistake(problems, step, key, why):
+    names = [name for name in "abcd" if f'"{name}"' in step or name in "ac"]
+    stages = [f'[[stage]]\nname = "{name}"\nworker = "service:Encode"' for name in names]
+    stages[names.index("c")] += f'\ncache = {{ key = "{key}" }}'
+    text = "\n".join([*stages, f'[[route]]\npath = "/r"\nstages = ["a", {step}, "c"]'])
+    found = problems(text) if why else []
+    assert len(found) == bool(why)
+    assert all('"c".cache: ' in problem and why in problem for problem in found)
+
+
 def test_what_goes_on_in_parts_cannot_be_kept(problems):
     stages = [f'[[stage]]\nname = "{name}"\nworker = "service:Encode"\ncache = {{ ttl = 1 }}' for name in "abc"]
     route = '[[route]]\npath = "/r"\nstages = ["a", { each = "x", through = "b" }, "c"]'
