@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from math import inf
@@ -143,6 +144,12 @@ class PartThread:
             part.mailbox.bell = None  # its descriptor may soon be somebody else's
         self._bell.close()
         return True
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU time that it has used; while it runs. From any thread."""
+        ident = self._thread.ident
+        return time.clock_gettime(time.pthread_getcpuclockid(ident)) if ident is not None else 0.0
 
     def _main(self) -> None:
         try:

@@ -15,6 +15,7 @@ from engine.broker.service import JOIN_S, Broker
 from engine.clock import now as clock
 from engine.config import Deployment
 from engine.core.ebb import Ebb
+from engine.core.fullness import Fullness
 from engine.core.liveness import BEAT_S
 from engine.errors import ConfigError, StartError
 from engine.exitcodes import ExitCode
@@ -68,9 +69,9 @@ def serve(
             )
         notify.send("ready")
         usage.version()  # not when a thread that serves is first asked for it
-        ebb = Ebb()
+        ebb, fullness = Ebb(), Fullness()
         while True:
-            _beat(notify, broker, signals, ebb)
+            _beat(notify, broker, signals, ebb, fullness)
             if broker.failed.is_set():
                 break
             if broker.is_outdated():
@@ -114,15 +115,20 @@ def _change(broker: Broker, former: Deployment, reread: Callable[[], Deployment]
     return deployment
 
 
-def _beat(notify: Notifier, broker: Broker, signals: Signals, ebb: Ebb) -> None:
+def _beat(notify: Notifier, broker: Broker, signals: Signals, ebb: Ebb, fullness: Fullness) -> None:
     """Until there is something to do: show whoever watches that every thread goes round, say for whom requests wait,
-    and give memory back."""
+    and when one of them is full, and give memory back."""
     told = [-1]
     while not select.select([signals.fileno(), broker.fileno()], [], [], BEAT_S / 2)[0]:
         if broker.is_outdated():
             return
         if ebb.is_over(broker.held, clock()):
             give_back()
+        if fullness.is_news(broker.cpu_s, clock()):
+            log.warning(
+                "the broker is full: it computes all the time, and more workers or frontends bring nothing; several "
+                "brokers carry more ([engine] cells)"
+            )
         passes = broker.passes
         if all(now != then for now, then in zip_longest(passes, told)):
             told = passes

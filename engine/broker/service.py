@@ -176,6 +176,11 @@ class Broker:
         return [thread.passes for thread in self._threads]
 
     @property
+    def cpu_s(self) -> list[float]:
+        """CPU time of each thread, so far; while all of them run."""
+        return [thread.cpu_s for thread in self._threads]
+
+    @property
     def held(self) -> int:
         """Bytes of the bodies of admitted requests, as of some moment ago: another thread counts them."""
         return self.front.machine.ledger.nbytes
