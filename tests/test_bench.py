@@ -36,6 +36,7 @@ from benchmarks import (
     pages,
     plan,
     processes,
+    ration,
     record,
     report,
     saturation,
@@ -46,7 +47,7 @@ from benchmarks import (
     wrk,
 )
 from benchmarks.__main__ import RESULTS, listing, main, measured_by
-from benchmarks.cases import CASES, accelerator, branches, chosen, cores, echo, gpu, http, launch, slo
+from benchmarks.cases import CASES, accelerator, branches, chosen, cores, echo, gpu, hosts, http, launch, slo
 from benchmarks.offline import OFFLINE, offline
 from benchmarks.picture import draw, file_name
 from benchmarks.result import OURS, PEER, Case, Metric, Picture, Row, Summary, Target, at, grown, worst
@@ -565,6 +566,79 @@ def test_few_cores_are_no_many(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cores.missing() == "7 CPUs: needs 8, for one broker to be what is full"
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
     assert cores.missing() is None
+
+
+def test_whole_cells_are_compared_each_broker_with_a_part_of_a_cpu_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (case,) = (case for case in hosts.CASES if case.name == "hosts-cells")
+    held: list[tuple[float, tuple[int, ...]]] = []
+
+    class Celled(Pretended):
+        """Each broker does 100 requests a second, with all that it may use."""
+
+        @contextmanager
+        def started(self, system: str, service: plan.Service, body: str) -> Iterator[systems.Running]:
+            with super().started(system, service, body) as running:
+                yield dataclasses.replace(running, pid=service.cells)
+
+        def closed(
+            self, running: systems.Running, body: str, connections: int, *_: Any, **__: Any
+        ) -> tuple[wrk.Report, bench.Window]:
+            cells = running.service.cells
+            made = wrk.Report(requests=100 * cells, seconds=1, p50_ms=1, p99_ms=2, errors=0, not_2xx=0)
+            return made, bench.Window(0, 10**9, {"broker": int(cells * ration.LEAST * 1e6)})
+
+    @contextmanager
+    def rationed(share: float, *pids: int) -> Iterator[None]:
+        held.append((share, pids))
+        yield
+
+    monkeypatch.setattr(ration, "rationed", rationed)
+    monkeypatch.setattr(processes, "pids", lambda pid, role: [7] * pid)
+    found = list(case.run(Celled(repeats=2, seconds=1, folder=tmp_path, threads=1, say=lambda text: None)))
+    summary = Summary(found)
+    assert held == [(ration.LEAST, (7,)), (ration.LEAST, (7,)), (ration.LEAST, (7, 7))]
+    assert all(tuple(row.point) == case.by and row.values["used"] == pytest.approx(1) for row in found)
+    (target,) = case.targets
+    assert (target.measure(summary), target.met(summary)) == (2, True)
+
+    monkeypatch.setattr(processes, "pids", lambda pid, role: [7])
+    with pytest.raises(RuntimeError, match="1 brokers, of 2"):
+        list(case.run(Celled(repeats=1, seconds=1, folder=tmp_path, threads=1, say=lambda text: None)))
+
+
+def test_a_ration_is_a_quota_in_either_version_of_control_groups() -> None:
+    assert ration.files(0.05) == (
+        {"cpu.cfs_period_us": "20000", "cpu.cfs_quota_us": "1000"},
+        {"cpu.max": "1000 20000"},
+    )
+
+
+def test_a_process_is_rationed_for_a_while() -> None:
+    if reason := ration.missing():
+        pytest.skip(reason)
+
+    def groups(pid: int) -> str:
+        return Path(f"/proc/{pid}/cgroup").read_text()
+
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        before = groups(process.pid)
+        with ration.rationed(ration.LEAST, process.pid):
+            assert "stageline-bench-" in groups(process.pid)
+        assert groups(process.pid) == before
+        with ration.rationed(ration.LEAST, process.pid):
+            process.communicate()  # one that ends meanwhile leaves no group behind
+
+
+def test_where_no_group_can_be_made_the_case_is_skipped_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ration, "folders", lambda controller: [tmp_path, tmp_path / "absent"])
+    assert "can be made" in str(ration.missing())
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(ration, "folders", lambda controller: [])
+    assert "there is no controller of CPU" in str(ration.missing())
 
 
 def test_the_client_has_more_threads_where_there_are_cpus_for_it() -> None:

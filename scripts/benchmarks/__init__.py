@@ -16,6 +16,7 @@ From the bottom up; a module imports only what stands above it:
     threads      one broker thread beside one per stage: what it costs and buys; a program of its own
     offline      the model in a plain loop: what serving it can reach at best
     processes    CPU time and memory of a system, by role
+    ration       less than a CPU for a process, by a control group of its own
     systems      starts, waits for, and stops the systems
     nginx        the same for nginx in front of one of them
     overload     more than a deployment can do, bursts, retries; a program of its own

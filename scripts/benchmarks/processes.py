@@ -37,6 +37,11 @@ def family(pid: int) -> list[psutil.Process]:
         return []
 
 
+def pids(pid: int, wanted: str) -> list[int]:
+    """The processes of a family that have this role."""
+    return [process.pid for process in family(pid) if role(" ".join(process.cmdline())) == wanted]
+
+
 def cpu_us(pid: int) -> Counter[str]:
     """CPU microseconds used so far, by role. Kernel and user time, of living threads."""
     used: Counter[str] = Counter()

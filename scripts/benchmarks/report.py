@@ -42,10 +42,10 @@ scripts/bench --list
 ```
 
 It needs Linux, Python 3.10 or newer with `venv`, and `wrk` (Debian: `apt-get install wrk`); for the case `nginx` that
-(`apt-get install nginx-light`), for `gpu` a CUDA device, for `cores` eight CPUs: a case that lacks something is
-skipped and says what. What is measured is installed: Stageline into `.venv`, the others into `.venv-bench`. Each case
-takes less than two minutes on a machine with two CPUs that does nothing else meanwhile, all of `slo` fifteen; results
-of a busy machine are worth nothing.
+(`apt-get install nginx-light`), for `gpu` a CUDA device, for `cores` eight CPUs, for `hosts-cells` root: a case that
+lacks something is skipped and says what. What is measured is installed: Stageline into `.venv`, the others into
+`.venv-bench`. Each case takes less than two minutes on a machine with two CPUs that does nothing else meanwhile, all of
+`slo` fifteen; results of a busy machine are worth nothing.
 
 ## How it is measured
 

@@ -8,7 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
+from benchmarks import processes, ration
+from benchmarks.closed import BODY, WARM_UP_S
 from benchmarks.fleet import Play, served
+from benchmarks.plan import Service, Stage
 from benchmarks.result import OURS, Case, Metric, Point, Row, Summary, Target, at, divided
 from engine.addresses import free_ports
 from engine.keyfile import make
@@ -47,6 +50,8 @@ max_batch_size = {batch}
 max_queue_bytes = "4 GiB"
 timeout = 60.0
 """
+CELL_WORKERS, CELL_CONNECTIONS = 2, 128
+SHAPES: Final = ((1, 1), (1, 2), (2, 2))  # brokers, and for how many cells there are workers and clients
 FIXED: Final = 5  # ports; lanes take any that are free behind them
 
 
@@ -119,6 +124,42 @@ def strangers(bench: Bench) -> Iterator[Row]:
                     rate, cpu_s, half_s, most_s = running.timed(play)
                 values = {"rate": rate, "broker_us": cpu_s * 1e6, "p50_ms": half_s * 1e3, "p99_ms": most_s * 1e3}
                 yield Row(OURS, repeat, {"strangers": where}, {**values, "tries": float(sum(tries))})
+
+
+def several(bench: Bench) -> Iterator[Row]:
+    """Whole deployments, whose brokers have a part of a CPU each, in turns."""
+    with ExitStack() as stack:
+        running = {}
+        for cells, load in SHAPES:
+            service = Service((Stage("Echo", num=load * CELL_WORKERS, max_batch_size=32),), cells=cells)
+            made = running[cells, load] = stack.enter_context(bench.started(OURS, service, BODY))
+            brokers = processes.pids(made.pid, "broker")
+            if len(brokers) != cells:
+                raise RuntimeError(f"{len(brokers)} brokers, of {cells}")
+            stack.enter_context(ration.rationed(ration.LEAST, *brokers))
+            bench.closed(made, BODY, CELL_CONNECTIONS, seconds=WARM_UP_S)
+        for repeat in range(bench.repeats):
+            for cells, load in reversed(SHAPES) if repeat % 2 else SHAPES:
+                connections = load * CELL_CONNECTIONS
+                report, window = bench.closed(running[cells, load], BODY, connections)
+                used = window.cpu_us.get("broker", 0) / 1e6 / window.seconds
+                values = {"rate": report.rate, "p50_ms": report.p50_ms, "used": used / (cells * ration.LEAST)}
+                point = {"brokers": cells, "workers": load * CELL_WORKERS, "connections": connections}
+                yield Row(OURS, repeat, point, values | window.per_request(report.requests))
+
+
+def two(load: int) -> Callable[[Summary], float | None]:
+    """Requests/s of two brokers by those of one that has workers and clients for so many cells."""
+
+    def measure(summary: Summary) -> float | None:
+        def rate(brokers: int, load: int) -> float | None:
+            workers, connections = load * CELL_WORKERS, load * CELL_CONNECTIONS
+            point = {"brokers": brokers, "workers": workers, "connections": connections}
+            return summary.value(OURS, point, "rate")
+
+        return divided(rate(2, 2), rate(1, load))
+
+    return measure
 
 
 def besieged(summary: Summary) -> float | None:
@@ -246,5 +287,30 @@ CASES: Final = (
         run=strangers,
         seconds=5,
         targets=(Target("p99 with strangers, of that without", 1.2, besieged),),
+    ),
+    Case(
+        name="hosts-cells",
+        group="hosts",
+        title="Many hosts: two brokers where one is full",
+        about=(
+            f"A scale model, for a machine with few CPUs: each broker is held to {ration.LEAST * 100:.0f} % of a CPU "
+            f"by a control group of its own (a quota for each {ration.PERIOD_US // 1000} ms), so that it is what is "
+            "full, while the frontend, the workers and the client have more CPU than they need. Brokers share nothing, "
+            "so what holds for these parts of a CPU holds for whole ones. `engine up` of an echo in batches of 32 at "
+            f"most, wrk. A *cell* is one broker with {CELL_WORKERS} workers and {CELL_CONNECTIONS} connections; shown "
+            "as well is one broker with the workers and the connections of two, which has more to do each time that "
+            "it wakes, and so needs less for each request."
+        ),
+        by=("brokers", "workers", "connections"),
+        metrics=(
+            Metric("rate", "requests/s", "higher", digits=0),
+            Metric("p50_ms", "p50, ms", digits=1),
+            Metric("used", "of the brokers' CPU, used", "neither", digits=3),
+            Metric("cpu_us_broker", "CPU of the brokers, us/request", digits=1),
+        ),
+        run=several,
+        seconds=10,
+        targets=(Target("requests/s of two cells, of one", 1.9, two(1), at_least=True),),
+        missing=ration.missing,
     ),
 )
