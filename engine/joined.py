@@ -116,6 +116,14 @@ def _status(answers: Mapping[int, dict[str, Any]], cells: int) -> bytes:
         for route in one.get("routes", ()):
             routes.setdefault(route["path"], []).append(route)
     whole["routes"] = [_route(parts) for parts in routes.values()]
+    means: dict[tuple[str, str], list[float]] = {}
+    for one in told:
+        for parts in one.get("parts", ()):
+            means.setdefault((parts["route"], parts["stage"]), []).append(parts["mean"])
+    whole["parts"] = [
+        {"route": route, "stage": stage, "mean": round(sum(some) / len(some), 3)}
+        for (route, stage), some in means.items()
+    ]
     failed: dict[str, list[dict[str, Any]]] = {}
     for one in told:
         for name, counts in one.get("failed", {}).items():

@@ -11,20 +11,23 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any, Final
 
 from engine.config import Deployment, StageSection
-from engine.core.routing import JOIN, Split
-from engine.errors import StartError
+from engine.core.routing import JOIN, Split, Topology
+from engine.errors import StartError, ValidationError
 from engine.simulation.profile import StageProfile, sizes
 from stages.base import Worker
 from stages.build import examples, forward_example, fresh, handed_on, load_offline
 from stages.compute import give_room
 from stages.feeding import elements, ends, frames, gathered, is_joined, whole
 from stages.sizes import copied
+from stages.spread import parted
 from stages.verdict import Verdict, verdict
 from stages.warming import VALUES_MOST, nbytes_of, values_of
+from stages.ways import WrongWay, goes_to
 
 REPEATS_LEAST: Final = 3
 REPEATS_MOST: Final = 25
@@ -50,9 +53,26 @@ def profile_stage(deployment: Deployment, name: str, say: Say = lambda line: Non
                 "forward takes (where it batches, a list of them), or one to a stage before it; or write a profile by "
                 "hand and give it with --profile"
             )
-        return _measured(worker, spec, values, say)
+        measured = _measured(worker, spec, values, say)
+        return replace(measured, parts=_parts(deployment.topology, spec.name, worker, found[0]))
     finally:
         worker.teardown()
+
+
+def _parts(topology: Topology, name: str, worker: Worker, example: Any) -> dict[str, tuple[float, ...]]:
+    """By path of a route, into how many parts what the stage returns for its example goes there. Nothing for a result
+    that goes elsewhere, or cannot be taken apart: a check tells that."""
+    number = topology.stages.index(name)
+    splits = [(route, split) for route, at, split in topology.splits() if at == number and not split.names]
+    if not splits:
+        return {}
+    results = whole(forward_example(worker, fresh(worker, example)))
+    found: dict[str, tuple[float, ...]] = {}
+    for route, split in splits:
+        with suppress(WrongWay, ValidationError):
+            if counts := tuple([float(len(parted(split, result)[1])) for result in results]):
+                found[topology.routes[route].path] = counts
+    return found
 
 
 def _fed(deployment: Deployment, spec: StageSection, worker: Worker, say: Say) -> list[Any]:
@@ -67,8 +87,9 @@ def _fed(deployment: Deployment, spec: StageSection, worker: Worker, say: Say) -
     for (former, split), route in formers.items():
         together: list[tuple[Any, int]] = []
         with _computed(deployment, former, spec, say) as (other, results):
-            if split is None:
-                values = handed_on(other, worker, results)
+            if split is None:  # those that take this branch, if some do
+                taken = [one for one in results if goes_to(topology, route, former, one) == number]
+                values = handed_on(other, worker, taken or whole(results))
             elif number in split.heads:
                 values = elements(split, other, worker, whole(results))
             else:

@@ -317,11 +317,22 @@ def status(machine: FrontMachine, parts: Sequence[Part | None], deployed: Deploy
         "frontends": lately.frontends(machine, now),
         "rates": lately.rates(machine, now),
         "routes": lately.routes(machine, deployed.namespace, deployed.retired, now),
+        "parts": _parts_status(machine),
         "failed": lately.failed(machine),
         "errors": lately.errors(machine, now),
         "brokers": [deployed.broker],
     }
     return msgspec.json.encode(whole)
+
+
+def _parts_status(machine: FrontMachine) -> list[dict[str, Any]]:
+    """How many elements lists had lately that were taken apart, in the mean, by route and by whose they were."""
+    topology = machine.topology
+    return [
+        {"route": topology.routes[route].path, "stage": topology.stages[stage], "mean": round(mean, 3)}
+        for (route, stage), mean in machine.door.parts.items()
+        if (split := topology.split(route, stage)) is not None and not split.names
+    ]
 
 
 def _goal_status(machine: FrontMachine) -> list[dict[str, Any]]:

@@ -140,6 +140,11 @@ class Admission:
                 self._follow(route, head, share * parts, items * parts, way)
                 share = 1.0 / parts
 
+    @property
+    def parts(self) -> Mapping[tuple[int, int], float]:
+        """By route and stage: how many parts a request has behind it, lately."""
+        return self._parts
+
     def spread(self, route: int, stage: int, parts: int) -> None:
         """A request went on in so many parts behind this stage."""
         known = self._parts.get((route, stage))

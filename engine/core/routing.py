@@ -28,6 +28,7 @@ NOWHERE: Final = -2  # in place of one: nobody said where to
 JOIN: Final = -3  # in place of one: a part is done, and its request goes on when all are
 
 PARTS_MOST: Final = 4096  # of one request
+NO_PARTS: Final[Mapping[int, float]] = {}
 
 
 class Fork(msgspec.Struct, frozen=True, array_like=True):
@@ -315,9 +316,9 @@ class Topology:
                 found[stage] += max([found[head] for head in split.heads])
         return found
 
-    def visits(self, route: int) -> dict[int, float]:
-        """How many of a route's requests pass each stage, if of several ways each is taken as often as any other, and
-        every list has one element."""
+    def visits(self, route: int, parts: Mapping[int, float] = NO_PARTS) -> dict[int, float]:
+        """What comes to each stage for one of a route's requests, if of several ways each is taken as often as any
+        other. ``parts``: by the stage behind which it is taken apart, how many elements a list has there; else one."""
         first, *others = self.routes[route].stages
         found = {first: 1.0, **dict.fromkeys(others, 0.0)}
         for stage in self.routes[route].stages:
@@ -327,7 +328,7 @@ class Topology:
                     found[target] += found[stage] / len(targets)
             if (split := self.split(route, stage)) is not None:
                 for head in split.heads:
-                    found[head] += found[stage]
+                    found[head] += found[stage] * (1.0 if split.names else parts.get(stage, 1.0))
         return found
 
     def stage_names(self, route: int) -> tuple[str, ...]:

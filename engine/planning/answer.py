@@ -44,7 +44,10 @@ def plan_of(
         is_met=found.is_met,
         devices=options.devices or 0,
         alone_s=service.alone_s,
-        notes=(*_notes_on_load(options, deployment, arrivals), *_notes_on_workers(deployment, service, found.best)),
+        notes=(
+            *_notes_on_load(options, deployment, service, arrivals),
+            *_notes_on_workers(deployment, service, found.best),
+        ),
         times_ms={
             name: {str(n): round(seconds * 1000, 4) for n, seconds in stage.times.items()}
             for name, stage in service.profile.stages.items()
@@ -76,7 +79,14 @@ def _found(
     return search.highest(ask, counts, capacities, options.target, kept=are_kept)
 
 
-def _notes_on_load(options: argparse.Namespace, deployment: Deployment, arrivals: Arrivals) -> Iterator[str]:
+def _said(known: Sequence[float]) -> str:
+    least, most = min(known), max(known)
+    return f"{least:.3g}" if least == most else f"{least:.3g} to {most:.3g}"
+
+
+def _notes_on_load(
+    options: argparse.Namespace, deployment: Deployment, service: Service, arrivals: Arrivals
+) -> Iterator[str]:
     if isinstance(arrivals, Recording):
         if len(arrivals.gaps) < FEW:
             yield f"{arrivals.name} has {len(arrivals.gaps)} gaps: some thousands tell more of bursts"
@@ -87,6 +97,12 @@ def _notes_on_load(options: argparse.Namespace, deployment: Deployment, arrivals
         )
     if options.slo is not None and set(front_spec(deployment).slos_s) != {options.slo}:
         yield f'planned with slo = "{options.slo * 1000:g} ms" below [frontend], which the file does not say'
+    for (route, stage), known in service.parts.items():
+        if not options.parts:
+            yield (
+                f"{deployment.routes[route].path}: a request was taken to have {_said(known)} parts behind "
+                f"{deployment.stages[stage].name}, by its profile: --parts says otherwise"
+            )
     if len(deployment.routes) > 1 and not options.share:
         yield "all routes were taken to be asked for equally: --share PATH=N says otherwise"
 
@@ -117,11 +133,33 @@ def _notes_on_workers(deployment: Deployment, service: Service, best: Figures) -
             )
 
 
-def check_parts(deployment: Deployment) -> None:
-    """Raises ConfigError for a file that says how requests go on in parts: of how many each, it does not say."""
-    for route, _, _ in deployment.topology.splits():
-        path = deployment.routes[route].path
-        raise ConfigError([f"route {path}: requests go on in parts there (each, all), which no plan knows of yet"])
+def parts_of(
+    texts: Sequence[str], deployment: Deployment, profile: Profile
+) -> dict[tuple[int, int], tuple[float, ...]]:
+    """By route and stage, how many elements the list has that is taken apart behind it: as ``--parts`` says, else as
+    the profile knows. Raises ConfigError where neither does."""
+    topology = deployment.topology
+    lists = [(route, stage, split) for route, stage, split in topology.splits() if not split.names]
+    paths = [deployment.routes[route].path for route, _, _ in lists]
+    if texts and not lists:
+        raise ConfigError(["--parts: no route of the file takes a list apart (each)"])
+    told = _pairs([text if "=" in text else f"={text}" for text in texts], "--parts", ["", *paths], "N or PATH=N")
+    found: dict[tuple[int, int], tuple[float, ...]] = {}
+    for (route, stage, split), path in zip(lists, paths, strict=True):
+        name = deployment.stages[stage].name
+        count = told.get(path, told.get(""))
+        known = (count,) if count is not None else profile.of(name).parts.get(path)
+        if known is None:
+            raise ConfigError(
+                [
+                    f"route {path}: requests go on in parts there behind {name}, and of how many nobody knows: give "
+                    "--parts N (or PATH=N), or have it measured with an example of which that stage returns a list"
+                ]
+            )
+        if max(known) > split.most:
+            raise ConfigError([f"--parts {max(known):g}: route {path} takes {split.most} at most"])
+        found[route, stage] = tuple(known)
+    return found
 
 
 def slos_of(options: argparse.Namespace, deployment: Deployment) -> tuple[float, ...]:
@@ -133,9 +171,14 @@ def slos_of(options: argparse.Namespace, deployment: Deployment) -> tuple[float,
 
 
 def service_of(
-    deployment: Deployment, profile: Profile, slos_s: tuple[float, ...], shares: tuple[float, ...]
+    deployment: Deployment,
+    profile: Profile,
+    slos_s: tuple[float, ...],
+    shares: tuple[float, ...],
+    parts: Sequence[str] = (),
 ) -> Service:
-    """The deployment as the broker would serve it with these goals. ConfigError where the profile lacks a stage."""
+    """The deployment as the broker would serve it with these goals. ``parts``: see :func:`parts_of`. ConfigError where
+    the profile lacks a stage."""
     one = replace(deployment, engine=replace(deployment.engine, cells=1))
     try:
         for stage in deployment.stages:
@@ -145,7 +188,8 @@ def service_of(
     # What other requests cost than those that were timed a plan does not know: all are taken for alike.
     specs = tuple(stage_spec(replace(stage, max_batch_cost=0), one.engine) for stage in one.stages)
     front = replace(front_spec(one), slos_s=slos_s)
-    return Service(one.topology, front, specs, profile, max(deployment.frontend.timeout, *slos_s), shares)
+    timeout_s = max(deployment.frontend.timeout, *slos_s)
+    return Service(one.topology, front, specs, profile, timeout_s, shares, parts_of(parts, deployment, profile))
 
 
 def _pairs(texts: Sequence[str], flag: str, known: Sequence[str], example: str) -> dict[str, float]:
@@ -153,7 +197,9 @@ def _pairs(texts: Sequence[str], flag: str, known: Sequence[str], example: str) 
     for text in texts:
         name, equals, number = text.rpartition("=")
         if not equals or name not in known or not number.replace(".", "", 1).isdecimal() or not float(number):
-            raise ConfigError([f"{flag}: expected {example}, one of {', '.join(known)}; got {text}"])
+            raise ConfigError(
+                [f"{flag}: expected {example}, one of {', '.join(filter(None, known))}; got {text.removeprefix('=')}"]
+            )
         found[name] = float(number)
     return found
 

@@ -8,7 +8,7 @@ import sys
 from engine.config import Deployment
 from engine.errors import Unavailable
 from engine.exitcodes import ExitCode
-from engine.planning.answer import arrivals_of, check_parts, kept_of, plan_of, service_of, shares_of, slos_of
+from engine.planning.answer import arrivals_of, kept_of, plan_of, service_of, shares_of, slos_of
 from engine.planning.files import write
 from engine.planning.flags import see_to_words
 from engine.planning.profiles import measure, profile_of
@@ -21,7 +21,6 @@ def run(options: argparse.Namespace, deployment: Deployment) -> int:
     measured."""
     if options.measure is not None:
         return measure(deployment, options.measure, options.result_fd)
-    check_parts(deployment)
     try:
         return compare(options, deployment) if options.check else _plan(options, deployment)
     except Unavailable as error:
@@ -39,7 +38,7 @@ def _plan(options: argparse.Namespace, deployment: Deployment) -> int:
     kept = kept_of(options.keep, deployment)
     arrivals = arrivals_of(options)
     profile = profile_of(options, deployment)
-    service = service_of(deployment, profile, slos_s, shares_of(options.share, deployment))
+    service = service_of(deployment, profile, slos_s, shares_of(options.share, deployment), options.parts)
     plan = plan_of(options, deployment, service, arrivals, kept)
     if options.picture is not None:
         write(options.picture, picture.drawn(plan))

@@ -42,6 +42,13 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--share", action="append", default=[], metavar="PATH=N", help="parts of the routes; else all alike"
     )
+    how.add_argument(
+        "--parts",
+        action="append",
+        default=[],
+        metavar="[PATH=]N",
+        help="elements of a list, where requests go on in parts; else those of the example",
+    )
     times = sub.add_argument_group("how long batches take (measured on this machine, unless)")
     times.add_argument("--profile", type=Path, metavar="FILE", help="as saved by --save-profile, or written by hand")
     times.add_argument("--running", action="store_true", help="as the running deployment has learned")

@@ -121,11 +121,15 @@ def learned(deployment: Deployment, status: Mapping[str, Any]) -> Profile:
     """What the running broker has learned. Raises ConfigError for a stage of which it has learned nothing."""
     stages: dict[str, StageProfile] = {}
     hops: list[float] = []
+    parts: dict[str, dict[str, list[float]]] = {}
+    for told in status.get("parts", ()):
+        parts.setdefault(told["stage"], {})[told["route"]] = [told["mean"]]
     for told in status.get("stages", ()):
         known = told.get("learned") or {}
         if times := known.get("ms"):
             noise = min(known.get("noise", 0.0), NOISE_MOST)
-            stages[told["name"]] = StageProfile({int(n): ms / 1000 for n, ms in times.items()}, noise)
+            seconds = {int(n): ms / 1000 for n, ms in times.items()}
+            stages[told["name"]] = StageProfile(seconds, noise, parts=parts.get(told["name"], {}))
             hops.append(known.get("overhead_ms", 0.0) / 2000)
     if missing := [stage.name for stage in deployment.stages if stage.name not in stages]:
         unknown = ", ".join(missing)

@@ -43,7 +43,8 @@ def compare(options: argparse.Namespace, deployment: Deployment) -> int:
     if plan is not None:
         figures, target = plan.best, plan.target
     else:
-        service = service_of(deployment, learned(deployment, status), slos_s, shares_of(options.share, deployment))
+        shares = shares_of(options.share, deployment)
+        service = service_of(deployment, learned(deployment, status), slos_s, shares, options.parts)
         counts = [max(seen.workers.get(stage.name, 0), 1) for stage in deployment.stages]
         arrivals = Renewal(seen.rate, 1.0 if options.cv is None else options.cv)
         figures = study(service, counts, arrivals, requests=options.requests, seeds=options.seeds)

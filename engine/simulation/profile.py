@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from math import exp, isfinite, log, sqrt
 from typing import Any, Final
 
+from engine.core.routing import PARTS_MOST
 from engine.simulation.world import GAP_S, HOP_S, Noise, Works
 
 FORMAT: Final = "stageline profile 1"
@@ -39,11 +40,13 @@ def sizes(most: int, allowed: Sequence[int] = ()) -> list[int]:
 
 @dataclass(frozen=True)
 class StageProfile:
-    """Seconds by size of batch, and the standard deviation of single ones by their mean."""
+    """Seconds by size of batch, and the standard deviation of single ones by their mean. ``parts``: by path of a route,
+    how many elements the lists had that are taken apart there behind this stage."""
 
     times: Mapping[int, float]
     noise: float = 0.0
     device: str = ""
+    parts: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def curve(self, n: int) -> float:
         """Seconds for a batch of ``n``."""
@@ -116,6 +119,7 @@ class Profile:
                 "device": stage.device,
                 "noise": round(stage.noise, 4),
                 "ms": {str(n): round(seconds * 1000, 4) for n, seconds in sorted(stage.times.items())},
+                **({"parts": {path: list(counts) for path, counts in stage.parts.items()}} if stage.parts else {}),
             }
             for name, stage in self.stages.items()
         }
@@ -159,7 +163,17 @@ def _stage(about: Any, where: str) -> StageProfile:
     noise = about.get("noise", 0.0)
     if not isinstance(noise, int | float) or not 0.0 <= noise <= NOISE_MOST:
         raise ProfileError(f"{where}.noise: expected 0 to {NOISE_MOST:g}, a share of the time, got {noise!r}")
-    return StageProfile(times, float(noise), str(about.get("device", "")))
+    return StageProfile(times, float(noise), str(about.get("device", "")), _parts(about.get("parts", {}), where))
+
+
+def _parts(told: Any, where: str) -> dict[str, tuple[float, ...]]:
+    found: dict[str, tuple[float, ...]] = {}
+    for path, counts in told.items() if isinstance(told, dict) else [("", ())]:
+        some: list[Any] = [*counts] if isinstance(counts, (list, tuple)) else [counts]
+        if not some or not all(type(one) in (int, float) and 0.0 <= one <= PARTS_MOST for one in some):
+            raise ProfileError(f'{where}.parts: expected how many elements a list has by route, {{"/page": [12, 40]}}')
+        found[path] = tuple(map(float, some))
+    return found
 
 
 def _ms(value: Any, where: str, *, least: float) -> float:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final
 
@@ -25,7 +25,7 @@ START: Final = 0.1  # of as many requests again, which come first and are not co
 class Service:
     """What is simulated, but for how many workers there are. ``front`` has the goals of the routes, one for each;
     ``timeout_s``: how long requests are waited for, whatever their goal is;
-    ``shares``: of the routes, of all requests."""
+    ``shares``: of the routes, of all requests; ``parts``: see :class:`engine.simulation.world.World`."""
 
     topology: Topology
     front: FrontSpec
@@ -33,6 +33,7 @@ class Service:
     profile: Profile
     timeout_s: float
     shares: tuple[float, ...] = (1.0,)
+    parts: Mapping[tuple[int, int], Sequence[float]] = field(default_factory=dict)
 
     @property
     def slos_s(self) -> tuple[float, ...]:
@@ -48,9 +49,13 @@ class Service:
         )
 
     def visits(self, stage: int) -> float:
-        """The share of all requests that come to a stage."""
-        shares = enumerate(self.shares)
-        return sum([share * self.topology.visits(route).get(stage, 0.0) for route, share in shares]) / sum(self.shares)
+        """What comes to a stage for one request in the mean: itself, or so many parts of it; less than one where some
+        do not come there."""
+        found = 0.0
+        for route, share in enumerate(self.shares):
+            means = {at: sum(known) / len(known) for (of, at), known in self.parts.items() if of == route}
+            found += share * self.topology.visits(route, means).get(stage, 0.0)
+        return found / sum(self.shares)
 
     def capacity(self, stage: int) -> float:
         """Requests of all routes per second that one worker of a stage carries, with the batches that suit it best; inf
@@ -89,6 +94,7 @@ def one(service: Service, counts: Sequence[int], arrivals: Arrivals, requests: i
         front=service.front,
         hop_s=service.profile.hop_s,
         seed=f"works {seed}",
+        parts=service.parts,
     )
     skip = int(START * requests)
     rng = random.Random(f"routes {seed}")

@@ -20,8 +20,8 @@ from engine.core import introduction
 from engine.core.actions import Admit, Dispatch, Drop, Fail, Foresee, News, Settle
 from engine.core.front import FrontMachine, FrontSpec
 from engine.core.member import ROUND_TRIPS
-from engine.core.messages import Batch, Qos, Ready, Results, Status, Submit, WorkerBeat
-from engine.core.routing import FINAL, Topology
+from engine.core.messages import Batch, Parts, Qos, Ready, Results, Role, Status, Submit, WorkerBeat
+from engine.core.routing import FINAL, JOIN, Topology
 from engine.core.stage import StageMachine, StageSpec
 from engine.core.wire import MICROS, payload_sizes
 
@@ -30,6 +30,8 @@ GAP_S: Final = 0.0002  # between two batches of a worker that has the next one
 BEGIN: Final = 1000.0  # the instant at which it begins
 DEPLOYMENT: Final = "simulated"
 FRONTEND: Final = b"f"
+
+NO_PARTS: Final[Mapping[tuple[int, int], Sequence[float]]] = {}
 
 Curve: TypeAlias = Callable[[int], float]  # seconds for a batch of so many
 Noise: TypeAlias = Callable[[random.Random], float]  # what to multiply one batch's time with
@@ -108,9 +110,11 @@ class World:
         hop_s: float = HOP_S,
         gap_s: float = GAP_S,
         seed: int | str = 1,
+        parts: Mapping[tuple[int, int], Sequence[float]] = NO_PARTS,
     ) -> None:
         """``works``: of each stage. ``lag_s``: how long what stages tell the front is on its way; ``hop_s``: a batch to
-        its worker, and its results from there."""
+        its worker, and its results from there. ``parts``: by route and stage, how many elements the list has that is
+        taken apart behind it, each of these numbers as often as any other; else one."""
         self.topology = topology
         self.now = BEGIN
         self.rng = random.Random(seed)
@@ -118,6 +122,7 @@ class World:
         self.tallies = [Tally() for _ in stages]
         self.most_held = 0  # requests in the ledger at any time
         self._works = list(works)
+        self._parts = parts
         self._lag_s, self._hop_s, self._gap_s = lag_s, hop_s, gap_s
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
@@ -328,9 +333,16 @@ class World:
         for index, route in enumerate(batch.routes):
             following = self.topology.following(route, hand.stage) if due[index] else (FINAL,)
             target = following[0] if len(following) == 1 else self.rng.choice(following)
+            if due[index] and self.topology.split(route, hand.stage) is not None:
+                target = JOIN
             targets.setdefault(target, []).append(index)
         compute_us = int(took * MICROS)
         for target, indexes in targets.items():
+            if target == JOIN:
+                told = self._in_parts(hand, batch, indexes, compute_us, costs)
+                self.front.hub.parts(told, [b"x"] * len(told.uids), self.now)
+                compute_us = 0
+                continue
             results = Results(
                 hand.stage,
                 hand.key,
@@ -348,3 +360,23 @@ class World:
                 self.front.results(results, payloads, self.now)
             else:
                 self.stages[target].accept(results, payloads, self.now)
+
+    def _in_parts(
+        self, hand: Hand, batch: Batch, indexes: Sequence[int], compute_us: int, costs: Sequence[float]
+    ) -> Parts:
+        """Of requests that go on in parts, and of parts that are done."""
+        told = Parts(hand.stage, hand.key, batch.batch, [], [], [], compute_us)
+        for index in indexes:
+            route = batch.routes[index]
+            split, count = self.topology.split(route, hand.stage), 0
+            if split is not None:
+                known = self._parts.get((route, hand.stage), (1.0,))
+                count = len(split.names) or min(int(self.rng.choice(known) + self.rng.random()), split.most)
+            if costs:
+                told.costs[len(told.uids)] = costs[index]
+            told.uids.extend([batch.uids[index]] * (1 + count))
+            told.roles.extend([int(Role.DONE if split is None else Role.FRAME), *[int(Role.PART)] * count])
+            told.trails.extend([b""] * (1 + count))
+            told.targets.extend([JOIN] * (1 + count))
+            told.keys.extend([b""] * (1 + count))
+        return told

@@ -153,15 +153,104 @@ def test_a_profile_that_lacks_a_stage_is_told_so(file: Path, capsys: pytest.Capt
     assert "the profile has no stage second (it has: first)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [("--rate", "10", "--slo", "1s"), ("--check", "--slo", "1s")])
-def test_requests_in_parts_are_no_planning_matter_yet(
-    file: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+THIRD = '[[stage]]\nname = "third"\nworker = "service:Third"\n'
+PAGES = f"""{FILE}{THIRD}[[route]]
+path = "/pages"
+stages = ["first", {{ each = "", through = "second", most = 50 }}, "third"]
+"""
+
+
+@pytest.fixture
+def pages(file: Path) -> Path:
+    """Requests go on in parts."""
+    file.write_text(PAGES)
+    stages = {**PROFILE["stages"], "second": {"ms": {"1": 5, "8": 40}}, "third": {"ms": {"1": 1}}}  # type: ignore[dict-item]
+    (file.parent / "profile.json").write_text(json.dumps({**PROFILE, "stages": stages}))
+    return file
+
+
+def planned(capsys: pytest.CaptureFixture[str]) -> tuple[list[int], list[str]]:
+    told = json.loads(capsys.readouterr().out)
+    return [stage["workers"] for stage in told["best"]["stages"]], told["notes"]
+
+
+def test_parts_are_a_factor_of_the_rate_of_the_stages_that_they_pass(
+    pages: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stages = '["first", { each = "", through = "second" }, "third"]'
-    third = '[[stage]]\nname = "third"\nworker = "service:Second"\n'
-    file.write_text(f'{FILE}{third}[[route]]\npath = "/parts"\nstages = {stages}\n')
-    assert plan(file, *words) == ExitCode.CONFIG
-    assert "route /parts: requests go on in parts there (each, all), which no plan knows" in capsys.readouterr().err
+    usual = ("--rate", "20", "--slo", "500ms", "--json", *given(pages), "--requests", "100")
+    workers = {}
+    for count in ("1", "15", "/pages=15"):
+        assert plan(pages, *usual, "--parts", count) == ExitCode.OK
+        workers[count], notes = planned(capsys)
+        assert not [note for note in notes if "--parts" in note]
+    assert workers["15"] == workers["/pages=15"]
+    assert workers["1"] == [1, 1, 1]
+    assert workers["15"][1] >= 2  # 300 of them a second, of 5 ms each
+
+
+def test_how_many_parts_there_are_is_in_the_profile_or_asked_for(
+    pages: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = ("--rate", "20", "--slo", "500ms", "--json", *given(pages), "--requests", "100")
+    assert plan(pages, *usual) == ExitCode.CONFIG
+    hint = "route /pages: requests go on in parts there behind first, and of how many nobody knows: give --parts N"
+    assert hint in capsys.readouterr().err
+    told = json.loads((pages.parent / "profile.json").read_text())
+    told["stages"]["first"]["parts"] = {"/pages": [10, 20]}
+    (pages.parent / "profile.json").write_text(json.dumps(told))
+    assert plan(pages, *usual) == ExitCode.OK
+    workers, notes = planned(capsys)
+    assert workers[1] >= 2
+    assert [note for note in notes if "/pages: a request was taken to have 10 to 20 parts behind first" in note]
+
+
+@pytest.mark.parametrize(
+    ("parts", "hint"),
+    [
+        ("51", "--parts 51: route /pages takes 50 at most"),
+        ("/page=3", "--parts: expected N or PATH=N, one of /pages; got /page=3"),
+        ("many", "--parts: expected N or PATH=N, one of /pages; got many"),
+    ],
+)
+def test_parts_that_cannot_be_are_told_so(
+    pages: Path, parts: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan(pages, "--rate", "4", "--slo", "1s", *given(pages), "--parts", parts) == ExitCode.CONFIG
+    assert hint in capsys.readouterr().err
+
+
+def test_without_lists_there_are_no_parts_to_tell_of(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(file, "--rate", "4", "--slo", "1s", *given(file), "--parts", "3") == ExitCode.CONFIG
+    assert "--parts: no route of the file takes a list apart" in capsys.readouterr().err
+
+
+def test_parts_are_counted_in_what_a_stage_returns_for_its_example(pages: Path) -> None:
+    code = """
+class Third(Worker):
+    def forward(self, value):
+        assert len(value) in (3, 5), value
+        return value
+"""
+    (pages.parent / "service.py").write_text(
+        SERVICE.replace("[value + 1 for value in data]", "[[2] * (1 + 2 * value) for value in data]") + code
+    )
+    kept = pages.parent / "kept.json"
+    words = ["--rate", "5", "--slo", "2s", "--save-profile", str(kept), "--json", *QUICK]
+    done = subprocess.run(
+        [sys.executable, "-m", "engine", "plan", str(pages), *words],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert json.loads(kept.read_text())["stages"]["first"]["parts"] == {"/pages": [3.0, 5.0]}
+    assert "3 to 5 parts behind first, by its profile" in done.stdout
+
+
+def test_a_running_deployment_tells_how_many_parts_there_are_lately(pages: Path) -> None:
+    told = [{"name": name, "learned": {"ms": {"1": 2}}} for name in ("first", "second", "third")]
+    status = {"stages": told, "parts": [{"route": "/pages", "stage": "first", "mean": 12.5}]}
+    profile = profiles.learned(load(pages), status)
+    assert profile.of("first").parts == {"/pages": [12.5]}
+    assert profile.of("second").parts == {}
 
 
 @pytest.mark.parametrize("words", [("--running", "--rate", "4", "--slo", "1s"), ("--check", "--slo", "1s")])

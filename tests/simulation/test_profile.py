@@ -58,6 +58,7 @@ def test_noise_leaves_the_mean_as_it_is(noise: float) -> None:
             st.dictionaries(st.integers(1, 512), st.floats(0.001, 10).map(lambda s: round(s, 6)), min_size=1),
             st.floats(0, 2).map(lambda share: round(share, 4)),
             st.sampled_from(["", "cpu", "cuda:0"]),
+            st.dictionaries(st.sampled_from(["/a", "/b"]), st.lists(st.floats(0, 4096), min_size=1).map(tuple)),
         ),
         min_size=1,
         max_size=3,
@@ -74,6 +75,7 @@ def test_a_profile_is_read_as_it_was_written(stages: dict[str, StageProfile]) ->
     for name, stage in stages.items():
         assert found.of(name).times == pytest.approx(stage.times)
         assert found.of(name).device == stage.device
+        assert found.of(name).parts == stage.parts
 
 
 def told(**changes: object) -> str:
@@ -99,6 +101,9 @@ def test_one_that_was_written_by_hand_needs_times_and_nothing_else() -> None:
         (told(stages={"a": {"ms": {"2": 0}}}), "stages.a.ms.2: expected milliseconds"),
         (told(stages={"a": {"ms": {"2": "1"}}}), "stages.a.ms.2: expected milliseconds"),
         (told(stages={"a": {"ms": {"2": 1}, "noise": -1}}), "stages.a.noise: expected 0 to 2"),
+        (told(stages={"a": {"ms": {"2": 1}, "parts": {"/p": ["2"]}}}), "stages.a.parts: expected how many"),
+        (told(stages={"a": {"ms": {"2": 1}, "parts": [2]}}), "stages.a.parts: expected how many"),
+        (told(stages={"a": {"ms": {"2": 1}, "parts": 2}}), "stages.a.parts: expected how many"),
         (told(hop_ms=-1), "hop_ms: expected milliseconds of at least 0"),
     ],
 )

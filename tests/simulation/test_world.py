@@ -11,7 +11,7 @@ from engine.config import build
 from engine.core import batching, spacing
 from engine.core.admission import Admission
 from engine.core.front import FrontMachine, FrontSpec
-from engine.core.routing import Route, Topology
+from engine.core.routing import FINAL, JOIN, Route, Split, Topology
 from engine.core.stage import StageMachine, StageSpec
 from engine.simulation.arrivals import Renewal
 from engine.simulation.figures import Figures
@@ -116,6 +116,39 @@ def test_requests_go_by_the_routes_as_often_as_these_are_asked_for() -> None:
     assert forked.visits(1) == 0.25
     run = one(forked, (2, 2), Renewal(200), 2000, seed=1)
     assert len(run.waits[1]) / len(run.waits[0]) == pytest.approx(0.25, rel=0.1)
+
+
+def in_parts(split: Split, *parts: float, slo_s: float = 0.5) -> Service:
+    made = service(FLAT, FLAT, FLAT, slo_s=slo_s)
+    route = Route("/0", (0, 1, 2), (2, JOIN, FINAL), {0: split})
+    return replace(made, topology=Topology(made.topology.stages, (route,)), parts={(0, 0): parts} if parts else {})
+
+
+@pytest.mark.parametrize("parts", [(0.0,), (1.0,), (4.0,), (2.5,), (1.0, 1.0, 10.0)], ids=str)
+def test_a_request_in_parts_is_asked_of_their_stage_as_often_as_it_has_some(parts: tuple[float, ...]) -> None:
+    made = in_parts(Split((1,), 2), *parts)
+    mean = sum(parts) / len(parts)
+    assert made.visits(1) == pytest.approx(mean)
+    run = one(made, (2, 8, 2), Renewal(100), 1000, seed=1)
+    assert run.asked == len(run.latencies) == 1000
+    assert len(run.waits[1]) / len(run.waits[0]) == pytest.approx(mean, rel=0.15)
+    assert len(run.waits[2]) == len(run.waits[0])
+
+
+def test_how_many_parts_there_are_says_how_many_workers_it_takes() -> None:
+    few, many = (in_parts(Split((1,), 2), count).least(100.0) for count in (1.0, 40.0))
+    assert (few[0], few[2]) == (many[0], many[2])
+    assert many[1] > few[1] == 1
+    pages = in_parts(Split((1,), 2), 40.0)
+    assert asked(pages, 100.0, many[0], 2 * many[1], many[2], requests=300).in_time > 0.99
+    assert asked(pages, 100.0, *few, requests=300).in_time < 0.9
+
+
+def test_of_branches_each_gets_one() -> None:
+    made = in_parts(Split((1,), 2, names=("x",)), 7.0)
+    assert made.visits(1) == 1.0
+    run = one(made, (2, 2, 2), Renewal(100), 200, seed=1)
+    assert len(run.waits[1]) == len(run.waits[0])
 
 
 def test_everybody_is_answered_and_counted_once() -> None:
