@@ -44,6 +44,12 @@ class Lines:
             *lines, self._rest = (self._rest + data).split(b"\n")
             self.seen.extend(json.loads(line) for line in lines)
 
+    def rest(self) -> list[dict[str, Any]]:
+        """All that was not given out, once whoever writes has ended."""
+        while data := os.read(self._fd, 65536):
+            self._rest += data
+        return [*self.seen, *map(json.loads, self._rest.split(b"\n")[:-1])]
+
     def what(self, what: str, **more: Any) -> dict[str, Any]:
         return self.wait(lambda line: line["what"] == what and more.items() <= line.items())
 

@@ -240,9 +240,8 @@ def test_a_worker_process_that_is_told_to_stop_while_it_starts_stops(where: str,
 def test_a_stop_between_the_forks_of_many_workers_is_not_kept_waiting(tmp_path: Path, number: int) -> None:
     with launched(tmp_path, workers=64, grace=20.0) as running:
         running.events.what("started")
-        began = time.monotonic()
         assert running.stop(number) == ExitCode.OK
-        assert time.monotonic() - began < 5, "64 forks with a pause between any two take about that long"
+        assert len([line for line in running.events.rest() if line["what"] == "started"]) < 63  # it was not the last
         assert "Traceback" not in running.text()
 
 

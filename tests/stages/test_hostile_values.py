@@ -159,4 +159,4 @@ BODIES: dict[str, tuple[Callable[[bytes], object], Callable[[int], bytes], int]]
 @pytest.mark.parametrize("name", BODIES)
 def test_reading_takes_time_as_the_body_has_bytes(name: str) -> None:
     read, make, size = BODIES[name]
-    assert min(grows(read, make, size) for _ in range(3)) < MOST
+    assert any(grows(read, make, size) < MOST for _ in range(6))  # quadratic is it never

@@ -341,7 +341,7 @@ def test_the_first_and_the_second_call_of_every_size_are_shown(
 def test_a_size_that_memory_does_not_take_is_shown_and_no_failure(
     deployment: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = deployment(stage("s", "Large") + "max_batch_size = 16\n", SIZES)
+    made = deployment(stage("s", "Large") + 'max_batch_size = 16\nwarm_up = "60 s"\n', SIZES)  # enough anywhere
     assert check(made, as_json=False) == ExitCode.OK
     out = capsys.readouterr().out
     assert "       5  does not fit in memory: such batches are computed in parts" in out
