@@ -1,4 +1,4 @@
-"""What the parts of the broker write to each other, beside actions (Admit, Drop, Grant, Settle, Fail, News,
+"""What the parts of the broker write to each other, beside actions (Admit, Drop, Grant, Hasten, Settle, Fail, News,
 Foresee)."""
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from engine.broker.report import Part
-from engine.core.actions import Admit, Drop, Fail, Foresee, Grant, News, Settle
+from engine.core.actions import Admit, Drop, Fail, Foresee, Grant, Hasten, News, Settle
 from engine.core.front import FrontSpec
 from engine.core.messages import Ask
 from engine.core.stage import StageSpec
@@ -56,5 +56,5 @@ class Distrust:
     worker: int
 
 
-ToStage: TypeAlias = Admit | Drop | Grant | Settle | Look | Drain | Distrust | ChangeStage
+ToStage: TypeAlias = Admit | Drop | Grant | Hasten | Settle | Look | Drain | Distrust | ChangeStage
 ToFront: TypeAlias = Fail | News | Foresee | Seen | Drain | ChangeFront

@@ -38,6 +38,7 @@ from engine.core.actions import (
     Foresee,
     Forget,
     Grant,
+    Hasten,
     Kill,
     News,
     Note,
@@ -266,6 +267,8 @@ class StagePart(Part[ToStage]):
             machine.cancel(letter.uids, now)
         elif type(letter) is Grant:
             machine.grant(letter)
+        elif type(letter) is Hasten:
+            machine.hasten(letter)
         elif type(letter) is Look:
             self._show(letter, now)
         elif type(letter) is Drain:

@@ -150,5 +150,12 @@ class Grant(msgspec.Struct, frozen=True):
     nbytes: int
 
 
+class Hasten(msgspec.Struct, frozen=True):
+    """Somebody of an earlier rank waits for these computations as well; ranks by uid."""
+
+    stage: int
+    ranks: Mapping[int, float]
+
+
 StageAction: TypeAlias = Dispatch | ToWorker | Fail | Settle | Kill | Note | Forget | News | Foresee | Release
-FrontAction: TypeAlias = Admit | Drop | Grant | Settle | Release
+FrontAction: TypeAlias = Admit | Drop | Grant | Hasten | Settle | Release

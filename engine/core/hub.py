@@ -15,9 +15,10 @@ from math import inf
 from typing import Final
 
 from engine.core import wording
-from engine.core.actions import Admit, Release, Settle
+from engine.core.actions import Admit, Hasten, Release, Settle
 from engine.core.answers import Column
 from engine.core.arena import Ref
+from engine.core.batching import TOLERANCE_S
 from engine.core.ends import EXPIRED, FULL, HOPELESS, STUCK
 from engine.core.items import Item, Request
 from engine.core.ledger import FAILED, FAILURE, MESSAGE_MOST, NOBODY, OWN_BODY, Ledger, modest
@@ -47,6 +48,7 @@ class Hub:
         self._topology, self._door = ledger.topology, ledger.door
         self._gatherings, self._memo = ledger.gatherings, ledger.memo
         self._coming: defaultdict[int, list[Item]] = defaultdict(list)  # to stages, until :meth:`admit`
+        self._hastened: defaultdict[int, dict[int, float]] = defaultdict(dict)  # likewise: ranks by uid
 
     # --- requests in parts -------------------------------------------------------------------------------------------
 
@@ -218,6 +220,9 @@ class Hub:
         for stage, items in coming.items():
             self._door.stages[stage].handed += len(items)
             self._ledger.actions.append(Admit(stage, items))
+        if self._hastened:
+            self._ledger.actions.extend(Hasten(stage, ranks) for stage, ranks in self._hastened.items())
+            self._hastened = defaultdict(dict)
 
     def hear(self, now: float) -> None:
         """What became of requests of nobody. Further answers and actions may come of it."""
@@ -299,7 +304,10 @@ class Hub:
             if refs := refs_of(payload):
                 self._ledger.actions.append(Release([*refs]))
             self._go(request, found, trail, now)
-        elif not self._memo.join(place, Asker(request, payload, trail)):
+        elif (flight := self._memo.join(place, Asker(request, payload, trail))) is not None:
+            if request.rank < flight.rank - TOLERANCE_S:
+                flight.rank = self._hastened[stage][flight.uid] = request.rank
+        else:
             made = self._ledger.made(SHARED, request, stage)
             self._memo.begin(place, made.uid, Asker(request, None, trail))
             self._coming[stage].append(Item(made, payload, payload_size(payload), now, 1, trail, hop))

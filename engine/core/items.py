@@ -1,14 +1,15 @@
 """What the broker keeps of a request: the request itself, and its current payload at one stage.
 
 Ownership. The front makes a :class:`Request`, keeps it in the ledger until it is answered, and alone sets ``closed``,
-``stream_hop`` and ``streamer``. Stages only read it, with two exceptions: the stage that has an item sets ``is_begun``,
-and the stage that accepts a result advances ``hop`` to its own. A second copy of the same result (a worker that died
-after sending was replayed) finds ``hop`` already advanced and is dropped. Where only one stage can follow hop *k*, no
-two ever write it there. Where several can, because the route branches or its stages may skip some, two copies may go to
-two stages, which look at the same time: so each has to be the first in ``claims``, by one operation that the
-interpreter makes whole (:meth:`engine.core.stage.StageMachine.accept`). Reading ``closed`` a moment too
-early is harmless: the item is computed once in vain, and its answer is dropped. So is reading ``stream_hop``: a replay
-that should not have been is found out by its ``streamer`` (:meth:`engine.core.front.FrontMachine.events`).
+``stream_hop`` and ``streamer``. Stages only read it, with three exceptions: the stage that has an item sets
+``is_begun``; it hastens a request of nobody by its ``rank``, which nobody else reads; and the stage that accepts a
+result advances ``hop`` to its own. A second copy of the same result (a worker that died after sending was replayed)
+finds ``hop`` already advanced and is dropped. Where only one stage can follow hop *k*, no two ever write it there.
+Where several can, because the route branches or its stages may skip some, two copies may go to two stages, which look
+at the same time: so each has to be the first in ``claims``, by one operation that the interpreter makes whole
+(:meth:`engine.core.stage.StageMachine.accept`). Reading ``closed`` a moment too early is harmless: the item is computed
+once in vain, and its answer is dropped. So is reading ``stream_hop``: a replay that should not have been is found out
+by its ``streamer`` (:meth:`engine.core.front.FrontMachine.events`).
 
 On threads of their own (``[engine] threads``) the parts share these values as follows, also on interpreters without a
 lock. A result leads to its request by the books of the stage that holds the item (:meth:`engine.core.crew.Crew.held`):

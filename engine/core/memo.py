@@ -66,6 +66,7 @@ class Flight:
     place: Place
     uid: int
     era: int
+    rank: float  # the earliest of who waits: nobody waits longer for what another asked for than it would have alone
     waiters: dict[int, Asker] = field(default_factory=dict)
 
 
@@ -151,18 +152,19 @@ class Memo:
         entry = self._kept[place.stage].get(place)
         return self.get(place, now) if entry is not None and entry[0].target == FINAL else None
 
-    def join(self, place: Place, waiter: Asker) -> bool:
-        """Wait for what is being computed. False: nothing is."""
+    def join(self, place: Place, waiter: Asker) -> Flight | None:
+        """Wait for what is being computed. None: nothing is."""
         flight = self._flights.get(place)
-        if flight is None:
-            return False
-        self._wait(flight, waiter)
-        self.tallies[place.stage].joined += 1
-        return True
+        if flight is not None:
+            self._wait(flight, waiter)
+            self.tallies[place.stage].joined += 1
+        return flight
 
     def begin(self, place: Place, uid: int, waiter: Asker) -> None:
         """Request ``uid`` computes it, for who waits first."""
-        flight = self._flights[place] = self._by_uid[uid] = Flight(place, uid, self._eras.get(place.stage, 0))
+        flight = self._flights[place] = self._by_uid[uid] = Flight(
+            place, uid, self._eras.get(place.stage, 0), waiter.request.rank
+        )
         self._wait(flight, waiter)
         self.tallies[place.stage].misses += 1
 

@@ -24,7 +24,7 @@ from math import inf
 from typing import Final
 
 from engine.core import wording
-from engine.core.actions import Dispatch, Foresee, Forget, Grant, Kill, News, Settle, StageAction, ToWorker
+from engine.core.actions import Dispatch, Foresee, Forget, Grant, Hasten, Kill, News, Settle, StageAction, ToWorker
 from engine.core.batching import BUSY, IDLE, REPLAY, Policy, Reason, decide
 from engine.core.costqueue import CostQueue, padded_units, queue_for, requeued
 from engine.core.costs import UNITS_MOST
@@ -268,6 +268,11 @@ class StageMachine:
         """The client of a stream has taken some of it: the worker that sends it may go on."""
         if grant.worker in self.workers:
             self.actions.append(ToWorker(grant.worker, Granted({grant.uid: grant.nbytes})))
+
+    def hasten(self, hasten: Hasten) -> None:
+        """These come before others from now on, where they wait."""
+        for uid, rank in hasten.ranks.items():
+            self.queue.hasten(uid, rank)
 
     # --- workers -----------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from math import inf
 from typing import Final, TypeAlias
 
 from engine.core import introduction
-from engine.core.actions import Admit, Dispatch, Drop, Fail, Foresee, News, Settle
+from engine.core.actions import Admit, Dispatch, Drop, Fail, Foresee, Hasten, News, Settle
 from engine.core.front import FrontMachine, FrontSpec
 from engine.core.member import ROUND_TRIPS
 from engine.core.messages import Batch, Parts, Qos, Ready, Results, Role, Status, Submit, WorkerBeat
@@ -245,6 +245,8 @@ class World:
             for action in front_actions:
                 if isinstance(action, Admit):
                     self.stages[action.stage].enqueue(action.items, now)
+                elif isinstance(action, Hasten):
+                    self.stages[action.stage].hasten(action)
                 elif isinstance(action, Drop):
                     self.stages[action.stage].cancel(action.uids, now)
                 elif isinstance(action, Settle):

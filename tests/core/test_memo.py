@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.core import wording
+from engine.core.fairness import Priority
 from engine.core.front import FrontSpec
 from engine.core.items import Request
 from engine.core.memo import ENTRY_BYTES, Asker, CacheSpec, Found, Memo, Place
-from engine.core.messages import KEY_SIZE, Parts, Role, Speaker, Status
+from engine.core.messages import KEY_SIZE, Parts, Qos, Role, Speaker, Status
 from engine.core.routing import FINAL, JOIN, Fork, Route, Split, Topology
 from tests.core.test_branches import drain
 from tests.core.test_parts import at
@@ -224,6 +225,27 @@ def test_what_is_known_counts_among_the_answers_that_had_a_goal() -> None:
     one.submit(1, first=15, route=MID, budget_s=10.0)
     drain(one)
     assert one.front.stats.goals == {(ONLY, True): 2, (MID, True): 2}
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "one after the other"])
+def test_who_has_little_time_waits_for_no_computation_that_has_much(late: bool) -> None:
+    """A job, say, asked the same, and stands behind all who have less time than that."""
+    one = twin()
+    one.asks = lambda seq: 0 if seq in (50, 99) else seq
+    one.submit(6, route=ONLY)
+    while len(at(one, A).lane) < 2:
+        one.submit(1, first=7, route=ONLY)
+    one.submit(1, first=50, route=ONLY, budget_s=3600.0, qos=Qos(priority=Priority.LOW))
+    one.submit(20, first=10, route=ONLY, budget_s=50.0)
+    if late:
+        one.pass_time(0.02)
+    one.submit(1, first=99, route=ONLY, budget_s=20.0)
+    assert one.front.ledger.memo.tallies[A].joined == 1
+    for _ in range(3):  # what was there, and the next one
+        one.finish(at(one, A))
+    assert one.answer(99) == one.answer(50) == (200, b"body0+1")
+    drain(one)
+    assert one.is_empty()
 
 
 def test_tries_with_one_key_and_a_cache_are_answered_once_each() -> None:

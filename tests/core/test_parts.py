@@ -16,8 +16,9 @@ from engine.core.actions import Fail, Foresee
 from engine.core.admission import Admission
 from engine.core.arena import Ref
 from engine.core.ends import FULL
+from engine.core.fairness import Priority
 from engine.core.front import FrontSpec
-from engine.core.messages import KEY_SIZE, Flow, Parts, Role, Speaker, Status, StreamEvents
+from engine.core.messages import KEY_SIZE, Flow, Parts, Qos, Role, Speaker, Status, StreamEvents
 from engine.core.parts import PARTS
 from engine.core.routing import FINAL, JOIN, Route, Split, Topology
 from engine.core.wire import INLINE_MAX, Payload, pack_step, unpack_trail
@@ -393,6 +394,29 @@ def test_a_whole_counts_among_the_answers_that_had_a_goal_however_it_ends() -> N
         assert found == {(EACH, way in ("done", "fails")): 1}, way
         assert one.answer(seq)[0] == {"done": 200, "fails": 422, "refused": 429, "late": 408}[way]
     assert one.is_empty()
+
+
+def test_parts_come_in_the_order_of_their_wholes_and_not_in_that_in_which_they_were_made() -> None:
+    classes = tuple(Priority.HIGH if route == HOLES else Priority.NORMAL for route in range(6))
+    one = twin(front=FrontSpec(1000, 1 << 20, priorities=classes))
+    one.elements = lambda request_id: 12 if request_id == "r1" else 3
+    one.submit(1, first=1, route=LONG, budget_s=60.0)
+    one.submit(1, first=2, route=LONG, budget_s=60.0, qos=Qos(priority=Priority.LOW))
+    one.submit(1, first=3, route=HOLES, budget_s=60.0)
+    one.submit(1, first=4, route=EACH, budget_s=10.0)
+    drain_stage(one, PRE)
+    crop, order = at(one, CROP), []
+    while crop.lane:
+        batch, _ = crop.lane[0]
+        order += ids_of(batch)
+        given = {who: us / 1e6 for us, who in zip(batch.budgets_us, ids_of(batch), strict=True)}
+        assert all(left_s <= (10.0 if who == "r4" else 60.0) for who, left_s in given.items())
+        one.finish(crop)
+        one.pass_time(0.01)  # a queue is not sorted again and again
+    begun = [who for who in order[:6] if who == "r1"]  # as many as were given before the others came
+    assert order[len(begun) : len(begun) + 6] == ["r4"] * 3 + ["r3"] * 3
+    drain(one)
+    assert [one.answer(seq)[0] for seq in (1, 2, 3, 4)] == [200] * 4
 
 
 def test_a_trail_has_the_steps_of_the_part_that_came_last_and_of_every_branch() -> None:

@@ -27,6 +27,7 @@ from engine.core.actions import (
     Foresee,
     Forget,
     Grant,
+    Hasten,
     Kill,
     News,
     Note,
@@ -53,6 +54,7 @@ from engine.core.messages import (
     Message,
     Parts,
     Poison,
+    Qos,
     Ready,
     Results,
     Revoke,
@@ -210,11 +212,13 @@ class Twin:
         budget_s: float = 100.0,
         peer: bytes = b"f",
         key: bytes = b"",
+        qos: Qos | None = None,
     ) -> None:
-        """``key``: of KEY_SIZE bytes; of all of them."""
+        """``key``: of KEY_SIZE bytes; of all of them, as ``qos`` is."""
         seqs = list(range(first, first + n))
         message = Submit(seqs, [route] * n, [int(budget_s * 1e6)] * n, [meta.pack(f"r{seq}") for seq in seqs])
         message.keys.update(dict.fromkeys(seqs, key) if key else {})
+        message.qos.update(dict.fromkeys(seqs, qos) if qos is not None else {})
         self.introduce(peer)
         plain = [b"body%d" % self.asks(seq) for seq in seqs]
         if self.topology.is_cached(route, self.topology.routes[route].stages[0]):
@@ -529,6 +533,8 @@ class Twin:
                 self.stages[action.stage].cancel(action.uids, self.now)
             case Grant():
                 self.stages[action.stage].grant(action)
+            case Hasten():
+                self.stages[action.stage].hasten(action)
             case _:
                 raise AssertionError(action)
 

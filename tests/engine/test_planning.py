@@ -25,6 +25,7 @@ from engine.planning.watched import Scrape, seen_between
 from engine.simulation.arrivals import Renewal
 from engine.simulation.world import Works, World
 from engine.specs import front_spec, stage_spec
+from stages.profiling import profile_stage
 
 FILE = """
 [engine]
@@ -243,6 +244,25 @@ class Third(Worker):
     assert done.returncode == ExitCode.OK, done.stderr
     assert json.loads(kept.read_text())["stages"]["first"]["parts"] == {"/pages": [3.0, 5.0]}
     assert "3 to 5 parts behind first, by its profile" in done.stdout
+
+
+def test_a_stage_behind_a_choice_is_measured_with_what_takes_its_branch(file: Path) -> None:
+    code = """
+from engine import Worker
+
+class First(Worker):
+    example = [{"way": "a", "x": 1}, {"way": "b", "y": 1}]
+    def forward(self, data):
+        return data
+
+class Second(Worker):
+    def forward(self, data):
+        return [value["y"] for value in data]
+"""
+    (file.parent / "service.py").write_text(code)
+    route = '[[route]]\npath = "/r"\nstages = ["first", { by = "way", of = { b = "second" }, default = [] }]\n'
+    file.write_text(f"{FILE}{route}")
+    assert profile_stage(load(file), "second").times[8] > 0.0
 
 
 def test_a_running_deployment_tells_how_many_parts_there_are_lately(pages: Path) -> None:

@@ -144,6 +144,16 @@ def test_how_many_parts_there_are_says_how_many_workers_it_takes() -> None:
     assert asked(pages, 100.0, *few, requests=300).in_time < 0.9
 
 
+@pytest.mark.parametrize("over", [1.0, 1.4, 2.8])
+def test_with_more_parts_than_can_be_done_those_are_served_that_can_be_and_nobody_late(over: float) -> None:
+    """The goal of a whole is that of its parts, and what the door expects of it counts them."""
+    pages = in_parts(Split((1,), 2), 5.0, 20.0, slo_s=0.2)
+    figures = asked(pages, 108.0 * over, 1, 1, 1, requests=600)
+    assert figures.stages[1].load == pytest.approx(over, rel=0.1)
+    assert figures.late < 0.01
+    assert figures.in_time > 0.93 / over
+
+
 def test_of_branches_each_gets_one() -> None:
     made = in_parts(Split((1,), 2, names=("x",)), 7.0)
     assert made.visits(1) == 1.0
