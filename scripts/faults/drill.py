@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from faults import work
 from faults.client import Client
 from faults.ledger import Ask, Tally
-from faults.place import Place
+from faults.place import PAGES, Place
 from faults.rows import Row
 from faults.scene import Scene
 
@@ -34,20 +34,16 @@ class Seen:
         return any(problem.startswith(("stuck", "ended")) for problem in self.problems)
 
 
-def ordinary(place: Place, path: str = "/work") -> Maker:
-    """What the load asks of a place on a route."""
-    return Maker(place.service.through(path), path)
-
-
 @dataclass(frozen=True)
-class Maker:
-    """Ordinary requests to a route."""
+class Ordinary:
+    """The requests of the load: most go one way through the service, and some in parts, where it has a route for it."""
 
-    stages: tuple[str, ...]
-    path: str
+    place: Place
 
     def __call__(self, number: int) -> Ask:
-        return Ask(number, {"number": number}, work.proof(number, self.stages), self.path)
+        service = self.place.service
+        path = PAGES if service.has(PAGES) and number % work.LOAD_TENTH == 0 else "/work"
+        return Ask(number, {"number": number}, work.proof(number, service.through(path)), path)
 
 
 def run(row: Row, place: Place, *, seed: int, late_s: float, times: int | None = None, url: str = "") -> Seen:
@@ -58,7 +54,7 @@ def run(row: Row, place: Place, *, seed: int, late_s: float, times: int | None =
     start = place.journal_size()
     client = Client(
         url or place.url,
-        ordinary(place),
+        Ordinary(place),
         numbers=place.numbers,
         rate=row.rate,
         deadline_s=place.service.deadline_s,

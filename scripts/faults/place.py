@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import harness
 import httpx
@@ -29,6 +29,9 @@ from faults import work
 ROOT: Final = Path(__file__).parents[2]
 
 PEER_PYTHON: Final = ROOT / ".venv-chaos" / "bin" / "python"
+
+PAGES: Final = "/pages"  # whose requests go on in parts
+Passed: TypeAlias = str | tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -46,18 +49,23 @@ class Stage:
 
 @dataclass(frozen=True)
 class Service:
-    """What is made: stages, and routes through them by path; ``more`` are further lines of [frontend]."""
+    """What is made: stages, and routes through them by path, where those in parentheses are passed by parts; ``more``
+    are further lines of [frontend]."""
 
     name: str
     stages: tuple[Stage, ...]
-    routes: tuple[tuple[str, tuple[str, ...]], ...]
+    routes: tuple[tuple[str, tuple[Passed, ...]], ...]
     deadline_s: float = 15.0
     frontends: int = 1
     more: str = ""
 
-    def through(self, path: str) -> tuple[str, ...]:
+    def through(self, path: str) -> tuple[Passed, ...]:
         """The stages of a route."""
         return dict(self.routes)[path]
+
+    def has(self, path: str) -> bool:
+        """Whether there is such a route."""
+        return path in dict(self.routes)
 
     def toml(self) -> str:
         """The file that describes it to Stageline."""
@@ -72,8 +80,14 @@ class Service:
                 f'args = {{ stage_name = "{stage.name}", fixed_s = {stage.fixed_s}, item_s = {stage.item_s} }}\n'
             )
         for path, names in self.routes:
-            parts.append(f'[[route]]\npath = "{path}"\nstages = {json.dumps(list(names))}\n')
+            line = ", ".join(map(_passed, names))
+            parts.append(f'[[route]]\npath = "{path}"\nstages = [{line}]\n')
         return "\n".join(parts)
+
+
+def _passed(stage: Passed) -> str:
+    """As the file says it."""
+    return json.dumps(stage) if isinstance(stage, str) else f'{{ each = "parts", through = {json.dumps(stage)} }}'
 
 
 class Place:

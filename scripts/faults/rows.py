@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from faults import harm, hostile
+from faults import harm, hostile, work
 from faults.ledger import Allowed
-from faults.place import Service, Stage
+from faults.place import PAGES, Service, Stage
 from faults.scene import Scene
 
-# One service for nearly all rows: two stages with workers to lose, one that computes once only, one that hangs soon.
+# One service for nearly all rows: two stages with workers to lose, one that computes once only, one that hangs soon,
+# and two around those that parts pass.
 MAIN: Final = Service(
     "chaos",
     (
@@ -23,8 +24,15 @@ MAIN: Final = Service(
         Stage("model", num=3, fixed_s=0.01, item_s=0.001),
         Stage("once", num=2, more="idempotent = false\n"),
         Stage("brief", num=2, timeout_s=1.0, more="kill_after = 0.5\nmax_wait_time = 60_000\n"),
+        Stage(work.TAKES_APART),
+        Stage(work.PUTS_TOGETHER),
     ),
-    (("/work", ("prep", "model")), ("/once", ("once",)), ("/brief", ("brief",))),
+    (
+        ("/work", ("prep", "model")),
+        ("/once", ("once",)),
+        ("/brief", ("brief",)),
+        (PAGES, (work.TAKES_APART, ("model",), work.PUTS_TOGETHER)),
+    ),
     frontends=2,
     more='compression = true\ncapacity_bytes = "8 MiB"\nmax_request_size = "2 MiB"\nmax_response_size = "4 MiB"\n',
 )

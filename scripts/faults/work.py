@@ -2,8 +2,10 @@
 
 The same for every system; the adapters add a base class. A request is ``{"number": N, "acts": {STAGE: {"do": ...}}}``.
 Each stage turns the proof so far into the next, which the client computes as well: an answer with the right proof has
-passed every stage once, in order, and is of that number. Every batch that a stage begins is a line of a journal in the
-folder of CHAOS_FOLDER - who computes what, beside what - and every process that has loaded is a file there.
+passed every stage once, in order, and is of that number. The stage TAKES_APART makes parts, each with a proof of its
+own, and PUTS_TOGETHER makes one of what came of them, in their order. Every batch that a stage begins is a line of a
+journal in the folder of CHAOS_FOLDER - who computes what, beside what - and every process that has loaded is a file
+there.
 """
 
 from __future__ import annotations
@@ -22,15 +24,40 @@ from typing import Any
 
 FOLDER = "CHAOS_FOLDER"
 
+TAKES_APART, PUTS_TOGETHER = "split", "join"
+LOAD_TENTH = 10  # one in so many ordinary requests goes on in parts
+PARTS_MOST = 4
+
 
 def step(proof: int, stage: str) -> int:
     """What a stage makes of a proof."""
     return zlib.crc32(f"{stage}:{proof}".encode())
 
 
-def proof(number: int, stages: Iterable[str]) -> int:
-    """The right answer to a request that passes these stages."""
+def parts(number: int, value: int) -> list[int]:
+    """The proofs with which the parts of a request begin."""
+    return [step(value, str(place)) for place in range(number // LOAD_TENTH % (PARTS_MOST + 1))]
+
+
+def together(value: int, proofs: Iterable[int]) -> int:
+    """One proof of those of the parts, and of that of what they are parts of."""
+    for one in proofs:
+        value = step(value, str(one))
+    return value
+
+
+def proof(number: int, stages: Iterable[str | tuple[str, ...]]) -> int:
+    """The right answer to a request that passes these stages; those in parentheses, its parts do."""
     value = number
+    for stage in stages:
+        if isinstance(stage, str):
+            value = step(value, stage)
+        else:
+            value = together(value, [_through(one, stage) for one in parts(number, value)])
+    return value
+
+
+def _through(value: int, stages: Iterable[str]) -> int:
     for stage in stages:
         value = step(value, stage)
     return value
@@ -75,9 +102,14 @@ class Step:
         act = self._act(item)
         if act and self._is_due(item["number"], act):
             self._do(act, batch)
-        passed = {"number": item["number"], "proof": step(item.get("proof", item["number"]), self._name)}
+        number, value = item["number"], item.get("proof", item["number"])
+        if self._name == PUTS_TOGETHER:
+            value = together(value, [part["proof"] for part in item["parts"]])
+        passed = {"number": number, "proof": step(value, self._name)}
         if "acts" in item:
             passed["acts"] = item["acts"]
+        if self._name == TAKES_APART:
+            passed["parts"] = [{**passed, "proof": one} for one in parts(number, passed["proof"])]
         if act.get("do") == "large":
             passed["pad"] = "x" * act["bytes"]
         return passed

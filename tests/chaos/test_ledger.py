@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
-from faults import holdings
+from faults import holdings, work
 from faults.ledger import Allowed, Ask, Ledger, Tally, percentile
+from faults.place import PAGES
+from faults.rows import MAIN
 
 
 class Account:
@@ -155,3 +159,22 @@ def test_what_jumps_between_levels_does_not_climb_until_its_low_ones_do(what: st
 def test_few_samples_show_nothing() -> None:
     with pytest.raises(ValueError, match="too few"):
         holdings.grown(samples("threads", [1] * 5))
+
+
+def test_a_proof_is_of_all_parts_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the stages make of it is what the client expects, and nothing else is."""
+    monkeypatch.setenv(work.FOLDER, str(tmp_path))
+    split, model, join = (work.Step(name) for name in (work.TAKES_APART, "model", work.PUTS_TOGETHER))
+    counts = set()
+    for number in range(0, 100, work.LOAD_TENTH):
+        frame = split.forward({"number": number})
+        parts = [model.forward(part) for part in frame.pop("parts")]
+        counts.add(len(parts))
+        right = work.proof(number, MAIN.through(PAGES))
+        assert join.forward({**frame, "parts": parts})["proof"] == right
+        if len(parts) > 1:
+            for wrong in (parts[:-1], parts[::-1], [*parts, parts[0]]):
+                assert join.forward({**frame, "parts": wrong})["proof"] != right
+    assert counts == set(range(work.PARTS_MOST + 1))
+    for step in (split, model, join):
+        os.close(step._journal)
