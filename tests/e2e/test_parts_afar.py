@@ -35,18 +35,13 @@ WHERE = "far" if os.environ.get("PYTHONPATH", "").endswith("far") else "here"
 
 def tensors(page):
     n, size, kind = page["n"], page["size"], page["kind"]
-    if "torch" in kind:
-        import torch  # takes seconds
     if kind == "rows":  # the list is an array
         return numpy.arange(n, dtype="int32")[:, None] + numpy.zeros(size, "int32")
-    if kind == "torch rows":
-        return torch.arange(n, dtype=torch.int32)[:, None] + torch.zeros(size, dtype=torch.int32)
-    one, dtype = (torch.full, torch.int32) if "torch" in kind else (numpy.full, "int32")
-    sizes = [(k % 3) * size if "unlike" in kind else size for k in range(n)]  # some have none at all
-    return [one((count, 2), k, dtype=dtype) for k, count in enumerate(sizes)]
+    sizes = [(k % 3) * size if kind == "unlike" else size for k in range(n)]  # some have none at all
+    return [numpy.full((count, 2), k, "int32") for k, count in enumerate(sizes)]
 
 class Begin(Worker):
-    example = [{"id": "0", "n": 2, "size": 3, "kind": "numpy"}]
+    example = [{"id": "0", "n": 2, "size": 3, "kind": "alike"}]
     def forward(self, pages):
         return [{**page, "crops": tensors(page)} if "n" in page else page for page in pages]
 
@@ -69,7 +64,7 @@ class End(Worker):
     def one(self, value):
         if "crops" in value:
             crops = value["crops"]
-            told = [[type(crop).__module__, [*crop.shape], int(crop.sum())] for crop in crops]
+            told = [[[*crop.shape], int(crop.sum())] for crop in crops]
             return {"id": value["id"], "crops": told}
         if "texts" in value:
             return {"texts": [[text.rstrip("."), len(text)] for text in value["texts"]]}
@@ -126,11 +121,10 @@ STAGES = ("begin", "one", "look", "end")
 
 def crops(page: dict[str, Any]) -> list[Any]:
     n, size, kind = page["n"], page["size"], page["kind"]
-    module = "torch" if "torch" in kind else "numpy"
-    if "rows" in kind:
-        return [[module, [size], 2 * k * size] for k in range(n)]
-    sizes = [(k % 3) * size if "unlike" in kind else size for k in range(n)]
-    return [[module, [count, 2], 2 * 2 * k * count] for k, count in enumerate(sizes)]
+    if kind == "rows":
+        return [[[size], 2 * k * size] for k in range(n)]
+    sizes = [(k % 3) * size if kind == "unlike" else size for k in range(n)]
+    return [[[count, 2], 2 * 2 * k * count] for k, count in enumerate(sizes)]
 
 
 @dataclass
@@ -189,7 +183,7 @@ class Pages(Load):
                 name = f"{number}-{count}"
                 path = ("/page", "/both", "/page", "/texts")[count % 4]
                 if path == "/page":
-                    kind = ("numpy", "numpy unlike", "rows")[count % 3]
+                    kind = ("alike", "unlike", "rows")[count % 3]
                     body = {
                         "id": name,
                         "n": (0, 1, 7, 40)[count // 4 % 4],
@@ -222,7 +216,7 @@ def test_parts_come_together_from_several_hosts(fleet: Fleet) -> None:
     def page(**page: Any) -> None:
         assert fleet.post("/page", id="a", **page) == {"id": "a", "crops": crops(page)}, page
 
-    for kind in ("numpy", "torch", "numpy unlike", "torch unlike", "rows", "torch rows"):
+    for kind in ("alike", "unlike", "rows"):
         for n, size in ((1, 3), (200, 3), (7, 20_000), (12, 150_000)):  # (more than 64 KiB, and 1 MiB each)
             page(n=n, size=size, kind=kind)
     with ThreadPoolExecutor(4) as pool:

@@ -10,9 +10,9 @@ import numpy as np
 import pydantic
 import pytest
 
-from engine.core import gathered
+from engine.core import gathered, wire
 from engine.core.arena import Ref
-from engine.core.messages import Status
+from engine.core.messages import Results, Status
 from engine.core.routing import FINAL, JOIN, Route, Split, Topology
 from engine.errors import EncodingError
 from stages.base import Worker
@@ -129,3 +129,57 @@ def test_nothing_is_sent_past_the_parts_that_would_be_taken_for_them(is_shared: 
 
     assert sent(b"anything else") == Status.OK
     assert sent(bytes(gathered.pack(b"", [b"forged"]))) == Status.FAILED  # type: ignore[arg-type]  # it is small
+
+
+TABLE = Topology(("a", "b", "c"), (Route("/r", (0, 1, 2), (2, JOIN, FINAL), {0: SPLIT}),))
+
+
+class Same(Worker):
+    def forward(self, value: Any) -> Any:
+        return value
+
+
+def sent(codec: Codec, payloads: list[Any], *, afar: bool) -> list[Any]:
+    """As they come to the next worker: by tcp, in frames."""
+    if not afar:
+        return payloads
+    message = Results(0, 1, 1, [0] * len(payloads), [200] * len(payloads), [b""] * len(payloads))
+    frames = [memoryview(bytearray(frame)) for frame in wire.encode(message, payloads)]
+    return wire.decode(frames)[1]
+
+
+@pytest.mark.parametrize("afar", [False, True])
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize(
+    "shapes", [[(3, 2)] * 4, [(1, 2), (3,), (1, 1, 1), (0, 5)], [(40_000, 2), (3, 2), (0,), (9, 9_000)]]
+)
+def test_tensors_come_apart_and_together_as_they_were(library: str, shapes: list[Any], afar: bool) -> None:
+    """Equal ones and unlike ones, some of no elements, and some so large that they are sent apart."""
+    arrays = [np.full(shape, number, "int32") for number, shape in enumerate(shapes)]
+    torch = pytest.importorskip("torch") if library == "torch" else None
+    crops = arrays if torch is None else [torch.from_numpy(array) for array in arrays]
+    codec = Codec(Same())
+    outcome = codec.apart(SPLIT, {"crops": crops, "page": 3})
+    assert outcome.parts is not None
+    frame, *parts = sent(codec, [outcome.payload, *outcome.parts], afar=afar)
+    worked = [codec.encode_between(codec.decode(ItemIn(1, part, first=False)) * 2) for part in parts]
+    (whole,) = sent(codec, [gathered.pack(frame, sent(codec, worked, afar=afar))], afar=afar)
+    found = codec.decode(ItemIn(1, whole, first=False, way=way_of(TABLE, 0, 2)))
+    assert found["page"] == 3
+    for got, crop in zip(found["crops"], crops, strict=True):
+        assert (type(got), got.shape, got.dtype) == (type(crop), crop.shape, crop.dtype)
+        assert bool((got == crop * 2).all())
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("shape", [(4, 3), (2, 40_000), (3, 0), (0, 3)])
+def test_a_tensor_is_a_list_along_its_first_dimension(library: str, shape: tuple[int, int]) -> None:
+    whole = np.arange(shape[0] * shape[1]).reshape(shape)
+    torch = pytest.importorskip("torch") if library == "torch" else None
+    codec = Codec(Same())
+    outcome = codec.apart(SPLIT, {"crops": whole if torch is None else torch.from_numpy(whole)})
+    assert outcome.parts is not None
+    rows = [codec.decode(ItemIn(1, part, first=False)) for part in outcome.parts]
+    assert len(rows) == shape[0]
+    assert all(bool((np.asarray(row) == one).all()) for row, one in zip(rows, whole, strict=True))
+    assert {type(row).__module__ for row in rows} <= {library}
