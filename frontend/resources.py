@@ -89,14 +89,14 @@ class RouteResource:
         )
         if exchange.trace is not None:
             told = meta.traced(told, exchange.trace.told)
-        timeout_s, qos = body.left_s, terms.qos
+        timeout_s, qos, wants = body.left_s, terms.qos, oip.Terms()
         if self._model:
             asked, wants = await self._asked(head, data)
             told = meta.asking(told, asked)
             timeout_s, qos = asking.within(wants, timeout_s), asking.standing(wants, qos)
         about = meta.pack(exchange.request_id, told)
         if jobs is not None:
-            await jobs.take(head, self._route, data, about, key, resp)
+            await jobs.take(head, self._route, data, about, key, resp, wants)
             return
         memo = await self._memo(head, data)
         waiting = Waiting(exchange, shared.client, shared.gate, self._stages, shared.answering.last_events[self._route])

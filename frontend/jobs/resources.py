@@ -26,7 +26,8 @@ from msgspec.structs import replace
 from engine.clock import Deadline
 from engine.config.schema import JOBS
 from engine.core.messages import KEY_SIZE
-from frontend import deadline, errors, qos
+from engine.core.oip import Terms
+from frontend import asking, deadline, errors, qos
 from frontend.answer import Answering, retry_after
 from frontend.errors import Refusal
 from frontend.exchange import Exchange
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("stageline.frontend")
 
 T = TypeVar("T")
+
+NO_TERMS: Final = Terms()
 
 WAIT_MOST_S: Final = 60.0
 _LOOKS_S: Final = (0.05, 0.1, 0.2, 0.5)  # between two looks at a job that is waited for; the last one again and again
@@ -89,12 +92,21 @@ class Jobs:
             raise Refusal(errors.NO_JOBS) from error
 
     async def take(
-        self, head: Head, route: int, body: bytes, meta: bytes, key: bytes, resp: falcon.asgi.Response
+        self,
+        head: Head,
+        route: int,
+        body: bytes,
+        meta: bytes,
+        key: bytes,
+        resp: falcon.asgi.Response,
+        wants: Terms = NO_TERMS,
     ) -> None:
-        """A request as a job: on the disk before its client is told. Raises Refusal."""
+        """A request as a job: on the disk before its client is told. ``wants``: what its body says of its time. Raises
+        Refusal."""
         timeout_s = deadline.allowed(head.timeout, head.timeout_ms, self._timeout_s)
         if timeout_s is None:
             raise Refusal(errors.BAD_TIMEOUT)
+        timeout_s = asking.within(wants, timeout_s)
         instant = self.runner.clock()
         whole, what = key[: KEY_SIZE // 2], key[KEY_SIZE // 2 :]
         job = Job(

@@ -9,6 +9,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import config
-from engine.config.schema import FrontendSection
+from engine.config.schema import OIP, PLAIN, FrontendSection
 from engine.core.call import Answer, StreamEvent
 from engine.core.messages import Flow, Speaker
 from engine.core.routing import Route, Topology
@@ -195,9 +196,9 @@ def test_who_waits_too_long_is_late(store: Store) -> None:
 class Process:
     """The application of one process of the frontend, with jobs."""
 
-    def __init__(self, path: Path, client: FakeClient | None = None, **frontend: Any) -> None:
+    def __init__(self, path: Path, client: FakeClient | None = None, *, protocol: str = PLAIN, **frontend: Any) -> None:
         section = FrontendSection(address="127.0.0.1", port=0, jobs=str(path), **frontend)
-        self.service = Service(client or FakeClient(), section)
+        self.service = Service(client or FakeClient(), section, protocol)
         assert self.service.metrics.jobs is not None
         self.runner: Runner = self.service.metrics.jobs
 
@@ -239,6 +240,24 @@ def started(*processes: Process) -> Callable[[Callable[[], Any]], None]:
         run(whole())
 
     return play
+
+
+def test_the_time_that_a_body_asks_for_is_a_jobs_too(tmp_path: Path) -> None:
+    """As tritonclient's ``timeout`` does, in microseconds."""
+    process = Process(tmp_path / "jobs", protocol=OIP)
+
+    async def scenario() -> None:
+        told = []
+        for timeout_us in (0, 30_000_000):
+            body = json.dumps({"inputs": [], "parameters": {"timeout": timeout_us}}).encode()
+            answer = await process.ask("POST", "/v2/models/inference/infer", body, ASYNC)
+            assert answer.status == 202, answer.text
+            job = json.loads(answer.body)
+            began, ends = (datetime.fromisoformat(job[name].replace("Z", "+00:00")) for name in ("created", "expires"))
+            told.append((ends - began).total_seconds())
+        assert told == pytest.approx([process.service.frontend.jobs_timeout, 30.0], abs=0.01)
+
+    started(process)(scenario)
 
 
 def test_a_job_is_what_the_request_would_have_been(path: Path) -> None:
