@@ -287,7 +287,9 @@ class Foresight:
         lineup = self._crew.lineup
         if lineup.least >= slowness:
             return None
-        quick = [other for other in lineup.quicker(slowness) if not other.is_overdue(now)]
+        # Of its own class of speed nobody would be asked after it: what is left to others there, nobody takes.
+        speed = worker.speed
+        quick = [other for other in lineup.quicker(slowness) if other.speed < speed and not other.is_overdue(now)]
         if not quick:
             return None
         left_s, count, before = _left_s(worker, now), min(amount, self.queue.most), 0

@@ -104,6 +104,36 @@ def test_a_worker_that_is_alone_is_given_everything_however_slow() -> None:
     assert len(world.attempts) - before == pytest.approx(2.0 / 0.032, rel=0.2)
 
 
+@pytest.mark.parametrize("took_us", [1_000, 20_000])
+@pytest.mark.parametrize("slowness", [(0.37, 0.2), (0.12, 0.02)])
+def test_of_two_idle_ones_of_one_class_of_speed_none_is_left_to_the_other(
+    slowness: tuple[float, float], took_us: int
+) -> None:
+    """Where a third, much slower one has gone, that is how these two may be left, the slower of them first in turn."""
+    twin = Twin(topology(), [SPEC])
+    workers = [twin.worker(slot=slot) for slot in (1, 2)]
+
+    def ask(seq: int) -> bool:
+        twin.submit(1, first=seq)
+        given = [worker for worker in workers if worker.lane]
+        for worker in given:
+            twin.pass_time(took_us / 1e6)
+            twin.finish(worker, compute_us=took_us)
+            twin.pass_time(0.02)
+        return bool(given)
+
+    assert all(ask(seq) for seq in range(1, 101))
+    (stage,) = twin.stages
+    members = [*stage.workers.values()]
+    for member, slow in zip(members, slowness, strict=True):
+        member.slowness = slow
+        stage.crew.sort_in(member, twin.now, begins=False)
+    assert len({member.speed for member in members}) == 1
+    assert stage.foresight.times.known
+    stage.foresight.is_uneven = True
+    assert all(ask(seq) for seq in range(101, 111))
+
+
 # --- who stands behind so many others ---------------------------------------------------------------------------------
 
 
