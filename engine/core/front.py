@@ -555,7 +555,6 @@ class FrontMachine:
         ledger, headers = self.ledger, results.headers
         hops, is_early = ledger.standings[results.stage]
         held = ledger.crews[results.stage].held(results.worker, results.batch)
-        has_goals = self.door.goals.is_set
         if not held:
             self.stats.duplicates += len(results.uids)
             return
@@ -587,7 +586,7 @@ class FrontMachine:
             del ledger.requests[uid]
             ledger.nbytes -= request.size
             known.pop(request.seq, None)
-            if has_goals:
+            if request.due < request.deadline:
                 ledger.count_goal(request, now)
             if headers and index in headers:
                 column.headers[len(column.seqs)] = modest(headers[index])

@@ -372,6 +372,18 @@ def test_a_part_of_which_nonsense_is_said_fails_as_any_that_fails(route: int) ->
     assert one.is_empty()
 
 
+def test_a_goal_of_the_requests_own_counts_however_it_ends_too() -> None:
+    one = twin()
+    for seq, status in ((3, 200), (7, 408)):
+        one.submit(1, first=seq, route=EACH, budget_s=10.0, qos=Qos(slo_us=5_000_000))
+        one.finish(at(one, PRE))
+        if status != 200:
+            one.pass_time(10.1)
+        drain(one)
+        assert one.answer(seq)[0] == status
+    assert one.front.stats.goals == {(EACH, True): 1, (EACH, False): 1}
+
+
 GOALS = FrontSpec(100, 1 << 20, slos_s=(5.0,) * 6)
 
 
