@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Final
 
 import psutil
@@ -63,7 +62,8 @@ def _mapped(pid: int) -> int:
 
 
 def grown(samples: Sequence[Counts]) -> list[str]:
-    """What climbs: the lower quartile of the last third is above that of the middle third by more than its room.
+    """What climbs: the lower quartile of the last third is above that of the middle third by more than its room; of few
+    samples, all of the last third are above all of the middle one.
 
     Some counts jump between a few levels - who is alive, what is on its way - and their medians with them, while a leak
     lifts the low ones too. The first third is for warming up. Fewer than LEAST samples show nothing and raise
@@ -75,14 +75,20 @@ def grown(samples: Sequence[Counts]) -> list[str]:
     middle, last = samples[third : 2 * third], samples[-third:]
     problems = []
     for what, (absolute, share) in ROOM.items():
-        before = _low([sample[what] for sample in middle])
-        after = _low([sample[what] for sample in last])
+        before, after = _compared([sample[what] for sample in middle], [sample[what] for sample in last])
         if after > before + max(absolute, before * share):
             series = " ".join(f"{sample[what]:.0f}" for sample in samples)
             problems.append(f"grows: {what} from {before:.0f} to {after:.0f}; {series}")
     return problems
 
 
+def _compared(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
+    """Of two series of one length. In a few samples a level may be missing by chance."""
+    if len(before) < QUARTILE_LEAST:
+        return max(before), min(after)
+    return _low(before), _low(after)
+
+
 def _low(values: Sequence[float]) -> float:
-    """The lower quartile; of a few, which one of them may be by chance, the median."""
-    return sorted(values)[len(values) // 4] if len(values) >= QUARTILE_LEAST else median(values)
+    """The lower quartile."""
+    return sorted(values)[len(values) // 4]

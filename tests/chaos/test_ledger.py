@@ -156,6 +156,14 @@ def test_what_jumps_between_levels_does_not_climb_until_its_low_ones_do(what: st
     assert holdings.grown(samples(what, leaking)) != []
 
 
+def test_of_few_samples_levels_that_are_missing_by_chance_are_no_growth() -> None:
+    seen = [0, 3190784, 0, 12730368, 9572352, 6381568, 3190784, 5296128, 0, 9572352, 3190784, 6414336, 6381568, 4243456,
+            12730368, 0]  # fmt: skip
+    assert holdings.grown(samples("shared memory", seen)) == []
+    leaking = [one + (number << 22) for number, one in enumerate(seen)]
+    assert holdings.grown(samples("shared memory", leaking)) != []
+
+
 def test_few_samples_show_nothing() -> None:
     with pytest.raises(ValueError, match="too few"):
         holdings.grown(samples("threads", [1] * 5))
