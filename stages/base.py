@@ -122,3 +122,12 @@ class Worker:
         if not self._items:
             return Context()
         return Context(self._items[i], self._gone)
+
+
+def reads_itself(worker: Worker) -> bool:
+    """Whether ``deserialize`` is the class's own."""
+    return "deserialize" in vars(worker) or not is_ours(getattr(type(worker).deserialize, "__module__", None))
+
+
+def is_ours(module: str | None) -> bool:
+    return module is not None and module.startswith("stages.")  # a method of C code has none

@@ -23,7 +23,7 @@ from engine.core.about import About, Boundary, Component, Schema, pack, rewritte
 from engine.core.messages import Flow
 from engine.log import get_logger
 from stages import models
-from stages.base import Worker
+from stages.base import Worker, reads_itself
 from stages.form import MULTIPART, File
 from stages.stream import flow_of, whole_mime_of
 
@@ -31,6 +31,7 @@ ABOUT_MAX: Final = 1 << 20  # bytes; more is a generated monster that no page ca
 EXAMPLE_MAX: Final = 64 << 10  # bytes; of a larger one nothing is learned by reading it
 
 _BATCHES: Final = (list, Sequence, Collection, Iterable)  # what a parameter or result of a batch may be declared as
+_BYTES: Final = (bytes, bytearray, memoryview)
 _JSON: Final = re.compile(r"application/(?:[^;]*\+)?json\b")
 _MSGPACK: Final = re.compile(r"application/(?:x-|vnd\.)?msgpack\b")
 
@@ -120,8 +121,20 @@ def _tensors(side: Boundary, worker: Worker, *, first: bool) -> Boundary:
 
 
 def _request(worker: Worker, example: bytes | None) -> Boundary:
-    side = _boundary(worker, worker.req_mime_type, request_type, "validation")
+    side = _boundary(worker, _request_mime(worker, example), request_type, "validation")
     return replace(side, example=example) if example and len(example) <= EXAMPLE_MAX else side
+
+
+def _request_mime(worker: Worker, example: bytes | None) -> str:
+    """JSON is what a class says that says nothing; of one whose own ``deserialize`` takes bodies as they are, such as
+    pictures, it is not true."""
+    if worker.req_mime_type != Worker.req_mime_type or not reads_itself(worker):
+        return worker.req_mime_type
+    try:
+        is_raw = example is not None or request_type(worker) in _BYTES
+    except (TypeError, NameError, AttributeError, SyntaxError, ValueError):  # said by _boundary
+        is_raw = False
+    return "application/octet-stream" if is_raw else worker.req_mime_type
 
 
 def _answer(worker: Worker) -> Boundary:
@@ -165,7 +178,7 @@ def _raw(kind: Any, mime: str) -> Schema | None:
     """A body that is no value of JSON's: text, or bytes such as an image."""
     if kind is str or (mime.startswith("text/") and kind is bytes):
         return {"type": "string"}
-    return {"type": "string", "format": "binary"} if kind in (bytes, bytearray, memoryview) else None
+    return {"type": "string", "format": "binary"} if kind in _BYTES else None
 
 
 def _with_files(schema: Schema, named: Mapping[str, Schema]) -> tuple[Schema, dict[str, Schema]]:

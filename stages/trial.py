@@ -2,7 +2,8 @@
 line of a start.
 
 Only where the body is certain: encoded by the inverse of the very ``deserialize`` that will read it, and read back
-once. A class that reads bodies in its own way is shown with the name of a file in the body's place.
+once; or an example of bytes, where a class's own ``deserialize`` leaves it as it is. A line for a shell shows a class
+that reads bodies in its own way with the name of a file in the body's place.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import base64
 import shlex
 from typing import Any, Final
 
-from stages.base import Worker
+from stages.base import Worker, is_ours, reads_itself
 from stages.build import examples
 
 BODY_MAX: Final = 1500  # bytes; a longer line is not one to copy
@@ -22,7 +23,7 @@ FILE: Final = f"curl {URL} --data-binary @FILE"
 
 def trial(worker: Worker) -> str | None:
     """A command line for a shell; None where the class reads plain JSON and has no example that is one."""
-    if _is_own(worker, "deserialize"):
+    if reads_itself(worker):
         return f"{FILE}  # FILE: a body that {type(worker).__name__}.deserialize reads"
     body = example_body(worker)
     if body is None or len(body) > BODY_MAX:
@@ -54,10 +55,11 @@ def tensors_body(worker: Worker) -> bytes | None:
 
 def example_body(worker: Worker) -> bytes | None:
     """A body that the stage reads as its first example; None where that is not certain."""
-    if _is_own(worker, "deserialize"):
-        return None
     try:
         value = next(iter(_values(worker)))
+        if reads_itself(worker):  # the one inverse that is known is of what changes nothing: files
+            is_as_sent = isinstance(value, bytes) and worker.deserialize(value) == value
+            return value if is_as_sent and value else None
         body: bytes = _serialize(worker)(worker, value)
         if _has_nan(value):  # JSON has no word for it, and would say null
             return None
@@ -83,13 +85,5 @@ def _values(worker: Worker) -> Any:  # of whatever type the user's class takes
 def _serialize(worker: Worker) -> Any:
     """The inverse of its ``deserialize``: what the class of ours that brings that one has beside it."""
     return next(
-        vars(cls)["serialize"] for cls in type(worker).__mro__ if _is_ours(cls.__module__) and "serialize" in vars(cls)
+        vars(cls)["serialize"] for cls in type(worker).__mro__ if is_ours(cls.__module__) and "serialize" in vars(cls)
     )
-
-
-def _is_own(worker: Worker, method: str) -> bool:
-    return method in vars(worker) or not _is_ours(getattr(getattr(type(worker), method), "__module__", None))
-
-
-def _is_ours(module: str | None) -> bool:
-    return module is not None and module.startswith("stages.")  # a method of C code has none

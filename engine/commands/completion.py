@@ -28,10 +28,13 @@ def completion(options: argparse.Namespace) -> int:
         print(f"engine: completion needs shtab: {sys.executable} -m pip install 'stageline[{EXTRA}]'", file=sys.stderr)
         return ExitCode.FAILED
     from engine.cli import parser
+    from engine.config import choices
 
-    top = parser()
+    top, values = parser(), choices()
     for action in _actions(top):
-        if action.dest in FILES:
+        if action.dest in values:  # argparse is not told: whatever is wrong with settings is said in one go, elsewhere
+            action.choices = values[action.dest]
+        elif action.dest in FILES:
             action.complete = shtab.FILE  # type: ignore[attr-defined]  # how shtab is told
         elif action.dest in FOLDERS:
             action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]

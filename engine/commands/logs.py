@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LAST: Final = 200
 LOOK_S: Final = 0.2  # between two looks at a log that is followed
 LEVELS: Final = ("debug", "info", "warning", "error")
+PROCESSES: Final = ("supervisor", "broker", "frontend", "worker")
 
 
 def logs(options: argparse.Namespace, deployment: Deployment) -> int:
@@ -47,14 +48,17 @@ def logs(options: argparse.Namespace, deployment: Deployment) -> int:
     )
     colour = not options.json and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
-    def show(lines: list[bytes], most: int | None = None) -> None:
-        for text in deque(logs.chosen(lines, choice, raw=options.json, colour=colour), maxlen=most):
+    def show(lines: list[bytes], most: int | None = None) -> int:
+        shown = deque(logs.chosen(lines, choice, raw=options.json, colour=colour), maxlen=most)
+        for text in shown:
             print(text)
         sys.stdout.flush()
+        return len(shown)
 
     tail = logs.Tail(path)
     begun = [*logs.Tail(folder / rundir.FORMER_LOG).last(), *(tail.lines() if options.follow else tail.last())]
-    show(begun, options.last)
+    if not show(begun, options.last) and not options.follow:
+        print(f"engine: no such line among the {len(begun)} in {path}", file=sys.stderr)
     while options.follow:
         is_over = rundir.holder(folder) is None
         show(tail.last() if is_over else tail.lines())
@@ -69,7 +73,7 @@ def _arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--follow", "-f", action="store_true", help="go on with what comes, until the deployment ends")
     sub.add_argument("--last", type=count, default=LAST, metavar="N", help="so many lines (%(default)s)")
     sub.add_argument("--level", choices=LEVELS, help="these and more severe ones")
-    sub.add_argument("--process", metavar="KIND", default="", help="of the broker, frontend, worker or supervisor")
+    sub.add_argument("--process", choices=PROCESSES, default="", help="of this kind of process")
     sub.add_argument("--stage", metavar="NAME", default="", help="about this stage")
     sub.add_argument("--request", metavar="ID", default="", help="about the request with this x-request-id")
     sub.add_argument("--json", action="store_true", help="as they were written, an object a line")

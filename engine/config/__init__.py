@@ -16,7 +16,7 @@ Imports neither zmq, Falcon nor torch: the supervisor lives on this package alon
 """
 
 from engine.config.build import build, default_run_dir, name_from, read_key
-from engine.config.flags import add_flags, flags_of, in_file_only, strangers
+from engine.config.flags import add_flags, choices, flags_of, in_file_only, strangers
 from engine.config.load import FILE_NAME, dump, load, run_dir
 from engine.config.schema import ClientSection, Deployment, EngineSection, FrontendSection, RouteSection, StageSection
 
@@ -30,6 +30,7 @@ __all__ = [
     "StageSection",
     "add_flags",
     "build",
+    "choices",
     "default_run_dir",
     "dump",
     "flags_of",

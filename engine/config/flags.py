@@ -85,6 +85,11 @@ def add_flags(parser: argparse.ArgumentParser, only: Collection[str] | None = No
             group.add_argument(flag.option, dest=_DEST + flag.name, metavar=_metavar(flag), help=_help(flag))
 
 
+def choices() -> dict[str, tuple[str, ...]]:
+    """The values of flags that have only some, by the name under which a parser keeps what is given."""
+    return {_DEST + flag.name: tuple(flag.key.choices) for flag in flags() if flag.key.choices}
+
+
 def flags_of(namespace: argparse.Namespace) -> dict[str, str]:
     """The flags that were given, as the ``flags`` argument of :func:`engine.config.load`: key name -> text."""
     given = {}

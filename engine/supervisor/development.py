@@ -76,11 +76,14 @@ class Development:
         self._asked = asked
         return asked
 
-    def over(self, error: str) -> None:
-        """The replacement has ended; ``error`` says why it was not done."""
+    def over(self, error: str, *, stopping: bool = False) -> None:
+        """The replacement has ended; ``error`` says why it was not done. ``stopping``: since all of it stops, which
+        whoever has ended it knows."""
         edit = self._edits.under_way
         assert edit is not None
         self._edits.over(served=not error)
+        if stopping:
+            return
         if error:
             log.error("%s, and is not served: %s", edit, error)
         else:

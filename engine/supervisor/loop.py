@@ -361,7 +361,7 @@ class Loop:
         if self._development is not None and self._development.is_under_way:
             if self._screen is not None:
                 self._screen.hush(False)
-            self._development.over(error)
+            self._development.over(error, stopping=self._machine.phase is not Phase.SERVING)
         else:
             log.log(logging.ERROR if error else logging.INFO, "not changed: %s" if error else "changed%s", error)
         pids = [pid for child, pid in self._pids.items() if child.kind is Kind.WORKER]

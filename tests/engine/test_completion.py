@@ -36,6 +36,8 @@ def script(shell: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("engine up st", ["stages.toml"]),
         ("engine up stages.toml --only", ["--only"]),
         ("engine init --kind ''", ["text", "image", "embedding", "streaming"]),
+        ("engine up --access-log ''", ["off", "text", "json"]),  # settings, which argparse does not check
+        ("engine broker --log-level w", ["warning"]),
         ("engine init mi", ["mine"]),
         ("engine render kubernetes st", ["stages.toml"]),
         ("engine up --par", [""]),  # how a supervisor starts its children is nobody's to complete

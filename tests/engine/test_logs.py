@@ -99,6 +99,16 @@ def test_without_a_log_it_is_said_where_it_is(file: Path, capsys: pytest.Capture
     assert "journalctl" in capsys.readouterr().err
 
 
+def test_that_nothing_was_found_is_said_apart_from_what_would_be(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file.parent / "run" / LOG).write_bytes(b"\n".join(LINES) + b"\n")
+    assert logs(file, "--request", "nobody's", "--json") == ExitCode.OK
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "no such line among the 4 in" in told.err
+
+
 def test_a_stage_that_is_not_there(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert logs(file, "--stage", "x") == ExitCode.CONFIG
     assert "expected one of encode" in capsys.readouterr().err

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from engine.core.edits import SETTLE_S
+from engine.core.processes import Replace
+from engine.supervisor.changes import Changes
+from engine.supervisor.development import Development
 from engine.supervisor.sources import Sources
 
 
@@ -82,3 +88,35 @@ def test_a_folder_that_goes_is_survived(sources: Sources, folder: Path) -> None:
         path.unlink()
     (folder / "model").rmdir()
     assert sources.look() == {"model/net.py", "model/__init__.py"}
+
+
+class Renewing:
+    """Changes that replace whatever is asked for."""
+
+    is_changing = False
+
+    def renew(self, stages: frozenset[str], what: str) -> Replace:
+        return Replace((), what, renew=stages)
+
+
+@pytest.mark.parametrize(("stopping", "said"), [(True, []), (False, ["service.py changed, and is not served: why"])])
+def test_an_edit_that_the_end_overtakes_is_no_failure(
+    stopping: bool,
+    said: list[str],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock: list[float] = [0.0]
+    monkeypatch.setattr("engine.supervisor.development.now", lambda: clock[0])
+    development = Development(folder / "stages.toml")
+    development.imported("first", ["service.py"])
+    (folder / "service.py").write_text("changed\n")
+    changes = cast(Changes, cast(Any, Renewing()))
+    assert development.look(changes, serving=True) is None
+    clock[0] += 2 * SETTLE_S
+    assert development.look(changes, serving=True) is not None
+    with caplog.at_level(logging.INFO):
+        development.over("why", stopping=stopping)
+    assert not development.is_under_way
+    assert [record.getMessage() for record in caplog.records] == said

@@ -205,6 +205,20 @@ def test_bytes_are_binary_where_the_format_has_them() -> None:
     assert image.response.schema == {"type": "string"}
 
 
+def test_a_class_that_takes_bodies_as_they_are_does_not_say_json() -> None:
+    def deserialize(self: Worker, data: bytes) -> bytes:
+        return data
+
+    file = told(bytes, str, deserialize=deserialize).request
+    assert (file.mime, file.schema) == ("application/octet-stream", {"type": "string", "format": "binary"})
+    made = type("Made", (Worker,), {"deserialize": deserialize, "forward": lambda self, data: data})()
+    bare = about.unpack(describe(made, first=True, last=True, example=b"\x89")).request
+    assert (bare.mime, bare.schema, bare.example) == ("application/octet-stream", None, b"\x89")
+    assert told(Point, str, deserialize=deserialize).request.mime == "application/json"
+    assert told(bytes, str).request.mime == "application/json"  # a string of base64
+    assert told(bytes, str, deserialize=deserialize, req_mime_type="image/png").request.mime == "image/png"
+
+
 def test_streams_are_what_is_sent_and_not_what_is_returned() -> None:
     events = told(Point, None, base=(SSEWorker,)).response
     assert (events.mime, events.schema) == ("text/event-stream", {"type": "string"})

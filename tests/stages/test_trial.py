@@ -13,7 +13,7 @@ import pytest
 from stages.base import Worker
 from stages.mixin.msgpack import MsgpackMixin
 from stages.mixin.typed import TypedJSONMixin, TypedMsgPackMixin
-from stages.trial import BODY_MAX, trial
+from stages.trial import BODY_MAX, example_body, trial
 
 
 class Point(msgspec.Struct):
@@ -114,6 +114,25 @@ def test_the_body_is_what_the_stage_reads_as_its_example(cls: type[Worker], valu
 
 def test_of_a_class_that_reads_bodies_itself_nothing_is_guessed() -> None:
     assert "--data-binary @FILE" in (trial(Own()) or "")
+
+
+class File(Own):
+    example = b"\x89PNG"  # type: ignore[assignment]
+
+
+class Unpacked(File):
+    def deserialize(self, data: bytes) -> Any:
+        return data[1:]
+
+
+class Parsed(Own):
+    def deserialize(self, data: bytes) -> Any:
+        return {"x": len(data)}
+
+
+@pytest.mark.parametrize(("cls", "body"), [(File, File.example), (Own, None), (Unpacked, None), (Parsed, None)])
+def test_the_example_of_a_class_that_leaves_bodies_as_they_are_is_one(cls: type[Worker], body: bytes | None) -> None:
+    assert example_body(cls()) == body
 
 
 class NoNumber(Plain):

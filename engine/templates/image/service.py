@@ -35,6 +35,7 @@ class Decode(Worker):
     """The body is a file: PNG, JPEG, and whatever else Pillow reads. Decoding takes a CPU, so it has processes of its
     own, and a picture that cannot be read fails no other."""
 
+    req_mime_type = "image/png"  # for the OpenAPI document; what a client says it sends is not compared with it
     example = picture()
 
     def deserialize(self, data: bytes) -> bytes:
@@ -46,8 +47,8 @@ class Decode(Worker):
             if image.width * image.height > MOST_PIXELS:
                 raise ValidationError(f"expected at most {MOST_PIXELS} pixels")
             return np.asarray(image.convert("RGB").resize((SIDE, SIDE)))
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
-            raise ValidationError(f"expected a picture: {error}") from error
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises, and says of itself
+            raise ValidationError("expected the file of a picture, such as a PNG or JPEG, that can be read") from error
 
 
 class Classify(Worker):

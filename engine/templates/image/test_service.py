@@ -40,5 +40,8 @@ def test_over_http(served: testing.Running) -> None:
     answer = served.post(picture(COLOURS["blue"]), headers={"content-type": "image/png"})
     assert answer.status == 200
     assert answer.json()["label"] == "blue"
-    assert served.post(b"nothing").status == 422
+    refusal = served.post(b"nothing")
+    assert refusal.status == 422
+    assert "PNG or JPEG" in refusal.text
+    assert "BytesIO" not in refusal.text  # the words of a library are for the log
     assert served.get("/readyz").status == 200
