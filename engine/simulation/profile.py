@@ -118,7 +118,7 @@ class Profile:
             name: {
                 "device": stage.device,
                 "noise": round(stage.noise, 4),
-                "ms": {str(n): round(seconds * 1000, 4) for n, seconds in sorted(stage.times.items())},
+                "ms": {str(n): round(max(seconds, LEAST_S) * 1000, 4) for n, seconds in sorted(stage.times.items())},
                 **({"parts": {path: list(counts) for path, counts in stage.parts.items()}} if stage.parts else {}),
             }
             for name, stage in self.stages.items()

@@ -78,6 +78,11 @@ def test_a_profile_is_read_as_it_was_written(stages: dict[str, StageProfile]) ->
         assert found.of(name).parts == stage.parts
 
 
+def test_a_stage_that_does_next_to_nothing_can_be_read_again() -> None:
+    profile = Profile({"a": StageProfile({1: 9e-7, 2: 1e-9})}, "somewhere")
+    assert read_profile(profile.to_json(), "p.json").of("a").times == {1: 1e-6, 2: 1e-6}
+
+
 def told(**changes: object) -> str:
     return json.dumps({"format": FORMAT, "stages": {"a": {"ms": {"1": 5}}}} | changes)
 
