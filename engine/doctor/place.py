@@ -21,7 +21,7 @@ from engine.status import is_missing, is_resting, size
 
 CONNECT_S: Final = 2.0
 ASK_S: Final = 3.0
-ROOM: Final = 64 << 20  # bytes: the log, the snapshot, and a little
+ROOM: Final = 32 << 20  # bytes: the log, the snapshot, and a little; a container has 64 MiB in /dev/shm
 SOON: Final = timedelta(days=14)  # that a certificate ends in
 
 

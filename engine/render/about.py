@@ -48,9 +48,12 @@ def check(deployment: Deployment) -> None:
     """Raises ConfigError where processes in containers could not find each other, or not have what they ask for."""
     problems = []
     if not deployment.engine.bind:
+        # Both at once: with the first alone, the file is refused for want of the second.
+        secret = deployment.engine.key or deployment.engine.insecure
+        keyed = "" if secret else ', and key = "deployment.key", the file that `engine keys new` makes'
         problems.append(
             "engine.bind: expected where the broker listens, for others cannot reach its private sockets: write bind = "
-            '"tcp://0.0.0.0:7000" below [engine]'
+            f'"tcp://0.0.0.0:7000" below [engine]{keyed}'
         )
     seen: dict[str, str] = {"broker": "the broker", "frontend": "the frontend"}
     for stage in deployment.stages:

@@ -265,6 +265,21 @@ def test_what_could_not_run_so_is_refused() -> None:
             objects(deployment(**changes), About())
 
 
+def test_all_that_is_missing_is_said_at_once(tmp_path: Path) -> None:
+    """And it is enough: what is rendered from a new service needs these two lines, and no more."""
+    stage = {"name": "s", "worker": "m:C"}
+    for target in ("kubernetes", "compose"):
+        with pytest.raises(ConfigError) as refused:
+            TARGETS[target](deployment(engine={}, stage=[stage]), About())
+        (problem,) = refused.value.problems
+        lines = dict(re.findall(r'\b(bind|key) = "([^"]+)"', problem))
+        assert set(lines) == {"bind", "key"}
+        assert TARGETS[target](deployment(tmp_path, engine=lines, stage=[stage]), About())
+    with pytest.raises(ConfigError) as refused:
+        objects(deployment(engine={"insecure": True}, stage=[stage]), About())
+    assert "key" not in str(refused.value)
+
+
 # --- compose, Dockerfile, systemd -------------------------------------------------------------------------------------
 
 
