@@ -5,8 +5,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.core.batching import BatchQueue, Policy
 from engine.core.front import FrontSpec
@@ -190,3 +193,46 @@ def test_where_batches_take_next_to_nothing_nobody_is_the_slow_one(slow_us: int,
         twin.pass_time(0.02)
     assert given[slow_us] >= least
     assert least or given[slow_us] < 10
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_nobody_waits_for_ever_while_somebody_is_idle(data: st.DataObject) -> None:
+    """Whatever is known of their speeds, whoever goes, in whatever order they are done (:meth:`Twin._pumped`)."""
+    draw = data.draw
+    policy = Policy(draw(st.sampled_from([1, 4, 8])), 1 << 20, draw(st.sampled_from([0.0, 0.01])), draw(st.booleans()))
+    twin = Twin(topology(), [replace(SPEC, policy=policy, timeout_s=600.0)])
+    (stage,) = twin.stages
+    batch_s = draw(st.sampled_from([0.0005, 0.003, 0.05]))
+    stage.foresight.seed({n: int(batch_s * 1e6 * (1 + n / 8)) for n in (1, 2, 4, 8) if n <= policy.max_batch_size})
+    workers = [twin.worker(slot=slot) for slot in range(1, 1 + draw(st.integers(1, 5)))]
+    for member in stage.workers.values():
+        member.slowness = draw(st.sampled_from([0.02, 0.12, 0.2, 0.37, 0.9, 1.0, 1.3, 3.0, 16.0]))
+        stage.crew.sort_in(member, twin.now, begins=False)
+    stage.foresight.is_uneven = draw(st.booleans())
+    asked = 0
+    for _ in range(draw(st.integers(1, 12))):
+        count = draw(st.integers(0, 20))
+        twin.submit(count, first=asked + 1)
+        asked += count
+        busy = [worker for worker in workers if worker.lane]
+        what = draw(st.sampled_from(["finish", "finish", "time", "die"]))
+        if what == "finish" and busy:
+            worker = draw(st.sampled_from(busy))
+            slowness = stage.workers[worker.key].slowness
+            twin.pass_time(batch_s * slowness)
+            twin.finish(worker, compute_us=max(1, int(batch_s * slowness * 1e6)))
+        elif what == "time":
+            twin.pass_time(draw(st.sampled_from([0.0001, 0.002, 0.02])))
+        elif what == "die" and len(workers) > 1 and (idle := [worker for worker in workers if not worker.lane]):
+            gone = draw(st.sampled_from(idle))
+            workers.remove(gone)
+            twin.kill(gone)
+    for _ in range(asked + 10):
+        for worker in [worker for worker in workers if worker.lane]:
+            twin.finish(worker, compute_us=max(1, int(batch_s * 1e6)))
+        if twin.is_empty():
+            break
+        twin.pass_time(0.01)
+    assert twin.is_empty()
+    assert {twin.answer(seq)[0] for seq in range(1, asked + 1)} <= {200, 429}

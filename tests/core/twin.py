@@ -465,7 +465,7 @@ class Twin:
             for machine in self.stages:
                 machine.tick(self.now)
                 machine.check_silence(self.now)
-                wake = min(wake, machine.pump(self.now))
+                wake = min(wake, self._pumped(machine))
             acted = False
             for machine in self.stages:
                 actions = machine.take_actions()
@@ -494,6 +494,14 @@ class Twin:
                 self.tell(peer, again)
             if not acted:
                 return wake
+
+    def _pumped(self, machine: StageMachine) -> float:
+        """Until when it is left alone. Who waits while somebody is idle waits for an instant: else for ever."""
+        wake = machine.pump(self.now)
+        idle = [one for one in machine.workers.values() if one.is_able and not one.batches and not one.dismissed]
+        if machine.queue.items and idle and machine.fate.is_sound:
+            assert wake < inf, f"{len(machine.queue.items)} wait, {len(idle)} workers have nothing to do"
+        return wake
 
     def _carry_out(self, stage: int, action: object) -> None:
         match action:
