@@ -152,7 +152,8 @@ def judge_cpus(deployment: Deployment, seen: int, bound: float | None, usable: f
     """``seen``: in the affinity mask; ``bound``: what control groups allow."""
     workers = sum(stage.num for stage in deployment.stages)
     limited = f" of the {seen} that it sees, for its control group allows no more" if bound and bound < seen else ""
-    words = f"{usable:g} for this process{limited}; {workers} workers, a broker and the frontend"
+    many = "1 worker" if workers == 1 else f"{workers} workers"
+    words = f"{usable:g} for this process{limited}; {many}, a broker and the frontend"
     if usable < 1:
         return note(
             "cpus",

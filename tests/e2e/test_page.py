@@ -46,6 +46,9 @@ stages = ["check", "square"]
 [[route]]
 path = "/v1/a-path-that-is-somewhat-longer-than-others"
 stages = ["check", "other-one"]
+[[route]]
+path = "/v1/either"
+stages = ["check", { by = "kind", of = { square = "square" }, default = "other-one" }]
 """
 SERVICE = """
 import time
@@ -203,11 +206,23 @@ def test_nothing_has_to_be_scrolled_sideways(page: Page) -> None:
         )
         return found
 
-    for width in (320, 390, 768, 1280, 1920):
+    def lines() -> list[int]:  # of each figure
+        found: list[int] = page.told(
+            """[...document.querySelectorAll(".node dd")].map((one) => {
+            const range = document.createRange();
+            range.selectNodeContents(one);
+            return new Set([...range.getClientRects()].map((line) => Math.round(line.top))).size;
+            })"""
+        )
+        return found
+
+    for width in (320, 390, 768, 950, 1280, 1920):
         page.look(width, picture=f"page-{width}")
         page.until(f"a layout for {width}", lambda: wide()[0] <= 0)
-        if width < 600:  # on a phone nothing inside either
+        if width < 600 or width > 1200:  # on a phone, and on a screen, nothing inside either
             page.until(f"what is inside {width} fits", lambda: not any(wide()[1:]))
+    page.look(950)  # where four columns just stand beside each other
+    page.until("two figures are in one line", lambda: max(lines()) == 1)
 
 
 def test_dark_is_dark(page: Page) -> None:

@@ -124,13 +124,13 @@ function through(route) {
 
 function showRoutes(routes, now) {
   const columns = [
-    ["route", "whole", (route, cell) => {
+    ["route", "whole.way", (route, cell) => {
       if (cell.firstChild) return;
       const swatch = make("span.swatch");
       swatch.style.setProperty("--swatch", colour(routes.indexOf(route)));
       cell.append(make("span", swatch, make("span.mono", route.path)));
     }],
-    ["through", "whole", through],
+    ["through", "whole.way", through],
     ["answers/s", "n", (route) => rate(route.answers_s)],
     ["p50", "n", (route) => time(route.p50_ms)],
     ["p99", "n", (route) => time(route.p99_ms)],

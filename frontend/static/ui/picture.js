@@ -190,8 +190,8 @@ class Stage extends Card {
       ["queue", `${count(stage.queued)} · ${size(stage.queued_bytes)}`],
       ["oldest", time(stage.oldest_ms)],
       ["batch", `${size_ ? size_.toFixed(1) : "–"} · ${rate(lately.batches_s)} /s`],
-      ["wait p50 · p99", span(lately.queue)],
-      ["compute p50 · p99", span(lately.compute)],
+      ["wait p50\u00a0·\u00a0p99", span(lately.queue)],
+      ["compute p50\u00a0·\u00a0p99", span(lately.compute)],
       ["busy", percent(lately.busy)],
       ["deaths · replays", `${count(stage.deaths)} · ${count(stage.replayed)}`],
     ]);
