@@ -114,6 +114,8 @@ def test_a_broker_killed_and_started_again_costs_no_request(by_hand: ByHand) -> 
     for name in ("frontend", "first", "second"):
         assert running[name].terminate() == 0, running[name].tail()
     assert again.terminate() == 0, again.tail()
+    for broker in (running["broker"], again):  # whoever reaches its ports is let in: that is said at every start
+        assert broker.log.count("insecure: whoever reaches the broker's ports") == 1, broker.tail()
 
 
 def test_a_file_and_a_supervisor_on_each_host_are_a_fleet(by_hand: ByHand) -> None:

@@ -78,6 +78,7 @@ def test_a_key_is_replaced_under_load_and_shows_itself_nowhere(folder: Path) -> 
         assert load.wrong == []
         assert load.slowest_s < 3.0
         assert running["broker"].log.count(FIRST_LINE) == 1
+        assert "insecure" not in running["broker"].log
         shown = places(folder, [*running.values(), late])
         for secret in (one, two):
             hidden = secret.partition(":")[2].encode()
