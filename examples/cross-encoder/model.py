@@ -4,12 +4,11 @@ The first five layers of all-MiniLM-L6-v2 read either text alone, as they were t
 both at once, so that each word attends to those of the other text too (PreTTR, MacAvaney et al. 2020). The score adds
 up how near the two texts come, how near the document comes to each word of the query (ColBERT, Khattab and Zaharia
 2020), and BM25, which knows what a network forgets: which words are the same, and how rare they are (Askari et al.
-2023). train.py fits the last layer and what each of the three is worth.
+2023). Nothing of it is learned: what each is worth was tried on docstrings, others than those of measure.py.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -20,10 +19,14 @@ from torch.nn import functional
 from transformers import AutoModel
 from transformers.utils import logging
 
-HEADS: Final = 12
-VOCABULARY: Final = 30522
 CLS, SEP = 101, 102
 NOT_SEEN: Final = -1e9
+APART: Final = 3.0  # attention to the other text is held back by so much: the layer was made for one
+NEAR, NEAREST, SAME = 12.0, 4.0, 0.1  # what the parts of the score are worth
+LENGTH: Final = 100.0  # words of a usual document
+
+# WordPiece's vocabulary is in the order of how often words occur, so it tells how rare they are (Zipf 1935).
+VOCABULARY, FIRST_WORD = 30522, 1996  # "the"
 
 
 class Text(NamedTuple):
@@ -37,22 +40,13 @@ class CrossEncoder(nn.Module):
         logging.disable_progress_bar()
         bert = AutoModel.from_pretrained(model_folder(), local_files_only=True).float().requires_grad_(False).eval()
         self.below = nn.ModuleList([bert.embeddings, *bert.encoder.layer[:-1]])
-        self.last = copy.deepcopy(bert.encoder.layer[-1]).requires_grad_(True)
-        # What each head's attention to the other text is held back by, and what each part of the score is worth.
-        self.apart = nn.Parameter(torch.full((HEADS,), 3.0))
-        self.worth = nn.Parameter(torch.ones(3))
-        # Of the texts that it learned from: how rare each word is, and how many words they have.
-        self.register_buffer("rarity", torch.ones(VOCABULARY))
-        self.register_buffer("length", torch.tensor(100.0))
+        self.last = bert.encoder.layer[-1]
+        rank = (torch.arange(VOCABULARY) - FIRST_WORD + 1).clamp(min=0)
+        self.register_buffer("rarity", torch.log1p(rank / 10).clamp(min=0.1))
 
-    def kept(self) -> dict[str, torch.Tensor]:
-        """What learning changes; the rest is in the package of the embedding model."""
-        return {name: value for name, value in self.state_dict().items() if not name.startswith("below.")}
-
-    @torch.no_grad()
     def read(self, texts: Sequence[Ids]) -> list[Text]:
         """Each text by itself; best called with texts of like length."""
-        rows = [torch.tensor([CLS, *text, SEP], device=self.apart.device) for text in texts]
+        rows = [torch.tensor([CLS, *text, SEP], device=self.rarity.device) for text in texts]
         ids = _padded(rows)
         embeddings, *layers = self.below
         x = embeddings(input_ids=ids)
@@ -71,7 +65,7 @@ class CrossEncoder(nn.Module):
         ids = torch.cat([q, d], 1)
         of_q = torch.arange(ids.shape[1], device=ids.device) < cut
         across = of_q[:, None] != of_q[None, :]
-        bias = -self.apart[None, :, None, None] * across
+        bias = -APART * across[None, None]
         x = _through(self.last, x, bias.masked_fill((ids == 0)[:, None, None], NOT_SEEN))
         near = functional.cosine_similarity(_mean(x[:, :cut], q > 0), _mean(x[:, cut:], d > 0))
 
@@ -83,9 +77,9 @@ class CrossEncoder(nn.Module):
         nearest = (alike.amax(2) * importance).sum(1)
 
         times = ((q[:, :, None] == d[:, None, :]) & word_d[:, None]).sum(2)
-        norm = 1.2 * (0.25 + 0.75 * word_d.sum(1, keepdim=True) / self.length)
+        norm = 1.2 * (0.25 + 0.75 * word_d.sum(1, keepdim=True) / LENGTH)
         bm25 = (rarity * times * 2.2 / (times + norm)).sum(1)
-        return torch.stack([12 * near, 4 * nearest, bm25 / 10], 1) @ self.worth
+        return NEAR * near + NEAREST * nearest + SAME * bm25
 
 
 def _through(layer: nn.Module, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,5 @@ ROUTES = ["/v1/rerank", "/v2/rerank"]
 if __name__ == "__main__":
     server = Server()
     server.append_worker(Tokenize, num=2, device="cpu", env={"TOKENIZERS_PARALLELISM": "false"}, route=ROUTES)
-    server.append_worker(
-        Score, args={"steps": 60}, max_batch_size=32, max_batch_cost=16384, max_wait_time=10, route=ROUTES
-    )
+    server.append_worker(Score, max_batch_size=32, max_batch_cost=16384, max_wait_time=10, route=ROUTES)
     server.run()

@@ -16,7 +16,7 @@ from texts import DOCUMENT_TOKENS, QUERY_TOKENS, tokenizer
 from engine import ValidationError, Worker
 from engine.mixin import TypedJSONMixin
 
-MODEL: Final = "docstring-cross-encoder"
+MODEL: Final = "all-MiniLM-L6-v2-pairs"
 MAX_DOCUMENTS: Final = 1000  # of one request: Cohere's recommendation
 TOKENS_PER_CALL: Final = 8192  # of all pairs, with what they are padded by
 
@@ -82,15 +82,12 @@ class Tokenize(TypedJSONMixin, Worker):
 class Score(Worker):
     example = [Pairs((7592,), [(7592, 2088), (7592,) * DOCUMENT_TOKENS, ()], 3, [])]
 
-    def __init__(self, steps: int) -> None:
-        """``steps``: how long the model learns, where no weights of as many are kept on this host."""
-        import logging
-
+    def __init__(self) -> None:
         import torch
-        import train
+        from model import CrossEncoder
 
         self.torch = torch
-        self.model = train.model(steps, logging.getLogger("cross-encoder").info).to(self.device)
+        self.model = CrossEncoder().eval().to(self.device)
 
     def cost(self, value: Pairs) -> int:
         """Tokens of all pairs: the query is read once with each document."""

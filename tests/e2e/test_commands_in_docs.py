@@ -42,7 +42,7 @@ URL: Final = "http://127.0.0.1:8000"
 ONLY_READ: Final = {
     "embedding": "a model of 90 MB; test_examples runs it and its client",
     "rerank": "the same model; test_more_examples runs it and its client",
-    "cross-encoder": "torch trains a layer first; test_more_examples runs it and its client",
+    "cross-encoder": "torch and transformers take long to load; test_more_examples runs it and its client",
     "text-classification": "the same model; test_more_examples runs it and its client",
     "image-classification": "torch fits a network first; test_more_examples runs it and its client",
     "ocr": "networks of 31 MB; test_more_examples runs it and its client",

@@ -250,33 +250,18 @@ def test_each_client_is_answered_in_its_own_dialect(running: Deployed) -> None:
 # --- cross-encoder ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
-    """After a first start that learned for two steps. A process that was killed while it wrote left half a file."""
-    cache = tmp_path_factory.mktemp("cache")
-    (cache / "stageline").mkdir()
-    (cache / "stageline" / "cross-encoder-1-2.new").write_bytes(b"half")
-    folder = shutil.copytree(EXAMPLES / "cross-encoder", tmp_path_factory.mktemp("brief") / "cross-encoder")
-    file = folder / "stages.toml"
-    file.write_text(file.read_text().replace("steps = 60", "steps = 2"))
-    with deployed(file, env={"XDG_CACHE_HOME": str(cache)}) as example:
-        yield example
-    assert sorted(one.name for one in (cache / "stageline").glob("cross-encoder*")) == [
-        "cross-encoder-1-2.lock",
-        "cross-encoder-1-2.safetensors",
-    ]
-
-
-def test_the_cohere_client_gets_what_answers_first(cross_encoder: Deployed) -> None:
-    told = run_client(cross_encoder, "cross-encoder").splitlines()
+@uses("cross-encoder")
+def test_the_cohere_client_gets_what_answers_first(running: Deployed) -> None:
+    told = run_client(running, "cross-encoder").splitlines()
     assert "a new sorted list" in told[1]
     assert len(told) == 4
 
 
-def test_pairs_are_scored_alike_in_any_company(cross_encoder: Deployed) -> None:
+@uses("cross-encoder")
+def test_pairs_are_scored_alike_in_any_company(running: Deployed) -> None:
     documents = ["a parked car", {"text": "a cat on a mat"}, "", "a dog in the park " * 100, "a parked car"]
     body = {"model": "any", "query": "where is the cat", "documents": documents}
-    with cross_encoder.client() as client:
+    with running.client() as client:
         first = client.post("/v1/rerank", json={**body, "top_n": 1, "return_documents": True}).json()["results"]
         whole = client.post("/v2/rerank", json=body).json()["results"]
         alone = client.post("/v2/rerank", json={**body, "documents": documents[1:2]}).json()["results"]
@@ -289,6 +274,7 @@ def test_pairs_are_scored_alike_in_any_company(cross_encoder: Deployed) -> None:
     assert alone[0]["relevance_score"] == pytest.approx(scores[1], rel=1e-3)
 
 
+@uses("cross-encoder")
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -299,8 +285,8 @@ def test_pairs_are_scored_alike_in_any_company(cross_encoder: Deployed) -> None:
         ({"top_n": 0}, "top_n"),
     ],
 )
-def test_what_cannot_be_reranked_is_told(cross_encoder: Deployed, change: dict[str, Any], reason: str) -> None:
-    with cross_encoder.client() as client:
+def test_what_cannot_be_reranked_is_told(running: Deployed, change: dict[str, Any], reason: str) -> None:
+    with running.client() as client:
         answer = client.post("/v1/rerank", json={"query": "a pet", "documents": ["a cat"], **change})
     assert answer.status_code == 422
     assert reason in answer.text
