@@ -171,6 +171,16 @@ def measured(request: pytest.FixtureRequest) -> Iterator[None]:
     counting.start()
 
 
+@pytest.fixture
+def imports_are_undone() -> Iterator[None]:
+    """For tests that load user code into this process: another's module of the same name is not found here."""
+    path, modules = list(sys.path), set(sys.modules)
+    yield
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        del sys.modules[name]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def module_leaves_nothing(measured: None) -> Iterator[None]:
     before = Holdings.now()

@@ -25,7 +25,8 @@ from engine.core.released import Released
 
 WINDOW: Final = 8  # of these batches; 4 pads more under load, and with 16 to look costs more than it gives
 WASTE_SMOOTHING: Final = 0.05  # weight of the newest batch in the running mean of what padding adds
-MEAN_SMOOTHING: Final = 0.02  # of the newest item in that of what items cost
+MEAN_SMOOTHING: Final = 0.02  # of the newest item in that of what items cost, at the least
+FEW: Final = 16  # items of which the mean says nothing: one large one makes nobody wait who comes after it
 
 
 class CostQueue(BatchQueue):
@@ -38,6 +39,7 @@ class CostQueue(BatchQueue):
         self.costs = Costs(policy.max_batch_cost)
         self._units = 0.0  # of all that waits
         self._mean = 0.0  # of an item lately; 0: none has come
+        self._seen = 0  # items by which that is known
         self._waste = 1.0  # what a batch costs with padding, in multiples of what its items do
         self._version = 0  # of the costs by which those that wait were judged
         # What _pick has found of those that wait now: units and items that it might have, the batch, its units.
@@ -50,7 +52,8 @@ class CostQueue(BatchQueue):
             self._units = 0.0
         self._judge(items)
         for item in items:
-            self._mean += (item.units - self._mean) * (MEAN_SMOOTHING if self._mean else 1.0)
+            self._seen += 1
+            self._mean += (item.units - self._mean) * max(MEAN_SMOOTHING, 1.0 / self._seen)
         super().push(*items)
 
     def push_front(self, items: list[Item]) -> None:
@@ -121,8 +124,8 @@ class CostQueue(BatchQueue):
 
     @property
     def each(self) -> float:
-        """Units of an item: of those that wait, else of those that came lately."""
-        units = self._units / len(self.items) if self.items else self._mean
+        """Units of an item: of those that wait, else of those that came lately, as far as they were not FEW."""
+        units = self._units / len(self.items) if self.items else self._mean * min(1.0, self._seen / FEW)
         return min(max(units * self._waste, 1.0 / UNITS), float(UNITS))
 
     @property

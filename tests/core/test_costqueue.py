@@ -9,7 +9,7 @@ import pytest
 
 from engine.core import costqueue
 from engine.core.batching import BatchQueue, Policy
-from engine.core.costqueue import WINDOW, CostQueue, padded_units, queue_for, requeued
+from engine.core.costqueue import FEW, WINDOW, CostQueue, padded_units, queue_for, requeued
 from engine.core.costs import UNITS
 from engine.core.items import Item, Request
 
@@ -63,6 +63,18 @@ def test_the_longest_times_the_number_is_within_what_a_batch_may_cost() -> None:
 
 def test_a_longer_neighbour_that_would_be_too_much_leaves_its_place_to_shorter_ones() -> None:
     assert taken(queue_of(80, 81, 90, 70, 20)) == [0, 1, 3]
+
+
+def test_a_large_one_that_came_first_says_little_of_those_who_come_next() -> None:
+    """The door goes by it for those whose size at this stage nobody knows yet: a hundred small ones after a large one
+    would all be refused."""
+    queue = queue_of(200)
+    taken(queue)
+    assert queue.each <= 200 / FEW
+    queue.push(*[make(uid, 2) for uid in range(1, 30)])
+    while queue:
+        taken(queue)
+    assert queue.each == pytest.approx((200 + 29 * 2) / 30, rel=0.2)  # each counts alike, also the first
 
 
 def test_among_equals_the_earlier_come_first_and_leave_in_their_order() -> None:

@@ -14,6 +14,8 @@ from engine.core.stage import StageSpec
 from tests.core.traffic import Layer, Service, line
 from tests.core.twin import Twin, topology
 
+pytestmark = pytest.mark.unmeasured
+
 LOOK_S = 1.0
 
 

@@ -13,6 +13,8 @@ from tests.core.test_fate import SPEC, busy
 from tests.core.traffic import Layer, Service, line
 from tests.core.twin import FakeWorker, Twin, topology
 
+pytestmark = pytest.mark.unmeasured
+
 EACH_WAY_S = 0.1
 JITTER_S = 0.025  # each way
 

@@ -26,6 +26,8 @@ from tests.core.test_branches import drain, outlook
 from tests.core.test_twin import SPEC, history
 from tests.core.twin import FakeWorker, Twin, ids_of
 
+pytestmark = pytest.mark.unmeasured
+
 PRE, CROP, OTHER, MID, POST = range(5)
 EACH, HOLES, ALL, LONG, NESTED, CHAIN = range(6)
 PLAIN = Split((CROP,), POST, field="crops", most=5)

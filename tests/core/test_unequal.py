@@ -22,6 +22,8 @@ from tests.core.test_fate import SPEC
 from tests.core.traffic import line
 from tests.core.twin import Twin, topology
 
+pytestmark = pytest.mark.unmeasured
+
 SLOW = 16.0
 ASKS_AGAIN_S = 0.0003
 TIMEOUT_S = 60.0

@@ -15,6 +15,8 @@ import pytest
 from harness import Deployed, deployed, wait_for, write_service
 from load import Load
 
+pytestmark = pytest.mark.unmeasured
+
 SERVICE = """
 import time
 from engine import ValidationError, Worker

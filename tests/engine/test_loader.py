@@ -11,14 +11,7 @@ import pytest
 from engine.errors import StartError
 from engine.loader import importing, load_class, stand_in
 
-
-@pytest.fixture(autouse=True)
-def _imports_are_undone():
-    path, modules = list(sys.path), set(sys.modules)
-    yield
-    sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("imports_are_undone")
 
 
 def write(folder, name, text):

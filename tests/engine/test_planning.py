@@ -68,7 +68,7 @@ QUICK = ("--requests", "300", "--seeds", "1")
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
+def file(tmp_path: Path, imports_are_undone: None) -> Path:
     (tmp_path / "stages.toml").write_text(FILE)
     (tmp_path / "service.py").write_text(SERVICE)
     (tmp_path / "profile.json").write_text(json.dumps(PROFILE))

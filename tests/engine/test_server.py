@@ -348,16 +348,7 @@ def execute(*command, cwd):
     return subprocess.run([sys.executable, *command], cwd=cwd, env=environ, capture_output=True, text=True, timeout=60)
 
 
-@pytest.fixture
-def _imports_are_undone():
-    path, modules = list(sys.path), set(sys.modules)
-    yield
-    sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        del sys.modules[name]
-
-
-@pytest.mark.usefixtures("_imports_are_undone")
+@pytest.mark.usefixtures("imports_are_undone")
 def test_a_class_of_the_script_itself_is_found_by_another_process(script):
     done = execute("demo/sl_server.py", "--show", cwd=script.parent.parent)
     data = json.loads(done.stdout)
@@ -368,7 +359,7 @@ def test_a_class_of_the_script_itself_is_found_by_another_process(script):
     assert load_class(stage["worker"], script.parent)().forward({"x": 2}) == {"y": 4}
 
 
-@pytest.mark.usefixtures("_imports_are_undone")
+@pytest.mark.usefixtures("imports_are_undone")
 def test_a_script_run_as_a_module_is_found_as_that_module(script):
     done = execute("-m", "demo.sl_server", "--show", cwd=script.parent.parent)
     data = json.loads(done.stdout)
@@ -377,7 +368,7 @@ def test_a_script_run_as_a_module_is_found_as_that_module(script):
     assert load_class(stage["worker"], Path(data["file"]).parent)().forward({"x": 2}) == {"y": 4}
 
 
-@pytest.mark.usefixtures("_imports_are_undone")
+@pytest.mark.usefixtures("imports_are_undone")
 def test_a_script_without_the_guard_is_refused_in_a_worker(script):
     script.write_text(SCRIPT.replace("GUARD", "if True:"))
     with pytest.raises(StartError, match=r'reached while a worker process imports ".*": put it under'):
