@@ -48,7 +48,7 @@ from engine.core.foretold import EVERY
 from engine.core.hub import MISSED, Hub
 from engine.core.introduction import Introduction, Refusal, agreed, refuse_frontend
 from engine.core.items import Item, Request
-from engine.core.ledger import FAILED, FAILURE, MESSAGE_MOST, NOBODY, OWN_BODY, Ledger, modest
+from engine.core.ledger import FAILED, FAILURE, NOBODY, Ledger, modest, said
 from engine.core.liveness import FRONTEND_SILENCE_S, Looks
 from engine.core.memo import CacheSpec, Place
 from engine.core.messages import (
@@ -623,8 +623,7 @@ class FrontMachine:
                 continue
             if request.frontend in NOBODY:
                 continue  # it is told of whose part it is
-            own = any(name.lower() == "content-type" for name in results.headers.get(index, ()))
-            text = OWN_BODY if own or type(payload) is not bytes else payload[:MESSAGE_MOST].decode("utf-8", "replace")
+            text = said(payload, results.headers.get(index, ()))
             self.failures.add(now, results.stage, request.route, status, text, request.meta)
 
     # --- events, and what stages give up -----------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from engine.core.arena import Ref
 from engine.core.batching import TOLERANCE_S
 from engine.core.ends import EXPIRED, FULL, HOPELESS, STUCK
 from engine.core.items import Item, Request
-from engine.core.ledger import FAILED, FAILURE, MESSAGE_MOST, NOBODY, OWN_BODY, Ledger, modest
+from engine.core.ledger import FAILED, FAILURE, NOBODY, Ledger, modest, said
 from engine.core.memo import SHARED, Asker, Found, Place
 from engine.core.messages import Parts, Refused, Role, Speaker, Status
 from engine.core.parts import PARTS, Gathering
@@ -259,8 +259,7 @@ class Hub:
             if refused is not None:
                 self._ledger.trace.add(now, refused.reason, stage=stage, route=request.route, meta=request.meta)
             if status != Status.OVERLOADED:
-                is_text = type(payload) is bytes and "content-type" not in column.headers.get(index, ())
-                text = payload[:MESSAGE_MOST].decode("utf-8", "replace") if is_text else OWN_BODY  # type: ignore[index,union-attr]
+                text = said(payload, column.headers.get(index, ()))
                 self._ledger.failures.add(now, stage, request.route, status, text, request.meta)
         self._ledger.count_goal(request, now, is_result=speaker == Speaker.WORKER)
         self._ledger.close(request)

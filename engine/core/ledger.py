@@ -10,7 +10,7 @@ The door (:mod:`engine.core.front`) and the hub (:mod:`engine.core.hub`) write h
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from engine.core import wording
@@ -28,6 +28,7 @@ from engine.core.parts import PARTS, Gatherings
 from engine.core.routing import Topology
 from engine.core.stats import FrontStats
 from engine.core.trace import Refusals
+from engine.core.wire import Payload
 
 FAILED: Final = int(Status.FAILED)  # comparing with a member of an enumeration costs a call
 FAILURE: Final = 400  # and above: a redirection, say, is what a service wanted to answer
@@ -168,6 +169,12 @@ class Ledger:
             self._withdraw([made])
         if refs:
             self.actions.append(Release(refs))
+
+
+def said(payload: Payload, headers: Iterable[str]) -> str:
+    """What a failure is told as where failures are shown. ``headers``: names of those that its answer has."""
+    is_own = any(name.lower() == "content-type" for name in headers)
+    return OWN_BODY if is_own or type(payload) is not bytes else payload[:MESSAGE_MOST].decode("utf-8", "replace")
 
 
 def modest(headers: dict[str, str]) -> dict[str, str]:

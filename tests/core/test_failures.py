@@ -6,6 +6,7 @@ from engine.core import meta, wording
 from engine.core.batching import Policy
 from engine.core.failures import IDS, KEPT, TEXT_MOST, Failures
 from engine.core.front import FrontSpec
+from engine.core.ledger import MESSAGE_MOST, OWN_BODY, said
 from engine.core.messages import Status, StreamEvents
 from engine.core.stage import StageSpec
 from tests.core.twin import Twin, topology
@@ -85,3 +86,11 @@ def test_a_torn_stream_is_noted() -> None:
     request.streamer = other.key
     twin.finish(one)
     assert [(status, text) for _, status, text, _, _ in noted(twin)] == [(500, wording.TORN)]
+
+
+def test_a_body_of_the_services_own_is_not_shown_however_its_type_is_spelled() -> None:
+    assert said(b"no such text", ["x-other"]) == "no such text"
+    for headers in (["content-type"], ["x-other", "Content-Type"]):
+        assert said(b"<h1>no</h1>", headers) == OWN_BODY
+    assert said((b"in ", b"pieces"), ()) == OWN_BODY
+    assert len(said(b"x" * 2 * MESSAGE_MOST, ())) == MESSAGE_MOST

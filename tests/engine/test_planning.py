@@ -170,6 +170,16 @@ def pages(file: Path) -> Path:
     return file
 
 
+def planned_aside(file: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """By the command, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "engine", "plan", str(file), *words],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == ExitCode.OK, done.stderr
+    return done
+
+
 def planned(capsys: pytest.CaptureFixture[str]) -> tuple[list[int], list[str]]:
     told = json.loads(capsys.readouterr().out)
     return [stage["workers"] for stage in told["best"]["stages"]], told["notes"]
@@ -237,11 +247,7 @@ class Third(Worker):
     )
     kept = pages.parent / "kept.json"
     words = ["--rate", "5", "--slo", "2s", "--save-profile", str(kept), "--json", *QUICK]
-    done = subprocess.run(
-        [sys.executable, "-m", "engine", "plan", str(pages), *words],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == ExitCode.OK, done.stderr
+    done = planned_aside(pages, *words)
     assert json.loads(kept.read_text())["stages"]["first"]["parts"] == {"/pages": [3.0, 5.0]}
     assert "3 to 5 parts behind first, by its profile" in done.stdout
 
@@ -341,11 +347,7 @@ def test_recorded_arrivals_bring_their_own_rate(file: Path, capsys: pytest.Captu
 def test_stages_are_measured_each_in_a_process_of_its_own_and_their_profile_is_kept(file: Path) -> None:
     kept = file.parent / "kept.json"
     words = ["--rate", "50", "--slo", "1s", "--save-profile", str(kept), "--json", *QUICK]
-    done = subprocess.run(
-        [sys.executable, "-m", "engine", "plan", str(file), *words],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == ExitCode.OK, done.stderr
+    done = planned_aside(file, *words)
     assert json.loads(done.stdout)["is_met"], "what user code prints is no part of it"
     assert "user code prints" in done.stderr
     assert re.search(r"plan: first: size 1 of 4: a batch of 1 takes \d", done.stderr)
