@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -176,6 +176,29 @@ class Load:
                 self.wrong.append(problem)
         if time.monotonic() > self._calm_at:
             self._stop.wait(PAUSE_S)
+
+
+class Turns(Load):
+    """Requests of several kinds, in turns."""
+
+    def turn(self, name: str, count: int) -> tuple[str, dict[str, Any], Callable[[Any], bool]]:
+        """Where the next one goes, its body, and whether an answer of 200 is the right one. ``name``: no other's."""
+        raise NotImplementedError
+
+    def _ask(self, number: int) -> None:
+        count = number
+        with httpx.Client(timeout=60, trust_env=False) as client:
+            while not self._stop.is_set():
+                count += 1
+                path, body, is_right = self.turn(f"{number}-{count}", count)
+                began = time.monotonic()
+                try:
+                    answer = client.post(f"{self._url}{path}", json=body)
+                    is_good = answer.status_code == 200 and is_right(answer.json())
+                    problem = "" if is_good else f"{path} {body}: {answer.status_code} {answer.text[:200]}"
+                    self._note(answer.status_code, problem, time.monotonic() - began)
+                except httpx.HTTPError as error:
+                    self._note(0, f"{path} {body}: {error!r}", time.monotonic() - began)
 
 
 class Balanced(Load):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from harness import Deployed, deployed, wait_for, write_service
-from load import Load
+from load import Turns
 
 pytestmark = pytest.mark.unmeasured
 
@@ -84,26 +84,15 @@ def right(path: str, text: str, edition: str = "first") -> dict[str, Any]:
     return {"end": one} if path == "/two" else {"end": {"texts": [one, {"of": "common", "by": edition}]}}
 
 
-class Asking(Load):
+class Asking(Turns):
     """A few texts, asked again and again on all routes."""
 
-    def _ask(self, number: int) -> None:
-        count = number
-        with httpx.Client(timeout=60, trust_env=False) as client:
-            while not self._stop.is_set():
-                count += 1
-                path, text = ("/one", "/two", "/each")[count % 3], f"text {count % 7}"
-                body: dict[str, Any] = {"text": text, "noise": count}
-                if path == "/each":
-                    body = {"texts": [{"text": text, "noise": count}, {"text": "common"}]}
-                began = time.monotonic()
-                try:
-                    answer = client.post(f"{self._url}{path}", json=body)
-                    is_right = answer.status_code == 200 and answer.json() == right(path, text)
-                    problem = "" if is_right else f"{path} {body}: {answer.status_code} {answer.text[:200]}"
-                    self._note(answer.status_code, problem, time.monotonic() - began)
-                except httpx.HTTPError as error:
-                    self._note(0, f"{body}: {error!r}", time.monotonic() - began)
+    def turn(self, name: str, count: int) -> tuple[str, dict[str, Any], Callable[[Any], bool]]:
+        path, text = ("/one", "/two", "/each")[count % 3], f"text {count % 7}"
+        body: dict[str, Any] = {"text": text, "noise": count}
+        if path == "/each":
+            body = {"texts": [{"text": text, "noise": count}, {"text": "common"}]}
+        return path, body, lambda got: bool(got == right(path, text))
 
 
 @pytest.fixture(params=["one", "stage"])

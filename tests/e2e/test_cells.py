@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import httpx
 import psutil
 import pytest
 from harness import SERVICES, Deployed, deployed, wait_for, write_service
-from load import Load
+from load import Load, Turns
 
 FILE = """
 [engine]
@@ -146,18 +145,10 @@ stages = ["begin", { each = "crops", through = "one" }, "end"]
 """
 
 
-class Pages(Load):
-    def _ask(self, number: int) -> None:
-        with httpx.Client(timeout=60, trust_env=False) as client:
-            count = number
-            while not self._stop.is_set():
-                count += 1
-                body = {"id": f"{number}-{count}", "n": count % 40}
-                began = time.monotonic()
-                answer = client.post(self._url, json=body)
-                expected = {"id": body["id"], "crops": [k * k for k in range(count % 40)]}
-                problem = "" if answer.status_code == 200 and answer.json() == expected else answer.text[:200]
-                self._note(answer.status_code, problem, time.monotonic() - began)
+class Pages(Turns):
+    def turn(self, name: str, count: int) -> tuple[str, dict[str, Any], Callable[[Any], bool]]:
+        crops = [k * k for k in range(count % 40)]
+        return "", {"id": name, "n": count % 40}, lambda got: bool(got == {"id": name, "crops": crops})
 
 
 def test_a_request_in_parts_and_a_cache_are_one_cells_and_outlive_it(folder: Path) -> None:

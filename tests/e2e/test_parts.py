@@ -3,15 +3,14 @@ all its own parts, in their places; and who leaves takes them along."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from harness import Deployed, deployed, wait_for, write_service
-from load import Load
+from load import Turns
 
 SERVICE = """
 import time
@@ -120,30 +119,17 @@ def both(value: dict[str, Any]) -> dict[str, str]:
     return {"one": f"one of {value['id']}", "other": f"other of {value['id']}".upper()}
 
 
-class Pages(Load):
+class Pages(Turns):
     """Pages of few and of many crops, some of them bad, and values for two branches, in turns."""
 
-    def _ask(self, number: int) -> None:
-        count = number
-        with httpx.Client(timeout=60, trust_env=False) as client:
-            while not self._stop.is_set():
-                count += 1
-                page: dict[str, Any] = {"id": f"{number}-{count}"}
-                path = ("/page", "/both", "/holes", "/both")[count % 4]
-                if path != "/both":
-                    page["n"] = (-1, 0, 1, 12, 40)[count % 5]
-                if path == "/holes":
-                    page["bad"] = [0, 3]
-                began = time.monotonic()
-                try:
-                    answer = client.post(f"{self._url}{path}", json=page)
-                    is_right = answer.status_code == 200 and (
-                        answer.json() == both(page) if path == "/both" else answer.json()["crops"] == labels(page)
-                    )
-                    problem = "" if is_right else f"{path} {page}: {answer.status_code} {answer.text[:200]}"
-                    self._note(answer.status_code, problem, time.monotonic() - began)
-                except httpx.HTTPError as error:
-                    self._note(0, f"{page}: {error!r}", time.monotonic() - began)
+    def turn(self, name: str, count: int) -> tuple[str, dict[str, Any], Callable[[Any], bool]]:
+        page: dict[str, Any] = {"id": name}
+        path = ("/page", "/both", "/holes", "/both")[count % 4]
+        if path != "/both":
+            page["n"] = (-1, 0, 1, 12, 40)[count % 5]
+        if path == "/holes":
+            page["bad"] = [0, 3]
+        return path, page, lambda got: bool(got == both(page) if path == "/both" else got["crops"] == labels(page))
 
 
 @pytest.fixture(params=["one", "stage"])

@@ -3,9 +3,8 @@ there, and whoever dies, every client gets an answer of all its own parts."""
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from harness import Running, free_ports, wait_for, write_service
-from load import Load
+from load import Turns
 from test_key_by_hand import new_key
 
 pytestmark = pytest.mark.unmeasured
@@ -172,41 +171,22 @@ def fleet(folder: Path) -> Iterator[Fleet]:
             raise
 
 
-class Pages(Load):
+class Pages(Turns):
     """Pages, values for two branches, and lists of texts of which most are known, in turns."""
 
-    def _ask(self, number: int) -> None:
-        count = number
-        with httpx.Client(timeout=60, trust_env=False) as client:
-            while not self._stop.is_set():
-                count += 1
-                name = f"{number}-{count}"
-                path = ("/page", "/both", "/page", "/texts")[count % 4]
-                if path == "/page":
-                    kind = ("alike", "unlike", "rows")[count % 3]
-                    body = {
-                        "id": name,
-                        "n": (0, 1, 7, 40)[count // 4 % 4],
-                        "size": (5, 20_000)[count // 2 % 2],
-                        "kind": kind,
-                    }
-                    expected: Any = {"id": name, "crops": crops(body)}
-                elif path == "/both":
-                    body = {"id": name, "text": f"text {count % 5}"}
-                    expected = {"one": name, "text": f"TEXT {count % 5}"}
-                else:
-                    body = {"texts": [{"text": f"text {(count + k) % 9}", "noise": name} for k in range(5)]}
-                    expected = {"texts": [[f"TEXT {(count + k) % 9}", 6] for k in range(5)]}
-                began = time.monotonic()
-                try:
-                    answer = client.post(f"{self._url}{path}", json=body)
-                    got = answer.json() if answer.status_code == 200 else None
-                    if path == "/both" and got:
-                        got = {**got, "one": got["one"]["id"]}
-                    problem = "" if got == expected else f"{path} {body}: {answer.status_code} {answer.text[:200]}"
-                    self._note(answer.status_code, problem, time.monotonic() - began)
-                except httpx.HTTPError as error:
-                    self._note(0, f"{body}: {error!r}", time.monotonic() - began)
+    def turn(self, name: str, count: int) -> tuple[str, dict[str, Any], Callable[[Any], bool]]:
+        path = ("/page", "/both", "/page", "/texts")[count % 4]
+        if path == "/page":
+            kind = ("alike", "unlike", "rows")[count % 3]
+            body = {"id": name, "n": (0, 1, 7, 40)[count // 4 % 4], "size": (5, 20_000)[count // 2 % 2], "kind": kind}
+            return path, body, lambda got: bool(got == {"id": name, "crops": crops(body)})
+        if path == "/both":
+            body = {"id": name, "text": f"text {count % 5}"}
+            expected = {"one": name, "text": f"TEXT {count % 5}"}
+            return path, body, lambda got: bool({**got, "one": got["one"]["id"]} == expected)
+        body = {"texts": [{"text": f"text {(count + k) % 9}", "noise": name} for k in range(5)]}
+        texts = [[f"TEXT {(count + k) % 9}", 6] for k in range(5)]
+        return path, body, lambda got: bool(got == {"texts": texts})
 
 
 @pytest.mark.timeout(180)
