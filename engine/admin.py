@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from engine import transport
 from engine.addresses import numbered
 from engine.clock import Deadline
+from engine.config.load import as_it_runs
 from engine.core.introduction import Refusal
 from engine.core.messages import Ask, Report
 from engine.core.wire import decode, encode
@@ -26,8 +27,9 @@ def ask(deployment: Deployment, what: str | Ask, timeout_s: float = 2.0) -> byte
 
     Blocks up to ``timeout_s`` seconds for each. Raises Unavailable when no broker answers in that time.
     """
+    deployment = as_it_runs(deployment)
     context = transport.context(keyring_of(deployment))
-    cells = deployment.engine.brokers
+    cells = deployment.brokers
     answers: list[bytes | None] = []
     failure: Unavailable | None = None
     try:

@@ -31,7 +31,7 @@ LOOK_S: Final = 0.25  # between two looks for brokers that have fallen silent
 
 def client_of(deployment: Deployment, name: str, families: Callable[[], list[Family]], url: str = "") -> BrokerClient:
     """The client of a deployment's broker, or brokers; not started."""
-    count = deployment.engine.brokers
+    count = deployment.brokers
     if count == 1:
         return Client(deployment, name=name, families=families, url=url)
     # One of them carries what this process counted: it is added up over all.
@@ -39,16 +39,19 @@ def client_of(deployment: Deployment, name: str, families: Callable[[], list[Fam
         [
             Client(deployment, name=name, families=list if cell else families, cell=cell, url=url)
             for cell in range(count)
-        ]
+        ],
+        deployment.keyed,
     )
 
 
 class Cells:
     """See :class:`engine.client.Client`, whose methods these are."""
 
-    def __init__(self, clients: list[Client]) -> None:
+    def __init__(self, clients: list[Client], keyed: int) -> None:
+        """``keyed``: so many cells, the first ones, know what was asked with an Idempotency-Key."""
         self._clients = clients
         self._count = len(clients)
+        self._keyed = keyed
         self._turn = secrets.randbelow(self._count)  # every frontend process begins with another one
         for cell, client in enumerate(clients):
             client.link.peers = Others(self, cell)
@@ -69,7 +72,7 @@ class Cells:
     def call(self, call: Call, instant: float) -> int:
         clients = self._clients
         # Tries with one key meet in one place.
-        asked = [cells.by_key(call.key, self._count)] if call.key else self._order(instant)
+        asked = [cells.by_key(call.key, self._keyed)] if call.key else self._order(instant)
         refused: Unavailable | None = None
         for cell in asked:
             try:

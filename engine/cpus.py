@@ -8,7 +8,9 @@ Imported by whoever starts processes or threads, so it imports nothing that is h
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
+from time import monotonic
 
 from engine.cgroups import CGROUPS, PROC, folders
 
@@ -32,6 +34,43 @@ def usable_cpus(proc: Path = PROC, cgroups: Path = CGROUPS) -> float:
     count = float(len(available_cpus()))
     bound = quota(proc, cgroups)
     return count if bound is None else min(count, bound)
+
+
+def left_s(proc: Path = PROC, cgroups: Path = CGROUPS) -> tuple[float, ...]:
+    """CPU time that was left over for this process, since some moment, in the order of what leaves it: of the CPUs that
+    it may use, and of a quota, if there is one. What grew from one call to the next, the least of them, could have been
+    had meanwhile. Empty where the system does not tell."""
+    idle = _idle_s(available_cpus(), proc)
+    if idle is None:
+        return ()
+    bounds = [(bound, group) for group in folders("cpu", proc=proc, cgroups=cgroups) if (bound := _bound(group))]
+    if not bounds:
+        return (idle,)
+    bound, group = min(bounds)
+    used = _used_s(group)
+    return () if used is None else (idle, bound * monotonic() - used)
+
+
+def _idle_s(cpus: Collection[int], proc: Path) -> float | None:
+    """For how long these CPUs had nothing to do, added up (proc(5): columns ``idle`` and ``iowait`` of /proc/stat)."""
+    names = {f"cpu{cpu}" for cpu in cpus}
+    try:
+        rows = [line.split() for line in (proc / "stat").read_text().splitlines()]
+        ticks = sum(int(row[4]) + int(row[5]) for row in rows if row and row[0] in names)
+    except (OSError, ValueError, IndexError):
+        return None
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _used_s(group: Path) -> float | None:
+    """CPU time of all in a control group, of version 2 or, where that has both controllers in one place, 1."""
+    try:
+        words = _words(group / "cpu.stat")
+        if "usage_usec" in words:
+            return int(words[words.index("usage_usec") + 1]) / 1e6
+        return int(_words(group / "cpuacct.usage")[0]) / 1e9
+    except (ValueError, IndexError):
+        return None
 
 
 def _bound(group: Path) -> float | None:

@@ -95,10 +95,10 @@ class Notifier:
 
     Events: of a broker or a frontend that is ready ``beat``, about every BEAT_S, and ``stopping`` when it is told to,
     with which these end; of a broker ``waiting`` while requests wait for workers, with ``left_s``, by stage, for how
-    long they can, and ``demand`` about as often as beats, with how many ``workers`` each stage needs that is scaled;
-    ``loading``; ``warming`` with ``done`` and ``of``; ``ready`` (a frontend adds ``url``, the first worker ``trial``, a
-    request to try); of a worker that is asked to ``imported`` with ``files``; ``failed`` with a one-line ``reason``
-    and, of user code, its ``trace``.
+    long they can, and ``demand`` about as often as beats, with how many ``workers`` each stage needs that is scaled,
+    and ``full`` every second while it works all the time; ``loading``; ``warming`` with ``done`` and ``of``; ``ready``
+    (a frontend adds ``url``, the first worker ``trial``, a request to try); of a worker that is asked to ``imported``
+    with ``files``; ``failed`` with a one-line ``reason`` and, of user code, its ``trace``.
     Any thread may call :meth:`send`: a line but the last is far below PIPE_BUF, so writes do not mix. Of texts that
     would make a line longer than LINE_MOST the middle is left out: a traceback says most where it begins and ends.
     """
@@ -310,7 +310,7 @@ def counted(deployment: Deployment, beside: int | None = None) -> Deployment:
     workers (None: all of the deployment), where its file does not say."""
     if deployment.frontend.workers != "auto":
         return deployment
-    cells = deployment.engine.cells
+    cells = deployment.cells
     if beside is None:
         beside = cells + sum(spec.num for spec in deployment.stages)
     number = frontend_processes(usable_cpus(), beside, cells)
@@ -351,7 +351,7 @@ def place(
     placements = {}
     available = available_cpus()
     if beside is None:
-        beside = deployment.engine.cells + counted(deployment).frontend.processes
+        beside = deployment.cells + counted(deployment).frontend.processes
     dealt = available[kept_free(available, beside) :]
     for (name, taken), shares in zip(used.items(), share_cpus(dealt, wants, quota=quota()), strict=True):
         spec = deployment.stage(name)

@@ -16,11 +16,13 @@ from engine.core.stage import StageSpec
 from engine.core.wire import APART_BYTES
 
 
-def stage_spec(stage: StageSection, engine: EngineSection, cell: int = 0, *, given_s: float = 0.0) -> StageSpec:
-    """What the machine needs of a stage's section. ``given_s``: see :func:`given_s`."""
+def stage_spec(
+    stage: StageSection, engine: EngineSection, cell: int = 0, cells: int = 1, *, given_s: float = 0.0
+) -> StageSpec:
+    """What the machine of a cell, one of ``cells``, needs of a stage's section. ``given_s``: see :func:`given_s`."""
     return StageSpec(
         name=stage.name,
-        num=share(stage.num, engine.brokers, cell),
+        num=share(stage.num, cells, cell),
         policy=Policy(
             stage.max_batch_size,
             min(stage.max_batch_bytes, APART_BYTES),
@@ -33,7 +35,7 @@ def stage_spec(stage: StageSection, engine: EngineSection, cell: int = 0, *, giv
         max_queue_bytes=stage.max_queue_bytes,
         idempotent=stage.idempotent,
         max_attempts=engine.max_attempts,
-        spare=share(stage.spare, engine.brokers, cell, begin=stage.num + 1),
+        spare=share(stage.spare, cells, cell, begin=stage.num + 1),
         may_be_empty=not stage.min,
         bounds=(stage.min, stage.most) if stage.is_scaled else None,
         given_s=given_s,
@@ -49,7 +51,7 @@ def given_s(deployment: Deployment, stage: str) -> float:
 
 def front_spec(deployment: Deployment) -> FrontSpec:
     """The bounds of a broker's door, the goals and classes of routes, and who is who."""
-    frontend, cells, topology = deployment.frontend, deployment.engine.brokers, deployment.topology
+    frontend, cells, topology = deployment.frontend, deployment.brokers, deployment.topology
     return FrontSpec(
         bound(frontend.capacity, cells),
         bound(frontend.capacity_bytes, cells),

@@ -39,10 +39,10 @@ from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from engine.clock import Deadline
-from engine.config import Deployment, load
+from engine.config import SNAPSHOT, Deployment, load
 from engine.errors import StartError
 from engine.supervisor.family import BOOTSTRAP
-from engine.supervisor.rundir import LOOK_S, SNAPSHOT, sleep
+from engine.supervisor.rundir import LOOK_S, sleep
 from stages.base import Worker
 from stages.build import create
 from stages.compute import as_results

@@ -18,7 +18,7 @@ from typing import Final
 from engine import bootstrap
 from engine.addresses import free_ports
 from engine.bench.target import Target
-from engine.config import Deployment, load, run_dir
+from engine.config import SNAPSHOT, Deployment, load, run_dir
 from engine.config.endpoints import is_wildcard, loopback_of
 from engine.errors import ConfigError, StartError
 
@@ -73,7 +73,7 @@ def _running(deployment: Deployment) -> Target | None:
     if rundir.holder(folder) is None:
         return None
     try:
-        found = load(folder / rundir.SNAPSHOT)
+        found = load(folder / SNAPSHOT)
     except ConfigError:
         return None
     if found.file.resolve() != deployment.file.resolve() or not found.frontend.port:

@@ -8,6 +8,7 @@ import select
 import signal
 from collections.abc import Callable
 from itertools import zip_longest
+from time import process_time
 from typing import Final
 
 from engine import descriptors, usage
@@ -17,6 +18,7 @@ from engine.config import Deployment
 from engine.core.ebb import Ebb
 from engine.core.fullness import Fullness
 from engine.core.liveness import BEAT_S
+from engine.cpus import usable_cpus
 from engine.errors import ConfigError, StartError
 from engine.exitcodes import ExitCode
 from engine.process import Notifier, give_back, stay_around, tune_garbage_collection
@@ -124,7 +126,10 @@ def _beat(notify: Notifier, broker: Broker, signals: Signals, ebb: Ebb, fullness
             return
         if ebb.is_over(broker.held, clock()):
             give_back()
-        if fullness.is_news(broker.cpu_s, clock()):
+        threads = broker.cpu_s
+        used, most = [*threads, process_time()], [*[1.0] * len(threads), usable_cpus()]
+        # A supervisor says it, and does what can be done.
+        if fullness.is_full(used, most, clock()) and not notify.send("full") and fullness.is_news(clock()):
             log.warning(
                 "the broker is full: it computes all the time, and more workers or frontends bring nothing; several "
                 "brokers carry more ([engine] cells)"

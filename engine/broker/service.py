@@ -23,9 +23,10 @@ from engine.broker.letters import ChangeFront, ChangeStage, Drain
 from engine.broker.loop import Part, PartThread
 from engine.broker.stage import StagePart
 from engine.clock import Deadline
-from engine.config import Deployment
+from engine.config import Deployment, StageSection
 from engine.core.front import EPOCHS
 from engine.core.placement import broker_threads
+from engine.core.stage import StageSpec
 from engine.core.wire import egress_frame, front_frame, parts_frame
 from engine.cpus import usable_cpus
 from engine.errors import StartError
@@ -75,6 +76,11 @@ def _scaled(deployment: Deployment) -> list[int]:
     return [index for index, stage in enumerate(deployment.stages) if stage.is_scaled]
 
 
+def _spec(deployment: Deployment, stage: StageSection, cell: int) -> StageSpec:
+    given = given_s(deployment, stage.name)
+    return stage_spec(stage, deployment.engine, cell, deployment.brokers, given_s=given)
+
+
 class Broker:
     """All threads of one broker. ``start`` and ``stop`` are called by one thread, which owns none of the sockets."""
 
@@ -115,7 +121,7 @@ class Broker:
         self.stages = [
             StagePart(
                 index,
-                stage_spec(stage, deployment.engine, cell, given_s=given_s(deployment, stage.name)),
+                _spec(deployment, stage, cell),
                 topology,
                 deployment=deployment.engine.name,
                 namespace=deployment.engine.namespace,
@@ -219,8 +225,7 @@ class Broker:
         self._scaled = _scaled(deployment)
         self.front.mailbox.post(ChangeFront(front_spec(deployment)))
         for part, stage in zip(self.stages, deployment.stages, strict=True):
-            spec = stage_spec(stage, deployment.engine, self._cell, given_s=given_s(deployment, stage.name))
-            part.mailbox.post(ChangeStage(spec))
+            part.mailbox.post(ChangeStage(_spec(deployment, stage, self._cell)))
 
     def drain(self, grace_s: float) -> bool:
         """Admit nothing more and wait for what is admitted; False when ``grace_s`` was not enough."""

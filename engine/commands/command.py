@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from engine import log
 from engine.config import FILE_NAME, add_flags, flags_of, load, run_dir
+from engine.config.load import later
 from engine.errors import Unavailable
 from engine.exitcodes import ExitCode
 
@@ -124,8 +125,9 @@ def refuse_only(options: argparse.Namespace) -> None:
 
 
 def reread(options: argparse.Namespace) -> Callable[[], Deployment]:
-    """Reads the file once more, with the flags and the environment of this process."""
-    return lambda: load(options.file, flags=flags_of(options))
+    """Reads the file once more, with the flags and the environment of this process. Whoever was started with a version
+    that was on trial reads what counts since."""
+    return lambda: load(later(options.file), flags=flags_of(options))
 
 
 def check_run_dir(deployment: Deployment) -> None:

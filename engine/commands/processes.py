@@ -29,8 +29,8 @@ def broker(options: argparse.Namespace, deployment: Deployment) -> int:
     notify = Notifier(options.status_fd)
     from engine.broker import serve
 
-    if cell >= deployment.engine.brokers:
-        raise ConfigError([f"--cell: expected one of {deployment.engine.brokers} cells, got {options.cell}"])
+    if cell >= deployment.brokers:
+        raise ConfigError([f"--cell: expected one of {deployment.brokers} cells, got {options.cell}"])
     if deployment.engine.broker and not deployment.engine.bind:
         raise ConfigError(
             [

@@ -17,11 +17,13 @@ Imports neither zmq, Falcon nor torch: the supervisor lives on this package alon
 
 from engine.config.build import build, default_run_dir, name_from, read_key
 from engine.config.flags import add_flags, choices, flags_of, in_file_only, strangers
-from engine.config.load import FILE_NAME, dump, load, run_dir
+from engine.config.load import FILE_NAME, NEXT, SNAPSHOT, dump, load, run_dir
 from engine.config.schema import ClientSection, Deployment, EngineSection, FrontendSection, RouteSection, StageSection
 
 __all__ = [
     "FILE_NAME",
+    "NEXT",
+    "SNAPSHOT",
     "ClientSection",
     "Deployment",
     "EngineSection",

@@ -359,7 +359,9 @@ class _Reader:
                 self._problem(f"{where}.handler", 'expected "module:function"')
 
     def _check_cells(self, engine: Values, stages: Sequence[tuple[str, Values]]) -> None:
-        cells = engine.get("cells", 1)
+        cells = engine.get("cells", "auto")
+        if cells == "auto":
+            return
         for name in ("bind", "broker"):
             if cells > 1 and engine.get(name):
                 self._problem(
@@ -418,7 +420,7 @@ def _resolve(deployment: Deployment, environ: Mapping[str, str], label: str) -> 
 
 def _too_long(engine: EngineSection, name: str, environ: Mapping[str, str], stages: int) -> str:
     """What to shorten, if the paths of sockets would be longer than a system takes; else nothing."""
-    path, room = engine.run_dir or default_run_dir(name, environ), endpoints.room(stages, engine.cells)
+    path, room = engine.run_dir or default_run_dir(name, environ), endpoints.room(stages, engine.first_cells)
     over = endpoints.length(path) - room
     if over <= 0:
         return ""

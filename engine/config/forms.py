@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from engine.config import ways
 from engine.config.endpoints import file_of, is_wildcard
-from engine.config.schema import ANY_ORIGIN, METHODS, RESERVED_PATHS, Form, Key, Unit
+from engine.config.schema import ANY_ORIGIN, CELLS_MOST, METHODS, RESERVED_PATHS, Form, Key, Unit
 from engine.config.units import UnitError, format_size, parse_size, parse_time, warm_up_s, wear_limits
 
 
@@ -170,6 +170,7 @@ _WEBHOOK: Final = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?:
 _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[0-9]{1,5})?")
 _DEFAULT_PORT: Final = re.compile(r"(?<=^http)(://.*):80$|(?<=^https)(://.*):443$")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+PROCESSES_MOST: Final = 256
 SIZES_MOST: Final = 64  # of batch_sizes: each is computed twice before the worker is ready
 _BIND: Final = 'tcp://HOST:PORT with a port from 1 to 65000, like "tcp://127.0.0.1:7000"'
 
@@ -190,7 +191,8 @@ _EXPECTED: Final[Mapping[Form, str]] = {
     Form.ENV: "a table of strings, or a list with one such table per worker",
     Form.CACHE: 'a table like { size = "64 MiB", ttl = "1 h", key = "text" }, of which each may be left out',
     Form.ARGS: "a table of strings, numbers, booleans, lists and tables",
-    Form.PROCESSES: '"auto" or an integer from 1 to 256',
+    Form.PROCESSES: f'"auto" or an integer from 1 to {PROCESSES_MOST}',
+    Form.CELLS: f'"auto" or an integer from 1 to {CELLS_MOST}',
     Form.DIGEST: "64 hexadecimal digits in small letters, as sha256sum prints them",
     Form.MODELS: "a name, or a list of names, of at most 256 printable characters each",
     Form.METHODS: f"one of {', '.join(METHODS)}, or a list of some",
@@ -471,10 +473,13 @@ def _seconds_too(value: object) -> object:
     return f"{value} s" if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
-def _processes(value: object) -> int | str:
-    if value == "auto" or (type(value) is int and 1 <= value <= 256):
-        return value
-    raise _bad(Form.PROCESSES, value)
+def _auto_or_up_to(form: Form, most: int) -> Callable[[object], int | str]:
+    def read(value: object) -> int | str:
+        if value == "auto" or (type(value) is int and 1 <= value <= most):
+            return value
+        raise _bad(form, value)
+
+    return read
 
 
 _FORMS: Final[Mapping[Form, Callable[[object], Any]]] = {
@@ -502,6 +507,7 @@ _FORMS: Final[Mapping[Form, Callable[[object], Any]]] = {
     Form.WEAR: _in_words(Form.WEAR, wear_limits),
     Form.SIZES: _sizes,
     Form.WARM_UP: _in_words(Form.WARM_UP, warm_up_s, _seconds_too),
-    Form.PROCESSES: _processes,
+    Form.PROCESSES: _auto_or_up_to(Form.PROCESSES, PROCESSES_MOST),
+    Form.CELLS: _auto_or_up_to(Form.CELLS, CELLS_MOST),
     Form.DIGEST: _matching(Form.DIGEST, _DIGEST),
 }

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from engine.config.build import build, default_run_dir, name_from, rebuild
 from engine.config.mistakes import is_python, not_toml, numbered
-from engine.config.schema import Deployment
+from engine.config.schema import CELLS_MOST, Deployment
 from engine.config.ways import plain
 from engine.errors import ConfigError
 
@@ -27,6 +27,8 @@ else:
     import tomli as tomllib
 
 FILE_NAME: Final = "stages.toml"
+SNAPSHOT: Final = "deployment.json"  # in a run directory
+NEXT: Final = "next.json"  # what the deployment shall be, while it is being changed
 SHOWN: Final = 5  # files that could be meant
 
 _NO_FLAGS: Final[Mapping[str, str]] = {}
@@ -72,6 +74,7 @@ def dump(deployment: Deployment) -> bytes:
         "file": str(deployment.file),
         "argv": deployment.argv,
         "path": deployment.path,
+        "grown": deployment.grown,
         "engine": asdict(deployment.engine),
         "frontend": asdict(deployment.frontend),
         "stage": [asdict(stage) for stage in deployment.stages],
@@ -80,6 +83,24 @@ def dump(deployment: Deployment) -> bytes:
         "endpoint": [asdict(endpoint) for endpoint in deployment.endpoints],
     }
     return json.dumps(data, indent=1).encode() + b"\n"
+
+
+def later(file: str | os.PathLike[str]) -> Path:
+    """What a process reads later that was started with this file: of one that described what the deployment was to be,
+    what it is."""
+    path = Path(file)
+    return path.with_name(SNAPSHOT) if path.name == NEXT else path
+
+
+def as_it_runs(deployment: Deployment) -> Deployment:
+    """The deployment of a file with as many brokers as it has by now, where it runs on this machine."""
+    if not deployment.engine.may_grow:
+        return deployment
+    try:
+        found = load(run_dir(deployment) / SNAPSHOT)
+    except ConfigError:  # nothing runs, or one by hand
+        return deployment
+    return replace(deployment, grown=found.grown)
 
 
 def run_dir(deployment: Deployment) -> Path:
@@ -122,7 +143,10 @@ def _load_snapshot(text: str, label: str) -> Deployment:
     if not isinstance(file, str) or not os.path.isabs(file):
         raise ConfigError([f"{label}: file: expected the absolute path of the file this is a snapshot of"])
     argv, path = (_texts(data.pop(name, []), label, name) for name in ("argv", "path"))
-    return replace(rebuild(data, file=Path(file), label=label), argv=argv, path=path)
+    grown = data.pop("grown", 0)
+    if type(grown) is not int or not 0 <= grown <= CELLS_MOST:
+        raise ConfigError([f"{label}: grown: expected an integer from 0 to {CELLS_MOST}"])
+    return replace(rebuild(data, file=Path(file), label=label), argv=argv, path=path, grown=grown)
 
 
 def _texts(value: object, label: str, name: str) -> tuple[str, ...]:

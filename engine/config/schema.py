@@ -51,6 +51,7 @@ class Form(Enum):
     SIZES = "batch sizes"
     WARM_UP = "warm-up"
     PROCESSES = "number of processes"
+    CELLS = "number of brokers"
     DIGEST = "SHA-256 digest"
     MODELS = "names of models"
     ORIGINS = "origins"
@@ -181,13 +182,12 @@ class EngineSection:
         "stage where `bind` admits other hosts and four CPUs or more may be used.",
         choices=("auto", "stage", "one"),
     )
-    cells: int = setting(
-        1,
+    cells: int | str = setting(
+        "auto",
         "Brokers, each with workers of every stage, between which the frontends choose: one carries some 100,000 small "
-        "requests a second. Each has a queue of its own, so more of them than are needed cost batching.",
-        unit=Unit.COUNT,
-        least=1,
-        most=16,
+        "requests a second. Each has a queue of its own, so more of them than are needed cost batching; auto: one, and "
+        "twice as many whenever they are full and the machine has workers and CPUs for more.",
+        form=Form.CELLS,
     )
     shared_memory: int = setting(
         256 << 20,
@@ -213,9 +213,14 @@ class EngineSection:
         return bool(self.bind or self.broker)
 
     @property
-    def brokers(self) -> int:
-        """How many there are, on this host or on others, each with workers of every stage."""
-        return max(self.cells, len(self.broker))
+    def first_cells(self) -> int:
+        """How many a deployment begins with."""
+        return self.cells if isinstance(self.cells, int) else 1
+
+    @property
+    def may_grow(self) -> bool:
+        """There may be more brokers on this host while it runs than it began with."""
+        return self.cells == "auto" and not self.is_tcp
 
 
 @dataclass(frozen=True)
@@ -595,6 +600,7 @@ class EndpointSection:
     )
 
 
+CELLS_MOST: Final = 16
 METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 DEFAULT_ROUTE: Final = "/inference"
@@ -615,6 +621,24 @@ class Deployment:
     # Of the script that describes it, if one does: its modules may look at both when a worker imports them.
     argv: tuple[str, ...] = ()
     path: tuple[str, ...] = ()
+    # How many cells there are now, where that is not the file's to say; 0: as many as it begins with.
+    grown: int = 0
+
+    @property
+    def cells(self) -> int:
+        """Brokers on this host, each with workers of every stage."""
+        return self.grown or self.engine.first_cells
+
+    @property
+    def brokers(self) -> int:
+        """The same, on this host or on others."""
+        return max(self.cells, len(self.engine.broker))
+
+    @property
+    def keyed(self) -> int:
+        """Those of them, the first ones, to which requests with an Idempotency-Key go: who has met a key before is
+        still to be asked when there are more than there were then."""
+        return max(self.engine.first_cells, len(self.engine.broker))
 
     @property
     def topology(self) -> Topology:

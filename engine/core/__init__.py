@@ -27,7 +27,8 @@
     reasons    why a batch left, in the low bits of a queue time
     goals      when answers are wanted                fairness   who may use how much while not all can be served
     killings   whom the kernel killed for want of memory
-    ebb        when a peak of memory is over          fullness   when a thread has all it can do
+    ebb        when a peak of memory is over          fullness   when a process has all it can do
+    growth     when there are more brokers then
     introduction  how peers introduce themselves, and are refused: frozen words
     processes  the deployment's processes, what is heard of them and done about them, as values
     starting   a start as people watch it, line by line

@@ -3,7 +3,7 @@
 A *cell* is a broker with workers of every stage: a whole pipeline. Nothing passes between cells but through a frontend,
 which is joined to all of them and chooses one for each request. One interpreter carries some 100,000 small requests a
 second; on a machine with CPUs to spare a second one carries as many again. A queue of its own for each costs batching,
-so one is the default.
+so there is one at first (:mod:`engine.core.growth`).
 """
 
 from __future__ import annotations

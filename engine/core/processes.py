@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
+Slot: TypeAlias = tuple[str, int]  # of a worker: its stage, and its number there
+
 
 class Kind(Enum):
     BROKER = "broker"
@@ -111,12 +113,14 @@ class StopAsked:
 @dataclass(frozen=True)
 class Replace:
     """Serve with these workers instead of those there are (engine.core.rolling). ``renew``: of which stages all are new
-    (None: of all stages); of the others whoever is in a slot stays, and only the number of slots changes. ``what``: for
-    the log."""
+    (None: of all stages); of the others whoever is in a slot stays, but for those of ``moved``, and only the number of
+    slots changes. ``brokers`` are to be there before any of them. ``what``: for the log."""
 
     workers: tuple[Child, ...]
     what: str
     renew: frozenset[str] | None = None
+    moved: frozenset[Slot] = frozenset()
+    brokers: tuple[Child, ...] = ()
 
 
 @dataclass(frozen=True)

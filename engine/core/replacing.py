@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from engine.core.processes import Child, Committed, Replace, Replaced, Say
+from engine.core.processes import Child, Committed, Replace, Replaced, Say, Slot
 from engine.core.rolling import Mark, Rollout, Standing, Step
 
 Task: TypeAlias = "Step[Child] | Committed | Replaced | Say"
@@ -86,15 +86,22 @@ class Replacing:
         self._worn.clear()
         return self._end("it is stopping")
 
-    def _begin(self, workers: Sequence[Child], then: Sequence[Child], *, is_asked: bool) -> None:
-        self._rollout = Rollout([(_slot(child), child) for child in workers], [(_slot(child), child) for child in then])
+    def _begin(
+        self, workers: Sequence[Child], then: Sequence[Child], *, ahead: Sequence[Child] = (), is_asked: bool
+    ) -> None:
+        old, new = ([(_slot(child), child) for child in some] for some in (workers, then))
+        self._rollout = Rollout(old, new, ahead)
         self._is_asked = is_asked
 
     def _begin_asked(self, asked: Replace, workers: Sequence[Child]) -> list[Task]:
         self._next = None
-        kept = [child for child in workers if asked.renew is not None and child.stage not in asked.renew]
-        there = {_slot(child): child for child in kept}
-        self._begin(workers, [there.get(_slot(child), child) for child in asked.workers], is_asked=True)
+        there = {
+            _slot(child): child
+            for child in workers
+            if asked.renew is not None and child.stage not in asked.renew and _slot(child) not in asked.moved
+        }
+        then = [there.get(_slot(child), child) for child in asked.workers]
+        self._begin(workers, then, ahead=asked.brokers, is_asked=True)
         return [Say(asked.what)]
 
     def _begin_worn(self, workers: Sequence[Child]) -> list[Task]:
@@ -115,5 +122,5 @@ class Replacing:
         return [Replaced(error)] if was_asked else []
 
 
-def _slot(child: Child) -> tuple[str, int]:
+def _slot(child: Child) -> Slot:
     return child.stage, child.slot

@@ -10,6 +10,8 @@ A :class:`Rollout` is told how its processes stand and says what to do next; it 
   and the old one has gone before the next slot's turn comes: so a machine needs room for one worker more of one stage
   (and while a version proves itself, of each), and a stage never has fewer workers than before.
 * Slots that the new configuration has not are emptied last.
+* Whom the new workers need, the brokers of more cells, is there before the first of them, and goes with them if the
+  version does not prove itself.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, TypeVar
+
+from engine.core.processes import Slot
 
 Worker = TypeVar("Worker")
-Slot: TypeAlias = tuple[str, int]  # stage, number
 
 
 class Standing(Enum):
@@ -55,10 +58,13 @@ class Step(Generic[Worker]):
 class Rollout(Generic[Worker]):
     """See the module. ``old`` and ``new`` map slots to workers; a slot whose worker is in both keeps it."""
 
-    def __init__(self, old: Sequence[tuple[Slot, Worker]], new: Sequence[tuple[Slot, Worker]]) -> None:
-        """``new`` in the order in which stages and slots are to be replaced."""
+    def __init__(
+        self, old: Sequence[tuple[Slot, Worker]], new: Sequence[tuple[Slot, Worker]], ahead: Sequence[Worker] = ()
+    ) -> None:
+        """``new`` in the order in which stages and slots are to be replaced. ``ahead``: whom these need."""
         kept = {worker for _, worker in old} & {worker for _, worker in new}
-        self.fresh = tuple(worker for _, worker in new if worker not in kept)
+        self._ahead = tuple(ahead)
+        self.fresh = self._ahead + tuple(worker for _, worker in new if worker not in kept)
         self.committed = False
         self._leaving = {slot: worker for slot, worker in old if worker not in kept}
         self._turns = [(slot, worker) for slot, worker in new if worker not in kept]
@@ -76,6 +82,8 @@ class Rollout(Generic[Worker]):
         if self._finished:
             return steps
         if not self.committed:
+            if any(standing(one) is not Standing.READY for one in self._ahead):
+                return [Step(Do.START, one) for one in self._ahead if standing(one) is Standing.ABSENT]
             for worker in self._proofs:
                 if (stands := standing(worker)) is not Standing.READY:
                     return [Step(Do.START, worker)] if stands is Standing.ABSENT else []

@@ -232,7 +232,7 @@ def _status(cluster: Cluster, deployment: Deployment, broker: Any) -> dict[str, 
 
 def _check(deployment: Deployment) -> None:
     engine = deployment.engine
-    if engine.cells > 1 or len(engine.broker) > 1:
+    if deployment.cells > 1 or len(engine.broker) > 1:
         raise StartError("on a Ray cluster a deployment has one broker; start one deployment for each")
     if not engine.insecure and not engine.key:
         raise StartError(

@@ -110,7 +110,7 @@ def _notes_on_load(
 def _notes_on_workers(deployment: Deployment, service: Service, best: Figures) -> Iterator[str]:
     if service.profile.source == MEASURED:
         yield "batches were made of each class's example: where people send other values, plan with --running"
-    if (cells := deployment.engine.cells) > 1:
+    if (cells := deployment.cells) > 1:
         yield f"planned as one queue; each of {cells} cells has its own, and where workers are few that takes more"
     for spec in deployment.stages:
         if (noise := service.profile.of(spec.name).noise) > NOISY:
@@ -179,7 +179,7 @@ def service_of(
 ) -> Service:
     """The deployment as the broker would serve it with these goals. ``parts``: see :func:`parts_of`. ConfigError where
     the profile lacks a stage."""
-    one = replace(deployment, engine=replace(deployment.engine, cells=1))
+    one = replace(deployment, engine=replace(deployment.engine, cells=1), grown=0)
     try:
         for stage in deployment.stages:
             profile.of(stage.name)

@@ -6,8 +6,8 @@
     orders    the socket on which that is asked for               keeper    ends what dead processes leave behind
     parts     which of all these run on this host                 screen    how a terminal shows it all
     scaling   numbers of workers that follow the demand           logfile   where the log goes then
-    systemd   what it is told, where it runs a deployment         sources   which files have been edited
-    development  serves what has
+    growing   more brokers where those that there are are full    sources   which files have been edited
+    systemd   what it is told, where it runs a deployment         development  serves what has
 
 Imports neither zmq, Falcon, torch nor user code: it must not be able to die of any of them, and it must start in a
 blink.
@@ -27,6 +27,7 @@ from engine import descriptors
 from engine.config import Deployment, dump, run_dir
 from engine.core.backoff import DEFAULT, Backoff
 from engine.core.demand import USUAL, Windows
+from engine.core.growth import Growth
 from engine.core.lifecycle import STARTS_LEAST, Machine, Outcome
 from engine.core.processes import Child, Kind
 from engine.cpus import available_cpus
@@ -40,6 +41,7 @@ from engine.supervisor.changes import Changes
 from engine.supervisor.daemons import Daemons, named
 from engine.supervisor.development import LOOK_S, Development
 from engine.supervisor.family import Commands
+from engine.supervisor.growing import Grower
 from engine.supervisor.loop import Loop
 from engine.supervisor.parts import FRONTEND, WHOLE, Parts
 from engine.supervisor.rundir import Busy, Withdrawn, claim, make_private, mark_stopping, write_snapshot
@@ -66,6 +68,7 @@ def run(
     windows: Windows = USUAL,
     development: Development | None = None,
     systemd: Systemd | None = None,
+    growth: Growth | None = None,
 ) -> ExitCode:
     """Run the deployment, or these parts of it, in the foreground until it is stopped or fails; its exit code.
 
@@ -73,17 +76,18 @@ def run(
     that is closed; a SIGINT while it stops ends it at once. With ``reread``, which reads the file once more, it can be
     changed while it runs (:mod:`engine.supervisor.changes`), and a SIGHUP where there is no terminal asks for that.
     ``daemons`` are processes that are started with it, are stopped with it, and whose end ends it:
-    ``multiprocessing.Process`` or ``subprocess.Popen`` objects, or a mapping of names to such. ``commands``
-    replaces how children are started, ``windows`` for how long a demand has to hold. With ``development`` what is
-    edited is served (:func:`develop`). ``systemd``, if it has been asked already whom to tell. A predecessor of
-    this name that is stopping is waited for. Main thread only. Says on stdout, as its last lines, where the
-    deployment listens, or which parts are ready.
+    ``multiprocessing.Process`` or ``subprocess.Popen`` objects, or a mapping of names to such. ``commands`` replaces
+    how children are started, ``windows`` for how long a demand has to hold, ``growth`` when there are more brokers.
+    With ``development`` what is edited is served (:func:`develop`). ``systemd``, if it has been asked already whom to
+    tell. A predecessor of this name that is stopping is waited for. Main thread only. Says on stdout, as its last
+    lines, where the deployment listens, or which parts are ready.
     """
     held = named(daemons)
     systemd = systemd or Systemd()
     on_screen = usable()  # as it is now: once it is shown there, stderr is a file
-    deployment = family.settled(deployment, parts, on_screen=on_screen)
-    again = None if reread is None else lambda: family.settled(reread(), parts, on_screen=on_screen)
+    reading = _Reading(parts, on_screen=on_screen)
+    deployment = reading.settled(deployment)
+    again = None if reread is None else lambda: reading.settled(reread())
     descriptors.allow_many()
     try:
         with Signals() as signals, claim(run_dir(deployment), deployment.engine.name, _pause(signals)) as folder:
@@ -93,7 +97,13 @@ def run(
             members = family.of(deployment, parts)
             environments = family.environments(deployment, members)
             changes = Changes(
-                deployment, folder, again, environments, lambda found: family.of(found, parts), parts.scaled
+                deployment,
+                folder,
+                again,
+                environments,
+                lambda found: family.of(found, parts),
+                parts.scaled,
+                reading.recounted,
             )
             keepers = {Child(Kind.DAEMON, daemon.name): daemon for daemon in held}
             machine = Machine(
@@ -124,6 +134,7 @@ def run(
                     on_look=systemd.alive,
                     changes=changes,
                     scaler=Scaler(changes, machine, windows),
+                    grower=Grower(changes, parts, growth) if development is None else None,
                     orders_in=folder,
                     screen=screen,
                     development=development,
@@ -276,6 +287,27 @@ def _ended(machine: Machine, name: str) -> ExitCode:
         return ExitCode.FAILED
     log.error("%s did not start", name)  # the reason was told when it was met
     return next((code for code in _PASSED_ON if code == machine.failed_code), ExitCode.START)
+
+
+class _Reading:
+    """Makes of what a file says what these parts of it are here, as its supervisor needs it; and remembers what it has
+    left to the machine."""
+
+    def __init__(self, parts: Parts, *, on_screen: bool) -> None:
+        self._parts = parts
+        self._on_screen = on_screen
+        self._counts = False  # the processes of the frontend are
+
+    def settled(self, deployment: Deployment) -> Deployment:
+        self._counts = deployment.frontend.workers == "auto"
+        return family.settled(deployment, self._parts, on_screen=self._on_screen)
+
+    def recounted(self, deployment: Deployment) -> Deployment:
+        """The same with other cells."""
+        if not self._counts:
+            return deployment
+        frontend = dataclasses.replace(deployment.frontend, workers="auto")
+        return family.with_frontends(dataclasses.replace(deployment, frontend=frontend), self._parts)
 
 
 class _Listening:

@@ -16,13 +16,14 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final
 
-from engine.config import Deployment, dump
+from engine.config import NEXT, SNAPSHOT, Deployment, dump
+from engine.core.cells import cell_of
 from engine.core.processes import Child, Kind, Replace, Resize
 from engine.core.scaling import Bounds
 from engine.core.wire import egress_frame, front_frame, intake_frame
 from engine.errors import ConfigError, StartError
 from engine.supervisor import family
-from engine.supervisor.rundir import NEXT, SNAPSHOT, write_snapshot
+from engine.supervisor.rundir import write_snapshot
 
 # Keys of [frontend] that stand for the process which listens, and not for those that serve.
 _LISTENING: Final = ("address", "port", "certfile", "keyfile")
@@ -47,10 +48,11 @@ class Changes:
         environments: dict[Child, Mapping[str, str]],
         members: Callable[[Deployment], list[Child]] = family.whole,
         scaled: Callable[[Deployment], Mapping[str, Bounds]] = lambda deployment: {},
+        recounted: Callable[[Deployment], Deployment] = lambda deployment: deployment,
     ) -> None:
         """``reread`` reads the file once more, as it was read at first. ``environments`` is added to,
         and taken from by :meth:`keep`. ``members``: who runs here of a deployment. ``scaled``: of which stages the
-        number follows their demand."""
+        number follows their demand. ``recounted``: with as many processes of the frontend as go with its cells."""
         self.deployment = deployment
         # What a broker takes that runs since then.
         self._largest = front_frame(deployment.frontend.max_request_size)
@@ -60,6 +62,7 @@ class Changes:
         self._reread = reread
         self._members = members
         self._scaled = scaled
+        self._recounted = recounted
         self._environments = environments
         self._edition = 0  # of the deployment
         self._last = 0  # edition that was made
@@ -103,7 +106,7 @@ class Changes:
         if self._reread is None:
             raise Refused("this deployment was started by a script, which is read once: stop it and start it again")
         try:
-            return self._as_scaled(self._reread())
+            return self._as_grown(self._as_scaled(self._reread()))
         except ConfigError as error:
             raise Refused("\n".join(error.problems)) from error
 
@@ -117,6 +120,17 @@ class Changes:
                 raise Refused(told)
         return self._replace(self._with(nums), f"scaling {_told(nums)}", renew=frozenset())
 
+    def grow(self, cells: int) -> Replace:
+        """So many brokers instead of fewer: first those that there are not yet, then, in their new cells, the workers
+        that belong there. Whoever stays in his is left alone. Raises Refused."""
+        former = self.deployment.cells
+        found = self._recounted(dataclasses.replace(self.deployment, grown=cells))
+        asked = self._replace(found, f"{cells} brokers instead of {former}, which cannot keep up", renew=frozenset())
+        # By slots: the new cells have a worker of every stage as soon as can be.
+        workers = tuple(sorted(asked.workers, key=lambda child: child.slot))
+        moved = [(child.stage, child.slot) for child in workers if _has_moved(child.slot, former, cells)]
+        return dataclasses.replace(asked, workers=workers, moved=frozenset(moved))
+
     def resize(self, nums: Mapping[str, int], what: str) -> Resize:
         """The same for a number that follows the demand, at once: it is the present deployment's from now on. Raises
         Refused."""
@@ -127,7 +141,7 @@ class Changes:
 
     def _refusal(self, name: str, num: int) -> str:
         """Why a stage cannot have so many workers; empty: it can."""
-        cells = self.deployment.engine.cells
+        cells = self.deployment.cells
         if (bounds := self.bounds.get(name)) is None:
             least = "one worker at least" if cells == 1 else f"{cells} workers at least, one for each cell"
             return f"{name}: a stage has {least}" if num < cells else ""
@@ -141,6 +155,17 @@ class Changes:
             dataclasses.replace(stage, num=nums.get(stage.name, stage.num)) for stage in self.deployment.stages
         )
         return dataclasses.replace(self.deployment, stages=stages)
+
+    def _as_grown(self, found: Deployment) -> Deployment:
+        """The same of brokers. Raises Refused."""
+        cells = self.deployment.cells
+        if not (self.deployment.grown and found.engine.may_grow):
+            return found
+        if short := [stage.name for stage in found.stages if stage.num < cells]:
+            raise Refused(
+                f"{short[0]}: {cells} brokers run by now, each with a worker of every stage: fewer take a stop"
+            )
+        return self._recounted(dataclasses.replace(found, grown=cells))
 
     def _as_scaled(self, found: Deployment) -> Deployment:
         """Of a file that is read once more, with as many workers as there are where their number is not the file's to
@@ -164,7 +189,10 @@ class Changes:
         edition = self._last + 1
         members = self._placed(found, edition, NEXT)
         self._next, self._last = found, edition
-        return Replace(members, what, renew)
+        workers, brokers = (
+            tuple([child for child in members if child.kind is kind]) for kind in (Kind.WORKER, Kind.BROKER)
+        )
+        return Replace(workers, what, renew, brokers=brokers)
 
     def _fixed(self, found: Deployment) -> list[str]:
         """What of it a running deployment cannot change."""
@@ -181,10 +209,14 @@ class Changes:
         return fixed
 
     def _placed(self, found: Deployment, edition: int, snapshot: str) -> tuple[Child, ...]:
-        """The workers of an edition, which can be started once this has been written. Raises Refused."""
-        everybody = self._members(found)
-        members = [dataclasses.replace(child, edition=edition) for child in everybody if child.kind is Kind.WORKER]
-        others = [child for child in everybody if child.kind is not Kind.WORKER]
+        """The workers of an edition, and the brokers that it has more, which can be started once this has been written.
+        Raises Refused."""
+        cells, members, others = self.deployment.cells, [], []
+        for child in self._members(found):
+            if child.kind is Kind.WORKER or (child.kind is Kind.BROKER and child.slot >= cells):
+                members.append(dataclasses.replace(child, edition=edition))
+            else:
+                others.append(child)
         try:
             environments = family.environments(found, members, others)
             write_snapshot(self._folder, dump(found), snapshot)
@@ -229,6 +261,10 @@ class Changes:
 def placed(child: Child) -> Child:
     """By whom its environment is found: one that takes another's place has the same."""
     return dataclasses.replace(child, turn=0)
+
+
+def _has_moved(slot: int, former: int, cells: int) -> bool:
+    return cell_of(slot, former) != cell_of(slot, cells)
 
 
 def _told(nums: Mapping[str, int]) -> str:

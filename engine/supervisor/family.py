@@ -33,9 +33,14 @@ def settled(deployment: Deployment, parts: Parts, *, on_screen: bool = False) ->
     found = parts.of(deployment)
     if found.engine.log_format == TEXT and on_screen:  # who shows the log as text reads it as JSON
         found = replace(found, engine=replace(found.engine, log_format=AUTO))
-    brokers_and_workers = [child for child in of(found, parts) if child.kind is not Kind.FRONTEND]
-    spares = sum(stage.spare for stage in found.stages if parts.has(stage.name))
-    return counted(found, len(brokers_and_workers) - spares)
+    return with_frontends(found, parts)
+
+
+def with_frontends(deployment: Deployment, parts: Parts) -> Deployment:
+    """With as many processes of the frontend as go with what runs here of it, where its file does not say."""
+    brokers_and_workers = [child for child in of(deployment, parts) if child.kind is not Kind.FRONTEND]
+    spares = sum(stage.spare for stage in deployment.stages if parts.has(stage.name))
+    return counted(deployment, len(brokers_and_workers) - spares)
 
 
 def of(deployment: Deployment, parts: Parts) -> list[Child]:
@@ -48,7 +53,7 @@ def whole(deployment: Deployment) -> list[Child]:
     workers = [worker(deployment, stage, slot) for stage, slot in slots(deployment)]
     brokers = [
         Child(Kind.BROKER, f"broker {cell + 1}" if cell else "broker", slot=cell, start_s=BROKER_START_S)
-        for cell in range(deployment.engine.cells)
+        for cell in range(deployment.cells)
     ]
     return [*brokers, *workers, Child(Kind.FRONTEND, "frontend", start_s=FRONTEND_START_S)]
 

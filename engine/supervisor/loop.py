@@ -36,6 +36,7 @@ from engine.supervisor.changes import Changes, Refused, placed
 from engine.supervisor.daemons import Daemon
 from engine.supervisor.development import Development
 from engine.supervisor.family import Commands
+from engine.supervisor.growing import Grower
 from engine.supervisor.keeper import VARIABLE, Keeper, end
 from engine.supervisor.orders import HEALTH, Asker, Orders
 from engine.supervisor.scaling import Scaler
@@ -66,13 +67,14 @@ class Loop:
         on_look: Callable[[], None] = lambda: None,
         changes: Changes | None = None,
         scaler: Scaler | None = None,
+        grower: Grower | None = None,
         orders_in: Path | None = None,
         screen: Screen | None = None,
         development: Development | None = None,
     ) -> None:
-        """``changes`` says how the deployment can be changed while it runs, and ``scaler`` when its demand asks for
-        that; ``orders_in`` is the folder of the socket on which others do. ``screen`` shows what happens, and
-        ``development`` sees to it that what is edited is served."""
+        """``changes`` says how the deployment can be changed while it runs, ``scaler`` when its demand asks for that,
+        and ``grower`` when its brokers do; ``orders_in`` is the folder of the socket on which others do. ``screen``
+        shows what happens, and ``development`` sees to it that what is edited is served."""
         self._machine = machine
         self._commands = commands
         self._environments = environments
@@ -99,6 +101,7 @@ class Loop:
         self._foreign: set[int] = set()  # children of this process that are somebody else's business
         self._changes = changes
         self._scaler = scaler
+        self._grower = grower
         self._orders_in = orders_in
         self._screen = screen
         self._development = development
@@ -246,6 +249,9 @@ class Loop:
                 if self._development is not None:
                     self._development.imported(child.stage, list(map(str, told["files"])))
                 return
+            if told["event"] == "full":
+                self._hear_full(child)
+                return
             demand = _demand(told)
             event = None if demand is not None else _event(child, told)
         except (ValueError, TypeError, KeyError, AttributeError):
@@ -269,6 +275,10 @@ class Loop:
         if self._scaler is not None:
             self._scaler.hear(broker, figures, now())
             self._rescale()
+
+    def _hear_full(self, broker: Child) -> None:
+        if self._grower is not None and (event := self._grower.hear(broker, now())) is not None:
+            self._post(event)
 
     def _rescale(self, asked: Collection[str] = ()) -> None:
         """More workers, or fewer, if the demand has it so."""
@@ -358,6 +368,8 @@ class Loop:
         self._changes.keep(self._machine.children)
         if self._scaler is not None:
             self._scaler.settle()
+        if self._grower is not None:
+            self._grower.settle(error, now())
         if self._development is not None and self._development.is_under_way:
             if self._screen is not None:
                 self._screen.hush(False)

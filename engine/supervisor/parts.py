@@ -13,12 +13,11 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Final
 
-from engine.config import Deployment, StageSection
+from engine.config import NEXT, Deployment, StageSection
 from engine.config.endpoints import PATH_MAX
 from engine.core.processes import Child, Kind
 from engine.core.scaling import Bounds
 from engine.errors import ConfigError
-from engine.supervisor.rundir import NEXT
 
 BROKER: Final = "broker"
 FRONTEND: Final = "frontend"
@@ -52,11 +51,10 @@ class Parts:
     def scaled(self, deployment: Deployment) -> dict[str, Bounds]:
         """The stages whose numbers of workers are this supervisor's to change by their demand: where it runs the whole
         deployment, with all its brokers, and nobody has named a number. Elsewhere each knows a part of the workers."""
-        engine = deployment.engine
-        if self.names or engine.brokers != engine.cells:
+        if self.names or deployment.brokers != deployment.cells:
             return {}
         return {
-            stage.name: Bounds(stage.min, stage.most, engine.cells)
+            stage.name: Bounds(stage.min, stage.most, deployment.cells)
             for stage in deployment.stages
             if stage.is_scaled and stage.name not in self.nums
         }

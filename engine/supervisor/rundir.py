@@ -23,13 +23,12 @@ from typing import Final
 
 from engine.clock import Deadline
 from engine.config import endpoints
+from engine.config.load import NEXT, SNAPSHOT
 from engine.errors import StartError
 from engine.log import get_logger
 
 LOCK: Final = "lock"
 PID: Final = "pid"
-SNAPSHOT: Final = "deployment.json"
-NEXT: Final = "next.json"  # what the deployment shall be, while it is being changed
 ORDERS: Final = "orders"
 STOPPING: Final = "stopping"
 LOG: Final = "stageline.log"  # of a deployment that was started on a terminal: it and the one before are kept

@@ -49,7 +49,7 @@ class Scaler:
             return None
         told = [figures for broker in brokers if (figures := self._fresh(broker, now)) is not None]
         deployment = self._changes.deployment
-        if len(told) < deployment.engine.cells:
+        if len(told) < deployment.cells:
             return None
         demand = {stage: sum(figures.get(stage, 0.0) for figures in told) for stage in bounds}
         present = {stage.name: stage.num for stage in deployment.stages}

@@ -19,6 +19,7 @@ From the bottom up; a module imports only what stands above it:
     ration       less than a CPU for a process, by a control group of its own
     systems      starts, waits for, and stops the systems
     nginx        the same for nginx in front of one of them
+    grown        a second broker that comes by itself where one is full; a program of its own
     overload     more than a deployment can do, bursts, retries; a program of its own
     planned      what ``engine plan`` says beside what a deployment does; a program of its own
     fleet        a broker by tcp whose workers and frontend are played; a program of its own

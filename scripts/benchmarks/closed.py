@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks import nginx, wrk
 from benchmarks.plan import Service, Stage
-from benchmarks.result import Metric, Point, Row
+from benchmarks.result import OURS, Metric, Point, Row
 
 if TYPE_CHECKING:
     from benchmarks.bench import Bench
@@ -57,17 +57,20 @@ def echoed(body: str, answer: bytes) -> bool:
 
 
 def asked(
-    service: Service, asks: Sequence[Ask], *, right: Callable[[str, bytes], bool] = echoed
+    service: Service, asks: Sequence[Ask], *, right: Callable[[str, bytes], bool] = echoed, grown_s: float = 0.0
 ) -> Callable[[Bench], Iterator[Row]]:
     """The run of a case: each system is started, and asked in every way.
 
     It raises RuntimeError where the answer to a body is not ``right``: what is measured would not be the same.
+    ``grown_s``: for so long ours is loaded before, to have as many brokers as it then has.
     """
 
     def run(bench: Bench) -> Iterator[Row]:
         for repeat, system in bench.turns():
             with bench.started(system, service, asks[0].body) as running:
                 bench.closed(running, asks[0].body, WARM_UP_CONNECTIONS, seconds=WARM_UP_S)
+                if grown_s and system == OURS:
+                    bench.closed(running, asks[-1].body, asks[-1].connections, seconds=grown_s)
                 for ask in asks:
                     with ExitStack() as stack:
                         seen = running

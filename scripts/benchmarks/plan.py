@@ -36,7 +36,7 @@ class Service:
     capacity: int = 8192  # requests admitted at once; far above what a closed loop keeps open
     timeout_s: float = 30.0  # a slow answer is a result; a timeout would hide it
     broker_threads: str = "auto"  # Stageline's alone, and so are:
-    cells: int = 1
+    cells: int = 0  # as by itself
     slos_ms: tuple[float, ...] = ()  # of each path; 0 or left out: none
     adapter: str = "stageline_service.py"
     slo_s: float = 0.0
@@ -64,7 +64,7 @@ def stages_toml(service: Service, adapter: Path) -> str:
         "grace = 3.0",
         'log_level = "warning"',
         f'threads = "{service.broker_threads}"',
-        *([f"cells = {service.cells}"] if service.cells > 1 else []),  # a former commit knows neither these nor goals
+        *([f"cells = {service.cells}"] if service.cells else []),  # a former commit knows neither these nor goals
         "[frontend]",
         'address = "127.0.0.1"',
         f"timeout = {service.timeout_s}",

@@ -101,7 +101,7 @@ def _serve(
     signals: Signals,
 ) -> int:
     topology = deployment.topology
-    endpoints = transport.reaching(deployment, cell_of(slot, deployment.engine.brokers))
+    endpoints = transport.reaching(deployment, cell_of(slot, deployment.brokers))
     memory = _memory(deployment, stage, slot, device, endpoints.handles)
     ctx = transport.context(keyring_of(deployment))
     metrics = UserMetrics(stage, deployment.engine.namespace)

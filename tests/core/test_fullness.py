@@ -1,46 +1,55 @@
-"""A thread that is full: said after a while, and not of a moment, nor all the time."""
+"""A process that is full: after a while, and not of a moment."""
 
 from __future__ import annotations
 
 from engine.core.fullness import AGAIN_S, FULL, FULL_S, LOOK_S, Fullness
 
+MOST = round(FULL_S / LOOK_S)
 
-def said(shares: list[float], others: float = 0.1) -> list[int]:
-    """When it is said, in looks, of two threads of which one has such shares of a CPU from look to look."""
-    fullness, cpu_s, found = Fullness(), [0.0, 0.0], []
+
+def full(shares: list[float], *, others: float = 0.1, allowed: float = 4.0) -> list[int]:
+    """In which looks it is full, of two threads of which one has such shares of a CPU from look to look."""
+    fullness, cpu_s, found = Fullness(), [0.0, 0.0, 0.0], []
     for look, share in enumerate(shares):
-        cpu_s = [cpu_s[0] + others * LOOK_S, cpu_s[1] + share * LOOK_S]
-        if fullness.is_news(cpu_s, 100.0 + look * LOOK_S):
+        grown = (others, share, others + share)
+        cpu_s = [used + more * LOOK_S for used, more in zip(cpu_s, grown, strict=True)]
+        if fullness.is_full(cpu_s, [1.0, 1.0, allowed], 100.0 + look * LOOK_S):
             found.append(look)
     return found
 
 
-def test_it_is_said_once_a_thread_has_worked_all_the_time() -> None:
-    assert said([1.0] * 40) == [round(FULL_S / LOOK_S)]  # the first look has nothing to compare with
+def test_once_a_thread_has_worked_all_the_time_and_as_long_as_it_does() -> None:
+    # The first look has nothing to compare with.
+    assert full([1.0] * (2 * MOST)) == list(range(MOST, 2 * MOST))
+    assert full([1.0] * MOST + [1.0, 0.2, 0.2]) == [MOST]
 
 
 def test_a_moment_of_rest_begins_it_anew() -> None:
-    most = round(FULL_S / LOOK_S)
-    assert said([1.0] * most + [FULL - 0.05] + [1.0] * most) == [2 * most]
-    assert said([1.0, 0.5] * 40) == []
+    assert full([1.0] * MOST + [FULL - 0.05] + [1.0] * MOST) == [2 * MOST]
+    assert full([1.0, 0.5] * 40) == []
 
 
 def test_two_that_work_half_the_time_are_not_one_that_is_full() -> None:
-    assert said([0.5] * 40, others=0.5) == []
+    assert full([0.5] * 40, others=0.5) == []
+
+
+def test_a_process_that_has_used_what_it_is_allowed_is() -> None:
+    assert full([0.3] * 40, others=0.2, allowed=0.5)[0] == MOST
+    assert full([0.2] * 40, others=0.2, allowed=0.5) == []
 
 
 def test_it_is_said_again_after_a_while() -> None:
-    first = round(FULL_S / LOOK_S)
-    assert said([1.0] * round(2.5 * AGAIN_S)) == [first, first + round(AGAIN_S), first + round(2 * AGAIN_S)]
+    fullness = Fullness()
+    assert [fullness.is_news(now) for now in (5.0, 6.0, 4.0 + AGAIN_S, 5.0 + AGAIN_S)] == [True, False, False, True]
 
 
 def test_other_threads_begin_anew_and_many_looks_are_one() -> None:
     fullness = Fullness()
-    for look in range(int(FULL_S)):
-        assert not fullness.is_news([float(look)], float(look))
-    assert not fullness.is_news([0.1], FULL_S)  # another thread's clock
-    for look in range(1, int(FULL_S)):
+    for look in range(MOST):
+        assert fullness.is_full([float(look)], [1.0], float(look)) is False
+    assert fullness.is_full([0.1], [1.0], FULL_S) is False  # another thread's clock
+    for look in range(1, MOST):
         now = FULL_S + look
-        assert not fullness.is_news([0.1 + look], now)
-        assert not fullness.is_news([0.1 + look], now + LOOK_S / 2)  # too soon to tell
-    assert fullness.is_news([0.1 + FULL_S], 2 * FULL_S)
+        assert fullness.is_full([0.1 + look], [1.0], now) is False
+        assert fullness.is_full([0.1 + look], [1.0], now + LOOK_S / 2) is None  # too soon to tell
+    assert fullness.is_full([0.1 + FULL_S], [1.0], 2 * FULL_S) is True

@@ -18,9 +18,11 @@ def side(version: str, **nums: int) -> list[tuple[Slot, str]]:
 class World:
     """Processes that do what they are told, when they are let."""
 
-    def __init__(self, old: Sequence[tuple[Slot, str]], new: Sequence[tuple[Slot, str]]) -> None:
+    def __init__(
+        self, old: Sequence[tuple[Slot, str]], new: Sequence[tuple[Slot, str]], ahead: Sequence[str] = ()
+    ) -> None:
         self.stands: dict[str, Standing] = {worker: Standing.READY for _, worker in old}
-        self.rollout: Rollout[str] = Rollout(old, new)
+        self.rollout: Rollout[str] = Rollout(old, new, ahead)
         self.told: list[str] = []
         self.done = False
 
@@ -73,6 +75,34 @@ def test_a_version_proves_itself_at_every_stage_before_anything_old_goes() -> No
         "retire b1o",
         "done",
     ]
+
+
+def test_whom_the_new_ones_need_is_there_before_them() -> None:
+    old = side("o", a=2, b=2)
+    new = [old[0], (("a", 2), "a2n"), old[2], (("b", 2), "b2n")]
+    assert World(old, new, ["x", "y"]).run() == [
+        "start x",
+        "start y",
+        "start a2n",
+        "start b2n",
+        "commit",
+        "retire a2o",
+        "retire b2o",
+        "done",
+    ]
+
+
+@pytest.mark.parametrize("looks", [1, 2])
+def test_and_goes_with_them_where_the_version_does_not_prove_itself(looks: int) -> None:
+    old = side("o", a=2)
+    world = World(old, [old[0], (("a", 2), "a2n")], ["x"])
+    for _ in range(looks):
+        world.look()
+        world.settle()
+    assert not world.rollout.committed
+    world.obey(world.rollout.give_up(world.standing))
+    world.settle()
+    assert world.stands == {worker: Standing.READY for _, worker in old}
 
 
 def test_one_that_cannot_start_leaves_the_old_ones_alone() -> None:

@@ -295,7 +295,7 @@ def test_a_lane_is_joined_to_the_address_and_the_port_by_which_the_broker_was_re
 def test_by_what_the_broker_is_reached(tmp_path: Path, engine: dict[str, Any], base: str) -> None:
     deployment = over_tcp(tmp_path, **engine)
     assert transport.reaching(deployment).base == base
-    if deployment.engine.brokers > 1:
+    if deployment.brokers > 1:
         assert transport.reaching(deployment, 1).base == "tcp://[fd00::3]:7000"
 
 

@@ -71,7 +71,7 @@ class Table:
         self.now = NOW
         monkeypatch.setattr(cells_module, "now", lambda: self.now)
         self.brokers = [Played(once_only=once_only), Played(once_only=once_only)]
-        self.cells = Cells(self.brokers)  # type: ignore[arg-type]  # played
+        self.cells = Cells(self.brokers, len(self.brokers))  # type: ignore[arg-type]  # played
 
     def call(self, route: int = 0, *, left_s: float = 9.0, key: bytes = b"") -> tuple[int, Waiter]:
         waiter = Waiter()

@@ -386,8 +386,9 @@ def test_reserved_paths_are_refused(problems, path):
     ],
 )
 def test_brokers_that_are_accepted(read, broker, brokers):
-    found = read(f"[engine]\nbroker = {broker}\ninsecure = true\n" + MINIMAL).engine
-    assert (found.broker, found.brokers, found.is_tcp) == (brokers, len(brokers), True)
+    deployment = read(f"[engine]\nbroker = {broker}\ninsecure = true\n" + MINIMAL)
+    found = deployment.engine
+    assert (found.broker, deployment.brokers, found.is_tcp) == (brokers, len(brokers), True)
 
 
 @pytest.mark.parametrize(
@@ -757,6 +758,34 @@ def test_a_snapshot_keeps_the_command_line_of_its_script(read, tmp_path):
     (tmp_path / "deployment.json").write_text(json.dumps(broken))
     with pytest.raises(ConfigError, match="argv: expected a list of strings"):
         load(tmp_path / "deployment.json")
+
+
+def test_a_snapshot_knows_how_many_brokers_there_are_by_now(read, tmp_path):
+    deployment = read(MINIMAL)
+    assert (deployment.engine.cells, deployment.cells, deployment.brokers, deployment.keyed) == ("auto", 1, 1, 1)
+    grown = replace(deployment, grown=4)
+    assert (grown.cells, grown.brokers, grown.keyed) == (4, 4, 1)
+    snapshot = tmp_path / "deployment.json"
+    snapshot.write_bytes(dump(grown))
+    assert load(snapshot) == grown
+    for bad in (-1, 17, "4", True):
+        data = json.loads(dump(grown)) | {"grown": bad}
+        snapshot.write_text(json.dumps(data))
+        with pytest.raises(ConfigError, match="grown: expected an integer from 0 to 16"):
+            load(snapshot)
+
+
+@pytest.mark.parametrize("cells", ["0", "17", '"many"', "true", "2.0"])
+def test_cells_that_are_none(read, cells):
+    with pytest.raises(ConfigError, match=r'engine\.cells: expected "auto" or an integer from 1 to 16'):
+        read(f"[engine]\ncells = {cells}\n" + MINIMAL)
+
+
+def test_cells_by_the_file(read):
+    deployment = read("[engine]\ncells = 2\n" + MINIMAL + "num = 3\n")
+    assert (deployment.cells, deployment.keyed, deployment.engine.may_grow) == (2, 2, False)
+    assert not read('[engine]\nbind = "tcp://127.0.0.1:7000"\ninsecure = true\n' + MINIMAL).engine.may_grow
+    assert read('[engine]\ncells = "auto"\n' + MINIMAL).engine.may_grow
 
 
 def test_a_broken_snapshot_is_told_like_a_broken_file(read, tmp_path):

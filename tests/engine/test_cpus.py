@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,62 @@ def test_the_smaller_of_mask_and_quota(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_of_this_machine_something_is_known() -> None:
     assert 0 < cpus.usable_cpus() <= len(cpus.available_cpus())
+
+
+STAT = """cpu  9 9 9 900 90 0 0 0 0 0
+cpu0 1 0 2 300 30 0 0 0 0 0
+cpu1 5 0 2 200 20 0 0 0 0 0
+cpu2 3 9 5 400 40 0 0 0 0 0
+intr 12 34
+"""
+
+
+@pytest.fixture
+def some(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Two of the machine's CPUs may be used, and it is the tenth second: how long a tick of the kernel's is."""
+    monkeypatch.setattr(cpus, "available_cpus", lambda: [0, 2])
+    monkeypatch.setattr(cpus, "monotonic", lambda: 10.0)
+    return 1 / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.parametrize(
+    ("lines", "files", "left"),
+    [
+        ("0::/\n", {}, [770]),
+        ("0::/\n", {"cpu.max": "150000 100000", "cpu.stat": "usage_usec 4000000\nuser_usec 1\n"}, [770, 11.0]),
+        # of the group that sets the bound
+        (
+            "0::/a/b\n",
+            {
+                "a/b/cpu.max": "300000 100000",
+                "a/b/cpu.stat": "usage_usec 1",
+                "a/cpu.max": "200000 100000",
+                "a/cpu.stat": "usage_usec 5000000",
+            },
+            [770, 15.0],
+        ),
+        (
+            V1.format(path="/"),
+            {
+                "cpu,cpuacct/cpu.cfs_quota_us": "50000",
+                "cpu,cpuacct/cpu.cfs_period_us": "100000",
+                "cpu,cpuacct/cpuacct.usage": "2000000000",
+            },
+            [770, 3.0],
+        ),
+        # a bound, and nobody knows what of it was used
+        ("0::/\n", {"cpu.max": "150000 100000"}, []),
+    ],
+)
+def test_time_that_nobody_used(
+    tmp_path: Path, some: float, lines: str, files: dict[str, str], left: list[float]
+) -> None:
+    proc, cgroups = machine(tmp_path, lines, files)
+    (proc / "stat").write_text(STAT)
+    found = cpus.left_s(proc, cgroups)
+    assert found == pytest.approx([left[0] * some, *left[1:]] if left else [])
+
+
+def test_where_the_system_does_not_tell_nothing_is_known_of_it(tmp_path: Path, some: float) -> None:
+    assert cpus.left_s(tmp_path / "none", tmp_path) == ()
+    assert len(cpus.left_s()) <= 2
