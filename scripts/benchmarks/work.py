@@ -26,7 +26,8 @@ TENSOR_MB = (0.1, 1, 4, 16)
 TEXT = " ".join(["word"] * 14)  # 16 tokens with [CLS] and [SEP]; all texts alike, so nothing is padding
 TOKENS = 64
 EVENTS = 20  # of a stream
-LAUNCHES = 1000  # operations of a forward, some 4 us each
+LAUNCHES_VARIABLE = "BENCH_LAUNCHES"
+LAUNCHES = int(os.environ.get(LAUNCHES_VARIABLE, "1000"))  # operations of a forward, some 3 to 5 us each
 
 
 class Made:
