@@ -125,11 +125,20 @@ class Changes:
         that belong there. Whoever stays in his is left alone. Raises Refused."""
         former = self.deployment.cells
         found = self._recounted(dataclasses.replace(self.deployment, grown=cells))
+        places = {(child.stage, child.slot): self._environments[child] for child in self._known_workers()}
         asked = self._replace(found, f"{cells} brokers instead of {former}, which cannot keep up", renew=frozenset())
         # By slots: the new cells have a worker of every stage as soon as can be.
         workers = tuple(sorted(asked.workers, key=lambda child: child.slot))
         moved = [(child.stage, child.slot) for child in workers if _has_moved(child.slot, former, cells)]
+        # Each on the CPUs and the device of the one whose place it takes: those who stay have kept theirs.
+        for child in workers:
+            self._environments[child] = places.get((child.stage, child.slot), self._environments[child])
         return dataclasses.replace(asked, workers=workers, moved=frozenset(moved))
+
+    def _known_workers(self) -> list[Child]:
+        """Of each slot the one that was placed last, last."""
+        workers = [child for child in self._environments if child.kind is Kind.WORKER]
+        return sorted(workers, key=lambda child: child.edition)
 
     def resize(self, nums: Mapping[str, int], what: str) -> Resize:
         """The same for a number that follows the demand, at once: it is the present deployment's from now on. Raises

@@ -113,6 +113,9 @@ class Told:
         self.changes = Changes(
             deployment, folder, None, self.environments, recounted=lambda found: replace(found, frontend=FOUR)
         )
+        places = {child: {"PLACE": child.name} for child in self.environments if child.kind is Kind.WORKER}
+        self.environments.update(places)
+        self.places = {(child.stage, child.slot): place for child, place in places.items()}
         self.now = 100.0
         self.grower = Grower(self.changes, parts, Growth(watch_s=2.0), lambda: [left * self.now])
 
@@ -142,6 +145,8 @@ def test_another_broker_comes_with_half_of_the_workers(tmp_path: Path) -> None:
     assert names(asked.workers)[:4] == ["worker first-1", "worker second-1", "worker first-2", "worker second-2"]
     for child in (*asked.brokers, *asked.workers):
         assert child in told.environments
+    for child in asked.workers:  # where the one was whose place it takes, however CPUs would be dealt out today
+        assert told.environments[child] == told.places[child.stage, child.slot]
         assert load(told.changes.snapshot(child)).cells == 2  # before anybody else knows of it
     assert told.hear(0) is None, "it is under way"
     told.changes.commit()
