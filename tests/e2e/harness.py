@@ -232,10 +232,19 @@ def short_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def up(file: Path, *flags: str, folder: Path, env: Mapping[str, str] | None = None, wait: bool = True) -> Deployed:
-    """Start ``engine up FILE`` on a free port of the loopback address, with its run directory under ``folder``."""
-    where = ["--address", "127.0.0.1", "--port", "0", "--run-dir", str(folder / "run")]
-    deployed = Deployed(["up", str(file), *where, *flags], folder=folder, env=env)
+def up(
+    file: Path,
+    *flags: str,
+    folder: Path,
+    env: Mapping[str, str] | None = None,
+    wait: bool = True,
+    script: Path | None = None,
+) -> Deployed:
+    """Start ``engine up FILE`` on a free port of the loopback address, with its run directory under ``folder``.
+    ``script``: a program that takes the place of ``engine up``, with the same arguments."""
+    words = [str(file), "--address", "127.0.0.1", "--port", "0", "--run-dir", str(folder / "run"), *flags]
+    begin, command = ("up", (ENGINE,)) if script is None else (str(script), (sys.executable,))
+    deployed = Deployed([begin, *words], folder=folder, env=env, command=command)
     if wait:
         try:
             deployed.wait_ready()
@@ -246,13 +255,15 @@ def up(file: Path, *flags: str, folder: Path, env: Mapping[str, str] | None = No
 
 
 @contextlib.contextmanager
-def deployed(file: Path, *flags: str, env: Mapping[str, str] | None = None) -> Iterator[Deployed]:
+def deployed(
+    file: Path, *flags: str, env: Mapping[str, str] | None = None, script: Path | None = None
+) -> Iterator[Deployed]:
     """A deployment that is ready; at the end it must stop on SIGTERM with exit code 0 and leave nothing.
 
-    A test that ended it itself (killed, or waited for) is only held to the second half.
+    A test that ended it itself (killed, or waited for) is only held to the second half. ``script``: see :func:`up`.
     """
     with short_folder() as folder:
-        running = up(file, *flags, folder=folder, env=env)
+        running = up(file, *flags, folder=folder, env=env, script=script)
         try:
             yield running
             if running.process.poll() is None:

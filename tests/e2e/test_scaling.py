@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import SERVICES, Deployed, wait_for, write_service
+from harness import SERVICES, Deployed, deployed, wait_for, write_service
 
 FILE = """
 [engine]
@@ -36,15 +35,8 @@ max = 2
 def running(folder: Path) -> Iterator[Deployed]:
     file = write_service(folder, FILE)
     (folder / "actor.py").write_text((SERVICES / "actor.py").read_text())
-    script = str(SERVICES / "scaled.py")
-    made = Deployed([script, str(file), "--run-dir", str(folder / "run")], folder=folder, command=(sys.executable,))
-    try:
-        made.wait_ready()
-        yield made
-        assert made.terminate() == 0, made.tail()
-        made.gone()
-    finally:
-        made.kill()
+    with deployed(file, script=SERVICES / "scaled.py") as running:
+        yield running
 
 
 def workers(running: Deployed) -> list[tuple[int, int]]:
