@@ -19,6 +19,7 @@ Where to look:
     answer     what a request is answered with, for every way out
     handlers   the same as Falcon's responses
     waiting    a request that Falcon serves, from the broker's hands to its answer
+    accepting  new connections, and those that end with their first answer
     lean       the short way of the plain case, on the connection itself
     shared     what these connections use together
     sweeper    their time limits

@@ -37,15 +37,22 @@ class Crowd:
         self._going: set[object] = set()  # ended, and perhaps still there: that takes a turn of the loop
         self._blind = 0  # so many are refused before it is looked again
 
+    def room(self, count: int) -> int:
+        """How many may come beside ``count`` others before anybody has to make room."""
+        limit = self._limit()
+        free = limit - min(SPARE, limit // 4) - count
+        if free > 0:
+            self._places = self._blind = 0
+        return max(0, free)
+
     def admit(
         self, count: int, connections: Callable[[], Iterable[C]], idle_since: Callable[[C], float]
     ) -> list[C] | None:
         """Those to end for a connection beside ``count`` others, longest idle first; None: it is to be refused."""
+        if self.room(count):
+            return []
         limit = self._limit()
         spare = min(SPARE, limit // 4)
-        if count < limit - spare:
-            self._places = self._blind = 0
-            return []
         if count < limit - spare // 4:
             if self._places:
                 self._places -= 1

@@ -28,6 +28,7 @@ from frontend import asking, chunked, compression, errors, unpacking
 from frontend.accesslog import peer
 from frontend.answer import Reply
 from frontend.errors import Problem, Refusal
+from frontend.gate import BEHIND_ALL
 from frontend.idempotency import INLINE_MAX as DIGEST_MAX
 from frontend.idempotency import key_of
 from frontend.inbox import Inbox
@@ -36,15 +37,19 @@ from frontend.plain import More, Plain
 from frontend.shapes import Shape
 from frontend.streams import GRANT, HEAD_S, KEEPALIVE_S, Stream
 from frontend.timing import header as server_timing
-from frontend.writer import connection_of, say
+from frontend.writer import connection_of
 
 if TYPE_CHECKING:
+    from frontend.accepting import Bare
     from frontend.apikeys import Key
     from frontend.shared import Shared
     from frontend.tracing import Trace
 
 PIPELINED_PER_TURN: Final = 32  # requests of one connection that are refused before others have their turn
 JOIN_MAX: Final = 64 * 1024  # bytes of an answer that is copied behind its head; larger ones are written beside it
+EARLY_MAX: Final = 2048  # bytes of a request that is not whole, for which there is no transport yet
+MOST: Final = 16 * 1024  # bytes of a request that is waited for without one
+BARE_S: Final = 0.2  # so long a connection has none, by which it would be known that its client has gone
 GO_ON: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -52,9 +57,11 @@ class LeanConnection(asyncio.Protocol):
     """One client connection until it is handed over or ends; also who waits for the answer of its request."""
 
     __slots__ = (
+        "_bare",
         "_began",
         "_came",
         "_choked",
+        "_first",
         "_head_bytes",
         "_id",
         "_inbox",
@@ -75,6 +82,8 @@ class LeanConnection(asyncio.Protocol):
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self._transport: Any = None  # uvloop's transports have no common type with asyncio's
+        self._bare: Bare | None = None  # that, while there is none
+        self._first = b""  # what came meanwhile
         self._inbox: Inbox  # what has come and is not served
         self._head_bytes = b""
         self._plain: Plain | None = None
@@ -98,7 +107,9 @@ class LeanConnection(asyncio.Protocol):
         self._transport = transport
         self._inbox = Inbox(self._shared.gate, transport)
         self._shared.connections.add(self)
-        if self._shared.is_tls:
+        if self._bare is not None:
+            self._settle(transport, self._bare)
+        elif self._shared.is_tls:
             session = self._transport.get_extra_info("ssl_object")
             if session is not None and session.selected_alpn_protocol() == "h2":
                 self._hand_over(b"")
@@ -119,13 +130,13 @@ class LeanConnection(asyncio.Protocol):
         self._inbox.drop()
         if self._transport is not None:
             shared.gate.unsent.forget(self._transport)
-            self._transport = None
+            self._transport = self._bare = None
         shared.changed()
 
     @property
     def idle(self) -> bool:
         """Nothing is read or served here."""
-        return not self._serving and not self._inbox.data
+        return not self._serving and not self._inbox.data and not self._first
 
     def is_fresh(self, instant: float) -> bool:
         """So new that its first request may be on its way."""
@@ -149,13 +160,80 @@ class LeanConnection(asyncio.Protocol):
     def _finish(self) -> None:
         """The last answer has been written: end the connection so that its client sees it."""
         transport, self._transport = self._transport, None
-        self._inbox.leave()
-        self._shared.connections.discard(self)
-        self._shared.linger(transport)
+        bare = self._bare
+        if bare is None:
+            self._inbox.leave()
+            self._shared.connections.discard(self)
+            self._shared.linger(transport)
+        elif not bare.is_adopted and bare.finish():
+            self._bare = None  # which refers to this as well
+            self._shared.connections.discard(self)
+            self._shared.changed()
+        else:
+            bare.is_over = True
+            bare.adopt()
+
+    # --- without a transport (frontend.accepting) --------------------------------------------------------------------
+
+    def arrive(self, bare: Bare) -> None:
+        """It begins without one."""
+        self._bare = self._transport = bare
+        self._inbox = self._shared.empty
+        self._shared.connections.add(self)
+
+    def come(self, data: bytes, bare: Bare) -> bool:
+        """Serve the first request, if it is to be the only one and asks for nothing but an answer; else it takes a
+        transport. False: not all of it is here."""
+        shared = self._shared
+        if self._first:
+            data = self._first + data
+        size = data.find(b"\r\n\r\n", 0, shared.head_max) + 4
+        waits = len(data) <= EARLY_MAX
+        if size >= 4:
+            plain, self._shape = shared.reader.like(data[:size], None)
+            if plain is not None and plain.more is not None and plain.more.is_brief:
+                end = size + plain.length
+                if len(data) == end:
+                    self._visit(plain, plain.more, data, size)
+                    return True
+                waits = waits and len(data) < end <= MOST
+            else:
+                waits = False
+        self._first = data
+        if not waits:
+            bare.adopt()
+        return not waits
+
+    def _visit(self, plain: Plain, more: More, data: bytes, size: int) -> None:
+        self._plain, self._head_bytes, self._first = plain, data[:size], b""
+        self.closing = True
+        if more.page:
+            self._show(plain, more)
+        else:
+            self._submit(plain, data[size:], plain.length)
+
+    def _settle(self, transport: Any, bare: Bare) -> None:
+        """It has one now."""
+        self._bare = None
+        for data in bare.written:
+            transport.write(data)
+        if bare.is_aborted:
+            transport.abort()
+        elif bare.is_over:
+            self._finish()
+        elif self._first:
+            asyncio.get_running_loop().call_soon(self._begin)  # until this is over, reading cannot be stopped
+
+    def _begin(self) -> None:
+        """Serve what came before there was a transport."""
+        if self._first and self._transport is not None:
+            self.data_received(b"")
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
+        if self._first:
+            data, self._first = self._first + data, b""
         if self._serving or self._choked:
             self._keep(data)
         elif not self._inbox.data:
@@ -178,6 +256,12 @@ class LeanConnection(asyncio.Protocol):
             if not self._serving:
                 self._finish()
 
+    def _bound_behind(self) -> None:
+        """The same of what came in one piece with a request that is served now."""
+        if self._inbox.data and self._shared.gate.behind > BEHIND_ALL:
+            self._inbox.drop()
+            self.closing = True
+
     def pause_writing(self) -> None:
         self._choked = True  # serve no more until it has read what it got
         self._shared.gate.unsent.watch(self._transport)
@@ -193,6 +277,11 @@ class LeanConnection(asyncio.Protocol):
             self._go_on()
 
     def eof_received(self) -> bool | None:
+        if self._first:
+            transport = self._transport
+            self._begin()
+            if (other := transport.get_protocol()) is not self:  # it has been handed over
+                return bool(other.eof_received())
         if self._inbox.data and not self._serving and not self._choked:
             return self._hand_over(self._inbox.data).eof_received()  # in the middle of its body: it is told so
         return None  # a client that stops sending has gone: closing a socket looks just so
@@ -225,7 +314,9 @@ class LeanConnection(asyncio.Protocol):
             return False
         if len(data) == end and type(data) is bytes:
             return self._submit(plain, data[size:], plain.length)
-        return self._submit(plain, self._inbox.take(data, size, end), plain.length)
+        body = self._inbox.take(data, size, end)
+        self._bound_behind()
+        return self._submit(plain, body, plain.length)
 
     def _serve_more(self, plain: Plain, more: More, data: bytes | bytearray, size: int) -> bool:
         """The same, where more is asked for than an answer; ``size`` is that of its head. What of that is not easily
@@ -254,6 +345,7 @@ class LeanConnection(asyncio.Protocol):
             self._hand_over(data)  # the same, and the client is told there what is wrong
             return False
         self._inbox.take(data, end, end)
+        self._bound_behind()
         if more.is_last:
             self.closing = True
         if more.page:
@@ -407,15 +499,14 @@ class LeanConnection(asyncio.Protocol):
             self._pack(plain, more, answer, instant)
             return
         trace = self._trace
-        head, body = shared.respond(plain, answer, self._id, instant - self._began, self._came, trace)
+        is_last = self.closing or shared.gate.is_closing
+        said = connection_of(more, close=is_last) if is_last or more is not None else ""
+        head, body = shared.respond(plain, answer, self._id, instant - self._began, self._came, trace, said)
         if trace is not None:
             head = head.replace(b"\r\n", b"\r\nserver-timing: %b\r\n" % trace.timing.encode(), 1)
             self._end_trace(int(head[9:12]), answer.refused.reason if answer.refused is not None else "")
         if shared.access is not None:
             self._tell(int(head[9:12]), len(body), instant - self._began, answer=answer)
-        is_last = self.closing or shared.gate.is_closing
-        if is_last or more is not None:
-            head = say(head, connection_of(more, close=is_last))
         if shared.cors is not None:
             head = shared.said(plain, head)
         if len(body) < JOIN_MAX:
@@ -524,6 +615,8 @@ class LeanConnection(asyncio.Protocol):
         self._write_stream()
 
     def _streaming(self, plain: Plain) -> _Streaming:
+        if self._bare is not None:
+            self._bare.adopt()
         return _Streaming(self._shared.answering.last_events[plain.route])
 
     def _answer_stream(self, plain: Plain, answer: Answer) -> bool:
@@ -599,6 +692,9 @@ class LeanConnection(asyncio.Protocol):
     def sweep(self, instant: float) -> None:
         """Enforce the time limits."""
         shared = self._shared
+        if self._bare is not None and instant - self.since > BARE_S:
+            self._bare.adopt()
+            return
         if self._serving:
             self._sweep_answer(instant)
         elif self._choked:

@@ -75,6 +75,7 @@ class More(msgspec.Struct, frozen=True):
     page: str = ""  # the health page that is looked at
     is_look: bool = False  # at the head of the answer only
     model: str = ""  # of the Open Inference Protocol, that is asked
+    is_brief: bool = False  # the connection is for one answer, and nothing is to be done about the body before that
 
 
 _NOTHING_MORE: Final = More()
@@ -118,19 +119,29 @@ class Reader:
         self._compressed = compressed
         self._shapes = Shapes()
         self._shape: Shape | None = None  # of the head that was read last
+        self._last = b""  # the head that was understood last
+        self._known: tuple[Plain, Shape | None]  # what it means
         self._requests: dict[bytes, _Request] = {}  # request lines, read
         self._fields: dict[bytes, Field] = {}  # other lines, read
 
     def like(self, head: bytes, shape: Shape | None) -> tuple[Plain | None, Shape | None]:
         """The same as :meth:`read`, quicker where ``shape`` is that of its client's last one (None: nobody knows), and
         the shape of this one."""
+        if head == self._last:
+            return self._known
         shape = shape or self._shape
         if shape is not None and (found := shape.read(head)) is not None:
             try:
-                return _plain(shape.route, found, self._terms(found), shape.more, keyed=self._keyed), shape
+                plain = _plain(shape.route, found, self._terms(found), shape.more, keyed=self._keyed)
             except Refusal:
                 return None, shape
-        return self.read(head), self._shape
+        elif (read := self.read(head)) is not None:
+            plain, shape = read, self._shape
+        else:
+            return None, self._shape
+        if shape is not None or (plain.more is not None and plain.more.page):  # else it is to be read again for one
+            self._last, self._known = head, (plain, shape)
+        return plain, shape
 
     def read(self, head: bytes) -> Plain | None:
         """``head``, with the empty line at its end, word for word."""
@@ -161,8 +172,11 @@ class Reader:
             return None
         packing, packs_all = compression.choose(head.accept_encoding) if self._compressed else ("", False)
         is_old = request.version == "1.0"
+        is_last = connection == b"close" or (is_old and not connection)
+        special = head.transfer_encoding or head.expect or terms.coding or digests or model
         more = More(
-            is_last=connection == b"close" or (is_old and not connection),
+            is_last=is_last,
+            is_brief=is_last and not special,
             is_old=is_old,
             is_chunked=bool(head.transfer_encoding),
             expects=bool(head.expect),

@@ -12,6 +12,7 @@ from engine.core.messages import Flow
 from frontend import asking, chunked, health
 from frontend.cors import Cors
 from frontend.errors import Problem
+from frontend.inbox import Inbox
 from frontend.lingering import Lingering
 from frontend.plain import Plain, Reader
 from frontend.requestid import Ids
@@ -72,6 +73,7 @@ class Shared:
         self.connections: set[LeanConnection] = set()
         self.lingering: set[Lingering] = set()  # connections whose last answer has been written
         self.changed: Callable[[], None] = lambda: None  # told when a connection ends or falls idle
+        self.empty = Inbox(gate, None)  # of connections that have no transport
         self.new_id = Ids()
         self._last_stages = [last_stages(topology, index) for index in range(len(topology.routes))]
         self.tick()
@@ -94,10 +96,18 @@ class Shared:
         return hint(self.client, self._last_stages[route])
 
     def respond(
-        self, plain: Plain, answer: Answer, request_id: str, took_s: float, came: int, trace: Trace | None
+        self,
+        plain: Plain,
+        answer: Answer,
+        request_id: str,
+        took_s: float,
+        came: int,
+        trace: Trace | None,
+        connection: str,
     ) -> tuple[bytes, bytes | memoryview]:
-        """Head and body of the answer to a request with a body of ``came`` bytes, counted."""
-        status, size, head, body = self.writer.answer(plain, answer, request_id, took_s)
+        """Head and body of the answer to a request with a body of ``came`` bytes, counted. ``connection``: what is said
+        of it, if anything."""
+        status, size, head, body = self.writer.answer(plain, answer, request_id, took_s, connection)
         who = ("request_id", request_id) if trace is None else trace.label
         self.metrics.count(plain.head.path, status, duration_s=took_s, request_bytes=came, response_bytes=size, who=who)
         return head, body

@@ -64,21 +64,22 @@ class Writer:
         self._answering = answering
         self._vary = f"vary: {answering.vary}\r\n" if answering.vary else ""
         self._steps = [struct.Struct(f"<{3 * len(route.stages)}I") for route in topology.routes]
-        self._results: dict[tuple[int, str, bytes], bytes] = {}
+        self._results: dict[tuple[int, str, bytes, str], bytes] = {}
 
     def answer(
-        self, plain: Plain, answer: Answer, request_id: str, took_s: float
+        self, plain: Plain, answer: Answer, request_id: str, took_s: float, connection: str = ""
     ) -> tuple[int, int, bytes, bytes | memoryview]:
-        """Status, size of the body, head and body of an answer."""
+        """Status, size of the body, head and body of an answer. ``connection``: what is said of it, if anything."""
         steps = self._steps[plain.route]
         trail, body = answer.trail, answer.body
         if answer.status != 200 or len(trail) != steps.size or answer.headers:
             reply = self._answering.result(plain.route, plain.head, answer, request_id, took_s)
-            return reply.status, len(reply.body), sized(reply, request_id, self.date), reply.body
+            head = sized(reply, request_id, self.date, connection=connection)
+            return reply.status, len(reply.body), head, reply.body
         codes = trail[::STEP].translate(CODE)  # codes_of, without a call
         if 0 in codes:
             codes = _passed(trail, codes)
-        key = plain.route, answer.mime, codes
+        key = plain.route, answer.mime, codes, connection
         form = self._results.get(key) or self._form(key)
         size = body.nbytes if type(body) is memoryview else len(body)
         times = map(_MILLI, steps.unpack(trail))
@@ -97,10 +98,10 @@ class Writer:
         framing = [("transfer-encoding", "chunked")] if is_chunked else []
         return render(reply, framing, request_id, self.date, connection=connection)
 
-    def _form(self, key: tuple[int, str, bytes]) -> bytes:
+    def _form(self, key: tuple[int, str, bytes, str]) -> bytes:
         """A result with holes in it, equal to what :meth:`reply` would write: filling in one format is a third of the
         cost of building the lines. So there is a form for each of the reasons for which batches left."""
-        route, mime, codes = key
+        route, mime, codes, connection = key
         names = [name.replace("%", "%%") for name in self._answering.stages[route]]
         times = [
             f"{name}-queue;dur=%.2f{timing.REASONS[code]}, {name}-batch;dur=%.2f, {name};dur=%.2f, "
@@ -108,8 +109,9 @@ class Writer:
             else "%.0a%.0a%.0a"  # its times, of no length
             for name, code in zip(names, codes, strict=True)
         ]
+        said = f"connection: {connection}\r\n" if connection else ""
         form = (
-            f"HTTP/1.1 200 OK\r\ncontent-type: {media.content_type(mime).replace('%', '%%')}\r\n"
+            f"HTTP/1.1 200 OK\r\n{said}content-type: {media.content_type(mime).replace('%', '%%')}\r\n"
             f"content-length: %d\r\n{self._vary}server-timing: {''.join(times)}total;dur=%.2f\r\n"
             f"server: {SERVER}\r\nx-request-id: %b\r\ndate: %b\r\n\r\n"
         ).encode("latin-1")

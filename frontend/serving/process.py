@@ -26,6 +26,7 @@ from engine.clock import Deadline, now
 from engine.core.ebb import Ebb
 from engine.core.liveness import ACCEPT_S
 from engine.process import give_back, tune_garbage_collection
+from frontend.accepting import Acceptor
 from frontend.crowd import Crowd
 from frontend.lean import LeanConnection
 from frontend.listening import take_no_more
@@ -110,16 +111,22 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
         handshake_s = self.app.deployment.frontend.header_timeout if context is not None else None
         # asyncio listens once more, and lets a hundred clients wait where it is not told how many: the first packets of
         # others are dropped, and they try again a second later.
-        servers = [
-            await self.loop.create_server(
-                self._connect,
-                sock=sock.sock,
-                backlog=self.cfg.backlog,
-                ssl=context,
-                ssl_handshake_timeout=handshake_s,
-            )
-            for sock in self.sockets
-        ]
+        servers: list[Acceptor | asyncio.AbstractServer]
+        if self.lean is not None and context is None:
+            processes = self.app.deployment.frontend.processes
+            sockets = [sock.sock for sock in self.sockets]
+            servers = [Acceptor(sockets, self.lean, self._has_room, self._room, processes=processes)]
+        else:
+            servers = [
+                await self.loop.create_server(
+                    self._connect,
+                    sock=sock.sock,
+                    backlog=self.cfg.backlog,
+                    ssl=context,
+                    ssl_handshake_timeout=handshake_s,
+                )
+                for sock in self.sockets
+            ]
         self.app.booted()
         self._sweep_unsent()
         while self.alive:
@@ -206,24 +213,34 @@ class Worker(ASGIWorker):  # type: ignore[misc]  # gunicorn has no types
             await self._wait_changed(0.01)
 
     def _connect(self) -> asyncio.Protocol:
-        lean = self.lean
-        known = len(self.connections) + (len(lean.connections) + len(lean.lingering) if lean is not None else 0)
+        if not self._has_room():
+            return _Refused()
+        if self.lean is not None:
+            return LeanConnection(self.lean)
+        connection: asyncio.Protocol = Connection(self)
+        return connection
+
+    def _has_room(self) -> bool:
+        """Whether there is a descriptor for one more connection; others may have to end for it."""
         former = self.crowd.ended + self.crowd.refused
-        idle = self.crowd.admit(known, lambda: self._all, _idle_since)
+        idle = self.crowd.admit(self._count, lambda: self._all, _idle_since)
         if not former and idle != []:
             log.warning(
                 "as many connections as there are descriptors: idle ones end for new ones; raise the hard limit "
                 "(ulimit -Hn), or run more frontend workers",
                 extra={"limit": descriptors.limit()},
             )
-        if idle is None:
-            return _Refused()
-        for one in idle:
+        for one in idle or ():
             one.end()
-        if lean is not None:
-            return LeanConnection(lean)
-        connection: asyncio.Protocol = Connection(self)
-        return connection
+        return idle is not None
+
+    def _room(self) -> int:
+        return self.crowd.room(self._count)
+
+    @property
+    def _count(self) -> int:
+        lean = self.lean
+        return len(self.connections) + (len(lean.connections) + len(lean.lingering) if lean is not None else 0)
 
     def _take_over(self, transport: asyncio.Transport, data: bytes) -> asyncio.Protocol:
         """A lean connection met something that is not plain: from here on it is gunicorn's."""

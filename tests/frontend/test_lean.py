@@ -55,8 +55,8 @@ def test_plain(fields: tuple[str, ...]) -> None:
 
 OLD = "POST /inference HTTP/1.0"
 MORE: dict[str, tuple[bytes, More]] = {
-    "close": (head("host: x", "content-length: 3", "Connection: Close"), More(is_last=True)),
-    "HTTP/1.0": (head("content-length: 3", line=OLD), More(is_last=True, is_old=True)),
+    "close": (head("host: x", "content-length: 3", "Connection: Close"), More(is_last=True, is_brief=True)),
+    "HTTP/1.0": (head("content-length: 3", line=OLD), More(is_last=True, is_old=True, is_brief=True)),
     "HTTP/1.0, kept": (head("content-length: 3", "connection: keep-alive", line=OLD), More(is_old=True)),
     "chunked": (head("host: x", "Transfer-Encoding: Chunked"), More(is_chunked=True)),
     "expect": (head("host: x", "content-length: 3", "expect: 100-Continue"), More(expects=True)),
@@ -358,6 +358,23 @@ def test_what_waits_is_not_copied_for_each_request() -> None:
         assert len(array) == left * len(plain(b"2"))
         bench.client.waiting[-1].set_result(Answer(200, b"next"))
     assert bench.connection._inbox.data == b""
+
+
+def test_what_comes_in_one_piece_with_a_request_is_bounded_as_well() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        bench.client.reply = lambda item: None
+        bench.gate.behind = BEHIND_ALL - 10  # of others
+        bench.feed(plain(b"first") + plain(b"next"))
+        assert bench.gate.behind == BEHIND_ALL - 10
+        bench.feed(plain(b"last"))
+        bench.client.waiting[0].set_result(Answer(200, b"done"))
+        await settle()
+        assert bench.replies == [(200, b"done")]
+        assert b"connection: close\r\n" in bench.transport.written
+        assert bench.transport.closed
+
+    run(scenario())
 
 
 def test_where_all_send_too_much_in_advance_who_sends_more_is_served_no_further() -> None:

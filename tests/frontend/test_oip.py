@@ -349,7 +349,8 @@ def look(running: Running, data: bytes) -> tuple[int, dict[str, str], Any]:
             headers: dict[str, str] = {}
             while line := file.readline().strip():
                 name, _, value = line.decode().partition(": ")
-                if name.lower() not in ("date", "x-request-id", "server-timing"):
+                # Whether the connection ends behind a refusal depends on how much of the body has come by then.
+                if name.lower() not in ("connection", "date", "x-request-id", "server-timing"):
                     headers[name] = value
             body = file.read(int(headers["content-length"]))
     if headers.get("content-encoding") == "deflate":
