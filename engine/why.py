@@ -102,6 +102,8 @@ def _batch(one: Mapping[str, Any]) -> str:
         notes.append("its worker died" if one["fate"] == "died" else one["fate"])
     elif not one["is_done"]:
         notes.append("under way")
+    if (batches := one.get("batches", 1)) > 1:
+        notes.append(f"{batches} batches in one")
     if one["is_cut"]:
         notes.append("cut to be in time")
     if one["failed"]:

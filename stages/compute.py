@@ -463,6 +463,7 @@ class Run:
     gathers: bool = False  # ... whose parts come together here
     gives_back: bool = False  # what takes too long is left unanswered, for its sender to try otherwise
     ahead: bool = False  # decoded already
+    fresh: bool = False  # just now
     outcomes: list[Outcome | None] = field(default_factory=list)
     live: list[tuple[int, ItemIn, Any]] = field(default_factory=list)  # position, item, decoded value
     calls: int = 0
@@ -487,7 +488,7 @@ class Run:
         try:
             if not self.ahead:
                 self.decode()
-            else:
+            elif not self.fresh:
                 self.live = self.not_expired(self.live)
             if self.coster is not None:
                 self.ask_costs(self.coster)
@@ -768,6 +769,30 @@ class Run:
             else:
                 _log.error("%s failed", where, exc_info=blame.own(error), extra=who)
         self.struck.clear()  # an exception holds its frames, and they hold the batch
+
+
+def decode_together(runs: Sequence[Run]) -> None:
+    """Decode what several will compute in one call, where that goes as :meth:`Codec.decode_all` has it and nobody has
+    gone; else each of them decodes its own. It is a moment before the first of them begins, so they need not look anew
+    who is still there."""
+    items = [item for run in runs for item in run.items]
+    if runs[0].gathers or runs[0].expired(items):
+        return
+    try:
+        values = runs[0].codec.decode_all(items)
+    except runs[0].passing:
+        raise
+    except BaseException:  # of one of them: its run finds it
+        return
+    if values is None:
+        return
+    first = 0
+    for run in runs:
+        count = len(run.items)
+        run.outcomes = [None] * count
+        run.live = [*zip(range(count), run.items, values[first : first + count], strict=True)]
+        run.ahead = run.fresh = True
+        first += count
 
 
 def _known(item: ItemIn, target: int | None, value: Any, outcome: Outcome) -> Outcome:

@@ -18,7 +18,7 @@ from engine.core.front import Frontend, FrontMachine, Said
 from engine.core.member import Member
 from engine.core.released import Released
 from engine.core.stage import StageMachine
-from engine.core.trace import Releases
+from engine.core.trace import Releases, by_reason
 from engine.core.window import LEAST_S, WINDOW_S, of_buckets, quantiles
 from engine.core.wire import UNREADABLE
 from engine.metrics import MAX_BYTES, MAX_FAMILIES, Family, Sample
@@ -74,7 +74,7 @@ def of_stage(machine: StageMachine, workers: Sequence[WorkerLately], now: float)
     recent = _recent(machine.trace, now)
     some = recent[:: len(recent) // SAMPLE + 1]
     queue = quantiles([(entry.waited_s, entry.count) for entry in some], SHARES)
-    took = [(entry.compute_us / 1e6, entry.count) for entry in some if entry.compute_us]
+    took = [(entry.compute_us / 1e6 / entry.calls, entry.count) for entry in some if entry.compute_us]
     return Lately(
         arrived_s=round(arrived, 2),
         items_s=round(items, 2),
@@ -82,8 +82,8 @@ def of_stage(machine: StageMachine, workers: Sequence[WorkerLately], now: float)
         failed_s=round(failed, 2),
         mean_batch=round(items / batches, 2) if batches else 0.0,
         busy=round(sum(worker.busy for worker in workers) / len(workers), 4) if workers else 0.0,
-        batches=len(recent),
-        reasons=dict(Counter([entry.reason for entry in recent])),
+        batches=sum([entry.calls for entry in recent]),
+        reasons=by_reason(recent),
         queue=_latency(queue),
         compute=_latency(quantiles(took, SHARES)),
     )

@@ -17,7 +17,7 @@ from engine.core.front import FrontMachine
 from engine.core.messages import Ask
 from engine.core.released import Released
 from engine.core.stage import StageMachine
-from engine.core.trace import Refusal, has, ids_of, is_near
+from engine.core.trace import Refusal, by_reason, has, ids_of, is_near
 
 
 class Batch(msgspec.Struct, frozen=True, tag="batch", tag_field="what"):
@@ -38,6 +38,7 @@ class Batch(msgspec.Struct, frozen=True, tag="batch", tag_field="what"):
     failed: int
     fate: str
     requests: list[str]
+    batches: int = 1  # as many it was, handed over as one
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refusal", tag_field="what"):
@@ -76,7 +77,7 @@ def stage_why(machine: StageMachine, ask: Ask, now: float) -> StageWhy:
     return StageWhy(
         name,
         _since(entries, now),
-        dict(Counter([entry.reason for entry in entries])),
+        by_reason(entries),
         sum([entry.count for entry in entries]),
         len(known),
         sum([is_near(entry.expected_s, entry.took_s) for entry in known]),
@@ -147,6 +148,7 @@ def _batch(entry: Released, stage: str, now: float) -> Batch:
         failed=entry.failed,
         fate=entry.fate,
         requests=ids_of(entry),
+        batches=entry.calls,
     )
 
 

@@ -25,7 +25,7 @@ from typing import Final
 from engine.core.batching import AHEAD_S
 from engine.core.items import Item
 from engine.core.lineup import ALL, Lineup
-from engine.core.member import CREDIT_MAX, FAR_BYTES, FAR_MAX, Member, credit_for
+from engine.core.member import BUNDLE_MOST, CREDIT_MAX, FAR_BYTES, FAR_MAX, Member, credit_for
 from engine.core.released import Released
 from engine.core.worker_states import READY
 
@@ -63,6 +63,11 @@ class Crew:
         if self._in_advance:
             self._credit = credit_for(batch_s)
 
+    @property
+    def credit(self) -> int:
+        """How many batches a worker may have that is not far."""
+        return self._credit
+
     def hear_round_trip(self, worker: Member, seconds: float) -> None:
         """How long a word to a worker on another host and its answer were on their way, this time."""
         worker.round_trips.append(seconds)
@@ -96,7 +101,10 @@ class Crew:
             else:
                 self._newest = now
         is_able = worker.state is READY and not worker.spare and not worker.slow
-        rank = count if not worker.away_s else self._far_rank(worker, count)
+        if worker.away_s:
+            rank = self._far_rank(worker, count)
+        else:
+            rank = count if not worker.bundled else _bundled_rank(count + worker.bundled)
         if is_able and 0 <= rank < (CREDIT_MAX + FAR_MAX if worker.away_s else CREDIT_MAX) and not worker.condemned:
             # While it is ready none of its batches is revoked, nor apart but the one that was given to it just now.
             for batch in reversed(batches.values()):
@@ -315,6 +323,11 @@ class Crew:
             if not worker.slow:
                 limit = min(limit, worker.since + worker.patience_s(patience_s))
         return limit
+
+
+def _bundled_rank(count: int) -> int:
+    """Of a worker that has so many batches, some of them as bundles: there may be room for another."""
+    return min(count, CREDIT_MAX - 1) if count < 2 * BUNDLE_MOST else CREDIT_MAX
 
 
 def _slot(worker: Member) -> int:

@@ -140,7 +140,9 @@ class Fate:
                 return
         stuck = sum([one.slow for one in self._crew.workers.values()])
         able = self._crew.able
-        if not (self.is_sound and may_hedge(stuck=stuck, able=able) and self._budget.spend(len(first.items))):
+        # Of a bundle one batch takes so long; the others are short.
+        count = -(-len(first.items) // first.calls)
+        if not (self.is_sound and may_hedge(stuck=stuck, able=able) and self._budget.spend(count)):
             self._slow[worker.key] = now + self.pace.patience_s
             return
         again = self._revoke(first)
@@ -156,7 +158,7 @@ class Fate:
         if not first.revoked:
             if self.breaker.state is BreakerState.TRIAL:
                 self.breaker.unclear(now)
-            self._reach_limit(first, self._revoke(first), now)
+            self._reach_limit(first, self._revoke(first), now, alone=first.count == 1 or first.is_last)
 
     def come_back(self, batch: Released, uids: Sequence[int], now: float) -> None:
         """A worker gives items back unanswered: it has reached the time limit by its own clock, and got out of
@@ -165,17 +167,17 @@ class Fate:
         for item in again:
             item.holds += 1
         if again:
-            self._reach_limit(batch, again, now)
+            self._reach_limit(batch, again, now, alone=batch.count == batch.calls)
 
-    def _reach_limit(self, batch: Released, items: list[Item], now: float) -> None:
-        """These have been computed for as long as may be. Who was alone is the one that takes too long; of several,
+    def _reach_limit(self, batch: Released, items: list[Item], now: float, *, alone: bool) -> None:
+        """These have been computed for as long as may be. Who was ``alone`` is the one that takes too long; of several,
         nobody knows which it is, so they are tried again in parts."""
         most = self.spec.max_attempts
         again: list[Item] = []
         for item in items:
             is_last = not self.spec.idempotent or item.request.stream_hop == item.hop or item.attempt >= most
-            if is_last or batch.count == 1:
-                found = is_last and batch.count == 1 and item.attempt > 1
+            if is_last or alone:
+                found = is_last and alone and item.attempt > 1
                 headers = wording.DO_NOT_RETRY if found else None
                 self._ends.fail([item], Status.TIMEOUT, wording.TIMEOUT, headers, why=STUCK)
             elif not item.is_due(now):
@@ -197,7 +199,7 @@ class Fate:
             attempt = max(attempt, item.attempt)
             left = min(left, item.request.deadline - now)
         tries = max(1, min(self.spec.max_attempts - attempt + 1, int(left / round_s)))
-        size = part_size(len(items), tries)
+        size = min(part_size(len(items), tries), self.spec.policy.max_batch_size)
         for begin in range(0, len(items), size):
             self.apart.push(items[begin : begin + size])
 
@@ -208,6 +210,11 @@ class Fate:
         due = [item for item in part if item.is_due(now)]
         self._ends.drop([item for item in part if item not in due])
         return due
+
+    def goes_on(self, worker: Member) -> None:
+        """Of what was suspect some is done."""
+        self._slow.pop(worker.key, None)
+        self._crew.hold_back(self.spec.num, self.spec.spare)
 
     # --- what comes back ---------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from engine.core.batching import AHEAD_S, BatchQueue
 from engine.core.costs import counted
 from engine.core.crew import UNEVEN, Crew
 from engine.core.items import Item
-from engine.core.member import Member
+from engine.core.member import Member, bundle_for
 from engine.core.onward import Onward
 from engine.core.predict import Outlook, Times
 from engine.core.released import Released
@@ -148,7 +148,7 @@ class Foresight:
             self.is_long = self.service_s > LONG_S
 
     def took(self, took_s: float) -> None:
-        """A batch took so long, at a worker that had it first."""
+        """A batch took so long, at a worker that had it first; one of several that it had as one, in the mean."""
         if self._is_guess:
             self._is_guess, self.service_s = False, 0.0
         self.service_s += (took_s - self.service_s) * (SERVICE_SMOOTHING if self.service_s else 1.0)
@@ -161,7 +161,8 @@ class Foresight:
         there is to know of them; but of several workers not always the one whose batches end when it is time again."""
         if now < self._learn_at or (worker is self._learnt_of and now < self._learn_at + OTHERS_S):
             return
-        computed_s = batch.compute_us / MICROS
+        computed_s = batch.compute_us / MICROS / batch.calls
+        took_s /= batch.calls
         is_short, compare = self.service_s < LEARN_S, len(self._crew.workers) > 1
         self._learn_at = now + LEARN_S if is_short else 0.0
         self._learnt_of = worker if is_short and compare else None
@@ -177,6 +178,18 @@ class Foresight:
             if not (self.is_long or self.is_uneven):
                 self._crew.stop_lining_up()
 
+    @property
+    def is_brief(self) -> bool:
+        """Batches take so little that several can be handed over as one."""
+        return 0.0 < self.service_s <= AHEAD_S / 2 and not self._is_guess
+
+    def bundle(self, worker: Member, n: int) -> int:
+        """How many batches of ``n`` may be handed to ``worker`` as one. Together they have to be short: one of them is
+        then computed behind others, and their results wait for its own, unnoticed."""
+        if not self.is_brief or self.is_long or self.is_uneven or not self.times.known:
+            return 1
+        return bundle_for(self.times.shape[n] * worker.slowness, self.service_s)
+
     def expect(self, n: int, worker: Member) -> float:
         """How long a batch of ``n`` will keep ``worker``."""
         is_known = self.is_long or self.is_uneven
@@ -185,12 +198,12 @@ class Foresight:
     def left_s(self, worker: Member) -> float:
         """How long the batches that ``worker`` has will keep it."""
         if not (self.is_long or self.is_uneven):  # they are many, and alike
-            return self.service_s * len(worker.batches)
+            return self.service_s * (len(worker.batches) + worker.bundled)
         return sum([batch.expected_s for batch in worker.batches.values()])
 
     def free_at(self, worker: Member) -> float:
         """When a worker will have done what it has."""
-        return worker.free_at if self.is_long else worker.since + self.service_s * len(worker.batches)
+        return worker.free_at if self.is_long else worker.since + self.left_s(worker)
 
     def next_at(self, worker: Member) -> float:
         """When a busy worker is to be given more, at the earliest: so that it is there, and taken apart, when the

@@ -27,8 +27,10 @@ from engine.errors import ProtocolError
 # Which forms of engine.core.messages this version reads and writes. The newest is raised when a peer of the previous
 # one could misread a message; the oldest when a form is given up.
 # 3: results may go to any later stage of their route, and be its answer from any; routes may branch.
+# 4: what a worker is handed as one batch may be several, for it to compute one after the other.
 OLDEST: Final = 2
-NEWEST: Final = 3
+NEWEST: Final = 4
+BUNDLES_SINCE: Final = 4
 
 FRAME_MAX: Final = 1 << 20  # bytes; a deployment of a thousand routes of ten stages each fits
 OPENING: Final = b'{"stageline":'

@@ -27,6 +27,12 @@ CREDIT_MAX: Final = 8  # batches; a slow one holds up no more than the others of
 FAR_MAX: Final = 64  # of a worker that is far: enough for 200 ms if they take 4
 FAR_BYTES: Final = 64 << 20  # on their way or there; one batch may be larger
 
+# A bundle: full batches that are handed over as one, which costs hardly more than a single one of them. A worker has
+# two at most, one that it computes and one in advance: AHEAD_S in ``forward``, as with single batches. All in all one
+# may take as long, for on busy CPUs most of that is waiting for them, which fewer messages make shorter.
+BUNDLE_S: Final = AHEAD_S / 2  # in ``forward``
+BUNDLE_MOST: Final = 8  # batches
+
 # What is on its way at times takes longer than it mostly does.
 SLACK: Final = 1.25
 ROUND_TRIPS: Final = 5  # the newest, of which the shortest one counts
@@ -45,6 +51,14 @@ def far_s(computed_s: float, away_s: float) -> float:
     """How long a batch keeps a worker that is far: as long as it computes, but for what it has to wait for the next
     one where it may not have enough of them."""
     return max(computed_s, (computed_s + away_s) / FAR_MAX)
+
+
+def bundle_for(compute_s: float, batch_s: float) -> int:
+    """How many full batches a worker may be handed as one where ``forward`` takes ``compute_s`` seconds for each, and a
+    batch ``batch_s`` from the end of the one before (0: not known yet)."""
+    if compute_s <= 0.0 or batch_s <= 0.0:
+        return 1
+    return max(1, min(int(BUNDLE_S / compute_s), int(AHEAD_S / batch_s), BUNDLE_MOST))
 
 
 @dataclass(slots=True, eq=False)
@@ -67,6 +81,7 @@ class Member:
     late: OrderedDict[int, dict[int, Item]] = field(default_factory=OrderedDict)
     # Of a worker that streams: what it has settled, by batch.
     former: OrderedDict[int, set[int]] = field(default_factory=OrderedDict)
+    bundled: int = 0  # batches that it has beyond ``batches``, for some of these are several
     missing: dict[int, float] = field(default_factory=dict)  # batches that it says it has not: since when
     missing_for_s: float = BEAT_S / 2  # and how long that may be so
     since: float = 0.0  # when it began to compute the first of them
@@ -102,6 +117,11 @@ class Member:
     may_rest: bool = True  # it may be held back, as it says
     spare: bool = False  # it is
     rank: int = -1  # in the crew: which of those that are ready for one more; -1: it is not
+
+    @property
+    def has(self) -> int:
+        """How many batches it has, each of a bundle counted."""
+        return len(self.batches) + self.bundled
 
     @property
     def is_able(self) -> bool:

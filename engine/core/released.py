@@ -31,7 +31,8 @@ class Released(msgspec.Struct, eq=False, gc=False):
     slot: int  # of its worker
     ahead: int  # batches that its worker had before it
     expected_s: float  # how long it was to take, once it was the worker's turn; 0: nobody knew
-    units: int = 0  # ``count``, or what its items cost, as Times counts it
+    units: int = 0  # ``count`` of one batch, or what its items cost, as Times counts it
+    calls: int = 1  # as many batches it is, for whom it was handed to
     is_cut: bool = False  # it was made smaller, for more would have been late
     apart: bool = False
     shared: bool = False  # some of it may be in shared memory
@@ -42,9 +43,15 @@ class Released(msgspec.Struct, eq=False, gc=False):
     compute_us: int = 0  # how long it took, as its worker says
     cost: float = 0.0  # of those that are done, where that is counted, and of the costliest
     costliest: float = 0.0
+    before_s: float = 0.0  # how long those took that were settled before the last of it
     took_s: float = -1.0  # once it was the worker's turn; below 0: it is not settled; 0: nobody knows, it had no turn
     fate: str = ""  # DIED, GIVEN
     metas: Sequence[bytes] = ()  # of some of its requests, or none
+
+    @property
+    def is_last(self) -> bool:
+        """Of a bundle of single items all but one are done."""
+        return self.count == self.calls and len(self.items) == 1
 
     @property
     def is_known(self) -> bool:

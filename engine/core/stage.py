@@ -25,7 +25,7 @@ from typing import Final
 
 from engine.core import wording
 from engine.core.actions import Dispatch, Foresee, Forget, Grant, Hasten, Kill, News, Settle, StageAction, ToWorker
-from engine.core.batching import BUSY, IDLE, REPLAY, Policy, Reason, decide
+from engine.core.batching import AHEAD_S, BUSY, IDLE, REPLAY, Policy, Reason, decide
 from engine.core.costqueue import CostQueue, padded_units, queue_for, requeued
 from engine.core.costs import UNITS_MOST
 from engine.core.crew import Crew
@@ -34,7 +34,7 @@ from engine.core.demand import Demand
 from engine.core.ends import FULL, Ends
 from engine.core.fate import Fate
 from engine.core.foresight import Foresight
-from engine.core.introduction import Introduction, Refusal, Stranger, agreed, refuse_worker
+from engine.core.introduction import BUNDLES_SINCE, Introduction, Refusal, Stranger, agreed, refuse_worker
 from engine.core.items import Item
 from engine.core.lineup import ALL
 from engine.core.liveness import ABSENT_S, LIMIT_S, SETTLE_S, WORKER_SILENCE_S, Looks
@@ -387,6 +387,7 @@ class StageMachine:
         while len(worker.late) > LATE_MOST:
             worker.late.popitem(last=False)
         batch = worker.batches.pop(number)
+        worker.bundled -= batch.calls - 1
         # Its results may be large, and the way narrow.
         worker.missing_for_s = min(2 * worker.missing_for_s, PATIENCE_MOST_S)
         self.stats.resent += 1
@@ -486,26 +487,30 @@ class StageMachine:
         for uid in uids:
             held.pop(uid, None)
         self.crew.in_flight -= had - len(held)
-        if held:  # some go another way: to another stage, or have failed
-            return
         was_first = next(iter(worker.batches)) == settle.batch
+        if held:  # some go another way: to another stage, or have failed; or they are others of a bundle
+            if batch.calls > 1 and was_first and not batch.revoked:
+                self._goes_on(worker, batch, settle.at)
+            return
         del worker.batches[settle.batch]
-        worker.done_batches += 1
+        worker.done_batches += batch.calls
+        worker.bundled -= batch.calls - 1
         if batch.cost:
             self.stats.priced_batches += 1
             self.stats.cost += batch.cost
             self.stats.padded_cost += batch.costliest * batch.count
-        lane.process.observe(max(0.0, settle.at - batch.at))
+        for _ in range(batch.calls):
+            lane.process.observe(max(0.0, settle.at - batch.at))
         took_s = None
         if was_first:
-            took_s = max(0.0, settle.at - worker.since)
+            took_s = batch.before_s + max(0.0, settle.at - worker.since)
             if worker.away_s and batch.compute_us:  # of what is on its way nobody can tell to the millisecond
                 took_s = far_s(batch.compute_us / MICROS, worker.away_s)
             if not batch.revoked and worker.state is not OVERDUE:
                 lane.compute_s += took_s
                 worker.host_stats.compute_s += took_s
                 if batch.failed < batch.count:
-                    foresight.took(took_s)
+                    foresight.took(took_s / batch.calls)
             if batch.compute_us and batch.is_good:
                 foresight.learn(worker, batch, took_s, settle.at)
             if worker.state is not READY:
@@ -531,6 +536,14 @@ class StageMachine:
         elif worker.state is DYING and not worker.batches:
             self._turn(worker, WorkerEvent.SETTLED)
             self._forget(worker, now)
+
+    def _goes_on(self, worker: Member, batch: Released, at: float) -> None:
+        """Some of a bundle is done: the time limit is that of what is computed now."""
+        batch.before_s += max(0.0, at - worker.since)
+        was_slow = worker.slow
+        self.crew.sort_in(worker, max(at, worker.since), begins=True)
+        if was_slow:
+            self.fate.goes_on(worker)
 
     def is_idle(self) -> bool:
         """Whether being told what was settled would change nothing but the books: nothing waits for a worker, and no
@@ -631,6 +644,21 @@ class StageMachine:
                     reason = Reason.IDLE
                 most = min(count, most)
                 limit = count if by_cost else most
+            if reason is Reason.FULL and (
+                worker.bundled or (waiting >= 2 * whole and foresight.is_brief and not by_cost)
+            ):
+                calls = self._bundle(worker, waiting, whole)
+                if not calls:
+                    break
+                if calls > 1:
+                    done_at = foresight.done_at(worker, whole, now + AHEAD_S)
+                    items, dead, is_tight = self.queue.take(now, most=calls * whole, done_at=done_at)
+                    if dead:
+                        self._ends.drop(dead)
+                    if items:
+                        self._dispatch(worker, items, reason, now, size=whole)
+                    if not is_tight:
+                        continue
             start = now + worker.away_s
             if is_long and not is_idle and worker.free_at > start:
                 start = worker.free_at
@@ -739,7 +767,29 @@ class StageMachine:
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _dispatch(self, worker: Member, items: list[Item], reason: Reason, now: float, *, is_cut: bool = False) -> None:
+    def _bundle(self, worker: Member, waiting: int, whole: int) -> int:
+        """How many full batches of what waits a worker is handed as one; 0: none, for it has enough to do until some of
+        that is done. No more than its even share, and none but short ones that say nothing before their results (no
+        streams) and may be computed again with others that a death takes along."""
+        is_able = (
+            worker.protocol >= BUNDLES_SINCE
+            and worker.most == whole
+            and worker.flow == WHOLE
+            and not worker.away_s
+            and self.spec.idempotent
+            and not self.queue.by_cost
+            and self.fate.is_sound
+        )
+        most = self.foresight.bundle(worker, whole) if is_able else 1
+        share = (waiting + self.crew.in_flight) // (whole * self.crew.able) - worker.has
+        calls = max(1, min(most, waiting // whole, share))
+        has_room = worker.has + calls <= max(self.crew.credit, 2 * most)
+        return calls if has_room or (calls == 1 and not worker.bundled) else 0
+
+    def _dispatch(
+        self, worker: Member, items: list[Item], reason: Reason, now: float, *, is_cut: bool = False, size: int = 0
+    ) -> None:
+        """``size``: what a batch has, where they are several."""
         self._batches = number = self._batches + 1
         uids: list[int] = []
         routes: list[int] = []
@@ -776,8 +826,9 @@ class StageMachine:
         message = Batch(number, int(now * 1e9), name, uids, routes, budgets_us, attempts, metas, queues_us, trails)
         count = len(uids)
         foresight = self.foresight
-        units = count if not self.queue.by_cost else padded_units(items)
-        expected_s = foresight.expect(units, worker)
+        calls = -(-count // size) if size else 1
+        units = (count if calls == 1 else size) if not self.queue.by_cost else padded_units(items)
+        expected_s = foresight.expect(units, worker) * calls
         waited_s = now - items[0].arrived
         ahead = len(worker.batches)
         batch = Released(
@@ -792,6 +843,7 @@ class StageMachine:
             ahead,
             expected_s,
             units,
+            calls,
             is_cut,
             reason is REPLAY,
             is_shared,
@@ -804,14 +856,20 @@ class StageMachine:
         elif not number % LOOK_EVERY:
             trace.look(number)
         stats = self.stats
-        stats.releases[name] = stats.releases.get(name, 0) + 1
+        stats.releases[name] = stats.releases.get(name, 0) + calls
         if worker.maps:
             stats.shared_out += shared
             nbytes -= shared
         stats.bytes_out += nbytes
         lane = worker.lane
-        lane.batch_size.observe(count)
-        lane.batch_wait.observe(waited_s)
+        if calls == 1:
+            lane.batch_size.observe(count)
+            lane.batch_wait.observe(waited_s)
+        else:
+            worker.bundled += calls - 1
+            for first in range(0, count, size):
+                lane.batch_size.observe(min(size, count - first))
+                lane.batch_wait.observe(now - items[first].arrived)
         foresight.released_at = now
         foresight.delay_s += (waited_s - foresight.delay_s) * DELAY_SMOOTHING
         begins_at = now

@@ -12,7 +12,7 @@ batches take IDS_S and more - else nobody could ask in time - and no more than M
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -143,6 +143,14 @@ def is_near(predicted_s: float, took_s: float) -> bool:
 def has(entry: Released | Refusal, head: bytes) -> bool:
     """Whether a request is among those of a decision; ``head`` is :func:`engine.core.meta.pack` of its id."""
     return any(one.startswith(head) for one in entry.metas)
+
+
+def by_reason(entries: Iterable[Released]) -> dict[str, int]:
+    """How many batches left for which reason."""
+    counts: dict[str, int] = {}
+    for entry in entries:
+        counts[entry.reason] = counts.get(entry.reason, 0) + entry.calls
+    return counts
 
 
 def ids_of(entry: Released | Refusal) -> list[str]:

@@ -161,7 +161,8 @@ class World:
             raise ValueError(f"a worker of {name} cannot join: {key}")
         times_us = {n: round(seconds * MICROS) for n, seconds in works.warm.items()}
         tells = works.cost is not None
-        stage.ready(Ready(key, "application/json", times_us=times_us, tells_cost=tells), self.now)
+        most = stage.spec.policy.max_batch_size
+        stage.ready(Ready(key, "application/json", times_us=times_us, tells_cost=tells, most=most), self.now)
         for _ in range(ROUND_TRIPS if is_away else 0):
             round_trip_us = round((self._hop(works) + self._hop(works)) * MICROS)
             stage.beat(WorkerBeat(key, round_trip_us=round_trip_us), self.now)
@@ -307,19 +308,21 @@ class World:
         hand.running = True
         sent_at = batch.sent_ns / 1e9
         due = [sent_at + budget / MICROS > self.now for budget in batch.budgets_us]
-        n = sum(due)
         works, tally = self._works[hand.stage], self.tallies[hand.stage]
-        size = n
-        if costs and n:
-            size = round(n * max([cost for cost, is_due in zip(costs, due, strict=True) if is_due]))
-        took = works.curve(size) * hand.slowness * works.noise(self.rng) if n else 0.0
+        most, took = self.stages[hand.stage].spec.policy.max_batch_size, 0.0
+        for first in range(0, len(due), most):  # of several that came as one, one after the other
+            n = size = sum(due[first : first + most])
+            if costs and n:
+                size = round(n * max([cost for cost, is_due in zip(costs, due, strict=True) if is_due]))
+            took_one = works.curve(size) * hand.slowness * works.noise(self.rng) if n else 0.0
+            took += took_one
+            tally.batches[n] += 1
+            tally.computed_s.extend([took_one] * n)
         hand.busy_s += took
-        tally.batches[n] += 1
         waited_s = self.now - sent_at
         tally.waited_s.extend(
             [us / MICROS + waited_s for us, is_due in zip(batch.queues_us, due, strict=True) if is_due]
         )
-        tally.computed_s.extend([took] * n)
 
         def end() -> None:
             hand.running = False

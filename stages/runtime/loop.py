@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from engine.clock import now
 from engine.core import wire
 from engine.core.messages import Batch, Welcome
-from engine.core.routing import FINAL, JOIN, Topology
+from engine.core.routing import Topology
 from engine.errors import ProtocolError, WorkerBroken
 from engine.exitcodes import ExitCode
 from engine.log import TRACEBACK, get_logger
@@ -27,7 +27,7 @@ from engine.memory import Gone
 from stages import blame
 from stages.base import Worker
 from stages.build import examples, forward_example, fresh
-from stages.compute import OK, SKIPPED, Codec, Outcome, Run
+from stages.compute import OK, SKIPPED, Codec, Outcome, Run, decode_together
 from stages.context import ItemIn
 from stages.costing import coster_of
 from stages.runtime.aside import Aside
@@ -35,11 +35,12 @@ from stages.runtime.fit import Fit
 from stages.runtime.help import Help
 from stages.runtime.lately import Lately
 from stages.runtime.outlets import Outlets
-from stages.runtime.parcels import NOWHERE, Origin, Plan, encoded
+from stages.runtime.parcels import NOWHERE, Origin, Parcel, Plan
 from stages.runtime.shared import Dismissed, Joined, Shared, ToMain, Turned
 from stages.runtime.streams import Streams
+from stages.runtime.tray import Tray, part_of
 from stages.runtime.trust import Step, Trust
-from stages.shm import SharedMemory
+from stages.shm import Lease, SharedMemory
 from stages.stream import whole_mime_of
 from stages.watchdog import Watchdog
 
@@ -55,10 +56,11 @@ FORWARD_SMOOTHING: Final = 0.2  # weight of the newest batch in the running mean
 
 @dataclass(slots=True)
 class Taken:
-    """A batch off the lane. ``welcome``: under which it came, and its results go."""
+    """A batch off the lane. ``welcome``: under which it came, and its results go. ``runs``: it, or the several that
+    it is."""
 
     batch: Batch
-    run: Run
+    runs: list[Run]
     welcome: Welcome
     since_ns: int  # when the broker released it
     received_ns: int
@@ -111,6 +113,7 @@ class Loop:
         self._mime = whole_mime_of(worker)
         self._watchdog = watchdog
         self._memory = memory or SharedMemory()
+        self._tray = Tray(outlets, self._memory, whole_mime_of(worker))
         self._welcome: Welcome | None = None
         self._stop_at: float | None = None
         self._code: ExitCode | None = None
@@ -140,6 +143,7 @@ class Loop:
             return ExitCode.FAILED
         finally:
             self._aside.stop()
+            self._tray.stop()
 
     def _turn(self) -> ExitCode | None:
         """At most one batch."""
@@ -189,6 +193,7 @@ class Loop:
                 self._code = ExitCode.FAILED
                 return
             former, self._welcome = self._welcome, welcome
+            self._tray.plan = self._plan
             # Within one epoch the broker still knows what the results are about; a new one has admitted the requests
             # anew, and its numbers mean others.
             forget = former is not None and former.epoch != welcome.epoch
@@ -241,7 +246,16 @@ class Loop:
         except ProtocolError as error:  # the broker is mistaken; its own deadlines answer these requests
             get_logger().error("a batch that cannot be read was dropped: %s", error)
             return None
-        run = Run(
+        size = self._max_batch_size
+        if len(items) <= size:
+            runs = [self._made(items, lease)]
+        else:
+            runs = [self._made(items[at : at + size], lease) for at in range(0, len(items), size)]
+            decode_together(runs)
+        return Taken(message, runs, welcome, since_ns, received_ns)
+
+    def _made(self, items: list[ItemIn], lease: Lease) -> Run:
+        return Run(
             self._worker,
             items,
             self._codec,
@@ -259,7 +273,6 @@ class Loop:
             gathers=self._plan.gathers,
             gives_back=self._replays,
         )
-        return Taken(message, run, welcome, since_ns, received_ns)
 
     def _serve(self, taken: Taken) -> None:
         """Compute a batch and send its results; where that takes long, and it helps, have the next ones fetched
@@ -282,50 +295,33 @@ class Loop:
             if frames is not None:
                 taken = self._read(frames)
                 if taken is not None:
-                    taken.run.decode_aside()
+                    for run in taken.runs:
+                        run.fresh = False
+                        if not run.ahead:
+                            run.decode_aside()
                     return taken
             elif not self._outlets.wait_lane(recall):
                 break
         return None
 
     def _compute(self, taken: Taken) -> None:
-        message = taken.batch
+        message, runs = taken.batch, taken.runs
         step = Step.GO_ON
-        self._shared.batches += 1
-        self._forward_ns = self._compute_ns = 0
         if message.batch in self._shared.revoked:
             self._shared.revoked.discard([message.batch])
+            self._shared.batches += 1
+            self._forward_ns = self._compute_ns = 0
             outcomes = [SKIPPED] * len(message.uids)
+        elif len(runs) > 1:
+            outcomes = []
+            step = self._compute_several(taken)
         else:
-            self._watchdog.begin()
-            self._streams.batch = message.batch
-            outcomes = taken.run.compute().outcomes if self._traces is None else self._traced(self._traces, taken)
-            if self._watchdog.struck or self._trust.doubted:
-                step = self._judge(outcomes)
-            self.padding += taken.run.padding
-            if taken.run.exhausted or self.fit.is_reduced:
-                self._note_memory(taken.run)
-            self._forward_s += (self._compute_ns / 1e9 - self._forward_s) * FORWARD_SMOOTHING
-            if outcomes[0].status == OK:  # enough of them are: a batch that fails takes another time
-                self._note_time(len(outcomes), taken.run.costs)
-        taken.run.end()
-        outcomes = self._streams.end(message.uids, outcomes)
-        self._shared.cancelled.discard(message.uids)
-        began_ns = self._forward_ns or taken.received_ns
-        parcels = self._plan.results(
-            Origin(self._plan.stage, taken.welcome.worker),
-            message,
-            outcomes,
-            mime=self._mime,
-            batch_us=(began_ns - taken.since_ns) // 1000,
-            compute_us=self._compute_ns // 1000,
-            costs=taken.run.costs,
-            targets=taken.run.targets,
-        )
-        frames = encoded(parcels)
-        self._memory.keep(payload for _, _, payloads in parcels for payload in payloads)
-        for (target, _, _), parcel in zip(parcels, frames, strict=True):
-            self._outlets.send(FINAL if target == JOIN else target, parcel)
+            outcomes, step = self._compute_one(taken, runs[0])
+        runs[-1].end()
+        if outcomes:
+            self._tray.post(self._results(taken, runs[0], outcomes))
+        else:
+            self._tray.end()
         self._sent.append(message.batch)
         if self._outlets.flush():
             held = self._shared.held.numbers
@@ -336,21 +332,83 @@ class Loop:
             self._show(step)
         self._restore()
 
-    def _traced(self, traces: Traces, taken: Taken) -> list[Outcome]:
+    def _compute_several(self, taken: Taken) -> Step:
+        """Batches that came as one, each as if it had come alone; what is to be done after the last of them."""
+        step, uids, at, tray = Step.GO_ON, taken.batch.uids, 0, self._tray
+        tray.begin(taken.batch, Origin(self._plan.stage, taken.welcome.worker))
+        for run in taken.runs:
+            if step is not Step.GO_ON:
+                tray.send()
+                self._show(step)
+            run.fresh = run.fresh and not tray.was_late
+            end = at + len(run.items)
+            try:
+                outcomes, step = self._compute_one(taken, run)
+            except WorkerBroken:  # what was computed before is as good as ever
+                tray.end()
+                raise
+            run.end()
+            outcomes = self._streams.end(uids[at:end], outcomes)
+            self._shared.cancelled.discard(uids[at:end])
+            tray.add(outcomes, self._batch_us(taken), self._compute_ns // 1000, run.costs, run.targets)
+            at = end
+        return step
+
+    def _compute_one(self, taken: Taken, run: Run) -> tuple[list[Outcome], Step]:
+        step = Step.GO_ON
+        self._shared.batches += 1
+        self._forward_ns = self._compute_ns = 0
+        self._watchdog.begin()
+        self._streams.batch = taken.batch.batch
+        outcomes = run.compute().outcomes if self._traces is None else self._traced(self._traces, taken, run)
+        if self._watchdog.struck or self._trust.doubted:
+            step = self._judge(outcomes)
+        self.padding += run.padding
+        if run.exhausted or self.fit.is_reduced:
+            self._note_memory(run)
+        self._forward_s += (self._compute_ns / 1e9 - self._forward_s) * FORWARD_SMOOTHING
+        if outcomes[0].status == OK:  # enough of them are: a batch that fails takes another time
+            self._note_time(len(outcomes), run.costs)
+        return outcomes, step
+
+    def _results(self, taken: Taken, run: Run, outcomes: list[Outcome]) -> list[Parcel]:
+        """Of all of a batch."""
+        message = taken.batch
+        outcomes = self._streams.end(message.uids, outcomes)
+        self._shared.cancelled.discard(message.uids)
+        return self._plan.results(
+            Origin(self._plan.stage, taken.welcome.worker),
+            message,
+            outcomes,
+            mime=self._mime,
+            batch_us=self._batch_us(taken),
+            compute_us=self._compute_ns // 1000,
+            costs=run.costs,
+            targets=run.targets,
+        )
+
+    def _batch_us(self, taken: Taken) -> int:
+        """From a batch's release to the first call of ``forward``."""
+        return ((self._forward_ns or taken.received_ns) - taken.since_ns) // 1000
+
+    def _traced(self, traces: Traces, taken: Taken, run: Run) -> list[Outcome]:
         """What is computed, with spans of it."""
-        spans = self._spans = traces.begin(taken.batch, taken.run.items, taken.since_ns)
+        batch = taken.batch
+        if len(taken.runs) > 1:
+            batch = part_of(batch, batch.uids.index(run.items[0].uid), len(run.items))
+        spans = self._spans = traces.begin(batch, run.items, taken.since_ns)
         if spans is None:
-            return taken.run.compute().outcomes
-        taken.run.failed = spans.failed
+            return run.compute().outcomes
+        run.failed = spans.failed
         try:
-            outcomes = taken.run.compute().outcomes
+            outcomes = run.compute().outcomes
             spans.end(outcomes)
             return outcomes
         except BaseException as error:
             spans.broken(error)
             raise
         finally:
-            self._spans = taken.run.failed = None  # they hold the batch's items
+            self._spans = run.failed = None  # they hold the batch's items
 
     def _note_time(self, count: int, costs: Mapping[int, float]) -> None:
         """How long a batch of so many items took, or of what they cost."""

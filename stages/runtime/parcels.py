@@ -115,11 +115,13 @@ class Plan:
         compute_us: int = 0,
         costs: Mapping[int, float] = NO_COSTS,
         targets: Mapping[int, int] = NO_TARGETS,
+        steps: Sequence[bytes] | None = None,
     ) -> list[Parcel]:
         """The outcomes by where they go: the next stage, or FINAL; several parcels where one would be too large.
 
-        ``compute_us`` goes into each item's trail, and as a total into one of the parcels. ``costs``: of those items
-        whose cost is known, by position. ``targets``: likewise, of those that do not simply go on.
+        ``compute_us`` goes into each item's trail, and as a total into one of the parcels. ``steps``: of their trails,
+        where these are not alike. ``costs``: of those items whose cost is known, by position. ``targets``: likewise, of
+        those that do not simply go on.
         """
 
         def made(target: int, uids: list[int], statuses: list[int], trails: list[bytes], compute_us: int) -> Results:
@@ -136,7 +138,8 @@ class Plan:
                 costs={},
             )
 
-        steps = pack_steps(batch.queues_us, batch_us, compute_us)
+        if steps is None:
+            steps = pack_steps(batch.queues_us, batch_us, compute_us)
         count = len(outcomes)
         payloads = [outcome.payload for outcome in outcomes if outcome.status == OK and not outcome.headers]
         route = batch.routes[0] if batch.routes else -1

@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
+import msgspec
+
 from engine.core import gathered, introduction, meta
 from engine.core.actions import (
     Admit,
@@ -75,6 +77,12 @@ def topology(*routes: tuple[int, ...], stages: int = 1) -> Topology:
 
 
 DEPLOYMENT = "twins"
+
+
+def part_of(batch: Batch, place: slice) -> Batch:
+    """Some of its items, with their columns."""
+    columns = ("uids", "routes", "budgets_us", "attempts", "metas", "queues_us", "trails")
+    return msgspec.structs.replace(batch, **{name: getattr(batch, name)[place] for name in columns})
 
 
 def frontend_words(topology: Topology, instance: str = "f", **changes: object) -> Introduction:
@@ -151,6 +159,7 @@ class Twin:
         self.computed: dict[str, int] = {}  # request id -> how often some worker finished it
         self.given: dict[tuple[int, str], int] = {}  # stage, request id -> how often a worker was given it
         self._pids = 100
+        self.takes_several = False  # workers say what they take at once, and so may be handed several batches as one
         self.notes: list[str] = []  # for the log
         # Where workers send the result of a request (by its id): None: by the file, and where that branches the first.
         self.goes: Callable[[str, int, int], int | None] = lambda request_id, route, stage: None
@@ -198,7 +207,8 @@ class Twin:
         if self.memory is not None:
             fake.arena = self.memory.open()
         if ready:
-            told = Ready(key, "application/json", flow=int(flow), maps=True, may_rest=may_rest)
+            most = self.stages[stage].spec.policy.max_batch_size if self.takes_several else 0
+            told = Ready(key, "application/json", flow=int(flow), maps=True, may_rest=may_rest, most=most)
             self.stages[stage].ready(told, self.now)
         self.run()
         return fake
@@ -310,10 +320,15 @@ class Twin:
         twice: bool = False,
         late: bool = False,
         compute_us: int = 0,
+        count: int = 0,
     ) -> Batch:
-        """The worker completes the batch at ``position`` of its lane. ``lost``: its results never leave it; ``late``:
-        they are on their way until :meth:`arrive`; ``compute_us``: what it says of its time, each parcel its share."""
+        """The worker completes the batch at ``position`` of its lane, or the first ``count`` items of it. ``lost``: its
+        results never leave it; ``late``: they are on their way until :meth:`arrive`; ``compute_us``: what it says of
+        its time, each parcel its share."""
         batch, payloads = worker.lane.pop(position)
+        if 0 < count < len(batch.uids):
+            worker.lane.insert(position, (part_of(batch, slice(count, None)), payloads[count:]))
+            batch, payloads = part_of(batch, slice(count)), payloads[:count]
         targets: dict[int, list[int]] = {}
         way: dict[int, int] = {}
         request_ids = ids_of(batch)

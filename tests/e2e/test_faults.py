@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -98,6 +99,34 @@ def test_a_worker_that_was_stopped_and_wakes_up_answers_nobody_twice(chain: Depl
             load.flow(100)
     assert load.wrong == []
     assert victim.is_running()
+
+
+def test_workers_that_are_killed_with_several_batches_in_one_cost_no_request(folder: Path, threads: str) -> None:
+    """Values go to ``forward`` one by one, however many a worker is handed at once."""
+    text = CHAIN.read_text().replace("max_batch_size = 8\n", "max_batch_size = 1\n")
+    with deployed(carried(folder, threads, text)) as chain:
+
+        def in_one() -> int:
+            told = json.loads(chain.engine("why", "--stage", "first", "--last", "1000", "--json").stdout)
+            return max([decision["batches"] for decision in told["decisions"]], default=0)
+
+        with Load(f"{chain.url}/both", threads=48) as load:
+            for _ in range(2):
+                wait_for("two workers", lambda: len(workers(chain, "first")) == 2 and all_ready(chain))
+                load.flow(200)  # by which it is known how short they are
+                stopped = workers(chain, "first")
+                for worker in stopped:
+                    worker.suspend()
+                wait_for("many to wait", lambda: chain.status()["stages"][0]["queued"] > 8)
+                for worker in stopped:
+                    worker.resume()
+                load.flow(1)
+                stopped[0].kill()
+                stopped[0].wait(10)
+            load.flow(200)
+            assert in_one() > 1
+        assert chain.status()["stages"][0]["mean_batch"] == 1.0
+    assert load.wrong == []
 
 
 def test_poison_fails_alone_naming_its_stage(folder: Path, threads: str) -> None:

@@ -122,6 +122,11 @@ class Obey(Worker):
         return len(self._items)
 
 
+class Alone(Worker):
+    def forward(self, data: Any) -> Any:
+        return data
+
+
 class Shown(Obey):
     """With an example, whose fate is a file's."""
 
