@@ -1,15 +1,17 @@
-"""Taking new connections, and serving those that want one answer on the bare socket.
+"""Taking new connections, and serving the first request of each on the bare socket.
 
 A client that says ``connection: close``, or speaks HTTP/1.0 as proxies do, pays for a transport of the event loop what
 its request costs once more: watching the socket, waiting for the client to close it, several turns of the loop. None of
 that is needed where nothing comes behind its request and the answer follows soon. So a connection begins without a
-transport (:class:`Bare` stands in its place), and is read here until its first request is whole. The answer and the end
-of the connection then leave in one packet.
+transport (:class:`Bare` stands in its place), and is read here until its first request is whole. Where its answer is
+the last one, it leaves in one packet with the end of the connection; else the client is waited for a moment, for many
+close a connection that is kept.
 
-Every other one is *adopted*: it gets its transport, and what was read. So does one of which not all is here after a
-moment, or much of it; one whose answer takes long, for only a transport notices that the client has gone; one whose
-answer comes in pieces, or does not fit into the socket; and one on which something has come behind, since closing a
-socket with unread bytes resets the connection, and the reset can overtake the answer (:mod:`frontend.lingering`).
+Every other one, and with its second request this one, is *adopted*: it gets its transport, and what was read. So does
+one of which not all is here after a moment, or much of it; one whose answer takes long, for only a transport notices
+that the client has gone; one whose answer comes in pieces, or does not fit into the socket; and one on which something
+has come behind, since closing a socket with unread bytes resets the connection, and the reset can overtake the answer
+(:mod:`frontend.lingering`).
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ SPENT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOME
 _ONCE: Final = select.EPOLLIN | select.EPOLLONESHOT if hasattr(select, "epoll") else 0
 _NOW: Final = socket.MSG_DONTWAIT
 # The last bytes wait for the end of the connection, which follows at once; a packet less, and its client is woken once.
-_LAST: Final = _NOW | getattr(socket, "MSG_NOSIGNAL", 0) | getattr(socket, "MSG_MORE", 0)
+_MORE_MAY_FOLLOW: Final = _NOW | getattr(socket, "MSG_NOSIGNAL", 0)
+_LAST: Final = _MORE_MAY_FOLLOW | getattr(socket, "MSG_MORE", 0)
 _SIZE: Final = bytearray(4)  # of what has come and is not read: an int of C, which the kernel fills in
 _NOTHING: Final = bytes(4)
 
@@ -46,8 +49,8 @@ log = logging.getLogger("stageline.frontend")
 
 
 class Bare:
-    """What a connection has for a transport while there is none. What is written waits for :meth:`finish`, or for the
-    transport."""
+    """What a connection has for a transport while there is none. What is written waits for :meth:`finish`,
+    :meth:`flush`, or the transport."""
 
     __slots__ = (
         "_acceptor",
@@ -68,7 +71,7 @@ class Bare:
         self.connection = connection
         self.written: list[bytes | memoryview] = []
         self.is_known = False  # to the acceptor's epoll
-        self.is_adopted = False  # its transport is on its way
+        self.is_adopted = False  # its transport is on its way, or it needs none
         self.is_over = False  # nothing more is served
         self.is_aborted = False
 
@@ -80,22 +83,41 @@ class Bare:
 
     def finish(self) -> bool:
         """Send what was written, and close. False: not all of it could be sent, or the client has sent more."""
+        try:
+            fcntl.ioctl(self.sock, termios.FIONREAD, _SIZE)
+            if _SIZE != _NOTHING or not self._send(_LAST):
+                return False
+        except OSError:
+            pass  # the client has gone
+        self.sock.close()
+        return True
+
+    def flush(self) -> None:
+        """Send what was written. The client may ask for more; then there will be a transport."""
+        if self.is_adopted:
+            return
+        try:
+            is_sent = self._send(_MORE_MAY_FOLLOW)
+        except OSError:
+            self.close()  # it has gone
+            return
+        if is_sent:
+            self._acceptor.wait(self)
+        else:
+            self.adopt()
+
+    def _send(self, flags: int) -> bool:
+        """Whether all of it could be. Raises OSError where the client has gone."""
         sock, written = self.sock, self.written
         try:
-            fcntl.ioctl(sock, termios.FIONREAD, _SIZE)
-            if _SIZE != _NOTHING:
-                return False
             while written:
-                sent = sock.send(written[0], _LAST)
+                sent = sock.send(written[0], flags)
                 if sent < len(written[0]):
                     written[0] = memoryview(written[0])[sent:]
                     return False
                 del written[0]
         except BlockingIOError:
             return False
-        except OSError:
-            pass  # the client has gone
-        sock.close()
         return True
 
     def whole(self) -> socket.socket:
@@ -107,9 +129,10 @@ class Bare:
         self.written.append(data)
 
     def close(self) -> None:
-        if not (self.is_adopted or self.is_over):
-            self._acceptor.drop(self)
         self.is_over = True
+        if not self.is_adopted:
+            self.is_adopted = True  # there is nothing to adopt any more
+            self._acceptor.drop(self)
 
     def abort(self) -> None:
         self.is_aborted = True
@@ -225,14 +248,16 @@ class Acceptor:
         try:
             data = bare.sock.recv(READ_MAX, _NOW)
         except BlockingIOError:
-            self._wait(bare)
+            self.wait(bare)
             return
         except OSError:
             data = b""
-        if not data:
+        if not data and not bare.connection.idle:
+            bare.adopt()  # in the middle of its request: it is told so
+        elif not data:
             bare.close()  # its client has gone
         elif not bare.connection.come(data, bare):
-            self._wait(bare)
+            self.wait(bare)
 
     def _read_early(self) -> None:
         assert self._epoll is not None
@@ -241,7 +266,7 @@ class Acceptor:
             if bare is not None:
                 self._read(bare)
 
-    def _wait(self, bare: Bare) -> None:
+    def wait(self, bare: Bare) -> None:
         """Until more comes: many clients send head and body one after the other, and some have only just connected."""
         if self._epoll is None:
             bare.adopt()

@@ -182,19 +182,21 @@ class LeanConnection(asyncio.Protocol):
         self._shared.connections.add(self)
 
     def come(self, data: bytes, bare: Bare) -> bool:
-        """Serve the first request, if it is to be the only one and asks for nothing but an answer; else it takes a
+        """Serve the first request, if it asks for nothing but an answer; else, and with the next one, it takes a
         transport. False: not all of it is here."""
         shared = self._shared
         if self._first:
             data = self._first + data
         size = data.find(b"\r\n\r\n", 0, shared.head_max) + 4
         waits = len(data) <= EARLY_MAX
-        if size >= 4:
+        if self._head_bytes:
+            waits = False
+        elif size >= 4:
             plain, self._shape = shared.reader.like(data[:size], None)
-            if plain is not None and plain.more is not None and plain.more.is_brief:
+            if plain is not None and (plain.more is None or plain.more.is_easy):
                 end = size + plain.length
                 if len(data) == end:
-                    self._visit(plain, plain.more, data, size)
+                    self._visit(plain, data, size)
                     return True
                 waits = waits and len(data) < end <= MOST
             else:
@@ -204,10 +206,12 @@ class LeanConnection(asyncio.Protocol):
             bare.adopt()
         return not waits
 
-    def _visit(self, plain: Plain, more: More, data: bytes, size: int) -> None:
+    def _visit(self, plain: Plain, data: bytes, size: int) -> None:
         self._plain, self._head_bytes, self._first = plain, data[:size], b""
-        self.closing = True
-        if more.page:
+        more = plain.more
+        if more is not None and more.is_last:
+            self.closing = True
+        if more is not None and more.page:
             self._show(plain, more)
         else:
             self._submit(plain, data[size:], plain.length)
@@ -381,6 +385,8 @@ class LeanConnection(asyncio.Protocol):
         self.since = now()
         if close:
             self._finish()
+        elif self._bare is not None:
+            self._bare.flush()
         return not close
 
     def _submit(self, plain: Plain, body: bytes | memoryview, came: int) -> bool:
@@ -445,6 +451,8 @@ class LeanConnection(asyncio.Protocol):
         self.since = now()
         if close:
             self._finish()
+        elif self._bare is not None:
+            self._bare.flush()
         return not close
 
     def _go_on(self) -> None:
@@ -523,7 +531,9 @@ class LeanConnection(asyncio.Protocol):
             self._finish()
             return
         self.since = instant
-        if self._inbox.data:
+        if self._bare is not None:
+            self._bare.flush()
+        elif self._inbox.data:
             self._go_on()
 
     def _count(self, plain: Plain, status: int, instant: float, sent: int, answer: Answer | None) -> None:

@@ -75,7 +75,11 @@ class More(msgspec.Struct, frozen=True):
     page: str = ""  # the health page that is looked at
     is_look: bool = False  # at the head of the answer only
     model: str = ""  # of the Open Inference Protocol, that is asked
-    is_brief: bool = False  # the connection is for one answer, and nothing is to be done about the body before that
+
+    @property
+    def is_easy(self) -> bool:
+        """Nothing has to be done about the body before it is passed on."""
+        return not (self.is_chunked or self.expects or self.coding or self.digests or self.model)
 
 
 _NOTHING_MORE: Final = More()
@@ -172,11 +176,8 @@ class Reader:
             return None
         packing, packs_all = compression.choose(head.accept_encoding) if self._compressed else ("", False)
         is_old = request.version == "1.0"
-        is_last = connection == b"close" or (is_old and not connection)
-        special = head.transfer_encoding or head.expect or terms.coding or digests or model
         more = More(
-            is_last=is_last,
-            is_brief=is_last and not special,
+            is_last=connection == b"close" or (is_old and not connection),
             is_old=is_old,
             is_chunked=bool(head.transfer_encoding),
             expects=bool(head.expect),

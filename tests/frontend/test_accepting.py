@@ -222,6 +222,65 @@ def test_one_that_is_kept_gets_a_transport_and_loses_nothing(play: Play) -> None
     play(scenario)
 
 
+KEPT = {
+    "HTTP/1.1": plain(b"one"),
+    "HTTP/1.0": plain(b"one", "Connection: keep-alive", line="POST /inference HTTP/1.0"),
+    "a health page": head("Host: x", line="GET /healthz HTTP/1.1"),
+    "refused": plain(b"", "x-request-timeout: 9"),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_one_that_is_kept_gets_a_transport_with_its_second_request(play: Play, name: str, goes_on: bool) -> None:
+    async def scenario() -> None:
+        async with opened(capacity=1) as site:
+            site.gate.pending = int(name == "refused")
+            client = await site.connect(KEPT[name])
+            while b"\r\n\r\n" not in client.read:
+                await client.more()
+            site.gate.pending = 0
+            status = 429 if name == "refused" else 200
+            assert client.read.startswith(b"HTTP/1.1 %d " % status)
+            assert b"connection: close" not in client.read
+            assert (site.adopted, len(site.connections)) == (0, 1)
+            if goes_on:
+                await client.send(ONE)
+                assert (await client.all()).endswith(b"\r\n\r\none")
+            else:
+                client.sock.close()
+                await site.until(lambda: not site.connections)
+            assert site.adopted == int(goes_on)
+
+    play(scenario)
+
+
+def test_one_that_is_kept_and_idle_gets_a_transport_after_a_moment(play: Play) -> None:
+    async def scenario() -> None:
+        async with opened() as site:
+            client = await site.connect(plain(b"one"))
+            await client.more()
+            (connection,) = site.connections
+            connection.sweep(connection.since + lean.BARE_S * 2)
+            assert site.adopted == 1
+            await client.send(ONE)
+            assert (await client.all()).endswith(b"\r\n\r\none")
+
+    play(scenario)
+
+
+def test_a_large_answer_on_one_that_is_kept_comes_whole(play: Play) -> None:
+    async def scenario() -> None:
+        async with opened() as site:
+            site.client.reply = lambda item: Answer(200, b"x" * LARGE, "text/plain")
+            client = await site.connect(plain(b"one"))
+            await site.until(lambda: site.adopted)
+            await client.send(ONE)
+            assert (await client.all()).count(b"x" * LARGE) == 2
+
+    play(scenario)
+
+
 def test_what_is_not_plain_is_handed_over_from_its_first_byte(play: Play) -> None:
     async def scenario() -> None:
         async with opened() as site:
@@ -319,6 +378,21 @@ def test_an_answer_in_pieces_is_given_in_pieces(play: Play, version: str, is_cut
     play(scenario)
 
 
+@pytest.mark.parametrize("request_", [ONE, plain(b"one")])
+def test_one_that_stops_sending_in_the_middle_of_a_request_is_handed_over_to_be_told_so(
+    play: Play, request_: bytes
+) -> None:
+    async def scenario() -> None:
+        async with opened() as site:
+            client = await site.connect(request_[:-1])
+            await site.until(lambda: site.connections and not site.connections[0].idle)
+            client.sock.shutdown(socket.SHUT_WR)
+            await client.all()
+            assert site.handed == [request_[:-1]]
+
+    play(scenario)
+
+
 @pytest.mark.parametrize("said", [b"", ONE[:20]])
 def test_one_that_goes_without_a_request_leaves_nothing(play: Play, said: bytes) -> None:
     async def scenario() -> None:
@@ -353,6 +427,23 @@ def test_an_idle_one_makes_room(play: Play) -> None:
             assert site.connections[0].idle
             site.connections[0].end()
             assert await client.all() == b""
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("when", ["before its request", "behind its answer"])
+def test_one_that_has_gone_is_not_adopted_in_the_same_turn(play: Play, when: str) -> None:
+    async def scenario() -> None:
+        async with opened() as site:
+            client = await site.connect(*([plain(b"one")] if when == "behind its answer" else []))
+            await site.until(lambda: site.connections)
+            if when == "behind its answer":
+                await client.more()
+            (connection,) = site.connections
+            connection.end()
+            connection.sweep(connection.since + lean.BARE_S * 2)
+            await client.all()
+            assert site.adopted == 0
 
     play(scenario)
 

@@ -107,6 +107,7 @@ def test_where_all_send_too_much_in_advance_a_connection_ends_behind_its_answer(
     with attacked(tmp_path, server=server, timeout=60.0) as running, crowd(running, count) as attackers:
         before = resident(running)
         for raw in attackers:
+            assert raw.send(post(b"first")).reply().body == b"first"
             raw.send(post(b"wait"))
         for raw in attackers:
             pour_whole(raw, post(b"next") * 1000)

@@ -55,8 +55,8 @@ def test_plain(fields: tuple[str, ...]) -> None:
 
 OLD = "POST /inference HTTP/1.0"
 MORE: dict[str, tuple[bytes, More]] = {
-    "close": (head("host: x", "content-length: 3", "Connection: Close"), More(is_last=True, is_brief=True)),
-    "HTTP/1.0": (head("content-length: 3", line=OLD), More(is_last=True, is_old=True, is_brief=True)),
+    "close": (head("host: x", "content-length: 3", "Connection: Close"), More(is_last=True)),
+    "HTTP/1.0": (head("content-length: 3", line=OLD), More(is_last=True, is_old=True)),
     "HTTP/1.0, kept": (head("content-length: 3", "connection: keep-alive", line=OLD), More(is_old=True)),
     "chunked": (head("host: x", "Transfer-Encoding: Chunked"), More(is_chunked=True)),
     "expect": (head("host: x", "content-length: 3", "expect: 100-Continue"), More(expects=True)),
