@@ -405,7 +405,12 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    return {name: value for name, value in vars(record).items() if name not in _STANDARD and name != TRACEBACK}
+    # What begins with "_" is no field: some library has records made by a function of its own.
+    return {
+        name: value
+        for name, value in vars(record).items()
+        if name not in _STANDARD and name != TRACEBACK and not name.startswith("_")
+    }
 
 
 def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:

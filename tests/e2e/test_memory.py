@@ -19,8 +19,9 @@ MIB = 1 << 20
 CAPACITY = 100 * MIB
 BODY = 10 * MB
 AT_ONCE = 60
-# As docs/http.md says it: each body once in the frontend and once in shared memory or on its way; and what stays.
-PEAK = 2 * CAPACITY + 64 * MIB
+# As docs/operations.md says it: each body once in the frontend, once in shared memory or on its way, and once in the
+# worker; of those that are refused what came before they were.
+PEAK = 3 * CAPACITY
 REST = 64 * MIB
 
 SERVICE = """

@@ -380,6 +380,14 @@ def test_no_field_has_a_name_that_the_record_itself_has() -> None:
                     assert not names & reserved, f"{path}:{node.value.lineno}"
 
 
+def test_what_a_library_puts_into_every_record_is_no_field() -> None:
+    record = logging.makeLogRecord({"msg": "hello", "levelname": "INFO", "_added_ns": 1, "stage": "encode"})
+    for formatter in (log.ReadableFormatter({"process": "x"}, colour=False), log.JSONFormatter({"process": "x"})):
+        text = formatter.format(record)
+        assert "_added_ns" not in text
+        assert "encode" in text
+
+
 def test_a_traceback_given_as_text_is_shown_as_an_exceptions_is(monkeypatch):
     record = logging.makeLogRecord({"msg": "failed", "levelname": "ERROR", log.TRACEBACK: "Traceback\n  line"})
     line = json.loads(log.JSONFormatter({"process": "supervisor"}).format(record))

@@ -753,8 +753,7 @@ def test_workers_on_their_own_are_replaced_one_by_one_by_what_their_file_says_th
     again = folder / "stages.json"
     again.write_text(json.dumps({"stage": [{"name": "encode", "worker": "service:Encode", "env": {"COLOUR": "blue"}}]}))
     trial = start(workers=2)
-    for name in ("worker-encode-1", "worker-encode-2"):
-        trial.wait_journal(f"{name} ready")
+    wait_until("all to be ready, as the supervisor has it", lambda: "every process is ready" in trial.log)
     trial.process.send_signal(signal.SIGHUP)
     for name in ("worker-encode-1", "worker-encode-2"):
         trial.wait_journal(f"{name} ready", times=2)

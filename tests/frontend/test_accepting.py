@@ -495,7 +495,7 @@ def test_what_served_a_connection_goes_with_it_and_does_not_wait_for_the_collect
                 for _ in range(5):
                     await (await site.connect(ONE)).all()
                 await asyncio.sleep(0)
-                left = [one for one in gc.get_objects() if isinstance(one, LeanConnection | accepting.Bare)]
+                left = [one for one in gc.get_objects() if type(one) in (LeanConnection, accepting.Bare)]
                 site.client.submitted.clear()
                 held = {id(call.call.waiter) for call in site.client._calls}  # the fake keeps them all
                 assert [one for one in left if id(one) not in held] == []
