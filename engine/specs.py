@@ -55,7 +55,7 @@ def front_spec(deployment: Deployment) -> FrontSpec:
     return FrontSpec(
         bound(frontend.capacity, cells),
         bound(frontend.capacity_bytes, cells),
-        bound(frontend.idempotency_bytes, cells),
+        bound(frontend.idempotency_bytes, deployment.keyed),
         slos_s=tuple([route.slo or frontend.slo for route in deployment.routes]),
         priorities=tuple([Priority[route.priority.upper()] for route in deployment.routes]),
         clients={bytes.fromhex(one.token_sha256)[:CLIENT_SIZE]: _client(one) for one in deployment.clients},

@@ -23,6 +23,7 @@ from engine.core.growth import SETTLE_S, Growth
 from engine.core.processes import Child, Kind, Replace
 from engine.process import Notifier
 from engine.signals import STOPPING, Signals
+from engine.specs import front_spec
 from engine.supervisor import family
 from engine.supervisor.changes import Changes, Refused
 from engine.supervisor.growing import Grower
@@ -161,6 +162,16 @@ def test_another_broker_comes_with_half_of_the_workers(tmp_path: Path) -> None:
     assert again is not None
     assert names(again.brokers) == ["broker 3", "broker 4"]
     assert again.moved == {(stage, slot) for stage in ("first", "second") for slot in (3, 4)}
+
+
+def test_the_first_broker_keeps_its_room_for_keys_which_all_go_there(tmp_path: Path) -> None:
+    frontend = {"idempotency_bytes": "8 MiB", "capacity": 64}
+    for cells, grown, room_for_keys in (("auto", 2, 8 << 20), (2, 0, 4 << 20)):
+        stage = {"name": "encode", "worker": "service:Encode", "num": 2}
+        data = {"engine": {"cells": cells}, "frontend": frontend, "stage": [stage]}
+        deployment = build(data, file=tmp_path / "stages.toml", label="it", flags={}, environ={})
+        spec = front_spec(replace(deployment, grown=grown))
+        assert (spec.idempotency_bytes, spec.capacity) == (room_for_keys, 32)
 
 
 def test_what_was_given_up_is_left_for_long(tmp_path: Path) -> None:
