@@ -24,9 +24,8 @@ def available_cpus() -> list[int]:
 
 def quota(proc: Path = PROC, cgroups: Path = CGROUPS) -> float | None:
     """CPUs that the control groups allow this process at once, 0.5 for half of one; None: they set no bound."""
-    groups = folders("cpu", proc=proc, cgroups=cgroups)
-    bounds = [bound for group in groups if (bound := _bound(group)) is not None]
-    return min(bounds, default=None)
+    bound, _ = _tightest(proc, cgroups)
+    return bound
 
 
 def usable_cpus(proc: Path = PROC, cgroups: Path = CGROUPS) -> float:
@@ -43,12 +42,18 @@ def left_s(proc: Path = PROC, cgroups: Path = CGROUPS) -> tuple[float, ...]:
     idle = _idle_s(available_cpus(), proc)
     if idle is None:
         return ()
-    bounds = [(bound, group) for group in folders("cpu", proc=proc, cgroups=cgroups) if (bound := _bound(group))]
-    if not bounds:
+    bound, group = _tightest(proc, cgroups)
+    if bound is None:
         return (idle,)
-    bound, group = min(bounds)
     used = _used_s(group)
     return () if used is None else (idle, bound * monotonic() - used)
+
+
+def _tightest(proc: Path, cgroups: Path) -> tuple[float, Path] | tuple[None, Path]:
+    """What this process is allowed, and by which control group; None, where none of them sets a bound."""
+    groups = folders("cpu", proc=proc, cgroups=cgroups)
+    bounds = [(bound, group) for group in groups if (bound := _bound(group)) is not None]
+    return min(bounds, default=(None, cgroups))
 
 
 def _idle_s(cpus: Collection[int], proc: Path) -> float | None:

@@ -46,15 +46,7 @@ def drain(one: Twin) -> None:
     for _ in range(200):
         bury(one)
         one.arrive()
-        for stage in range(len(one.stages)):
-            if not any(worker.stage == stage for worker in one.workers.values()):
-                one.worker(stage)
-        busy = [worker for worker in one.workers.values() if worker.lane]
-        for worker in busy:
-            if worker.lane:
-                one.finish(worker)
-        one.pass_time(0.05)
-        if not busy and one.is_empty():
+        if not one.go_on() and one.is_empty():
             break
 
 

@@ -404,13 +404,7 @@ def test_exactly_one_answer_whatever_becomes_of_it(data: st.DataObject) -> None:
     for _ in range(300):
         bury(twin)
         twin.arrive()
-        for stage in (0, 1):
-            if not any(worker.stage == stage for worker in twin.workers.values()):
-                twin.worker(stage)
-        for worker in list(twin.workers.values()):
-            if worker.lane:
-                twin.finish(worker)
-        twin.pass_time(0.05)
+        twin.go_on()
         if twin.is_empty():
             break
     assert twin.is_empty()

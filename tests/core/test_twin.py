@@ -86,15 +86,7 @@ def test_exactly_one_answer_whatever_happens(data: st.DataObject) -> None:
     for _ in range(200):
         bury(twin)
         twin.arrive()
-        for stage in (0, 1, 2):
-            if not any(worker.stage == stage for worker in twin.workers.values()):
-                twin.worker(stage)
-        busy = [worker for worker in twin.workers.values() if worker.lane]
-        for worker in busy:
-            if worker.lane:
-                twin.finish(worker)
-        twin.pass_time(0.05)
-        if not busy and twin.is_empty():
+        if not twin.go_on() and twin.is_empty():
             break
     assert twin.is_empty()
     for seq, route in submitted.items():
@@ -189,13 +181,7 @@ def test_exactly_one_answer_over_real_links_whatever_becomes_of_broker_and_conne
         twin.arrive()
         for frontend, _ in frontends.values():
             frontend.beat()
-        for stage in (0, 1):
-            if not any(worker.stage == stage for worker in twin.workers.values()):
-                twin.worker(stage)
-        for worker in list(twin.workers.values()):
-            if worker.lane:
-                twin.finish(worker)
-        twin.pass_time(0.05)
+        twin.go_on()
         if twin.is_empty() and not any(frontend.link.waiting for frontend, _ in frontends.values()):
             break
     for frontend, _ in frontends.values():

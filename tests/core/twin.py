@@ -310,6 +310,18 @@ class Twin:
                 decoded, got = decode(encode(words, payloads))
                 assert link.link.handle(decoded, got, self.now)
 
+    def go_on(self) -> bool:
+        """A moment in which each stage has a worker, and whoever has a batch does it; whether somebody had one."""
+        for stage in range(len(self.stages)):
+            if not any(worker.stage == stage for worker in self.workers.values()):
+                self.worker(stage)
+        busy = [worker for worker in self.workers.values() if worker.lane]
+        for worker in busy:
+            if worker.lane:
+                self.finish(worker)
+        self.pass_time(0.05)
+        return bool(busy)
+
     def finish(
         self,
         worker: FakeWorker,
