@@ -13,6 +13,8 @@ from typing import Final, TypeAlias
 
 Value: TypeAlias = "Mapping[str, Value] | Sequence[Value] | str | int | bool"
 
+KEY_MOST: Final = 1024  # characters of a key as it is written; a longer one is no key to YAML unless it is said to be
+
 # What needs no quotes: begins with a letter or a slash, and has no mark of YAML's.
 _PLAIN: Final = re.compile(r"[A-Za-z/][A-Za-z0-9_./+-]*(?: [A-Za-z0-9_./+=,-]+)*")
 _WORDS: Final = frozenset(
@@ -30,7 +32,12 @@ def dump(*documents: Value) -> str:
 def _lines(value: Value) -> Iterator[str]:
     if isinstance(value, Mapping) and value:
         for key, one in value.items():
-            yield from _entry(f"{_scalar(key)}:", one)
+            head = _scalar(key)
+            if len(head) <= KEY_MOST:
+                yield from _entry(f"{head}:", one)
+            else:
+                yield f"? {head}"
+                yield from _entry(":", one)
     elif isinstance(value, Sequence) and not isinstance(value, str) and value:
         for one in value:
             first, *rest = _lines(one)

@@ -77,6 +77,15 @@ def test_what_is_written_is_read_back(value: Any) -> None:
     assert reader.safe_load(yaml.dump({"a": {"b": [value]}})) == {"a": {"b": [value]}}
 
 
+@pytest.mark.parametrize("value", [1, "a\nb\n", {"b": [1]}, [{"c": 2}], {}], ids=str)
+@pytest.mark.parametrize("length", [1022, 1023, 5000])
+def test_a_key_may_be_longer_than_a_key_is_that_is_not_said_to_be_one(value: Any, length: int) -> None:
+    for mark in ("k", ":"):
+        written = {mark * length: value, "next": 3}
+        assert reader.safe_load(yaml.dump(written)) == written
+        assert reader.safe_load(yaml.dump([written])) == [written]
+
+
 def test_a_text_of_several_lines_stands_as_it_is() -> None:
     assert yaml.dump({"a": "b = 1\n\nc\n"}) == "a: |\n  b = 1\n\n  c\n"
 
