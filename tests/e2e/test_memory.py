@@ -20,9 +20,9 @@ CAPACITY = 100 * MIB
 BODY = 10 * MB
 AT_ONCE = 60
 # As docs/operations.md says it: each body once in the frontend, once in shared memory or on its way, and once in the
-# worker; of those that are refused what came before they were.
-PEAK = 3 * CAPACITY
+# worker; of those that are refused what came before they were. What is given back is so after a while: REST.
 REST = 64 * MIB
+PEAK = 3 * CAPACITY + REST
 
 SERVICE = """
 import time
