@@ -129,9 +129,10 @@ class Client:
     def _connect(self) -> None:
         self._reached = self._search.result(now())
         if self._reached is not None:
-            self._sock = sock = transport.dealer(self._context, self._reached.front)
-            self._loop.add_reader(sock.fileno(), self._read)
-            self._flush_soon()
+            self._sock = sock = transport.door(self._context, self._reached)
+            if sock is not None:
+                self._loop.add_reader(sock.fileno(), self._read)
+                self._flush_soon()
 
     def _drop(self) -> None:
         if self._sock is not None:
@@ -151,6 +152,8 @@ class Client:
     def _see_to_connection(self) -> None:
         """By tcp a connection may be lost without a word, and the broker's host may be another one by now: after a
         while without an answer a new one finds out."""
+        if self._sock is not None and transport.is_lost(self._sock):
+            self._drop()
         if self._sock is None:
             self._connect_now()
         elif self._endpoints.is_tcp and now() >= self.link.silent_at:

@@ -1,5 +1,6 @@
 """The only module that knows ZeroMQ, but for its encryption (:mod:`engine.curve`): sockets with their options, and
-moving parcels.
+moving parcels. Within one host the parcels that carry work go by unix sockets instead (:mod:`engine.unix`); whoever
+moves them need not know which it is.
 
 Every option is set once, here, with its reason (:func:`_common` and the makers below). Rules its users keep: a
 context is made after fork; a socket is made, used and closed by one thread; a socket under credit or admission has no
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket as stdsocket
 import stat
 import struct
@@ -19,9 +21,9 @@ from typing import Final, TypeAlias
 
 import zmq
 
-from engine import curve
+from engine import curve, unix
 from engine.config import Deployment, run_dir
-from engine.config.endpoints import PATH_MAX, cell_dir, is_lane, length, loopback_of
+from engine.config.endpoints import NEAR, PATH_MAX, cell_dir, is_lane, length, loopback_of
 from engine.config.endpoints import Endpoints as Endpoints  # for those who make sockets
 from engine.core.keys import LOST
 from engine.core.liveness import CONNECT_S, LIMIT_S, PROBE_S, PROBES, RECONNECT_FAR_S, RECONNECT_MOST_S
@@ -29,10 +31,11 @@ from engine.core.wire import Buffer
 from engine.errors import StartError
 from engine.keyfile import Keyring
 
-Socket: TypeAlias = curve.Socket
+Socket: TypeAlias = curve.Socket | unix.Socket
 Context: TypeAlias = curve.Context
 Poller: TypeAlias = zmq.Poller
-Origin: TypeAlias = zmq.Frame  # what a parcel's last frame knows of its connection
+AnyPoller: TypeAlias = "zmq.Poller | select.poll"
+Origin: TypeAlias = zmq.Frame | unix.Stream  # what is known of the connection that a parcel came by
 
 COPY_BELOW: Final = 64 * 1024  # bytes; below it a copy is cheaper than pyzmq's zero-copy bookkeeping
 # As plain numbers: to combine or to compare members of pyzmq's enumerations costs as much as what is done with them.
@@ -58,6 +61,22 @@ def listening(deployment: Deployment, cell: int = 0) -> Endpoints:
     return Endpoints(base, tuple(stage.name for stage in deployment.stages))
 
 
+def poller(lane: Socket | None) -> AnyPoller:
+    """For descriptors, this socket and others of its kind. A system's own costs half as much as ZeroMQ's; both take
+    READABLE, and tell of a descriptor by its number."""
+    made = select.poll() if isinstance(lane, unix.Socket) else zmq.Poller()
+    if lane is not None:
+        made.register(lane, READABLE)
+    return made
+
+
+def ways(endpoints: Endpoints) -> list[Endpoints]:
+    """By what the sockets that carry work are to be reached, the quickest first: ZeroMQ's are bound beside the unix
+    ones, for peers of a version that does not know these."""
+    near = endpoints.near if unix.IS_THERE else None
+    return [endpoints] if near is None else [near, endpoints]
+
+
 def reaching(deployment: Deployment, cell: int = 0) -> Endpoints:
     """By what everybody else reaches that broker. Its host may be a name (:mod:`engine.addresses`)."""
     brokers = deployment.engine.broker
@@ -80,7 +99,7 @@ def context(keys: Keyring | None = None) -> Context:
     return made
 
 
-def _common(sock: Socket, endpoint: str) -> None:
+def _common(sock: curve.Socket, endpoint: str) -> None:
     # Books are kept by the broker in items and bytes; a mark would only drop or block without telling anybody.
     sock.sndhwm = 0
     sock.rcvhwm = 0
@@ -94,7 +113,7 @@ def _common(sock: Socket, endpoint: str) -> None:
         _limit(sock)
 
 
-def _limit(sock: Socket) -> None:
+def _limit(sock: curve.Socket) -> None:
     """A connection whose other host has vanished ends within LIMIT_S, by the kernel's doing at each end, whatever the
     threads of this process are kept from: what is not acknowledged by then ends it (TCP_USER_TIMEOUT), an idle one is
     probed, and one that does not come about is tried anew."""
@@ -110,6 +129,8 @@ def _limit(sock: Socket) -> None:
 def router(ctx: Context, endpoint: str, *, largest: int = ANY) -> Socket:
     """A bound ROUTER: front, admin, control. Mandatory: an answer to a vanished peer is an error, not silence.
     ``largest``: the most bytes of a frame; a longer one cuts its connection before it is read."""
+    if is_unix(endpoint):
+        return _listening(endpoint, largest, is_named=True)
     sock = _bound_kind(ctx, zmq.ROUTER, endpoint)
     sock.router_mandatory = 1
     sock.maxmsgsize = largest
@@ -119,6 +140,8 @@ def router(ctx: Context, endpoint: str, *, largest: int = ANY) -> Socket:
 
 def pull(ctx: Context, endpoint: str, *, largest: int = ANY) -> Socket:
     """A bound PULL: intake, egress. ``largest`` as for :func:`router`: its senders see to it that none is larger."""
+    if is_unix(endpoint):
+        return _listening(endpoint, largest)
     sock = _bound_kind(ctx, zmq.PULL, endpoint)
     sock.maxmsgsize = largest
     _bind(sock, endpoint)
@@ -126,11 +149,13 @@ def pull(ctx: Context, endpoint: str, *, largest: int = ANY) -> Socket:
 
 
 def lane(ctx: Context, endpoint: str, *, reader: int | None = None) -> Socket:
-    """A bound PUSH for exactly one worker, process ``reader``, over ipc.
+    """A bound PUSH for exactly one worker, process ``reader``, of this host.
 
     A PUSH deals to whoever is connected, so a second PULL would get every other batch. The kernel's word decides who
     may connect: the connections of all other processes are closed before a byte is exchanged. None leaves it out.
     """
+    if is_unix(endpoint):
+        return _listening(endpoint, is_single=True, only=reader or 0)
     sock = _bound_kind(ctx, zmq.PUSH, endpoint)
     if reader is not None:
         with contextlib.suppress(zmq.ZMQError):  # a system without SO_PEERCRED
@@ -159,7 +184,9 @@ def lane_of(ctx: Context, endpoints: Endpoints, offsets: Iterable[int]) -> tuple
 
 def lane_end(ctx: Context, endpoint: str) -> Socket:
     """The worker's PULL end of its lane. A lane by tcp is for one connection: its port may be another worker's when it
-    is made anew, and batches would go astray. Who loses it is given another one."""
+    is made anew, and batches would go astray. Who loses it is given another one. So is one within a host."""
+    if is_unix(endpoint):
+        return unix.Connecting(endpoint.removeprefix(NEAR), is_lasting=False)
     sock = ctx.socket(zmq.PULL)
     _common(sock, endpoint)
     if endpoint.startswith("tcp://"):
@@ -168,7 +195,20 @@ def lane_end(ctx: Context, endpoint: str) -> Socket:
     return sock
 
 
-def dealer(ctx: Context, endpoint: str) -> Socket:
+def door(ctx: Context, endpoints: Endpoints) -> Socket | None:
+    """A frontend's socket, by the quickest way that there is; None while nobody listens. A broker of a version that
+    has no unix sockets is reached by ipc."""
+    first, *others = ways(endpoints)
+    if not others:
+        return dealer(ctx, endpoints.front)
+    near = unix.Connecting(first.front.removeprefix(NEAR))
+    if near.is_connected:
+        return near
+    near.close()
+    return dealer(ctx, endpoints.front) if unix.is_heard(endpoints.front.removeprefix("ipc://")) else None
+
+
+def dealer(ctx: Context, endpoint: str) -> curve.Socket:
     """A connecting DEALER: frontends, workers' control, admin questions.
 
     IMMEDIATE: with no connection a send says EAGAIN instead of queueing for a broker that may never come. The routing
@@ -184,6 +224,8 @@ def dealer(ctx: Context, endpoint: str) -> Socket:
 
 def push(ctx: Context, endpoint: str) -> Socket:
     """A worker's PUSH to an intake or the egress. IMMEDIATE for the same reason as :func:`dealer`."""
+    if is_unix(endpoint):
+        return unix.Connecting(endpoint.removeprefix(NEAR))
     sock = ctx.socket(zmq.PUSH)
     _common(sock, endpoint)
     sock.immediate = 1
@@ -193,7 +235,8 @@ def push(ctx: Context, endpoint: str) -> Socket:
 
 def tell_losses(sock: Socket, name: str) -> None:
     """From now on whoever listens for ``name`` (:class:`Losses`) hears of each connection that ``sock`` loses. By the
-    thread that owns it. Over ipc there is nothing to hear: a connection there ends with one of its processes."""
+    thread that owns it. Within a host there is nothing to hear: a connection there ends with one of its processes."""
+    assert isinstance(sock, curve.Socket)
     sock.monitor(_losses(name), curve.LOSSES if sock.endpoint else curve.VISITS)
 
 
@@ -206,7 +249,7 @@ class Losses:
     """
 
     def __init__(self, ctx: Context) -> None:
-        self.sock: Socket = ctx.socket(zmq.PULL)
+        self.sock: curve.Socket = ctx.socket(zmq.PULL)
         self.sock.rcvhwm = 0
         self._ctx = ctx
         self._visitors: dict[bytes, curve.Visitors] = {}  # by the end at which they come or go
@@ -234,7 +277,7 @@ def _losses(name: str) -> str:
     return f"inproc://losses-{name}"
 
 
-def _bound_kind(ctx: Context, kind: int, endpoint: str, *, is_watched: bool = False) -> Socket:
+def _bound_kind(ctx: Context, kind: int, endpoint: str, *, is_watched: bool = False) -> curve.Socket:
     """A socket that will be bound to ``endpoint``. ``is_watched``: who comes and goes is heard by whoever
     asks for it (:func:`tell_losses`). StartError when the system has none to give."""
     try:
@@ -246,12 +289,29 @@ def _bound_kind(ctx: Context, kind: int, endpoint: str, *, is_watched: bool = Fa
     return sock
 
 
-def _bind(sock: Socket, endpoint: str) -> None:
+def _listening(
+    endpoint: str, largest: int = ANY, *, is_named: bool = False, is_single: bool = False, only: int = 0
+) -> Socket:
+    path = _short(endpoint.removeprefix(NEAR))
+    try:
+        return unix.Listening(path, largest, is_named=is_named, is_single=is_single, only=only)
+    except OSError as error:
+        raise StartError(f"cannot listen on {endpoint}: {error}") from error
+
+
+def _short(path: str) -> str:
+    if length(path) > PATH_MAX:  # of a deployment that was read from no file
+        raise StartError(f"the socket path {path} is too long; set a shorter run_dir")
+    return path
+
+
+def _bind(sock: curve.Socket, endpoint: str) -> None:
     if endpoint.startswith("ipc://"):
-        path = endpoint.removeprefix("ipc://")
-        if length(path) > PATH_MAX:  # of a deployment that was read from no file
+        try:
+            path = _short(endpoint.removeprefix("ipc://"))
+        except StartError:
             sock.close()
-            raise StartError(f"the socket path {path} is too long; set a shorter run_dir")
+            raise
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)  # left by a broker that was killed; the run directory's lock says it is gone
     try:
@@ -263,6 +323,8 @@ def _bind(sock: Socket, endpoint: str) -> None:
 
 def bound(sock: Socket) -> str:
     """The endpoint that a peer connects to, with the port that the system chose."""
+    if isinstance(sock, unix.Socket):
+        return f"{NEAR}{sock.path}"
     endpoint = sock.getsockopt(zmq.LAST_ENDPOINT)
     assert isinstance(endpoint, bytes)
     return endpoint.rstrip(b"\0").decode()
@@ -275,6 +337,9 @@ def port_of(sock: Socket) -> int:
 
 def unbind(sock: Socket) -> None:
     """Close a bound socket, and remove the file that an ipc one leaves behind: lanes come and go."""
+    if isinstance(sock, unix.Socket):
+        sock.close()
+        return
     endpoint = bound(sock)
     if not endpoint.startswith("ipc://"):
         sock.monitor(None, 0)  # what we end ourselves is no loss
@@ -302,6 +367,8 @@ def send(sock: Socket, frames: Sequence[Buffer], *, to: bytes | None = None) -> 
 
     Large frames are handed over without a copy: the caller must not change them afterwards.
     """
+    if isinstance(sock, unix.Socket):
+        return sock.send(frames, to)
     left = len(frames)
     try:
         if to is not None:
@@ -320,13 +387,39 @@ def send(sock: Socket, frames: Sequence[Buffer], *, to: bytes | None = None) -> 
     return True
 
 
+def is_near(peer: bytes) -> bool:
+    """Whether who has this identity is connected by a unix socket."""
+    return peer.startswith(unix.NAMED)
+
+
+def keeps_some(sock: Socket) -> bool:
+    """Whether there is something that :func:`keeps_nothing` would send on. Then its descriptor tells when."""
+    return isinstance(sock, unix.Socket) and sock.has_unsent
+
+
+def is_lost(sock: Socket) -> bool:
+    """It is without a connection, and of a kind that says so. Then :func:`door` knows whether there is a way."""
+    return isinstance(sock, unix.Connecting) and not sock.is_connected
+
+
+def is_unix(endpoint: str) -> bool:
+    """Whether it is one of :mod:`engine.unix`."""
+    return endpoint.startswith(NEAR)
+
+
+def keeps_nothing(sock: Socket, timeout_s: float = 0.0) -> bool:
+    """Send on what the other end has not taken at once, for as long as that. True when nothing is left, or ZeroMQ's
+    own thread sees to it."""
+    return not isinstance(sock, unix.Socket) or not sock.has_unsent or sock.go_on(timeout_s)
+
+
 def recv(sock: Socket) -> list[Buffer] | None:
     """The next parcel, or None when there is none now. A ROUTER's parcel begins with the peer's identity.
 
     Frames of COPY_BELOW bytes and more stay in ZeroMQ's memory (a memoryview keeps them alive); smaller ones are bytes.
     """
     # A look costs less than half the exception that says so.
-    return recv_ready(sock) if readable(sock) else None
+    return recv_ready(sock) if isinstance(sock, unix.Socket) or readable(sock) else None
 
 
 def recv_ready(sock: Socket) -> list[Buffer] | None:
@@ -337,6 +430,8 @@ def recv_ready(sock: Socket) -> list[Buffer] | None:
 
 def recv_from(sock: Socket) -> tuple[list[Buffer], Origin] | None:
     """The same with where it came from."""
+    if isinstance(sock, unix.Socket):
+        return sock.recv()
     frames: list[Buffer] = []
     try:
         while True:
@@ -356,6 +451,8 @@ def pid_of(origin: Origin) -> int | None:
     compares it with what the sender says of itself: to be mistaken for a process, a peer must name that one, and win a
     race against its connection.
     """
+    if isinstance(origin, unix.Stream):
+        return origin.pid or None
     try:
         with _connection_of(origin) as sock:
             if sock.family != stdsocket.AF_UNIX:
@@ -367,7 +464,7 @@ def pid_of(origin: Origin) -> int | None:
     return pid or None  # 0: of a process namespace that this one cannot see into
 
 
-def _connection_of(origin: Origin) -> stdsocket.socket:
+def _connection_of(origin: zmq.Frame) -> stdsocket.socket:
     """What this came by, to be closed. Raises OSError and ZMQError when it has been closed meanwhile."""
     return stdsocket.socket(fileno=os.dup(origin.get(zmq.SRCFD)))
 
@@ -377,6 +474,8 @@ def is_here(origin: Origin) -> bool:
     from the very address at which it was accepted. Two machines may give the same :func:`host_token`, where both began
     as one snapshot of a third; then to share memory, clocks or pids with the other would be to take somebody else's.
     False when the connection is closed already."""
+    if isinstance(origin, unix.Stream):
+        return True
     try:
         with _connection_of(origin) as sock:
             if sock.family == stdsocket.AF_UNIX:
@@ -388,13 +487,17 @@ def is_here(origin: Origin) -> bool:
 
 
 def readable(sock: Socket) -> bool:
-    """Whether a parcel is here. To be asked after every send by users of the edge-triggered descriptor."""
+    """Whether a parcel is here. To be asked after every send by users of the edge-triggered descriptor. A unix
+    socket's is not, and tells of all but the parcels that were read together with others."""
+    if isinstance(sock, unix.Socket):
+        return sock.has_parcels
     events: int = sock.getsockopt(zmq.EVENTS)  # type: ignore[assignment]  # the type covers every option
     return bool(events & READABLE)
 
 
 def has_peer(sock: Socket) -> bool:
-    """Whether a PUSH is connected with anybody: without a mark it can send then, and only then."""
+    """Whether a PUSH of ZeroMQ's is connected with anybody: without a mark it can send then, and only then."""
+    assert isinstance(sock, curve.Socket)
     events: int = sock.getsockopt(zmq.EVENTS)  # type: ignore[assignment]  # the type covers every option
     return bool(events & WRITABLE)
 

@@ -31,6 +31,7 @@ from benchmarks import (
     crowd,
     floor,
     goals,
+    hops,
     load,
     nginx,
     pages,
@@ -866,6 +867,14 @@ def test_the_floor_answers_with_the_same_bytes() -> None:
         systems.stop_child(process)
     assert process.returncode == 0
     assert load.parse(floor.ANSWER) == (200, len(floor.ANSWER))
+
+
+@pytest.mark.parametrize("hops_", hops.HOPS)
+@pytest.mark.parametrize("way", hops.WAYS)
+def test_a_chain_without_rules_hands_on_and_back(way: str, hops_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT / "scripts")
+    with hops.chain(way, hops_) as port:
+        assert [systems.ask(port, "/inference", "{}") for _ in range(3)] == [(200, closed.BODY.encode())] * 3
 
 
 def test_a_bare_hand_over_hands_over() -> None:

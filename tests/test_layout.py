@@ -30,7 +30,7 @@ LAYERS: Final = (
     ("client, transport", (
         "engine.addresses", "engine.apikeyfile", "engine.cells", "engine.client", "engine.joined", "engine.curve",
         "engine.keyfile",
-        "engine.transport", "engine.memory", "engine.cgroups", "engine.cpus", "engine.descriptors",
+        "engine.transport", "engine.unix", "engine.memory", "engine.cgroups", "engine.cpus", "engine.descriptors",
         "engine.handles", "engine.nearby", "engine.oom", "engine.proc",
         "engine.process", "engine.titles", "engine.signals", "engine.mailbox", "engine.tracing", "engine.admin",
         "engine.usage",

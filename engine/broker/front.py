@@ -114,9 +114,10 @@ class FrontPart(Part[ToFront]):
     # --- the loop ----------------------------------------------------------------------------------------------------
 
     def open(self, poll: Poll) -> None:
-        self._front = self._inlet(poll, transport.router(self._context, self._endpoints.front, largest=self._largest))
-        self._egress = self._inlet(
-            poll, transport.pull(self._context, self._endpoints.egress, largest=self._largest_result)
+        context, ways = self._context, transport.ways(self._endpoints)
+        self._front = self._inlets(poll, (transport.router(context, way.front, largest=self._largest) for way in ways))
+        self._egress = self._inlets(
+            poll, (transport.pull(context, way.egress, largest=self._largest_result) for way in ways)
         )
         self._admin = self._inlet(poll, transport.router(self._context, self._endpoints.admin, largest=SMALL_FRAME))
         self._exits = self._source(poll, self._watch.fileno())
@@ -126,18 +127,16 @@ class FrontPart(Part[ToFront]):
         if self.mailbox.letters:
             for letter in self.mailbox.take():
                 self._handle_letter(letter, now)
-        if self._egress.ready:
-            for message, payloads in self._egress.parcels():
-                try:
-                    self._handle_egress(message, payloads, now)
-                except Exception:
-                    self._distrust(message)
-        if self._front.ready:
-            for peer, message, payloads, origin in self._front.letters(self._cannot_read):
-                try:
-                    self._handle_front(peer, message, payloads, origin, now)
-                except Exception:
-                    self._give_up(peer, message)
+        for message, payloads in self._egress.parcels():
+            try:
+                self._handle_egress(message, payloads, now)
+            except Exception:
+                self._distrust(message)
+        for peer, message, payloads, origin in self._front.letters(self._cannot_read):
+            try:
+                self._handle_front(peer, message, payloads, origin, now)
+            except Exception:
+                self._give_up(peer, message)
         if self._admin.ready:
             for peer, message, _, _ in self._admin.letters(self._cannot_read_question):
                 try:
@@ -167,6 +166,8 @@ class FrontPart(Part[ToFront]):
 
     def _check(self, now: float) -> None:
         self._check_at = now + CHECK_S
+        self._front.listen_again()
+        self._egress.listen_again()
         self.machine.measure(now)
         self._used.mark(now, (usage.own().cpu_us / MICROS,))
         if descriptors.are_spent():

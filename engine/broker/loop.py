@@ -11,14 +11,14 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import inf
 from typing import Any, Final, Generic, TypeVar
 
 from engine import transport
 from engine.broker.complaints import FAILED, Complaints
 from engine.broker.letters import Distrust, ToStage
-from engine.broker.poll import Inlet, Poll, Source
+from engine.broker.poll import Inlet, Inlets, Poll, Source
 from engine.clock import now
 from engine.core.messages import Parts, Results, StreamEvents
 from engine.core.wire import AnyWords
@@ -47,7 +47,7 @@ class Part(ABC, Generic[Letter]):
         self.unrung: dict[Bell | None, bool] = {}  # its thread's: who got letters in this pass; whether any is urgent
         self.wake = 0.0  # when it wants to be called at the latest
         self.due = False  # one of its sources is ready
-        self._inlets: list[Inlet] = []
+        self._open_inlets: list[Inlet] = []
 
     @abstractmethod
     def open(self, poll: Poll) -> None:
@@ -59,7 +59,7 @@ class Part(ABC, Generic[Letter]):
 
     def close(self) -> None:
         """Close what ``open`` made, as far as it came."""
-        for inlet in self._inlets:
+        for inlet in self._open_inlets:
             inlet.sock.close()
 
     def is_idle(self) -> bool:
@@ -89,14 +89,18 @@ class Part(ABC, Generic[Letter]):
         """Listen to a socket, and close it in the end."""
         return self._listen(poll, Inlet(sock, self, poll, self.complaints))
 
+    def _inlets(self, poll: Poll, socks: Iterable[transport.Socket]) -> Inlets:
+        """The same of several that are for the same."""
+        return Inlets([self._inlet(poll, sock) for sock in socks])
+
     def _listen(self, poll: Poll, inlet: AnyInlet) -> AnyInlet:
-        self._inlets.append(inlet)
+        self._open_inlets.append(inlet)
         poll.add(inlet)
         return inlet
 
     def _leave(self, poll: Poll, inlet: Inlet) -> None:
         """Close a socket that was listened to."""
-        self._inlets.remove(inlet)
+        self._open_inlets.remove(inlet)
         poll.remove(inlet)
         inlet.sock.close()
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 from typing import Final, Protocol
 
-from engine import transport
+from engine import transport, unix
 from engine.broker.complaints import MALFORMED, Complaints
 from engine.core.wire import AnyWords, Buffer, Payload, decode
 from engine.errors import ProtocolError
@@ -41,11 +41,12 @@ class Source:
 class Inlet(Source):
     """A bound socket of a part: the parcels that have come, and for a ROUTER the way back."""
 
-    __slots__ = ("_complaints", "_doubts", "sock")
+    __slots__ = ("_complaints", "_doubts", "is_near", "sock")
 
     def __init__(self, sock: transport.Socket, owner: Owner, poll: Poll, complaints: Complaints) -> None:
         super().__init__(sock.fileno(), owner)
         self.sock = sock
+        self.is_near = isinstance(sock, unix.Socket)
         self._complaints = complaints
         self._doubts = poll.doubts
 
@@ -92,6 +93,41 @@ class Inlet(Source):
         """See :func:`engine.transport.send`."""
         self._doubts.add(self)
         return transport.send(self.sock, frames, to=to)
+
+
+class Inlets:
+    """Several for the same: by whichever way a peer comes (:func:`engine.transport.ways`), the quickest first."""
+
+    __slots__ = ("_inlets",)
+
+    def __init__(self, inlets: Sequence[Inlet]) -> None:
+        self._inlets = tuple(inlets)
+
+    def parcels(self) -> Iterator[tuple[AnyWords, list[Payload]]]:
+        """See :meth:`Inlet.parcels`."""
+        for inlet in self._inlets:
+            if inlet.ready:
+                yield from inlet.parcels()
+
+    def letters(
+        self, unreadable: Callable[[bytes], None]
+    ) -> Iterator[tuple[bytes, AnyWords, list[Payload], transport.Origin]]:
+        """See :meth:`Inlet.letters`. ZeroMQ lets a peer choose its name: one that chose another's is not heard."""
+        for inlet in self._inlets:
+            if inlet.ready:
+                for letter in inlet.letters(unreadable):
+                    if transport.is_near(letter[0]) is inlet.is_near:
+                        yield letter
+
+    def listen_again(self) -> None:
+        """To be called now and then (:meth:`engine.unix.Listening.listen_again`)."""
+        for inlet in self._inlets:
+            if isinstance(inlet.sock, unix.Listening):
+                inlet.sock.listen_again()
+
+    def send(self, frames: Sequence[Buffer], to: bytes) -> bool:
+        """See :func:`engine.transport.send`."""
+        return self._inlets[0 if transport.is_near(to) else -1].send(frames, to)
 
 
 class Losses(Inlet):

@@ -13,18 +13,17 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import deque
-from math import inf
 from typing import Final
 
 import msgspec
 
-from engine import transport
+from engine import transport, unix
 from engine.broker import report
 from engine.broker.arenas import Arenas
 from engine.broker.complaints import FAILED, UNEXPECTED
 from engine.broker.letters import ChangeStage, Distrust, Drain, Look, Seen, ToFront, ToStage
 from engine.broker.loop import Part
-from engine.broker.poll import Losses, Poll
+from engine.broker.poll import Losses, Poll, Source
 from engine.broker.retired import Retired
 from engine.broker.watch import Watch
 from engine.clock import now as clock
@@ -46,7 +45,7 @@ from engine.core.actions import (
     Settle,
     ToWorker,
 )
-from engine.core.introduction import UNREADABLE, FrozenWords, Introduction, Refusal, Stranger
+from engine.core.introduction import NEAR_SINCE, UNREADABLE, FrozenWords, Introduction, Refusal, Stranger
 from engine.core.liveness import CHECK_S, LANE_RETRY_S, LIMIT_S, REJOIN_S
 from engine.core.messages import Bye, Leave, Message, Place, Pulse, Ready, Results, WorkerBeat
 from engine.core.routing import Topology
@@ -62,10 +61,11 @@ log: Final = logging.getLogger("stageline.broker")
 class Lane:
     """The PUSH end of one worker, and what waits for its connection."""
 
-    __slots__ = ("memory", "peer", "pending", "pid", "port", "seen", "since", "sock")
+    __slots__ = ("kept", "memory", "peer", "pending", "pid", "port", "seen", "since", "sock")
 
     def __init__(self, sock: transport.Socket, peer: bytes, pid: int | None, memory: Place | None) -> None:
         self.sock = sock
+        self.kept: Source | None = None  # it is polled, for it has not taken all that was sent
         self.memory = memory  # the arena that the worker fills
         self.peer = peer  # of the worker on the control socket
         self.pid = pid  # the process that is, where the kernel tells
@@ -84,7 +84,7 @@ class Lane:
         """Send what waits; True when nothing does any more."""
         while self.pending and transport.send(self.sock, self.pending[0]):
             self.pending.popleft()
-        return not self.pending
+        return transport.keeps_nothing(self.sock) and not self.pending
 
 
 class StagePart(Part[ToStage]):
@@ -134,11 +134,13 @@ class StagePart(Part[ToStage]):
     # --- the loop ----------------------------------------------------------------------------------------------------
 
     def open(self, poll: Poll) -> None:
+        self._poll = poll
         self._control = self._inlet(
             poll, transport.router(self._context, self._endpoints.control(self.index), largest=control_frame())
         )
-        self._intake = self._inlet(
-            poll, transport.pull(self._context, self._endpoints.intake(self.index), largest=self._largest)
+        intakes = [way.intake(self.index) for way in transport.ways(self._endpoints)]
+        self._intake = self._inlets(
+            poll, (transport.pull(self._context, intake, largest=self._largest) for intake in intakes)
         )
         self._exits = self._source(poll, self._watch.fileno())
         if self._endpoints.is_tcp:
@@ -151,12 +153,11 @@ class StagePart(Part[ToStage]):
         if self.mailbox.letters:
             for letter in self.mailbox.take():
                 self._handle_letter(letter, now)
-        if self._intake.ready:
-            for message, payloads in self._intake.parcels():
-                try:
-                    self._handle_intake(message, payloads, now)
-                except Exception:
-                    self._distrust(message)
+        for message, payloads in self._intake.parcels():
+            try:
+                self._handle_intake(message, payloads, now)
+            except Exception:
+                self._distrust(message)
         if self._control.ready:
             for peer, message, _, origin in self._control.letters(self._cannot_read):
                 try:
@@ -173,6 +174,7 @@ class StagePart(Part[ToStage]):
             machine.tick(now)
             if now >= self._check_at:
                 self._check_at = now + CHECK_S
+                self._intake.listen_again()
                 machine.check_silence(now)
                 self._look_at_lanes(now)
                 machine.measure(now)
@@ -182,7 +184,8 @@ class StagePart(Part[ToStage]):
             self._carry_out(now)
         if self._stuck:
             self._flush(now)
-            wake = min(wake, now + LANE_RETRY_S if self._stuck else inf)
+            if any(self._lanes[key].pending for key in self._stuck):
+                wake = min(wake, now + LANE_RETRY_S)
         return min(wake, self._check_at)
 
     def is_idle(self) -> bool:
@@ -191,11 +194,24 @@ class StagePart(Part[ToStage]):
     def _flush(self, now: float) -> None:
         """Send what waits for a connection. One from another host that has not come for as long as a connection may be
         dead does not come."""
-        self._stuck = {key for key in self._stuck if key in self._lanes and not self._lanes[key].flush()}
+        for key in [*self._stuck]:
+            lane = self._lanes[key]
+            if lane.flush():
+                self._stuck.discard(key)
+            self._watch_kept(lane)
         for key in [key for key in self._stuck if now - self._lanes[key].since > LIMIT_S]:
             worker = self.machine.workers.get(key)
             if worker is not None and worker.linked and not worker.local:
                 self._lose(key, now)
+
+    def _watch_kept(self, lane: Lane) -> None:
+        """Have the part called as soon as more of what a lane keeps is taken."""
+        keeps = transport.keeps_some(lane.sock)
+        if keeps and lane.kept is None:
+            lane.kept = self._source(self._poll, lane.sock.fileno())
+        elif lane.kept is not None and not keeps:
+            self._poll.remove(lane.kept)
+            lane.kept = None
 
     def _hear_losses(self, losses: Losses, now: float) -> None:
         ports = {lane.port: key for key, lane in self._lanes.items()}
@@ -205,9 +221,14 @@ class StagePart(Part[ToStage]):
         self._carry_out(now)
 
     def _look_at_lanes(self, now: float) -> None:
-        """Of workers on other hosts. Who may connect to a port at all could keep its losses from being told."""
+        """Who may connect to a port at all could keep its losses from being told. Of a unix socket nothing is told; it
+        ends before its worker does where that has no memory for what came."""
         for key, lane in list(self._lanes.items()):
             worker = self.machine.workers.get(key)
+            if isinstance(lane.sock, unix.Listening):
+                if lane.sock.is_over():
+                    self._lose(key, now)
+                continue
             if worker is None or not worker.linked or worker.local:
                 continue
             if transport.has_peer(lane.sock):
@@ -357,7 +378,8 @@ class StagePart(Part[ToStage]):
         """A lane, bound, and what the worker is told of it. StartError when there is none to be had."""
         endpoints = self._endpoints
         if not endpoints.is_tcp:
-            sock = transport.lane(self._context, endpoints.lane(self.index, key), reader=pid)
+            way = transport.ways(endpoints)[0 if self.machine.workers[key].protocol >= NEAR_SINCE else -1]
+            sock = transport.lane(self._context, way.lane(self.index, key), reader=pid)
             return sock, transport.bound(sock)
         offsets = endpoints.lane_offsets(self._lane_ports, self._last_lane)
         sock, self._last_lane = transport.lane_of(self._context, endpoints, offsets)
@@ -410,8 +432,9 @@ class StagePart(Part[ToStage]):
             self.machine.unsent(action.worker, batch.batch, wording.TOO_MANY_PIECES, now)
             return
         lane.send(frames, now)
-        if lane.pending:
+        if lane.pending or not transport.keeps_nothing(lane.sock):
             self._stuck.add(action.worker)
+            self._watch_kept(lane)
 
     def _kill(self, action: Kill, now: float) -> None:
         worker = self.machine.workers.get(action.worker)
@@ -434,6 +457,8 @@ class StagePart(Part[ToStage]):
         lane = self._lanes.pop(key, None)
         self._stuck.discard(key)
         if lane is not None:
+            if lane.kept is not None:
+                self._poll.remove(lane.kept)
             transport.unbind(lane.sock)
             self._arenas.retire(lane.memory)
 

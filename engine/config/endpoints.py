@@ -30,7 +30,9 @@ PATH_MAX: Final = 107 if sys.platform.startswith("linux") else 103
 
 # Every name that a socket of a broker can have in its run directory.
 _LANE: Final = re.compile(r"l[0-9a-f]+-[0-9a-f]+")
-_NAMES: Final = re.compile(rf"front|admin|egress|handles|control-[0-9]+|intake-[0-9]+|{_LANE.pattern}")
+_NAMES: Final = re.compile(rf"(?:front|egress|intake-[0-9]+)(?:-u)?|admin|handles|control-[0-9]+|{_LANE.pattern}")
+
+NEAR: Final = "unix://"  # what such an endpoint begins with
 
 _CELL: Final = re.compile(r"cell-[0-9]+")
 
@@ -42,14 +44,20 @@ LANE_KEYS: Final = 1 << 42  # keys of workers are below it: too many to guess on
 @dataclass(frozen=True)
 class Endpoints:
     """Where the broker of a deployment listens, or how it is reached. ``base`` is a run directory (ipc) or
-    ``tcp://host:port``."""
+    ``tcp://host:port``. ``is_near``: by the unix sockets beside the ipc ones (:mod:`engine.unix`)."""
 
     base: str
     stages: tuple[str, ...]
+    is_near: bool = False
 
     @property
     def is_tcp(self) -> bool:
         return self.base.startswith("tcp://")
+
+    @property
+    def near(self) -> Endpoints | None:
+        """The same by unix sockets, where everybody is on one host."""
+        return None if self.is_tcp else replace(self, is_near=True)
 
     @property
     def front(self) -> str:
@@ -67,11 +75,11 @@ class Endpoints:
         return self._named(_control(stage), 3 + 2 * stage)
 
     def intake(self, stage: int) -> str:
-        return self._named(f"intake-{stage}", 4 + 2 * stage)
+        return self._named(_intake(stage), 4 + 2 * stage)
 
     def lane(self, stage: int, worker: int) -> str:
-        """Of a worker on this host, over ipc."""
-        return f"ipc://{self.base}/{_lane(stage, worker)}"
+        """Of a worker on this host."""
+        return f"{NEAR if self.is_near else 'ipc://'}{self.base}/{_lane(stage, worker)}"
 
     @property
     def first_lane(self) -> int:
@@ -119,7 +127,7 @@ class Endpoints:
     def _named(self, name: str, offset: int) -> str:
         if self.is_tcp:
             return f"tcp://{bracket(self.host)}:{self.port + offset}"
-        return f"ipc://{self.base}/{name}"
+        return f"{NEAR}{self.base}/{name}-u" if self.is_near else f"ipc://{self.base}/{name}"
 
 
 def file_of(broker: str) -> str | None:
@@ -157,7 +165,7 @@ def room(stages: int, cells: int = 1) -> int:
     """The most bytes that the path of a run directory may have, with so many stages and cells."""
     last = stages - 1
     folder = len(str(cell_dir(Path(), cells - 1))) + 1 if cells > 1 else 0
-    return PATH_MAX - 1 - folder - max(len(_control(last)), len(_lane(last, LANE_KEYS - 1)))
+    return PATH_MAX - 1 - folder - max(len(_intake(last)) + 2, len(_lane(last, LANE_KEYS - 1)))
 
 
 def is_name(name: str) -> bool:
@@ -177,6 +185,10 @@ def length(path: str) -> int:
 
 def _control(stage: int) -> str:
     return f"control-{stage}"
+
+
+def _intake(stage: int) -> str:
+    return f"intake-{stage}"
 
 
 def _lane(stage: int, worker: int) -> str:

@@ -28,9 +28,11 @@ from engine.errors import ProtocolError
 # one could misread a message; the oldest when a form is given up.
 # 3: results may go to any later stage of their route, and be its answer from any; routes may branch.
 # 4: what a worker is handed as one batch may be several, for it to compute one after the other.
+# 5: a lane may be a unix socket; then results go to the others beside it (engine.unix).
 OLDEST: Final = 2
-NEWEST: Final = 4
+NEWEST: Final = 5
 BUNDLES_SINCE: Final = 4
+NEAR_SINCE: Final = 5
 
 FRAME_MAX: Final = 1 << 20  # bytes; a deployment of a thousand routes of ten stages each fits
 OPENING: Final = b'{"stageline":'

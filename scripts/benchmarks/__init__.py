@@ -29,6 +29,7 @@ From the bottom up; a module imports only what stands above it:
     saturation   the run of every case that compares a busy worker with its plain loop
     cases/       one module per case
     floor        the least a server in Python costs, and wrk's own cost; a program of its own
+    hops         what the sockets between the processes cost without any rule; a program of its own
     machine      what it ran on
     picture      results as SVG
     report       docs/benchmarks.md out of a JSON file

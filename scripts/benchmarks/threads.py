@@ -83,7 +83,7 @@ def worker(folder: str, stage: int, slot: int) -> None:
     deployed = deployment(folder, "one")
     topology, endpoints, ctx = deployed.topology, transport.reaching(deployed), transport.context()
     control = transport.dealer(ctx, endpoints.control(stage))
-    out = transport.push(ctx, endpoints.egress)
+    out = transport.push(ctx, transport.ways(endpoints)[0].egress)
     who = introduce(
         WORKER,
         topology,
@@ -100,8 +100,9 @@ def worker(folder: str, stage: int, slot: int) -> None:
     lane = transport.lane_end(ctx, welcome.lane)
     send(control, Ready(welcome.worker, "application/json"))
     beat_at = 0.0
+    poller = transport.poller(lane)
     while True:
-        lane.poll(300)
+        poller.poll(300)
         if time.monotonic() > beat_at:
             send(control, WorkerBeat(welcome.worker))
             beat_at = time.monotonic() + 1
@@ -174,7 +175,7 @@ def send(sock: transport.Socket, message: Message | FrozenWords, payloads: Seque
 
 def receive(sock: transport.Socket) -> tuple[AnyWords, list[Payload]]:
     while (frames := transport.recv(sock)) is None:
-        sock.poll(1000)
+        transport.poller(sock).poll(1000)
     return decode(frames)
 
 

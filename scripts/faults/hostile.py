@@ -158,7 +158,7 @@ def forge_results(scene: Scene) -> None:
     asked, _ = scene.busy(s=0.5)
     before = scene.deployment.counted("duplicates")
     forged = 0
-    with _joined(scene, introduction.WORKER) as (key, _), _socket(scene, "egress", "push") as say:
+    with _joined(scene, introduction.WORKER) as (key, _), _socket(scene, "egress-u", "push") as say:
         for worker in (key, *_keys(scene)):
             for uid in (1, asked.number, 1 << 40):
                 results = messages.Results(1, worker, 1, [uid], [200], [b""], "application/json")
@@ -285,13 +285,15 @@ def _who(scene: Scene, kind: str, **about: Any) -> introduction.Introduction:
 def _socket(scene: Scene, name: str, kind: str) -> Iterator[Callable[..., Any]]:
     """A connection to one of the broker's sockets, as a function that says a parcel and, if asked, hears an answer."""
     context = transport.context()
-    sock = (transport.dealer if kind == "dealer" else transport.push)(context, scene.deployment.socket(name))
+    # Of unix sockets both ends are alike.
+    make = transport.dealer if kind == "dealer" and not name.endswith("-u") else transport.push
+    sock = make(context, scene.deployment.socket(name))
 
     def say(frames: Sequence[Any], *, hear: bool = False) -> Any:
         scene.wait(f"{name} to take it", lambda: transport.send(sock, frames))
         if not hear:
             return None
-        assert sock.poll(30_000), f"{name} said nothing"
+        assert transport.poller(sock).poll(30_000), f"{name} said nothing"
         return wire.decode(transport.recv(sock) or ())[0]
 
     try:
@@ -307,7 +309,7 @@ def _joined(scene: Scene, kind: str) -> Iterator[tuple[int, Callable[[messages.M
     so that no work waits for it. At the end its process dies, for the broker watches one that is its own."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stands_for_it:
         who = _who(scene, kind, host=transport.host_token(), pid=stands_for_it.pid)
-        name = "front" if kind == introduction.FRONTEND else "control-1"
+        name = "front-u" if kind == introduction.FRONTEND else "control-1"
         with _socket(scene, name, "dealer") as say:
             heard = say(introduction.encode(who), hear=True)
             assert isinstance(heard, messages.Welcome | messages.FrontendWelcome), heard
@@ -335,12 +337,20 @@ def _refused(scene: Scene, *, at_least: int) -> Iterator[None]:
 
 
 def _keys(scene: Scene) -> list[int]:
-    """Of all workers of all stages: every process of this user can read them off the names of their lanes."""
-    return [int(lane.name.rpartition("-")[2], 16) for lane in scene.deployment.lanes()]
+    """Of all workers of all stages: every process can read them off the names of their lanes, which the kernel tells
+    as long as these are open."""
+    return [int(lane.rpartition("-")[2], 16) for lane in scene.deployment.lanes()]
 
 
 def _sockets(scene: Scene) -> Iterator[tuple[str, str]]:
-    yield from (("front", "dealer"), ("admin", "dealer"), ("egress", "push"))
+    yield from (
+        ("front", "dealer"),
+        ("admin", "dealer"),
+        ("egress", "push"),
+        ("front-u", "dealer"),
+        ("egress-u", "push"),
+    )
     for number in range(len(scene.place.service.stages)):
         yield f"control-{number}", "dealer"
         yield f"intake-{number}", "push"
+        yield f"intake-{number}-u", "push"

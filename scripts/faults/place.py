@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -167,8 +168,8 @@ class Stageline(Place):
         return self.folder / "run"
 
     def socket(self, name: str) -> str:
-        """The endpoint of one of the broker's sockets."""
-        return f"ipc://{self.run}/{name}"
+        """The endpoint of one of the broker's sockets, of either kind."""
+        return f"{'unix' if name.endswith('-u') else 'ipc'}://{self.run}/{name}"
 
     def broker(self) -> psutil.Process:
         """The one broker; waits for it."""
@@ -229,9 +230,10 @@ class Stageline(Place):
         samples = self.running.metrics().items()
         return sum(value for name, value in samples if name.partition("{")[0] == f"engine_{what}_total")
 
-    def lanes(self) -> list[Path]:
-        """The sockets of its workers in the run directory."""
-        return [*self.run.glob("l[0-9a-f]*-[0-9a-f]*")]
+    def lanes(self) -> list[str]:
+        """The open sockets of its workers, by their paths in the run directory. The files are gone."""
+        paths = {line.rpartition(" ")[2] for line in Path("/proc/net/unix").read_text().splitlines()}
+        return [path for path in paths if re.fullmatch(f"{re.escape(str(self.run))}/l[0-9a-f]+-[0-9a-f]+", path)]
 
 
 class Mosec(Place):

@@ -3,6 +3,7 @@
     serve       the program: starts in order, loads user code, ends in order
     loop        the main thread: a batch from the lane, computed, its results to whoever comes next
     outlets     the main thread's sockets
+    sender      a thread that sends on what they keep, where the broker is slow to take it
     tray        results of batches that came as one, and a thread that sends those that are late
     streams     events of an answer that is still being computed
     window      how far a stream may run ahead of its client
@@ -26,6 +27,7 @@ Threads, and what each owns:
 * *control*: the control socket, heartbeats, signals;
 * *watchdog*: nothing; it sends the main thread a signal (:mod:`stages.watchdog`);
 * *aside*: the lane while the main thread lends it, where batches of a long ``forward`` follow each other;
+* *sender*: nothing; under their lock it has sockets of the outlets go on sending what they keep;
 * *tray*: nothing; with a lock held it sends results by the main thread's outlets, while that is in ``forward``.
 
 They meet in ``shared``.

@@ -17,9 +17,8 @@ from typing import Any
 
 import msgspec
 import pytest
-import zmq
 
-from engine import admin, transport
+from engine import admin, curve, transport, unix
 from engine.broker.service import Broker
 from engine.broker.watch import AVAILABLE, Watch
 from engine.client import Client, submit
@@ -29,7 +28,9 @@ from engine.core.call import Answer
 from engine.core.deaths import Death
 from engine.core.introduction import (
     FRONTEND,
+    NEAR_SINCE,
     NEWEST,
+    OLDEST,
     UNREADABLE,
     WORKER,
     FrozenWords,
@@ -94,16 +95,20 @@ def running(deployment: Deployment) -> Iterator[Broker]:
 class Worker:
     """A worker's sockets, moved by the test's own thread."""
 
-    def __init__(self, deployment: Deployment, stage: int = 0, *, pid: int | None = None, slot: int = 1) -> None:
+    def __init__(
+        self, deployment: Deployment, stage: int = 0, *, pid: int | None = None, slot: int = 1, newest: int = NEWEST
+    ) -> None:
+        """``newest``: the protocol that it speaks at the most."""
         self.topology = deployment.topology
         self.endpoints = transport.reaching(deployment)
         self.stage = stage
         self.ctx = transport.context(keyring_of(deployment))
         self.control = transport.dealer(self.ctx, self.endpoints.control(stage))
         targets = [i for i in range(len(self.topology.stages)) if i != stage]
-        self.out = {target: transport.push(self.ctx, self.endpoints.intake(target)) for target in targets}
-        self.out[-1] = transport.push(self.ctx, self.endpoints.egress)
-        self.who = introduce(
+        way = transport.ways(self.endpoints)[0 if newest >= NEAR_SINCE else -1]
+        self.out = {target: transport.push(self.ctx, way.intake(target)) for target in targets}
+        self.out[-1] = transport.push(self.ctx, way.egress)
+        who = introduce(
             WORKER,
             self.topology,
             deployment=deployment.engine.name,
@@ -113,7 +118,8 @@ class Worker:
             stage=self.topology.stages[stage],
             slot=slot,
         )
-        self.lane: zmq.Socket[bytes] | None = None
+        self.who = msgspec.structs.replace(who, protocols=(OLDEST, newest))
+        self.lane: transport.Socket | None = None
         self.key = 0
         self.told = ""  # of its lane
         self.batches: list[tuple[Batch, list[wire.Payload]]] = []
@@ -141,9 +147,8 @@ class Worker:
 
     def batch(self) -> tuple[Batch, list[wire.Payload]]:
         assert self.lane is not None
-        assert self.lane.poll(CAP_S * 1000), "no batch came"
-        frames = transport.recv(self.lane)
-        assert frames is not None
+        while (frames := transport.recv(self.lane)) is None:  # a large one comes in pieces
+            assert comes(self.lane, CAP_S), "no batch came"
         message, payloads = wire.decode(frames)
         assert isinstance(message, Batch)
         return message, payloads
@@ -162,8 +167,11 @@ class Worker:
         self.push(results, [bytes(p) + mark for p in payloads], target)  # type: ignore[arg-type]
 
     def push(self, message: Message, payloads: list[bytes], target: int = -1) -> None:
-        frames = wire.encode(message, payloads)
+        self.push_frames(wire.encode(message, payloads), target)
+
+    def push_frames(self, frames: list[wire.Buffer], target: int) -> None:
         until(lambda: transport.send(self.out[target], frames), "a connection")
+        until(lambda: transport.keeps_nothing(self.out[target]), "the broker to take it")
 
     def close(self) -> None:
         for sock in (self.control, self.lane, *self.out.values()):
@@ -179,6 +187,12 @@ def worker(deployment: Deployment, stage: int = 0, **about: Any) -> Iterator[Wor
         yield made.join()
     finally:
         made.close()
+
+
+def comes(sock: transport.Socket, timeout_s: float) -> bool:
+    """Whether something does, within that time, by a socket of either kind."""
+    poller = transport.poller(sock)
+    return bool(poller.poll(timeout_s * 1000))
 
 
 def until(condition: Callable[[], object], what: str) -> None:
@@ -241,6 +255,108 @@ def test_a_request_goes_there_and_back(deployment: Deployment) -> None:
                 reply = await got(answer)
                 assert (reply.status, bytes(reply.body), reply.mime) == (200, b"hello!", "text/plain")
                 assert len(wire.unpack_trail(reply.trail)) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_larger_than_the_system_holds_goes_on_as_the_worker_reads(deployment: Deployment) -> None:
+    """While it does not, other work goes on, and nobody waits for it without a rest."""
+
+    async def scenario() -> None:
+        with running(deployment) as broker, worker(deployment) as slow:
+            async with client(deployment) as c:
+                await until_async(lambda: ready(c), "readiness")
+                large = os.urandom(4_000_000)
+                first = ask(c, large)
+                (part,) = broker.stages
+                await until_async(lambda: any(lane.kept for lane in part._lanes.values()), "the lane to be full")
+                with worker(deployment, slot=2) as other:
+                    second = ask(c, b"small")
+                    batch, payloads = await in_thread(other.batch)
+                    other.answer(batch, payloads)
+                    assert (await got(second)).body == b"small!"
+                batch, payloads = await in_thread(slow.batch)
+                slow.answer(batch, payloads)
+                assert bytes((await got(first)).body) == large + b"!"
+                await until_async(lambda: not any(lane.kept for lane in part._lanes.values()), "no more to be watched")
+                assert not part._stuck
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_has_lost_its_lane_is_asked_to_introduce_itself(deployment: Deployment) -> None:
+    async def scenario() -> None:
+        with running(deployment), worker(deployment) as w:
+            async with client(deployment) as c:
+                await until_async(lambda: ready(c), "readiness")
+                answer = ask(c, b"hello")
+                await in_thread(w.batch)
+                assert w.lane is not None
+                w.lane.close()  # all else of it lives
+                while not isinstance(said := await in_thread(w.receive), Pulse) or said.known:
+                    pass
+                await in_thread(w.join)
+                batch, payloads = await in_thread(w.batch)
+                w.answer(batch, payloads)
+                assert (await got(answer)).body == b"hello!"
+
+    asyncio.run(scenario())
+
+
+# --- by which way ----------------------------------------------------------------------------------------------------
+
+
+def test_a_frontend_takes_the_way_that_leads_somewhere(deployment: Deployment) -> None:
+    ends = transport.reaching(deployment)
+    near, far = transport.ways(ends)
+    ctx = transport.context()
+
+    def kind() -> type | None:
+        found = transport.door(ctx, ends)
+        if found is not None:
+            found.close()
+        return None if found is None else type(found)
+
+    try:
+        assert kind() is None
+        old = transport.router(ctx, far.front)
+        assert kind() is curve.Socket
+        new = transport.router(ctx, near.front)
+        assert kind() is unix.Connecting
+        new.close()
+        Path(transport.bound(new).removeprefix("unix://")).touch()  # left by one that was killed
+        assert kind() is curve.Socket
+        old.close()
+        until(lambda: kind() is None, "the end of the other one")
+        Path(transport.bound(new).removeprefix("unix://")).unlink()
+    finally:
+        ctx.term()
+
+
+def test_a_broker_of_a_version_without_unix_sockets_may_take_the_place_of_one_with_them(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def served(c: Client, w: Worker) -> None:
+        await until_async(lambda: ready(c), "readiness")
+        answer = ask(c, b"hello")
+        batch, payloads = await in_thread(w.batch)
+        w.answer(batch, payloads)
+        assert (await got(answer)).body == b"hello!"
+
+    async def scenario() -> None:
+        async with client(deployment) as c:
+            with running(deployment), worker(deployment) as w:
+                await served(c, w)
+            with monkeypatch.context() as patch:
+                patch.setattr(
+                    "engine.broker.front.transport.ways", lambda ends: [ends]
+                )  # of all that is in this process
+                with running(deployment):
+                    patch.undo()
+                    with worker(deployment, newest=NEAR_SINCE - 1) as w:
+                        await served(c, w)
+            with running(deployment), worker(deployment) as w:
+                await served(c, w)
 
     asyncio.run(scenario())
 

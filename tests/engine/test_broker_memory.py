@@ -159,7 +159,7 @@ def test_a_batch_in_more_pieces_than_a_worker_takes_is_answered(
                     batch, _ = await batch_of(first)
                     frames = wire.encode(results(first, batch), [(b"head", BODY, BODY)])
                     monkeypatch.setattr(broker_stage, "encode", partial(with_limit, 3))
-                    until(lambda: transport.send(first.out[1], frames), "a connection")
+                    first.push_frames(frames, 1)
                     failed = await got(answer)
                     assert (failed.status, bytes(failed.body)) == (500, wording.TOO_MANY_PIECES.encode())
                     monkeypatch.undo()

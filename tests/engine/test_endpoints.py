@@ -65,9 +65,25 @@ def test_a_path_of_that_length_is_one_that_the_system_takes(tmp_path: Path) -> N
 def test_every_socket_in_a_run_directory_is_known_by_its_name() -> None:
     ends = Endpoints("/run/x", ("a", "b"))
     made = [ends.front, ends.admin, ends.egress, ends.control(1), ends.intake(12), ends.lane(11, LANE_KEYS - 1)]
+    near = ends.near
+    assert near is not None
+    made += [near.front, near.egress, near.intake(12), near.lane(11, LANE_KEYS - 1)]
     assert all(is_name(endpoint.rpartition("/")[2]) for endpoint in made)
     assert is_name(Path(Endpoints("/run/x", ("a",)).handles or "").name)
     assert not any(map(is_name, ("bus", "front.1", "agent-7", "lock", "l1")))
+
+
+def test_unix_sockets_are_beside_the_others_and_only_within_a_host() -> None:
+    here = Endpoints("/run/x", ("a",))
+    near = here.near
+    assert near is not None
+    assert (near.front, near.egress, near.intake(0)) == (
+        "unix:///run/x/front-u",
+        "unix:///run/x/egress-u",
+        "unix:///run/x/intake-0-u",
+    )
+    assert near.lane(0, 255) == "unix:///run/x/l0-ff"  # of which there is one, of either kind
+    assert Endpoints("tcp://h:1", ("a",)).near is None
 
 
 def test_the_first_cell_lies_in_the_run_directory_and_the_others_in_folders_of_their_own() -> None:

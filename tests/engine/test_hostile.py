@@ -23,7 +23,7 @@ from engine.broker import complaints, front
 from engine.broker.complaints import FAILED, MALFORMED, UNEXPECTED, Complaints
 from engine.config import Deployment
 from engine.core import wire
-from engine.core.introduction import FRONTEND, Stranger
+from engine.core.introduction import FRONTEND, NEAR_SINCE, Stranger
 from engine.core.items import Item, Request
 from engine.core.messages import (
     Batch,
@@ -44,6 +44,7 @@ from tests.engine.test_broker import (
     Worker,
     ask,
     client,
+    comes,
     deploy,
     got,
     in_thread,
@@ -209,7 +210,7 @@ def test_a_frontend_whose_message_cannot_be_handled_begins_anew_and_loses_nothin
                 await until_async(lambda: ready(c), "readiness")
                 answers = [ask(c, body) for body in (b"1st", b"second", b"the third")]
                 while not all(answer.done() for answer in answers):
-                    if w.lane is not None and w.lane.poll(20):
+                    if w.lane is not None and comes(w.lane, 0.02):
                         w.answer(*w.batch())
                     await asyncio.sleep(0.001)
                 assert [(await answer).body for answer in answers] == [b"1st!", b"second!", b"the third!"]
@@ -387,24 +388,37 @@ def program(text: str, *args: str) -> Iterator[subprocess.Popen[str]]:
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel does not say who connects")
 
 
+def test_a_lane_is_gone_once_its_worker_has_connected(deployment: Deployment) -> None:
+    async def scenario(w: Worker) -> None:
+        async with client(deployment) as c:
+            await until_async(lambda: ready(c), "readiness")
+            await served(w, c)
+
+    with running(deployment), worker(deployment) as w:
+        lane = Path(w.told.removeprefix("unix://"))
+        assert lane.is_socket()
+        asyncio.run(scenario(w))
+        assert not lane.exists()
+
+
 @LINUX
 def test_a_second_reader_of_a_lane_gets_nothing(deployment: Deployment) -> None:
     async def scenario() -> None:
-        with running(deployment), worker(deployment) as w:
-            assert w.lane is not None
-            lane = w.lane.getsockopt(zmq.LAST_ENDPOINT)
-            assert isinstance(lane, bytes)
-            with program(PULL, lane.rstrip(b"\0").decode()) as thief:
-                assert thief.stdout is not None
-                assert thief.stdin is not None
-                assert thief.stdout.readline() == "connecting\n"
-                async with client(deployment) as c:
-                    await until_async(lambda: ready(c), "readiness")
-                    for _ in range(20):  # a PUSH would deal half of them to it
-                        await served(w, c)
-                thief.stdin.write("\n")
-                thief.stdin.flush()
-                assert thief.stdout.readline() == "nothing\n"
+        with (
+            running(deployment),
+            worker(deployment, newest=NEAR_SINCE - 1) as w,
+            program(PULL, w.told) as thief,
+        ):
+            assert thief.stdout is not None
+            assert thief.stdin is not None
+            assert thief.stdout.readline() == "connecting\n"
+            async with client(deployment) as c:
+                await until_async(lambda: ready(c), "readiness")
+                for _ in range(20):  # a PUSH would deal half of them to it
+                    await served(w, c)
+            thief.stdin.write("\n")
+            thief.stdin.flush()
+            assert thief.stdout.readline() == "nothing\n"
 
     asyncio.run(scenario())
 
@@ -493,7 +507,7 @@ def test_structured_extremes_on_every_socket_hurt_nobody(deployment: Deployment,
 
     async def work(w: Worker) -> None:
         while True:
-            if w.lane is not None and w.lane.poll(0):
+            if w.lane is not None and comes(w.lane, 0):
                 batch, payloads = w.batch()
                 payloads = [bytes(b"".join(one) if type(one) is tuple else one) for one in payloads]  # type: ignore[arg-type]
                 w.answer(batch, payloads)

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import zmq
 
-from engine import transport
+from engine import transport, unix
 from engine.broker import poll as module
 from engine.broker.complaints import Complaints
-from engine.broker.poll import Inlet, Poll, Source
+from engine.broker.poll import Inlet, Inlets, Poll, Source
 from engine.core import wire
 from engine.core.messages import Bye
 
@@ -88,6 +88,30 @@ def test_a_socket_that_was_used_is_asked_again(bench: Bench) -> None:
     assert not bench.inlet.ready  # why there are doubts
     assert bench.inlet.send(wire.encode(Bye(3)), peer)
     assert bench.hear() == [(peer, 2)]
+
+
+def test_a_peer_that_takes_a_name_like_anothers_is_not_heard(bench: Bench) -> None:
+    """Names of peers on unix sockets are the broker's; ZeroMQ lets a peer choose."""
+    liar = bench.dealer.context.socket(zmq.DEALER)
+    try:
+        liar.routing_id = unix.NAMED + (1).to_bytes(7, "big")
+        liar.connect(transport.bound(bench.inlet.sock))
+        liar.send_multipart(wire.encode(Bye(666)))
+        bench.say(1)
+        heard: list[int] = []
+        while len(heard) < 2:  # by themselves both are
+            heard += [number for _, number in bench.hear()]
+        liar.send_multipart(wire.encode(Bye(667)))
+        bench.say(2)
+        inlets, heard = Inlets([bench.inlet]), []
+        while 2 not in heard or 3 not in heard:
+            bench.poll.wait(CAP_S)
+            heard += [message.worker for _, message, *_ in inlets.letters(bench.unread.append) if type(message) is Bye]
+            if 2 in heard:
+                bench.say(3)  # behind what the liar has said
+        assert 667 not in heard
+    finally:
+        liar.close(linger=0)
 
 
 def test_reading_that_stopped_early_goes_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ from engine.core.routing import FINAL
 from engine.core.stage import StageSpec
 from engine.memory import Store
 from tests.core.twin import Twin, topology
-from tests.engine.test_broker import CAP_S, Worker, deploy, running, status_of, until
+from tests.engine.test_broker import CAP_S, Worker, comes, deploy, running, status_of, until
 
 ROUTES = ((0, 1), (1,), (0, 1, 2))
 FICKLE = 2  # of these: its workers send results on as they like, and copies of one to two stages
@@ -75,9 +75,8 @@ class Played(Worker):
         assert self.lane is not None
         while transport.recv(self.control) is not None:
             pass  # pulses, cancellations, revocations: it computes all the same
-        if self.lane.poll(1):
-            frames = transport.recv(self.lane)
-            assert frames is not None
+        comes(self.lane, 0.001)
+        if (frames := transport.recv(self.lane)) is not None:
             message, payloads = wire.decode(frames)
             assert isinstance(message, Batch)
             self.held.append((message, payloads))

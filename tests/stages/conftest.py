@@ -19,7 +19,7 @@ from typing import TypeVar
 import pytest
 import zmq
 
-from engine import transport
+from engine import transport, unix
 from engine.config import Deployment, load, run_dir
 from engine.core import meta, wire
 from engine.core.introduction import NEWEST, FrozenWords, Introduction
@@ -70,7 +70,8 @@ class Item:
 class Broker:
     """The broker's side of one stage. Pumps in the test's thread; answers beats unless ``mute``."""
 
-    def __init__(self, deployment: Deployment, stage: int, *, epoch: int = 1) -> None:
+    def __init__(self, deployment: Deployment, stage: int, *, epoch: int = 1, way: int = 0) -> None:
+        """``way``: of those to the sockets that carry work; 0: unix sockets, -1: ZeroMQ's."""
         topology = self.topology = deployment.topology
         self.stage = stage
         self.epoch = epoch
@@ -79,11 +80,12 @@ class Broker:
         self.endpoints = transport.Endpoints(str(run_dir(deployment)), topology.stages)
         self.ctx = transport.context()
         self.control = transport.router(self.ctx, self.endpoints.control(stage))
-        self.pulls = {-1: transport.pull(self.ctx, self.endpoints.egress)}
+        self.way = transport.ways(self.endpoints)[way]
+        self.pulls = {-1: transport.pull(self.ctx, self.way.egress)}
         for other in range(len(topology.stages)):
             if other != stage:
-                self.pulls[other] = transport.pull(self.ctx, self.endpoints.intake(other))
-        self.lanes: dict[int, zmq.Socket[bytes]] = {}
+                self.pulls[other] = transport.pull(self.ctx, self.way.intake(other))
+        self.lanes: dict[int, transport.Socket] = {}
         self.peer = b""
         self.heard: list[wire.AnyWords] = []
         self.results: list[Results] = []
@@ -147,7 +149,7 @@ class Broker:
         """Wait for an introduction and give the worker a new key and lane."""
         who = self.expect(Introduction)
         self.key += 1
-        lane = transport.lane(self.ctx, self.endpoints.lane(self.stage, self.key))
+        lane = transport.lane(self.ctx, self.way.lane(self.stage, self.key))
         self.lanes[self.key] = lane
         self.tell(
             Welcome(
@@ -202,6 +204,8 @@ class Broker:
         lane = self.lanes[self.key]
 
         def sent() -> bool:
+            if isinstance(lane, unix.Socket):
+                return lane.send(frames)
             try:  # with a copy: without one pyzmq starts a thread that lives as long as the process
                 lane.send_multipart(frames, zmq.NOBLOCK, copy=True)
             except zmq.Again:
@@ -209,6 +213,7 @@ class Broker:
             return True
 
         wait_until(sent, self.pump, "the worker to connect to its lane")
+        wait_until(lambda: transport.keeps_nothing(lane), self.pump, "the worker to take it")
 
     def settled(self, uids: Sequence[int]) -> list[Item]:
         wait_until(lambda: all(uid in self.items for uid in uids), self.pump, f"results of {list(uids)}")
@@ -292,8 +297,8 @@ class Bench:
             shutil.copy(service, self.folder)
         return load(file, environ={})
 
-    def broker(self, deployment: Deployment, stage: int = 0, *, epoch: int = 1) -> Broker:
-        made = Broker(deployment, stage, epoch=epoch)
+    def broker(self, deployment: Deployment, stage: int = 0, *, epoch: int = 1, way: int = 0) -> Broker:
+        made = Broker(deployment, stage, epoch=epoch, way=way)
         self._open.append(made)
         return made
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,30 @@ def test_without_a_limit_nobody_is_asked_what_values_cost(bench: Any) -> None:
     assert {1, 2, 4, 8} <= ready.times_us.keys()
     broker.settled(broker.give(1, [{"do": "echo", "x": 3}]))
     assert not broker.results[-1].costs
+
+
+def test_a_broker_without_unix_sockets_is_served_by_those_it_has(bench: Any) -> None:
+    deployment = bench.deployment(ONE)
+    broker = bench.broker(deployment, way=-1)
+    bench.worker(deployment)
+    broker.welcome()
+    broker.expect(Ready)
+    (item,) = broker.settled(broker.give(1, [{"do": "echo", "x": 3}]))
+    assert item.value == 3
+
+
+def test_results_do_not_wait_for_the_next_batch_to_be_computed(start: Any, tmp_path: Path) -> None:
+    """More of them than the system holds for a connection, of a broker that does not read for a while."""
+    broker, _ = start()
+    begun = tmp_path / "begun"
+    uids = broker.give(1, [{"do": "large", "size": 60_000}] * 8 * 8)
+    next_ones = broker.give(2, [{"do": "until_cancelled", "path": str(begun)}])
+    while not begun.exists():  # nothing is read until then
+        time.sleep(0.005)
+    broker.settled(uids)
+    assert not any(results.batch == 2 for results in broker.results)
+    broker.tell(CancelItems(next_ones))
+    broker.settled(next_ones)
 
 
 def test_the_introduction_comes_before_the_model_is_loaded(bench: Any, let_go: Any) -> None:

@@ -28,6 +28,9 @@ class Obey(Worker):
     def echo(self, _position: int, value: dict[str, Any]) -> Any:
         return value.get("x")
 
+    def large(self, _position: int, value: dict[str, Any]) -> Any:
+        return "x" * value["size"]
+
     def refuse(self, _position: int, value: dict[str, Any]) -> Any:
         raise ValidationError(f"no {value['x']}")
 
