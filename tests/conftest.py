@@ -11,6 +11,7 @@ import gc
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -173,7 +174,11 @@ def measured(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def imports_are_undone() -> Iterator[None]:
-    """For tests that load user code into this process: another's module of the same name is not found here."""
+    """For tests that load user code into this process: another's module of the same name is not found here, be it of
+    one that has left it behind."""
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(f"{tempfile.gettempdir()}/"):
+            del sys.modules[name]
     path, modules = list(sys.path), set(sys.modules)
     yield
     sys.path[:] = path

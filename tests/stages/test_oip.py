@@ -488,7 +488,7 @@ def test_a_route_of_two_stages_in_this_process(service: testing.Local) -> None:
     assert (failed.status, failed.json()) == (500, {"error": "inference internal error"})
 
 
-def test_the_dry_run_writes_the_examples_answers(tmp_path: Path) -> None:
+def test_the_dry_run_writes_the_examples_answers(tmp_path: Path, imports_are_undone: None) -> None:
     from engine.config import load
     from stages.dryrun import run
 
