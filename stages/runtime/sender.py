@@ -60,7 +60,8 @@ class Sender:
                         self._keepers.discard(keeper)
                 poll.poll(LOOK_MS)
                 for keeper in [*self._keepers]:
-                    if keeper.go_on():
-                        self._keepers.discard(keeper)
+                    self._keepers.discard(keeper)  # first: one that is added while it goes on stays
+                    if not keeper.go_on():
+                        self._keepers.add(keeper)
             if self._stopping:
                 return

@@ -95,6 +95,32 @@ def test_it_may_be_asked_again_and_again_and_of_several(sender: Sender, keeper: 
             other.close()
 
 
+def test_what_is_kept_just_as_the_last_leaves_is_seen_to(sender: Sender, keeper: Keeper) -> None:
+    """The main thread sends more between the word that nothing is left and what the other one makes of it."""
+    again = threading.Event()
+
+    class Late(Keeper):
+        def go_on(self) -> bool:
+            done = super().go_on()
+            if done and not again.is_set():
+                again.set()
+                self.left = 1
+                self.sent.clear()
+                sender.see_to(self)
+            return done
+
+    late = Late(1)
+    try:
+        sender.see_to(late)
+        late.take()
+        assert again.wait(CAP_S)
+        late.take()
+        assert late.sent.wait(CAP_S)
+    finally:
+        sender.stop()
+        late.close()
+
+
 def test_one_that_is_closed_is_forgotten(sender: Sender, keeper: Keeper) -> None:
     closed = Keeper(1)
     sender.see_to(closed)
