@@ -18,6 +18,7 @@ import select
 import socket
 import struct
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from operator import attrgetter
@@ -209,7 +210,7 @@ def _after(views: list[memoryview], sent: int) -> list[memoryview]:
     return []
 
 
-class Socket:
+class Socket(ABC):
     """What a listening and a connecting one have in common. Its owner looks at it (:meth:`recv`) when its descriptor
     is readable."""
 
@@ -246,29 +247,13 @@ class Socket:
                 return None
         return parcels.popleft()
 
+    @abstractmethod
     def send(self, frames: Sequence[Buffer], to: bytes | None = None) -> bool:
         """False when there is no connection, or it has just ended; then nothing was sent."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _look(self) -> None:
-        if len(self.streams) == 1 and self._looks < LOOKS:  # which one is readable need not be asked
-            self._looks += 1
-            (stream,) = self.streams.values()
-            if not stream.unsent and self._read(stream):
-                return
-        self._looks = 0
-        for fd, events in self._epoll.poll(0):
-            found = self.streams.get(fd)
-            if found is None:
-                self._accept()
-                continue
-            if events & _OUT:
-                self._go_on(found)
-            if events & ~_OUT and found.sock.fileno() >= 0:
-                self._read(found)
-
-    def _accept(self) -> None:
-        """Somebody wants to connect."""
+        """Read what has come, and send on what is kept."""
 
     def _read(self, stream: Stream) -> bool:
         """False when there was nothing."""
@@ -402,6 +387,23 @@ class Listening(Socket):
         if self._is_deaf and self._listener is not None:
             self._is_deaf = False
             self._epoll.register(self._listener.fileno(), _IN)
+
+    def _look(self) -> None:
+        if len(self.streams) == 1 and self._looks < LOOKS:  # which one is readable need not be asked
+            self._looks += 1
+            (stream,) = self.streams.values()
+            if not stream.unsent and self._read(stream):
+                return
+        self._looks = 0
+        for fd, events in self._epoll.poll(0):
+            found = self.streams.get(fd)
+            if found is None:
+                self._accept()
+                continue
+            if events & _OUT:
+                self._go_on(found)
+            if events & ~_OUT and found.sock.fileno() >= 0:
+                self._read(found)
 
     def _accept(self) -> None:
         while self._listener is not None:
