@@ -76,11 +76,11 @@ class Inbox:
 
     def take(self, data: bytes | bytearray, start: int, end: int) -> bytes | memoryview:
         """The body of the first request of ``data``, which is what lies here, or what has just come where nothing
-        does. What follows has its turn later."""
+        does. What follows has its turn later; is it little, its client is read on."""
         self._release()
         if data is self.data:
             if end == len(data) and end - start >= COPY_MAX:
-                self.drop()
+                self.leave()
                 return memoryview(data)[start:]  # the array goes with it
             body = bytes(memoryview(data)[start:end])
             del self.data[:end]  # type: ignore[union-attr]  # an array, which costs nothing, however long it is
@@ -90,12 +90,9 @@ class Inbox:
         if not self.data:
             self.data = NOTHING
         self._count_behind(len(self.data))
-        return body
-
-    def relax(self) -> None:
-        """Read on if little is left."""
         if len(self.data) <= BEHIND_MAX:
             self._resume()
+        return body
 
     def drop(self) -> None:
         """Nothing of it is served any more."""
@@ -104,7 +101,7 @@ class Inbox:
         self._count_behind(0)
 
     def leave(self) -> None:
-        """The same, and the connection goes on elsewhere."""
+        """The same, and its client is read on."""
         self.drop()
         self._resume()
 

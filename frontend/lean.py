@@ -461,7 +461,6 @@ class LeanConnection(asyncio.Protocol):
         for _ in range(PIPELINED_PER_TURN):
             if not inbox.data or self._choked or self._transport is None:
                 return
-            inbox.relax()
             if not self._serve(inbox.data):
                 return
         asyncio.get_running_loop().call_soon(self._go_on_later)

@@ -235,16 +235,21 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # gunicorn has no types
     def _http1_buffered(self) -> int:
         """Bytes above which the client is not read: of its body, what the application has not taken, and of what it
         sends in advance, four times as much as is kept of it (gunicorn allows so much of both)."""
-        receiver, parser = self._body_receiver, self._callback_parser
-        ahead: int = parser.behind * (self._max_buffer_size // BEHIND_MAX) if parser is not None else 0
+        receiver = self._body_receiver
         taken: int = receiver.buffered if receiver is not None else 0
-        return ahead + taken
+        return self._ahead() + taken
+
+    def _ahead(self) -> int:
+        parser = self._callback_parser
+        ahead: int = parser.behind * (self._max_buffer_size // BEHIND_MAX) if parser is not None else 0
+        return ahead
 
     def _resume_reading(self) -> None:
-        # gunicorn does so behind every answer, however much is there already.
+        # gunicorn does so behind every answer, however much of the next requests is there already. What is left of the
+        # body of this one does not count: nobody wanted it, and it is dropped next.
         if self._is_last:
             self._close_transport()
-        elif self._closed or self._write_paused or not self._is_buffer_full():
+        elif self._closed or self._write_paused or self._ahead() <= self._max_buffer_size:
             super()._resume_reading()
 
     def _count_behind(self, size: int) -> None:

@@ -75,7 +75,7 @@ def test_there_is_no_room() -> None:
     assert bench.gate.fits(4, "192.0.2.7"), "its client is counted for nothing any more"
 
 
-@pytest.mark.parametrize("way", ["relax", "begin", "leave"])
+@pytest.mark.parametrize("way", ["take", "take all", "begin", "leave"])
 def test_who_sends_too_much_is_not_read_until_it_is_wanted(way: str) -> None:
     bench = Bench()
     inbox = bench.inbox
@@ -84,14 +84,14 @@ def test_who_sends_too_much_is_not_read_until_it_is_wanted(way: str) -> None:
     assert inbox.add(b"x")
     assert inbox.add(b"x")
     assert bench.transport.reads == ["pause"]
-    inbox.relax()
+    inbox.take(inbox.data, 0, 1)
     assert bench.transport.reads == ["pause"]
-    if way == "relax":
-        inbox.take(inbox.data, 0, 2)
-        inbox.relax()
+    if way == "take":
+        inbox.take(inbox.data, 0, 1)
+    elif way == "take all":
+        inbox.take(inbox.data, 0, BEHIND_MAX + 1)
     elif way == "begin":
-        inbox.take(inbox.data, 0, BEHIND_MAX)
-        assert inbox.begin(inbox.data, 1, 9)
+        assert inbox.begin(inbox.data, BEHIND_MAX, BEHIND_MAX + 9)
     else:
         inbox.leave()
     assert bench.transport.reads == ["pause", "resume"]
