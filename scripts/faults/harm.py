@@ -352,13 +352,16 @@ def slow_down(scene: Scene) -> None:
 def out_of_descriptors(scene: Scene) -> None:
     """A process of the frontend has no descriptor left for a while: who has a connection is served."""
     victim = scene.deployment.frontends()[-1]
-    with _limited(resource.RLIMIT_NOFILE, victim.num_fds() + 2, victim):
-        held = [scene.ask({"model": {"do": "sleep", "s": 0.05}}, expects=BUSY) for _ in range(24)]
-        scene.wait("no descriptor to be left", lambda: victim.num_fds() >= victim.rlimit(resource.RLIMIT_NOFILE)[0] - 1)
+    most = victim.num_fds() + 2
+    with _limited(resource.RLIMIT_NOFILE, most, victim), ExitStack() as held:
+
+        def is_spent() -> bool:
+            held.enter_context(scene.connected())  # by whichever process: each takes of them
+            return bool(victim.num_fds() >= most - 1)
+
+        scene.wait("no descriptor to be left", is_spent)
         scene.injected += 1
         scene.flow(20)
-    for one in held:
-        one.answer()
 
 
 def fill_the_disk(scene: Scene) -> None:

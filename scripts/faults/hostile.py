@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -61,7 +60,7 @@ def smuggle(scene: Scene) -> None:
 def desynchronise(scene: Scene) -> None:
     """Many requests on one connection, sent before any answer: answered in order, each its own."""
     stages, numbers = scene.place.service.through("/work"), [next(scene.client.numbers) for _ in range(20)]
-    with _connected(scene) as sock:
+    with scene.connected() as sock:
         sock.sendall(b"".join(_post(b'{"number": %d}' % number) for number in numbers))
         scene.injected += 1
         told = _read(sock, lambda told: told.count(b'"proof"') == len(numbers))
@@ -77,7 +76,7 @@ def dawdle(scene: Scene) -> None:
     """Connections that send half a head, or half a body, and then nothing."""
     with scene.nobody_dies(), ExitStack() as held:
         for number in range(100):
-            sock = held.enter_context(_connected(scene))
+            sock = held.enter_context(scene.connected())
             sock.sendall(_REQUEST[: 20 + number % 40] if number % 2 else _REQUEST + b'content-length: 999\r\n\r\n{"x')
             scene.injected += 1
         scene.good(40)
@@ -87,7 +86,7 @@ def read_slowly(scene: Scene) -> None:
     """Clients that ask for large answers and do not read them."""
     with scene.nobody_dies(), ExitStack() as held:
         for _ in range(8):
-            sock = held.enter_context(_connected(scene))
+            sock = held.enter_context(scene.connected())
             body = b'{"number": %d, "acts": {"model": {"do": "large", "bytes": 2000000}}}' % next(scene.client.numbers)
             sock.sendall(_post(body))
             assert sock.recv(1), "no answer began"
@@ -224,13 +223,6 @@ def _post(body: bytes, headers: bytes = b"") -> bytes:
     return _REQUEST + headers + b"content-length: %d\r\n\r\n%s" % (len(body), body)
 
 
-@contextmanager
-def _connected(scene: Scene) -> Iterator[socket.socket]:
-    where = urlsplit(scene.place.url)
-    with socket.create_connection((where.hostname or "", where.port or 0), timeout=30) as sock:
-        yield sock
-
-
 def _read(sock: socket.socket, enough: Callable[[bytes], bool]) -> bytes:
     """What is said until that is enough, or the other side closes. Raises TimeoutError."""
     told = b""
@@ -247,7 +239,7 @@ def _read(sock: socket.socket, enough: Callable[[bytes], bool]) -> bytes:
 
 def _said(scene: Scene, data: bytes) -> bytes:
     """Everything that is answered until the other side closes, which it has to."""
-    with _connected(scene) as sock:
+    with scene.connected() as sock:
         with _closed_early():
             sock.sendall(data)
         return _read(sock, lambda _: False)
@@ -255,7 +247,7 @@ def _said(scene: Scene, data: bytes) -> bytes:
 
 def _answered(scene: Scene, data: bytes) -> bytes:
     """The head of the answer, and whatever came with it."""
-    with _connected(scene) as sock:
+    with scene.connected() as sock:
         with _closed_early():
             sock.sendall(data)
         return _read(sock, lambda told: b"\r\n\r\n" in told)

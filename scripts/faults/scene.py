@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import harness
 import psutil
@@ -58,6 +60,13 @@ class Scene:
     def problem(self, text: str) -> None:
         """Something is wrong that no request shows."""
         self.problems.append(text)
+
+    @contextmanager
+    def connected(self) -> Iterator[socket.socket]:
+        """A connection to the door on which nothing is said by itself."""
+        where = urlsplit(self.place.url)
+        with socket.create_connection((where.hostname or "", where.port or 0), timeout=30) as sock:
+            yield sock
 
     # --- waiting -----------------------------------------------------------------------------------------------------
 
