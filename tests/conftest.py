@@ -16,6 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,11 +158,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def measured(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Counting lines makes a simulation three times as slow, and the start of a deployment twice: not in modules that
-    say that this would tell nothing new."""
+    """Counting lines makes a simulation three times as slow, and the start of a deployment twice: not in modules and
+    tests that say that this would tell nothing new."""
+    with _uncounted(request.node.get_closest_marker("unmeasured") is not None):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def measured_here(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The same of one test."""
+    with _uncounted(request.node.get_closest_marker("unmeasured") is not None):
+        yield
+
+
+@contextmanager
+def _uncounted(wanted: bool) -> Iterator[None]:
     coverage = sys.modules.get("coverage")
     counting = coverage and coverage.Coverage.current()
-    if not counting or request.node.get_closest_marker("unmeasured") is None:
+    if not counting or not wanted:
         yield
         return
     counting.stop()

@@ -65,6 +65,7 @@ def test_a_container_of_ours_is_found_wherever_it_is() -> None:
     assert kept(twin) <= few + DEADLINES_SLACK
 
 
+@pytest.mark.unmeasured
 def test_the_heap_of_deadlines_is_no_longer_than_it_must_be() -> None:
     twin = Twin(topology(), [replace(SPEC, policy=Policy(1000, 1 << 30, 0.0))])
     worker = twin.worker()
@@ -83,6 +84,7 @@ def test_the_heap_of_deadlines_is_no_longer_than_it_must_be() -> None:
     assert twin.answer(1) == (408, b"inference timeout")
 
 
+@pytest.mark.unmeasured
 def test_a_hundred_thousand_requests_with_long_deadlines_leave_nothing() -> None:
     """Through two stages, by frontends and workers that come and go, some of them cancelled, failed, streamed or
     computed again."""

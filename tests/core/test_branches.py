@@ -68,6 +68,7 @@ def path_of(request_id: str, route: int) -> list[int]:
         path.append(target)
 
 
+@pytest.mark.unmeasured
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_one_answer_by_a_way_that_there_is_whatever_happens(data: st.DataObject) -> None:

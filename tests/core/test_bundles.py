@@ -355,6 +355,7 @@ STEPS = ("submit", "submit", "finish", "finish", "part", "lost", "twice", "late"
 MORE = ("wait", "long", "cancel", "leave", "learn", "learn")
 
 
+@pytest.mark.unmeasured
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_exactly_one_answer_whatever_becomes_of_it(data: st.DataObject) -> None:

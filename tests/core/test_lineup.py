@@ -19,6 +19,8 @@ from engine.core.released import Released
 from engine.core.worker_states import WorkerState
 from tests.core.traffic import Layer, Service, line
 
+pytestmark = pytest.mark.unmeasured
+
 SECONDS: Final = [0.0, 0.0005, 0.01, 0.1, 1.0]
 
 

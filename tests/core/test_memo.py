@@ -64,6 +64,7 @@ def expected(seq: int, route: int) -> bytes:
     return body + ways[route]
 
 
+@pytest.mark.unmeasured
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_one_answer_of_what_was_asked_whatever_happens(data: st.DataObject) -> None:

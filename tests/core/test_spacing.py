@@ -18,6 +18,8 @@ from engine.core.spacing import TIGHT, filled_until, share, spacing_s
 from engine.simulation.arrivals import Renewal
 from tests.core.traffic import Curve, Layer, Service, line
 
+pytestmark = pytest.mark.unmeasured
+
 
 @dataclass
 class Worker:

@@ -20,6 +20,8 @@ from engine.simulation.study import Service, one, study
 from engine.simulation.world import Works, World
 from engine.specs import front_spec, stage_spec
 
+pytestmark = pytest.mark.unmeasured
+
 FLAT = StageProfile({1: 0.0201, 32: 0.0232})
 
 
