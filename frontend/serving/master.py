@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
-from typing import Any
+from typing import Any, Final, NoReturn
 
 from gunicorn import util
 from gunicorn.arbiter import Arbiter
@@ -24,6 +26,8 @@ from engine.errors import ConfigError, StartError
 from engine.proc import sample
 from frontend.serving.application import Application
 from frontend.serving.process import HELD
+
+STOPS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 
 
 class Log(Logger):  # type: ignore[misc]  # gunicorn has no types
@@ -60,14 +64,14 @@ class Master(Arbiter):  # type: ignore[misc]
         self._watched: dict[int, _Watched] = {}  # by pid
 
     def signal(self, sig: int, frame: FrameType | None) -> None:
-        if sig in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        if sig in STOPS:
             self._told = True
             self.app.stop()
         super().signal(sig, frame)
 
     def spawn_worker(self) -> int:
         if self._told:
-            raise StopIteration
+            self._end()
         former = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
         try:
             pid: int = super().spawn_worker()
@@ -75,6 +79,14 @@ class Master(Arbiter):  # type: ignore[misc]
         finally:
             if os.getpid() == self.pid:  # else this is the child, which lets them in when its event loop runs
                 signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+    def _end(self) -> NoReturn:
+        """Halt as gunicorn does, out of the midst of something. What told so lies in the queue still, where that would
+        take it for a second one, which lets nobody finish."""
+        with suppress(queue.Empty):
+            while self.SIG_QUEUE.get_nowait() not in STOPS:
+                pass
+        raise StopIteration
 
     def murder_workers(self) -> None:
         self._look()
@@ -113,15 +125,17 @@ class Master(Arbiter):  # type: ignore[misc]
             return
         if changed:
             self._reloads = True
-            super().handle_hup()
-            self._reloads = False
+            try:
+                super().handle_hup()
+            finally:
+                self._reloads = False
         else:
             self.log.warning("SIGHUP is ignored: a deployment is read once")
 
     def reap_workers(self) -> None:
         """gunicorn looks for the old workers' ends from inside a reload, and hears of a stop only after it."""
         if self._reloads and self._told:
-            raise StopIteration
+            self._end()
         if self._reloads:
             self._look()
         super().reap_workers()

@@ -58,6 +58,7 @@ NAMES: Final = (
     Name(_ARBITER, "wait_for_signals", "master", "shortened: so often that is done"),
     Name(_ARBITER, "stop", "master", "extended: the supervisor is told that no beats follow"),
     Name(_ARBITER, "kill_worker", "master", "ends a worker process that hangs"),
+    Name(_ARBITER, "SIG_QUEUE", "master", "what was told in the midst of a reload is taken from it"),
     Name(_ARBITER, "WORKERS", "master", "the worker processes, each with the time it has shown itself last"),
     Name(_ARBITER, "pid", "master", "tells the master from a child"),
     Name("gunicorn.util", "_setproctitle", "master", "replaced: processes have titles of their own"),

@@ -138,7 +138,10 @@ def main() -> int:
         _maybe_term("load")  # the handlers are installed, the event loop does not run yet
         return ScriptedClient(events, tells=tells, forgets=forgets)
 
-    return serve(deployment(section, grace=grace, protocol=protocol), Notifier(status), connect=connect)
+    def made() -> Deployment:
+        return deployment(section, grace=grace, protocol=protocol)
+
+    return serve(made(), Notifier(status), connect=connect, reread=made)
 
 
 if __name__ == "__main__":
