@@ -67,6 +67,7 @@ class Changes:
         self._edition = 0  # of the deployment
         self._last = 0  # edition that was made
         self._next: Deployment | None = None
+        self._for_frontends = True  # it says something that they do not know
 
     @property
     def can_reload(self) -> bool:
@@ -118,7 +119,7 @@ class Changes:
         for name, num in nums.items():
             if told := self._refusal(name, num):
                 raise Refused(told)
-        return self._replace(self._with(nums), f"scaling {_told(nums)}", renew=frozenset())
+        return self._replace(self._with(nums), f"scaling {_told(nums)}", renew=frozenset(), for_frontends=False)
 
     def grow(self, cells: int) -> Replace:
         """So many brokers instead of fewer: first those that there are not yet, then, in their new cells, the workers
@@ -189,7 +190,9 @@ class Changes:
         )
         return dataclasses.replace(found, stages=stages)
 
-    def _replace(self, found: Deployment, what: str, *, renew: frozenset[str] | None) -> Replace:
+    def _replace(
+        self, found: Deployment, what: str, *, renew: frozenset[str] | None, for_frontends: bool = True
+    ) -> Replace:
         if self._next is not None:
             raise Refused("it is being changed already; try again when that is over")
         found = self._where_it_listens(found)
@@ -197,7 +200,7 @@ class Changes:
             raise Refused(f"a running deployment cannot change {', '.join(fixed)}: stop it and start it again")
         edition = self._last + 1
         members = self._placed(found, edition, NEXT)
-        self._next, self._last = found, edition
+        self._next, self._last, self._for_frontends = found, edition, for_frontends
         workers, brokers = (
             tuple([child for child in members if child.kind is kind]) for kind in (Kind.WORKER, Kind.BROKER)
         )
@@ -244,11 +247,12 @@ class Changes:
 
     # --- what becomes of it
 
-    def commit(self) -> None:
-        """The next edition is the present one for whoever starts from now on."""
+    def commit(self) -> tuple[Kind, ...]:
+        """The next edition is the present one for whoever starts from now on. Who has to be told, beside workers."""
         assert self._next is not None
         write_snapshot(self._folder, dump(self._next))
         self.deployment, self._edition = self._next, self._last
+        return (Kind.BROKER, Kind.FRONTEND) if self._for_frontends else (Kind.BROKER,)
 
     def end(self) -> None:
         """It is done, or was given up."""

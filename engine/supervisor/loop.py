@@ -359,8 +359,7 @@ class Loop:
 
     def _commit(self) -> None:
         assert self._changes is not None
-        self._changes.commit()
-        self._tell(Kind.BROKER, Kind.FRONTEND)
+        self._tell(*self._changes.commit())
 
     def _replaced(self, error: str) -> None:
         assert self._changes is not None

@@ -127,6 +127,7 @@ def test_a_hang_up_reloads_where_there_is_no_terminal(running: Deployed, folder:
 def test_scaling_touches_nobody_who_stays(running: Deployed) -> None:
     with Load(f"{running.url}/inference", most=MOST) as load:
         before = {process.pid for process in running.processes("worker")}
+        frontends = {process.pid for process in running.processes("frontend")}
         for num in islice(cycle((4, 1, 2)), ROUNDS or 3):
             done = running.engine("scale", f"first={num}")
             assert done.returncode == 0, done.stderr + running.tail()
@@ -135,6 +136,7 @@ def test_scaling_touches_nobody_who_stays(running: Deployed) -> None:
             load.flow(30)
         after = {process.pid for process in running.processes("worker")}
         assert len(before & after) == 2, "the first worker of each stage"
+        assert {process.pid for process in running.processes("frontend")} == frontends
         for wrong, why in (("third=2", "no stage"), ("first=0", "at least"), ("first", "STAGE=N")):
             refused = running.engine("scale", wrong)
             assert refused.returncode != 0
