@@ -179,11 +179,12 @@ class Client:
     async def _one(self, ask: Ask) -> Answer:
         began = time.monotonic()
         self.ledger.asked(ask, began)
-        connection: _Connection | None = None
+        connection = self._kept()
         deadline_s = self._deadline_s if ask.deadline_s is None else ask.deadline_s
         limit = deadline_s + PATIENCE_S if ask.leaves_after_s is None else ask.leaves_after_s
         try:
-            connection = await asyncio.wait_for(self._connection(), limit)
+            if connection is None:
+                connection = await asyncio.wait_for(self._made(), limit)
             status, headers, body = await asyncio.wait_for(connection.ask(_request(ask)), limit)
             self.ledger.answered(ask.number, status, body, time.monotonic())
             self.good += status == 200
@@ -205,12 +206,17 @@ class Client:
                 connection.used_at = time.monotonic()
                 self._idle.append(connection)
 
-    async def _connection(self) -> _Connection:
+    def _kept(self) -> _Connection | None:
+        """One that is open and was used lately. No turn of the loop lies between this and what is asked on it, in which
+        the other side could have ended it, as it may."""
         while self._idle:
             kept = self._idle.pop()
             if kept.open and time.monotonic() - kept.used_at < IDLE_MOST_S:
                 return kept
             kept.close()
+        return None
+
+    async def _made(self) -> _Connection:
         _, made = await self._loop.create_connection(lambda: _Connection(self.ledger), self._host, self._port)
         return made
 
