@@ -1,5 +1,6 @@
 """A frontend process with a fake client behind it: ``serve_fake.py STATUS_FD EVENTS_FD OPTIONS``, OPTIONS a JSON object
-of keys of ``[frontend]``, ``grace``, and ``term_at``: where in its start the first worker process gets a SIGTERM.
+of keys of ``[frontend]``, ``grace``, ``term_at``: where in its start the first worker process gets a SIGTERM, and
+``stop_at``: after which fork the master gets which signal.
 
 The body says what becomes of a request: ``hang`` is never answered, ``after 0.2`` so many seconds later, ``wait`` with
 the next ``go``, ``make 1000`` with so many bytes, ``die`` kills the worker process, anything else comes back; with the
@@ -17,6 +18,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -121,6 +123,12 @@ def _maybe_term(where: str) -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _stop_at(fork: int, number: int) -> None:
+    """Within the fork itself: before the next one."""
+    forks = count(1)
+    os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), number) if next(forks) == fork else None)
+
+
 def main() -> int:
     global _term_at
     status, events, options = int(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
@@ -130,6 +138,8 @@ def main() -> int:
     forgets = options.pop("forgets", False)
     protocol = options.pop("protocol", PLAIN)
     _term_at = options.pop("term_at", "")
+    if "stop_at" in options:
+        _stop_at(*options.pop("stop_at"))
     os.write(_once_end, b".")
     os.register_at_fork(after_in_child=lambda: _maybe_term("fork"))
     section = replace(FrontendSection(address="127.0.0.1", port=0), **options)
